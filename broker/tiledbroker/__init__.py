@@ -1,0 +1,48 @@
+"""Moves Bluesky documents from the acquisition process to the ingest host, durably."""
+
+from ._codec import Encoder, ReplacedByRepr, decode
+from ._errors import (
+    AddressError,
+    BrokerError,
+    CodecError,
+    JournalError,
+    JournalGap,
+    JournalInvalid,
+    JournalLocked,
+    LifecycleError,
+    ProtocolError,
+    PublisherClosed,
+    RoutingError,
+    RunNotWritten,
+)
+from ._journal import HistoryEntry, Journal, NodeProgress, Record, journal_filename, run_files
+from ._places import default_journal_dir, default_spool_dir
+from ._publisher import PublisherStatus, ZMQPublisher
+
+__all__ = [
+    "AddressError",
+    "BrokerError",
+    "CodecError",
+    "Encoder",
+    "HistoryEntry",
+    "Journal",
+    "JournalError",
+    "JournalGap",
+    "JournalInvalid",
+    "JournalLocked",
+    "LifecycleError",
+    "NodeProgress",
+    "ProtocolError",
+    "PublisherClosed",
+    "PublisherStatus",
+    "Record",
+    "ReplacedByRepr",
+    "RoutingError",
+    "RunNotWritten",
+    "ZMQPublisher",
+    "decode",
+    "default_journal_dir",
+    "default_spool_dir",
+    "journal_filename",
+    "run_files",
+]

@@ -1,0 +1,272 @@
+"""Documents as bytes: made once, in the RunEngine's callback, and carried unchanged to the worker that reads them."""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections import deque
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any, Final
+
+import msgspec
+
+from ._errors import CodecError
+
+# Extension type codes. Part of the stored format: never renumber.
+_BIG_INT: Final = 1
+_ARRAY: Final = 2
+_SCALAR: Final = 3
+_OBJECT_ARRAY: Final = 4
+_REPR: Final = 5
+_COMPLEX: Final = 6
+_LONE_SURROGATES: Final = 7
+
+MAX_DEPTH: Final = 200
+"""Containers nested deeper than this are replaced by their `repr`."""
+
+_INT_RANGE: Final = range(-(2**63), 2**64)
+
+
+class ReplacedByRepr(str):
+    """The `repr` of a value that could not be encoded, marked as such by its type."""
+
+    __slots__ = ()
+
+
+class Encoder:
+    """Turns documents into bytes without ever failing.
+
+    Carried without loss: None, bool, int of any size, float, complex, str, bytes, list, dict, NumPy scalars and
+    arrays of any type but object (object arrays element by element). Tuples and sets arrive as lists; datetimes,
+    UUIDs, enums and dataclasses as JSON would carry them. Anything else is replaced by its `repr`.
+    """
+
+    def __init__(self) -> None:
+        self._msgpack = msgspec.msgpack.Encoder(enc_hook=self._encode_other)
+        self._replaced: list[str] = []
+        self._path: set[int] = set()
+
+    def encode(self, document: Mapping[str, Any]) -> bytes:
+        """Bytes of one document; see `take_replaced` for what could not be encoded."""
+        kept = len(self._replaced)
+        try:
+            return self._msgpack.encode(document)
+        except Exception:  # big integers, lone surrogates, cycles, objects that raise: take it apart
+            del self._replaced[kept:]
+            self._path.clear()
+            return self._msgpack.encode(self._rebuild(document, 0))
+
+    def take_replaced(self) -> list[str]:
+        """Type names of values replaced by their `repr` since the last call."""
+        replaced, self._replaced = self._replaced, []
+        return replaced
+
+    def _encode_other(self, value: Any) -> Any:
+        numpy = sys.modules.get("numpy")  # values of NumPy's types exist only where NumPy is imported
+        if numpy is not None:
+            if isinstance(value, numpy.generic):
+                return self._numpy_scalar(value)
+            if isinstance(value, numpy.ndarray):
+                return self._numpy_array(numpy, value)
+        if isinstance(value, str):
+            return str.__str__(value)
+        if isinstance(value, int):
+            return int.__int__(value)
+        if isinstance(value, float):
+            return float.__float__(value)
+        if isinstance(value, bytes):
+            return bytes(memoryview(value))
+        if isinstance(value, complex):
+            return msgspec.msgpack.Ext(_COMPLEX, struct.pack("<dd", value.real, value.imag))
+        if isinstance(value, Mapping):
+            return dict(value)
+        if isinstance(value, deque | range | AbstractSet):
+            return list(value)
+        return self._repr(value)
+
+    def _numpy_scalar(self, value: Any) -> msgspec.msgpack.Ext:
+        dtype = value.dtype
+        if dtype.hasobject:
+            return self._repr(value)
+        if dtype.names is not None:
+            return msgspec.msgpack.Ext(_ARRAY, self._pack_array(value.reshape(()), scalar=True))
+        descr = dtype.str.encode()
+        return msgspec.msgpack.Ext(_SCALAR, bytes([len(descr)]) + descr + value.tobytes())
+
+    def _numpy_array(self, numpy: Any, value: Any) -> Any:
+        if isinstance(value, numpy.ma.MaskedArray):
+            return value.tolist()
+        if value.dtype.hasobject:
+            if value.dtype.names is not None:
+                return self._repr(value)
+            items = value.ravel().tolist()
+            try:
+                payload = self._msgpack.encode([list(value.shape), items])
+            except RecursionError:
+                return self._repr(value)
+            except Exception:
+                payload = self._msgpack.encode([list(value.shape), self._rebuild(items, 1)])
+            return msgspec.msgpack.Ext(_OBJECT_ARRAY, payload)
+        try:
+            return msgspec.msgpack.Ext(_ARRAY, self._pack_array(value, scalar=False))
+        except (ValueError, TypeError):  # a dtype without a description, e.g. overlapping fields
+            return self._repr(value)
+
+    def _pack_array(self, value: Any, *, scalar: bool) -> bytes:
+        dtype = value.dtype
+        return msgspec.msgpack.encode(
+            [dtype.str if dtype.names is None else dtype.descr, list(value.shape), value.tobytes(), scalar],
+        )
+
+    def _repr(self, value: Any) -> msgspec.msgpack.Ext:
+        self._replaced.append(type(value).__qualname__)
+        try:
+            text = repr(value)
+        except Exception as error:
+            text = f"<{type(value).__qualname__} whose repr raised {type(error).__name__}>"
+        return msgspec.msgpack.Ext(_REPR, text.encode("utf-8", "backslashreplace"))
+
+    def _rebuild(self, value: Any, depth: int) -> Any:
+        if id(value) in self._path:
+            return self._repr(value)
+        self._path.add(id(value))
+        try:
+            return self._taken_apart(value, depth)
+        except Exception:
+            return self._repr(value)
+        finally:
+            self._path.discard(id(value))
+
+    def _taken_apart(self, value: Any, depth: int) -> Any:
+        if isinstance(value, bool) or value is None:
+            return value
+        if isinstance(value, int):
+            value = int.__int__(value)
+            return value if value in _INT_RANGE else msgspec.msgpack.Ext(_BIG_INT, _int_to_bytes(value))
+        if isinstance(value, str):
+            return _encodable_text(str.__str__(value))
+        if isinstance(value, Mapping | list | tuple | AbstractSet | deque) and depth >= MAX_DEPTH:
+            return self._repr(value)
+        if isinstance(value, Mapping):
+            return {self._key(key): self._rebuild(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, list | tuple | AbstractSet | deque):
+            return [self._rebuild(item, depth + 1) for item in value]
+        return msgspec.Raw(self._msgpack.encode(value))
+
+    def _key(self, key: Any) -> Any:
+        try:
+            self._msgpack.encode(key)
+            return str.__str__(key) if isinstance(key, str) else key
+        except Exception:
+            self._replaced.append(type(key).__qualname__)
+            return repr(key)
+
+
+def _int_to_bytes(value: int) -> bytes:
+    return value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True)
+
+
+def _encodable_text(text: str) -> Any:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return msgspec.msgpack.Ext(_LONE_SURROGATES, text.encode("utf-8", "surrogatepass"))
+    return text
+
+
+def decode(body: bytes | memoryview) -> dict[str, Any]:
+    """The document that `Encoder.encode` was given.
+
+    Raises
+    ------
+    CodecError
+        The bytes are damaged, or not a document.
+    """
+    try:
+        document = _decoder.decode(body)
+    except CodecError:
+        raise
+    except Exception as error:
+        raise CodecError(f"{len(body)} bytes are not a document: {error}") from error
+    if not isinstance(document, dict):
+        raise CodecError(f"A document is a mapping, but these {len(body)} bytes hold a {type(document).__name__}.")
+    return document
+
+
+def _decode_extension(code: int, data: memoryview) -> Any:
+    if code == _SCALAR:
+        return _decode_scalar(data)
+    if code == _ARRAY:
+        return _decode_array(data)
+    if code == _OBJECT_ARRAY:
+        return _decode_object_array(data)
+    if code == _BIG_INT:
+        return int.from_bytes(data, "big", signed=True)
+    if code == _REPR:
+        return ReplacedByRepr(bytes(data).decode())
+    if code == _COMPLEX:
+        return complex(*struct.unpack("<dd", data))
+    if code == _LONE_SURROGATES:
+        return bytes(data).decode("utf-8", "surrogatepass")
+    raise CodecError(f"Extension type {code} is not one of this codec's; the document may come from a newer version.")
+
+
+def _decode_scalar(data: memoryview) -> Any:
+    import numpy
+
+    end = 1 + data[0]
+    dtype = numpy.dtype(bytes(data[1:end]).decode())
+    _refuse_objects(dtype)
+    if dtype.itemsize == 0:
+        return dtype.type("" if dtype.kind == "U" else b"")
+    return numpy.frombuffer(data[end:], dtype=dtype, count=1)[0]
+
+
+def _decode_array(data: memoryview) -> Any:
+    import numpy
+    from numpy.lib import format as npy
+
+    descr, shape, content, scalar = msgspec.msgpack.decode(data)
+    dtype = npy.descr_to_dtype(_tuples(descr))
+    _refuse_objects(dtype)
+    # ndarray(buffer=...) rather than frombuffer: it also takes empty arrays and items of zero size.
+    array = numpy.ndarray(tuple(shape), dtype=dtype, buffer=content).copy()
+    return array[()] if scalar else array
+
+
+def _decode_object_array(data: memoryview) -> Any:
+    import numpy
+
+    shape, items = _decoder.decode(data)
+    array = numpy.empty(len(items), dtype=object)
+    array[:] = items
+    return array.reshape(shape)
+
+
+def _refuse_objects(dtype: Any) -> None:
+    if dtype.hasobject:
+        raise CodecError("An array of Python objects cannot be decoded from raw bytes.")
+
+
+def _tuples(descr: Any) -> Any:
+    """The dtype description with the tuples that msgpack turned into lists."""
+    if not isinstance(descr, list):
+        return descr
+    return [_field(item) for item in descr]
+
+
+def _field(item: list[Any]) -> tuple[Any, ...]:
+    name, kind, *shape = item
+    name = tuple(name) if isinstance(name, list) else name
+    # A sub-array dtype within a field is described as (base, shape).
+    if isinstance(kind, list) and len(kind) == 2 and isinstance(kind[1], list) and _is_shape(kind[1]):
+        return (name, (_tuples(kind[0]), tuple(kind[1])), *map(tuple, shape))
+    return (name, _tuples(kind), *map(tuple, shape))
+
+
+def _is_shape(value: list[Any]) -> bool:
+    return all(isinstance(item, int) for item in value)
+
+
+_decoder: Final = msgspec.msgpack.Decoder(ext_hook=_decode_extension)

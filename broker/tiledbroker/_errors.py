@@ -1,0 +1,77 @@
+"""Every error of the broker in one place, so that a reader sees what can go wrong and whose fault it was."""
+
+from __future__ import annotations
+
+
+class BrokerError(Exception):
+    """Base of all errors raised by `tiledbroker`."""
+
+
+class AddressError(BrokerError, ValueError):
+    """Raised when a ZeroMQ address cannot be understood."""
+
+
+class CodecError(BrokerError, ValueError):
+    """Raised when bytes are not a document this codec wrote."""
+
+
+class ProtocolError(BrokerError, ValueError):
+    """Raised when frames from the network are not a message of ours."""
+
+
+class RoutingError(BrokerError, LookupError):
+    """Raised when a document cannot be assigned to a run whose start was seen."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"A {name!r} document belongs to no known run: {why}.")
+        self.name = name
+
+
+class JournalError(BrokerError):
+    """Base of the errors about one journal or spool file; `path` says which."""
+
+    def __init__(self, path: object, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = str(path)
+
+
+class JournalLocked(JournalError):
+    """Raised when another process is writing this journal."""
+
+    def __init__(self, path: object) -> None:
+        super().__init__(path, "another process has it open for writing. Stop that process, or wait for it.")
+
+
+class JournalInvalid(JournalError):
+    """Raised when a file is not a journal, is damaged, or was written by a newer version."""
+
+
+class JournalGap(JournalError):
+    """Raised when documents do not continue where the journal ends."""
+
+    def __init__(self, path: object, expected: int, received: int) -> None:
+        super().__init__(path, f"it continues at document {expected}, but was given document {received}.")
+        self.expected = expected
+        self.received = received
+
+
+class LifecycleError(BrokerError):
+    """Raised when an event is not possible in the state a run is in."""
+
+    def __init__(self, state: object, event: object) -> None:
+        super().__init__(f"A run that is {state} cannot be {event}.")
+        self.state = state
+        self.event = event
+
+
+class PublisherClosed(BrokerError):
+    """Raised when a closed publisher is given a document and `on_error="raise"`."""
+
+
+class RunNotWritten(BrokerError):
+    """Raised when the ingest host reports that a run will not be complete in Tiled."""
+
+    def __init__(self, run_uid: str, reason: str) -> None:
+        super().__init__(f"Run {run_uid} was not written to Tiled: {reason}. See `tiledwriter-journal show {run_uid}`.")
+        self.run_uid = run_uid
+        self.reason = reason

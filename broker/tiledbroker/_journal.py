@@ -1,0 +1,495 @@
+"""The log of one run: an append-only SQLite file. The spool and the journal are both made of these."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sqlite3
+import tempfile
+import threading
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+from ._errors import JournalGap, JournalInvalid
+from ._lock import FileLock
+
+APPLICATION_ID: Final = 0x54_57_4A_4C  # "TWJL"
+SCHEMA_VERSION: Final = 1
+SUFFIX: Final = ".sqlite"
+
+_SCHEMA: Final = f"""
+CREATE TABLE documents(
+    idx INTEGER PRIMARY KEY,
+    name TEXT NOT NULL,
+    received REAL NOT NULL,
+    crc INTEGER NOT NULL,
+    body BLOB NOT NULL
+);
+CREATE TRIGGER documents_are_never_changed BEFORE UPDATE ON documents
+BEGIN SELECT raise(ABORT, 'documents of a journal are append-only'); END;
+CREATE TRIGGER documents_are_never_deleted BEFORE DELETE ON documents
+BEGIN SELECT raise(ABORT, 'documents of a journal are append-only'); END;
+-- Also what an INSERT OR REPLACE would do to a document that is there.
+CREATE TRIGGER documents_are_only_added_at_the_end BEFORE INSERT ON documents
+WHEN new.idx IS NOT (SELECT coalesce(max(idx), -1) + 1 FROM documents)
+BEGIN SELECT raise(ABORT, 'documents of a journal are append-only'); END;
+CREATE TABLE state(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE progress(
+    node TEXT PRIMARY KEY,
+    rows INTEGER NOT NULL,
+    intent INTEGER
+) WITHOUT ROWID;
+CREATE TABLE history(
+    id INTEGER PRIMARY KEY,
+    time REAL NOT NULL,
+    event TEXT NOT NULL,
+    detail TEXT NOT NULL
+);
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
+"""
+
+_LARGE_LOG: Final = 16 * 2**20
+
+_PLAIN_UID: Final = re.compile(r"(?!sha256-)[0-9a-z][0-9a-z._-]{0,99}")
+
+Durability = Literal["acknowledge", "callback"]
+
+
+class Record(NamedTuple):
+    """One document of a run as stored: index, name, Unix time of arrival, CRC-32 of the body, encoded body."""
+
+    idx: int
+    name: str
+    received: float
+    crc: int
+    body: bytes
+
+
+class NodeProgress(NamedTuple):
+    """How far one Tiled node is: rows confirmed by the server, and the end of the append that is not resolved yet."""
+
+    rows: int
+    intent: int | None
+
+
+class HistoryEntry(NamedTuple):
+    """Something that happened to a run: Unix time, what, details."""
+
+    time: float
+    event: str
+    detail: dict[str, Any]
+
+
+def journal_filename(run_uid: str) -> str:
+    """File name for a run: its uid where that is a plain lower-case name, else a digest of it. Never a path."""
+    if _PLAIN_UID.fullmatch(run_uid):
+        return run_uid + SUFFIX
+    return "sha256-" + hashlib.sha256(run_uid.encode("utf-8", "surrogatepass")).hexdigest() + SUFFIX
+
+
+def take(records: Iterable[Record], max_bytes: int) -> list[Record]:
+    """The first of the records: as many as have at most `max_bytes` of bodies, but at least one."""
+    taken: list[Record] = []
+    size = 0
+    for record in records:
+        size += len(record.body)
+        if taken and size > max_bytes:
+            break
+        taken.append(record)
+    return taken
+
+
+def run_files(directory: Path) -> list[Path]:
+    """The run files in a spool or journal directory, by name."""
+    return sorted(path for path in directory.glob("*" + SUFFIX) if not path.name.startswith(("_", ".")))
+
+
+class Journal:
+    """The documents of one run in order, and how far they got. Document *i* of the run has index *i*.
+
+    One object may be used by several threads; one file is written by one process at a time.
+
+    Parameters
+    ----------
+    path
+        The file. Its directory must exist.
+    mode
+        "create" makes the file or opens it, "write" opens an existing one, both lock it against other processes;
+        "read" opens it beside a writer.
+    run_uid
+        Stored in a new file, checked against an existing one.
+    durability
+        "acknowledge": what `append` returned from survives a power cut. "callback": it survives the end of this
+        process, and a power cut once `sync` returned.
+    lock_timeout
+        Seconds to wait for another process to release the file.
+
+    Raises
+    ------
+    JournalLocked
+        Another process writes this file.
+    JournalInvalid
+        The file is no journal, belongs to another run, or comes from a newer version.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        mode: Literal["create", "write", "read"] = "read",
+        *,
+        run_uid: str | None = None,
+        durability: Durability = "acknowledge",
+        lock_timeout: float = 0.0,
+    ) -> None:
+        self.path = Path(path)
+        self._mutex = threading.RLock()
+        self._rooted = False  # whether `sync` has made the file itself durable, and its name
+        self._lock: FileLock | None = None
+        if mode != "create" and not self.path.is_file():
+            raise JournalInvalid(self.path, "there is no such file.")
+        if mode != "read":
+            self._lock = FileLock(_lock_path(self.path))
+            self._lock.acquire(lock_timeout)
+        try:
+            self._open(mode, run_uid, durability)
+        except BaseException:
+            if self._lock is not None:
+                self._lock.release()
+            raise
+
+    def _open(self, mode: str, run_uid: str | None, durability: Durability) -> None:
+        if mode == "create" and not self.path.exists():
+            _create_file(self.path, durability)
+        try:
+            self._connection = self._connect(mode)
+        except sqlite3.DatabaseError as error:
+            raise self._translated(error) from error
+        try:
+            self._check_format()
+            if mode != "read":
+                self._configure(durability)
+            if mode == "create" and self.get("run_uid") is None:
+                self.set("run_uid", run_uid)
+            self.run_uid = self._stored_uid(run_uid)
+            self._length = self._count()
+        except sqlite3.DatabaseError as error:
+            self._connection.close()
+            raise self._translated(error) from error
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; the last one to do so leaves a single file without a write-ahead log."""
+        with self._mutex:
+            self._connection.close()
+            if self._lock is not None:
+                self._lock.release()
+
+    def remove(self) -> None:
+        """Delete a file opened for writing, and close it."""
+        if self._lock is None:
+            raise JournalInvalid(self.path, "it is open for reading only and cannot be removed.")
+        with self._mutex:
+            self._connection.close()
+            for suffix in ("", "-wal", "-shm"):
+                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+            self._lock.release(remove=True)
+
+    # Documents
+
+    @property
+    def being_written(self) -> bool:
+        """Whether a process has the file open for writing."""
+        return FileLock(_lock_path(self.path)).held
+
+    @property
+    def length(self) -> int:
+        """Number of documents, which is the index of the next one."""
+        return self._length
+
+    def refresh(self) -> int:
+        """Count again, for a journal that another process appends to."""
+        with self._mutex:
+            self._length = self._count()
+        return self._length
+
+    def append_one(self, name: str, body: bytes) -> int:
+        """Append one document as a transaction of its own, and return its index. The fast path of the callback."""
+        with self._mutex:
+            idx = self._length
+            self._connection.execute(
+                "INSERT INTO documents VALUES(?, ?, ?, ?, ?)", (idx, name, time.time(), zlib.crc32(body), body)
+            )
+            self._length = idx + 1
+        return idx
+
+    def append(self, first: int, documents: Sequence[tuple[str, int, bytes]]) -> int:
+        """Append `(name, crc, body)` documents as one transaction; those already present are skipped.
+
+        Returns
+        -------
+        int
+            The index of the next document.
+
+        Raises
+        ------
+        JournalGap
+            `first` lies beyond the end.
+        JournalInvalid
+            A body does not match its checksum; nothing of this call is stored.
+        """
+        with self._mutex:
+            if first > self._length:
+                raise JournalGap(self.path, self._length, first)
+            received = time.time()
+            fresh = [
+                Record(first + i, name, received, crc, body)
+                for i, (name, crc, body) in enumerate(documents)
+                if first + i >= self._length
+            ]
+            for record in fresh:
+                if zlib.crc32(record.body) != record.crc:
+                    raise JournalInvalid(self.path, f"document {record.idx} was damaged on its way here.")
+            if fresh:
+                with self.atomic():
+                    self._connection.executemany("INSERT INTO documents VALUES(?, ?, ?, ?, ?)", fresh)
+                self._length = fresh[-1].idx + 1
+            return self._length
+
+    def read(self, start: int, limit: int = 10_000, max_bytes: int = 2**24) -> list[Record]:
+        """Documents from index `start`: at most `limit` of them, and at most `max_bytes` but at least one."""
+        with self._mutex:
+            cursor = self._connection.execute(
+                "SELECT * FROM documents WHERE idx >= ? ORDER BY idx LIMIT ?", (start, limit)
+            )
+            try:
+                return take(map(Record._make, cursor), max_bytes)
+            finally:
+                cursor.close()
+
+    def records(self) -> Iterator[Record]:
+        """All documents, in order, read a batch at a time."""
+        start = 0
+        while batch := self.read(start):
+            yield from batch
+            start = batch[-1].idx + 1
+
+    def names(self) -> dict[str, int]:
+        """How many documents there are of each name."""
+        with self._mutex:
+            rows = self._connection.execute("SELECT name, count(*) FROM documents GROUP BY name ORDER BY min(idx)")
+            return dict(rows.fetchall())
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run's stop document is here."""
+        with self._mutex:
+            row = self._connection.execute("SELECT name FROM documents ORDER BY idx DESC LIMIT 1").fetchone()
+        return row is not None and row[0] == "stop"
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the publisher said that the run ended without a stop document."""
+        return bool(self.get("abandoned"))
+
+    @property
+    def ended(self) -> bool:
+        """Whether no more documents are to come."""
+        return self.stopped or self.abandoned
+
+    # What became of them
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A value of the run's state."""
+        with self._mutex:
+            row = self._connection.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
+        return default if row is None else json.loads(row[0])
+
+    def set(self, key: str, value: Any) -> None:
+        """Store a value (anything JSON carries) in the run's state; None removes it."""
+        with self._mutex:
+            if value is None:
+                self._connection.execute("DELETE FROM state WHERE key = ?", (key,))
+            else:
+                self._connection.execute("INSERT OR REPLACE INTO state VALUES(?, ?)", (key, json.dumps(value)))
+
+    def progress(self) -> dict[str, NodeProgress]:
+        """How far each Tiled node of the run is."""
+        with self._mutex:
+            rows = self._connection.execute("SELECT node, rows, intent FROM progress ORDER BY node").fetchall()
+        return {node: NodeProgress(*rest) for node, *rest in rows}
+
+    def set_progress(self, node: str, rows: int, intent: int | None = None) -> None:
+        """Record what the server holds of a node, and up to where the request that is sent next would bring it."""
+        with self._mutex:
+            self._connection.execute("INSERT OR REPLACE INTO progress VALUES(?, ?, ?)", (node, rows, intent))
+
+    def history(self) -> list[HistoryEntry]:
+        """What happened to the run, oldest first."""
+        with self._mutex:
+            rows = self._connection.execute("SELECT time, event, detail FROM history ORDER BY id").fetchall()
+        return [HistoryEntry(when, event, json.loads(detail)) for when, event, detail in rows]
+
+    def note(self, event: str, **detail: Any) -> None:
+        """Add to the run's history."""
+        with self._mutex:
+            self._connection.execute(
+                "INSERT INTO history(time, event, detail) VALUES(?, ?, ?)",
+                (time.time(), event, json.dumps(detail, default=str)),
+            )
+
+    # The file
+
+    @contextmanager
+    def atomic(self) -> Iterator[None]:
+        """Everything inside is one transaction; inside another one, part of that."""
+        with self._mutex:
+            if self._connection.in_transaction:
+                yield
+                return
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                self._roll_back()
+                raise
+
+    def _roll_back(self) -> None:
+        # A COMMIT that failed (disk full) may or may not leave the transaction open.
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+        self._length = self._count()
+
+    def sync(self) -> None:
+        """Bring what "callback" durability left in the page cache to the disk."""
+        wal = self.path.with_name(self.path.name + "-wal")
+        # No POSIX locks are ever taken on the log itself, so closing this descriptor does not drop SQLite's.
+        try:
+            descriptor = os.open(wal, os.O_RDONLY)
+        except FileNotFoundError:
+            return
+        try:
+            os.fsync(descriptor)
+            size = os.fstat(descriptor).st_size
+        finally:
+            os.close(descriptor)
+        if size > _LARGE_LOG or not self._rooted:
+            self._checkpoint()
+        if not self._rooted:
+            _sync_directory(self.path.parent)
+            self._rooted = True
+
+    def _checkpoint(self) -> None:
+        # On a connection of its own: the callback's must neither wait for this nor skip its fsyncs.
+        connection = sqlite3.connect(self.path, isolation_level=None)
+        try:
+            connection.executescript("PRAGMA synchronous = NORMAL; PRAGMA wal_checkpoint(PASSIVE);")
+        finally:
+            connection.close()
+
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        # A reader opens for writing, too, where it may: the last one to close the file has to tidy up after SQLite.
+        for access in ("rw", "ro") if mode == "read" else ("rw",):
+            uri = f"{self.path.absolute().as_uri()}?mode={access}"
+            try:
+                connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=10)
+            except sqlite3.OperationalError:
+                if access == "ro" or mode != "read":
+                    raise
+                continue
+            if mode == "read":
+                connection.execute("PRAGMA query_only = ON")
+            return connection
+        raise AssertionError
+
+    def _configure(self, durability: Durability) -> None:
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'acknowledge' else 'OFF'}")
+        if durability == "callback":
+            # A checkpoint inside the callback would stall it; `sync` makes the log durable instead.
+            self._connection.execute("PRAGMA wal_autocheckpoint = 100000")
+
+    def _check_format(self) -> None:
+        if self._connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+            raise JournalInvalid(self.path, "this file is not a journal of tiledwriter.")
+        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise JournalInvalid(
+                self.path, f"it has format {version}; this version reads up to {SCHEMA_VERSION}. Upgrade tiledwriter."
+            )
+
+    def _stored_uid(self, expected: str | None) -> str:
+        stored = self.get("run_uid")
+        if expected is not None and stored is not None and stored != expected:
+            raise JournalInvalid(self.path, f"it belongs to run {stored!r}, not to {expected!r}.")
+        return str(stored if stored is not None else expected or self.path.stem)
+
+    def _count(self) -> int:
+        (last,) = self._connection.execute("SELECT max(idx) FROM documents").fetchone()
+        return 0 if last is None else int(last) + 1
+
+    def _translated(self, error: sqlite3.Error) -> Exception:
+        """Our error for a file SQLite cannot use; full disks and the like stay what they are."""
+        text = str(error)
+        if "not a database" in text or "malformed" in text or "no such table" in text:
+            return JournalInvalid(self.path, f"it is damaged or not a journal ({text}).")
+        return error
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
+
+
+def _create_file(path: Path, durability: Durability) -> None:
+    """A journal without documents. It appears at once: nobody ever sees half of one."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    contents = _empty_journal(path.parent)
+    try:
+        with os.fdopen(os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as file:
+            file.write(contents)
+            file.flush()
+            if durability == "acknowledge":
+                os.fsync(file.fileno())
+        draft.rename(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+    if durability == "acknowledge":
+        _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+@lru_cache(maxsize=1)
+def _empty_journal(directory: Path) -> bytes:
+    """The contents of such a file: copying them is faster than having SQLite make them for every run."""
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".draft-") as place:
+        file = Path(place) / "empty"
+        connection = sqlite3.connect(file, isolation_level=None)
+        try:
+            connection.executescript("PRAGMA journal_mode = WAL;" + _SCHEMA)
+        finally:
+            connection.close()
+        return file.read_bytes()

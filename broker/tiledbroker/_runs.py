@@ -1,0 +1,139 @@
+"""What the supervisor knows of each run: its state, its worker, and who is to be told about it."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Final
+
+from . import _messages as messages
+from ._errors import JournalError
+from ._journal import Journal, journal_filename
+from ._lifecycle import FINAL, Event, State, next_state
+
+log = logging.getLogger(__name__)
+
+MAX_DEATHS: Final = 8
+"""Deaths of a run's worker in a row, without progress, after which the run is quarantined."""
+
+_FIRST_DELAY: Final = 0.05
+_MAX_DELAY: Final = 30.0
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """What a worker process is told: one run, its journal, and where to report.
+
+    Attributes
+    ----------
+    mailbox
+        ZeroMQ URL of the supervisor's socket for workers.
+    token
+        The worker's identity on that socket.
+    drain
+        End once everything in the journal is written, even if the run is open.
+    """
+
+    mailbox: str
+    token: bytes
+    run_uid: str
+    journal: Path
+    drain: bool
+
+
+@dataclass(frozen=True)
+class WorkerCommand:
+    """What to run in a worker process, and which modules to import before the first one is needed."""
+
+    target: Callable[[WorkerTask], None]
+    preload: tuple[str, ...] = ()
+
+
+@dataclass
+class Run:
+    """One run as the supervisor sees it."""
+
+    uid: str
+    journal: Path
+    state: State = State.STARTING
+    reason: str = ""
+    next: int = 0  # documents that are durable here
+    ended: bool = False
+    relayed: int = 0  # documents handed to the worker of now
+    written: int = 0  # documents that are in Tiled
+    process: BaseProcess | None = None
+    token: bytes = b""
+    ready: bool = False
+    deaths: int = 0
+    start_at: float = 0.0
+    backlog: list[messages.Documents | messages.Abandoned] = field(default_factory=list)
+    publishers: set[bytes] = field(default_factory=set)
+
+    @classmethod
+    def load(cls, journal_dir: Path, uid: str) -> Run:
+        """A run as its journal shows it; an unreadable journal gives a failed run."""
+        path = journal_dir / journal_filename(uid)
+        return cls.from_file(path, uid) if path.exists() else cls(uid, path)
+
+    @classmethod
+    def from_file(cls, path: Path, uid: str | None = None) -> Run:
+        try:
+            with Journal(path, "read", run_uid=uid) as journal:
+                run = cls(journal.run_uid, path, next=journal.length, ended=journal.ended)
+                if outcome := journal.get("outcome"):
+                    run.state = State(outcome)
+                    run.reason = journal.get("reason", "")
+        except (JournalError, sqlite3.Error, OSError, ValueError) as error:
+            log.error("A journal cannot be used; it is left as it is: %s", error)
+            return cls(uid or path.stem, path, State.FAILED, f"its journal cannot be used: {error}")
+        return run
+
+    @property
+    def final(self) -> bool:
+        return self.state in FINAL
+
+    @property
+    def outcome(self) -> str:
+        return self.state.value if self.final else ""
+
+    def happens(self, event: Event) -> None:
+        """Move along the table of states."""
+        before, self.state = self.state, next_state(self.state, event)
+        if before is not self.state:
+            log.info("Run %s is %s.", self.uid, self.state)
+
+    def view(self) -> messages.RunState:
+        """What a publisher is told about the run."""
+        return messages.RunState(self.next, self.ended, self.outcome, self.reason)
+
+    def made_progress(self) -> None:
+        self.deaths = 0
+
+    def worker_died(self, exit_code: int | None) -> bool:
+        """Note a death; True if the run is to be quarantined for it."""
+        self.happens(Event.DIED)
+        self.deaths += 1
+        delay = min(_MAX_DELAY, _FIRST_DELAY * 2 ** (self.deaths - 1))
+        self.start_at = time.monotonic() + delay
+        log.warning(
+            "The worker of run %s ended with exit code %s; starting another in %.2f s.", self.uid, exit_code, delay
+        )
+        return self.deaths >= MAX_DEATHS
+
+    def quarantine(self, reason: str) -> None:
+        """Record in the journal that the run is failed; its worker must be gone."""
+        self.happens(Event.FAILED)
+        self.reason = reason
+        log.error("Run %s is in quarantine: %s. Its documents are in %s.", self.uid, reason, self.journal)
+        try:
+            with Journal(self.journal, "write", lock_timeout=2.0) as journal, journal.atomic():
+                journal.set("outcome", State.FAILED.value)
+                journal.set("reason", reason)
+                journal.note("quarantined", reason=reason)
+        except (JournalError, sqlite3.Error, OSError) as error:
+            log.error("That could not be noted in the journal: %s", error)

@@ -1,0 +1,376 @@
+"""The thread that replicates spooled runs to the ingest host, from wherever they are to wherever it is."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import socket
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import zmq
+
+from . import _messages as messages
+from ._errors import ProtocolError
+from ._journal import Record
+from ._limited import LimitedLog
+from ._spool import RunLog, Spool
+
+log = logging.getLogger(__name__)
+
+BATCH_BYTES: Final = 512 * 2**10
+BATCH_DOCUMENTS: Final = 2_000
+GATHER: Final = 0.005  # seconds a first new document waits for company
+IDLE: Final = 0.5
+HELLO_INTERVAL: Final = 1.0
+PING_INTERVAL: Final = 1.0
+SILENCE: Final = 6.0  # seconds without a word from the supervisor before the connection is made anew
+SYNC_INTERVAL: Final = 0.25
+ADOPT_INTERVAL: Final = 15.0
+
+
+@dataclass
+class Shipment:
+    """How far one run is on its way."""
+
+    run: RunLog
+    sent: int = 0
+    durable: int = 0
+    ended: bool = False
+    refused: str = ""
+    in_flight: deque[tuple[int, int]] = field(default_factory=deque)  # (next index, bytes) of each batch sent
+
+    @property
+    def bytes_in_flight(self) -> int:
+        return sum(size for _, size in self.in_flight)
+
+    @property
+    def delivered(self) -> bool:
+        return self.durable >= self.run.length
+
+    def rewind(self, index: int) -> None:
+        self.sent = index
+        self.in_flight.clear()
+
+    def acknowledge(self, index: int) -> None:
+        self.durable = max(self.durable, index)
+        self.sent = max(self.sent, self.durable)
+        while self.in_flight and self.in_flight[0][0] <= index:
+            self.in_flight.popleft()
+
+
+class Shipper:
+    """Ships a spool over one DEALER socket, in a thread of its own.
+
+    `start` begins, `stop` ends it and joins the thread; the spool is closed by whoever made it, afterwards.
+    """
+
+    def __init__(self, spool: Spool, url: str, *, name: str | None = None) -> None:
+        self._spool = spool
+        self._url = url
+        self._name = f"{name or socket.gethostname()}/{uuid.uuid4().hex[:12]}"
+        self._changed = threading.Condition()
+        self._shipments: dict[str, Shipment] = {}
+        self._awaited: dict[str, None] = {}
+        self._outcomes: dict[str, tuple[str, str]] = {}
+        self._welcome: messages.Welcome | None = None
+        self._asleep = False
+        self._hello_at = 0.0  # when to say Hello next; set to 0 by whoever wants the supervisor's view of our runs
+        self._stopping = False
+        self._deadline = float("inf")
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._wake_receiver.setblocking(False)
+        self._wake_sender.setblocking(False)
+        self._thread = threading.Thread(target=self._run, name="tiledbroker-shipper", daemon=True)
+        self._limited = LimitedLog(log)
+
+    # From other threads
+
+    @property
+    def connected(self) -> bool:
+        """Whether the supervisor answers."""
+        return self._welcome is not None
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Runs the supervisor does not take, with its reasons."""
+        with self._changed:
+            return {uid: shipment.refused for uid, shipment in self._shipments.items() if shipment.refused}
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> bool:
+        """Ship what can be shipped within `timeout` seconds, then end the thread. True if everything was."""
+        self._deadline = time.monotonic() + timeout
+        self._stopping = True
+        self._wake()
+        self._thread.join(timeout + 2.0)
+        return not self._spool.runs()
+
+    def notify(self) -> None:
+        """There are new documents. Cheap enough for the callback."""
+        if self._asleep:
+            self._asleep = False
+            self._wake()
+
+    def wait(self, condition: Callable[[], bool], timeout: float | None) -> bool:
+        """Block until `condition` holds; it is looked at whenever the supervisor says something."""
+        with self._changed:
+            return self._changed.wait_for(condition, timeout)
+
+    def durable(self, run_uid: str) -> int | None:
+        """Documents of a run that are durable on the ingest host; None once all of it is, and it is forgotten here."""
+        shipment = self._shipments.get(run_uid)
+        return None if shipment is None else shipment.durable
+
+    def outcome(self, run_uid: str) -> tuple[str, str] | None:
+        """What became of a run, if the supervisor has said: (outcome, reason)."""
+        return self._outcomes.get(run_uid)
+
+    def ask_for(self, run_uid: str) -> None:
+        """Have the supervisor tell the outcome of a run."""
+        if run_uid not in self._shipments:
+            self._awaited[run_uid] = None
+            self._hello_at = 0.0
+            self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # enough of them are waiting already, or the shipper has ended
+            self._wake_sender.send(b"\0")
+
+    # In the thread
+
+    def _run(self) -> None:
+        context = zmq.Context()
+        try:
+            while not self._done():
+                self._session(context)
+        except Exception:
+            log.exception("Shipping ended unexpectedly. Documents are still spooled; the next publisher ships them.")
+        finally:
+            context.destroy(linger=0)
+            self._wake_receiver.close()
+            self._wake_sender.close()
+
+    def _done(self) -> bool:
+        return self._stopping and (not self._spool.runs() or time.monotonic() >= self._deadline)
+
+    def _session(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        """One connection, until it falls silent or everything is done."""
+        connection = self._connect(context)
+        poller = zmq.Poller()
+        poller.register(connection, zmq.POLLIN)
+        poller.register(self._wake_receiver.fileno(), zmq.POLLIN)
+        heard = time.monotonic()
+        due = dict.fromkeys(("ping", "sync", "adopt"), 0.0)
+        self._hello_at = 0.0
+        tokens = itertools.count()
+        try:
+            while not self._done():
+                now = time.monotonic()
+                if self._is_due(due, "sync", now, SYNC_INTERVAL):
+                    self._spool.sync()
+                if self._is_due(due, "adopt", now, ADOPT_INTERVAL) and not self._stopping:
+                    self._spool.adopt()
+                self._take_in_new_runs()
+                # POLLOUT tells when a supervisor has appeared that the Hello can go to.
+                greeted = now < self._hello_at or self._greet(connection)
+                poller.modify(connection, zmq.POLLIN if greeted else zmq.POLLIN | zmq.POLLOUT)
+                if self._welcome is not None and self._is_due(due, "ping", now, PING_INTERVAL):
+                    self._send(connection, messages.Ping(next(tokens)))
+                more = self._welcome is not None and self._ship(connection)
+                if self._wait(poller, connection, 0.0 if more else IDLE):
+                    heard = time.monotonic()
+                elif time.monotonic() - heard > SILENCE:
+                    return
+        finally:
+            if self._welcome is not None and not self._stopping:
+                log.warning("The connection to %s is gone; documents are spooled.", self._url)
+            self._welcome = None
+            connection.close(linger=int(1000 * self._stopping))
+
+    def _greet(self, connection: zmq.Socket[bytes]) -> bool:
+        """Say Hello, and again later unless it is answered."""
+        self._hello_at = time.monotonic() + HELLO_INTERVAL
+        if self._send(connection, self._hello()):
+            return True
+        self._hello_at = 0.0
+        return False
+
+    @staticmethod
+    def _is_due(due: dict[str, float], what: str, now: float, interval: float) -> bool:
+        if now < due[what]:
+            return False
+        due[what] = now + interval
+        return True
+
+    def _connect(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+        connection = context.socket(zmq.DEALER)
+        connection.setsockopt(zmq.LINGER, 0)
+        connection.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a supervisor that is not there
+        connection.setsockopt(zmq.RECONNECT_IVL, 100)
+        connection.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+        connection.setsockopt(zmq.HEARTBEAT_IVL, 2000)
+        connection.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
+        connection.setsockopt(zmq.MAXMSGSIZE, messages.MAX_HEADER_BYTES)
+        connection.connect(self._url)
+        return connection
+
+    def _send(self, connection: zmq.Socket[bytes], message: messages.Message) -> bool:
+        try:
+            connection.send_multipart(messages.encode(message), zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return False
+        return True
+
+    def _hello(self) -> messages.Hello:
+        return messages.Hello(
+            self._name,
+            {uid: shipment.run.length for uid, shipment in self._shipments.items()},
+            list(self._awaited),
+        )
+
+    def _take_in_new_runs(self) -> None:
+        if self._stopping:
+            self._spool.abandon()
+        for run in self._spool.runs():
+            if run.run_uid not in self._shipments:
+                with self._changed:
+                    self._shipments[run.run_uid] = Shipment(run)
+                # What the supervisor already has of a run from an earlier session is in its answer.
+                if run.abandoned:
+                    self._hello_at = 0.0
+
+    def _ship(self, connection: zmq.Socket[bytes]) -> bool:
+        """Send what the window allows; True if there is more to send right now."""
+        assert self._welcome is not None
+        room = self._welcome.window - sum(shipment.bytes_in_flight for shipment in self._shipments.values())
+        more = False
+        for shipment in self._shipments.values():
+            if room <= 0:
+                return False
+            if shipment.refused or shipment.sent >= shipment.run.length:
+                continue
+            size = self._send_batch(connection, shipment, min(room, BATCH_BYTES))
+            if size == 0:
+                return False
+            room -= size
+            more = more or shipment.sent < shipment.run.length
+        return more and room > 0
+
+    def _send_batch(self, connection: zmq.Socket[bytes], shipment: Shipment, max_bytes: int) -> int:
+        records = shipment.run.read(shipment.sent, BATCH_DOCUMENTS, max_bytes)
+        if not records or self._is_too_large(shipment, records[0]):
+            return 0
+        batch = messages.documents(
+            shipment.run.run_uid, shipment.sent, [(record.name, record.crc, record.body) for record in records]
+        )
+        if not self._send(connection, batch):
+            return 0
+        shipment.sent = batch.next
+        shipment.in_flight.append((batch.next, len(batch.body)))
+        return max(len(batch.body), 1)
+
+    def _is_too_large(self, shipment: Shipment, record: Record) -> bool:
+        assert self._welcome is not None
+        if len(record.body) <= self._welcome.max_document:
+            return False
+        size, limit = len(record.body), self._welcome.max_document
+        self._refuse(shipment, f"its document {record.idx} has {size} bytes; the supervisor takes up to {limit}")
+        return True
+
+    def _refuse(self, shipment: Shipment, reason: str) -> None:
+        shipment.refused = reason
+        log.error("Run %s is not shipped to %s: %s. It stays spooled.", shipment.run.run_uid, self._url, reason)
+
+    def _wait(self, poller: zmq.Poller, connection: zmq.Socket[bytes], timeout: float) -> bool:
+        """Wait for messages or new documents, and take the messages in. True if there was any."""
+        self._asleep = True
+        if any(shipment.sent < shipment.run.length for shipment in self._shipments.values()):
+            self._asleep = False  # what came before we set the flag did not wake us
+            timeout = min(timeout, 0.05) if self._welcome is not None else timeout
+        events = dict(poller.poll(int(timeout * 1000)))
+        self._asleep = False
+        if self._wake_receiver.fileno() in events:
+            self._wake_receiver.recv(4096)
+            time.sleep(GATHER)
+        heard = False
+        while True:
+            try:
+                frames = connection.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return heard
+            heard = True
+            try:
+                self._handle(connection, messages.decode(frames))
+            except ProtocolError as error:
+                self._limited.log(logging.ERROR, "protocol", "%s sent something else: %s", self._url, error)
+
+    def _handle(self, connection: zmq.Socket[bytes], message: messages.Message) -> None:
+        with self._changed:
+            if isinstance(message, messages.Welcome):
+                self._on_welcome(message)
+            elif isinstance(message, messages.Durable):
+                self._on_durable(message.run, message.next, message.ended)
+            elif isinstance(message, messages.Written):
+                self._on_outcome(message.run, message.outcome, message.reason)
+            elif isinstance(message, messages.Refused):
+                self._on_refused(message)
+            self._changed.notify_all()
+        self._declare_abandoned(connection)
+
+    def _on_welcome(self, message: messages.Welcome) -> None:
+        if self._welcome is None:
+            log.info("Connected to the supervisor at %s.", self._url)
+        self._welcome = message
+        self._hello_at = float("inf")
+        for uid, state in message.runs.items():
+            if shipment := self._shipments.get(uid):
+                shipment.durable = state.next
+                shipment.rewind(state.next)
+            self._on_durable(uid, state.next, state.ended)
+            if state.outcome:
+                self._on_outcome(uid, state.outcome, state.reason)
+
+    def _on_durable(self, uid: str, index: int, ended: bool) -> None:
+        shipment = self._shipments.get(uid)
+        if shipment is None:
+            return
+        shipment.acknowledge(index)
+        shipment.ended = ended
+        if ended and shipment.delivered:
+            del self._shipments[uid]
+            self._awaited[uid] = None
+            self._spool.remove(shipment.run)
+
+    def _on_outcome(self, uid: str, outcome: str, reason: str) -> None:
+        self._outcomes[uid] = (outcome, reason)
+        self._awaited.pop(uid, None)
+        if outcome == "failed":
+            log.error("Run %s was not written to Tiled: %s. All its documents are in the journal.", uid, reason)
+
+    def _on_refused(self, message: messages.Refused) -> None:
+        if message.reason == "hello":
+            self._welcome = None
+            self._hello_at = 0.0
+            return
+        shipment = self._shipments.get(message.run)
+        if shipment is None:
+            return
+        if message.reason == "gap":
+            shipment.rewind(message.index)
+            return
+        self._refuse(shipment, message.reason)
+
+    def _declare_abandoned(self, connection: zmq.Socket[bytes]) -> None:
+        for shipment in self._shipments.values():
+            if shipment.run.abandoned and shipment.delivered and not shipment.ended and self._welcome is not None:
+                self._send(connection, messages.Abandoned(shipment.run.run_uid, shipment.run.length))

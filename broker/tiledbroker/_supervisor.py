@@ -1,0 +1,409 @@
+"""The process that publishers talk to: it relays documents to one worker process per run, and keeps workers alive.
+
+It reads headers only, keeps nothing that is not in a journal, and may be killed at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import multiprocessing
+import multiprocessing.context
+import os
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing import forkserver
+from pathlib import Path
+from types import FrameType
+from typing import Final, TypeAlias
+
+import zmq
+
+from . import _messages as messages
+from ._errors import LifecycleError, ProtocolError
+from ._journal import run_files
+from ._lifecycle import Event, State
+from ._limited import LimitedLog
+from ._lock import FileLock
+from ._runs import Run, WorkerCommand, WorkerTask
+
+log = logging.getLogger(__name__)
+
+DEFAULT_ADDRESS: Final = "tcp://127.0.0.1:5579"
+DEFAULT_WINDOW: Final = 8 * 2**20
+DEFAULT_MAX_WORKERS: Final = 32
+
+_MESSAGES_PER_TURN: Final = 200
+_IDLE: Final = 0.5
+_STOP_TIMEOUT: Final = 10.0
+_LONGEST_IPC_PATH: Final = 90
+
+_Socket: TypeAlias = "zmq.Socket[bytes]"
+
+
+class Supervisor:
+    """Relays documents from publishers to workers, and acknowledgements back.
+
+    Parameters
+    ----------
+    journal_dir
+        One journal per run; made if missing. One supervisor at a time may use it.
+    command
+        What a worker runs.
+    listen
+        ZeroMQ URL to bind; None accepts no publishers.
+    drain
+        Return from `run` once every journal is written.
+    window
+        Bytes one publisher may have under way unacknowledged.
+    max_workers
+        Worker processes at a time; further runs wait for their turn, their documents in the spools.
+
+    Raises
+    ------
+    JournalLocked
+        Another supervisor uses `journal_dir`.
+    """
+
+    def __init__(
+        self,
+        journal_dir: Path,
+        command: WorkerCommand,
+        *,
+        listen: str | None = DEFAULT_ADDRESS,
+        drain: bool = False,
+        window: int = DEFAULT_WINDOW,
+        max_workers: int = DEFAULT_MAX_WORKERS,
+    ) -> None:
+        self.journal_dir = journal_dir
+        self._command = command
+        self._listen = listen
+        self._drain = drain
+        self._window = window
+        self._max_workers = max_workers
+        self._runs: dict[str, Run] = {}
+        self._waiting: dict[str, None] = {}  # runs that want a worker, in order
+        self._by_token: dict[bytes, Run] = {}
+        self._by_sentinel: dict[object, Run] = {}
+        self._publishers: dict[bytes, str] = {}
+        self._stop_deadline: float | None = None
+        self._tokens = itertools.count(1)
+        self._limited = LimitedLog(log)
+        journal_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = FileLock(journal_dir / ".supervisor.lock")
+        self._lock.acquire()
+        self._processes: multiprocessing.context.ForkServerContext = multiprocessing.get_context("forkserver")
+        self._processes.set_forkserver_preload(list(command.preload))
+
+    def run(self) -> list[Run]:
+        """Serve until `stop`, or when draining until there is nothing left to do.
+
+        Returns
+        -------
+        list of Run
+            The runs that are not completely in Tiled.
+        """
+        context: zmq.Context[_Socket] = zmq.Context()
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._wake_sender.setblocking(False)
+        try:
+            self._open(context)
+            forkserver.ensure_running()
+            self._resume()
+            while not self._finished():
+                self._turn()
+        finally:
+            self._end_workers()
+            context.destroy(linger=200)
+            self._wake_receiver.close()
+            self._wake_sender.close()
+            self._lock.release()
+        return [run for run in self._runs.values() if not self._is_drained(run)]
+
+    def stop(self) -> None:
+        """End `run` soon: workers finish or abandon their requests; nothing is lost."""
+        if self._stop_deadline is None:
+            self._stop_deadline = time.monotonic() + _STOP_TIMEOUT
+        else:
+            self._stop_deadline = time.monotonic()  # asked twice: at once
+        with contextlib.suppress(OSError):
+            self._wake_sender.send(b"\0")
+
+    def stop_on_signals(self) -> None:
+        """Let SIGTERM and SIGINT call `stop`."""
+
+        def handle(_number: int, _frame: FrameType | None) -> None:
+            self.stop()
+
+        signal.signal(signal.SIGTERM, handle)
+        signal.signal(signal.SIGINT, handle)
+
+    # The loop
+
+    def _open(self, context: zmq.Context[_Socket]) -> None:
+        self._front = context.socket(zmq.ROUTER)
+        self._front.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._front.setsockopt(zmq.MAXMSGSIZE, messages.MAX_BODY_BYTES)
+        self._front.setsockopt(zmq.RCVHWM, 64)
+        self._front.setsockopt(zmq.HEARTBEAT_IVL, 2000)
+        self._front.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
+        if self._listen is not None:
+            self._front.bind(self._listen)
+            log.info(
+                "Listening at %s; journals are in %s.",
+                self._front.getsockopt_string(zmq.LAST_ENDPOINT),
+                self.journal_dir,
+            )
+        self._back = context.socket(zmq.ROUTER)
+        self._back.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._back.setsockopt(zmq.SNDHWM, 0)  # what is under way is bounded by the publishers' windows
+        self._mailbox = f"ipc://{self._mailbox_path()}"
+        self._back.bind(self._mailbox)
+        self._poller = zmq.Poller()
+        self._poller.register(self._front, zmq.POLLIN)
+        self._poller.register(self._back, zmq.POLLIN)
+        self._poller.register(self._wake_receiver.fileno(), zmq.POLLIN)
+
+    def _mailbox_path(self) -> Path:
+        path = self.journal_dir.absolute() / ".workers.ipc"
+        if len(os.fsencode(path)) > _LONGEST_IPC_PATH:
+            path = Path(tempfile.mkdtemp(prefix="tiledwriter-")) / "workers.ipc"
+        return path
+
+    def _turn(self) -> None:
+        self._start_workers()
+        events = dict(self._poller.poll(int(self._patience() * 1000)))
+        if self._wake_receiver.fileno() in events:
+            self._wake_receiver.recv(4096)
+            self._tell_workers_to_stop()
+        if self._back in events:
+            self._receive(self._back, self._from_worker)
+        if self._front in events and self._stop_deadline is None:
+            self._receive(self._front, self._from_publisher)
+        for run in [self._by_sentinel[ready] for ready in events if ready in self._by_sentinel]:
+            self._worker_ended(run)
+
+    def _patience(self) -> float:
+        """Seconds to wait for events: until the next worker is due, at most."""
+        due = [self._runs[uid].start_at for uid in self._waiting] if self._room_for_workers() else []
+        return max(0.0, min([_IDLE, *(at - time.monotonic() for at in due)]))
+
+    def _receive(self, source: _Socket, handle: Callable[[bytes, messages.Message], None]) -> None:
+        for _ in range(_MESSAGES_PER_TURN):
+            try:
+                identity, *frames = source.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                handle(identity, messages.decode(frames))
+            except ProtocolError as error:
+                self._limited.log(
+                    logging.WARNING, "protocol", "Frames that are no message of ours were dropped: %s", error
+                )
+            except LifecycleError:
+                log.exception("A message came out of order; it is ignored.")
+
+    def _finished(self) -> bool:
+        if self._stop_deadline is not None:
+            return not self._by_token or time.monotonic() >= self._stop_deadline
+        return self._drain and not self._waiting and not self._by_token
+
+    def _is_drained(self, run: Run) -> bool:
+        if run.state is State.PARKED:  # an open run, of which all there is may have been written
+            return self._drain and run.written >= run.next
+        return run.state in (State.WRITTEN, State.INTERRUPTED)
+
+    # Publishers
+
+    def _from_publisher(self, identity: bytes, message: messages.Message) -> None:
+        if isinstance(message, messages.Hello):
+            self._welcome(identity, message)
+        elif identity not in self._publishers:
+            self._to_publisher(identity, messages.Refused("", 0, "hello"))
+        elif isinstance(message, messages.Ping):
+            self._to_publisher(identity, messages.Pong(message.token))
+        elif isinstance(message, messages.Documents):
+            self._relay(identity, message, message.next)
+        elif isinstance(message, messages.Abandoned):
+            self._relay(identity, message, message.length)
+        else:
+            raise ProtocolError(f"A publisher does not send {type(message).__name__}.")
+
+    def _welcome(self, identity: bytes, hello: messages.Hello) -> None:
+        if identity not in self._publishers:
+            log.info("Publisher %s is connected, with %d runs.", hello.publisher, len(hello.runs))
+        self._publishers[identity] = hello.publisher
+        views = {}
+        for uid in [*hello.runs, *hello.awaited]:
+            # A run that is complete, or has not come yet, is not kept: a publisher may ask for any number.
+            run = self._runs.get(uid) or Run.load(self.journal_dir, uid)
+            run.publishers.add(identity)
+            views[uid] = run.view()
+        self._to_publisher(identity, messages.Welcome(self._window, messages.MAX_BODY_BYTES, views))
+
+    def _relay(self, identity: bytes, message: messages.Documents | messages.Abandoned, end: int) -> None:
+        run = self._run(message.run)
+        run.publishers.add(identity)
+        if run.ended and end <= run.next:
+            self._to_publisher(identity, messages.Durable(run.uid, run.next, run.ended))
+        elif run.ready:
+            self._to_worker(run, message)
+        else:
+            run.backlog.append(message)
+            self._want_worker(run)
+
+    def _run(self, uid: str) -> Run:
+        run = self._runs.get(uid)
+        if run is None:
+            run = self._runs[uid] = Run.load(self.journal_dir, uid)
+        return run
+
+    def _to_publisher(self, identity: bytes, message: messages.Message) -> bool:
+        try:
+            self._front.send_multipart([identity, *messages.encode(message)], zmq.NOBLOCK)
+        except zmq.ZMQError:  # gone, or it does not read; a Hello brings it up to date
+            self._publishers.pop(identity, None)
+            return False
+        return True
+
+    def _tell_publishers(self, run: Run, message: messages.Message) -> None:
+        run.publishers = {identity for identity in run.publishers if self._to_publisher(identity, message)}
+
+    # Workers
+
+    def _from_worker(self, token: bytes, message: messages.Message) -> None:
+        run = self._by_token.get(token)
+        if run is None:
+            return  # the last words of a worker that was replaced
+        if isinstance(message, messages.Ready):
+            self._worker_is_ready(run, message)
+        elif isinstance(message, messages.Durable):
+            run.made_progress()
+            run.next = message.next
+            self._note_end(run, message.ended)
+            self._tell_publishers(run, message)
+        elif isinstance(message, messages.Refused):
+            run.relayed = min(run.relayed, message.index)
+            self._tell_publishers(run, message)
+        elif isinstance(message, messages.Progress):
+            run.made_progress()
+            run.written = message.next
+        elif isinstance(message, messages.Written):
+            run.happens(Event(message.outcome))
+            run.reason = message.reason
+            self._tell_publishers(run, message)
+
+    def _worker_is_ready(self, run: Run, message: messages.Ready) -> None:
+        run.ready = True
+        run.happens(Event.READY)
+        run.next = message.next
+        self._note_end(run, message.ended)
+        run.relayed = run.next
+        backlog, run.backlog = run.backlog, []
+        for waiting in backlog:
+            self._to_worker(run, waiting)
+        if self._stop_deadline is not None:
+            self._to_worker(run, messages.Finish())
+
+    def _note_end(self, run: Run, ended: bool) -> None:
+        run.ended = ended
+        if ended and run.state is State.OPEN:
+            run.happens(Event.ENDED)
+
+    def _to_worker(self, run: Run, message: messages.Message) -> None:
+        if isinstance(message, messages.Documents):
+            run.relayed = max(run.relayed, message.next)
+        try:
+            self._back.send_multipart([run.token, *messages.encode(message)], zmq.NOBLOCK)
+        except zmq.ZMQError:
+            log.debug("The worker of run %s is gone before its process is seen to end.", run.uid)
+
+    def _want_worker(self, run: Run) -> None:
+        if run.process is None and run.uid not in self._waiting:
+            if run.state is not State.STARTING:
+                run.happens(Event.RESUMED)
+            self._waiting[run.uid] = None
+
+    def _room_for_workers(self) -> bool:
+        return self._stop_deadline is None and len(self._by_token) < self._max_workers
+
+    def _start_workers(self) -> None:
+        now = time.monotonic()
+        for uid in list(self._waiting):
+            if not self._room_for_workers():
+                return
+            if self._runs[uid].start_at <= now:
+                del self._waiting[uid]
+                self._start_worker(self._runs[uid])
+
+    def _start_worker(self, run: Run) -> None:
+        run.token = b"worker-%d" % next(self._tokens)
+        run.ready = False
+        task = WorkerTask(self._mailbox, run.token, run.uid, run.journal, self._drain)
+        process = self._processes.Process(target=self._command.target, args=(task,), daemon=True)
+        process.start()
+        run.process = process
+        self._by_token[run.token] = run
+        self._by_sentinel[process.sentinel] = run
+        self._poller.register(process.sentinel, zmq.POLLIN)
+        log.debug("Worker %s writes run %s.", process.pid, run.uid)
+
+    def _worker_ended(self, run: Run) -> None:
+        process = run.process
+        assert process is not None
+        self._receive(self._back, self._from_worker)  # its last words
+        self._poller.unregister(process.sentinel)
+        del self._by_sentinel[process.sentinel]
+        process.join()
+        if process.exitcode != 0:
+            # If it was the fork server that died, the worker may be alive, and must go before its successor comes.
+            self._to_worker(run, messages.Finish())
+        del self._by_token[run.token]
+        run.process, run.ready = None, False
+        if not run.final and process.exitcode == 0:
+            run.happens(Event.PARKED)
+        elif not run.final:
+            self._worker_died(run, process.exitcode)
+        if run.relayed > run.next:  # it died with documents that it had not stored
+            self._tell_publishers(run, messages.Refused(run.uid, run.next, "gap"))
+            run.relayed = run.next
+        if run.backlog and self._stop_deadline is None:
+            self._want_worker(run)
+        elif run.final:
+            self._forget(run)
+
+    def _worker_died(self, run: Run, exit_code: int | None) -> None:
+        if run.worker_died(exit_code):
+            run.quarantine(f"its worker died {run.deaths} times in a row without progress")
+            self._tell_publishers(run, messages.Written(run.uid, run.outcome, run.reason))
+        elif self._stop_deadline is None:
+            self._want_worker(run)
+
+    def _forget(self, run: Run) -> None:
+        if not self._drain and self._stop_deadline is None:
+            del self._runs[run.uid]
+
+    def _resume(self) -> None:
+        for path in run_files(self.journal_dir):
+            run = Run.from_file(path)
+            if not run.final:
+                self._runs[run.uid] = run
+                self._waiting[run.uid] = None
+            elif self._drain and run.state is State.FAILED:
+                self._runs[run.uid] = run
+        if self._waiting:
+            log.info("Resuming %d unfinished runs.", len(self._waiting))
+
+    def _tell_workers_to_stop(self) -> None:
+        for run in self._by_token.values():
+            self._to_worker(run, messages.Finish())
+
+    def _end_workers(self) -> None:
+        for run in self._by_token.values():
+            if run.process is not None and run.process.is_alive():
+                run.process.kill()
+                run.process.join()

@@ -1,0 +1,72 @@
+"""What tests of the whole path share: publishing processes, and reading runs back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tiledwriter.testing import TiledServer, journal_of, wait_until
+
+
+class Acquisition:
+    """`acquisition.py` as a process."""
+
+    def __init__(
+        self, address: str, directory: Path, *, events: int, delay: float = 0.0, close_timeout: float = 60.0
+    ) -> None:
+        self.spool = directory / "spool"
+        self._witness = directory / "witness"
+        script = Path(__file__).with_name("acquisition.py")
+        command = [sys.executable, str(script), address, str(self.spool), str(self._witness)]
+        self.process = subprocess.Popen([*command, str(events), str(delay), str(close_timeout)])
+
+    def __enter__(self) -> Acquisition:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    @property
+    def documents(self) -> list[str]:
+        """Names of the documents for which the publisher's callback has returned."""
+        return [line.split()[0] for line in self._lines()]
+
+    @property
+    def run_uid(self) -> str:
+        wait_until(self._lines, 60, "the run has started")
+        return self._lines()[0].split()[1]
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def _lines(self) -> list[str]:
+        if not self._witness.exists():
+            return []
+        return self._witness.read_text().splitlines()
+
+
+def wait_for_outcome(journal_dir: Path, run_uid: str, timeout: float = 120.0) -> str:
+    """Wait until a run is written, interrupted or failed; returns which."""
+
+    def outcome() -> str:
+        try:
+            with journal_of(journal_dir, run_uid) as journal:
+                return str(journal.get("outcome", ""))
+        except LookupError:
+            return ""
+
+    wait_until(outcome, timeout, f"run {run_uid} has an outcome")
+    return outcome()
+
+
+def seq_nums(server: TiledServer, run_uid: str, stream: str = "primary") -> list[int]:
+    """The sequence numbers of a stream's rows, as Tiled gives them."""
+    return [int(n) for n in server.client()[run_uid][stream]["seq_num"].read()]
+
+
+def metadata(server: TiledServer, run_uid: str) -> dict[str, Any]:
+    return dict(server.client()[run_uid].metadata)

@@ -1,0 +1,758 @@
+"""Operations against a real Tiled server, undisturbed and through a proxy that disturbs."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+import uuid
+from contextlib import contextmanager
+from urllib.parse import quote
+
+import httpx
+import numpy
+import pandas
+import pyarrow
+import pytest
+from faulty_proxy import CUT_AFTER, CUT_BEFORE, PASS, FaultyProxy, answer, late_answer, zombie
+
+from tiledbroker import Journal
+from tiledwriter import TiledCatalog, _connection
+from tiledwriter._connection import Connection
+from tiledwriter._errors import ColumnsRefused, NotOurs, OperationRefused, PoisonedOperation, RowCountMismatch
+from tiledwriter._operations import (
+    AppendRows,
+    CloseStream,
+    Column,
+    CreateArray,
+    CreateContainer,
+    CreateTable,
+    ExtendExternal,
+    OrderTable,
+    RegisterExternal,
+    UpdateMetadata,
+    WriteArray,
+)
+from tiledwriter.testing import wait_until
+
+QUIET_PERIOD = 0.3
+COLUMNS = (Column("seq_num", "int64"), Column("time", "float64"), Column("x", "float64"))
+BY_SEQ_NUM = ("seq_num", "time")
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch):
+    monkeypatch.setattr(_connection._Wait, "__call__", lambda self, state: 0.01)
+
+
+@pytest.fixture
+def proxy(tiled_server):
+    """In front of the server for all tests."""
+    with FaultyProxy(tiled_server.uri) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def tiled(tiled_server):
+    """The root container for reading back, not through the proxy."""
+    return tiled_server.client()
+
+
+class Run:
+    """A run of its own on the server, whose catalogs share one journal as those of one worker after another do."""
+
+    def __init__(self, proxy, api_key, journal):
+        self.uid = journal.run_uid
+        self.journal = journal
+        self.table = f"{self.uid}/primary/internal"
+        self.proxy = proxy
+        self._api_key = api_key
+
+    @contextmanager
+    def catalog(self, *, poison_after=5.0, quiet_period=QUIET_PERIOD):
+        with self.proxy.client(self._api_key) as client:
+            connection = Connection(lambda: client, threading.Event(), self.journal.note, poison_after=poison_after)
+            yield TiledCatalog(connection, self.journal, quiet_period=quiet_period)
+
+    def apply(self, *operations, **options):
+        """By a new catalog, until nothing waits."""
+        with self.catalog(**options) as catalog:
+            finish(catalog, operations)
+
+    def containers(self):
+        start = {"uid": self.uid, "time": 0.0}
+        return [
+            CreateContainer(self.uid, {"start": start}, (("BlueskyRun", "3.0"),), None, ("start", "uid")),
+            CreateContainer(f"{self.uid}/primary", {"uid": f"descriptor-{self.uid}"}, (), None, ("uid",)),
+        ]
+
+    def with_table(self):
+        return [*self.containers(), CreateTable(self.table, COLUMNS, BY_SEQ_NUM)]
+
+    def append(self, first, stop):
+        return rows(self.table, first, stop)
+
+    def events(self):
+        return [entry.event for entry in self.journal.history()]
+
+    @property
+    def progress(self):
+        return self.journal.progress()
+
+
+@pytest.fixture
+def run(proxy, tiled_server, tmp_path):
+    uid = str(uuid.uuid4())
+    with Journal(tmp_path / "run.sqlite", "create", run_uid=uid) as journal:
+        yield Run(proxy, tiled_server.api_key, journal)
+
+
+def rows(path, first, stop):
+    """Rows of a table, each with its number in every column."""
+    numbers = list(range(first, stop))
+    return AppendRows(path, first, COLUMNS, (numbers, [float(n) for n in numbers], [n / 2 for n in numbers]))
+
+
+def finish(catalog, operations):
+    """Apply operations until none waits, as the writing thread does."""
+    waiting = catalog.apply(operations)
+
+    def done():
+        waiting[:] = catalog.apply(waiting) if waiting else []
+        return not waiting
+
+    wait_until(done, 20, "nothing waits")
+
+
+def sent_rows(request):
+    """The sequence numbers in the body of an append."""
+    return pyarrow.ipc.open_file(io.BytesIO(request.body)).read_all()["seq_num"].to_pylist()
+
+
+def appends(proxy):
+    return [sent_rows(request) for request in proxy.requests if request.is_for("PATCH", "table/partition")]
+
+
+def read_column(tiled, path, name="seq_num"):
+    return tiled[path].read()[name].tolist()
+
+
+# Undisturbed
+
+
+def test_a_run_is_written_and_read_back(run, proxy, tiled):
+    wave = f"{run.uid}/primary/wave"
+    values = numpy.arange(15.0).reshape(5, 3)
+    operations = [
+        *run.with_table(),
+        run.append(0, 3),
+        CreateArray(wave, "<f8", (3,), 2, ("time", "dim_1"), {"units": "V"}),
+        WriteArray(wave, 0, values[:2]),
+        WriteArray(wave, 2, values[2:]),
+        run.append(3, 5),
+        UpdateMetadata(run.uid, {"stop": {"exit_status": "success"}, "notes": ["a note"]}),
+        *(CloseStream(path) for path in (wave, run.table, f"{run.uid}/primary", run.uid)),
+    ]
+    run.apply(*operations)
+
+    node = tiled[run.uid]
+    assert [(spec.name, spec.version) for spec in node.specs] == [("BlueskyRun", "3.0")]
+    assert node.metadata["start"] == {"uid": run.uid, "time": 0.0}
+    assert node.metadata["stop"] == {"exit_status": "success"}
+    assert node.metadata["notes"] == ["a note"]
+    assert read_column(tiled, run.table) == [0, 1, 2, 3, 4]
+    assert read_column(tiled, run.table, "x") == [0.0, 0.5, 1.0, 1.5, 2.0]
+    assert tiled[wave].shape == (5, 3)
+    assert tiled[wave].dims == ("time", "dim_1")
+    assert tiled[wave].metadata["units"] == "V"
+    numpy.testing.assert_array_equal(tiled[wave].read(), values)
+    assert {path: progress.rows for path, progress in run.progress.items()} == {
+        run.uid: 0,
+        f"{run.uid}/primary": 0,
+        run.table: 5,
+        wave: 5,
+    }
+    assert len(proxy.requests) == len(operations)
+
+
+def test_an_undisturbed_run_reads_nothing(run, proxy, external):
+    run.apply(
+        *run.with_table(),
+        run.append(0, 3),
+        OrderTable(run.table, ("time", "seq_num")),
+        run.append(3, 5),
+        *external.operations(2),
+        UpdateMetadata(run.uid, {"stop": {}}),
+        CloseStream(run.uid),
+    )
+    assert proxy.count("GET") == 0
+
+
+def test_every_operation_applied_twice_has_its_effect_once(run, tiled, external):
+    wave = f"{run.uid}/primary/wave"
+    values = numpy.arange(6.0).reshape(2, 3)
+    operations = [
+        *run.with_table(),
+        run.append(0, 3),
+        OrderTable(run.table, ("time", "seq_num")),
+        CreateArray(wave, "<f8", (3,), 2, ("time", "dim_1")),
+        WriteArray(wave, 0, values),
+        *external.operations(2),
+        UpdateMetadata(run.uid, {"stop": {"exit_status": "success"}}),
+        CloseStream(run.uid),
+    ]
+    run.apply(*(operation for operation in operations for _ in range(2)))
+
+    assert read_column(tiled, run.table) == [0, 1, 2]
+    numpy.testing.assert_array_equal(tiled[wave].read(), values)
+    assert tiled[external.path].shape == (2, 4)
+    assert tiled[run.uid].metadata["stop"] == {"exit_status": "success"}
+    assert len(tiled[run.uid].metadata_revisions[:]) == 0
+
+
+def test_a_replay_from_the_start_changes_and_reads_nothing(run, proxy, tiled, external):
+    wave = f"{run.uid}/primary/wave"
+    operations = [
+        *run.with_table(),
+        run.append(0, 3),
+        CreateArray(wave, "<f8", (3,), 2, ("time", "dim_1")),
+        WriteArray(wave, 0, numpy.ones((2, 3))),
+        *external.operations(2),
+        UpdateMetadata(run.uid, {"stop": {"exit_status": "success"}}),
+        CloseStream(run.uid),
+    ]
+    run.apply(*operations)
+    before = len(proxy.requests)
+    run.apply(*operations)
+
+    assert [(request.method, request.path) for request in proxy.requests[before:]] == [
+        ("PATCH", f"metadata/{run.uid}"),
+        ("DELETE", f"stream/close/{run.uid}"),
+    ]
+    assert read_column(tiled, run.table) == [0, 1, 2]
+    assert tiled[external.path].shape == (2, 4)
+
+
+def test_only_the_rows_that_are_not_confirmed_are_sent(run, proxy, tiled):
+    run.apply(*run.with_table(), run.append(0, 4))
+    run.apply(*run.with_table(), run.append(0, 10))
+    assert appends(proxy) == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9]]
+    assert read_column(tiled, run.table) == list(range(10))
+
+
+def test_only_the_rows_of_an_array_that_are_not_confirmed_are_sent(run, proxy, tiled):
+    path = f"{run.uid}/primary/wave"
+    values = numpy.arange(10.0).reshape(10, 1)
+    create = [*run.containers(), CreateArray(path, "<f8", (1,), 4, ("time", "dim_1"))]
+    run.apply(*create, WriteArray(path, 0, values[:4]))
+    run.apply(*create, WriteArray(path, 0, values))
+    assert [len(request.body) for request in proxy.requests if request.is_for("PATCH", "array")] == [32, 48]
+    numpy.testing.assert_array_equal(tiled[path].read(), values)
+
+
+def test_rows_that_would_leave_a_gap_are_a_defect_and_not_sent(run, proxy):
+    run.apply(*run.with_table())
+    with run.catalog() as catalog, pytest.raises(Exception, match="does not continue at row 0"):
+        catalog.apply([run.append(3, 5)])
+    assert appends(proxy) == []
+
+
+@pytest.mark.parametrize("dtype", ["<f8", ">f8", "<f4", "|u1", "<i2", ">u2", "|b1", "<c16"])
+def test_arrays_of_every_numeric_type_come_back_as_they_were(run, tiled, dtype):
+    path = f"{run.uid}/primary/image"
+    values = numpy.arange(24).reshape(4, 2, 3).astype(dtype)
+    run.apply(
+        *run.containers(),
+        CreateArray(path, dtype, (2, 3), 3, ("time", "y", "x")),
+        WriteArray(path, 0, values[:3]),
+        WriteArray(path, 3, values[3:]),
+    )
+    assert tiled[path].dtype == numpy.dtype(dtype)
+    numpy.testing.assert_array_equal(tiled[path].read(), values)
+
+
+def test_columns_of_every_type_come_back_as_they_were(run, tiled):
+    columns = (*COLUMNS[:2], Column("flag", "bool"), Column("text", "string"), Column("number", "float64"))
+    values = ([1, 2], [1.0, 2.0], [True, None], ["ä", None], [float("inf"), None])
+    run.apply(*run.containers(), CreateTable(run.table, columns, BY_SEQ_NUM), AppendRows(run.table, 0, columns, values))
+    table = tiled[run.table].read()
+    assert table["text"][0] == "ä"
+    assert pandas.isna(table["text"][1])
+    assert bool(table["flag"][0]) is True
+    assert table["number"][0] == float("inf")
+    assert numpy.isnan(table["number"][1])
+
+
+def test_lists_are_refused_by_sqlite(run, tiled):
+    columns = (*COLUMNS, Column("roi", "list<int64>"))
+    with run.catalog() as catalog:
+        catalog.apply(run.containers())
+        with pytest.raises(ColumnsRefused):
+            catalog.apply([CreateTable(run.table, columns, BY_SEQ_NUM)])
+        catalog.apply([CreateTable(run.table, COLUMNS, BY_SEQ_NUM), run.append(0, 2)])
+    assert read_column(tiled, run.table) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "fault", [answer(401), answer(429), answer(503), answer(502), CUT_BEFORE], ids=lambda fault: fault.name
+)
+def test_an_outage_is_not_taken_for_a_refusal_of_lists(run, proxy, fault):
+    columns = (*COLUMNS, Column("roi", "list<int64>"))
+    proxy.script("POST", f"metadata/{run.uid}/primary", *[fault] * 5, answer(422, "reached"))
+    with run.catalog() as catalog:
+        catalog.apply(run.containers())
+        with pytest.raises(OperationRefused, match="422: reached"):
+            catalog.apply([CreateTable(run.table, columns, BY_SEQ_NUM)])
+
+
+def test_none_in_metadata_survives(run, tiled):
+    stop = {"exit_status": "success", "reason": None, "num_events": {"primary": None}}
+    run.apply(*run.containers(), UpdateMetadata(run.uid, {"stop": stop}))
+    assert tiled[run.uid].metadata["stop"] == stop
+
+
+def test_metadata_keys_may_have_any_characters(run, tiled):
+    metadata = {"a/b": 1, "c~d": 2, "~1/~0": 3, "": 4, "ü ?#%": 5}
+    run.apply(*run.containers(), UpdateMetadata(run.uid, metadata))
+    found = tiled[run.uid].metadata
+    assert {key: found[key] for key in metadata} == metadata
+
+
+def test_an_update_of_metadata_leaves_other_keys_alone_and_makes_no_revision(run, tiled):
+    run.apply(*run.containers(), UpdateMetadata(run.uid, {"a": 1}), UpdateMetadata(run.uid, {"b": 2}))
+    assert {"start", "a", "b"} <= tiled[run.uid].metadata.keys()
+    assert len(tiled[run.uid].metadata_revisions[:]) == 0
+
+
+def test_access_tags_are_passed(run, proxy):
+    proxy.script("POST", "metadata", answer(422), answer(422))
+    for operation in (
+        CreateContainer(run.uid, {}, (), ("group", "public")),
+        CreateTable(f"{run.uid}/table", COLUMNS, BY_SEQ_NUM, {}, ("group",)),
+    ):
+        with pytest.raises(OperationRefused):
+            run.apply(operation)
+    bodies = [httpx.Response(200, content=request.body).json() for request in proxy.requests]
+    assert [body["access_tags"] for body in bodies] == [["group", "public"], ["group"]]
+
+
+def test_after_a_rewind_rows_come_back_in_the_order_they_were_appended(run, tiled):
+    seq_nums, times = [1, 2, 3, 2, 3], [1.0, 2.0, 3.0, 4.0, 5.0]
+    append = AppendRows(run.table, 0, COLUMNS, (seq_nums, times, times))
+    run.apply(*run.with_table(), append.rows(0, 4))
+    assert read_column(tiled, run.table) == [1, 2, 2, 3]
+
+    run.apply(append, OrderTable(run.table, ("time", "seq_num")))
+    assert read_column(tiled, run.table) == seq_nums
+    assert read_column(tiled, run.table, "time") == times
+
+    run.apply(OrderTable(run.table, ()))
+    assert sorted(read_column(tiled, run.table, "time")) == times
+    parameters = tiled[run.table].include_data_sources().data_sources()[0].parameters
+    assert parameters["order_by_args"] == []
+
+
+@pytest.mark.parametrize("odd", ["a b", "50%", "q?x=1", "h#1", "ü€", "a+b&c", "%2F", "..."])
+def test_keys_with_odd_characters_are_quoted(run, tiled, odd):
+    uid = f"{odd} {run.uid}"
+    table = f"{uid}/{odd}/internal"
+    run.apply(
+        CreateContainer(uid, {"start": {"uid": uid}}),
+        CreateContainer(f"{uid}/{odd}", {}),
+        CreateTable(table, COLUMNS, BY_SEQ_NUM),
+        rows(table, 0, 2),
+        UpdateMetadata(uid, {"stop": {}}),
+        CloseStream(table),
+    )
+    context = tiled.context  # Tiled's own client does not quote keys
+
+    def attributes(path):
+        url = f"{context.api_uri}metadata/" + "/".join(quote(key, safe="") for key in path.split("/"))
+        return context.http_client.get(url).raise_for_status().json()["data"]["attributes"]
+
+    assert attributes(f"{table}/seq_num")["structure"]["shape"] == [2]
+    assert "stop" in attributes(uid)["metadata"]
+
+
+# External data
+
+
+class External:
+    """Files of four numbers each, that somebody else wrote."""
+
+    def __init__(self, directory, run):
+        self.path = f"{run.uid}/primary/files"
+        self._directory = directory
+        self._run = run
+        for i in range(4):
+            numpy.save(directory / f"{i:05}.npy", numpy.arange(4.0) + i)
+
+    def data_source(self, count):
+        structure = {
+            "data_type": {"endianness": "little", "kind": "f", "itemsize": 8, "dt_units": None},
+            "shape": [count, 4],
+            "chunks": [[1] * count, [4]],
+            "dims": None,
+            "resizable": False,
+        }
+        assets = [
+            {
+                "data_uri": f"file://localhost{self._directory}/{i:05}.npy",
+                "is_directory": False,
+                "parameter": "data_uris",
+                "num": i,
+            }
+            for i in range(count)
+        ]
+        return {
+            "structure_family": "array",
+            "mimetype": "multipart/related;type=application/x-npy",
+            "structure": structure,
+            "parameters": {},
+            "properties": {},
+            "assets": assets,
+            "management": "external",
+        }
+
+    def register(self):
+        return [*self._run.containers(), RegisterExternal(self.path, self.data_source(0))]
+
+    def extend(self, first, stop):
+        return ExtendExternal(self.path, first, stop, self.data_source(stop), (first, 0), (stop - first, 4))
+
+    def operations(self, count):
+        return [*self.register(), *(self.extend(i, i + 1) for i in range(count))]
+
+
+@pytest.fixture
+def external(readable, run):
+    directory = readable / run.uid
+    directory.mkdir()
+    return External(directory, run)
+
+
+def test_external_files_grow_and_are_read_back(run, tiled, external):
+    run.apply(*external.operations(3))
+    assert tiled[external.path].shape == (3, 4)
+    numpy.testing.assert_array_equal(tiled[external.path].read(), [numpy.arange(4.0) + i for i in range(3)])
+
+
+def test_external_files_never_shrink(run, tiled, external):
+    run.apply(*external.operations(3))
+    run.apply(external.extend(0, 1))
+    assert tiled[external.path].shape == (3, 4)
+
+
+# Nodes that exist
+
+
+@pytest.mark.parametrize("kind", ["container", "table", "array", "external"])
+def test_a_node_whose_creation_was_answered_with_nothing_is_adopted(run, proxy, tiled, external, kind):
+    wave = f"{run.uid}/primary/wave"
+    creations = {
+        "container": (f"metadata/{run.uid}", run.containers()[:2]),
+        "table": (f"metadata/{run.uid}/primary", [*run.with_table(), run.append(0, 2)]),
+        "array": (
+            f"metadata/{run.uid}/primary",
+            [
+                *run.containers(),
+                CreateArray(wave, "<f8", (1,), 2, ("time", "dim_1")),
+                WriteArray(wave, 0, numpy.ones((2, 1))),
+            ],
+        ),
+        "external": ("register", external.operations(2)),
+    }
+    path, operations = creations[kind]
+    proxy.script("POST", path, CUT_AFTER)
+    run.apply(*operations)
+    assert proxy.all_played
+    assert "adopted" in run.events()
+    node = tiled[operations[-1].path]
+    assert kind == "container" or node.read() is not None
+    if kind == "table":
+        assert read_column(tiled, run.table) == [0, 1]
+
+
+def test_a_node_that_exists_is_adopted_if_the_journal_does_not_know_of_it(run, proxy, tiled, tmp_path, tiled_server):
+    run.apply(*run.with_table(), run.append(0, 4))
+    with Journal(tmp_path / "other.sqlite", "create", run_uid=run.uid) as journal:
+        Run(proxy, tiled_server.api_key, journal).apply(*run.with_table(), run.append(0, 6))
+    assert read_column(tiled, run.table) == list(range(6))
+
+
+@pytest.mark.parametrize(
+    "metadata", [{"start": {"uid": "somebody else"}}, {}, {"start": {}}, {"start": "text"}], ids=repr
+)
+def test_a_foreign_run_of_the_same_name_is_left_alone(run, tiled, metadata):
+    tiled.create_container(run.uid, metadata=metadata)
+    with pytest.raises(NotOurs):
+        run.apply(*run.containers())
+    assert tiled[run.uid].metadata == metadata
+
+
+def test_a_foreign_node_of_another_kind_is_left_alone(run, tiled):
+    run.apply(*run.containers())
+    tiled[run.uid, "primary"].create_container("internal")
+    with pytest.raises(NotOurs, match="is a container, not a table"):
+        run.apply(*run.with_table())
+
+
+def test_a_missing_parent_is_refused(run):
+    with pytest.raises(OperationRefused, match=r"CreateTable .*404"):
+        run.apply(CreateTable(run.table, COLUMNS, BY_SEQ_NUM))
+
+
+# Sizes
+
+
+def test_what_is_too_large_is_sent_in_halves(run, proxy, tiled):
+    proxy.script("PATCH", "table/partition", answer(413), answer(413))
+    run.apply(*run.with_table(), run.append(0, 10))
+    assert appends(proxy) == [
+        list(range(10)),
+        list(range(5)),
+        [0, 1],
+        [2, 3],
+        [4, 5],
+        [6, 7],
+        [8, 9],
+    ]
+    assert read_column(tiled, run.table) == list(range(10))
+    assert proxy.count("GET") == 0
+
+
+def test_one_row_that_is_too_large_is_refused(run, proxy):
+    proxy.script("PATCH", "table/partition", *[answer(413)] * 10)
+    with pytest.raises(OperationRefused, match="413"):
+        run.apply(*run.with_table(), run.append(0, 4))
+    assert [len(sent) for sent in appends(proxy)] == [4, 2, 1]
+
+
+# Poison
+
+
+def test_rows_that_the_server_chokes_on_are_poison(run, tiled):
+    columns = (*COLUMNS, Column("not there", "float64"))
+    with run.catalog(poison_after=0.5, quiet_period=0.05) as catalog:
+        catalog.apply(run.with_table())
+        with pytest.raises(PoisonedOperation):
+            finish(catalog, [AppendRows(run.table, 0, columns, ([1], [1.0], [1.0], [1.0]))])
+    assert read_column(tiled, run.table) == []
+
+
+# Faults: exactly once
+
+
+def test_an_append_whose_answer_was_lost_is_found_at_once(run, proxy, tiled):
+    proxy.script("PATCH", "table/partition", CUT_AFTER)
+    with run.catalog(quiet_period=600) as catalog:
+        waiting = catalog.apply([*run.with_table(), run.append(0, 3)])
+        assert waiting == [run.append(0, 3)]
+        assert run.progress[run.table] == (0, 3)
+        assert catalog.apply(waiting) == []
+    assert run.progress[run.table] == (3, None)
+    assert read_column(tiled, run.table) == [0, 1, 2]
+    assert len(appends(proxy)) == 1
+    assert [event for event in run.events() if event in {"ambiguous", "reconciled"}] == ["ambiguous", "reconciled"]
+
+
+def test_an_append_that_never_arrived_is_sent_again_after_the_quiet_period(run, proxy, tiled):
+    proxy.script("PATCH", "table/partition", CUT_BEFORE)
+    with run.catalog() as catalog:
+        waiting = catalog.apply([*run.with_table(), run.append(0, 3)])
+        started = time.monotonic()
+        finish(catalog, waiting)
+        assert time.monotonic() - started >= QUIET_PERIOD
+    assert appends(proxy) == [[0, 1, 2]] * 2
+    assert read_column(tiled, run.table) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_an_append_that_the_server_failed_to_do_is_sent_again_once(run, proxy, tiled, status):
+    proxy.script("PATCH", "table/partition", answer(status))
+    run.apply(*run.with_table(), run.append(0, 3), run.append(3, 5))
+    assert appends(proxy) == [[0, 1, 2], [0, 1, 2], [3, 4]]
+    assert read_column(tiled, run.table) == [0, 1, 2, 3, 4]
+
+
+def test_an_append_that_was_not_processed_is_sent_again_without_looking(run, proxy, tiled):
+    proxy.script("PATCH", "table/partition", answer(429), answer(401))
+    run.apply(*run.with_table(), run.append(0, 3))
+    assert proxy.count("GET") == 0
+    assert read_column(tiled, run.table) == [0, 1, 2]
+
+
+def test_an_append_that_is_done_after_it_was_answered_with_504_is_not_sent_again(run, proxy, tiled):
+    proxy.script("PATCH", "table/partition", zombie(0.3))
+    with run.catalog(quiet_period=600) as catalog:
+        waiting = catalog.apply([*run.with_table(), run.append(0, 3), run.append(3, 5)])
+        assert catalog.apply(waiting) == waiting
+        proxy.wait_for_late_requests()
+        assert catalog.apply(waiting) == []
+    assert appends(proxy) == [[0, 1, 2], [3, 4]]
+    assert read_column(tiled, run.table) == [0, 1, 2, 3, 4]
+
+
+def test_the_quiet_period_ends_before_the_last_look_and_not_with_its_answer(run, proxy, tiled):
+    proxy.script("PATCH", "table/partition", zombie(0.7))
+    proxy.script("GET", f"metadata/{run.table}", PASS, late_answer(1.1))
+    run.apply(*run.with_table(), run.append(0, 3), quiet_period=1.0)
+    proxy.wait_for_late_requests()
+    assert [status for status, *_ in proxy.late_answers] == [200]
+    assert read_column(tiled, run.table) == [0, 1, 2]
+    assert appends(proxy) == [[0, 1, 2]]
+
+
+def test_the_quiet_period_follows_the_slowest_append(run, proxy):
+    now = [0.0]
+    with proxy.client(run._api_key) as client:
+        connection = Connection(lambda: client, threading.Event(), run.journal.note)
+
+        def clock():
+            now[0] += 1.0  # each look at the clock is a second, so an append takes one
+            return now[0]
+
+        catalog = TiledCatalog(connection, run.journal, quiet_period=0.5, clock=clock)
+        catalog.apply([*run.with_table(), run.append(0, 1)])
+        proxy.script("PATCH", "table/partition", CUT_BEFORE)
+        waiting = [run.append(1, 2)]
+        rounds = 0
+        while waiting := catalog.apply(waiting):
+            rounds += 1
+    assert rounds == 3  # the append itself, and 0 and 1 seconds of quiet; 3 are enough
+
+
+@pytest.mark.parametrize("fault", [CUT_AFTER, CUT_BEFORE, zombie(0.1)], ids=lambda fault: fault.name)
+def test_an_append_of_unknown_fate_is_settled_by_the_next_worker(run, proxy, tiled, fault):
+    proxy.script("PATCH", "table/partition", fault)
+    with run.catalog() as catalog:
+        assert catalog.apply([*run.with_table(), run.append(0, 3)])
+    assert run.progress[run.table].intent == 3
+
+    run.apply(*run.with_table(), run.append(0, 5))
+    proxy.wait_for_late_requests()
+    assert appends(proxy)[-1] == ([0, 1, 2, 3, 4] if fault is CUT_BEFORE else [3, 4])
+    assert read_column(tiled, run.table) == [0, 1, 2, 3, 4]
+    assert run.progress[run.table] == (5, None)
+
+
+def test_a_settled_append_may_be_replayed_in_other_pieces(run, proxy, tiled):
+    proxy.script("PATCH", "table/partition", PASS, CUT_AFTER)
+    with run.catalog() as catalog:
+        assert catalog.apply([*run.with_table(), run.append(0, 3), run.append(3, 6)])
+    run.apply(*run.with_table(), *(run.append(n, n + 2) for n in range(0, 10, 2)))
+    assert read_column(tiled, run.table) == list(range(10))
+
+
+def test_other_nodes_go_on_while_one_settles_and_the_end_waits(run, proxy, tiled):
+    other = f"{run.uid}/other/internal"
+    creations = [
+        *run.with_table(),
+        CreateContainer(f"{run.uid}/other", {}),
+        CreateTable(other, COLUMNS, BY_SEQ_NUM),
+    ]
+    stop = UpdateMetadata(run.uid, {"stop": {}})
+    proxy.script("PATCH", f"table/partition/{run.table}", CUT_BEFORE)
+    with run.catalog() as catalog:
+        waiting = catalog.apply(
+            [
+                *creations,
+                run.append(0, 2),
+                rows(other, 0, 2),
+                run.append(2, 4),
+                rows(other, 2, 4),
+                OrderTable(run.table, ("time", "seq_num")),
+                UpdateMetadata(f"{run.uid}/primary", {"late": 1}),
+                stop,
+                CloseStream(run.table),
+                CloseStream(other),
+                CloseStream(f"{run.uid}/primary"),
+                CloseStream(f"{run.uid}/other"),
+                CloseStream(run.uid),
+            ]
+        )
+        assert waiting == [
+            run.append(0, 2),
+            run.append(2, 4),
+            OrderTable(run.table, ("time", "seq_num")),
+            UpdateMetadata(f"{run.uid}/primary", {"late": 1}),
+            stop,
+            CloseStream(run.table),
+            CloseStream(f"{run.uid}/primary"),
+            CloseStream(run.uid),
+        ]
+        assert read_column(tiled, other) == [0, 1, 2, 3]
+        assert "stop" not in tiled[run.uid].metadata
+        finish(catalog, waiting)
+    assert read_column(tiled, run.table) == [0, 1, 2, 3]
+    assert "stop" in tiled[run.uid].metadata
+    assert proxy.requests[-1].path == f"stream/close/{run.uid}"
+
+
+def test_rows_that_somebody_else_appended_are_noticed(run, proxy, tiled):
+    proxy.script("PATCH", "table/partition", PASS, CUT_BEFORE)
+    with run.catalog() as catalog:
+        waiting = catalog.apply([*run.with_table(), run.append(0, 3), run.append(3, 5)])
+        append = rows(run.table, 90, 96)
+        table = pyarrow.table(dict(zip([column.name for column in COLUMNS], append.values, strict=True)))
+        tiled[run.table].append_partition(0, table)
+        with pytest.raises(RowCountMismatch, match="holds 9 rows where 3 or 5 are expected") as raised:
+            finish(catalog, waiting)
+    assert raised.value.found == 9
+    assert len(appends(proxy)) == 2
+
+
+@pytest.mark.parametrize("fault", [CUT_AFTER, CUT_BEFORE, zombie(0.1), answer(500)], ids=lambda fault: fault.name)
+def test_an_array_patch_of_unknown_fate_is_sent_again(run, proxy, tiled, fault):
+    path = f"{run.uid}/primary/wave"
+    values = numpy.arange(22.0).reshape(11, 2)
+    proxy.script("PATCH", "array/full", PASS, fault, PASS, fault)
+    run.apply(
+        *run.containers(),
+        CreateArray(path, "<f8", (2,), 4, ("time", "dim_1")),
+        WriteArray(path, 0, values[:4]),
+        WriteArray(path, 4, values[4:5]),
+        WriteArray(path, 5, values[5:]),
+    )
+    proxy.wait_for_late_requests()
+    assert proxy.count("PATCH", "array/full") == 5
+    assert tiled[path].shape == (11, 2)
+    numpy.testing.assert_array_equal(tiled[path].read(), values)
+
+
+@pytest.mark.parametrize("fault", [CUT_AFTER, CUT_BEFORE, zombie(0.1), answer(500)], ids=lambda fault: fault.name)
+def test_an_extension_of_external_files_of_unknown_fate_is_right_at_the_end(run, proxy, tiled, external, fault):
+    proxy.script("PUT", "data_source", PASS, fault, PASS, fault)
+    run.apply(*external.operations(4))
+    proxy.wait_for_late_requests()
+    assert proxy.all_played
+    assert tiled[external.path].shape == (4, 4)
+    numpy.testing.assert_array_equal(tiled[external.path].read(), [numpy.arange(4.0) + i for i in range(4)])
+
+
+@pytest.mark.parametrize("fault", [CUT_AFTER, CUT_BEFORE, answer(503)], ids=lambda fault: fault.name)
+def test_metadata_order_and_close_are_repeated_until_they_are_done(run, proxy, tiled, fault):
+    for method, path in (("PATCH", "metadata"), ("PUT", "data_source"), ("DELETE", "stream/close")):
+        proxy.script(method, path, fault, fault)
+    run.apply(
+        *run.with_table(),
+        run.append(0, 2),
+        OrderTable(run.table, ("time", "seq_num")),
+        UpdateMetadata(run.uid, {"stop": {"a": None}}),
+        CloseStream(run.uid),
+    )
+    assert proxy.all_played
+    assert tiled[run.uid].metadata["stop"] == {"a": None}
+    assert len(tiled[run.uid].metadata_revisions[:]) == 0
+    assert read_column(tiled, run.table) == [0, 1]
+
+
+def test_thirty_lost_answers_leave_every_row_once_and_in_order(run, proxy, tiled):
+    proxy.script("PATCH", "table/partition", *[CUT_AFTER] * 30)
+    with run.catalog() as catalog:
+        catalog.apply(run.with_table())
+        for n in range(30):
+            finish(catalog, [run.append(2 * n, 2 * n + 2)])
+    assert proxy.all_played
+    assert len(appends(proxy)) == 30
+    assert read_column(tiled, run.table) == list(range(60))

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from tiledbroker._lock import FileLock
+from tiledwriter._config import load_settings
+from tiledwriter._worker import TiledAddress
+
+TILED = "http://localhost:8000"
+
+
+@pytest.fixture(autouse=True)
+def no_settings_in_the_environment(monkeypatch):
+    for name in list(os.environ):
+        if name.startswith("TILEDWRITER_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def write_yaml(tmp_path):
+    def write(text):
+        path = tmp_path / "config.yml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def supervisor(*arguments, **environment):
+    """Run the command to its end."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("TILEDWRITER_")}
+    return subprocess.run(
+        [sys.executable, "-m", "tiledwriter.cli.supervisor", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**clean, **environment},
+        check=False,
+    )
+
+
+# Precedence
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(write_yaml, monkeypatch):
+    config = write_yaml(f"tiled: {TILED}/file\nmax_workers: 1\nwindow: 1000\nlog_level: debug\n")
+    monkeypatch.setenv("TILEDWRITER_MAX_WORKERS", "2")
+    monkeypatch.setenv("TILEDWRITER_TILED", f"{TILED}/environment")
+
+    settings = load_settings(config, {"tiled": f"{TILED}/flag", "log_format": None})
+
+    assert settings.tiled == f"{TILED}/flag"
+    assert settings.max_workers == 2
+    assert settings.window == 1000
+    assert settings.log_level == "DEBUG"
+    assert settings.log_format == "text"
+
+
+def test_a_file_is_not_needed(monkeypatch, tmp_path):
+    monkeypatch.setenv("TILEDWRITER_PROFILE", "beamline")
+    monkeypatch.setenv("TILEDWRITER_JOURNAL_DIR", str(tmp_path))
+    settings = load_settings(None, {})
+    assert settings.profile == "beamline"
+    assert settings.journal_dir == tmp_path
+
+
+def test_one_file_does_not_leak_into_the_next_settings(write_yaml):
+    load_settings(write_yaml("max_workers: 3\n"), {"tiled": TILED})
+    assert load_settings(None, {"tiled": TILED}).max_workers != 3
+
+
+def test_workers_are_told_what_concerns_them(write_yaml):
+    config = write_yaml("max_array_size: 5\nquiet_period: 1.5\npoison_after: 7\nlog_format: json\n")
+    options = load_settings(config, {"tiled": TILED}).worker_options()
+    assert options.tiled == TiledAddress(TILED, None)
+    assert options.writing.max_array_size == 5
+    assert options.writing.quiet_period == 1.5
+    assert options.writing.poison_after == 7
+    assert (options.logging.level, options.logging.form) == ("INFO", "json")
+
+
+def test_addresses_are_taken_as_bluesky_takes_them():
+    assert load_settings(None, {"tiled": TILED, "listen": "localhost:5579"}).listen == "tcp://localhost:5579"
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("flags", [{}, {"tiled": TILED, "profile": "beamline"}])
+def test_exactly_one_server_has_to_be_given(flags):
+    with pytest.raises(ValidationError, match="either --tiled URI or --profile NAME"):
+        load_settings(None, flags)
+
+
+def test_unknown_keys_are_refused(write_yaml):
+    with pytest.raises(ValidationError) as raised:
+        load_settings(write_yaml("max_wrokers: 3\n"), {"tiled": TILED})
+    (problem,) = raised.value.errors()
+    assert problem["loc"] == ("max_wrokers",)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["max_workers: 0", "window: -1", "quiet_period: 0", "log_level: loud", "log_format: xml", "max_array_size: -1"],
+)
+def test_values_that_make_no_sense_are_refused(write_yaml, line):
+    with pytest.raises(ValidationError) as raised:
+        load_settings(write_yaml(line + "\n"), {"tiled": TILED})
+    assert raised.value.errors()[0]["loc"][0] == line.partition(":")[0]
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"tiled: {TILED}\nmax_wrokers: 3\n", "max_wrokers"),
+        (f"tiled: {TILED}\nprofile: beamline\n", "either --tiled URI or --profile NAME"),
+        ("max_workers: 3\n", "either --tiled URI or --profile NAME"),
+        (f"tiled: {TILED}\nmax_workers: many\n", "max_workers"),
+        (f"tiled: {TILED}\nlisten: 'udp://x:1'\n", "udp://x:1"),
+        ("tiled: [unclosed\n", "config.yml"),
+        ("- a list\n", "config.yml"),
+    ],
+    ids=["unknown key", "both servers", "no server", "no number", "no address", "no YAML", "no mapping"],
+)
+def test_the_command_refuses_a_wrong_configuration_in_one_line(write_yaml, tmp_path, text, said):
+    result = supervisor("--config", write_yaml(text), "--journal-dir", tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("tiledwriter-supervisor: ")
+    assert said in line
+
+
+def test_the_command_refuses_a_missing_configuration_file(tmp_path):
+    result = supervisor("--config", tmp_path / "none.yml", "--tiled", TILED)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert "none.yml" in line
+
+
+def test_the_command_refuses_two_servers_from_different_places(tmp_path):
+    result = supervisor("--tiled", TILED, "--journal-dir", tmp_path, TILEDWRITER_PROFILE="beamline")
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert "either --tiled URI or --profile NAME" in line
+
+
+def test_the_command_refuses_two_servers_as_flags(tmp_path):
+    result = supervisor("--tiled", TILED, "--profile", "beamline", "--journal-dir", tmp_path)
+    assert result.returncode == 2
+    assert "not allowed with argument --tiled" in result.stderr.splitlines()[-1]
+
+
+def test_a_directory_that_another_supervisor_uses_is_left_alone(tmp_path):
+    lock = FileLock(tmp_path / ".supervisor.lock")
+    lock.acquire()
+    try:
+        result = supervisor("--tiled", TILED, "--journal-dir", tmp_path, "--listen", "tcp://127.0.0.1:*", "--drain")
+    finally:
+        lock.release()
+    assert result.returncode == 3
+    assert result.stderr.splitlines()[-1].startswith("tiledwriter-supervisor: another tiledwriter-supervisor uses")

@@ -1,0 +1,351 @@
+from __future__ import annotations
+
+import random
+import threading
+import time
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from faulty_proxy import CUT_BEFORE, PASS, ScriptedServer, answer, small_client
+
+from tiledwriter import _connection
+from tiledwriter._connection import Connection, NotProcessed, Paused, ServerFailed, sort_answer
+from tiledwriter._errors import Ambiguous, PoisonedOperation, Refused, Stopped
+from tiledwriter.testing import free_port, wait_until
+
+
+@pytest.fixture
+def server():
+    with ScriptedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """Backoff of a millisecond; returns the list of what the server asked for instead."""
+    asked = []
+
+    def wait(self, retry_state):
+        error = retry_state.outcome.exception()
+        asked.append(getattr(error, "retry_after", None))
+        return 0.001
+
+    monkeypatch.setattr(_connection._Wait, "__call__", wait)
+    return asked
+
+
+class Reports(list):
+    def __call__(self, event, **detail):
+        self.append((event, detail))
+
+    @property
+    def events(self):
+        return [event for event, _ in self]
+
+
+@pytest.fixture
+def reports():
+    return Reports()
+
+
+@pytest.fixture
+def stopping():
+    return threading.Event()
+
+
+@pytest.fixture
+def connection(server, stopping, reports, waits):
+    with server.client(path_parts=("runs",)) as client:
+        yield Connection(lambda: client, stopping, reports)
+
+
+@pytest.fixture
+def one_second_per_request(monkeypatch, server):
+    """For the connection, a second passes with each POST and PATCH that the server gets."""
+    clock = SimpleNamespace(monotonic=lambda: float(server.count("POST") + server.count("PATCH")))
+    monkeypatch.setattr(_connection, "time", clock)
+
+
+@pytest.fixture
+def impatient(server, stopping, reports, waits, one_second_per_request):
+    """A connection that takes for poison what has been answered with 500 for more than 4.5 seconds."""
+    with server.client() as client:
+        yield Connection(lambda: client, stopping, reports, poison_after=4.5)
+
+
+# Answers
+
+
+def response(status, **options):
+    return httpx.Response(status, **options)
+
+
+@pytest.mark.parametrize("status", [200, 201, 204, 304])
+def test_a_good_answer_means_done(status):
+    assert sort_answer(response(status)) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (400, Refused),
+        (401, Paused),
+        (403, Paused),
+        (404, Refused),
+        (408, Ambiguous),
+        (409, Refused),
+        (413, Refused),
+        (422, Refused),
+        (429, NotProcessed),
+        (500, ServerFailed),
+        (502, Ambiguous),
+        (503, Ambiguous),
+        (504, Ambiguous),
+    ],
+)
+def test_each_other_answer_has_its_meaning(status, error):
+    with pytest.raises(error) as raised:
+        sort_answer(response(status, json={"detail": "because"}))
+    assert type(raised.value) is error
+    assert str(raised.value) == f"{status}: because"
+
+
+def test_an_answer_without_json_gives_its_reason():
+    with pytest.raises(Ambiguous, match="502: Bad Gateway"):
+        sort_answer(response(502, html="<h1>Bad</h1>"))
+    with pytest.raises(Refused, match="404: Not Found"):
+        sort_answer(response(404, content=b"{broken", headers={"content-type": "application/json"}))
+    with pytest.raises(Refused, match="404: Not Found"):
+        sort_answer(response(404, json=["no", "object"]))
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("3", 3.0), ("0.5", 0.5), ("99999", 600.0), ("Wed, 21 Oct 2015 07:28:00 GMT", None), (None, None)],
+)
+def test_retry_after_is_understood_in_seconds(header, seconds):
+    with pytest.raises(NotProcessed) as raised:
+        sort_answer(response(429, headers={"Retry-After": header} if header else {}))
+    assert raised.value.retry_after == seconds
+
+
+@pytest.mark.parametrize("header", ["nan", "-5"])
+def test_a_retry_after_that_is_no_time_to_wait_is_not_taken(header):
+    with pytest.raises(NotProcessed) as raised:
+        sort_answer(response(429, headers={"Retry-After": header}))
+    assert raised.value.retry_after is None
+
+
+# Requests
+
+
+def test_a_request_goes_below_the_container_and_is_quoted(connection, server):
+    connection.send("POST", "metadata", "run 1/a#b?c%2F", json={"x": None}, params={"drop_revision": True})
+
+    (request,) = server.requests
+    assert request.path == "metadata/runs/run%201/a%23b%3Fc%252F"
+    assert request.query == "drop_revision=true"
+    assert request.body == b'{"x":null}'
+    assert request.headers["Content-Type"] == "application/json"
+
+
+def test_a_request_without_a_body_has_no_content_type(connection, server):
+    connection.send("GET", "metadata", "run")
+    assert "Content-Type" not in server.requests[0].headers
+
+
+@pytest.mark.parametrize(
+    "fault", [CUT_BEFORE, answer(500), answer(503), answer(429), answer(408)], ids=lambda f: f.name
+)
+def test_what_may_be_repeated_is_sent_until_it_is_done(connection, server, fault, reports):
+    server.script("PUT", "metadata", fault, fault)
+    assert connection.send("PUT", "metadata", "run", json={}).status_code == 200
+    assert [request.fate for request in server.requests if request.method == "PUT"] == [fault.name] * 2 + ["pass"]
+    assert reports.events == ["waiting", "resumed"]
+
+
+@pytest.mark.parametrize("fault", [CUT_BEFORE, answer(500), answer(504)], ids=lambda f: f.name)
+def test_what_may_not_be_repeated_is_sent_once(connection, server, fault):
+    server.script("PATCH", "table", fault)
+    with pytest.raises(Ambiguous):
+        connection.send("PATCH", "table/partition", "run", content=b"rows", repeat=False)
+    assert server.count("PATCH") == 1
+
+
+def test_what_was_certainly_not_done_is_repeated_even_so(connection, server):
+    server.script("PATCH", "table", answer(429), answer(401))
+    connection.send("PATCH", "table/partition", "run", content=b"rows", repeat=False)
+    assert [request.body for request in server.requests] == [b"rows"] * 3
+
+
+def test_a_refusal_is_final(connection, server, reports):
+    server.script("POST", "metadata", answer(422, "no such column"))
+    with pytest.raises(Refused, match="422: no such column") as raised:
+        connection.send("POST", "metadata", "run", json={})
+    assert raised.value.status == 422
+    assert len(server.requests) == 1
+    assert reports == []
+
+
+def test_retry_after_is_honoured(connection, server, waits):
+    server.script("GET", "metadata", answer(429, headers={"Retry-After": "7"}), answer(429))
+    connection.send("GET", "metadata", "run")
+    assert waits == [7.0, None]
+
+
+def test_the_server_gets_the_time_it_asks_for_and_others_wait_longer_and_longer(server, stopping, reports):
+    wait = _connection._Wait()
+    random.seed(0)
+
+    def state(error, attempt):
+        future = type("Outcome", (), {"exception": lambda self: error})()
+        return type("State", (), {"outcome": future, "attempt_number": attempt})()
+
+    assert wait(state(NotProcessed("busy", 12.0), 1)) == 12.0
+    waits = [wait(state(Ambiguous("gone"), attempt)) for attempt in range(1, 30)]
+    assert waits[0] < 1
+    assert waits[:5] == sorted(waits[:5])
+    assert max(waits) <= _connection._MAX_WAIT
+
+
+def test_credentials_that_are_not_accepted_pause_until_they_are(connection, server, reports):
+    server.script("POST", "metadata", answer(401, "Invalid API key"), answer(403), answer(401))
+    connection.send("POST", "metadata", "run", json={})
+    assert server.count("POST") == 4
+    assert reports.events == ["waiting", "resumed"]
+    assert reports[0][1]["reason"] == "401: Invalid API key"
+
+
+def test_more_failures_than_are_tolerated_leave_it_open(connection, server):
+    server.script("POST", "metadata", *[answer(500)] * 5)
+    with pytest.raises(ServerFailed):
+        connection.send("POST", "metadata", "run", json={}, tolerated_failures=2)
+    assert server.count("POST") == 3
+
+
+@pytest.mark.parametrize("fault", [answer(401), answer(429), answer(503), CUT_BEFORE], ids=lambda f: f.name)
+def test_an_outage_is_no_failure_that_has_to_be_tolerated(connection, server, fault):
+    server.script("POST", "metadata", *[fault] * 5)
+    connection.send("POST", "metadata", "run", json={}, tolerated_failures=2)
+    assert server.count("POST") == 6
+
+
+def test_a_server_that_refuses_connections_is_waited_for(stopping, reports, waits):
+    port = free_port()
+    with small_client(f"http://127.0.0.1:{port}") as client:
+        connection = Connection(lambda: client, stopping, reports)
+        ends = []
+
+        def send():
+            try:
+                connection.send("GET", "metadata", "run")
+            except Stopped as error:
+                ends.append(error)
+
+        sending = threading.Thread(target=send)
+        sending.start()
+        wait_until(lambda: reports.events == ["waiting"], 5, "the connection waits")
+        stopping.set()
+        sending.join(5)
+    assert len(ends) == 1
+    assert "ConnectError" in reports[0][1]["reason"]
+
+
+def test_connecting_is_tried_until_it_succeeds(server, stopping, reports, waits):
+    refusal = httpx.Response(401, json={"detail": "Invalid API key"}, request=httpx.Request("GET", server.uri))
+    failures = [
+        httpx.ConnectError("refused"),
+        httpx.HTTPStatusError("401", request=refusal.request, response=refusal),
+        httpx.HTTPStatusError("502", request=refusal.request, response=httpx.Response(502)),
+        httpx.HTTPStatusError("404", request=refusal.request, response=httpx.Response(404)),
+        httpx.ReadTimeout("slow"),
+    ]
+    with server.client() as client:
+
+        def connect():
+            if failures:
+                raise failures.pop(0)
+            return client
+
+        Connection(connect, stopping, reports).send("GET", "metadata", "run")
+    assert failures == []
+    assert server.count("GET", "metadata/run") == 1
+
+
+# Stopping
+
+
+@pytest.mark.parametrize("repeat", [True, False])
+def test_stopping_ends_a_long_wait_without_another_request(server, stopping, reports, repeat):
+    server.script("GET", "metadata", answer(429, headers={"Retry-After": "600"}))
+    ends = []
+
+    def send(connection):
+        try:
+            ends.append(connection.send("GET", "metadata", "run", repeat=repeat))
+        except Stopped as error:
+            ends.append(error)
+
+    with server.client() as client:
+        sending = threading.Thread(target=send, args=(Connection(lambda: client, stopping, reports),))
+        sending.start()
+        wait_until(lambda: reports.events == ["waiting"], 5, "the connection waits")
+        stopping.set()
+        sending.join(5)
+    assert [type(end) for end in ends] == [Stopped]
+    assert len(server.requests) == 1
+
+
+def test_a_refusal_is_told_even_when_stopping(connection, server, stopping):
+    stopping.set()
+    server.script("GET", "metadata", answer(404))
+    with pytest.raises(Refused):
+        connection.send("GET", "metadata", "run")
+
+
+# Poison
+
+
+def test_nothing_but_500_from_a_server_that_is_well_is_poison_after_a_time(impatient, server):
+    server.script("POST", "metadata", *[answer(500, "no such type")] * 20)
+    with pytest.raises(PoisonedOperation, match="no such type"):
+        impatient.send("POST", "metadata", "run", json={})
+    assert server.count("POST") == 6
+    assert server.count("GET", "/healthz") == 6
+
+
+def test_poison_is_recognized_over_several_calls_too(impatient, server):
+    server.script("PATCH", "table", *[answer(500)] * 20)
+    for _ in range(5):
+        with pytest.raises(Ambiguous):
+            impatient.send("PATCH", "table/partition", "run", content=b"", repeat=False)
+        impatient.send("GET", "metadata", "run")
+    with pytest.raises(PoisonedOperation):
+        impatient.send("PATCH", "table/partition", "run", content=b"", repeat=False)
+
+
+def test_500_is_no_poison_while_the_probe_fails(impatient, server):
+    server.script("GET", "/healthz", *[answer(503)] * 20)
+    server.script("POST", "metadata", *[answer(500)] * 20)
+    impatient.send("POST", "metadata", "run", json={})
+    assert server.count("POST") == 21
+
+
+def test_another_answer_in_between_starts_the_time_again(impatient, server):
+    server.script("POST", "metadata", *([answer(500)] * 5 + [answer(503)]) * 3)
+    impatient.send("POST", "metadata", "run", json={})
+    assert server.count("POST") == 19
+
+
+def test_poison_is_recognized_by_wall_clock_time(server, stopping, reports, waits):
+    server.script("POST", "metadata", *[answer(500)] * 10_000)
+    started = time.monotonic()
+    with server.client() as client, pytest.raises(PoisonedOperation):
+        Connection(lambda: client, stopping, reports, poison_after=0.05).send("POST", "metadata", "run", json={})
+    assert time.monotonic() - started >= 0.05
+
+
+def test_a_server_is_healthy_if_it_answers_its_probe(connection, server):
+    server.script("GET", "/healthz", PASS, answer(503), CUT_BEFORE)
+    assert [connection.healthy() for _ in range(3)] == [True, False, False]

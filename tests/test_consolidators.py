@@ -1,0 +1,441 @@
+"""Facts about consolidators: stream resources and stream datums in, Tiled data sources out."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tiledwriter._consolidators import (
+    REGISTRY,
+    ArrayConsolidator,
+    Consolidator,
+    Patch,
+    compile_template,
+    consolidator_for,
+)
+from tiledwriter._errors import DocumentError
+
+HDF5 = "application/x-hdf5"
+TIFF = "multipart/related;type=image/tiff"
+JPEG = "multipart/related;type=image/jpeg"
+NPY = "multipart/related;type=application/x-npy"
+CSV = "text/csv;header=absent"
+BYTES = "application/octet-stream"
+
+UINT16 = {"endianness": "little", "kind": "u", "itemsize": 2, "dt_units": None}
+
+
+def resource(mimetype: str, uid: str = "res", uri: str = "file://localhost/d/", **parameters: Any) -> dict[str, Any]:
+    defaults = {"dataset": "/x"} if mimetype == HDF5 else {}
+    parameters = {**defaults, **parameters}
+    return {"uid": uid, "data_key": "img", "mimetype": mimetype, "uri": uri, "parameters": parameters}
+
+
+def descriptor(shape: list[Any], dtype: Any = "<u2", **key: Any) -> dict[str, Any]:
+    return {"uid": "desc", "data_keys": {"img": {"shape": shape, "dtype_numpy": dtype, **key}}}
+
+
+def datum(start: int, stop: int, uid: str = "res") -> dict[str, Any]:
+    limits = {"indices": {"start": start, "stop": stop}, "seq_nums": {"start": start + 1, "stop": stop + 1}}
+    return {"uid": "datum", "stream_resource": uid, "descriptor": "desc", **limits}
+
+
+def filled(mimetype: str, shape: list[int], rows: int = 5, **parameters: Any) -> dict[str, Any]:
+    """The data source of one resource after one datum."""
+    consolidator = consolidator_for(resource(mimetype, **parameters), descriptor(shape))
+    consolidator.consume(datum(0, rows))
+    return consolidator.data_source()
+
+
+def layout(source: dict[str, Any]) -> tuple[list[int], list[list[int]]]:
+    return source["structure"]["shape"], source["structure"]["chunks"]
+
+
+def files(source: dict[str, Any]) -> list[str]:
+    assert [asset["num"] for asset in source["assets"]] == list(range(len(source["assets"])))
+    return [asset["data_uri"].removeprefix("file://localhost/") for asset in source["assets"]]
+
+
+boxes = st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.integers(0, 9)).map(
+    lambda box: Patch(offset=box[:2], shape=box[2:])
+)
+
+
+def test_the_union_of_two_patches_covers_both() -> None:
+    assert Patch((2, 0), (3, 4)).union(Patch((7, 1), (2, 5))) == Patch((2, 0), (7, 6))
+
+
+@given(boxes, boxes, boxes)
+def test_patches_join_in_any_order(a: Patch, b: Patch, c: Patch) -> None:
+    assert a.union(b) == b.union(a)
+    assert a.union(b).union(c) == a.union(b.union(c))
+    assert a.union(a) == a
+
+
+def test_a_single_hdf5_file_is_described_in_full() -> None:
+    parameters = {"spec": "AD_HDF5", "chunk_shape": (2,), "swmr": False, "slice": (":", "1"), "squeeze": True}
+    consolidator = consolidator_for(resource(HDF5, uri="file://localhost/f.h5", **parameters), descriptor([4, 5]))
+    assert consolidator.consume(datum(0, 2)) == Patch((0, 0, 0), (2, 4, 5))
+    assert consolidator.consume(datum(2, 5)) == Patch((2, 0, 0), (3, 4, 5))
+    assert consolidator.rows == 5
+    assert consolidator.metadata == {"spec": "AD_HDF5"}
+    asset = {"data_uri": "file://localhost/f.h5", "is_directory": False, "parameter": "data_uris", "num": 0}
+    assert consolidator.data_source() == {
+        "structure_family": "array",
+        "structure": {
+            "data_type": UINT16,
+            "shape": [5, 4, 5],
+            "chunks": [[2, 2, 1], [4], [5]],
+            "dims": None,
+            "resizable": False,
+        },
+        "mimetype": HDF5,
+        "parameters": {"dataset": "/x", "slice": [":", "1"], "squeeze": True, "swmr": False, "locking": None},
+        "properties": {},
+        "assets": [asset],
+        "management": "external",
+    }
+
+
+@pytest.mark.parametrize("mimetype", sorted(REGISTRY))
+def test_data_sources_are_plain_json_before_and_after_the_first_datum(mimetype: str) -> None:
+    consolidator = consolidator_for(resource(mimetype, template="%d.x"), descriptor([4, 5], dims=["y", "x"]))
+    empty = consolidator.data_source()
+    consolidator.consume(datum(0, 3))
+    for source in (empty, consolidator.data_source()):
+        assert json.loads(json.dumps(source, allow_nan=False)) == source
+    assert empty["structure"].get("shape", [0])[0] == 0
+    assert consolidator.rows == 3
+
+
+@pytest.mark.parametrize("mimetype", sorted(REGISTRY))
+def test_nothing_that_is_given_is_changed(mimetype: str) -> None:
+    given = resource(mimetype, template="%d.x", nested={"a": [1]}), descriptor([4, 5]), datum(0, 3)
+    before = copy.deepcopy(given)
+    consolidator = consolidator_for(*given[:2])
+    consolidator.consume(given[2])
+    consolidator.add_resource(given[0])
+    assert given == before
+
+
+@pytest.mark.parametrize(
+    ("shape", "parameters", "expected_shape", "expected_chunks"),
+    [
+        ([1], {}, [5], [[5]]),
+        ([], {}, [5], [[5]]),
+        ([4, 5], {}, [5, 4, 5], [[5], [4], [5]]),
+        ([4, 5], {"chunk_shape": [3, 2]}, [5, 4, 5], [[3, 2], [2, 2], [5]]),
+        ([4, 5], {"multiplier": 3}, [5, 3, 4, 5], [[5], [3], [4], [5]]),
+        ([1, 4, 5], {"multiplier": 3}, [5, 3, 4, 5], [[5], [3], [4], [5]]),
+        ([3, 4, 5], {"multiplier": 3}, [5, 3, 4, 5], [[5], [3], [4], [5]]),
+        ([], {"multiplier": 3}, [5, 3], [[5], [3]]),
+        ([3, 4], {"join_method": "concat"}, [15, 4], [[15], [4]]),
+        ([3, 4], {"join_method": "concat", "chunk_shape": [2]}, [15, 4], [[2] * 7 + [1], [4]]),
+        ([3, 4], {"join_method": "concat", "chunk_shape": [2], "join_chunks": False}, [15, 4], [[2, 1] * 5, [4]]),
+        ([1], {"join_method": "concat"}, [5], [[5]]),
+        ([], {"join_method": "concat", "chunk_shape": [2], "join_chunks": False}, [5], [[2, 2, 1]]),
+    ],
+)
+def test_shape_and_chunks(
+    shape: list[int], parameters: dict[str, Any], expected_shape: list[int], expected_chunks: list[list[int]]
+) -> None:
+    assert layout(filled(HDF5, shape, **parameters)) == (expected_shape, expected_chunks)
+
+
+def test_concatenated_patches_count_along_the_joined_axis() -> None:
+    consolidator = consolidator_for(resource(HDF5, join_method="concat"), descriptor([3, 4]))
+    assert consolidator.consume(datum(0, 2)) == Patch((0, 0), (6, 4))
+    assert consolidator.consume(datum(2, 5)) == Patch((6, 0), (9, 4))
+
+
+@given(st.lists(st.integers(0, 4), max_size=6), st.sampled_from(["stack", "concat"]), st.integers(1, 5))
+def test_patches_tile_the_array_and_chunks_add_up_to_it(steps: list[int], join_method: str, chunk: int) -> None:
+    parameters = {"join_method": join_method, "chunk_shape": [chunk]}
+    consolidator = consolidator_for(resource(HDF5, **parameters), descriptor([3, 2]))
+    end = index = 0
+    for step in steps:
+        patch = consolidator.consume(datum(index, index + step))
+        assert patch.offset[0] == end
+        end, index = end + patch.shape[0], index + step
+    shape, chunks = layout(consolidator.data_source())
+    assert shape[0] == end
+    assert [sum(sizes) for sizes in chunks] == shape
+
+
+def test_skipped_rows_do_not_leave_holes() -> None:
+    consolidator = consolidator_for(resource(HDF5), descriptor([4]))
+    consolidator.consume(datum(0, 2))
+    assert consolidator.consume(datum(5, 6)) == Patch((2, 0), (1, 4))
+    assert layout(consolidator.data_source()) == ([3, 4], [[3], [4]])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (None, {"endianness": "little", "kind": "f", "itemsize": 8, "dt_units": None}),
+        ("|b1", {"endianness": "not_applicable", "kind": "b", "itemsize": 1, "dt_units": None}),
+        (">i4", {"endianness": "big", "kind": "i", "itemsize": 4, "dt_units": None}),
+        ("<M8[ns]", {"endianness": "little", "kind": "M", "itemsize": 8, "dt_units": "[ns]"}),
+        (
+            [["x", "<u2"], ["y", "<u2", [2]]],
+            {
+                "itemsize": 6,
+                "fields": [{"name": "x", "dtype": UINT16, "shape": None}, {"name": "y", "dtype": UINT16, "shape": [2]}],
+            },
+        ),
+        (
+            [["in", [["x", "<u2"]]]],
+            {
+                "itemsize": 2,
+                "fields": [
+                    {
+                        "name": "in",
+                        "dtype": {"itemsize": 2, "fields": [{"name": "x", "dtype": UINT16, "shape": None}]},
+                        "shape": None,
+                    }
+                ],
+            },
+        ),
+    ],
+)
+def test_numpy_types_are_spelled_as_tiled_does(dtype: Any, expected: dict[str, Any]) -> None:
+    consolidator = consolidator_for(resource(HDF5), descriptor([], dtype))
+    assert consolidator.data_source()["structure"]["data_type"] == expected
+
+
+def test_stacked_arrays_have_time_before_their_own_dimensions() -> None:
+    stacked = consolidator_for(resource(HDF5), descriptor([4, 5], dims=["y", "x"]))
+    assert stacked.data_source()["structure"]["dims"] == ["time", "y", "x"]
+    joined = consolidator_for(resource(HDF5, join_method="concat"), descriptor([4, 5], dims=["y", "x"]))
+    assert joined.data_source()["structure"]["dims"] == ["y", "x"]
+
+
+def test_names_that_do_not_match_the_dimensions_are_left_out_and_noted() -> None:
+    consolidator = consolidator_for(resource(HDF5, multiplier=2), descriptor([4, 5], dims=["y", "x"]))
+    assert consolidator.data_source()["structure"]["dims"] is None
+    assert "'img'" in consolidator.notes[0]
+
+
+def test_frames_per_point_are_metadata() -> None:
+    consolidator = consolidator_for(resource(HDF5, multiplier=2, spec="XSP3"), descriptor([4, 5]))
+    assert consolidator.metadata == {"spec": "XSP3", "frame_per_point": 2}
+
+
+def test_further_hdf5_resources_are_further_files() -> None:
+    consolidator = consolidator_for(resource(HDF5, "one", "file://localhost/1.h5"), descriptor([4]))
+    consolidator.consume(datum(0, 2, "one"))
+    consolidator.add_resource(resource(HDF5, "two", "file://localhost/2.h5"))
+    assert consolidator.consume(datum(2, 3, "two")) == Patch((2, 0), (1, 4))
+    assert files(consolidator.data_source()) == ["1.h5", "2.h5"]
+
+
+def test_a_file_that_is_announced_again_is_there_once() -> None:
+    consolidator = consolidator_for(resource(HDF5, "one", "file://localhost/1.h5"), descriptor([4]))
+    consolidator.add_resource(resource(HDF5, "two", "file://localhost/1.h5"))
+    assert files(consolidator.data_source()) == ["1.h5"]
+
+
+@pytest.mark.parametrize("change", [{"dataset": "/other"}, {"chunk_shape": [2]}])
+def test_files_that_do_not_fit_together_are_refused(change: dict[str, Any]) -> None:
+    consolidator = consolidator_for(resource(HDF5), descriptor([4]))
+    with pytest.raises(DocumentError, match=next(iter(change))):
+        consolidator.add_resource(resource(HDF5, "two", **change))
+
+
+@pytest.mark.parametrize("mimetype", [TIFF, JPEG, HDF5])
+def test_a_sequence_has_one_file_per_datum(mimetype: str) -> None:
+    source = filled(mimetype, [4, 5], rows=2, template="%s%s_%06d.x", filename="im")
+    assert files(source) == ["d/im_000000.x", "d/im_000001.x"]
+    assert layout(source) == ([2, 4, 5], [[1, 1], [4], [5]])
+    assert source["properties"] == {}
+    assert source["mimetype"] == mimetype
+    assert ("dataset" in source["parameters"]) == (mimetype == HDF5)
+
+
+def test_npy_sequences_have_one_frame_per_file_under_a_fixed_name() -> None:
+    source = filled(NPY, [4, 5], rows=2, filename="im", template="ignored")
+    assert files(source) == ["d/im_0.npy", "d/im_1.npy"]
+    assert layout(source) == ([2, 4, 5], [[1, 1], [4], [5]])
+    assert layout(filled(NPY, [1], rows=2)) == ([2], [[1, 1]])
+
+
+@pytest.mark.parametrize(
+    ("shape", "parameters", "number", "properties"),
+    [
+        ([1, 4, 5], {"multiplier": 2}, 4, {"chunks": [[1, 1, 1, 1], [4], [5]]}),
+        ([4, 4, 5], {"chunk_shape": [2, 4, 5]}, 4, {"chunks": [[1, 1, 1, 1], [2], [4], [5]]}),
+        ([6, 4, 5], {"files_per_datum": 3}, 6, {"chunks": [[1] * 6, [2], [4], [5]]}),
+        ([4, 5], {"join_method": "concat", "chunk_shape": [2]}, 4, {}),
+        ([6, 4, 5], {"chunk_shape": [1]}, 2, {}),
+    ],
+)
+def test_a_datum_may_be_split_over_files(
+    shape: list[int], parameters: dict[str, Any], number: int, properties: dict[str, Any]
+) -> None:
+    source = filled(TIFF, shape, rows=2, template="%d.tif", **parameters)
+    assert files(source) == [f"d/{n}.tif" for n in range(number)]
+    assert source["properties"] == properties
+
+
+def test_frames_that_do_not_divide_a_datum_make_one_file_of_it() -> None:
+    stream_resource = resource(TIFF, template="%d.tif", join_method="concat", chunk_shape=[3])
+    consolidator = consolidator_for(stream_resource, descriptor([4, 5]))
+    consolidator.consume(datum(0, 2))
+    assert layout(consolidator.data_source()) == ([8, 5], [[4, 4], [5]])
+    assert len(consolidator.data_source()["assets"]) == 2
+    assert "3 frames" in consolidator.notes[0]
+
+
+def test_the_next_resource_of_a_sequence_counts_from_zero_in_its_own_directory() -> None:
+    consolidator = consolidator_for(resource(TIFF, "one", template="a_%d.tif"), descriptor([4, 5]))
+    consolidator.consume(datum(0, 2, "one"))
+    consolidator.add_resource(resource(TIFF, "two", "file://localhost/e/", template="b_%d.tif"))
+    assert consolidator.consume(datum(2, 4, "two")) == Patch((2, 0, 0), (2, 4, 5))
+    assert files(consolidator.data_source()) == ["d/a_0.tif", "d/a_1.tif", "e/b_0.tif", "e/b_1.tif"]
+
+
+def test_indices_that_start_again_with_each_resource_name_the_same_files() -> None:
+    consolidator = consolidator_for(resource(TIFF, "one", template="a_%d.tif"), descriptor([4, 5]))
+    consolidator.consume(datum(0, 2, "one"))
+    consolidator.add_resource(resource(TIFF, "two", template="b_%d.tif"))
+    consolidator.consume(datum(0, 1, "two"))
+    consolidator.consume(datum(1, 3, "two"))
+    assert files(consolidator.data_source())[2:] == ["d/b_0.tif", "d/b_1.tif", "d/b_2.tif"]
+
+
+def test_datums_of_an_earlier_resource_may_still_come() -> None:
+    consolidator = consolidator_for(resource(TIFF, "one", template="a_%d.tif"), descriptor([4, 5]))
+    consolidator.consume(datum(0, 1, "one"))
+    consolidator.add_resource(resource(TIFF, "two", template="b_%d.tif"))
+    consolidator.consume(datum(1, 2, "two"))
+    consolidator.consume(datum(1, 2, "one"))
+    assert files(consolidator.data_source()) == ["d/a_0.tif", "d/b_0.tif", "d/a_1.tif"]
+
+
+def test_a_sequence_that_is_announced_again_goes_on_counting() -> None:
+    consolidator = consolidator_for(resource(TIFF, "one", template="a_%d.tif"), descriptor([4, 5]))
+    consolidator.consume(datum(0, 2, "one"))
+    consolidator.add_resource(resource(TIFF, "two", template="a_%d.tif"))
+    consolidator.consume(datum(2, 3, "two"))
+    assert files(consolidator.data_source()) == ["d/a_0.tif", "d/a_1.tif", "d/a_2.tif"]
+
+
+def test_a_slash_on_both_sides_of_the_name_is_one_slash() -> None:
+    assert files(filled(TIFF, [4, 5], rows=1, template="/%d.tif")) == ["d/0.tif"]
+    bare = resource(TIFF, uri="file://localhost/d/prefix", template="_%d.tif")
+    consolidator = consolidator_for(bare, descriptor([4, 5]))
+    consolidator.consume(datum(0, 1))
+    assert files(consolidator.data_source()) == ["d/prefix_0.tif"]
+
+
+@pytest.mark.parametrize(
+    ("template", "filename", "expected"),
+    [
+        ("%s%s_%06d.tif", "name", "name_{:06d}.tif"),
+        ("%s%s_%6.6d.tif", "name", "name_{:06d}.tif"),
+        ("%.4d.tif", "", "{:04d}.tif"),
+        ("%-5d|%+3d|% d", "", "{:<5d}|{:+3d}|{: d}"),
+        ("{:s}_{:05d}.x", "name", "name_{:05d}.x"),
+        ("_{:05d}.x", "unused", "_{:05d}.x"),
+        ("%s_%d", "a{b}", "a{{b}}_{:d}"),
+    ],
+)
+def test_templates_in_the_style_of_c_are_translated(template: str, filename: str, expected: str) -> None:
+    assert compile_template(template, filename) == expected
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["%d", "%06d", "%3d", "%-8d", "%+d", "%.5d", "%6.6d"]))
+def test_translated_templates_give_the_names_that_c_gives(number: int, template: str) -> None:
+    assert compile_template(template).format(number) == template % number
+
+
+def test_csv_files_are_joined_and_keep_their_reader_options() -> None:
+    source = filled(CSV, [2, 3], spec="x", sep=";", skiprows=1)
+    assert source["parameters"] == {"header": None, "sep": ";", "skiprows": 1}
+    assert layout(source) == ([10, 3], [[10], [3]])
+    assert layout(filled(CSV, [2, 3], chunk_shape=[2])) == ([10, 3], [[2] * 5, [3]])
+
+
+def test_opaque_files_are_listed_without_a_structure() -> None:
+    consolidator = consolidator_for(resource(BYTES, template="%d.bin", spec="ODD"), descriptor([None]))
+    assert consolidator.consume(datum(0, 2)) == Patch((0,), (2,))
+    assert consolidator.consume(datum(2, 3)) == Patch((2,), (1,))
+    source = consolidator.data_source()
+    assert files(source) == ["d/0.bin", "d/1.bin", "d/2.bin"]
+    assert (source["structure_family"], source["structure"], source["parameters"]) == ("bytes", {}, {})
+    assert consolidator.metadata == {"spec": "ODD"}
+    assert files(filled(BYTES, [], rows=3)) == ["d/"]
+
+
+def test_ten_thousands_of_files_are_described_from_scratch_each_time() -> None:
+    consolidator = consolidator_for(resource(TIFF, template="%d.tif"), descriptor([4, 5]))
+    consolidator.consume(datum(0, 20_000))
+    early = consolidator.data_source()
+    consolidator.consume(datum(20_000, 20_001))
+    assert len(early["assets"]) == 20_000
+    assert layout(early)[0] == [20_000, 4, 5]
+    assert len(consolidator.data_source()["assets"]) == 20_001
+
+
+def test_users_register_consolidators_of_their_own() -> None:
+    class Mine(ArrayConsolidator):
+        """Files of my own."""
+
+        mimetypes = frozenset({"image/mine"})
+
+    registry: dict[str, type[Consolidator]] = {"image/mine": Mine}
+    assert isinstance(consolidator_for(resource("image/mine"), descriptor([4]), registry), Mine)
+    assert not isinstance(consolidator_for(resource(HDF5), descriptor([4]), registry), Mine)
+    with pytest.raises(DocumentError, match="one resource"):
+        Consolidator(resource("image/mine"), descriptor([4])).add_resource(resource("image/mine"))
+
+
+def test_an_unknown_mimetype_is_registered_as_arrays_for_the_server_s_own_adapters() -> None:
+    odd = consolidator_for(resource("image/odd"), descriptor([4]))
+    odd.consume({"uid": "d", "stream_resource": "r", "descriptor": "", "indices": {"start": 0, "stop": 2}})
+    source = odd.data_source()
+    assert source["mimetype"] == "image/odd"
+    assert source["structure"]["shape"] == [2, 4]
+    assert len(source["assets"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("mimetype", "described", "parameters", "complaint"),
+    [
+        (HDF5, descriptor([None, 4]), {}, "varies"),
+        (HDF5, descriptor([4], "|O"), {}, "dtype_numpy"),
+        (HDF5, descriptor([4], "nonsense"), {}, "dtype_numpy"),
+        (HDF5, descriptor([4]), {"chunk_shape": [0]}, "chunk_shape"),
+        (HDF5, descriptor([4]), {"chunk_shape": [1, 1, 1]}, "chunk_shape"),
+        (HDF5, descriptor([4]), {"join_method": "sideways"}, "sideways"),
+        (HDF5, {"data_keys": {}}, {}, "data key"),
+        (TIFF, descriptor([4, 5]), {}, "template"),
+        (TIFF, descriptor([4, 5]), {"template": "{name}.tif"}, "name"),
+        (TIFF, descriptor([]), {"template": "%d.tif", "join_method": "concat"}, "concat"),
+        (BYTES, descriptor([]), {"template": "{:d}{:d}"}, "template"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_with_the_reason(
+    mimetype: str, described: dict[str, Any], parameters: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(DocumentError, match=f"'img'.*{complaint}"):
+        consolidator_for(resource(mimetype, **parameters), described)
+
+
+def test_a_missing_dataset_and_a_broken_range_are_refused() -> None:
+    stream_resource = {**resource(HDF5), "parameters": {}}
+    consolidator = consolidator_for(stream_resource, descriptor([4]))
+    with pytest.raises(DocumentError, match="dataset"):
+        consolidator.data_source()
+    with pytest.raises(DocumentError, match="indices"):
+        consolidator.consume(datum(3, 1))
+
+
+def test_a_consolidator_does_not_take_what_it_does_not_know() -> None:
+    with pytest.raises(DocumentError, match="image/png"):
+        REGISTRY[HDF5](resource("image/png"), descriptor([4]))

@@ -1,0 +1,214 @@
+"""The documentation says what the code does, and nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tiledbroker
+from tiledbroker import _codec, _journal
+from tiledbroker import _messages as messages
+from tiledbroker._lifecycle import FINAL, TRANSITIONS, State
+from tiledwriter._config import Settings, load_settings
+from tiledwriter.cli import journal, supervisor
+from tiledwriter.cli._exit import ExitCode
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+REFERENCE = DOCS / "reference"
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+MESSAGE_TYPES = {kind.__name__: kind for kind in messages._KINDS}
+NAMES = {**MESSAGE_TYPES, "RunState": messages.RunState}
+
+
+def subcommands() -> list[str]:
+    actions = journal.parser()._actions
+    return [name for action in actions if isinstance(action, argparse._SubParsersAction) for name in action.choices]
+
+
+COMMANDS = [
+    ("tiledwriter-supervisor", "tiledwriter.cli.supervisor", ()),
+    ("tiledwriter-journal", "tiledwriter.cli.journal", ()),
+    *((f"tiledwriter-journal {name}", "tiledwriter.cli.journal", (name,)) for name in subcommands()),
+]
+
+
+def section(page: Path, heading: str) -> str:
+    """The text below a heading, up to the next one of its level or above."""
+    level = heading.partition(" ")[0]
+    text = page.read_text()
+    assert f"\n{heading}\n" in text, f"{page.name} has no section {heading!r}"
+    below = text.partition(f"\n{heading}\n")[2]
+    return re.split(rf"^#{{1,{len(level)}}} ", below, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def rows(text: str) -> Iterator[list[str]]:
+    """The cells of all table rows that begin with code or a number, without the backquotes."""
+    for line in text.splitlines():
+        if re.match(r"\| (`|\d)", line):
+            yield [cell.strip().strip("`") for cell in line.strip("|").split("|")]
+
+
+def without_spaces(text: str) -> str:
+    """Python's versions break the lines of help texts at different places."""
+    return re.sub(r"\s+", "", text)
+
+
+@pytest.mark.parametrize(("heading", "module", "arguments"), COMMANDS, ids=[command[0] for command in COMMANDS])
+def test_the_documented_help_text_is_what_the_command_prints(heading, module, arguments):
+    printed = subprocess.run(
+        [sys.executable, "-m", module, *arguments, "--help"],
+        env={**os.environ, "COLUMNS": "80", "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout
+    documented = blocks(section(REFERENCE / "cli.md", f"## {heading}"), "text")
+    assert [without_spaces(text) for text in documented] == [without_spaces(printed)]
+
+
+def test_every_option_of_a_command_occurs_with_its_help():
+    page = (REFERENCE / "cli.md").read_text()
+    for action in supervisor.parser()._actions:
+        assert all(option in page for option in action.option_strings)
+        assert without_spaces(action.help or "") in without_spaces(page)
+
+
+def test_no_command_is_documented_that_does_not_exist():
+    headings = re.findall(r"^## (tiledwriter-.*)$", (REFERENCE / "cli.md").read_text(), flags=re.MULTILINE)
+    assert headings == [heading for heading, _, _ in COMMANDS]
+
+
+def test_every_exit_code_is_documented():
+    documented = {(int(code), name) for code, name, *_ in rows(section(REFERENCE / "cli.md", "## Exit codes"))}
+    assert documented == {(code.value, code.name) for code in ExitCode}
+
+
+def test_every_message_type_is_documented_and_no_other():
+    page = section(REFERENCE / "wire-protocol.md", "## Messages")
+    assert re.findall(r"^### (.*)$", page, flags=re.MULTILINE) == list(MESSAGE_TYPES)
+
+
+@pytest.mark.parametrize("name", MESSAGE_TYPES)
+def test_a_golden_message_decodes_to_what_is_documented_and_encodes_to_the_same_bytes(name):
+    text = section(REFERENCE / "wire-protocol.md", f"### {name}")
+    (shown,), (hexadecimal,) = blocks(text, "python"), blocks(text, "text")
+    documented = eval(shown, {"__builtins__": {}}, NAMES)
+    frames = [bytes.fromhex(line) for line in hexadecimal.splitlines()]
+    assert type(documented) is MESSAGE_TYPES[name]
+    assert messages.decode(frames) == documented
+    assert messages.encode(documented) == frames
+
+
+@pytest.mark.parametrize("name", MESSAGE_TYPES)
+def test_a_message_is_documented_with_its_kind_and_its_fields_in_order(name):
+    text = section(REFERENCE / "wire-protocol.md", f"### {name}")
+    kind = messages._KINDS[MESSAGE_TYPES[name]]
+    assert text.lstrip().startswith(f"Kind {kind} (`{kind:02x}`).")
+    own_table = text.partition("A RunState is")[0]
+    fields = [field for field in MESSAGE_TYPES[name].__struct_fields__ if field != "body"]
+    assert [row[0] for row in rows(own_table)] == fields
+
+
+def test_the_state_of_a_run_in_a_welcome_is_documented_with_its_fields_in_order():
+    text = section(REFERENCE / "wire-protocol.md", "### Welcome").partition("A RunState is")[2]
+    assert [row[0] for row in rows(text)] == list(messages.RunState.__struct_fields__)
+
+
+def test_the_limits_of_the_protocol_are_documented():
+    page = section(REFERENCE / "wire-protocol.md", "## Frames")
+    assert f"| header | {messages.MAX_HEADER_BYTES // 2**20} MiB |" in page
+    assert f"| bodies of one message | {messages.MAX_BODY_BYTES // 2**30} GiB |" in page
+    assert f"| documents in one message | {messages.MAX_DOCUMENTS:,} |" in page
+
+
+def test_the_table_of_transitions_is_the_one_in_the_code():
+    documented = [tuple(row[:3]) for row in rows(section(REFERENCE / "run-states.md", "## Transitions"))]
+    assert documented == [(state.value, event.value, after.value) for (state, event), after in TRANSITIONS.items()]
+
+
+def test_every_state_of_a_run_is_explained():
+    page = (REFERENCE / "run-states.md").read_text().partition("## Transitions")[0]
+    assert {row[0] for row in rows(page)} == {state.value for state in State}
+    assert all(f"`{state.value}`" in section(REFERENCE / "journal-format.md", "### state") for state in FINAL)
+
+
+def test_every_setting_is_documented_with_its_flag_and_default():
+    documented = {row[0]: row for row in rows(section(REFERENCE / "configuration.md", "## Settings"))}
+    flags = {action.dest: action.option_strings[0] for action in supervisor.parser()._actions}
+    assert set(documented) == set(Settings.model_fields)
+    for name, field in Settings.model_fields.items():
+        _, flag, default, _ = documented[name]
+        assert flag == flags.get(name, "")
+        if field.default_factory is None:
+            assert default == ("none" if field.default is None else str(field.default))
+
+
+def test_the_example_configuration_is_valid(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("TILEDWRITER_")]:
+        monkeypatch.delenv(name)
+    examples = [
+        example
+        for page in (REFERENCE / "configuration.md", DOCS / "how-to" / "run-under-systemd.md")
+        for example in blocks(page.read_text(), "yaml")
+    ]
+    assert len(examples) == 2
+    for example in examples:
+        file = tmp_path / "config.yaml"
+        file.write_text(example)
+        assert load_settings(file, {}).tiled == "http://tiled.example:8000"
+
+
+def test_the_schema_of_a_journal_is_documented(tmp_path):
+    (documented,) = blocks(section(REFERENCE / "journal-format.md", "## Tables"), "sql")
+    assert documented.strip() == _journal._SCHEMA.partition("PRAGMA")[0].strip()
+    page = (REFERENCE / "journal-format.md").read_text()
+    assert f"0x{_journal.APPLICATION_ID:08X}" in page
+    assert f"`PRAGMA user_version` is {_journal.SCHEMA_VERSION}." in page
+
+
+def test_every_extension_type_of_the_codec_is_documented():
+    codes = {
+        value
+        for name, value in vars(_codec).items()
+        if name.startswith("_") and name.isupper() and isinstance(value, int) and not isinstance(value, bool)
+    }
+    assert {int(code) for code, *_ in rows(section(REFERENCE / "journal-format.md", "## Bodies"))} == codes
+
+
+def test_every_public_name_is_importable_and_documented():
+    page = (REFERENCE / "python-api.md").read_text()
+    for name in tiledbroker.__all__:
+        assert hasattr(tiledbroker, name)
+        assert f":: tiledbroker.{name}\n" in page
+
+
+def test_the_readme_leads_to_the_commands_that_exist():
+    readme = (ROOT / "README.md").read_text()
+    for script in ("scripts/demo", "scripts/test"):
+        assert f"./{script}" in readme
+        assert os.access(ROOT / script, os.X_OK)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_link_to_another_page_is_broken(page):
+    links = re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text())
+    for link in links:
+        target, _, anchor = link.partition("#")
+        file = page if not target else page.parent / target
+        assert file.is_file(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), flags=re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, link

@@ -1,0 +1,681 @@
+"""The journal keeps what it was given, in order, whole, and as it was, whatever happens around it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tiledbroker import (
+    Journal,
+    JournalGap,
+    JournalInvalid,
+    JournalLocked,
+    Record,
+    journal_filename,
+    run_files,
+)
+from tiledbroker import _journal as journal_module
+
+APPLICATION_ID = 0x54574A4C  # part of the stored format
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run.sqlite"
+
+
+@pytest.fixture
+def journal(path: Path) -> Iterator[Journal]:
+    with Journal(path, "create", run_uid="run") as journal:
+        yield journal
+
+
+def document(number: int, name: str = "event") -> tuple[str, int, bytes]:
+    body = b"document %d" % number
+    return name, zlib.crc32(body), body
+
+
+def documents(first: int, end: int) -> list[tuple[str, int, bytes]]:
+    return [document(number) for number in range(first, end)]
+
+
+def bodies(journal: Journal) -> list[bytes]:
+    return [record.body for record in journal.records()]
+
+
+def files_beside(path: Path) -> list[str]:
+    return sorted(file.name for file in path.parent.iterdir())
+
+
+def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a process of its own, to its end."""
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+
+
+@contextmanager
+def writing_process(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that has the journal open for writing, with three documents in it."""
+    code = """
+        import sys
+        from tiledbroker import Journal
+        journal = Journal(sys.argv[1], "create", run_uid="run")
+        for number in range(3):
+            journal.append_one("event", b"document %d" % number)
+        print("ready", flush=True)
+        sys.stdin.read()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
+
+
+class TestDocuments:
+    def test_an_empty_journal_has_nothing(self, journal: Journal) -> None:
+        assert journal.length == 0
+        assert journal.read(0) == []
+        assert list(journal.records()) == []
+        assert journal.names() == {}
+        assert not journal.stopped
+        assert not journal.ended
+
+    def test_one_document_after_the_other(self, journal: Journal) -> None:
+        assert [journal.append_one("event", body) for _, _, body in documents(0, 3)] == [0, 1, 2]
+        first = journal.read(0)[0]
+        assert first == Record(0, "event", first.received, zlib.crc32(b"document 0"), b"document 0")
+        assert bodies(journal) == [b"document 0", b"document 1", b"document 2"]
+
+    def test_batches_continue_where_the_last_ended(self, journal: Journal) -> None:
+        assert journal.append(0, documents(0, 2)) == 2
+        assert journal.append(2, documents(2, 5)) == 5
+        assert [record.idx for record in journal.records()] == [0, 1, 2, 3, 4]
+
+    def test_documents_that_are_present_are_skipped(self, journal: Journal) -> None:
+        journal.append(0, documents(0, 3))
+        assert journal.append(0, [document(99)]) == 3
+        assert journal.append(1, documents(1, 5)) == 5
+        assert bodies(journal) == [b"document %d" % number for number in range(5)]
+
+    def test_an_empty_batch_changes_nothing(self, journal: Journal) -> None:
+        assert journal.append(0, []) == 0
+        with pytest.raises(JournalGap):
+            journal.append(1, [])
+
+    def test_a_gap_is_refused_and_says_where_to_go_on(self, journal: Journal) -> None:
+        journal.append(0, documents(0, 2))
+        with pytest.raises(JournalGap) as refusal:
+            journal.append(3, documents(3, 4))
+        assert (refusal.value.expected, refusal.value.received) == (2, 3)
+        assert refusal.value.path == str(journal.path)
+        assert journal.length == 2
+
+    def test_a_damaged_document_is_refused_with_its_whole_batch(self, journal: Journal) -> None:
+        journal.append(0, documents(0, 1))
+        name, crc, body = document(2)
+        with pytest.raises(JournalInvalid, match="document 2"):
+            journal.append(1, [document(1), (name, crc ^ 1, body), document(3)])
+        assert journal.length == 1
+        assert bodies(journal) == [b"document 0"]
+        assert journal.append(1, documents(1, 4)) == 4
+
+    def test_reading_is_limited_by_number_and_by_bytes(self, journal: Journal) -> None:
+        for _ in range(5):
+            journal.append_one("event", b"x" * 100)
+        assert [record.idx for record in journal.read(1, limit=2)] == [1, 2]
+        assert [record.idx for record in journal.read(1, max_bytes=250)] == [1, 2]
+        assert [record.idx for record in journal.read(3, max_bytes=1)] == [3]
+        assert journal.read(5) == []
+
+    @settings(max_examples=25, deadline=None)
+    @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 6)), max_size=8))
+    def test_any_resending_gives_each_document_once(self, sendings: list[tuple[int, int]]) -> None:
+        with _in_memory_directory() as directory, Journal(directory / "run.sqlite", "create") as journal:
+            for first, count in sendings:
+                before = journal.length
+                if first > before:
+                    with pytest.raises(JournalGap):
+                        journal.append(first, documents(first, first + count))
+                else:
+                    end = journal.append(first, documents(first, first + count))
+                    assert end == journal.length == max(before, first + count)
+            assert bodies(journal) == [body for _, _, body in documents(0, journal.length)]
+
+    def test_names_are_counted(self, journal: Journal) -> None:
+        for name in ("start", "descriptor", "event", "event"):
+            journal.append_one(name, b"")
+        assert journal.names() == {"start": 1, "descriptor": 1, "event": 2}
+        assert not journal.stopped
+        journal.append_one("stop", b"")
+        assert journal.stopped
+        assert journal.ended
+
+    def test_an_abandoned_run_has_ended_without_a_stop(self, journal: Journal) -> None:
+        journal.set("abandoned", True)
+        assert journal.ended
+        assert not journal.stopped
+
+    def test_threads_may_share_one_journal(self, journal: Journal) -> None:
+        threads = [
+            threading.Thread(target=lambda: [journal.append_one("event", b"x") for _ in range(50)]) for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [record.idx for record in journal.records()] == list(range(200))
+
+
+_CHANGES = [
+    "UPDATE documents SET name = 'x'",
+    "UPDATE documents SET idx = idx + 100",
+    "DELETE FROM documents",
+    "DELETE FROM documents WHERE idx = 1",
+    "REPLACE INTO documents VALUES(1, 'x', 0, 0, x'00')",
+    "INSERT OR REPLACE INTO documents VALUES(1, 'x', 0, 0, x'00')",
+    "UPDATE OR REPLACE documents SET idx = 2 WHERE idx = 1",
+    "INSERT INTO documents VALUES(1, 'x', 0, 0, x'00') ON CONFLICT(idx) DO UPDATE SET name = 'x'",
+]
+
+
+class TestAppendOnly:
+    @pytest.mark.parametrize("sql", _CHANGES)
+    def test_the_journals_own_connection_changes_no_document(self, journal: Journal, sql: str) -> None:
+        journal.append(0, documents(0, 3))
+        with pytest.raises(sqlite3.IntegrityError):
+            journal._connection.execute(sql)
+        assert bodies(journal) == [body for _, _, body in documents(0, 3)]
+
+    @pytest.mark.parametrize("sql", _CHANGES)
+    def test_a_plain_connection_changes_no_document(self, journal: Journal, sql: str) -> None:
+        journal.append(0, documents(0, 3))
+        with closing(sqlite3.connect(journal.path)) as plain, pytest.raises(sqlite3.IntegrityError), plain:
+            plain.execute(sql)
+        assert bodies(journal) == [body for _, _, body in documents(0, 3)]
+        assert journal.names() == {"event": 3}
+
+    def test_the_message_says_why(self, journal: Journal) -> None:
+        journal.append(0, documents(0, 1))
+        with (
+            closing(sqlite3.connect(journal.path)) as plain,
+            pytest.raises(sqlite3.IntegrityError, match="append-only"),
+        ):
+            plain.execute("UPDATE documents SET name = 'x'")
+
+
+class TestTheFile:
+    def test_only_its_owner_may_read_it(self, journal: Journal) -> None:
+        journal.append(0, documents(0, 1))
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in journal.path.parent.iterdir()}
+        assert set(modes) >= {"run.sqlite", "run.sqlite-wal", "run.sqlite.lock"}
+        assert set(modes.values()) == {0o600}
+
+    def test_a_lax_umask_makes_no_difference(self, path: Path) -> None:
+        before = os.umask(0)
+        try:
+            with Journal(path, "create") as journal:
+                journal.append(0, documents(0, 1))
+                modes = {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+        finally:
+            os.umask(before)
+        assert modes == {0o600}
+
+    def test_its_format_is_marked(self, journal: Journal) -> None:
+        with closing(sqlite3.connect(journal.path)) as plain:
+            assert plain.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
+            assert plain.execute("PRAGMA user_version").fetchone() == (1,)
+            assert plain.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+    @pytest.mark.parametrize(("durability", "level"), [("acknowledge", 2), ("callback", 0)])
+    def test_its_durability_is_as_asked_for(self, path: Path, durability: Any, level: int) -> None:
+        with Journal(path, "create", durability=durability) as journal:
+            assert journal._connection.execute("PRAGMA synchronous").fetchone() == (level,)
+
+    def test_closing_leaves_a_single_file(self, path: Path) -> None:
+        with Journal(path, "create") as journal:
+            journal.append(0, documents(0, 3))
+            assert "run.sqlite-wal" in files_beside(path)
+        assert set(files_beside(path)) <= {"run.sqlite", "run.sqlite.lock"}
+        with Journal(path) as journal:
+            assert journal.length == 3
+
+    def test_a_reader_that_closes_last_leaves_a_single_file(self, path: Path) -> None:
+        with Journal(path, "create") as writer:
+            writer.append(0, documents(0, 3))
+            reader = Journal(path)
+        reader.close()
+        assert set(files_beside(path)) <= {"run.sqlite", "run.sqlite.lock"}
+
+    def test_reading_a_finished_journal_leaves_nothing_beside_it(self, path: Path) -> None:
+        Journal(path, "create").close()
+        with Journal(path) as reader:
+            assert reader.length == 0
+        assert set(files_beside(path)) <= {"run.sqlite", "run.sqlite.lock"}
+
+    def test_closing_twice_is_harmless(self, path: Path) -> None:
+        journal = Journal(path, "create")
+        journal.close()
+        journal.close()
+
+    def test_removing_leaves_no_file(self, path: Path) -> None:
+        journal = Journal(path, "create")
+        journal.append(0, documents(0, 3))
+        journal.remove()
+        assert files_beside(path) == []
+
+    def test_a_reader_cannot_remove_it(self, journal: Journal) -> None:
+        with Journal(journal.path) as reader, pytest.raises(JournalInvalid, match="reading"):
+            reader.remove()
+        assert journal.path.exists()
+
+    @pytest.mark.parametrize("mode", ["read", "write"])
+    def test_what_is_not_there_is_said_to_be_missing(self, path: Path, mode: Any) -> None:
+        with pytest.raises(JournalInvalid, match="no such file"):
+            Journal(path, mode)
+        assert files_beside(path) == []
+
+    def test_a_file_name_with_special_characters_is_no_uri(self, tmp_path: Path) -> None:
+        path = tmp_path / "a?mode=memory#%41 b.sqlite"
+        with Journal(path, "create") as journal:
+            journal.append(0, documents(0, 1))
+        with Journal(path) as journal:
+            assert journal.length == 1
+        assert path.exists()
+
+
+class TestFilesThatAreNoJournals:
+    @pytest.mark.parametrize("mode", ["read", "write", "create"])
+    def test_another_programs_database_is_refused_and_left_alone(self, path: Path, mode: Any) -> None:
+        with closing(sqlite3.connect(path)) as foreign, foreign:
+            foreign.execute("CREATE TABLE things(a)")
+        before = path.read_bytes()
+        with pytest.raises(JournalInvalid, match="not a journal"):
+            Journal(path, mode)
+        assert path.read_bytes() == before
+
+    @pytest.mark.parametrize("mode", ["read", "write", "create"])
+    def test_garbage_is_refused_and_left_alone(self, path: Path, mode: Any) -> None:
+        path.write_bytes(b"no database at all " * 500)
+        with pytest.raises(JournalInvalid):
+            Journal(path, mode)
+        assert path.read_bytes() == b"no database at all " * 500
+
+    @pytest.mark.parametrize("mode", ["read", "write", "create"])
+    def test_an_empty_file_is_refused_and_left_alone(self, path: Path, mode: Any) -> None:
+        path.touch()
+        with pytest.raises(JournalInvalid):
+            Journal(path, mode)
+        assert path.read_bytes() == b""
+
+    @pytest.mark.parametrize("mode", ["read", "write", "create"])
+    def test_a_newer_format_is_refused_with_advice(self, path: Path, mode: Any) -> None:
+        Journal(path, "create").close()
+        with closing(sqlite3.connect(path)) as plain:
+            plain.execute("PRAGMA user_version = 2")
+        with pytest.raises(JournalInvalid, match="Upgrade"):
+            Journal(path, mode)
+
+    @pytest.mark.parametrize("part", [0.05, 0.3, 0.6, 0.95])
+    @pytest.mark.parametrize("mode", ["read", "write"])
+    def test_a_truncated_file_is_refused(self, path: Path, mode: Any, part: float) -> None:
+        with Journal(path, "create") as journal:
+            for _ in range(50):
+                journal.append_one("event", b"x" * 10_000)
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * part)])
+        with pytest.raises(JournalInvalid):
+            Journal(path, mode)
+
+    def test_a_refused_file_is_not_locked(self, path: Path) -> None:
+        path.write_bytes(b"no database at all " * 500)
+        with pytest.raises(JournalInvalid):
+            Journal(path, "write")
+        path.unlink()
+        Journal(path, "create").close()
+
+    def test_the_journal_of_another_run_is_refused(self, path: Path) -> None:
+        Journal(path, "create", run_uid="one").close()
+        with pytest.raises(JournalInvalid, match="'one'"):
+            Journal(path, "write", run_uid="another")
+        with Journal(path, "write", run_uid="one") as journal:
+            assert journal.run_uid == "one"
+
+    def test_a_journal_without_a_uid_goes_by_its_name(self, path: Path) -> None:
+        with Journal(path, "create") as journal:
+            assert journal.run_uid == "run"
+
+
+class TestSeveralProcesses:
+    def test_a_second_writer_is_refused(self, journal: Journal) -> None:
+        for mode in ("write", "create"):
+            with pytest.raises(JournalLocked):
+                Journal(journal.path, mode)
+        assert journal.being_written
+
+    def test_a_writer_in_another_process_is_seen(self, path: Path) -> None:
+        with writing_process(path):
+            with pytest.raises(JournalLocked, match="another process"):
+                Journal(path, "write", lock_timeout=0.05)
+            with Journal(path) as reader:
+                assert reader.being_written
+                assert reader.length == 3
+
+    def test_a_writer_may_wait_for_the_one_before(self, path: Path) -> None:
+        first = Journal(path, "create")
+        timer = threading.Timer(0.05, first.close)
+        timer.start()
+        with Journal(path, "write", lock_timeout=10) as second:
+            assert second.length == 0
+        timer.join()
+
+    def test_a_reader_follows_a_writer(self, journal: Journal) -> None:
+        with Journal(journal.path) as reader:
+            journal.append(0, documents(0, 2))
+            assert reader.length == 0
+            assert reader.refresh() == 2
+            assert reader.length == 2
+            assert len(reader.read(0)) == 2
+
+    def test_a_reader_cannot_write(self, journal: Journal) -> None:
+        with Journal(journal.path) as reader:
+            with pytest.raises(sqlite3.OperationalError):
+                reader.append_one("event", b"")
+            with pytest.raises(sqlite3.OperationalError):
+                reader.set("key", 1)
+            assert reader.length == 0
+
+    def test_a_reader_that_stays_open_does_not_hold_up_the_writer(self, journal: Journal) -> None:
+        journal.append(0, documents(0, 100))
+        with Journal(journal.path) as reader:
+            records = reader.records()
+            next(records)
+            assert journal.append(100, documents(100, 200)) == 200
+            records.close()
+
+    def test_a_kill_frees_the_journal_and_loses_nothing(self, path: Path) -> None:
+        with writing_process(path) as process:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            with Journal(path, "write", run_uid="run") as journal:
+                assert bodies(journal) == [body for _, _, body in documents(0, 3)]
+                assert journal.append(3, documents(3, 4)) == 4
+
+    @pytest.mark.parametrize("durability", ["acknowledge", "callback"])
+    def test_what_append_one_returned_from_survives_a_kill(self, path: Path, durability: str) -> None:
+        code = """
+            import os, signal, sys
+            from tiledbroker import Journal
+            journal = Journal(sys.argv[1], "create", durability=sys.argv[2])
+            for number in range(500):
+                index = journal.append_one("event", b"document %d" % number)
+            os.write(1, b"%d" % index)
+            os.kill(os.getpid(), signal.SIGKILL)
+        """
+        ended = python(code, path, durability)
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+        assert ended.stdout == "499"
+        with Journal(path, "write") as journal:
+            assert bodies(journal) == [body for _, _, body in documents(0, 500)]
+
+    def test_a_kill_inside_a_transaction_leaves_none_of_it(self, path: Path) -> None:
+        code = """
+            import os, signal, sys
+            from tiledbroker import Journal
+            journal = Journal(sys.argv[1], "create")
+            journal.append_one("event", b"document 0")
+            with journal.atomic():
+                journal.append_one("event", b"lost")
+                journal.set("outcome", "written")
+                os.kill(os.getpid(), signal.SIGKILL)
+        """
+        assert python(code, path).returncode == -signal.SIGKILL
+        with Journal(path, "write") as journal:
+            assert bodies(journal) == [b"document 0"]
+            assert journal.get("outcome") is None
+
+
+class TestTransactions:
+    def test_everything_inside_is_stored_together(self, journal: Journal) -> None:
+        with Journal(journal.path) as reader:
+            with journal.atomic():
+                journal.append(0, documents(0, 2))
+                journal.set("key", 1)
+                assert reader.refresh() == 0
+            assert reader.refresh() == 2
+            assert reader.get("key") == 1
+
+    def test_an_error_takes_everything_back(self, journal: Journal) -> None:
+        journal.append(0, documents(0, 1))
+        with pytest.raises(KeyError), journal.atomic():  # noqa: PT012  the block is the transaction
+            journal.append(1, documents(1, 3))
+            journal.append_one("event", b"")
+            journal.set("key", 1)
+            journal.set_progress("node", 3)
+            journal.note("event")
+            raise KeyError
+        assert journal.length == 1
+        assert journal.get("key") is None
+        assert journal.progress() == {}
+        assert journal.history() == []
+        assert journal.append(1, documents(1, 2)) == 2
+
+    def test_an_inner_transaction_is_part_of_the_outer_one(self, journal: Journal) -> None:
+        with pytest.raises(KeyError), journal.atomic():  # noqa: PT012  the block is the transaction
+            with journal.atomic():
+                journal.append(0, documents(0, 2))
+            raise KeyError
+        assert journal.length == 0
+        assert bodies(journal) == []
+
+    def test_a_full_disk_costs_the_batch_and_nothing_else(self, journal: Journal) -> None:
+        journal.append(0, documents(0, 2))
+        (pages,) = journal._connection.execute("PRAGMA page_count").fetchone()
+        journal._connection.execute(f"PRAGMA max_page_count = {pages + 4}")
+        large = b"x" * 100_000
+        with pytest.raises(sqlite3.OperationalError, match="full"):
+            journal.append(2, [document(2), ("event", zlib.crc32(large), large)])
+        with pytest.raises(sqlite3.OperationalError, match="full"):
+            journal.append_one("event", large)
+        assert journal.length == 2
+        assert bodies(journal) == [body for _, _, body in documents(0, 2)]
+        journal._connection.execute("PRAGMA max_page_count = 1000000")
+        assert journal.append(2, [document(2), ("event", zlib.crc32(large), large)]) == 4
+        assert [record.idx for record in journal.records()] == [0, 1, 2, 3]
+
+    def test_a_disk_too_full_for_a_new_journal_leaves_nothing_in_its_way(self, small_disk: Path) -> None:
+        path = small_disk / "run.sqlite"
+        journal_module._empty_journal(small_disk)  # as after the first run of a process
+        filling = fill(small_disk, leaving=8192)
+        with pytest.raises((OSError, sqlite3.Error)):
+            Journal(path, "create")
+        filling.unlink()
+        with Journal(path, "create") as journal:
+            assert journal.append(0, documents(0, 1)) == 1
+
+    def test_a_disk_that_is_really_full_is_survived(self, small_disk: Path) -> None:
+        chunk = os.urandom(50_000)
+        crc = zlib.crc32(chunk)
+        with Journal(small_disk / "run.sqlite", "create") as journal:
+            stored = 0
+            with pytest.raises(sqlite3.OperationalError):  # noqa: PT012  the loop is what fills the disk
+                while True:
+                    stored = journal.append(stored, [("event", crc, chunk)])
+            assert stored > 0
+            assert journal.length == stored
+            assert len(list(journal.records())) == stored
+        with Journal(small_disk / "run.sqlite", "write") as journal:
+            assert bodies(journal) == [chunk] * stored
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mount], capture_output=True, text=True, check=False
+    )
+    if made.returncode != 0:
+        pytest.skip(f"Only root can mount a small file system: {made.stderr.strip()}")
+    try:
+        yield mount
+    finally:
+        subprocess.run(["umount", "--lazy", mount], check=True)
+
+
+def fill(disk: Path, *, leaving: int = 0) -> Path:
+    """Fill a file system up, but for some bytes."""
+    filling = disk / "filling"
+    free = os.statvfs(disk)
+    with filling.open("wb") as file:
+        file.write(bytes(free.f_bavail * free.f_frsize - leaving))
+    return filling
+
+
+@contextmanager
+def _in_memory_directory() -> Iterator[Path]:
+    import tempfile
+
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        yield Path(directory)
+
+
+class TestWhatBecameOfTheRun:
+    @pytest.mark.parametrize("value", [1, "text", [1, {"a": None}], False, 0, "", 1.5])
+    def test_state_is_kept(self, path: Path, value: Any) -> None:
+        with Journal(path, "create") as journal:
+            assert journal.get("key", "default") == "default"
+            journal.set("key", value)
+        with Journal(path) as journal:
+            assert journal.get("key", "default") == value
+
+    def test_state_is_replaced_and_removed(self, journal: Journal) -> None:
+        journal.set("key", 1)
+        journal.set("key", 2)
+        assert journal.get("key") == 2
+        journal.set("key", None)
+        assert journal.get("key") is None
+
+    def test_progress_is_kept_per_node(self, journal: Journal) -> None:
+        journal.set_progress("primary/internal", 10)
+        journal.set_progress("baseline/internal", 0, intent=5)
+        journal.set_progress("primary/internal", 10, intent=20)
+        assert journal.progress() == {"baseline/internal": (0, 5), "primary/internal": (10, 20)}
+        journal.set_progress("primary/internal", 20)
+        assert journal.progress()["primary/internal"].intent is None
+
+    def test_history_is_kept_in_order(self, journal: Journal) -> None:
+        journal.note("first", number=1, path=journal.path)
+        journal.note("second")
+        first, second = journal.history()
+        assert (first.event, first.detail) == ("first", {"number": 1, "path": str(journal.path)})
+        assert (second.event, second.detail) == ("second", {})
+        assert first.time <= second.time
+
+
+class TestSync:
+    def test_with_a_write_ahead_log(self, path: Path) -> None:
+        with Journal(path, "create", durability="callback") as journal:
+            journal.append(0, documents(0, 3))
+            journal.sync()
+            assert journal.append(3, documents(3, 4)) == 4
+
+    def test_without_one(self, path: Path) -> None:
+        Journal(path, "create").close()
+        with Journal(path, "write", durability="callback") as journal:
+            path.with_name("run.sqlite-wal").unlink(missing_ok=True)
+            journal.sync()
+
+    def test_a_large_log_goes_into_the_file(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(journal_module, "_LARGE_LOG", 10_000)
+        with Journal(path, "create", durability="callback") as journal:
+            journal.append_one("event", b"x" * 200_000)
+            assert path.stat().st_size < 200_000
+            journal.sync()
+            assert path.stat().st_size >= 200_000
+            assert journal.append_one("event", b"y") == 1
+            assert [record.body[:1] for record in journal.records()] == [b"x", b"y"]
+
+
+class TestFileNames:
+    def test_a_plain_uid_is_the_name(self) -> None:
+        uid = "2d4fd1b8-7a7c-4c1d-9f4e-5a1a3a0e6c11"
+        assert journal_filename(uid) == f"{uid}.sqlite"
+
+    @pytest.mark.parametrize(
+        "uid",
+        [
+            "",
+            ".",
+            "..",
+            "../../etc/passwd",
+            "/etc/passwd",
+            "a/b",
+            "a\\b",
+            "a\x00b",
+            "a\n",
+            "x" * 10_000,
+            "UPPER",
+            "µm",
+            "\ud800",
+            "٣",
+            "-option",
+            "_unrouted-1",
+            ".supervisor",
+            "sha256-" + "0" * 64,
+            "sha256-",
+            " a",
+            "a ",
+            "a:b",
+            "~",
+            "$HOME",
+        ],
+        ids=lambda uid: ascii(uid)[:24],
+    )
+    def test_any_other_uid_is_digested(self, uid: str, tmp_path: Path) -> None:
+        name = journal_filename(uid)
+        assert name.startswith("sha256-")
+        assert len(name) == len("sha256-") + 64 + len(".sqlite")
+        assert (tmp_path / name).parent == tmp_path
+        with Journal(tmp_path / name, "create", run_uid=uid) as journal:
+            journal.append(0, documents(0, 1))
+        assert run_files(tmp_path) == [tmp_path / name]
+        with Journal(tmp_path / name) as journal:
+            assert journal.run_uid == uid
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.text(st.characters(exclude_categories=())))
+    def test_no_uid_becomes_a_path(self, uid: str) -> None:
+        name = journal_filename(uid)
+        assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789._-")
+        assert name[0] not in "._-"
+        assert len(name) <= 110
+        assert name.endswith(".sqlite")
+
+    def test_names_differ_also_where_case_does_not_count(self) -> None:
+        uids = ["run", "RUN", "Run", "sha256-run", "run.sqlite", "", "run "]
+        assert len({journal_filename(uid).lower() for uid in uids}) == len(uids)
+
+    def test_only_run_files_are_listed(self, tmp_path: Path) -> None:
+        for name in ("b.sqlite", "a.sqlite", "a.sqlite-wal", "a.sqlite.lock", "_unrouted-1.sqlite", ".hidden.sqlite"):
+            (tmp_path / name).touch()
+        assert run_files(tmp_path) == [tmp_path / "a.sqlite", tmp_path / "b.sqlite"]

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import datetime
+import json
+import math
+
+import msgspec
+import numpy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tiledwriter._json import MAX_FLOAT, MAX_INTEGER, to_json
+
+PLAIN = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-MAX_INTEGER, MAX_INTEGER)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+def converted(value, where="start"):
+    notes = []
+    return to_json(value, notes.append, where), notes
+
+
+@settings(deadline=None)
+@given(PLAIN)
+def test_what_json_carries_is_kept_as_it_is_and_not_noted(value):
+    assert converted(value) == (value, [])
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"),
+    [
+        (math.nan, None),
+        (math.inf, MAX_FLOAT),
+        (-math.inf, -MAX_FLOAT),
+        (2**60, MAX_INTEGER),
+        (-(2**60), -MAX_INTEGER),
+        (10**400, MAX_INTEGER),
+        (b"bytes", "bytes"),
+        (b"\xff", "\\xff"),
+        (1 + 2j, "(1+2j)"),
+        (datetime.date(2024, 1, 2), "2024-01-02"),
+        (numpy.float32("nan"), None),
+        (numpy.int64(2**60), MAX_INTEGER),
+    ],
+)
+def test_what_json_cannot_carry_is_replaced_and_noted_with_its_place(value, stored):
+    result, notes = converted({"a": {"b": [0, value]}})
+
+    assert result == {"a": {"b": [0, stored]}}
+    assert len(notes) == 1
+    assert notes[0].startswith("start.a.b[1]: ")
+
+
+def test_the_largest_integers_that_json_readers_agree_on_are_kept():
+    assert converted([2**53 - 1, -(2**53) + 1]) == ([2**53 - 1, -(2**53) + 1], [])
+    assert converted(2**53)[0] == 2**53 - 1
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"),
+    [
+        (numpy.float32(0.5), 0.5),
+        (numpy.int8(-3), -3),
+        (numpy.bool_(True), True),
+        (numpy.array([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
+        (numpy.array(7), 7),
+        (numpy.array([(1, 2.5)], dtype=[("a", "i4"), ("b", "f4")]), [[1, 2.5]]),
+        (numpy.array(["x", "yz"]), ["x", "yz"]),
+        ((1, (2, 3)), [1, [2, 3]]),
+        ({1: {2.5: None}}, {"1": {"2.5": None}}),
+    ],
+)
+def test_numpy_values_tuples_and_keys_of_other_types_become_plain(value, stored):
+    result, notes = converted(value)
+
+    assert result == stored
+    assert type(result) is type(stored)
+    assert notes == []
+    assert json.loads(msgspec.json.encode(result)) == stored
+
+
+def test_non_finite_values_inside_arrays_are_noted_one_by_one():
+    result, notes = converted(numpy.array([1.0, math.nan, math.inf]))
+    assert result == [1.0, None, MAX_FLOAT]
+    assert [note.partition(":")[0] for note in notes] == ["start[1]", "start[2]"]
+
+
+def test_everything_it_returns_can_be_sent():
+    for value in (numpy.str_("text"), numpy.longdouble(0.5), {numpy.str_("key"): numpy.str_("value")}):
+        msgspec.json.encode(converted(value)[0])
+
+
+@pytest.mark.parametrize("value", ["\ud800", {"\ud800": 1}])
+def test_text_that_is_no_unicode_can_be_sent(value):
+    msgspec.json.encode(converted(value)[0])
+
+
+def test_a_mapping_is_not_changed():
+    value = {"a": [math.nan, (1, 2)]}
+    converted(value)
+    assert math.isnan(value["a"][0])
+    assert value["a"][1] == (1, 2)

@@ -1,0 +1,86 @@
+"""The life of a run is the table, and nothing but the table."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from tiledbroker import LifecycleError
+from tiledbroker._lifecycle import FINAL, TRANSITIONS, Event, State, next_state
+
+ILLEGAL = [pair for pair in itertools.product(State, Event) if pair not in TRANSITIONS]
+
+
+@pytest.mark.parametrize(("state", "event"), TRANSITIONS)
+def test_a_transition_of_the_table_is_made(state: State, event: Event) -> None:
+    assert next_state(state, event) is TRANSITIONS[state, event]
+
+
+@pytest.mark.parametrize(("state", "event"), ILLEGAL)
+def test_any_other_is_an_error_that_names_state_and_event(state: State, event: Event) -> None:
+    with pytest.raises(LifecycleError) as refusal:
+        next_state(state, event)
+    assert (refusal.value.state, refusal.value.event) == (state, event)
+    assert str(refusal.value) == f"A run that is {state.value} cannot be {event.value}."
+
+
+@pytest.mark.parametrize("state", set(State) - FINAL)
+def test_every_state_that_is_not_final_is_left(state: State) -> None:
+    assert {after for (before, _), after in TRANSITIONS.items() if before is state} - {state}
+
+
+@pytest.mark.parametrize("state", FINAL)
+def test_a_final_state_is_left_only_to_start_again(state: State) -> None:
+    leaving = {event: after for (before, event), after in TRANSITIONS.items() if before is state and after is not state}
+    assert leaving == {Event.RESUMED: State.STARTING}
+
+
+@pytest.mark.parametrize("state", State)
+def test_every_state_is_reached_from_the_beginning_and_leads_to_an_end(state: State) -> None:
+    assert state in _reachable(State.STARTING)
+    assert _reachable(state) >= FINAL
+
+
+@pytest.mark.parametrize("event", Event)
+def test_every_event_happens_somewhere(event: Event) -> None:
+    assert event in {event for _, event in TRANSITIONS}
+
+
+@pytest.mark.parametrize("state", set(State) - FINAL - {State.PARKED})
+def test_a_run_with_a_worker_may_die_park_or_fail(state: State) -> None:
+    assert next_state(state, Event.DIED) is State.STARTING
+    assert next_state(state, Event.PARKED) is State.PARKED
+    assert next_state(state, Event.FAILED) is State.FAILED
+
+
+def test_a_run_is_written_only_once_its_end_is_journaled() -> None:
+    ways = [before for (before, _), after in TRANSITIONS.items() if after in (State.WRITTEN, State.INTERRUPTED)]
+    assert set(ways) == {State.CLOSING}
+
+
+def test_a_failed_run_stays_failed_whatever_its_worker_does() -> None:
+    assert {next_state(State.FAILED, event) for event in (Event.ENDED, Event.DIED, Event.FAILED)} == {State.FAILED}
+
+
+def test_the_usual_life() -> None:
+    state = State.STARTING
+    lived = [state]
+    for event in (Event.READY, Event.ENDED, Event.PARKED, Event.RESUMED, Event.READY, Event.ENDED, Event.WRITTEN):
+        state = next_state(state, event)
+        lived.append(state)
+    assert " ".join(map(str, lived)) == "starting open closing parked starting open closing written"
+
+
+def test_states_are_stored_as_their_names() -> None:
+    assert {state.value for state in FINAL} == {"written", "interrupted", "failed"}
+    assert all(State(str(state)) is state for state in State)
+
+
+def _reachable(state: State) -> set[State]:
+    reached = {state}
+    while True:
+        further = {after for (before, _), after in TRANSITIONS.items() if before in reached}
+        if further <= reached:
+            return reached
+        reached |= further

@@ -1,0 +1,327 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import event_model
+import numpy
+import pytest
+from bluesky import RunEngine
+from bluesky import plan_stubs as bps
+from bluesky import plans as bp
+from bluesky import preprocessors as bpp
+
+from tiledwriter import DocumentError, RunNormalizer, RunWriter
+from tiledwriter._operations import (
+    AppendRows,
+    CloseStream,
+    CreateArray,
+    CreateContainer,
+    CreateTable,
+    ExtendExternal,
+    OrderTable,
+    RegisterExternal,
+    UpdateMetadata,
+    WriteArray,
+    describe_operation,
+)
+
+NUMBER = {"dtype": "number", "dtype_numpy": "<f8", "shape": [], "source": "test"}
+
+
+def fold(documents, *, flush_every=0, abandon=False):
+    """Operations for a run's documents, through normalizer and writer."""
+    normalizer = RunNormalizer()
+    writer = RunWriter(guessed_types=normalizer.guessed_types)
+    operations = []
+    for i, (name, document) in enumerate(documents):
+        for modern_name, modern in normalizer(name, document):
+            operations += writer(modern_name, modern)
+        if flush_every and i % flush_every == 0:
+            operations += writer.flush()
+    return operations + (writer.abandon() if abandon else writer.flush())
+
+
+def kinds(operations):
+    return [type(operation).__name__ for operation in operations]
+
+
+def at(operations, path, kind):
+    return [operation for operation in operations if operation.path == path and isinstance(operation, kind)]
+
+
+def rows(operations, path):
+    """The rows of a table by column."""
+    columns = {}
+    for operation in at(operations, path, AppendRows):
+        for column, values in zip(operation.columns, operation.values, strict=True):
+            columns.setdefault(column.name, []).extend(values)
+    return columns
+
+
+@pytest.fixture
+def run_engine():
+    engine = RunEngine({}, call_returns_result=False)
+    yield engine
+    engine.loop.call_soon_threadsafe(engine.loop.stop)
+    engine._th.join(5.0)
+    engine.loop.close()
+
+
+@pytest.fixture
+def collected(run_engine):
+    documents = []
+    run_engine.subscribe(lambda name, document: documents.append((name, document)))
+    return documents
+
+
+@pytest.fixture(scope="module")
+def sim():
+    from ophyd import sim
+
+    return sim
+
+
+@pytest.fixture
+def run():
+    return event_model.compose_run(metadata={"plan_name": "test"})
+
+
+def small_run(run, points=2):
+    """A run with one stream `primary` of one number."""
+    documents = [("start", run.start_doc)]
+    stream = run.compose_descriptor(name="primary", data_keys={"x": dict(NUMBER)})
+    documents.append(("descriptor", stream.descriptor_doc))
+    documents += [("event", stream.compose_event(data={"x": n}, timestamps={"x": n})) for n in range(points)]
+    return [*documents, ("stop", run.compose_stop())]
+
+
+# Whole runs
+
+
+def test_a_small_run_becomes_these_operations(run):
+    operations = fold(small_run(run))
+
+    uid = run.start_doc["uid"]
+    assert [(type(operation), operation.path) for operation in operations] == [
+        (CreateContainer, uid),
+        (CreateContainer, f"{uid}/primary"),
+        (CreateTable, f"{uid}/primary/internal"),
+        (AppendRows, f"{uid}/primary/internal"),
+        (UpdateMetadata, uid),
+        (CloseStream, f"{uid}/primary/internal"),
+        (CloseStream, f"{uid}/primary"),
+        (CloseStream, uid),
+    ]
+    run_node, stream_node = operations[:2]
+    assert run_node.metadata == {"start": run.start_doc}
+    assert run_node.specs == (("BlueskyRun", "3.0"),)
+    assert run_node.access_tags is None
+    assert run_node.identity == ("start", "uid")
+    assert stream_node.specs == (("BlueskyEventStream", "3.0"), ("composite", None))
+    assert stream_node.metadata["data_keys"] == {"x": NUMBER}
+    assert not {"name", "run_start", "object_keys"} & stream_node.metadata.keys()
+    assert rows(operations, f"{uid}/primary/internal")["x"] == [0, 1]
+    assert operations[4].metadata["stop"]["exit_status"] == "success"
+    assert "notes" not in operations[4].metadata
+
+
+def test_operations_are_described_in_one_line(run):
+    operations = fold(small_run(run))
+    uid = run.start_doc["uid"]
+    assert describe_operation(operations[0]) == f"CreateContainer {uid}"
+    assert describe_operation(operations[3]) == f"AppendRows {uid}/primary/internal rows 0 to 2"
+
+
+def test_a_scan_by_a_run_engine_has_its_points_in_a_table(run_engine, collected, sim):
+    run_engine(bp.scan([sim.det], sim.motor, -1, 1, 3))
+
+    operations = fold(collected)
+
+    uid = collected[0][1]["uid"]
+    columns = rows(operations, f"{uid}/primary/internal")
+    assert columns["seq_num"] == [1, 2, 3]
+    assert columns["motor"] == [-1.0, 0.0, 1.0]
+    assert {"det", "motor_setpoint", "ts_det", "ts_motor"} <= columns.keys()
+    (table,) = at(operations, f"{uid}/primary/internal", CreateTable)
+    types = {column.name: column.type for column in table.columns}
+    assert types["seq_num"] == "int64"
+    assert types["motor"] == types["det"] == types["time"] == "float64"
+    (stop,) = at(operations, uid, UpdateMetadata)
+    assert stop.metadata["stop"] == collected[-1][1]
+
+
+def test_images_in_events_become_an_array_of_their_own(run_engine, collected, sim):
+    run_engine(bp.count([sim.det, sim.direct_img], 2))
+
+    operations = fold(collected)
+
+    uid = collected[0][1]["uid"]
+    images = [document["data"]["img"] for name, document in collected if name == "event"]
+    (create,) = at(operations, f"{uid}/primary/img", CreateArray)
+    (write,) = at(operations, f"{uid}/primary/img", WriteArray)
+    assert create.shape == numpy.asarray(images[0]).shape
+    numpy.testing.assert_array_equal(write.values, images)
+    (stop,) = at(operations, uid, UpdateMetadata)
+    assert any("'img' is stored as an array of its own" in note for note in stop.metadata["notes"])
+
+
+def test_images_in_files_become_external_data(run_engine, collected, sim, tmp_path):
+    detector = sim.SynSignalWithRegistry(name="img", func=lambda: numpy.ones((4, 4)), save_path=str(tmp_path))
+    run_engine(bpp.stage_wrapper(bp.count([detector], 3), [detector]))
+
+    operations = fold(collected)
+
+    uid = collected[0][1]["uid"]
+    (register,) = at(operations, f"{uid}/primary/img", RegisterExternal)
+    assert register.data_source["mimetype"] == "multipart/related;type=application/x-npy"
+    extensions = at(operations, f"{uid}/primary/img", ExtendExternal)
+    assert [(extension.first, extension.stop) for extension in extensions] == [(0, 3)]
+    assert extensions[0].data_source["structure"]["shape"][0] == 3
+    assert CloseStream(f"{uid}/primary/img") in operations
+
+
+def test_interleaved_streams_keep_their_rows_apart(run_engine, collected, sim):
+    def plan():
+        yield from bps.open_run()
+        for point in range(3):
+            yield from bps.mv(sim.motor, point)
+            yield from bps.trigger_and_read([sim.motor], name="one")
+            yield from bps.trigger_and_read([sim.det], name="two")
+        yield from bps.close_run()
+
+    run_engine(plan())
+    operations = fold(collected, flush_every=2)
+
+    uid = collected[0][1]["uid"]
+    assert rows(operations, f"{uid}/one/internal")["motor"] == [0.0, 1.0, 2.0]
+    assert rows(operations, f"{uid}/two/internal")["seq_num"] == [1, 2, 3]
+    assert "motor" not in rows(operations, f"{uid}/two/internal")
+
+
+def test_a_repeated_point_after_a_rewind_is_kept_and_the_table_ordered_by_time(run):
+    stream = run.compose_descriptor(name="primary", data_keys={"x": dict(NUMBER)})
+    documents = [("start", run.start_doc), ("descriptor", stream.descriptor_doc)]
+    for seq_num, time in [(1, 10.0), (2, 11.0), (3, 12.0), (2, 13.0), (3, 14.0)]:
+        point = stream.compose_event(data={"x": time}, timestamps={"x": time}, seq_num=seq_num, time=time)
+        documents.append(("event", point))
+    operations = fold([*documents, ("stop", run.compose_stop())])
+
+    path = f"{run.start_doc['uid']}/primary/internal"
+    assert rows(operations, path)["seq_num"] == [1, 2, 3, 2, 3]
+    assert at(operations, path, OrderTable) == [OrderTable(path, ("time", "seq_num"))]
+
+
+def test_a_change_of_configuration_is_added_to_the_stream_and_rows_go_on(run):
+    keys = {"x": dict(NUMBER)}
+    gain = {"gain": {"dtype": "number", "shape": [], "source": "test"}}
+
+    def configuration(value):
+        return {"det": {"data": {"gain": value}, "timestamps": {"gain": 0.0}, "data_keys": gain}}
+
+    documents = [("start", run.start_doc)]
+    for i, value in enumerate((1, 2, 3)):
+        stream = run.compose_descriptor(
+            name="primary", data_keys=keys, object_keys={"det": ["x"]}, configuration=configuration(value)
+        )
+        documents.append(("descriptor", stream.descriptor_doc))
+        point = stream.compose_event(data={"x": value}, timestamps={"x": 0.0}, seq_num=i + 1)
+        documents.append(("event", point))
+    operations = fold([*documents, ("stop", run.compose_stop())])
+
+    path = f"{run.start_doc['uid']}/primary"
+    (stream_node,) = at(operations, path, CreateContainer)
+    assert stream_node.metadata["configuration"]["det"]["data"] == {"gain": 1}
+    updates = [operation.metadata["_config_updates"] for operation in at(operations, path, UpdateMetadata)]
+    gains = [[update["configuration"]["det"]["data"]["gain"] for update in state] for state in updates]
+    assert gains == [[2], [2, 3]]
+    assert updates[-1][0]["uid"] == documents[3][1]["uid"]
+    assert rows(operations, f"{path}/internal")["x"] == [1, 2, 3]
+
+
+def test_specs_and_access_tags_of_the_start_document_are_taken_out_and_followed():
+    run = event_model.compose_run(
+        metadata={"tiled_specs": ["Mine", {"name": "Other", "version": "2"}], "tiled_access_tags": ["group", "public"]}
+    )
+    operations = fold(small_run(run))
+
+    start = operations[0]
+    assert start.specs == (("Mine", None), ("Other", "2"), ("BlueskyRun", "3.0"))
+    assert not {"tiled_specs", "tiled_access_tags"} & start.metadata["start"].keys()
+    created = [operation for operation in operations if isinstance(operation, CreateContainer | CreateTable)]
+    assert len(created) == 3
+    assert all(operation.access_tags == ("group", "public") for operation in created)
+
+
+def test_metadata_that_json_cannot_carry_is_noted():
+    run = event_model.compose_run(metadata={"offset": float("nan"), "huge": 2**60})
+    operations = fold(small_run(run))
+    uid = run.start_doc["uid"]
+    assert operations[0].metadata["start"]["offset"] is None
+    (stop,) = at(operations, uid, UpdateMetadata)
+    assert [note.partition(":")[0] for note in stop.metadata["notes"]] == ["start.offset", "start.huge"]
+
+
+def test_an_abandoned_run_has_its_rows_and_no_stop_document(run):
+    operations = fold(small_run(run)[:-1], abandon=True)
+
+    uid = run.start_doc["uid"]
+    assert rows(operations, f"{uid}/primary/internal")["x"] == [0, 1]
+    assert at(operations, uid, UpdateMetadata) == []
+    assert kinds(operations)[-3:] == ["CloseStream"] * 3
+    assert operations[-1].path == uid
+
+
+def test_a_run_without_events_is_a_run(run):
+    assert kinds(fold([("start", run.start_doc), ("stop", run.compose_stop())])) == [
+        "CreateContainer",
+        "UpdateMetadata",
+        "CloseStream",
+    ]
+
+
+def test_a_replay_gives_equal_operations(run_engine, collected, sim):
+    run_engine(bp.scan([sim.det, sim.direct_img], sim.motor, -1, 1, 5))
+
+    def comparable(operations):
+        return [
+            (*vars(operation).items(),) if not isinstance(operation, WriteArray) else operation.values.tobytes()
+            for operation in operations
+        ]
+
+    first, second = fold(collected, flush_every=3), fold(collected, flush_every=3)
+    assert kinds(first) == kinds(second)
+    assert comparable(first) == comparable(second)
+
+
+# Errors
+
+
+def test_a_document_error_says_which_document(run):
+    writer = RunWriter()
+    writer("start", run.start_doc)
+    with pytest.raises(DocumentError, match=r"event document 'the-event'.*'nobody'"):
+        writer(
+            "event",
+            {"uid": "the-event", "descriptor": "nobody", "seq_num": 1, "time": 0.0, "data": {}, "timestamps": {}},
+        )
+    with pytest.raises(DocumentError, match=r"stream_datum document 'the-datum'.*'lost'"):
+        writer("stream_datum", {"uid": "the-datum", "descriptor": "lost", "stream_resource": "gone"})
+
+
+def test_documents_that_the_normalizer_has_to_see_first_are_refused():
+    with pytest.raises(DocumentError, match=r"'event_page'.*RunNormalizer"):
+        RunWriter()("event_page", {})
+
+
+# Layers
+
+
+@pytest.mark.parametrize("module", ["_run_writer", "_normalizer"])
+def test_the_pure_core_imports_no_client(module):
+    code = (
+        f"import sys, tiledwriter.{module}; "
+        "print([name for name in ('tiled.client', 'httpx', 'tiledwriter._catalog', 'zmq') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,285 @@
+"""One HTTP connection to Tiled: sends requests, sorts answers, and repeats what is safe to repeat."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
+from urllib.parse import quote
+
+import httpx
+import msgspec
+import tenacity
+
+from ._errors import Ambiguous, PoisonedOperation, Refused, ServerError, Stopped
+
+log = logging.getLogger(__name__)
+
+TIMEOUT: Final = httpx.Timeout(connect=10.0, read=120.0, write=120.0, pool=10.0)
+"""A long read timeout: a request that we give up on may still be carried out."""
+
+POISON_AFTER: Final = 60.0
+"""Seconds of nothing but 500 for one operation, from a server that is well, until it counts as poison."""
+
+_MAX_WAIT: Final = 30.0
+_NEVER_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+_PAUSE_STATUSES: Final = frozenset({401, 403})
+_AMBIGUOUS_4XX: Final = frozenset({408})
+
+
+class NotProcessed(ServerError):
+    """Raised when a request certainly had no effect; `retry_after` in seconds, if the server named it."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Paused(NotProcessed):
+    """Raised when the server does not accept our credentials: nothing can be written until that is mended."""
+
+
+class ServerFailed(Ambiguous):
+    """Raised when the server answered 500: something broke there, perhaps because of what was asked."""
+
+
+class Client(Protocol):
+    """What is needed of a `tiled.client` container: where it is, and its connection."""
+
+    @property
+    def context(self) -> Any: ...
+    @property
+    def path_parts(self) -> Any: ...
+
+
+def sort_answer(response: httpx.Response) -> None:
+    """Return if the request was carried out; else raise what that means.
+
+    Raises
+    ------
+    NotProcessed, Paused
+        It had no effect, and may be sent again.
+    Refused
+        The server will not do it.
+    Ambiguous
+        It may have been carried out.
+    """
+    status = response.status_code
+    if status < 400:
+        return
+    detail = _detail(response)
+    if status == 429:
+        raise NotProcessed(f"429: {detail}", _seconds(response.headers.get("Retry-After")))
+    if status in _PAUSE_STATUSES:
+        raise Paused(f"{status}: {detail}")
+    if status == 500:
+        raise ServerFailed(f"500: {detail}")
+    if status > 500 or status in _AMBIGUOUS_4XX:
+        raise Ambiguous(f"{status}: {detail}")
+    raise Refused(status, detail)
+
+
+def _detail(response: httpx.Response) -> str:
+    if response.headers.get("content-type", "").startswith("application/json"):
+        try:
+            return str(response.json().get("detail", ""))[:2000]
+        except (ValueError, AttributeError):
+            pass
+    return response.reason_phrase
+
+
+def _seconds(header: str | None) -> float | None:
+    try:
+        seconds = float(header or "")
+    except ValueError:
+        return None
+    return min(seconds, 600.0) if seconds >= 0 else None
+
+
+class _Wait(tenacity.wait.wait_base):
+    """Exponential backoff with jitter; a server that names a time gets it."""
+
+    def __init__(self) -> None:
+        self._backoff = tenacity.wait_exponential(multiplier=0.2, max=_MAX_WAIT) + tenacity.wait_random(0, 0.2)
+
+    def __call__(self, retry_state: tenacity.RetryCallState) -> float:
+        error = retry_state.outcome.exception() if retry_state.outcome else None
+        if isinstance(error, NotProcessed) and error.retry_after is not None:
+            return error.retry_after
+        return min(_MAX_WAIT, self._backoff(retry_state))
+
+
+class Connection:
+    """Requests to Tiled, on behalf of one run.
+
+    Parameters
+    ----------
+    connect
+        Makes a `tiled.client` container to write into; called when first needed, and again until it succeeds.
+    stopping
+        Ends all waiting when set.
+    report
+        Told of every retry: event name and details, for the run's history.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Client],
+        stopping: threading.Event,
+        report: Callable[..., None],
+        *,
+        poison_after: float = POISON_AFTER,
+    ) -> None:
+        self._connect = connect
+        self._stopping = stopping
+        self._report = report
+        self._poison_after = poison_after
+        self._client: Client | None = None
+        self._failing_since: dict[str, float] = {}
+        self._reported: str | None = None
+
+    def send(
+        self,
+        method: str,
+        endpoint: str,
+        path: str,
+        *,
+        repeat: bool = True,
+        tolerated_failures: int | None = None,
+        json: Any = None,
+        content: bytes | None = None,
+        content_type: str = "application/json",
+        params: Mapping[str, Any] | None = None,
+    ) -> httpx.Response:
+        """Send a request until it is carried out or refused, for ever if need be.
+
+        Parameters
+        ----------
+        endpoint, path
+            As in `/api/v1/<endpoint>/<path>`; `path` is relative to the container runs are written to.
+        repeat
+            Whether the request may be sent again when it is not known if it was carried out.
+        tolerated_failures
+            Raise `ServerFailed` when the server has answered 500 more often than this.
+
+        Raises
+        ------
+        Refused
+            With a 4xx status.
+        Ambiguous
+            Not known if it was carried out, and `repeat` is False.
+        PoisonedOperation
+            The server is well, but keeps answering 500 to this.
+        Stopped
+            `stopping` was set while waiting.
+        """
+        body = msgspec.json.encode(json) if json is not None else content
+        headers = {"Content-Type": content_type} if body is not None else {}
+
+        def once() -> httpx.Response:
+            client = self._connected()
+            url = f"{client.context.api_uri}{endpoint}/{_quoted([*client.path_parts, *path.split('/')])}"
+            return self._once(
+                f"{method} {endpoint}/{path}", client, method, url, content=body, headers=headers, params=params
+            )
+
+        failures = 0
+
+        def again(error: BaseException) -> bool:
+            nonlocal failures
+            failures += isinstance(error, ServerFailed)
+            if tolerated_failures is not None and failures > tolerated_failures:
+                return False
+            return isinstance(error, NotProcessed) or (repeat and isinstance(error, Ambiguous))
+
+        return self._persistently(once, again)
+
+    def healthy(self) -> bool:
+        """Whether the server answers at all."""
+        try:
+            client = self._connected()
+            url = str(client.context.api_uri).partition("/api/")[0] + "/healthz"
+            return bool(client.context.http_client.get(url, timeout=10.0).status_code == 200)
+        except (httpx.HTTPError, NotProcessed):
+            return False
+
+    def _persistently(
+        self, once: Callable[[], httpx.Response], again: Callable[[BaseException], bool]
+    ) -> httpx.Response:
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(again),
+            wait=_Wait(),
+            sleep=self._sleep,
+            before_sleep=self._before_sleep,
+            reraise=True,
+        )
+        response: httpx.Response = retrying(once)
+        self._recovered()
+        return response
+
+    def _sleep(self, seconds: float) -> None:
+        if self._stopping.wait(seconds):
+            raise Stopped("Stopped while waiting for Tiled.")
+
+    def _connected(self) -> Client:
+        if self._client is None:
+            try:
+                self._client = self._connect()
+            except httpx.HTTPStatusError as error:
+                try:
+                    sort_answer(error.response)
+                except (Refused, Ambiguous) as answer:
+                    raise NotProcessed(str(answer)) from error
+            except httpx.HTTPError as error:
+                raise NotProcessed(f"{type(error).__name__}: {error}") from error
+            except Exception as error:
+                # No such profile or container, no credentials: for a human to mend, and no fault of the run.
+                raise Paused(f"{type(error).__name__}: {error}") from error
+        assert self._client is not None
+        return self._client
+
+    def _once(self, what: str, client: Client, method: str, url: str, **arguments: Any) -> httpx.Response:
+        try:
+            response: httpx.Response = client.context.http_client.request(method, url, timeout=TIMEOUT, **arguments)
+        except _NEVER_SENT as error:
+            self._failing_since.pop(what, None)
+            raise NotProcessed(f"{type(error).__name__}: {error}") from error
+        except httpx.HTTPError as error:
+            self._failing_since.pop(what, None)
+            raise Ambiguous(f"{type(error).__name__}: {error}") from error
+        if response.status_code == 500:
+            self._check_poison(what, _detail(response))
+        else:
+            self._failing_since.pop(what, None)
+        sort_answer(response)
+        return response
+
+    def _check_poison(self, what: str, detail: str) -> None:
+        """By time and not by count: PostgreSQL's restart alone answers five requests with 500."""
+        since = self._failing_since.setdefault(what, time.monotonic())
+        if not self.healthy():
+            self._failing_since.pop(what, None)
+        elif time.monotonic() - since > self._poison_after:
+            raise PoisonedOperation(what, f"500: {detail}, for {self._poison_after:.0f} s, while the server is well")
+
+    def _before_sleep(self, retry_state: tenacity.RetryCallState) -> None:
+        error = retry_state.outcome.exception() if retry_state.outcome else None
+        topic = type(error).__name__
+        if topic == self._reported:
+            return
+        self._reported = topic
+        level = logging.ERROR if isinstance(error, Paused) else logging.WARNING
+        log.log(level, "Tiled does not take requests (%s); trying again until it does.", error)
+        self._report("waiting", reason=str(error))
+
+    def _recovered(self) -> None:
+        if self._reported is not None:
+            self._reported = None
+            log.info("Tiled takes requests again.")
+            self._report("resumed")
+
+
+def _quoted(segments: list[str]) -> str:
+    return "/".join(quote(segment, safe="") for segment in segments if segment)

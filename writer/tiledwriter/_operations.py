@@ -1,0 +1,158 @@
+"""What a run becomes in Tiled, as values: the pure core makes them, the catalog applies them.
+
+Paths are relative to the container that runs are written to, first the run's uid: `<uid>/primary/internal`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import numpy
+import numpy.typing
+
+Specs: TypeAlias = tuple[tuple[str, str | None], ...]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A table column: its name and Arrow type, e.g. `("motor", "float64")` or `("roi", "list<int64>")`."""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True)
+class CreateContainer:
+    """Make a container; `identity` is what of its metadata proves that an existing one is the same."""
+
+    path: str
+    metadata: Mapping[str, Any]
+    specs: Specs = ()
+    access_tags: tuple[str, ...] | None = None
+    identity: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CreateTable:
+    """Make an appendable table without rows, whose rows come back ordered by the columns in `order`."""
+
+    path: str
+    columns: tuple[Column, ...]
+    order: tuple[str, ...]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    access_tags: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class AppendRows:
+    """Rows `first` up to `stop` of a table, column by column (pyarrow-compatible lists of equal length)."""
+
+    path: str
+    first: int
+    columns: tuple[Column, ...]
+    values: tuple[Sequence[Any], ...]
+
+    @property
+    def stop(self) -> int:
+        """The table's number of rows afterwards."""
+        return self.first + (len(self.values[0]) if self.values else 0)
+
+    def rows(self, first: int, stop: int) -> AppendRows:
+        """The part of the operation that is rows `first` to `stop` of the table."""
+        part = slice(max(first - self.first, 0), stop - self.first)
+        return replace(self, first=max(first, self.first), values=tuple(values[part] for values in self.values))
+
+
+@dataclass(frozen=True)
+class OrderTable:
+    """From now on a table's rows come back ordered by these columns; by none: as they were appended."""
+
+    path: str
+    order: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CreateArray:
+    """Make an array stored by Tiled that grows along its first dimension, in chunks of `chunk_rows` rows.
+
+    `shape` is the shape of one row. The node begins as one chunk of zeros.
+    """
+
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+    chunk_rows: int
+    dims: tuple[str, ...]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    access_tags: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class WriteArray:
+    """Rows `first` up to `stop` of an array, at their place."""
+
+    path: str
+    first: int
+    values: numpy.typing.NDArray[Any]
+
+    @property
+    def stop(self) -> int:
+        """The array's number of rows afterwards."""
+        return self.first + len(self.values)
+
+    def rows(self, first: int, stop: int) -> WriteArray:
+        """The part of the operation that is rows `first` to `stop` of the array."""
+        part = slice(max(first - self.first, 0), stop - self.first)
+        return replace(self, first=max(first, self.first), values=self.values[part])
+
+
+@dataclass(frozen=True)
+class RegisterExternal:
+    """Make a node for files that somebody else wrote, without rows; `data_source` as Tiled's API takes it."""
+
+    path: str
+    data_source: Mapping[str, Any]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    access_tags: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ExtendExternal:
+    """The files have `stop` datums now; `data_source` is the node's whole state, `offset` and `shape` what is new."""
+
+    path: str
+    first: int
+    stop: int
+    data_source: Mapping[str, Any]
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class UpdateMetadata:
+    """Set these top-level keys of a node's metadata."""
+
+    path: str
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CloseStream:
+    """Tell those who follow a node live that nothing more comes."""
+
+    path: str
+
+
+Growth: TypeAlias = AppendRows | WriteArray | ExtendExternal
+Creation: TypeAlias = CreateContainer | CreateTable | CreateArray | RegisterExternal
+Operation: TypeAlias = Creation | Growth | OrderTable | UpdateMetadata | CloseStream
+
+
+def describe_operation(operation: Operation) -> str:
+    """One line for logs and errors, without the data."""
+    text = f"{type(operation).__name__} {operation.path}"
+    if isinstance(operation, AppendRows | WriteArray | ExtendExternal):
+        text += f" rows {operation.first} to {operation.stop}"
+    return text

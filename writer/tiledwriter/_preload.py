@@ -1,0 +1,11 @@
+"""Imported once, by the process that workers are forked from: so a worker is ready in milliseconds."""
+
+import pyarrow.ipc
+import tiled.client
+import tiled.client.container
+import tiled.structures.array
+import tiled.structures.table
+
+from . import _worker
+
+__all__ = ["_worker", "pyarrow", "tiled"]

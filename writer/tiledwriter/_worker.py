@@ -1,0 +1,231 @@
+"""A worker process: takes one run's documents into its journal, acknowledges them, and has them written to Tiled.
+
+It is an actor: its mailbox is a socket to the supervisor, its state is the journal. Taking in and writing never wait
+for each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import queue
+import signal
+import socket
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import zmq
+
+from tiledbroker import Journal, JournalGap, JournalInvalid
+from tiledbroker import _messages as messages
+from tiledbroker._limited import LimitedLog
+from tiledbroker._runs import WorkerTask
+
+from ._connection import Client
+from ._logging import LogOptions
+from ._writing import FAILED, RunWriting, WritingOptions
+
+log = logging.getLogger(__name__)
+
+LOCK_TIMEOUT: Final = 10.0  # seconds for the worker of a supervisor that was killed to let go of the journal
+MAX_TAKEN: Final = 32 * 2**20
+DISK_PAUSE: Final = 1.0
+STOP_TIMEOUT: Final = 5.0
+ORPHAN_TIMEOUT: Final = 1.0
+
+
+@dataclass(frozen=True)
+class TiledAddress:
+    """Which Tiled to write to: a URI, or a profile of Tiled's client. Credentials as Tiled's client takes them."""
+
+    uri: str | None = None
+    profile: str | None = None
+
+    def connect(self) -> Client:
+        """A container client; fails at once where Tiled's own client would try again for long."""
+        import tiled.client
+        import tiled.client.utils
+
+        tiled.client.utils.TILED_RETRY_ATTEMPTS = 1
+        client: Client = (
+            tiled.client.from_uri(self.uri) if self.uri is not None else tiled.client.from_profile(self.profile)
+        )
+        return client
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """Everything about a worker that does not depend on its run."""
+
+    tiled: TiledAddress
+    writing: WritingOptions = field(default_factory=WritingOptions)
+    logging: LogOptions = field(default_factory=LogOptions)
+
+
+def run_worker(task: WorkerTask, *, options: WorkerOptions) -> None:
+    """What a worker process runs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the supervisor tells us
+    options.logging.configure(worker=task.run_uid)
+    Worker(task, options).run()
+
+
+class Worker:
+    """See the module."""
+
+    def __init__(self, task: WorkerTask, options: WorkerOptions) -> None:
+        self._task = task
+        self._connect: Callable[[], Client] = options.tiled.connect
+        self._options = options.writing
+        self._outbox: queue.SimpleQueue[messages.Message] = queue.SimpleQueue()
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._wake_sender.setblocking(False)
+        self._writing_ended = False
+        self._failed = False
+        self._finishing = False
+        self._ask_again_at = float("inf")
+        self._limited = LimitedLog(log)
+
+    def run(self) -> None:
+        """Work until the run is complete, or the supervisor says stop, or is gone."""
+        journal = Journal(self._task.journal, "create", run_uid=self._task.run_uid, lock_timeout=LOCK_TIMEOUT)
+        with journal:
+            self._journal = journal
+            journal.note("worker started", pid=os.getpid(), documents=journal.length)
+            self._writing = RunWriting(
+                journal,
+                self._connect,
+                self._options,
+                drain=self._task.drain,
+                on_progress=self._on_progress,
+                on_end=self._on_end,
+            )
+            context = zmq.Context()
+            self._mailbox = context.socket(zmq.DEALER)
+            self._mailbox.setsockopt(zmq.ROUTING_ID, self._task.token)
+            self._mailbox.setsockopt(zmq.RCVHWM, 0)  # bounded by the publisher's window
+            self._mailbox.connect(self._task.mailbox)
+            try:
+                self._serve()
+            finally:
+                context.destroy(linger=500)
+
+    def _serve(self) -> None:
+        self._send(messages.Ready(self._task.run_uid, self._journal.length, self._journal.ended))
+        if (outcome := self._journal.get("outcome")) == FAILED:
+            self._on_end(outcome, self._journal.get("reason", ""))
+        else:
+            self._journal.set("outcome", None)
+            self._writing.start()
+        supervisor = multiprocessing.parent_process()
+        poller = zmq.Poller()
+        poller.register(self._mailbox, zmq.POLLIN)
+        poller.register(self._wake_receiver.fileno(), zmq.POLLIN)
+        if supervisor is not None:
+            poller.register(supervisor.sentinel, zmq.POLLIN)
+        while not self._done():
+            events = dict(poller.poll(int(1000 * DISK_PAUSE)))
+            if supervisor is not None and supervisor.sentinel in events:
+                self._end_as_orphan()
+            if self._mailbox in events:
+                self._take_in()
+            if self._wake_receiver.fileno() in events:
+                self._wake_receiver.recv(4096)
+            self._post()
+            if time.monotonic() >= self._ask_again_at:
+                self._ask_again()
+        self._writing.stop(STOP_TIMEOUT)
+        self._post()
+
+    def _done(self) -> bool:
+        if self._finishing:
+            return True
+        if not self._writing_ended:
+            return False
+        return not self._failed or self._journal.ended or self._task.drain
+
+    def _end_as_orphan(self) -> None:
+        """The supervisor is gone. Its successor wants the journal; everything acknowledged is in it."""
+        log.warning("The supervisor is gone; this worker ends.")
+        self._writing.stop(ORPHAN_TIMEOUT)
+        os._exit(3)  # a request may still be under way in the other thread; its intent is in the journal
+
+    # The mailbox
+
+    def _take_in(self) -> None:
+        """Store everything that has arrived as one transaction, then acknowledge it."""
+        arrived: list[messages.Documents] = []
+        end: messages.Abandoned | None = None
+        size = 0
+        while size < MAX_TAKEN:
+            try:
+                message = messages.decode(self._mailbox.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                break
+            if isinstance(message, messages.Documents):
+                arrived.append(message)
+                size += len(message.body)
+            elif isinstance(message, messages.Abandoned):
+                end = message
+            elif isinstance(message, messages.Finish):
+                self._finishing = True
+        try:
+            self._store(arrived, end)
+        except JournalGap as gap:
+            self._send(messages.Refused(self._task.run_uid, gap.expected, "gap"))
+        except JournalInvalid as error:
+            self._send(messages.Refused(self._task.run_uid, self._journal.length, str(error)))
+        except sqlite3.OperationalError as error:
+            # Nothing is acknowledged, so the spools keep it; they are asked to send it again later.
+            self._limited.log(logging.ERROR, "disk", "%s cannot be written: %s", self._journal.path, error)
+            self._ask_again_at = time.monotonic() + DISK_PAUSE
+        else:
+            if arrived or end:
+                self._send(messages.Durable(self._task.run_uid, self._journal.length, self._journal.ended))
+                self._writing.notify()
+
+    def _store(self, arrived: list[messages.Documents], end: messages.Abandoned | None) -> None:
+        with self._journal.atomic():
+            for message in arrived:
+                self._journal.append(message.first, list(message.unpack()))
+            if end is None or self._journal.ended:
+                return
+            if end.length > self._journal.length:
+                raise JournalGap(self._journal.path, self._journal.length, end.length)
+            self._journal.set("abandoned", True)
+            self._journal.note("abandoned", documents=self._journal.length)
+
+    def _ask_again(self) -> None:
+        self._ask_again_at = float("inf")
+        self._send(messages.Refused(self._task.run_uid, self._journal.length, "gap"))
+
+    def _send(self, message: messages.Message) -> None:
+        self._mailbox.send_multipart(messages.encode(message))
+
+    # From the writing thread
+
+    def _on_progress(self, index: int) -> None:
+        self._tell(messages.Progress(self._task.run_uid, index))
+
+    def _on_end(self, outcome: str, reason: str) -> None:
+        self._failed = outcome == FAILED
+        if outcome:
+            self._tell(messages.Written(self._task.run_uid, outcome, reason))
+        self._writing_ended = True
+
+    def _tell(self, message: messages.Message) -> None:
+        self._outbox.put(message)
+        with contextlib.suppress(OSError):  # it is awake, or the process ends
+            self._wake_sender.send(b"\0")
+
+    def _post(self) -> None:
+        while True:
+            try:
+                message: Any = self._outbox.get_nowait()
+            except queue.Empty:
+                return
+            self._send(message)

@@ -1,0 +1,208 @@
+"""The thread that writes one run: journal to core to catalog, at Tiled's pace, from wherever it stopped."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tiledbroker import Journal, Record, decode
+
+from ._catalog import QUIET_PERIOD, TiledCatalog
+from ._connection import POISON_AFTER, Client, Connection
+from ._errors import ColumnsRefused, Stopped, UnwritableDocument, describe
+from ._normalizer import RunNormalizer
+from ._operations import Operation
+from ._run_writer import MAX_ARRAY_SIZE, RunWriter
+
+log = logging.getLogger(__name__)
+
+BATCH_DOCUMENTS: Final = 10_000
+BATCH_BYTES: Final = 16 * 2**20
+MAX_WAITING: Final = 32  # operations that wait for a node to settle while others go on
+_SETTLING_POLL: Final = 0.25
+_IDLE: Final = 1.0
+
+WRITTEN: Final = "written"
+INTERRUPTED: Final = "interrupted"
+FAILED: Final = "failed"
+
+
+@dataclass(frozen=True)
+class WritingOptions:
+    """How runs are written.
+
+    Attributes
+    ----------
+    max_array_size
+        Arrays in events of up to this many numbers become list columns, where the server's tables have those.
+    quiet_period
+        Seconds; see `TiledCatalog`.
+    poison_after
+        Seconds; see `Connection`.
+    spec_to_mimetype
+        For old resources, in addition to the specs that `RunNormalizer` knows.
+    """
+
+    max_array_size: int = MAX_ARRAY_SIZE
+    quiet_period: float = QUIET_PERIOD
+    poison_after: float = POISON_AFTER
+    spec_to_mimetype: Mapping[str, str] = field(default_factory=dict)
+
+
+class Fold:
+    """The pure core applied to a journal's records: which operations they amount to."""
+
+    def __init__(self, options: WritingOptions, max_array_size: int) -> None:
+        self.cursor = 0
+        self.finished = False
+        self.error: Exception | None = None
+        self._normalizer = RunNormalizer(spec_to_mimetype=options.spec_to_mimetype)
+        self._writer = RunWriter(max_array_size=max_array_size, guessed_types=self._normalizer.guessed_types)
+
+    def feed(self, records: list[Record]) -> list[Operation]:
+        """Operations for further records. A document that cannot be folded ends it: see `error`."""
+        operations: list[Operation] = []
+        for record in records:
+            if self.finished:
+                self._writer.note("Documents came after the stop document; they are in the journal only.")
+                break
+            try:
+                operations += self._fold(record)
+            except Exception as error:
+                self.error = UnwritableDocument(record.idx, record.name, error)
+                break
+            self.cursor = record.idx + 1
+        return operations + self._writer.flush()
+
+    def abandon(self) -> list[Operation]:
+        """Operations that end a run without a stop document."""
+        self.finished = True
+        operations: list[Operation] = []
+        for name, document in self._normalizer.abandon():
+            operations += self._writer(name, document)
+        return operations + self._writer.abandon()
+
+    def _fold(self, record: Record) -> list[Operation]:
+        operations: list[Operation] = []
+        for name, document in self._normalizer(record.name, decode(record.body)):
+            if name == "stop":
+                self.finished = True
+                for note in self._normalizer.notes:
+                    self._writer.note(note)
+            operations += self._writer(name, document)
+        return operations
+
+
+class RunWriting:
+    """Writes one run until it is complete, has failed, or the process ends.
+
+    `start` begins, `stop` ends it and joins the thread. New documents in the journal are announced by `notify`.
+
+    Parameters
+    ----------
+    journal
+        Of the run; its progress and history are kept here.
+    connect
+        Makes the `tiled.client` container to write into.
+    drain
+        End when everything in the journal is written, even if the run is open.
+    on_progress
+        Called with the index up to which documents are in Tiled.
+    on_end
+        Called with the outcome ("written", "interrupted", "failed", or "" if there is none) and its reason.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        connect: Callable[[], Client],
+        options: WritingOptions,
+        *,
+        drain: bool,
+        on_progress: Callable[[int], None],
+        on_end: Callable[[str, str], None],
+    ) -> None:
+        self._journal = journal
+        self._options = options
+        self._drain = drain
+        self._on_progress = on_progress
+        self._on_end = on_end
+        self._stopping = threading.Event()
+        self._news = threading.Event()
+        self._connection = Connection(connect, self._stopping, journal.note, poison_after=options.poison_after)
+        self._thread = threading.Thread(target=self._run, name="tiledwriter-writing", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """End the thread; a request that is under way is given up after `timeout` seconds."""
+        self._stopping.set()
+        self._news.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def notify(self) -> None:
+        """There are new documents in the journal."""
+        self._news.set()
+
+    def _run(self) -> None:
+        outcome, reason = "", ""
+        try:
+            outcome = self._write()
+        except Stopped:
+            pass
+        except Exception as error:
+            outcome, reason = FAILED, f"{type(error).__name__}: {error}"
+            log.exception("Run %s cannot be written; it is put in quarantine.", self._journal.run_uid)
+            self._conclude(outcome, reason, **describe(error))
+        else:
+            if outcome:
+                self._conclude(outcome, "")
+        self._on_end(outcome, reason)
+
+    def _conclude(self, outcome: str, reason: str, **detail: Any) -> None:
+        with self._journal.atomic():
+            self._journal.set("outcome", outcome)
+            self._journal.set("reason", reason or None)
+            self._journal.note(outcome, documents=self._journal.length, **detail)
+
+    def _write(self) -> str:
+        catalog = TiledCatalog(self._connection, self._journal, quiet_period=self._options.quiet_period)
+        while True:
+            max_array_size = self._journal.get("max_array_size", self._options.max_array_size)
+            try:
+                return self._follow(Fold(self._options, max_array_size), catalog)
+            except ColumnsRefused as error:
+                # Kept in the journal: whoever replays it has to come to the same operations.
+                self._journal.set("max_array_size", 0)
+                self._journal.note("no list columns", reason=str(error))
+
+    def _follow(self, fold: Fold, catalog: TiledCatalog) -> str:
+        waiting: list[Operation] = []
+        while not self._stopping.is_set():
+            self._news.clear()
+            ended = self._journal.ended
+            behind = fold.finished or fold.error is not None or len(waiting) > MAX_WAITING
+            records = [] if behind else self._journal.read(fold.cursor, BATCH_DOCUMENTS, BATCH_BYTES)
+            operations = fold.feed(records) if records else []
+            if ended and not records and not waiting and not fold.finished and fold.error is None:
+                operations += fold.abandon()
+            waiting = catalog.apply([*waiting, *operations])
+            if waiting:
+                self._stopping.wait(_SETTLING_POLL)
+                continue
+            if fold.error is not None:
+                raise fold.error
+            self._on_progress(fold.cursor)
+            if fold.finished:
+                return WRITTEN if self._journal.stopped else INTERRUPTED
+            if not records:
+                if self._drain:
+                    return ""
+                self._news.wait(_IDLE)
+        raise Stopped("Told to stop.")

@@ -1,0 +1,124 @@
+"""`tiledwriter-supervisor`: the service of the ingest host."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from ._exit import ExitCode
+
+log = logging.getLogger("tiledwriter.supervisor")
+
+_DESCRIPTION = """\
+Take documents from publishers, keep them in journals, and write them to Tiled.
+
+Settings come from --config (YAML), then TILEDWRITER_* in the environment, then flags; later ones win.
+Tiled's credentials are taken from TILED_API_KEY, or from the profile.
+"""
+
+_EXAMPLES = """\
+examples:
+  tiledwriter-supervisor --tiled http://localhost:8000 --journal-dir /var/lib/tiledwriter
+  tiledwriter-supervisor --profile beamline --listen tcp://127.0.0.1:5579
+  tiledwriter-supervisor --tiled http://localhost:8000 --journal-dir /var/lib/tiledwriter --drain
+
+exit codes: 0 ended as asked; 1 failed; 2 wrong usage; 3 another supervisor uses the journals;
+  5 after --drain, when runs are left that are not in Tiled
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        "tiledwriter-supervisor",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("--config", type=Path, metavar="FILE", help="YAML file with any of these settings")
+    result.add_argument("--listen", metavar="ADDRESS", help="where publishers connect (default tcp://127.0.0.1:5579)")
+    server = result.add_mutually_exclusive_group()
+    server.add_argument("--tiled", metavar="URI", help="the Tiled server, or a container in it")
+    server.add_argument("--profile", metavar="NAME", help="a profile of Tiled's client, instead of --tiled")
+    result.add_argument(
+        "--journal-dir",
+        type=Path,
+        metavar="DIR",
+        help="journals, on a local disk (default: the user's state directory)",
+    )
+    result.add_argument("--drain", action="store_true", help="write what the journals hold, then exit")
+    result.add_argument("--log-level", metavar="L", help="DEBUG, INFO, WARNING or ERROR (default INFO)")
+    result.add_argument("--log-format", choices=("text", "json"), help="form of log lines (default text)")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    arguments = parser().parse_args(argv)
+    flags = vars(arguments)
+    config, drain = flags.pop("config"), flags.pop("drain")
+    try:
+        import yaml
+        import zmq
+        from pydantic import ValidationError
+
+        from tiledbroker import AddressError, JournalLocked
+        from tiledbroker._runs import WorkerCommand
+        from tiledbroker._supervisor import Supervisor
+
+        from .._config import load_settings
+        from .._worker import run_worker
+    except ImportError as error:
+        return _fail(ExitCode.FAILED, f'{error}. The ingest host needs: pip install "tiledwriter[ingest]"')
+    try:
+        if config is not None and not config.is_file():
+            return _fail(ExitCode.USAGE, f"there is no configuration file {config}")
+        settings = load_settings(config, flags)
+    except ValidationError as error:
+        return _fail(ExitCode.USAGE, "; ".join(_problem(dict(item)) for item in error.errors()))
+    except AddressError as error:
+        return _fail(ExitCode.USAGE, str(error))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        return _fail(ExitCode.USAGE, f"{config} is no YAML mapping of settings: {' '.join(str(error).split())}")
+    options = settings.worker_options()
+    options.logging.configure()
+    try:
+        supervisor = Supervisor(
+            settings.journal_dir,
+            WorkerCommand(partial(run_worker, options=options), ("tiledwriter._preload",)),
+            listen=None if drain else settings.listen,
+            drain=drain,
+            window=settings.window,
+            max_workers=settings.max_workers,
+        )
+        supervisor.stop_on_signals()
+        left = supervisor.run()
+    except JournalLocked:
+        return _fail(ExitCode.LOCKED, f"another tiledwriter-supervisor uses {settings.journal_dir}")
+    except (OSError, zmq.ZMQError) as error:
+        return _fail(ExitCode.FAILED, f"cannot listen at {settings.listen} or use {settings.journal_dir}: {error}")
+    if drain and left:
+        for run in left:
+            log.error("Run %s is not completely in Tiled: %s.", run.uid, run.reason or run.state)
+        return ExitCode.INCOMPLETE
+    return ExitCode.OK
+
+
+def _problem(item: dict[str, object]) -> str:
+    location = item.get("loc") or ()
+    where = ".".join(map(str, location)) if isinstance(location, tuple) else ""
+    message = str(item.get("msg", "")).removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _fail(code: ExitCode, message: str) -> ExitCode:
+    print(f"tiledwriter-supervisor: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
