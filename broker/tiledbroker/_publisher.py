@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
+import sqlite3
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ._address import Address, normalize_address
-from ._errors import PublisherClosed, RunNotWritten
+from ._errors import JournalError, PublisherClosed, RunNotWritten
 from ._limited import LimitedLog
 from ._places import default_spool_dir
 from ._shipper import Shipper
-from ._spool import Spool
+from ._spool import RunLog, Spool
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +108,9 @@ class ZMQPublisher:
         """Append one document to the spool."""
         try:
             if self._closed:
-                raise PublisherClosed("This publisher is closed; unsubscribe it from the RunEngine.")
+                raise PublisherClosed(
+                    "This publisher is closed, or belongs to the process that this one was forked from."
+                )
             self._spool.append(name, doc)
             self._shipper.notify()
         except Exception as error:
@@ -164,8 +168,7 @@ class ZMQPublisher:
             behind = run.length - durable
             if behind > 0:
                 waiting += behind
-                received = [record.received for record in run.read(durable, 1, 1)]
-                oldest = min([*received, *([] if oldest is None else [oldest])], default=None)
+                oldest = min(filter(None, (oldest, _received(run, durable))), default=None)
         return PublisherStatus(
             address=self.address,
             spool_dir=self._spool.directory,
@@ -200,7 +203,24 @@ class ZMQPublisher:
         return all(uid not in known or (self._shipper.durable(uid) or 0) >= n for uid, n in lengths.items())
 
 
+def _received(run: RunLog, index: int) -> float | None:
+    try:
+        return next((record.received for record in run.read(index, 1, 1)), None)
+    except (JournalError, sqlite3.Error):
+        return None  # it has been shipped and removed this instant
+
+
 _close_at_exit: weakref.WeakSet[ZMQPublisher] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    # The shipping thread is not in a forked child, and the spool belongs to the parent.
+    for publisher in list(_close_at_exit):
+        publisher._closed = True
+    _close_at_exit.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 @atexit.register

@@ -152,9 +152,11 @@ class Shipper:
         context = zmq.Context()
         try:
             while not self._done():
-                self._session(context)
-        except Exception:
-            log.exception("Shipping ended unexpectedly. Documents are still spooled; the next publisher ships them.")
+                try:
+                    self._session(context)
+                except Exception:  # a spool's disk that fails, say: what is there is shipped when it is well again
+                    self._limited.log(logging.ERROR, "session", "Shipping is interrupted.", exc_info=True)
+                    time.sleep(IDLE)
         finally:
             context.destroy(linger=0)
             self._wake_receiver.close()

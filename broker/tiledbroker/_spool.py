@@ -33,6 +33,7 @@ class RunLog:
         self._path = path
         self._mutex = threading.RLock()
         self._journal = adopted
+        self._reader: Journal | None = None
         self._overflow: list[Record] = []
         self._next_try = 0.0
         self._dirty = False
@@ -87,9 +88,14 @@ class RunLog:
     def read(self, start: int, limit: int, max_bytes: int) -> list[Record]:
         """Documents from index `start`, as `Journal.read` does."""
         with self._mutex:
-            if self._journal is not None and start < self._stored:
-                return self._journal.read(start, limit, max_bytes)
-            return take(self._overflow[start - self._stored :][:limit], max_bytes)
+            stored = self._stored
+            if start >= stored:
+                return take(self._overflow[start - stored :][:limit], max_bytes)
+            if self._reader is None:
+                self._reader = Journal(self._path)
+            reader = self._reader
+        # Outside the lock, and on a connection of its own: the callback does not wait for this.
+        return reader.read(start, limit, max_bytes)
 
     def sync(self) -> None:
         """Make what was appended survive a power cut."""
@@ -100,6 +106,7 @@ class RunLog:
     def remove(self) -> None:
         """Forget the run: all of it is durable elsewhere."""
         with self._mutex:
+            self._close_reader()
             if self._journal is not None:
                 self._journal.remove()
                 self._journal = None
@@ -115,9 +122,15 @@ class RunLog:
                     self.run_uid,
                     self._path,
                 )
+            self._close_reader()
             if self._journal is not None:
                 self._journal.close()
                 self._journal = None
+
+    def _close_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
 
     def _create(self) -> Journal:
         journal = Journal(self._path, "create", run_uid=self.run_uid, durability="callback")

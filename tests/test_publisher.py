@@ -1,0 +1,207 @@
+"""The publisher by itself: what it does to the acquisition process when nothing else is well."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from event_model import compose_run
+
+from tiledbroker import AddressError, Journal, PublisherClosed, ZMQPublisher, run_files
+from tiledwriter.testing import free_port
+
+
+@pytest.fixture
+def publisher(tmp_path: Path) -> Iterator[ZMQPublisher]:
+    """One whose supervisor is not there."""
+    publisher = ZMQPublisher(("127.0.0.1", free_port()), spool_dir=tmp_path / "spool")
+    yield publisher
+    publisher.close(timeout=0)
+
+
+def documents(events: int = 3) -> list[tuple[str, Any]]:
+    run = compose_run()
+    stream = run.compose_descriptor(name="primary", data_keys={"x": {"source": "s", "dtype": "number", "shape": []}})
+    rows = [stream.compose_event(data={"x": i}, timestamps={"x": i}) for i in range(events)]
+    return [
+        ("start", run.start_doc),
+        ("descriptor", stream.descriptor_doc),
+        *(("event", row) for row in rows),
+        ("stop", run.compose_stop()),
+    ]
+
+
+def publish(publisher: ZMQPublisher, emitted: list[tuple[str, Any]]) -> str:
+    for name, doc in emitted:
+        publisher(name, doc)
+    return str(emitted[0][1]["uid"])
+
+
+def test_documents_are_on_disk_when_the_callback_returns(publisher: ZMQPublisher) -> None:
+    emitted = documents()
+    for i, (name, doc) in enumerate(emitted):
+        publisher(name, doc)
+        (file,) = run_files(publisher.status().spool_dir)
+        with Journal(file) as spooled:
+            assert spooled.length == i + 1
+    assert publisher.status().waiting == len(emitted)
+
+
+def test_insert_is_the_callback_by_another_name(publisher: ZMQPublisher) -> None:
+    for name, doc in documents():
+        publisher.insert(name, doc)
+    assert publisher.status().waiting == 6
+
+
+def test_status_says_how_long_documents_have_waited(publisher: ZMQPublisher) -> None:
+    assert publisher.status().oldest is None
+    publish(publisher, documents())
+    status = publisher.status()
+    (file,) = run_files(status.spool_dir)
+    with Journal(file) as spooled:
+        assert status.oldest == spooled.read(0, 1)[0].received
+    assert not status.connected
+    assert not status.degraded
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        ("event", {}),
+        ("event", {"descriptor": "never seen"}),
+        ("start", {"uid": 5}),
+        ("start", None),
+        ("nonsense", {}),
+        (None, {}),
+        ("stop", {"run_start": ["a", "list"]}),
+    ],
+)
+def test_garbage_never_raises_into_the_run_engine(publisher: ZMQPublisher, garbage: tuple[Any, Any]) -> None:
+    publisher(*garbage)
+    publish(publisher, documents())
+    assert publisher.status().waiting == 6
+
+
+def test_a_document_without_a_known_run_is_kept_and_reported(
+    publisher: ZMQPublisher, caplog: pytest.LogCaptureFixture
+) -> None:
+    publisher("event", {"descriptor": "never seen", "uid": "e", "data": {"x": 1}})
+    assert publisher.status().unrouted == 1
+    assert "never seen" in caplog.text
+    (file,) = publisher.status().spool_dir.glob("_unrouted*.sqlite")
+    assert run_files(publisher.status().spool_dir) == []
+    with Journal(file) as kept:
+        assert [record.name for record in kept.records()] == ["event"]
+
+
+def test_a_publisher_that_is_subscribed_twice_stores_each_document_once(publisher: ZMQPublisher) -> None:
+    for name, doc in documents():
+        publisher(name, doc)
+        publisher(name, doc)
+    status = publisher.status()
+    assert (status.waiting, status.unrouted) == (6, 6)
+
+
+def test_on_error_raise_raises(tmp_path: Path) -> None:
+    publisher = ZMQPublisher(("127.0.0.1", free_port()), spool_dir=tmp_path / "spool", on_error="raise")
+    publisher.close(timeout=0)
+    with pytest.raises(PublisherClosed):
+        publisher("start", {"uid": "late"})
+
+
+def test_a_closed_publisher_says_so_and_does_not_raise(
+    publisher: ZMQPublisher, caplog: pytest.LogCaptureFixture
+) -> None:
+    publisher.close(timeout=0)
+    publisher("start", {"uid": "late"})
+    assert "closed" in caplog.text
+
+
+def test_a_disk_that_fails_costs_no_document(
+    publisher: ZMQPublisher, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    emitted = documents(4)
+    publish(publisher, emitted[:3])
+    with monkeypatch.context() as failing:
+
+        def fail(*_: object) -> int:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        failing.setattr(Journal, "append_one", fail)
+        failing.setattr(Journal, "append", fail)
+        publish(publisher, emitted[3:])
+        assert publisher.status().degraded
+        assert publisher.status().waiting == 7
+    assert "disk is full" in caplog.text
+
+
+def test_an_unusable_spool_directory_is_no_reason_to_fail(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    with caplog.at_level(logging.ERROR):
+        publisher = ZMQPublisher(("127.0.0.1", free_port()), spool_dir=tmp_path / "file" / "spool")
+        publish(publisher, documents())
+    assert publisher.status().degraded
+    assert publisher.status().waiting == 6
+    assert "memory" in caplog.text
+    publisher.close(timeout=0)
+    assert "6 documents" in caplog.text
+
+
+def test_several_threads_may_publish(publisher: ZMQPublisher) -> None:
+    threads = [threading.Thread(target=publish, args=(publisher, documents(50))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert publisher.status().waiting == 4 * 53
+    for file in run_files(publisher.status().spool_dir):
+        with Journal(file) as spooled:
+            assert [record.name for record in spooled.records()] == ["start", "descriptor", *["event"] * 50, "stop"]
+
+
+def test_a_forked_child_leaves_the_spool_to_its_parent(publisher: ZMQPublisher) -> None:
+    emitted = documents()
+    publish(publisher, emitted[:2])
+    child = os.fork()
+    if child == 0:
+        try:
+            publisher(*emitted[2])
+            publisher.close()
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    publish(publisher, emitted[2:])
+    assert publisher.status().waiting == len(emitted)
+
+
+@pytest.mark.parametrize("how", ["end", "exception"])
+def test_an_interpreter_that_ends_leaves_its_documents_in_the_spool(how: str, tmp_path: Path) -> None:
+    code = f"""
+from tiledbroker import ZMQPublisher
+publisher = ZMQPublisher(("127.0.0.1", {free_port()}), spool_dir={str(tmp_path)!r})
+publisher("start", {{"uid": "r", "time": 1.0}})
+{"raise SystemExit(3)" if how == "exception" else ""}
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (3 if how == "exception" else 0, "")
+    (file,) = run_files(tmp_path)
+    with Journal(file) as spooled:
+        assert spooled.length == 1
+
+
+def test_wrong_arguments_are_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(AddressError, match="5579"):
+        ZMQPublisher("ingest.example", spool_dir=tmp_path)
+    with pytest.raises(ValueError, match="on_error"):
+        ZMQPublisher(spool_dir=tmp_path, on_error="ignore")  # type: ignore[arg-type]
+    with pytest.raises(NotImplementedError, match="CURVE"):
+        ZMQPublisher(spool_dir=tmp_path, curve=object())
