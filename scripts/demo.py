@@ -217,6 +217,7 @@ def main() -> int:
         SupervisorProcess(directory / "journals", server) as supervisor,
     ):
         try:
+            say("starting a RunEngine in a third process")
             acquisition = Acquisition(supervisor.address, directory / "spool", files, arguments.events)
             kill_things(acquisition, supervisor, arguments.events)
             acquisition.finish()
