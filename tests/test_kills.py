@@ -18,6 +18,8 @@ import pytest
 from runs import Acquisition, metadata, seq_nums, wait_for_outcome
 
 from tiledbroker import run_files
+from tiledbroker._runs import WorkerCommand
+from tiledbroker._supervisor import Supervisor
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
 
 KILLS = int(os.environ.get("TILEDWRITER_TEST_KILLS", "5"))
@@ -208,6 +210,35 @@ def test_workers_end_when_their_supervisor_is_killed(tmp_path: Path, supervisor:
         supervisor.kill()
         _, alive = psutil.wait_procs(workers, timeout=2)
         assert not alive
+
+
+def test_a_worker_that_outlives_its_supervisor_is_not_taken_for_one_of_the_next(
+    tmp_path: Path, supervisor: SupervisorProcess, tiled_server: TiledServer
+) -> None:
+    with Acquisition(supervisor.address, tmp_path, events=300, delay=0.005) as acquisition:
+        run_uid = acquisition.run_uid
+        wait_until(lambda: journaled(supervisor.journal_dir, run_uid) > 50, 60, "documents are journaled")
+        (orphan,) = supervisor.workers()
+        orphan.suspend()
+        supervisor.kill()
+        supervisor.start()
+        wait_until(supervisor.workers, 60, "the next supervisor has a worker")
+        orphan.resume()
+        assert acquisition.process.wait(120) == 0
+        assert wait_for_outcome(supervisor.journal_dir, run_uid, 120) == "written"
+        assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
+        assert_complete(tiled_server, supervisor.journal_dir, run_uid, acquisition.documents)
+    log = supervisor.log.read_text()
+    assert "out of order" not in log
+
+
+def test_no_two_supervisors_give_workers_the_same_name(tmp_path: Path) -> None:
+    tokens = []
+    for _ in range(2):
+        with_command = Supervisor(tmp_path, WorkerCommand(print), listen=None)
+        tokens.append(next(with_command._tokens))
+        with_command._lock.release()
+    assert tokens[0] != tokens[1]
 
 
 def test_the_supervisor_ends_cleanly_on_sigterm_with_a_run_open(tmp_path: Path, supervisor: SupervisorProcess) -> None:

@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import multiprocessing.context
 import os
+import secrets
 import signal
 import socket
 import tempfile
@@ -91,7 +92,9 @@ class Supervisor:
         self._by_sentinel: dict[object, Run] = {}
         self._publishers: dict[bytes, str] = {}
         self._stop_deadline: float | None = None
-        self._tokens = itertools.count(1)
+        # Of this supervisor only: a worker of one that was killed may live on for a moment, and find our socket.
+        session = secrets.token_hex(8)
+        self._tokens = (f"{session}-{number}".encode() for number in itertools.count(1))
         self._limited = LimitedLog(log)
         journal_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = FileLock(journal_dir / ".supervisor.lock")
@@ -341,7 +344,7 @@ class Supervisor:
                 self._start_worker(self._runs[uid])
 
     def _start_worker(self, run: Run) -> None:
-        run.token = b"worker-%d" % next(self._tokens)
+        run.token = next(self._tokens)
         run.ready = False
         task = WorkerTask(self._mailbox, run.token, run.uid, run.journal, self._drain)
         process = self._processes.Process(target=self._command.target, args=(task,), daemon=True)
