@@ -347,5 +347,5 @@ def test_poison_is_recognized_by_wall_clock_time(server, stopping, reports, wait
 
 
 def test_a_server_is_healthy_if_it_answers_its_probe(connection, server):
-    server.script("GET", "/healthz", PASS, answer(503), CUT_BEFORE)
+    server.script("GET", "/healthz", PASS, answer(503), CUT_BEFORE, CUT_BEFORE)
     assert [connection.healthy() for _ in range(3)] == [True, False, False]

@@ -112,9 +112,15 @@ class TestDocuments:
 
     def test_documents_that_are_present_are_skipped(self, journal: Journal) -> None:
         journal.append(0, documents(0, 3))
-        assert journal.append(0, [document(99)]) == 3
+        assert journal.append(0, documents(0, 1)) == 3
         assert journal.append(1, documents(1, 5)) == 5
         assert bodies(journal) == [b"document %d" % number for number in range(5)]
+
+    def test_another_document_in_the_place_of_one_that_is_here_is_refused(self, journal: Journal) -> None:
+        journal.append(0, documents(0, 3))
+        with pytest.raises(JournalInvalid, match="document 1 is another one"):
+            journal.append(1, [document(99), document(2), document(3)])
+        assert bodies(journal) == [b"document %d" % number for number in range(3)]
 
     def test_an_empty_batch_changes_nothing(self, journal: Journal) -> None:
         assert journal.append(0, []) == 0

@@ -17,8 +17,8 @@ import psutil
 import pytest
 from runs import Acquisition, metadata, seq_nums, wait_for_outcome
 
-from tiledbroker import run_files
-from tiledbroker._runs import WorkerCommand
+from tiledbroker import Encoder, Journal, run_files
+from tiledbroker._runs import MAX_DEATHS, WorkerCommand
 from tiledbroker._supervisor import Supervisor
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
 
@@ -91,11 +91,13 @@ def test_a_worker_is_killed_while_it_writes_again_and_again(
     tmp_path: Path, supervisor: SupervisorProcess, tiled_server: TiledServer
 ) -> None:
     """Whenever rows have arrived in Tiled, the worker dies: somewhere between two requests, or in one."""
-    with Acquisition(supervisor.address, tmp_path, events=600, delay=0.01) as acquisition:
+    # A restart takes the quiet period of a second, for an append that was cut off.
+    with Acquisition(supervisor.address, tmp_path, events=300 * KILLS, delay=0.01) as acquisition:
         run_uid = acquisition.run_uid
         rows = 0
         for _ in range(KILLS):
             wait_until(lambda: confirmed(supervisor.journal_dir, run_uid) > rows, 120, "rows arrive")  # noqa: B023
+            assert acquisition.running
             rows = confirmed(supervisor.journal_dir, run_uid)
             for worker in supervisor.workers():
                 worker.kill()
@@ -230,6 +232,18 @@ def test_a_worker_that_outlives_its_supervisor_is_not_taken_for_one_of_the_next(
         assert_complete(tiled_server, supervisor.journal_dir, run_uid, acquisition.documents)
     log = supervisor.log.read_text()
     assert "out of order" not in log
+
+
+def test_a_worker_that_dies_over_and_over_without_progress_puts_its_run_in_quarantine(tmp_path: Path) -> None:
+    with Journal(tmp_path / "run.sqlite", "create", run_uid="run") as journal:
+        journal.append_one("start", Encoder().encode({"uid": "run", "time": 1.0}))
+    script = Path(__file__).with_name("dying_workers.py")
+    command = [sys.executable, str(script), str(tmp_path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"failed after {MAX_DEATHS} deaths\n"
+    with Journal(tmp_path / "run.sqlite") as journal:
+        assert journal.get("outcome") == "failed"
+        assert "died" in journal.get("reason")
 
 
 def test_no_two_supervisors_give_workers_the_same_name(tmp_path: Path) -> None:

@@ -169,7 +169,8 @@ class Journal:
         if mode == "create" and not self.path.exists():
             _create_file(self.path, durability)
         try:
-            self._connection = self._connect(mode)
+            # The callback waits for nobody who has the file locked; what it cannot store it keeps in memory.
+            self._connection = self._connect(mode, 10.0 if durability == "acknowledge" else 0.02)
         except sqlite3.DatabaseError as error:
             raise self._translated(error) from error
         try:
@@ -239,7 +240,7 @@ class Journal:
         return idx
 
     def append(self, first: int, documents: Sequence[tuple[str, int, bytes]]) -> int:
-        """Append `(name, crc, body)` documents as one transaction; those already present are skipped.
+        """Append `(name, crc, body)` documents as one transaction; those that are here already are skipped.
 
         Returns
         -------
@@ -251,11 +252,13 @@ class Journal:
         JournalGap
             `first` lies beyond the end.
         JournalInvalid
-            A body does not match its checksum; nothing of this call is stored.
+            A body does not match its checksum, or a document that is here is another one; nothing of this call is
+            stored.
         """
         with self._mutex:
             if first > self._length:
                 raise JournalGap(self.path, self._length, first)
+            self._check_same(first, documents)
             received = time.time()
             fresh = [
                 Record(first + i, name, received, crc, body)
@@ -270,6 +273,18 @@ class Journal:
                     self._connection.executemany("INSERT INTO documents VALUES(?, ?, ?, ?, ?)", fresh)
                 self._length = fresh[-1].idx + 1
             return self._length
+
+    def _check_same(self, first: int, documents: Sequence[tuple[str, int, bytes]]) -> None:
+        """Whether documents that are here are what the caller takes them for."""
+        known = documents[: max(self._length - first, 0)]
+        if not known:
+            return
+        rows = self._connection.execute(
+            "SELECT idx, crc FROM documents WHERE idx >= ? ORDER BY idx LIMIT ?", (first, len(known))
+        )
+        for (idx, crc), (name, expected, _) in zip(rows.fetchall(), known, strict=True):
+            if crc != expected:
+                raise JournalInvalid(self.path, f"document {idx} is another one than this {name!r}; is the uid reused?")
 
     def read(self, start: int, limit: int = 10_000, max_bytes: int = 2**24) -> list[Record]:
         """Documents from index `start`: at most `limit` of them, and at most `max_bytes` but at least one."""
@@ -403,12 +418,14 @@ class Journal:
         finally:
             connection.close()
 
-    def _connect(self, mode: str) -> sqlite3.Connection:
+    def _connect(self, mode: str, timeout: float) -> sqlite3.Connection:
         # A reader opens for writing, too, where it may: the last one to close the file has to tidy up after SQLite.
         for access in ("rw", "ro") if mode == "read" else ("rw",):
             uri = f"{self.path.absolute().as_uri()}?mode={access}"
             try:
-                connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=10)
+                connection = sqlite3.connect(
+                    uri, uri=True, isolation_level=None, check_same_thread=False, timeout=timeout
+                )
             except sqlite3.OperationalError:
                 if access == "ro" or mode != "read":
                     raise

@@ -101,6 +101,7 @@ class ZMQPublisher:
         self._spool = Spool(default_spool_dir() if spool_dir is None else Path(spool_dir))
         self._shipper = Shipper(self._spool, self.address, name=name)
         self._closed = False
+        self._complete = False
         self._shipper.start()
         _close_at_exit.add(self)
 
@@ -135,6 +136,8 @@ class ZMQPublisher:
         bool
             Whether they are.
         """
+        if self._closed:
+            return self._complete
         lengths = {run.run_uid: run.length for run in self._spool.runs()}
         return self._shipper.wait(lambda: self._are_durable(lengths), timeout)
 
@@ -191,12 +194,12 @@ class ZMQPublisher:
             Whether everything was shipped.
         """
         if self._closed:
-            return True
+            return self._complete
         self._closed = True
         _close_at_exit.discard(self)
-        complete = self._shipper.stop(timeout)
+        self._complete = self._shipper.stop(timeout)
         self._spool.close()
-        return complete
+        return self._complete
 
     def _are_durable(self, lengths: dict[str, int]) -> bool:
         known = {run.run_uid for run in self._spool.runs()}
@@ -226,4 +229,4 @@ os.register_at_fork(after_in_child=_forget_in_child)
 @atexit.register
 def _close_all() -> None:
     for publisher in list(_close_at_exit):
-        publisher.close(timeout=5 if publisher.status().connected else 1)
+        publisher.close(timeout=5 if publisher._shipper.connected else 1)

@@ -69,6 +69,7 @@ class Run:
     process: BaseProcess | None = None
     token: bytes = b""
     ready: bool = False
+    unusable: bool = False  # its journal can be neither read nor written
     deaths: int = 0
     start_at: float = 0.0
     backlog: list[messages.Documents | messages.Abandoned] = field(default_factory=list)
@@ -90,7 +91,7 @@ class Run:
                     run.reason = journal.get("reason", "")
         except (JournalError, sqlite3.Error, OSError, ValueError) as error:
             log.error("A journal cannot be used; it is left as it is: %s", error)
-            return cls(uid or path.stem, path, State.FAILED, f"its journal cannot be used: {error}")
+            return cls(uid or path.stem, path, State.FAILED, f"its journal cannot be used: {error}", unusable=True)
         return run
 
     @property
@@ -111,8 +112,22 @@ class Run:
         """What a publisher is told about the run."""
         return messages.RunState(self.next, self.ended, self.outcome, self.reason)
 
-    def made_progress(self) -> None:
-        self.deaths = 0
+    def advance(self, *, next_: int = 0, written: int = 0) -> None:
+        """Note how far the worker is; only what none was before counts as progress."""
+        if next_ > self.next or written > self.written:
+            self.deaths = 0
+        self.next = max(self.next, next_)
+        self.written = max(self.written, written)
+
+    def put_off(self, message: messages.Documents | messages.Abandoned) -> None:
+        """Keep a message for the worker that is being started; what is kept already is not kept twice."""
+        kept = self.backlog[-1] if self.backlog else None
+        if isinstance(message, messages.Documents):
+            ends = [waiting.next for waiting in self.backlog[-2:] if isinstance(waiting, messages.Documents)]
+            if not ends or message.next > ends[-1]:
+                self.backlog.append(message)
+        elif not isinstance(kept, messages.Abandoned):
+            self.backlog.append(message)
 
     def worker_died(self, exit_code: int | None) -> bool:
         """Note a death; True if the run is to be quarantined for it."""
@@ -137,3 +152,4 @@ class Run:
                 journal.note("quarantined", reason=reason)
         except (JournalError, sqlite3.Error, OSError) as error:
             log.error("That could not be noted in the journal: %s", error)
+            self.unusable = True

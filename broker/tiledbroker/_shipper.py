@@ -29,6 +29,7 @@ BATCH_DOCUMENTS: Final = 2_000
 GATHER: Final = 0.005  # seconds a first new document waits for company
 IDLE: Final = 0.5
 HELLO_INTERVAL: Final = 1.0
+ASK_INTERVAL: Final = 5.0  # seconds between questions for the outcome of runs
 PING_INTERVAL: Final = 1.0
 SILENCE: Final = 6.0  # seconds without a word from the supervisor before the connection is made anew
 SYNC_INTERVAL: Final = 0.25
@@ -83,6 +84,7 @@ class Shipper:
         self._asleep = False
         self._hello_at = 0.0  # when to say Hello next; set to 0 by whoever wants the supervisor's view of our runs
         self._stopping = False
+        self._ended = False
         self._deadline = float("inf")
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_receiver.setblocking(False)
@@ -124,7 +126,8 @@ class Shipper:
     def wait(self, condition: Callable[[], bool], timeout: float | None) -> bool:
         """Block until `condition` holds; it is looked at whenever the supervisor says something."""
         with self._changed:
-            return self._changed.wait_for(condition, timeout)
+            self._changed.wait_for(lambda: self._ended or condition(), timeout)
+            return condition()
 
     def durable(self, run_uid: str) -> int | None:
         """Documents of a run that are durable on the ingest host; None once all of it is, and it is forgotten here."""
@@ -161,6 +164,9 @@ class Shipper:
             context.destroy(linger=0)
             self._wake_receiver.close()
             self._wake_sender.close()
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
 
     def _done(self) -> bool:
         return self._stopping and (not self._spool.runs() or time.monotonic() >= self._deadline)
@@ -291,12 +297,13 @@ class Shipper:
 
     def _refuse(self, shipment: Shipment, reason: str) -> None:
         shipment.refused = reason
+        shipment.in_flight.clear()
         log.error("Run %s is not shipped to %s: %s. It stays spooled.", shipment.run.run_uid, self._url, reason)
 
     def _wait(self, poller: zmq.Poller, connection: zmq.Socket[bytes], timeout: float) -> bool:
         """Wait for messages or new documents, and take the messages in. True if there was any."""
         self._asleep = True
-        if any(shipment.sent < shipment.run.length for shipment in self._shipments.values()):
+        if any(not shipment.refused and shipment.sent < shipment.run.length for shipment in self._shipments.values()):
             self._asleep = False  # what came before we set the flag did not wake us
             timeout = min(timeout, 0.05) if self._welcome is not None else timeout
         events = dict(poller.poll(int(timeout * 1000)))
@@ -330,13 +337,19 @@ class Shipper:
         self._declare_abandoned(connection)
 
     def _on_welcome(self, message: messages.Welcome) -> None:
-        if self._welcome is None:
+        connected = self._welcome is None
+        if connected:
             log.info("Connected to the supervisor at %s.", self._url)
         self._welcome = message
-        self._hello_at = float("inf")
+        if any(uid not in message.runs for uid in self._awaited):  # asked for since that Hello
+            self._hello_at = 0.0
+        else:
+            self._hello_at = time.monotonic() + ASK_INTERVAL if self._awaited else float("inf")
         for uid, state in message.runs.items():
-            if shipment := self._shipments.get(uid):
+            shipment = self._shipments.get(uid)
+            if shipment is not None and connected:  # what was under way before is lost
                 shipment.durable = state.next
+                shipment.refused = ""
                 shipment.rewind(state.next)
             self._on_durable(uid, state.next, state.ended)
             if state.outcome:
@@ -348,16 +361,20 @@ class Shipper:
             return
         shipment.acknowledge(index)
         shipment.ended = ended
-        if ended and shipment.delivered:
-            del self._shipments[uid]
-            self._awaited[uid] = None
-            self._spool.remove(shipment.run)
+        if not (ended and shipment.delivered):
+            return
+        if not (shipment.run.stopped or shipment.run.abandoned):
+            self._refuse(shipment, "it has been declared as ended by somebody else")
+            return
+        del self._shipments[uid]
+        self._awaited[uid] = None
+        self._spool.remove(shipment.run)
 
     def _on_outcome(self, uid: str, outcome: str, reason: str) -> None:
         self._outcomes[uid] = (outcome, reason)
         self._awaited.pop(uid, None)
         if outcome == "failed":
-            log.error("Run %s was not written to Tiled: %s. All its documents are in the journal.", uid, reason)
+            log.error("Run %s was not written to Tiled: %s.", uid, reason)
 
     def _on_refused(self, message: messages.Refused) -> None:
         if message.reason == "hello":

@@ -21,6 +21,7 @@ from ._routing import RunRouting
 log = logging.getLogger(__name__)
 
 _RETRY_INTERVAL: Final = 1.0
+_RECOVERY_SLICE: Final = 500
 _DISK_ERRORS: Final = (sqlite3.Error, OSError, JournalError)
 
 
@@ -29,7 +30,8 @@ class RunLog:
 
     def __init__(self, path: Path, run_uid: str, *, adopted: Journal | None = None) -> None:
         self.run_uid = run_uid
-        self.abandoned = adopted is not None
+        self.stopped = adopted is not None and adopted.stopped
+        self.abandoned = adopted is not None and not self.stopped
         self._path = path
         self._mutex = threading.RLock()
         self._journal = adopted
@@ -56,34 +58,38 @@ class RunLog:
     def append(self, name: str, body: bytes) -> None:
         """Store one document: on disk, or in memory where the disk fails."""
         with self._mutex:
-            if self._journal is not None and not self._overflow:
+            self.stopped = name == "stop"
+            if not self._overflow:
                 try:
+                    if self._journal is None:
+                        self._journal = self._create()
                     self._journal.append_one(name, body)
                     self._dirty = True
                     return
                 except _DISK_ERRORS as error:
-                    self._degrade(error)
+                    self._report(error)
             self._overflow.append(Record(self.length, name, time.time(), zlib.crc32(body), body))
-            self.recover()
 
     def recover(self) -> None:
-        """Bring what is in memory to the disk, if it takes it again; tried at most once a second."""
-        with self._mutex:
-            if not self._overflow or time.monotonic() < self._next_try:
-                return
-            self._next_try = time.monotonic() + _RETRY_INTERVAL
-            try:
-                if self._journal is None:
-                    self._journal = self._create()
-                first = self._overflow[0].idx
-                self._journal.append(first, [(record.name, record.crc, record.body) for record in self._overflow])
-            except _DISK_ERRORS as error:
-                self._degrade(error)
-                return
-            if len(self._overflow) > 1:
-                log.warning("The spool file %s takes documents again; nothing was lost.", self._path)
-            self._overflow.clear()
-            self._dirty = True
+        """Bring what is in memory to the disk, if it takes it again; tried at most once a second.
+
+        In slices, between which the callback gets its turn.
+        """
+        if not self._overflow or time.monotonic() < self._next_try:
+            return
+        while self._overflow:
+            with self._mutex:
+                slice_ = self._overflow[:_RECOVERY_SLICE]
+                try:
+                    if self._journal is None:
+                        self._journal = self._create()
+                    self._journal.append(slice_[0].idx, [(record.name, record.crc, record.body) for record in slice_])
+                except _DISK_ERRORS:
+                    self._next_try = time.monotonic() + _RETRY_INTERVAL
+                    return
+                del self._overflow[: len(slice_)]
+                self._dirty = True
+        log.warning("The spool file %s takes documents again; nothing was lost.", self._path)
 
     def read(self, start: int, limit: int, max_bytes: int) -> list[Record]:
         """Documents from index `start`, as `Journal.read` does."""
@@ -139,15 +145,14 @@ class RunLog:
             raise JournalInvalid(self._path, "a run with the same uid is already spooled here.")
         return journal
 
-    def _degrade(self, error: Exception) -> None:
-        if len(self._overflow) <= 1:
-            log.error(
-                "The spool file %s cannot be written (%s). Documents of run %s are kept in memory and shipped from "
-                "there; they are lost if this process ends before they are shipped.",
-                self._path,
-                error,
-                self.run_uid,
-            )
+    def _report(self, error: Exception) -> None:
+        log.error(
+            "The spool file %s cannot be written (%s). Documents of run %s are kept in memory and shipped from there; "
+            "they are lost if this process ends before they are shipped.",
+            self._path,
+            error,
+            self.run_uid,
+        )
 
 
 class Spool:
@@ -223,7 +228,7 @@ class Spool:
     def abandon(self) -> None:
         """No more documents will come: runs that are open stay without a stop."""
         for run in self.runs():
-            run.abandoned = True
+            run.abandoned = not run.stopped
 
     def remove(self, run: RunLog) -> None:
         """Delete a run's file."""
@@ -242,7 +247,6 @@ class Spool:
         with self._mutex:
             for run in self._runs.values():
                 run.close()
-            self._runs.clear()
             if self._unrouted_log is not None:
                 self._unrouted_log.close()
 

@@ -41,6 +41,8 @@ DEFAULT_MAX_WORKERS: Final = 32
 _MESSAGES_PER_TURN: Final = 200
 _IDLE: Final = 0.5
 _STOP_TIMEOUT: Final = 10.0
+_SILENCE: Final = 60.0
+_FORK_PAUSE: Final = 1.0
 _LONGEST_IPC_PATH: Final = 90
 
 _Socket: TypeAlias = "zmq.Socket[bytes]"
@@ -90,12 +92,14 @@ class Supervisor:
         self._waiting: dict[str, None] = {}  # runs that want a worker, in order
         self._by_token: dict[bytes, Run] = {}
         self._by_sentinel: dict[object, Run] = {}
-        self._publishers: dict[bytes, str] = {}
+        self._publishers: dict[bytes, float] = {}  # when each was heard of
         self._stop_deadline: float | None = None
         # Of this supervisor only: a worker of one that was killed may live on for a moment, and find our socket.
         session = secrets.token_hex(8)
         self._tokens = (f"{session}-{number}".encode() for number in itertools.count(1))
         self._limited = LimitedLog(log)
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._wake_sender.setblocking(False)
         journal_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = FileLock(journal_dir / ".supervisor.lock")
         self._lock.acquire()
@@ -111,8 +115,6 @@ class Supervisor:
             The runs that are not completely in Tiled.
         """
         context: zmq.Context[_Socket] = zmq.Context()
-        self._wake_receiver, self._wake_sender = socket.socketpair()
-        self._wake_sender.setblocking(False)
         try:
             self._open(context)
             forkserver.ensure_running()
@@ -182,6 +184,8 @@ class Supervisor:
         events = dict(self._poller.poll(int(self._patience() * 1000)))
         if self._wake_receiver.fileno() in events:
             self._wake_receiver.recv(4096)
+            if self._front in self._poller:
+                self._poller.unregister(self._front)
             self._tell_workers_to_stop()
         if self._back in events:
             self._receive(self._back, self._from_worker)
@@ -228,6 +232,7 @@ class Supervisor:
         elif identity not in self._publishers:
             self._to_publisher(identity, messages.Refused("", 0, "hello"))
         elif isinstance(message, messages.Ping):
+            self._publishers[identity] = time.monotonic()
             self._to_publisher(identity, messages.Pong(message.token))
         elif isinstance(message, messages.Documents):
             self._relay(identity, message, message.next)
@@ -239,7 +244,8 @@ class Supervisor:
     def _welcome(self, identity: bytes, hello: messages.Hello) -> None:
         if identity not in self._publishers:
             log.info("Publisher %s is connected, with %d runs.", hello.publisher, len(hello.runs))
-        self._publishers[identity] = hello.publisher
+            self._forget_silent_publishers()
+        self._publishers[identity] = time.monotonic()
         views = {}
         for uid in [*hello.runs, *hello.awaited]:
             # A run that is complete, or has not come yet, is not kept: a publisher may ask for any number.
@@ -248,15 +254,24 @@ class Supervisor:
             views[uid] = run.view()
         self._to_publisher(identity, messages.Welcome(self._window, messages.MAX_BODY_BYTES, views))
 
+    def _forget_silent_publishers(self) -> None:
+        """Each connection has an identity of its own; those of broken ones would pile up."""
+        limit = time.monotonic() - _SILENCE
+        self._publishers = {identity: heard for identity, heard in self._publishers.items() if heard > limit}
+        for run in self._runs.values():
+            run.publishers &= self._publishers.keys()
+
     def _relay(self, identity: bytes, message: messages.Documents | messages.Abandoned, end: int) -> None:
         run = self._run(message.run)
         run.publishers.add(identity)
-        if run.ended and end <= run.next:
+        if run.unusable:
+            self._to_publisher(identity, messages.Refused(run.uid, run.next, run.reason))
+        elif run.ended and end <= run.next:
             self._to_publisher(identity, messages.Durable(run.uid, run.next, run.ended))
         elif run.ready:
             self._to_worker(run, message)
         else:
-            run.backlog.append(message)
+            run.put_off(message)
             self._want_worker(run)
 
     def _run(self, uid: str) -> Run:
@@ -285,16 +300,14 @@ class Supervisor:
         if isinstance(message, messages.Ready):
             self._worker_is_ready(run, message)
         elif isinstance(message, messages.Durable):
-            run.made_progress()
-            run.next = message.next
+            run.advance(next_=message.next)
             self._note_end(run, message.ended)
             self._tell_publishers(run, message)
         elif isinstance(message, messages.Refused):
             run.relayed = min(run.relayed, message.index)
             self._tell_publishers(run, message)
         elif isinstance(message, messages.Progress):
-            run.made_progress()
-            run.written = message.next
+            run.advance(written=message.next)
         elif isinstance(message, messages.Written):
             run.happens(Event(message.outcome))
             run.reason = message.reason
@@ -348,7 +361,13 @@ class Supervisor:
         run.ready = False
         task = WorkerTask(self._mailbox, run.token, run.uid, run.journal, self._drain)
         process = self._processes.Process(target=self._command.target, args=(task,), daemon=True)
-        process.start()
+        try:
+            process.start()
+        except (OSError, EOFError) as error:
+            log.error("No worker can be started (%s); trying again.", error)
+            run.start_at = time.monotonic() + _FORK_PAUSE
+            self._waiting[run.uid] = None
+            return
         run.process = process
         self._by_token[run.token] = run
         self._by_sentinel[process.sentinel] = run
@@ -368,7 +387,7 @@ class Supervisor:
         del self._by_token[run.token]
         run.process, run.ready = None, False
         if not run.final and process.exitcode == 0:
-            run.happens(Event.PARKED)
+            self._read_outcome(run)
         elif not run.final:
             self._worker_died(run, process.exitcode)
         if run.relayed > run.next:  # it died with documents that it had not stored
@@ -378,6 +397,18 @@ class Supervisor:
             self._want_worker(run)
         elif run.final:
             self._forget(run)
+
+    def _read_outcome(self, run: Run) -> None:
+        """A worker has ended well; should its last words not have come through, the journal has them."""
+        journal = Run.from_file(run.journal, run.uid)
+        run.next = max(run.next, journal.next)
+        self._note_end(run, journal.ended)
+        if journal.final and run.state is State.CLOSING:
+            run.happens(Event(journal.outcome))
+            run.reason = journal.reason
+            self._tell_publishers(run, messages.Written(run.uid, run.outcome, run.reason))
+        else:
+            run.happens(Event.PARKED)
 
     def _worker_died(self, run: Run, exit_code: int | None) -> None:
         if run.worker_died(exit_code):
@@ -393,6 +424,8 @@ class Supervisor:
     def _resume(self) -> None:
         for path in run_files(self.journal_dir):
             run = Run.from_file(path)
+            if run.next == 0 and not run.final:
+                continue  # its publisher has the documents
             if not run.final:
                 self._runs[run.uid] = run
                 self._waiting[run.uid] = None

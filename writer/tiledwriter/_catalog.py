@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 QUIET_PERIOD: Final = 5.0
 MAX_ROWS: Final = 20_000
 MAX_BYTES: Final = 32 * 2**20
+_SLOWEST: Final = "slowest_append"  # keys of the ledger
+_LISTS_TAKEN: Final = "list_columns_taken"
 ARROW_FILE: Final = "application/vnd.apache.arrow.file"
 
 
@@ -50,6 +52,8 @@ class Ledger(Protocol):
     def progress(self) -> dict[str, NodeProgress]: ...
     def set_progress(self, node: str, rows: int, intent: int | None = None) -> None: ...
     def note(self, event: str, **detail: Any) -> None: ...
+    def get(self, key: str, default: Any = None) -> Any: ...
+    def set(self, key: str, value: Any) -> None: ...
 
 
 class Settling(WriterError):
@@ -99,7 +103,7 @@ class TiledCatalog:
         self._clock = clock
         self._progress = ledger.progress()
         self._settling: dict[str, Settlement] = {}
-        self._slowest_append = 0.0
+        self._slowest_append = float(ledger.get(_SLOWEST, 0.0))
         self._data_sources: dict[str, dict[str, Any]] = {}
         self._max_rows: dict[str, int] = {}
 
@@ -159,8 +163,9 @@ class TiledCatalog:
             return
         parent, _, key = operation.path.rpartition("/")
         endpoint = "register" if isinstance(operation, RegisterExternal) else "metadata"
-        # A 500 for list columns is SQLite's answer to them: no use to wait for another.
-        impatient = isinstance(operation, CreateTable) and any(c.type.startswith("list<") for c in operation.columns)
+        # A 500 for list columns is SQLite's answer to them: no use to wait for another, unless it has taken some.
+        lists = isinstance(operation, CreateTable) and any(c.type.startswith("list<") for c in operation.columns)
+        impatient = lists and not self._ledger.get(_LISTS_TAKEN)
         try:
             response = self._connection.send(
                 "POST", endpoint, parent, json=_node(operation, key), tolerated_failures=2 if impatient else None
@@ -174,6 +179,8 @@ class TiledCatalog:
         else:
             self._remember_data_source(operation.path, response.json().get("data_sources"))
             self._record(operation.path, 0)
+        if impatient:
+            self._ledger.set(_LISTS_TAKEN, True)
 
     def _adopt(self, operation: Creation) -> None:
         """The node exists: it is ours from before a crash, or somebody else's."""
@@ -209,7 +216,7 @@ class TiledCatalog:
     def _grow(self, operation: Growth) -> None:
         progress = self._progress[operation.path]
         if progress.intent is not None:
-            self._settle(operation.path, _kind(operation), progress.rows, progress.intent)
+            self._settle(operation.path, type(operation), progress.rows, progress.intent)
         done = self._progress[operation.path].rows
         if operation.stop <= done:
             return
@@ -247,6 +254,7 @@ class TiledCatalog:
         try:
             self._send_growth(operation)
         except Ambiguous as error:
+            self._took(self._clock() - started)
             self._ledger.note("ambiguous", operation=describe_operation(operation), reason=str(error))
             log.warning("%s may or may not have been done (%s); looking.", describe_operation(operation), error)
             raise Settling from error
@@ -256,8 +264,15 @@ class TiledCatalog:
                 raise
             self._max_rows[operation.path] = (operation.stop - operation.first) // 2
         else:
-            self._slowest_append = max(self._slowest_append, self._clock() - started)
+            self._took(self._clock() - started)
             self._record(operation.path, operation.stop)
+
+    def _took(self, seconds: float) -> None:
+        """Remember the slowest growth; across restarts if it lengthens the quiet period."""
+        if seconds > self._slowest_append:
+            self._slowest_append = seconds
+            if 3 * seconds > self._quiet_period:
+                self._ledger.set(_SLOWEST, seconds)
 
     def _send_growth(self, operation: Growth) -> None:
         if isinstance(operation, AppendRows):
@@ -295,7 +310,8 @@ class TiledCatalog:
         asked = self._clock()
         size = self._count_rows(path) if kind is AppendRows else self._first_dimension(path)
         quiet = self._settling.setdefault(path, Settlement()).observe(size, asked, self._clock())
-        arrived = size == intent and kind is not WriteArray  # an array has its shape before its content
+        # An array has its shape before its content; of files it is the frames that have a shape, not the datums.
+        arrived = kind is AppendRows and size == intent
         if not arrived and quiet < max(self._quiet_period, 3 * self._slowest_append):
             raise Settling
         if kind is AppendRows and size not in (rows, intent):
@@ -337,10 +353,6 @@ class TiledCatalog:
         self, path: str, source: Mapping[str, Any], *, repeat: bool, params: Mapping[str, Any] | None = None
     ) -> None:
         self._connection.send("PUT", "data_source", path, json={"data_source": source}, repeat=repeat, params=params)
-
-
-def _kind(operation: Growth) -> type[Growth]:
-    return type(operation)
 
 
 def _node(operation: Creation, key: str) -> dict[str, Any]:

@@ -198,12 +198,16 @@ class Connection:
 
     def healthy(self) -> bool:
         """Whether the server answers at all."""
-        try:
-            client = self._connected()
-            url = str(client.context.api_uri).partition("/api/")[0] + "/healthz"
-            return bool(client.context.http_client.get(url, timeout=10.0).status_code == 200)
-        except (httpx.HTTPError, NotProcessed):
-            return False
+        for _ in range(2):  # uvicorn closes a connection after it has answered 500 on it
+            try:
+                client = self._connected()
+                url = str(client.context.api_uri).partition("/api/")[0] + "/healthz"
+                return bool(client.context.http_client.get(url, timeout=10.0).status_code == 200)
+            except httpx.ConnectError:
+                return False
+            except (httpx.HTTPError, NotProcessed):
+                continue
+        return False
 
     def _persistently(
         self, once: Callable[[], httpx.Response], again: Callable[[BaseException], bool]

@@ -1,7 +1,6 @@
 """A worker process: takes one run's documents into its journal, acknowledges them, and has them written to Tiled.
 
-It is an actor: its mailbox is a socket to the supervisor, its state is the journal. Taking in and writing never wait
-for each other.
+It is an actor: its mailbox is a socket to the supervisor, its state is the journal. Taking in never waits for Tiled.
 """
 
 from __future__ import annotations
@@ -17,11 +16,12 @@ import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from typing import Any, Final
 
 import zmq
 
-from tiledbroker import Journal, JournalGap, JournalInvalid
+from tiledbroker import Journal, JournalInvalid
 from tiledbroker import _messages as messages
 from tiledbroker._limited import LimitedLog
 from tiledbroker._runs import WorkerTask
@@ -37,6 +37,7 @@ MAX_TAKEN: Final = 32 * 2**20
 DISK_PAUSE: Final = 1.0
 STOP_TIMEOUT: Final = 5.0
 ORPHAN_TIMEOUT: Final = 1.0
+ORPHANED: Final = 3  # exit code
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,9 @@ class WorkerOptions:
 
 def run_worker(task: WorkerTask, *, options: WorkerOptions) -> None:
     """What a worker process runs."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the supervisor tells us
+    # Ctrl-C and systemd signal every process of a group; the supervisor tells a worker when to end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     options.logging.configure(worker=task.run_uid)
     Worker(task, options).run()
 
@@ -92,10 +95,8 @@ class Worker:
 
     def run(self) -> None:
         """Work until the run is complete, or the supervisor says stop, or is gone."""
-        journal = Journal(self._task.journal, "create", run_uid=self._task.run_uid, lock_timeout=LOCK_TIMEOUT)
-        with journal:
+        with self._open_journal() as journal:
             self._journal = journal
-            journal.note("worker started", pid=os.getpid(), documents=journal.length)
             self._writing = RunWriting(
                 journal,
                 self._connect,
@@ -108,18 +109,36 @@ class Worker:
             self._mailbox = context.socket(zmq.DEALER)
             self._mailbox.setsockopt(zmq.ROUTING_ID, self._task.token)
             self._mailbox.setsockopt(zmq.RCVHWM, 0)  # bounded by the publisher's window
+            self._mailbox.setsockopt(zmq.SNDHWM, 0)  # a few bytes each, and never to be waited for
             self._mailbox.connect(self._task.mailbox)
             try:
                 self._serve()
             finally:
                 context.destroy(linger=500)
 
+    def _open_journal(self) -> Journal:
+        """The run's journal; on a disk that is full, as soon as there is space."""
+        while True:
+            try:
+                journal = Journal(self._task.journal, "create", run_uid=self._task.run_uid, lock_timeout=LOCK_TIMEOUT)
+                try:
+                    journal.note("worker started", pid=os.getpid(), documents=journal.length)
+                except BaseException:
+                    journal.close()
+                    raise
+            except (sqlite3.OperationalError, OSError) as error:
+                self._limited.log(logging.ERROR, "disk", "%s cannot be written: %s", self._task.journal, error)
+                supervisor = multiprocessing.parent_process()
+                if supervisor is not None and wait([supervisor.sentinel], DISK_PAUSE):
+                    os._exit(ORPHANED)
+            else:
+                return journal
+
     def _serve(self) -> None:
         self._send(messages.Ready(self._task.run_uid, self._journal.length, self._journal.ended))
         if (outcome := self._journal.get("outcome")) == FAILED:
             self._on_end(outcome, self._journal.get("reason", ""))
         else:
-            self._journal.set("outcome", None)
             self._writing.start()
         supervisor = multiprocessing.parent_process()
         poller = zmq.Poller()
@@ -152,7 +171,7 @@ class Worker:
         """The supervisor is gone. Its successor wants the journal; everything acknowledged is in it."""
         log.warning("The supervisor is gone; this worker ends.")
         self._writing.stop(ORPHAN_TIMEOUT)
-        os._exit(3)  # a request may still be under way in the other thread; its intent is in the journal
+        os._exit(ORPHANED)  # a request may still be under way in the other thread; its intent is in the journal
 
     # The mailbox
 
@@ -173,10 +192,10 @@ class Worker:
                 end = message
             elif isinstance(message, messages.Finish):
                 self._finishing = True
+        if not (arrived or end):
+            return
         try:
-            self._store(arrived, end)
-        except JournalGap as gap:
-            self._send(messages.Refused(self._task.run_uid, gap.expected, "gap"))
+            gap = self._store(arrived, end)
         except JournalInvalid as error:
             self._send(messages.Refused(self._task.run_uid, self._journal.length, str(error)))
         except sqlite3.OperationalError as error:
@@ -184,20 +203,23 @@ class Worker:
             self._limited.log(logging.ERROR, "disk", "%s cannot be written: %s", self._journal.path, error)
             self._ask_again_at = time.monotonic() + DISK_PAUSE
         else:
-            if arrived or end:
-                self._send(messages.Durable(self._task.run_uid, self._journal.length, self._journal.ended))
-                self._writing.notify()
+            self._send(messages.Durable(self._task.run_uid, self._journal.length, self._journal.ended))
+            self._writing.notify()
+            if gap and self._ask_again_at == float("inf"):
+                self._ask_again()
 
-    def _store(self, arrived: list[messages.Documents], end: messages.Abandoned | None) -> None:
+    def _store(self, arrived: list[messages.Documents], end: messages.Abandoned | None) -> bool:
+        """Store what continues the journal; whether something was left out because it does not."""
         with self._journal.atomic():
             for message in arrived:
+                if message.first > self._journal.length:
+                    return True
                 self._journal.append(message.first, list(message.unpack()))
-            if end is None or self._journal.ended:
-                return
-            if end.length > self._journal.length:
-                raise JournalGap(self._journal.path, self._journal.length, end.length)
-            self._journal.set("abandoned", True)
-            self._journal.note("abandoned", documents=self._journal.length)
+            # Whoever says that the run has ended has to know all of it.
+            if end is not None and end.length == self._journal.length and not self._journal.ended:
+                self._journal.set("abandoned", True)
+                self._journal.note("abandoned", documents=self._journal.length)
+        return end is not None and end.length > self._journal.length
 
     def _ask_again(self) -> None:
         self._ask_again_at = float("inf")

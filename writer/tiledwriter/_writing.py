@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tiledbroker import Journal, Record, decode
+from tiledbroker._limited import LimitedLog
 
 from ._catalog import QUIET_PERIOD, TiledCatalog
 from ._connection import POISON_AFTER, Client, Connection
@@ -22,6 +24,7 @@ log = logging.getLogger(__name__)
 BATCH_DOCUMENTS: Final = 10_000
 BATCH_BYTES: Final = 16 * 2**20
 MAX_WAITING: Final = 32  # operations that wait for a node to settle while others go on
+DISK_PAUSE: Final = 1.0
 _SETTLING_POLL: Final = 0.25
 _IDLE: Final = 1.0
 
@@ -66,8 +69,7 @@ class Fold:
         """Operations for further records. A document that cannot be folded ends it: see `error`."""
         operations: list[Operation] = []
         for record in records:
-            if self.finished:
-                self._writer.note("Documents came after the stop document; they are in the journal only.")
+            if self.finished:  # what comes after the stop document stays in the journal
                 break
             try:
                 operations += self._fold(record)
@@ -133,6 +135,8 @@ class RunWriting:
         self._stopping = threading.Event()
         self._news = threading.Event()
         self._connection = Connection(connect, self._stopping, journal.note, poison_after=options.poison_after)
+        self._limited = LimitedLog(log)
+        self._told = -1
         self._thread = threading.Thread(target=self._run, name="tiledwriter-writing", daemon=True)
 
     def start(self) -> None:
@@ -153,17 +157,31 @@ class RunWriting:
     def _run(self) -> None:
         outcome, reason = "", ""
         try:
-            outcome = self._write()
+            while not self._stopping.is_set():
+                try:
+                    outcome, reason = self._write_or_fail()
+                    break
+                except sqlite3.OperationalError as error:
+                    # What the journal did not take is found out again from the journal.
+                    self._limited.log(logging.ERROR, "disk", "%s cannot be written: %s", self._journal.path, error)
+                    self._stopping.wait(DISK_PAUSE)
         except Stopped:
             pass
+        finally:
+            self._on_end(outcome, reason)
+
+    def _write_or_fail(self) -> tuple[str, str]:
+        """The outcome and its reason, as recorded in the journal."""
+        try:
+            outcome, reason, detail = self._write(), "", {}
+        except (Stopped, sqlite3.OperationalError):
+            raise
         except Exception as error:
-            outcome, reason = FAILED, f"{type(error).__name__}: {error}"
             log.exception("Run %s cannot be written; it is put in quarantine.", self._journal.run_uid)
-            self._conclude(outcome, reason, **describe(error))
-        else:
-            if outcome:
-                self._conclude(outcome, "")
-        self._on_end(outcome, reason)
+            outcome, reason, detail = FAILED, f"{type(error).__name__}: {error}", describe(error)
+        if outcome:
+            self._conclude(outcome, reason, **detail)
+        return outcome, reason
 
     def _conclude(self, outcome: str, reason: str, **detail: Any) -> None:
         with self._journal.atomic():
@@ -174,11 +192,14 @@ class RunWriting:
     def _write(self) -> str:
         catalog = TiledCatalog(self._connection, self._journal, quiet_period=self._options.quiet_period)
         while True:
-            max_array_size = self._journal.get("max_array_size", self._options.max_array_size)
+            # Kept in the journal: whoever replays it has to come to the same operations.
+            max_array_size = self._journal.get("max_array_size")
+            if max_array_size is None:
+                max_array_size = self._options.max_array_size
+                self._journal.set("max_array_size", max_array_size)
             try:
                 return self._follow(Fold(self._options, max_array_size), catalog)
             except ColumnsRefused as error:
-                # Kept in the journal: whoever replays it has to come to the same operations.
                 self._journal.set("max_array_size", 0)
                 self._journal.note("no list columns", reason=str(error))
 
@@ -198,7 +219,9 @@ class RunWriting:
                 continue
             if fold.error is not None:
                 raise fold.error
-            self._on_progress(fold.cursor)
+            if fold.cursor != self._told:
+                self._told = fold.cursor
+                self._on_progress(fold.cursor)
             if fold.finished:
                 return WRITTEN if self._journal.stopped else INTERRUPTED
             if not records:
