@@ -25,4 +25,4 @@ def replay_and_die(task: WorkerTask) -> None:
 if __name__ == "__main__":
     supervisor = Supervisor(Path(sys.argv[1]), WorkerCommand(replay_and_die), listen=None, drain=True)
     (run,) = supervisor.run()
-    print(f"{run.state} after {run.deaths} deaths")
+    sys.stdout.write(f"{run.state} after {run.deaths} deaths\n")

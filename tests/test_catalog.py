@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from contextlib import contextmanager
+from dataclasses import replace
 from urllib.parse import quote
 
 import httpx
@@ -14,6 +15,7 @@ import numpy
 import pandas
 import pyarrow
 import pytest
+import zarr
 from faulty_proxy import CUT_AFTER, CUT_BEFORE, PASS, FaultyProxy, answer, late_answer, zombie
 
 from tiledbroker import Journal
@@ -756,3 +758,78 @@ def test_thirty_lost_answers_leave_every_row_once_and_in_order(run, proxy, tiled
     assert proxy.all_played
     assert len(appends(proxy)) == 30
     assert read_column(tiled, run.table) == list(range(60))
+
+
+@pytest.fixture
+def data_directory(tiled_server):
+    return tiled_server.log.parent / "data"
+
+
+@pytest.mark.parametrize("probe_left", [False, True])
+def test_an_array_s_key_that_a_dying_server_has_poisoned_is_cleared_and_used(run, tiled, data_directory, probe_left):
+    image = CreateArray(f"{run.uid}/primary/image", "<f8", (2,), 3, ("time", "x"))
+    run.apply(*run.containers())
+    if probe_left:
+        run.apply(replace(image, path=image.path + "-probe"))
+    # What the server leaves that is killed between making the files and the node.
+    orphan = data_directory / run.uid / "primary" / "image"
+    zarr.create_array(str(orphan), shape=(7,), chunks=(7,), dtype="<i2")
+    values = numpy.arange(6.0).reshape(3, 2)
+    run.apply(*run.containers(), image, WriteArray(image.path, 0, values))
+    numpy.testing.assert_array_equal(tiled[image.path].read(), values)
+    assert list(tiled[f"{run.uid}/primary"]) == ["image"]
+    assert "cleared away" in run.events()
+
+
+def test_an_operation_that_only_ever_gets_500_is_poison_on_a_server_that_is_well(tiled_server, tiled, tmp_path):
+    with Journal(tmp_path / "run.sqlite", "create", run_uid="poisoned") as journal:
+        journal.set("list_columns_taken", True)  # else a 500 for lists means that there are none
+        connection = Connection(lambda: tiled, threading.Event(), journal.note, poison_after=1.0)
+        catalog = TiledCatalog(connection, journal)
+        catalog.apply([CreateContainer("poisoned", {})])
+        with pytest.raises(PoisonedOperation, match="500"):
+            catalog.apply([CreateTable("poisoned/table", (Column("x", "list<float64>"),), ())])
+
+
+def test_the_slowest_append_is_remembered_by_the_next_worker_even_if_it_was_cut_off(run, proxy):
+    now = [0.0]
+
+    def clock():
+        now[0] += 50.0  # each look at the clock
+        return now[0]
+
+    with proxy.client(run._api_key) as client:
+        connection = Connection(lambda: client, threading.Event(), run.journal.note)
+        catalog = TiledCatalog(connection, run.journal, quiet_period=1.0, clock=clock)
+        catalog.apply(run.with_table())
+        proxy.script("PATCH", "table/partition", CUT_BEFORE)
+        assert catalog.apply([run.append(0, 3)])
+        after = TiledCatalog(connection, run.journal, quiet_period=1.0, clock=clock)
+        rounds = 0
+        while after.apply([run.append(0, 3)]):
+            rounds += 1
+    assert rounds == 2  # 0 and 50 seconds of quiet; 150 are enough after an append of 50
+
+
+def test_files_with_several_frames_a_datum_are_never_taken_for_told(run, proxy, tiled):
+    path = f"{run.uid}/primary/frames"
+
+    def source(frames):
+        data_type = {"endianness": "little", "kind": "f", "itemsize": 8, "dt_units": None}
+        structure = {"data_type": data_type, "shape": [frames], "chunks": [[frames]], "dims": None, "resizable": False}
+        return {
+            "structure_family": "array",
+            "mimetype": "application/x-hdf5",
+            "structure": structure,
+            "parameters": {"dataset": "data"},
+            "properties": {},
+            "assets": [
+                {"data_uri": "file://localhost/f.h5", "is_directory": False, "parameter": "data_uris", "num": 0}
+            ],
+            "management": "external",
+        }
+
+    run.apply(*run.containers(), RegisterExternal(path, source(0)), ExtendExternal(path, 0, 1, source(2), (0,), (2,)))
+    proxy.script("PUT", "data_source", CUT_BEFORE)
+    run.apply(ExtendExternal(path, 1, 2, source(4), (2,), (2,)), quiet_period=0.2)
+    assert tiled[path].shape == (4,)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
+from urllib.parse import quote_plus
 
 import numpy
 import pyarrow
@@ -161,26 +162,74 @@ class TiledCatalog:
     def _create(self, operation: Creation) -> None:
         if operation.path in self._progress:
             return
-        parent, _, key = operation.path.rpartition("/")
-        endpoint = "register" if isinstance(operation, RegisterExternal) else "metadata"
         # A 500 for list columns is SQLite's answer to them: no use to wait for another, unless it has taken some.
         lists = isinstance(operation, CreateTable) and any(c.type.startswith("list<") for c in operation.columns)
-        impatient = lists and not self._ledger.get(_LISTS_TAKEN)
+        unproven = lists and not self._ledger.get(_LISTS_TAKEN)
         try:
-            response = self._connection.send(
-                "POST", endpoint, parent, json=_node(operation, key), tolerated_failures=2 if impatient else None
-            )
+            self._post(operation, tolerated_failures=2 if unproven or isinstance(operation, CreateArray) else None)
+        except ServerFailed as error:
+            if not isinstance(operation, CreateArray):
+                raise ColumnsRefused(describe_operation(operation), str(error)) from error
+            self._clear_away(operation)
+            self._post(operation)
+        if unproven:
+            self._ledger.set(_LISTS_TAKEN, True)
+
+    def _post(self, operation: Creation, *, tolerated_failures: int | None = None) -> None:
+        parent, _, key = operation.path.rpartition("/")
+        endpoint = "register" if isinstance(operation, RegisterExternal) else "metadata"
+        body = _node(operation, key)
+        try:
+            response = self._connection.send("POST", endpoint, parent, json=body, tolerated_failures=tolerated_failures)
         except Refused as error:
             if error.status != 409:
                 raise
             self._adopt(operation)
-        except ServerFailed as error:
-            raise ColumnsRefused(describe_operation(operation), str(error)) from error
         else:
             self._remember_data_source(operation.path, response.json().get("data_sources"))
             self._record(operation.path, 0)
-        if impatient:
-            self._ledger.set(_LISTS_TAKEN, True)
+
+    def _clear_away(self, operation: CreateArray) -> None:
+        """Free an array's key from what a server left there that died while it made the array.
+
+        The files have no node, and stand in the way of one for ever. As the files of a node they can be deleted.
+        """
+        parent, _, key = operation.path.rpartition("/")
+        probe = f"{parent}/{key}-probe"
+        place = self._make_and_delete(replace(operation, path=probe), "metadata", {})
+        directory = place.rpartition("/")[0] + "/" + quote_plus(key)
+        asset = {"data_uri": directory, "is_directory": True, "parameter": "data_uri", "num": None}
+        try:
+            self._make_and_delete(operation, "register", {"management": "external", "assets": [asset]})
+        except Refused as error:
+            if error.status != 409:  # it exists after all
+                raise
+        self._ledger.note("cleared away", node=operation.path, directory=directory)
+
+    def _make_and_delete(self, operation: CreateArray, endpoint: str, source: Mapping[str, Any]) -> str:
+        """Make an array's node and delete it with its files; returns where they were."""
+        parent, _, key = operation.path.rpartition("/")
+        body = _node(operation, key)
+        body["data_sources"] = [{**body["data_sources"][0], **source}]
+        try:
+            response = self._connection.send("POST", endpoint, parent, json=body)
+        except Refused as error:
+            if error.status != 409 or endpoint == "register":
+                raise
+            self._delete(operation.path)  # left by one that was killed here
+            response = self._connection.send("POST", endpoint, parent, json=body)
+        made = response.json()["data_sources"][0]
+        if made["management"] == "external":
+            self._put_data_source(operation.path, {**made, "management": "writable"}, repeat=True)
+        self._delete(operation.path)
+        return str(made["assets"][0]["data_uri"])
+
+    def _delete(self, path: str) -> None:
+        try:
+            self._connection.send("DELETE", "metadata", path, params={"external_only": False})
+        except Refused as error:
+            if error.status != 404:
+                raise
 
     def _adopt(self, operation: Creation) -> None:
         """The node exists: it is ours from before a crash, or somebody else's."""
