@@ -249,9 +249,9 @@ def test_a_worker_that_dies_over_and_over_without_progress_puts_its_run_in_quara
 def test_no_two_supervisors_give_workers_the_same_name(tmp_path: Path) -> None:
     tokens = []
     for _ in range(2):
-        with_command = Supervisor(tmp_path, WorkerCommand(print), listen=None)
-        tokens.append(next(with_command._tokens))
-        with_command._lock.release()
+        supervisor = Supervisor(tmp_path, WorkerCommand(print), listen=None)
+        tokens.append(next(supervisor._tokens))
+        supervisor.close()
     assert tokens[0] != tokens[1]
 
 

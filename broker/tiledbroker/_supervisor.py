@@ -124,10 +124,14 @@ class Supervisor:
         finally:
             self._end_workers()
             context.destroy(linger=200)
-            self._wake_receiver.close()
-            self._wake_sender.close()
-            self._lock.release()
+            self.close()
         return [run for run in self._runs.values() if not self._is_drained(run)]
+
+    def close(self) -> None:
+        """Release the journal directory; `run` does so when it returns."""
+        self._wake_receiver.close()
+        self._wake_sender.close()
+        self._lock.release()
 
     def stop(self) -> None:
         """End `run` soon: workers finish or abandon their requests; nothing is lost."""
