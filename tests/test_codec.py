@@ -471,9 +471,8 @@ class TestWhatIsReplacedByItsRepr:
         array[0] = None
         gc.collect()
 
-    @pytest.mark.parametrize("depth", [1_000, 100_000])
-    def test_what_is_nested_too_deeply_keeps_its_outer_levels(self, depth: int) -> None:
-        level = replaced_by(_nested(depth))
+    def test_what_is_nested_too_deeply_keeps_its_outer_levels(self) -> None:
+        level = replaced_by(_nested(100_000))
         levels = 0
         while isinstance(level, list):
             (level,) = level
