@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,21 @@ def supervisor(tmp_path: Path, tiled_server: TiledServer) -> Iterator[Supervisor
     environment = {"TILEDWRITER_QUIET_PERIOD": "1"}
     with SupervisorProcess(tmp_path / "journals", tiled_server, environment=environment) as process:
         yield process
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mount]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        pytest.skip(f"Only root can mount a small file system: {made.stderr.strip()}")
+    try:
+        yield mount
+    finally:
+        subprocess.run(["umount", "--lazy", mount], check=True)
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from disks import fill
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -531,30 +532,12 @@ class TestTransactions:
         with Journal(small_disk / "run.sqlite", "write") as journal:
             assert bodies(journal) == [chunk] * stored
 
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one megabyte."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mount], capture_output=True, text=True, check=False
-    )
-    if made.returncode != 0:
-        pytest.skip(f"Only root can mount a small file system: {made.stderr.strip()}")
-    try:
-        yield mount
-    finally:
-        subprocess.run(["umount", "--lazy", mount], check=True)
-
-
-def fill(disk: Path, *, leaving: int = 0) -> Path:
-    """Fill a file system up, but for some bytes."""
-    filling = disk / "filling"
-    free = os.statvfs(disk)
-    with filling.open("wb") as file:
-        file.write(bytes(free.f_bavail * free.f_frsize - leaving))
-    return filling
+    def test_a_finished_journal_can_be_read_on_a_full_disk(self, small_disk: Path) -> None:
+        with Journal(small_disk / "run.sqlite", "create", run_uid="run") as journal:
+            journal.append(0, documents(0, 3))
+        fill(small_disk)
+        with Journal(small_disk / "run.sqlite") as journal:
+            assert bodies(journal) == [b"document 0", b"document 1", b"document 2"]
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from disks import fill
 
 from tiledbroker import Journal, decode, journal_filename, run_files
 from tiledbroker import _spool as spool_module
@@ -406,30 +407,16 @@ class TestADiskThatFails:
 
 class TestAFullDisk:
     @pytest.fixture
-    def disk(self, tmp_path: Path) -> Iterator[Path]:
-        """A file system of one megabyte."""
-        mount = tmp_path / "disk"
-        mount.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mount]
-        made = subprocess.run(command, capture_output=True, text=True, check=False)
-        if made.returncode != 0:
-            pytest.skip(f"Only root can mount a small file system: {made.stderr.strip()}")
-        try:
-            yield mount
-        finally:
-            subprocess.run(["umount", "--lazy", mount], check=True)
-
-    @pytest.fixture
-    def small(self, disk: Path) -> Iterator[Spool]:
-        spool = Spool(disk / "spool")
+    def small(self, small_disk: Path) -> Iterator[Spool]:
+        spool = Spool(small_disk / "spool")
         yield spool
         spool.close()
 
-    def test_in_a_run_costs_no_document(self, small: Spool, disk: Path, impatient: None) -> None:
+    def test_in_a_run_costs_no_document(self, small: Spool, small_disk: Path, impatient: None) -> None:
         start(small, "run")
         (run,) = small.runs()
         number = 0
-        filling = fill(disk, leaving=100_000)
+        filling = fill(small_disk, leaving=100_000)
         while not run.degraded:
             small.append("event", {"descriptor": "descriptor of run", "seq_num": number, "data": b"x" * 5000})
             number += 1
@@ -442,10 +429,10 @@ class TestAFullDisk:
 
     @pytest.mark.parametrize("left", [0, 4096, 8192, 16384, 32768])
     def test_at_the_start_of_a_run_costs_no_document(
-        self, small: Spool, disk: Path, impatient: None, left: int
+        self, small: Spool, small_disk: Path, impatient: None, left: int
     ) -> None:
         start(small, "earlier")
-        filling = fill(disk, leaving=left)
+        filling = fill(small_disk, leaving=left)
         start(small, "run")
         for number in range(10):
             small.append("event", {"descriptor": "descriptor of run", "seq_num": number, "data": b"x" * 5000})
@@ -458,20 +445,11 @@ class TestAFullDisk:
         assert not run.degraded
         assert len(on_disk(small.directory, "run")) == 13
 
-    def test_leaves_no_drafts(self, small: Spool, disk: Path, impatient: None) -> None:
-        filling = fill(disk)
+    def test_leaves_no_drafts(self, small: Spool, small_disk: Path, impatient: None) -> None:
+        filling = fill(small_disk)
         start(small, "run")
         filling.unlink()
         event(small, "run", 1)
         small.close()
         assert [path.name for path in small.directory.iterdir() if path.name.startswith(".")] == []
         shutil.rmtree(small.directory)
-
-
-def fill(disk: Path, *, leaving: int = 0) -> Path:
-    """Fill a file system up, but for some bytes."""
-    filling = disk / "filling"
-    free = os.statvfs(disk)
-    with filling.open("wb") as file:
-        file.write(bytes(free.f_bavail * free.f_frsize - leaving))
-    return filling

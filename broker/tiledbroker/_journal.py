@@ -419,21 +419,32 @@ class Journal:
             connection.close()
 
     def _connect(self, mode: str, timeout: float) -> sqlite3.Connection:
+        if mode != "read":
+            return self._connect_as("mode=rw", timeout)
         # A reader opens for writing, too, where it may: the last one to close the file has to tidy up after SQLite.
-        for access in ("rw", "ro") if mode == "read" else ("rw",):
-            uri = f"{self.path.absolute().as_uri()}?mode={access}"
+        accesses = ["mode=rw", "mode=ro"]
+        if not self.path.with_name(self.path.name + "-wal").exists():
+            accesses.append("mode=ro&immutable=1")  # all there is on a disk with no space for SQLite's own files
+        for access in accesses:
             try:
-                connection = sqlite3.connect(
-                    uri, uri=True, isolation_level=None, check_same_thread=False, timeout=timeout
-                )
+                connection = self._connect_as(access, timeout)
             except sqlite3.OperationalError:
-                if access == "ro" or mode != "read":
+                if access == accesses[-1]:
                     raise
                 continue
-            if mode == "read":
-                connection.execute("PRAGMA query_only = ON")
-            return connection
-        raise AssertionError
+            break
+        connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    def _connect_as(self, access: str, timeout: float) -> sqlite3.Connection:
+        uri = f"{self.path.absolute().as_uri()}?{access}"
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=timeout)
+        try:
+            connection.execute("PRAGMA application_id").fetchone()  # SQLite opens the file only when it is used
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _configure(self, durability: Durability) -> None:
         self._connection.execute("PRAGMA journal_mode = WAL")

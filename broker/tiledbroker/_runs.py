@@ -121,12 +121,11 @@ class Run:
 
     def put_off(self, message: messages.Documents | messages.Abandoned) -> None:
         """Keep a message for the worker that is being started; what is kept already is not kept twice."""
-        kept = self.backlog[-1] if self.backlog else None
-        if isinstance(message, messages.Documents):
-            ends = [waiting.next for waiting in self.backlog[-2:] if isinstance(waiting, messages.Documents)]
-            if not ends or message.next > ends[-1]:
+        last = next((kept for kept in reversed(self.backlog) if type(kept) is type(message)), None)
+        if isinstance(message, messages.Documents) and isinstance(last, messages.Documents):
+            if message.next > last.next:
                 self.backlog.append(message)
-        elif not isinstance(kept, messages.Abandoned):
+        elif last is None:
             self.backlog.append(message)
 
     def worker_died(self, exit_code: int | None) -> bool:

@@ -42,9 +42,10 @@ log = logging.getLogger(__name__)
 QUIET_PERIOD: Final = 5.0
 MAX_ROWS: Final = 20_000
 MAX_BYTES: Final = 32 * 2**20
+ARROW_FILE: Final = "application/vnd.apache.arrow.file"
+
 _SLOWEST: Final = "slowest_append"  # keys of the ledger
 _LISTS_TAKEN: Final = "list_columns_taken"
-ARROW_FILE: Final = "application/vnd.apache.arrow.file"
 
 
 class Ledger(Protocol):
