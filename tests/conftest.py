@@ -27,6 +27,22 @@ def tiled_server(tmp_path_factory: pytest.TempPathFactory, readable: Path) -> It
         yield server
 
 
+@pytest.fixture(scope="session", params=["sqlite", "duckdb", "postgresql"])
+def storage_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, readable: Path
+) -> Iterator[TiledServer]:
+    """A Tiled server on each kind of storage, one after the other, for all tests that do not harm it.
+
+    Only one run at a time may be written to DuckDB, and nothing be read meanwhile.
+    """
+    if request.param == "sqlite":
+        yield request.getfixturevalue("tiled_server")
+        return
+    directory = tmp_path_factory.mktemp(request.param)
+    with TiledServer(directory, readable=[readable, Path("/tmp")], storage=request.param) as server:
+        yield server
+
+
 @pytest.fixture
 def own_tiled_server(tmp_path: Path, readable: Path) -> Iterator[TiledServer]:
     """A Tiled server for one test, to be stopped and killed at will."""
@@ -67,9 +83,7 @@ def nothing_is_left_behind() -> Iterator[None]:
     for thread in left:
         thread.join(5.0)
     assert not [thread for thread in left if thread.is_alive()]
-    leaked = [
-        process for process in psutil.Process().children(recursive=True) if process not in before and _lives(process)
-    ]
+    leaked = _strangers(before)
     for process in leaked:
         process.kill()
     assert not leaked
@@ -79,13 +93,18 @@ def _is_ours(thread: threading.Thread) -> bool:
     return thread.name.startswith(("tiledbroker", "tiledwriter"))
 
 
-def _lives(process: psutil.Process) -> bool:
+def _strangers(known: set[psutil.Process]) -> list[psutil.Process]:
+    """Processes below this one that are neither known nor below a known one, as those of servers for all tests are."""
     if os.environ.get("TILEDWRITER_TEST_KEEP"):
-        return False
-    try:
-        # Session fixtures start servers on behalf of the first test that wants them.
-        return process.status() != psutil.STATUS_ZOMBIE and "tiled serve" not in " ".join(process.cmdline()).replace(
-            "/", " "
-        )
-    except psutil.NoSuchProcess:
-        return False
+        return []
+    pids = {process.pid for process in known}
+    strangers = []
+    for process in psutil.Process().children(recursive=True):  # parents come before their children
+        try:
+            if process in known or process.ppid() in pids:
+                pids.add(process.pid)
+            elif process.status() != psutil.STATUS_ZOMBIE:
+                strangers.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return strangers

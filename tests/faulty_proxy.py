@@ -28,7 +28,8 @@ class Fault:
     """What becomes of a request.
 
     It is carried out at once if `forward`, after `delay` seconds if there is one. What is answered is `status`, or
-    what the server said if it is held back for `hold` seconds; else nothing.
+    what the server said if it is held back for `hold` seconds; else nothing. With `half`, what the server said
+    breaks off in the middle, while the connection stays open for `hold` seconds on our side only.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Fault:
     hold: float = 0.0
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
+    half: bool = False
 
 
 PASS = Fault("pass", forward=True)
@@ -59,6 +61,11 @@ def zombie(delay: float) -> Fault:
 def late_answer(delay: float) -> Fault:
     """Carry the request out at once, and hand the answer on `delay` seconds later."""
     return Fault("late answer", forward=True, hold=delay)
+
+
+def half_closed(seconds: float) -> Fault:
+    """Carry the request out, begin the answer and say that nothing more comes; hang up `seconds` later."""
+    return Fault("half closed", forward=True, hold=seconds, half=True)
 
 
 @dataclass(frozen=True)
@@ -232,7 +239,13 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.delay is not None:
             owner.carry_out_later(fault.delay, carry_out)
         result = carry_out() if fault.forward else None
+        if fault.half and result is not None:
+            self._answer(*result, half=True)
+            self.connection.shutdown(socket.SHUT_WR)
+            self.close_connection = True
         time.sleep(fault.hold)
+        if fault.half:
+            return
         if result is not None and (fault is PASS or fault.hold):
             self._answer(*result)
         elif fault.status is not None:
@@ -240,14 +253,15 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.close_connection = True
 
-    def _answer(self, status: int, headers: Any, body: bytes) -> None:
+    def _answer(self, status: int, headers: Any, body: bytes, *, half: bool = False) -> None:
         self.send_response_only(status)
         for key, value in headers:
             if key.lower() not in {"content-length", "transfer-encoding", "connection"}:
                 self.send_header(key, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(body[: len(body) // 2] if half else body)
+        self.wfile.flush()
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _serve  # noqa: N815
 

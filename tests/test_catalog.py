@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from urllib.parse import quote
 
 import httpx
@@ -17,15 +17,18 @@ import pyarrow
 import pytest
 import zarr
 from faulty_proxy import CUT_AFTER, CUT_BEFORE, PASS, FaultyProxy, answer, late_answer, zombie
+from tiled.utils import safe_json_dump
 
 from tiledbroker import Journal
 from tiledwriter import TiledCatalog, _connection
 from tiledwriter._connection import Connection
-from tiledwriter._errors import ColumnsRefused, NotOurs, OperationRefused, PoisonedOperation, RowCountMismatch
+from tiledwriter._errors import AuditFailed, ColumnsRefused, NodeRewound, NotOurs, OperationRefused, PoisonedOperation
 from tiledwriter._operations import (
     AppendRows,
+    Audit,
     CloseStream,
     Column,
+    ColumnDigest,
     CreateArray,
     CreateContainer,
     CreateTable,
@@ -80,6 +83,21 @@ class Run:
         """By a new catalog, until nothing waits."""
         with self.catalog(**options) as catalog:
             finish(catalog, operations)
+
+    def write(self, *operations, **options):
+        """By a new catalog, from the beginning again whenever a node is rewound, as the writing thread does."""
+        with self.catalog(**options) as catalog:
+            while True:
+                try:
+                    finish(catalog, operations)
+                except NodeRewound:
+                    continue
+                return
+
+    def audit(self, stop):
+        digest = ColumnDigest()
+        digest.add(list(range(stop)), "int64")
+        return Audit(self.table, stop, (("seq_num", digest.value), ("time", None)))
 
     def containers(self):
         start = {"uid": self.uid, "time": 0.0}
@@ -691,17 +709,129 @@ def test_other_nodes_go_on_while_one_settles_and_the_end_waits(run, proxy, tiled
     assert proxy.requests[-1].path == f"stream/close/{run.uid}"
 
 
-def test_rows_that_somebody_else_appended_are_noticed(run, proxy, tiled):
+def append_behind_our_back(tiled, run, first, stop):
+    append = rows(run.table, first, stop)
+    table = pyarrow.table(dict(zip([column.name for column in COLUMNS], append.values, strict=True)))
+    tiled[run.table].append_partition(0, table)
+
+
+def test_a_table_with_rows_that_no_append_of_ours_explains_is_written_anew(run, proxy, tiled):
     proxy.script("PATCH", "table/partition", PASS, CUT_BEFORE)
+    operations = [*run.with_table(), run.append(0, 3), run.append(3, 5)]
     with run.catalog() as catalog:
-        waiting = catalog.apply([*run.with_table(), run.append(0, 3), run.append(3, 5)])
-        append = rows(run.table, 90, 96)
-        table = pyarrow.table(dict(zip([column.name for column in COLUMNS], append.values, strict=True)))
-        tiled[run.table].append_partition(0, table)
-        with pytest.raises(RowCountMismatch, match="holds 9 rows where 3 or 5 are expected") as raised:
+        waiting = catalog.apply(operations)
+        append_behind_our_back(tiled, run, 90, 96)
+        with pytest.raises(NodeRewound, match="has 9 rows where 3 or 5 are expected"):
             finish(catalog, waiting)
-    assert raised.value.found == 9
-    assert len(appends(proxy)) == 2
+    run.write(*operations, run.audit(5))
+    assert read_column(tiled, run.table) == [0, 1, 2, 3, 4]
+
+
+# Audit
+
+
+def test_a_run_that_is_as_it_should_be_passes(run, proxy, tiled):
+    run.apply(*run.with_table(), run.append(0, 3), run.audit(3), UpdateMetadata(run.uid, {"stop": {}}))
+    assert "repairing" not in run.events()
+    assert [request.path for request in proxy.requests if request.method == "GET"] == [
+        f"array/full/{run.table}/seq_num",
+        f"metadata/{run.table}/time",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "stop", "reason"),
+    [(2, 5, "has 8 rows where 5"), (-1, 0, "has 6 rows where 5")],
+    ids=["doubled", "strange"],
+)
+def test_rows_too_many_are_found_before_the_stop_and_removed(run, tiled, first, stop, reason):
+    operations = [*run.with_table(), run.append(0, 5), run.audit(5), UpdateMetadata(run.uid, {"stop": {}})]
+    run.apply(*operations[:-2])
+    append_behind_our_back(tiled, run, first, stop)
+    with pytest.raises(NodeRewound, match=reason):
+        run.apply(*operations)
+    assert "stop" not in tiled[run.uid].metadata
+    run.write(*operations)
+    assert read_column(tiled, run.table) == [0, 1, 2, 3, 4]
+    assert list(tiled[run.uid]["primary"]) == ["internal"]
+    assert "stop" in tiled[run.uid].metadata
+    assert run.events()[-2:] == ["repairing", "rewritten"]
+
+
+def test_rows_that_are_missing_or_others_are_found(run, tiled):
+    operations = [*run.with_table(), run.append(0, 3), run.audit(3)]
+    run.apply(*operations[:-2])
+    append_behind_our_back(tiled, run, 4, 7)
+    run.journal.set_progress(run.table, 3)
+    with pytest.raises(NodeRewound, match="has other values of 'seq_num', or in another order"):
+        run.apply(*operations)
+    run.write(*operations)
+    assert read_column(tiled, run.table) == [0, 1, 2]
+
+
+def test_a_copy_that_is_wrong_itself_is_not_shown(run, tiled, proxy):
+    operations = [*run.with_table(), run.append(0, 3), run.audit(3)]
+    run.apply(*operations[:-1])
+    append_behind_our_back(tiled, run, 0, 3)
+    with pytest.raises(NodeRewound):
+        run.apply(*operations)
+    run.apply(*operations[:-1])
+    copy = replace(rows(run.table, 7, 8), path=f"{run.table}_rewrite")
+    table = pyarrow.table(dict(zip([column.name for column in COLUMNS], copy.values, strict=True)))
+    tiled[copy.path].append_partition(0, table)
+    with pytest.raises(NodeRewound, match="has 4 rows where 3"):
+        run.apply(*operations)
+    assert len(read_column(tiled, run.table)) == 6
+    run.write(*operations)
+    assert read_column(tiled, run.table) == [0, 1, 2]
+
+
+def test_a_table_that_is_never_right_ends_the_attempts(run):
+    wrong = Audit(run.table, 3, (("seq_num", "another digest"),))
+    with pytest.raises(AuditFailed, match="although it was written anew several times"):
+        run.write(*run.with_table(), run.append(0, 3), wrong)
+
+
+def test_an_array_that_a_late_request_has_shrunk_is_written_again(run, tiled):
+    wave = f"{run.uid}/primary/wave"
+    values = numpy.arange(12.0).reshape(4, 3)
+    create = CreateArray(wave, "<f8", (3,), 2, ("time", "dim_int_1"))
+    operations = [*run.containers(), create, WriteArray(wave, 0, values[:2]), WriteArray(wave, 2, values[2:])]
+    run.apply(*operations)
+    run.write(*operations, Audit(wave, 4))
+    assert "repairing" not in run.events()
+    source = asdict(tiled[wave].data_sources()[0])
+    source["structure"] = {**source["structure"], "shape": (2, 3), "chunks": ((2,), (3,))}
+    tiled.context.http_client.put(
+        tiled[wave].uri.replace("/metadata/", "/data_source/", 1), content=safe_json_dump({"data_source": source})
+    ).raise_for_status()
+    run.write(*operations, Audit(wave, 4))
+    assert run.events()[-1] == "repairing"
+    numpy.testing.assert_array_equal(tiled.new_variation()[wave].read(), values)
+
+
+def test_an_array_with_a_lost_answer_is_written_once_more_before_the_end(run, proxy, tiled):
+    wave = f"{run.uid}/primary/wave"
+    values = numpy.arange(12.0).reshape(4, 3)
+    create = CreateArray(wave, "<f8", (3,), 2, ("time", "dim_int_1"))
+    proxy.script("PATCH", "array/full", CUT_AFTER)
+    run.write(*run.containers(), create, WriteArray(wave, 0, values), Audit(wave, 4))
+    patches = [request for request in proxy.requests if request.is_for("PATCH", "array/full")]
+    assert len(patches) == 3  # lost, sent again when all was quiet, and for the audit
+    numpy.testing.assert_array_equal(tiled[wave].read(), values)
+
+
+@pytest.mark.parametrize("fault", [zombie(1.5), late_answer(0.1)], ids=lambda fault: fault.name)
+def test_a_request_that_outlives_the_quiet_period_is_found_and_its_rows_are_removed(run, proxy, tiled, fault):
+    proxy.script("PATCH", "table/partition", PASS, fault)
+    operations = [*run.with_table(), run.append(0, 3), run.append(3, 5)]
+    run.write(*operations, quiet_period=0.1)
+    proxy.wait_for_late_requests()
+    expected = [0, 1, 2, 3, 4, 3, 4] if fault.name == "zombie" else [0, 1, 2, 3, 4]
+    assert sorted(read_column(tiled, run.table)) == sorted(expected)
+    run.write(*operations, run.audit(5), quiet_period=0.1)
+    assert read_column(tiled, run.table) == [0, 1, 2, 3, 4]
+    assert bool(run.journal.get("late_audit")) == (fault.name == "zombie")
 
 
 @pytest.mark.parametrize("fault", [CUT_AFTER, CUT_BEFORE, zombie(0.1), answer(500)], ids=lambda fault: fault.name)
@@ -833,3 +963,122 @@ def test_files_with_several_frames_a_datum_are_never_taken_for_told(run, proxy, 
     proxy.script("PUT", "data_source", CUT_BEFORE)
     run.apply(ExtendExternal(path, 1, 2, source(4), (2,), (2,)), quiet_period=0.2)
     assert tiled[path].shape == (4,)
+
+
+# Tables whose columns have to change
+
+WIDER = (*COLUMNS[:2], Column("x", "string"))
+
+
+def as_text(run, first, stop):
+    numbers = list(range(first, stop))
+    return AppendRows(run.table, first, WIDER, (numbers, [float(n) for n in numbers], [f"<{n}>" for n in numbers]))
+
+
+def widened(run, stop):
+    return [*run.containers(), CreateTable(run.table, WIDER, BY_SEQ_NUM), as_text(run, 0, stop)]
+
+
+def shown(tiled, run):
+    frame = tiled[run.uid]["primary"]["internal"].read()
+    return frame["seq_num"].tolist(), frame["x"].tolist()
+
+
+def test_a_table_that_needs_other_columns_is_written_anew_and_shown_in_its_place(run, tiled):
+    run.apply(*run.with_table(), run.append(0, 3))
+    run.apply(*widened(run, 5))
+    assert shown(tiled, run) == ([0, 1, 2, 3, 4], ["<0>", "<1>", "<2>", "<3>", "<4>"])
+    assert list(tiled[run.uid]["primary"]) == ["internal"]
+    assert set(run.progress) == {run.uid, f"{run.uid}/primary", run.table}
+    assert run.progress[run.table].rows == 5
+    assert run.events()[-2:] == ["rewriting", "rewritten"]
+
+
+def test_a_table_shows_its_old_rows_until_the_new_ones_are_complete(run, tiled):
+    run.apply(*run.with_table(), run.append(0, 3))
+    *before, _ = widened(run, 0)
+    run.apply(*before, as_text(run, 0, 2))
+    assert len(shown(tiled, run)[0]) == 3
+    run.apply(*before, as_text(run, 0, 2), as_text(run, 2, 3))
+    assert shown(tiled, run) == ([0, 1, 2], ["<0>", "<1>", "<2>"])
+
+
+def test_a_run_that_ends_shows_what_was_written_anew(run, tiled):
+    run.apply(*run.with_table(), run.append(0, 3))
+    run.apply(*widened(run, 2), UpdateMetadata(run.uid, {"stop": {}}))
+    assert shown(tiled, run) == ([0, 1], ["<0>", "<1>"])
+
+
+def test_a_table_without_rows_gets_other_columns_at_once(run, tiled):
+    run.apply(*run.with_table())
+    run.apply(*widened(run, 0)[:-1])
+    run.apply(*widened(run, 2))
+    assert shown(tiled, run) == ([0, 1], ["<0>", "<1>"])
+    assert run.events().count("rewriting") == 1
+
+
+def test_columns_that_change_again_while_a_table_is_rewritten_begin_anew(run, tiled):
+    run.apply(*run.with_table(), run.append(0, 3))
+    integers = (*COLUMNS[:2], Column("x", "int64"))
+    middle = AppendRows(run.table, 0, integers, ([0], [0.0], [7]))
+    run.apply(*run.containers(), CreateTable(run.table, integers, BY_SEQ_NUM), middle)
+    run.apply(*widened(run, 3))
+    assert shown(tiled, run) == ([0, 1, 2], ["<0>", "<1>", "<2>"])
+    assert list(tiled[run.uid]["primary"]) == ["internal"]
+
+
+def test_a_rewrite_takes_no_rows_and_no_table_from_other_runs(run, proxy, tiled_server, tmp_path, tiled):
+    with Journal(tmp_path / "other.sqlite", "create", run_uid=str(uuid.uuid4())) as journal:
+        neighbour = Run(proxy, tiled_server.api_key, journal)
+        own = (*COLUMNS[:2], Column(f"x{run.uid[:8]}", "int64"))  # nobody else has tables of this schema
+        for each in (run, neighbour):
+            each.apply(*each.containers(), CreateTable(each.table, own, BY_SEQ_NUM))
+        run.apply(*widened(run, 2))
+        append = AppendRows(neighbour.table, 0, own, ([1], [1.0], [1]))
+        neighbour.apply(*neighbour.containers(), CreateTable(neighbour.table, own, BY_SEQ_NUM), append)
+        assert len(tiled[neighbour.uid]["primary"]["internal"].read()) == 1
+    assert shown(tiled, run) == ([0, 1], ["<0>", "<1>"])
+
+
+def test_a_table_that_somebody_else_made_with_other_columns_is_written_anew(run, tiled, proxy, tiled_server):
+    run.apply(*run.with_table(), run.append(0, 4))
+    for node in list(run.progress):
+        run.journal.drop_progress(node)
+    run.journal.set("columns", {})
+    run.apply(*widened(run, 4))
+    assert shown(tiled, run) == ([0, 1, 2, 3], ["<0>", "<1>", "<2>", "<3>"])
+
+
+class Killed(BaseException):
+    """What a process notices of its end: nothing, but a test needs something to raise."""
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before it is sent", "after it was answered"])
+def test_a_rewrite_that_is_killed_at_any_request_is_finished_by_the_next(run, tiled, after, monkeypatch):
+    run.apply(*run.with_table(), run.append(0, 3))
+    send = Connection.send
+    deaths = 0
+
+    def mortal(self, *arguments, **options):
+        nonlocal countdown
+        if not after and countdown == 0:
+            raise Killed
+        response = send(self, *arguments, **options)
+        if after and countdown == 0:
+            raise Killed
+        countdown -= 1
+        return response
+
+    monkeypatch.setattr(Connection, "send", mortal)
+    while True:
+        countdown = deaths
+        try:
+            run.apply(*widened(run, 3), UpdateMetadata(run.uid, {"stop": {}}))
+            break
+        except Killed:
+            deaths += 1
+            assert len(shown(tiled, run)[0]) == 3
+    assert deaths > 3
+    assert shown(tiled, run) == ([0, 1, 2], ["<0>", "<1>", "<2>"])
+    assert list(tiled[run.uid]["primary"]) == ["internal"]
+    assert set(run.progress) == {run.uid, f"{run.uid}/primary", run.table}

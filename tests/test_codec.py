@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 import numpy
+import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -635,3 +636,12 @@ _EVERYTHING = Encoder().encode(
         "arrays": [numpy.arange(3), numpy.zeros((2, 1), [("a", ">i2"), ("b", "<f4", (2,))]), numpy.array([None, "x"])],
     }
 )
+
+
+def test_a_pydantic_model_is_carried_as_a_dict_of_its_fields():
+    class Energies(pydantic.BaseModel):
+        energy: list[float]
+
+    encoder = Encoder()
+    assert decode(encoder.encode({"table": Energies(energy=[1.5])})) == {"table": {"energy": [1.5]}}
+    assert not encoder.take_replaced()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiledwriter._columns import arrow_type, dtype_kind, fit, list_type, scalar_type
+from tiledwriter._columns import arrow_type, dtype_kind, fit, list_type, scalar_type, wider
 
 FLOATS = st.floats(allow_nan=False)
 INTEGERS = st.one_of(st.integers(-10, 10), st.integers(-(2**70), 2**70))
@@ -43,15 +43,43 @@ def test_a_declared_numpy_type_decides_the_column(declared, expected):
 
 @pytest.mark.parametrize(
     ("dtype", "expected"),
-    [("number", "float64"), ("integer", "float64"), ("boolean", "bool"), ("string", "string"), ("odd", "string")],
+    [("number", "float64"), ("integer", "int64"), ("boolean", "bool"), ("string", "string"), ("odd", "string")],
 )
 def test_without_a_numpy_type_the_json_type_decides(dtype, expected):
     assert scalar_type({"dtype": dtype}) == expected
 
 
-def test_a_guessed_integer_has_room_for_fractions():
-    assert scalar_type({"dtype": "integer", "dtype_numpy": "<i8"}, guessed=True) == "float64"
-    assert scalar_type({"dtype": "integer", "dtype_numpy": "<i8"}) == "int64"
+@pytest.mark.parametrize(
+    ("declared", "first", "expected"),
+    [
+        ("integer", 0, "int64"),
+        ("integer", 0.5, "float64"),
+        ("boolean", 2, "int64"),
+        ("number", "off", "string"),
+        ("integer", 2**64 - 1, "string"),
+        ("number", numpy.datetime64("2024-01-01"), "string"),
+    ],
+)
+def test_the_first_value_corrects_what_is_declared(declared, first, expected):
+    assert scalar_type({"dtype": declared}, first) == expected
+
+
+@pytest.mark.parametrize(
+    ("type_name", "value", "expected"),
+    [
+        ("bool", 2, "int64"),
+        ("bool", 0.5, "float64"),
+        ("int64", 0.5, "float64"),
+        ("int64", 2**64, "float64"),
+        ("float64", 2**60 + 1, None),
+        ("int64", "broken", None),
+        ("string", "x", None),
+        ("list<int64>", [0.5], "list<float64>"),
+        ("list<float64>", ["a"], None),
+    ],
+)
+def test_a_type_is_widened_to_the_narrowest_that_takes_a_value(type_name, value, expected):
+    assert wider(type_name, value) == expected
 
 
 def test_a_type_that_numpy_does_not_know_counts_as_not_declared():
@@ -174,3 +202,7 @@ def test_values_that_fit_are_not_copied():
     values = [1.0, 2.0]
     assert fit(values, "float64") == (values, [])
     assert fit(values, "float64")[0] is values
+
+
+def test_text_with_a_zero_byte_is_escaped_as_postgresql_does_not_take_it():
+    assert fit(["a\0b", None, "c"], "string") == (["a\\x00b", None, "c"], [])

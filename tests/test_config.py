@@ -9,6 +9,9 @@ from pydantic import ValidationError
 
 from tiledbroker._lock import FileLock
 from tiledwriter._config import load_settings
+from tiledwriter._path_map import PathMap
+from tiledwriter._plugins import Plugins
+from tiledwriter._stream_filter import StreamFilter
 from tiledwriter._worker import TiledAddress
 
 TILED = "http://localhost:8000"
@@ -84,6 +87,38 @@ def test_workers_are_told_what_concerns_them(write_yaml):
     assert (options.logging.level, options.logging.form) == ("INFO", "json")
 
 
+def test_workers_are_told_what_to_write_and_how(write_yaml):
+    config = write_yaml(
+        "path_map: {/nsls2/data: /mnt/data}\n"
+        "streams: {include: [p*], exclude: [primary_*]}\n"
+        "spec_to_mimetype: {LAB: application/x-lab}\n"
+        "normalizer: tiledwriter:RunNormalizer\n"
+        "patches: {start: 'builtins:dict'}\n"
+        "consolidators: {application/x-lab: 'tiledwriter:Consolidator'}\n"
+    )
+    writing = load_settings(config, {"tiled": TILED}).worker_options().writing
+    assert writing.path_map == PathMap((("/nsls2/data", "/mnt/data"),))
+    assert writing.streams == StreamFilter(("p*",), ("primary_*",))
+    assert writing.spec_to_mimetype == {"LAB": "application/x-lab"}
+    assert writing.plugins == Plugins(
+        "tiledwriter:RunNormalizer", {"start": "builtins:dict"}, {"application/x-lab": "tiledwriter:Consolidator"}
+    )
+
+
+def test_mappings_in_the_environment_are_json_and_add_to_those_in_the_file(write_yaml, monkeypatch):
+    config = write_yaml("path_map: {/a: /1, /b: /2}\nstreams: {include: [p*], exclude: [x]}\n")
+    monkeypatch.setenv("TILEDWRITER_PATH_MAP", '{"/b": "/3", "/c": "/4"}')
+    monkeypatch.setenv("TILEDWRITER_STREAMS", '{"exclude": ["baseline"]}')
+    settings = load_settings(config, {"tiled": TILED})
+    assert settings.path_map == {"/a": "/1", "/b": "/3", "/c": "/4"}
+    assert (settings.streams.include, settings.streams.exclude) == (["p*"], ["baseline"])
+
+
+def test_a_server_need_not_be_given_where_none_is_asked():
+    assert load_settings(None, {}, server=False).tiled is None
+    assert load_settings(None, {"tiled": TILED, "profile": "beamline"}, server=False).profile == "beamline"
+
+
 def test_addresses_are_taken_as_bluesky_takes_them():
     assert load_settings(None, {"tiled": TILED, "listen": "localhost:5579"}).listen == "tcp://localhost:5579"
 
@@ -106,7 +141,12 @@ def test_unknown_keys_are_refused(write_yaml):
 
 @pytest.mark.parametrize(
     "line",
-    ["max_workers: 0", "window: -1", "quiet_period: 0", "log_level: loud", "log_format: xml", "max_array_size: -1"],
+    [
+        *("max_workers: 0", "window: -1", "quiet_period: 0", "log_level: loud", "log_format: xml"),
+        *("max_array_size: -1", "path_map: {data: /mnt}", "path_map: {/data: mnt}", "path_map: {/a: /1, /a/: /2}"),
+        *("streams: {only: [a]}", "streams: {include: []}", "streams: [a]", "headers: {A B: c}"),
+        *("normalizer: RunNormalizer", "patches: {start: 1}", "consolidators: {image/tiff: 'os:path'}"),
+    ],
 )
 def test_values_that_make_no_sense_are_refused(write_yaml, line):
     with pytest.raises(ValidationError) as raised:
@@ -136,6 +176,14 @@ def test_the_command_refuses_a_wrong_configuration_in_one_line(write_yaml, tmp_p
     (line,) = result.stderr.splitlines()
     assert line.startswith("tiledwriter-supervisor: ")
     assert said in line
+
+
+def test_the_command_refuses_a_variable_that_is_no_json(tmp_path):
+    result = supervisor("--tiled", TILED, "--journal-dir", tmp_path, TILEDWRITER_PATH_MAP="/a=/b")
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert "path_map" in line
+    assert "JSON" in line
 
 
 def test_the_command_refuses_a_missing_configuration_file(tmp_path):

@@ -67,3 +67,13 @@ def test_all_errors_have_one_base() -> None:
     errors = [error for error in errors if isinstance(error, type) and issubclass(error, Exception)]
     assert len(errors) > 8
     assert all(issubclass(error, tiledbroker.BrokerError) for error in errors)
+
+
+@pytest.mark.parametrize("module", ["_normalizer", "_run_writer"])
+def test_the_pure_core_imports_no_client(module: str) -> None:
+    statement = (
+        f"import sys, tiledwriter.{module}; "
+        "print(*{'tiled.client', 'httpx', 'zmq', 'sqlite3', 'tiledwriter._catalog'} & sys.modules.keys())"
+    )
+    ended = subprocess.run([sys.executable, "-c", statement], capture_output=True, text=True, check=True, timeout=30)
+    assert ended.stdout.split() == []

@@ -6,19 +6,17 @@ import math
 
 import msgspec
 import numpy
+import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiledwriter._json import MAX_FLOAT, MAX_INTEGER, to_json
+from tiledwriter._json import MAX_INTEGER, to_json
 
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 PLAIN = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-MAX_INTEGER, MAX_INTEGER)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    st.none() | st.booleans() | st.integers(-MAX_INTEGER, MAX_INTEGER) | st.floats(-9e18, 9e18) | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
     max_leaves=20,
 )
 
@@ -38,15 +36,18 @@ def test_what_json_carries_is_kept_as_it_is_and_not_noted(value):
     ("value", "stored"),
     [
         (math.nan, None),
-        (math.inf, MAX_FLOAT),
-        (-math.inf, -MAX_FLOAT),
+        (math.inf, MAX_INTEGER),
+        (-math.inf, -MAX_INTEGER),
+        (1e20, MAX_INTEGER),
+        (-1e300, -MAX_INTEGER),
         (2**60, MAX_INTEGER),
         (-(2**60), -MAX_INTEGER),
         (10**400, MAX_INTEGER),
+        ("a\0b", "a\\x00b"),
         (b"bytes", "bytes"),
         (b"\xff", "\\xff"),
         (1 + 2j, "(1+2j)"),
-        (datetime.date(2024, 1, 2), "2024-01-02"),
+        (datetime.timedelta(1), "1 day, 0:00:00"),
         (numpy.float32("nan"), None),
         (numpy.int64(2**60), MAX_INTEGER),
     ],
@@ -89,7 +90,7 @@ def test_numpy_values_tuples_and_keys_of_other_types_become_plain(value, stored)
 
 def test_non_finite_values_inside_arrays_are_noted_one_by_one():
     result, notes = converted(numpy.array([1.0, math.nan, math.inf]))
-    assert result == [1.0, None, MAX_FLOAT]
+    assert result == [1.0, None, MAX_INTEGER]
     assert [note.partition(":")[0] for note in notes] == ["start[1]", "start[2]"]
 
 
@@ -108,3 +109,19 @@ def test_a_mapping_is_not_changed():
     converted(value)
     assert math.isnan(value["a"][0])
     assert value["a"][1] == (1, 2)
+
+
+def test_dates_and_times_are_written_as_iso_8601_has_them():
+    moment = datetime.datetime(2025, 6, 1, 12, 0, tzinfo=datetime.timezone.utc)
+    result, notes = converted([moment, moment.date()])
+    assert result == ["2025-06-01T12:00:00+00:00", "2025-06-01"]
+    assert not notes
+
+
+def test_a_pydantic_model_is_a_dict_of_its_fields():
+    class Energies(pydantic.BaseModel):
+        energy: list[float]
+
+    result, notes = converted(Energies(energy=[1.5, math.nan]))
+    assert result == {"energy": [1.5, None]}
+    assert len(notes) == 1

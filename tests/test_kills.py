@@ -133,7 +133,7 @@ def test_a_run_survives_that_tiled_is_stopped_and_started_again(tmp_path: Path, 
         with journal_of(supervisor.journal_dir, run_uid) as journal:
             events = [entry.event for entry in journal.history()]
         assert "waiting" in events
-        assert "resumed" in events
+        assert {"resumed", "parked"} & set(events)  # by the same worker, or by another
 
 
 def test_a_run_survives_that_tiled_is_killed(tmp_path: Path, own_tiled_server: TiledServer) -> None:
@@ -144,7 +144,12 @@ def test_a_run_survives_that_tiled_is_killed(tmp_path: Path, own_tiled_server: T
         run_uid = acquisition.run_uid
         for _ in range(3):
             rows = confirmed(supervisor.journal_dir, run_uid)
-            wait_until(lambda: confirmed(supervisor.journal_dir, run_uid) > rows, 120, "rows arrive")  # noqa: B023
+            # On a slow machine the whole run may have arrived while the server was started.
+            wait_until(
+                lambda: confirmed(supervisor.journal_dir, run_uid) > rows or not acquisition.running,  # noqa: B023
+                120,
+                "rows arrive",
+            )
             own_tiled_server.kill()
             own_tiled_server.start()
         assert acquisition.process.wait(300) == 0

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from tiledbroker import LifecycleError
 from tiledbroker._lifecycle import FINAL, TRANSITIONS, Event, State, next_state
 
+ROOT = Path(__file__).resolve().parent.parent
 ILLEGAL = [pair for pair in itertools.product(State, Event) if pair not in TRANSITIONS]
 
 
@@ -31,9 +35,16 @@ def test_every_state_that_is_not_final_is_left(state: State) -> None:
 
 
 @pytest.mark.parametrize("state", FINAL)
-def test_a_final_state_is_left_only_to_start_again(state: State) -> None:
+def test_a_final_state_is_left_only_to_start_again_or_when_it_is_found_wrong(state: State) -> None:
     leaving = {event: after for (before, event), after in TRANSITIONS.items() if before is state and after is not state}
-    assert leaving == {Event.RESUMED: State.STARTING}
+    wrong = {} if state is State.FAILED else {Event.FAILED: State.FAILED}
+    assert leaving == {Event.RESUMED: State.STARTING, **wrong}
+
+
+@pytest.mark.parametrize("state", [State.WRITTEN, State.INTERRUPTED])
+def test_a_complete_run_stays_what_it_is_while_a_worker_looks_at_it_again(state: State) -> None:
+    for event in (Event.READY, Event.DIED, Event.PARKED, Event(state.value)):
+        assert next_state(state, event) is state
 
 
 @pytest.mark.parametrize("state", State)
@@ -55,8 +66,9 @@ def test_a_run_with_a_worker_may_die_park_or_fail(state: State) -> None:
 
 
 def test_a_run_is_written_only_once_its_end_is_journaled() -> None:
-    ways = [before for (before, _), after in TRANSITIONS.items() if after in (State.WRITTEN, State.INTERRUPTED)]
-    assert set(ways) == {State.CLOSING}
+    complete = (State.WRITTEN, State.INTERRUPTED)
+    ways = {before for (before, _), after in TRANSITIONS.items() if after in complete and before is not after}
+    assert ways == {State.CLOSING}
 
 
 def test_a_failed_run_stays_failed_whatever_its_worker_does() -> None:
@@ -75,6 +87,13 @@ def test_the_usual_life() -> None:
 def test_states_are_stored_as_their_names() -> None:
     assert {state.value for state in FINAL} == {"written", "interrupted", "failed"}
     assert all(State(str(state)) is state for state in State)
+
+
+def test_the_diagram_in_the_documentation_is_drawn_from_the_table() -> None:
+    command = [sys.executable, str(ROOT / "scripts/draw_run_states.py")]
+    drawn = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    assert (ROOT / "docs/reference/run-states.svg").read_text() == drawn
+    assert all(f">{state.value}</text>" in drawn for state in State)
 
 
 def _reachable(state: State) -> set[State]:

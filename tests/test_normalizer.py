@@ -496,3 +496,16 @@ def test_an_event_without_its_descriptor_is_refused() -> None:
 def test_an_unknown_kind_of_document_is_refused() -> None:
     with pytest.raises(DocumentError, match="'emit'"):
         RunNormalizer()("emit", {})
+
+
+def test_a_stream_resource_follows_its_reserved_data_key():
+    normalizer = RunNormalizer()
+    resource = {
+        "uid": "s",
+        "data_key": "time",
+        "mimetype": "application/x-hdf5",
+        "uri": "file://localhost/a.h5",
+        "parameters": {"dataset": "/d"},
+    }
+    ((name, modern),) = normalizer("stream_resource", resource)
+    assert (name, modern["data_key"]) == ("stream_resource", "time_")

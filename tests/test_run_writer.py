@@ -14,6 +14,7 @@ from bluesky import preprocessors as bpp
 from tiledwriter import DocumentError, RunNormalizer, RunWriter
 from tiledwriter._operations import (
     AppendRows,
+    Audit,
     CloseStream,
     CreateArray,
     CreateContainer,
@@ -108,6 +109,7 @@ def test_a_small_run_becomes_these_operations(run):
         (CreateContainer, f"{uid}/primary"),
         (CreateTable, f"{uid}/primary/internal"),
         (AppendRows, f"{uid}/primary/internal"),
+        (Audit, f"{uid}/primary/internal"),
         (UpdateMetadata, uid),
         (CloseStream, f"{uid}/primary/internal"),
         (CloseStream, f"{uid}/primary"),
@@ -122,8 +124,8 @@ def test_a_small_run_becomes_these_operations(run):
     assert stream_node.metadata["data_keys"] == {"x": NUMBER}
     assert not {"name", "run_start", "object_keys"} & stream_node.metadata.keys()
     assert rows(operations, f"{uid}/primary/internal")["x"] == [0, 1]
-    assert operations[4].metadata["stop"]["exit_status"] == "success"
-    assert "notes" not in operations[4].metadata
+    assert operations[5].metadata["stop"]["exit_status"] == "success"
+    assert "notes" not in operations[5].metadata
 
 
 def test_operations_are_described_in_one_line(run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from tiledbroker import Journal
 from tiledbroker._lifecycle import State
 from tiledbroker._messages import Abandoned, documents
-from tiledbroker._runs import MAX_DEATHS, Run
+from tiledbroker._runs import MAX_DEATHS, MAX_FRUITLESS_DEATHS, Run
 
 
 @pytest.fixture
@@ -50,6 +51,55 @@ def test_each_death_delays_the_next_worker_longer(run: Run) -> None:
         run.worker_died(-9)
         delays.append(run.start_at)
     assert delays == sorted(delays)
+
+
+def test_documents_between_deaths_do_not_make_restarts_frequent_for_ever(run: Run) -> None:
+    """A run that kills its worker while it is being measured: each worker journals a little before it dies."""
+    delays = []
+    for death in range(1, MAX_FRUITLESS_DEATHS):
+        run.advance(next_=death)
+        now = time.monotonic()
+        assert not run.worker_died(1)
+        delays.append(run.start_at - now)
+    assert delays[-1] == pytest.approx(30.0, abs=0.1)
+    run.advance(next_=MAX_FRUITLESS_DEATHS)
+    assert run.worker_died(1)
+
+
+@pytest.mark.parametrize(
+    ("state", "away", "idle", "may"),
+    [
+        (State.CLOSING, True, 0.0, True),
+        (State.CLOSING, False, 0.5, False),
+        (State.CLOSING, False, 1.5, True),
+        (State.OPEN, True, 5.0, False),
+        (State.OPEN, False, 11.0, True),
+        (State.STARTING, True, 100.0, False),
+    ],
+)
+def test_a_worker_makes_room_when_nothing_waits_for_it(
+    run: Run, state: State, away: bool, idle: float, may: bool
+) -> None:
+    run.state, run.ready, run.next, run.written, run.relayed, run.heard = state, True, 5, 5, 5, 100.0
+    assert run.can_wait(100.0 + idle, away=away) is may
+    run.relayed = 6  # documents are on their way to it
+    assert not run.can_wait(100.0 + idle, away=away)
+
+
+def test_a_journal_names_its_worker_its_turn_and_its_next_audit(tmp_path: Path) -> None:
+    with Journal(tmp_path / "run.sqlite", "create", run_uid="run") as journal:
+        journal.set("worker", [42, 1000.5])
+        journal.set("arrived", 17.0)
+        journal.set("audit_at", 2000.0)
+    run = Run.load(tmp_path, "run")
+    assert (run.orphan, run.order, run.audit_at) == ((42, 1000.5), 17.0, 2000.0)
+
+
+def test_a_run_without_a_turn_stands_where_its_start_came(tmp_path: Path) -> None:
+    with Journal(tmp_path / "run.sqlite", "create", run_uid="run") as journal:
+        journal.append_one("start", b"")
+        received = journal.read(0, 1)[0].received
+    assert Run.load(tmp_path, "run").order == received
 
 
 def test_a_run_is_what_its_journal_says(tmp_path: Path) -> None:

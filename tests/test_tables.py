@@ -8,9 +8,10 @@ import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiled.adapters.sql import COLUMN_NAME_PATTERN, is_safe_identifier
 
 from tiledwriter._columns import arrow_type
-from tiledwriter._operations import AppendRows, CreateArray, CreateTable, OrderTable, WriteArray
+from tiledwriter._operations import AppendRows, CreateArray, CreateTable, OrderTable, RemoveNode, WriteArray
 from tiledwriter._tables import InternalData, RowOrder
 
 NUMBER = {"dtype": "number", "dtype_numpy": "<f8", "shape": [], "source": "test"}
@@ -22,12 +23,13 @@ def array_key(size, dtype="<f8"):
     return {"dtype": "array", "dtype_numpy": dtype, "shape": [size], "source": "test"}
 
 
-def internal(data_keys, notes, *, guessed=(), max_array_size=4):
+def internal(data_keys, notes, *, guessed=(), max_array_size=4, column_types=None):
     return InternalData(
         "run/primary",
         data_keys,
         guessed=set(guessed),
         max_array_size=max_array_size,
+        column_types=column_types,
         access_tags=None,
         note=notes.append,
     )
@@ -246,12 +248,79 @@ def test_a_plain_list_of_integers_fits_an_array_declared_unsigned():
     assert not any("do not fit" in note for note in notes)
 
 
-def test_what_is_no_array_of_numbers_is_stored_as_json_text():
+@pytest.mark.parametrize(
+    "values", [[[[1], [2, 3]], [float("nan")]], [["a", 1]], [["a", None], ["b"]], [{"x": 1}], [[None, 1.0]]]
+)
+def test_what_is_no_array_of_one_shape_and_type_is_stored_as_json_text(values):
+    key = {**array_key(2), "shape": [None, None]}
+    operations = fold({"w": key}, [event(n + 1, {"w": v}) for n, v in enumerate(values)])
+    stored = [json.loads(text) for text in table(operations)["w"]]
+    assert str(stored) == str(values).replace("nan", "None")
+
+
+def test_arrays_whose_length_varies_are_lists_of_any_length():
+    values = [[1.0], [], [0.5] * 100, numpy.arange(3.0)]
+    operations = fold({"w": {**array_key(None)}}, [event(n + 1, {"w": v}) for n, v in enumerate(values)])
+    assert table(operations)["w"] == [[1.0], [], [0.5] * 100, [0.0, 1.0, 2.0]]
+
+
+def test_arrays_whose_length_varies_are_json_text_where_there_are_no_lists():
+    values = [[1.0], [], [0.5, 2.0]]
+    events = [event(n + 1, {"w": v}) for n, v in enumerate(values)]
+    operations = fold({"w": {**array_key(None)}}, events, max_array_size=0)
+    assert [json.loads(text) for text in table(operations)["w"]] == values
+
+
+@pytest.mark.parametrize("max_array_size", [4, 0])
+def test_arrays_that_are_empty_at_first_are_taken_to_vary_in_length(max_array_size):
+    values = [[], [1.0] * 6, [2.0]]
+    events = [event(n + 1, {"w": v}) for n, v in enumerate(values)]
+    stored = table(fold({"w": array_key(6)}, events, max_array_size=max_array_size))["w"]
+    assert (stored if max_array_size else [json.loads(text) for text in stored]) == values
+
+
+def test_arrays_of_times_have_a_node():
+    values = [numpy.array(["2024-01-01", "NaT"], "<M8[s]"), numpy.array(["2025-01-01", "2026-01-01"], "<M8[s]")]
     notes = []
-    values = [["a", "b"], [[1], [2, 3]], [float("nan")]]
-    operations = fold({"w": array_key(2)}, [event(n + 1, {"w": v}) for n, v in enumerate(values)], notes=notes)
-    assert [json.loads(text) for text in table(operations)["w"]] == [["a", "b"], [[1], [2, 3]], [None]]
-    assert any("stored as JSON text" in note for note in notes)
+    events = [event(n + 1, {"w": v}) for n, v in enumerate(values)]
+    rows = array(fold({"w": array_key(2, "<M8[s]")}, events, notes=notes), "run/primary/w")
+    numpy.testing.assert_array_equal(rows, numpy.array(values))
+    assert not any("do not fit" in note for note in notes)
+
+
+def test_large_unsigned_integers_are_exact_in_a_node():
+    operations = fold({"w": array_key(2, "<u8")}, [event(1, {"w": [1, 2**64 - 1]})])
+    assert array(operations, "run/primary/w").tolist() == [[1, 2**64 - 1]]
+
+
+def test_a_truth_value_that_is_called_an_integer_is_one():
+    declared = {"dtype": "integer", "dtype_numpy": "<i8", "shape": [], "source": "test"}
+    operations = fold({"open": declared}, [event(1, {"open": True})], guessed={"open"})
+    assert table(operations)["open"] == [True]
+
+
+def test_arrays_of_text_have_a_node_with_room_for_longer_text():
+    values = [["a", "b" * 20], ["c" * 40, "ü"], ["d" * 41, ""]]
+    notes = []
+    events = [event(n + 1, {"w": v}) for n, v in enumerate(values)]
+    operations = fold({"w": array_key(2, "|O")}, events, notes=notes)
+    rows = array(operations, "run/primary/w")
+    assert rows.dtype == "<U64"
+    assert rows.tolist() == values
+    assert not any("do not fit" in note for note in notes)
+
+
+def test_text_longer_than_its_array_node_takes_is_cut_and_noted():
+    notes = []
+    events = [event(1, {"w": ["a", "b"]}), event(2, {"w": ["c" * 49, "d"]})]
+    operations = fold({"w": array_key(2, "<U48")}, events, notes=notes)
+    assert array(operations, "run/primary/w").tolist() == [["a", "b"], ["c" * 48, "d"]]
+    assert any("1 values of 'w' do not fit" in note for note in notes)
+
+
+def test_with_no_limit_all_flat_arrays_are_lists():
+    operations = fold({"w": array_key(100)}, [event(1, {"w": [1.0] * 100})], max_array_size=-1)
+    assert table(operations)["w"] == [[1.0] * 100]
 
 
 def test_values_that_do_not_fit_are_left_out_counted_and_noted():
@@ -259,7 +328,69 @@ def test_values_that_do_not_fit_are_left_out_counted_and_noted():
     values = [1.0, "broken", 2.0, None, 2**60 + 1]
     operations = fold({"x": NUMBER}, [event(n + 1, {"x": v}) for n, v in enumerate(values)], notes=notes, batches=(2,))
     assert table(operations)["x"] == [1.0, None, 2.0, None, None]
-    assert notes == ["Stream 'primary': 2 values of 'x' do not fit its declared type; see the journal."]
+    assert notes == ["Stream 'primary': 2 values of 'x' do not fit its type and are not here as they were."]
+
+
+def test_a_column_too_narrow_for_its_values_says_which_type_it_needs():
+    count = {"dtype": "integer", "shape": [], "source": "test"}
+    writer = internal({"n": count, "w": array_key(2, "<i8"), "s": TEXT}, [])
+    writer.add(event(1, {"n": 1, "w": [1, 2], "s": "a"}))
+    writer.flush()
+    assert not writer.too_narrow
+    writer.add(event(2, {"n": 0.5, "w": [0.5, 2], "s": 3}))
+    writer.flush()
+    assert writer.too_narrow == {"n": "float64", "w": "list<float64>"}
+
+
+@pytest.mark.parametrize(
+    ("declared", "first", "second", "max_array_size", "needed"),
+    [
+        (array_key(6), [1.0] * 6, [1.0] * 9, 4, "list<float64>"),
+        (array_key(6), [1.0] * 6, [], 4, "list<float64>"),
+        (array_key(6, "|u1"), [1] * 6, [300] * 6, 4, "list<int64>"),
+        (array_key(6, "<i4"), [1] * 6, [0.5] * 5, 4, "list<float64>"),
+        (array_key(6), [1.0] * 6, [1.0] * 9, 0, "text"),
+        (array_key(2, "<U1"), ["a", "b"], ["c", "d" * 33], 4, "text"),
+        (array_key(2, "<u8"), [1, 2], [3], 4, "text"),
+        (array_key(6), [1.0] * 6, None, 4, None),
+        ({**array_key(2), "shape": [2, 2]}, [[1.0, 2.0]] * 2, [[1.0, 2.0]] * 3, 4, None),
+    ],
+)
+def test_an_array_node_whose_shape_or_type_turns_out_wrong_becomes_a_column(
+    declared, first, second, max_array_size, needed
+):
+    writer = internal({"w": declared}, [], max_array_size=max_array_size)
+    writer.add(event(1, {"w": first}))
+    writer.flush()
+    writer.add(event(2, {"w": second}))
+    writer.flush()
+    assert writer.too_narrow == ({"w": needed} if needed else {})
+    if needed:
+        again = fold(
+            {"w": declared},
+            [event(1, {"w": first}), event(2, {"w": second})],
+            max_array_size=max_array_size,
+            column_types={"w": needed},
+        )
+        stored = table(again)["w"]
+        assert [json.loads(text) for text in stored] if needed == "text" else stored == [first, second]
+        assert again[-1] == RemoveNode("run/primary/w")
+
+
+def test_a_column_of_integers_that_no_float_holds_is_not_widened():
+    count = {"dtype": "integer", "shape": [], "source": "test"}
+    writer = internal({"n": count}, [])
+    writer.add(event(1, {"n": 2**53 + 1}))
+    writer.flush()
+    writer.add(event(2, {"n": 0.5}))
+    writer.flush()
+    assert not writer.too_narrow
+
+
+def test_a_column_can_be_told_the_type_that_it_turned_out_to_need():
+    count = {"dtype": "integer", "shape": [], "source": "test"}
+    operations = fold({"n": count}, [event(1, {"n": 1}), event(2, {"n": 0.5})], column_types={"n": "float64"})
+    assert table(operations)["n"] == [1.0, 0.5]
 
 
 def test_a_missing_key_is_a_missing_value():
@@ -269,31 +400,119 @@ def test_a_missing_key_is_a_missing_value():
     assert table(operations)["ts_y"] == [1.0, None]
 
 
-def test_a_key_that_the_first_event_did_not_have_is_left_out_and_noted():
+def test_a_declared_key_that_the_first_event_did_not_have_has_a_column():
+    events = [event(1, {"x": 1.0}), event(2, {"x": 2.0, "y": 3.0, "w": [1.0] * 6})]
+    operations = fold({"x": NUMBER, "y": NUMBER, "w": array_key(6)}, events)
+    assert table(operations)["y"] == [None, 3.0]
+    assert array(operations, "run/primary/w")[1].tolist() == [1.0] * 6
+
+
+def test_a_key_that_neither_descriptor_nor_first_event_have_is_left_out_and_noted():
     notes = []
     events = [event(1, {"x": 1.0}), event(2, {"x": 2.0, "y": 3.0})]
-    assert "y" not in table(fold({"x": NUMBER, "y": NUMBER}, events, notes=notes))
-    assert notes == ["Stream 'primary': 'y' is not in the first event and was left out; see the journal."]
+    assert "y" not in table(fold({"x": NUMBER}, events, notes=notes))
+    assert notes == ["Stream 'primary': 'y' is neither declared nor in the first event; its data is not here."]
 
 
-def test_a_key_that_comes_in_the_place_of_another_is_noted_too():
-    notes = []
-    fold({"x": NUMBER, "y": NUMBER}, [event(1, {"x": 1.0}), event(2, {"y": 3.0})], notes=notes)
-    assert any("'y' is not in the first event" in note for note in notes)
+# Names
 
 
-@pytest.mark.parametrize("keys", [("A", "a"), ("x", "ts_x")])
-def test_no_table_has_columns_that_tiled_takes_for_one(keys):
-    operations = fold(dict.fromkeys(keys, NUMBER), [event(1, dict.fromkeys(keys, 1.0))])
+def columns_by_table(operations):
+    return {create.path: [column.name for column in create.columns] for create in of_type(operations, CreateTable)}
+
+
+def test_names_that_differ_in_case_only_go_to_a_further_table_that_has_row_numbers():
+    events = [event(n, {"A": n * 1.0, "b": 2.0, "a": n * 3.0}) for n in (1, 2)]
+    operations = fold(dict.fromkeys(("A", "b", "a"), NUMBER), events)
+    assert columns_by_table(operations) == {
+        "run/primary/internal": ["seq_num", "time", "A", "b", "ts_A", "ts_b"],
+        "run/primary/internal_1": ["internal_1_row", "a", "ts_a"],
+    }
+    further = table(operations, "run/primary/internal_1")
+    assert further["internal_1_row"] == [0, 1]
+    assert further["a"] == [3.0, 6.0]
+    assert [create.order for create in of_type(operations, CreateTable)] == [BY_SEQ_NUM, ("internal_1_row",)]
+
+
+@pytest.mark.parametrize(("count", "declared"), [(600, NUMBER), (1200, NUMBER), (900, TEXT)])
+def test_wide_tables_are_split_so_that_every_database_takes_them(count, declared):
+    keys = [f"key{n}" for n in range(count)]
+    value = 1.0 if declared is NUMBER else "a"
+    operations = fold(dict.fromkeys(keys, declared), [event(1, dict.fromkeys(keys, value))])
+    tables = columns_by_table(operations)
+    assert len(tables) > 1
     for create in of_type(operations, CreateTable):
-        names = [column.name.lower() for column in create.columns]
-        assert len(set(names)) == len(names)
+        assert len(create.columns) <= 1024
+        assert sum(20 if column.type == "string" else 8 for column in create.columns) <= 7_900
+    names = [name for columns in tables.values() for name in columns]
+    assert len(set(names)) == len(names)
+    assert set(keys) | {f"ts_{key}" for key in keys} <= set(names)
 
 
-def test_no_array_takes_the_name_of_the_table():
-    operations = fold({"internal": array_key(6)}, [event(1, {"internal": [1.0] * 6})])
-    paths = [operation.path for operation in operations if isinstance(operation, CreateArray | CreateTable)]
-    assert len(set(paths)) == len(paths)
+REFUSED = [
+    "_x",
+    "2theta",
+    "a'b",
+    'a"b',
+    "a;b",
+    "a(b)",
+    "a%",
+    "a=b",
+    "a+b",
+    "a\\b",
+    "a--b",
+    "a/*b",
+    "θ",
+    "x" * 61,
+    "",
+    "\n",
+]
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_names_that_tiled_refuses_are_changed_with_a_note(key):
+    notes = []
+    operations = fold({key: NUMBER}, [event(1, {key: 1.0})], notes=notes)
+    ((_, _, name, timestamp),) = columns_by_table(operations).values()
+    for column in (name, timestamp):
+        assert is_safe_identifier(column, COLUMN_NAME_PATTERN)
+        assert not column.startswith("_")
+    assert timestamp == f"ts_{name}"
+    assert notes == [f"Stream 'primary': {key!r} is stored as {name!r}, as Tiled does not take that name here."]
+
+
+def test_long_names_stay_different():
+    keys = ["x" * 70 + str(n) for n in range(3)]
+    operations = fold(dict.fromkeys(keys, NUMBER), [event(1, dict.fromkeys(keys, 1.0))])
+    (names,) = columns_by_table(operations).values()
+    assert len(set(names)) == 2 + 2 * 3
+
+
+NAMES = st.lists(
+    st.sampled_from(
+        ["A", "a", "ts_a", "internal", "internal_1", "internal_1_row", "seq_num_", "time_", "_a", "a_", "w"]
+    )
+    | st.text(max_size=3),
+    unique=True,
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(deadline=None)
+@given(names=NAMES, arrays=st.sets(st.integers(0, 7)))
+def test_whatever_keys_are_called_no_two_things_in_a_stream_have_one_name(names, arrays):
+    keys = {name: array_key(6) if n in arrays else NUMBER for n, name in enumerate(names)}
+    data = {name: [1.0] * 6 if n in arrays else 1.0 for n, name in enumerate(names)}
+    operations = fold(keys, [event(1, data)])
+    tables = columns_by_table(operations)
+    nodes = [operation.path for operation in of_type(operations, CreateArray)] + list(tables)
+    flat = [path.rpartition("/")[2] for path in nodes] + [name for columns in tables.values() for name in columns]
+    assert len(set(flat)) == len(flat)
+    for columns in tables.values():
+        assert len({name.lower() for name in columns}) == len(columns)
+        assert all(is_safe_identifier(name, COLUMN_NAME_PATTERN) for name in columns)
+    assert len(flat) == 2 + len(tables) + 2 * len(names) + sum(path.endswith(f"_{n}") for n, path in enumerate(tables))
 
 
 # Any batches

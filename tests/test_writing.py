@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from event_model import compose_run
 
@@ -19,16 +23,28 @@ from tiledwriter.testing import TiledServer, wait_until
 pytestmark = [pytest.mark.filterwarnings("default")]  # the reading client warns about itself
 
 
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    """A complete run of 20 events."""
+def documents_of(values: list[Any], dtype: str) -> list[tuple[str, Any]]:
+    """A complete run of one data key, "x"."""
     run = compose_run()
-    stream = run.compose_descriptor(name="primary", data_keys={"x": {"source": "s", "dtype": "number", "shape": []}})
+    shape = [len(values[0])] if dtype == "array" else []
+    stream = run.compose_descriptor(name="primary", data_keys={"x": {"source": "s", "dtype": dtype, "shape": shape}})
     emitted: list[tuple[str, Any]] = [("start", run.start_doc), ("descriptor", stream.descriptor_doc)]
-    emitted += [("event", stream.compose_event(data={"x": i}, timestamps={"x": i})) for i in range(20)]
-    emitted.append(("stop", run.compose_stop()))
+    emitted += [("event", stream.compose_event(data={"x": x}, timestamps={"x": 0.0})) for x in values]
+    return [*emitted, ("stop", run.compose_stop())]
+
+
+@pytest.fixture
+def values() -> list[Any]:
+    """What the run's device gives."""
+    return list(range(20))
+
+
+@pytest.fixture
+def journal(tmp_path: Path, values: list[Any]) -> Iterator[Journal]:
+    """A complete run."""
+    emitted = documents_of(values, "array" if isinstance(values[0], list) else "integer")
     encoder = Encoder()
-    with Journal(tmp_path / "run.sqlite", "create", run_uid=run.start_doc["uid"]) as journal:
+    with Journal(tmp_path / "run.sqlite", "create", run_uid=emitted[0][1]["uid"]) as journal:
         for name, document in emitted:
             journal.append_one(name, encoder.encode(document))
         yield journal
@@ -105,3 +121,72 @@ def test_a_run_that_is_written_already_is_left_as_it_is(
     assert write() == ("written", "")
     assert write() == ("written", "")
     assert seq_nums(tiled_server, journal.run_uid) == list(range(1, 21))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 10_000])
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 1, 2], [0, 1, 2]),
+        ([0, 1, 0.5, 2, 2**60 + 1], [0.0, 1.0, 0.5, 2.0, None]),
+        ([1.5, None, 2], [1.5, None, 2.0]),
+        ([False, 2, 0.5], [0.0, 2.0, 0.5]),
+    ],
+)
+def test_columns_are_as_wide_as_the_values_that_come(
+    journal: Journal,
+    write: Callable[..., tuple[str, str]],
+    tiled_server: TiledServer,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    batch: int,
+    expected: list[Any],
+) -> None:
+    monkeypatch.setattr(writing_module, "BATCH_DOCUMENTS", batch)
+    assert write() == ("written", "")
+    stored = tiled_server.client()[journal.run_uid]["primary"]["x"].read().tolist()
+    assert [None if isinstance(x, float) and math.isnan(x) else x for x in stored] == expected
+    assert [type(x) for x in stored] == [type(x) if x is not None else float for x in expected]
+    rewritten = "rewritten" in [entry.event for entry in journal.history()]
+    assert rewritten == (batch < 10_000 and 0.5 in expected)
+
+
+@pytest.mark.parametrize("batch", [1, 10_000])
+@pytest.mark.parametrize("values", [[[0.5] * 20, [1.5] * 24, [], [2.5]]])
+def test_arrays_of_unequal_length_are_kept_whole(
+    journal: Journal,
+    values: list[list[float]],
+    write: Callable[..., tuple[str, str]],
+    tiled_server: TiledServer,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    batch: int,
+) -> None:
+    monkeypatch.setattr(writing_module, "BATCH_DOCUMENTS", batch)
+    assert write() == ("written", "")
+    stream = tiled_server.client()[journal.run_uid]["primary"]
+    assert list(stream) == ["seq_num", "time", "x", "ts_x"]
+    stored = stream["x"].read()  # JSON, as the storage has no lists
+    assert [json.loads(item) for item in stored] == values
+
+
+def test_a_run_with_lost_answers_is_audited_late_and_its_doubled_rows_are_removed(
+    journal: Journal, write: Callable[..., tuple[str, str]], tiled_server: TiledServer
+) -> None:
+    journal.set("late_audit", True)  # as the catalog does when an answer is lost
+    before = time.time()
+    assert write(late_audit=5.0) == ("written", "")
+    assert before + 5 <= journal.get("audit_at") <= time.time() + 5
+    table = tiled_server.client()[journal.run_uid]["primary"].base["internal"]
+    table.append_partition(0, pyarrow.Table.from_pandas(table.read()[:3], preserve_index=False))
+    assert write() == ("written", "")
+    assert seq_nums(tiled_server, journal.run_uid) == list(range(1, 21))
+    assert journal.get("audit_at") is None
+    assert [entry.event for entry in journal.history()][-3:] == ["repairing", "rewritten", "written"]
+
+
+def test_a_run_without_lost_answers_is_not_audited_late(
+    journal: Journal, write: Callable[..., tuple[str, str]]
+) -> None:
+    assert write() == ("written", "")
+    assert journal.get("audit_at") is None

@@ -39,7 +39,8 @@ class Encoder:
 
     Carried without loss: None, bool, int of any size, float, complex, str, bytes, list, dict, NumPy scalars and
     arrays of any type but object (object arrays element by element). Tuples and sets arrive as lists; datetimes,
-    UUIDs, enums and dataclasses as JSON would carry them. Anything else is replaced by its `repr`.
+    UUIDs, enums and dataclasses as JSON would carry them, Pydantic models as dicts of their fields. Anything else is
+    replaced by its `repr`.
     """
 
     def __init__(self) -> None:
@@ -83,6 +84,8 @@ class Encoder:
             return dict(value)
         if isinstance(value, deque | range | AbstractSet):
             return list(value)
+        if callable(dump := getattr(value, "model_dump", None)):
+            return dump()
         return self._repr(value)
 
     def _numpy_scalar(self, value: Any) -> msgspec.msgpack.Ext:

@@ -57,6 +57,7 @@ PRAGMA user_version = {SCHEMA_VERSION};
 """
 
 _LARGE_LOG: Final = 16 * 2**20
+_WRITING: Final = frozenset({"create", "write"})
 
 _PLAIN_UID: Final = re.compile(r"(?!sha256-)[0-9a-z][0-9a-z._-]{0,99}")
 
@@ -123,7 +124,8 @@ class Journal:
         The file. Its directory must exist.
     mode
         "create" makes the file or opens it, "write" opens an existing one, both lock it against other processes;
-        "read" opens it beside a writer.
+        "read" opens it beside a writer, and tidies up after a dead one; "inspect" leaves the file as it is, whatever
+        it is.
     run_uid
         Stored in a new file, checked against an existing one.
     durability
@@ -143,7 +145,7 @@ class Journal:
     def __init__(
         self,
         path: str | Path,
-        mode: Literal["create", "write", "read"] = "read",
+        mode: Literal["create", "write", "read", "inspect"] = "read",
         *,
         run_uid: str | None = None,
         durability: Durability = "acknowledge",
@@ -155,7 +157,7 @@ class Journal:
         self._lock: FileLock | None = None
         if mode != "create" and not self.path.is_file():
             raise JournalInvalid(self.path, "there is no such file.")
-        if mode != "read":
+        if mode in _WRITING:
             self._lock = FileLock(_lock_path(self.path))
             self._lock.acquire(lock_timeout)
         try:
@@ -175,7 +177,7 @@ class Journal:
             raise self._translated(error) from error
         try:
             self._check_format()
-            if mode != "read":
+            if mode in _WRITING:
                 self._configure(durability)
             if mode == "create" and self.get("run_uid") is None:
                 self.set("run_uid", run_uid)
@@ -354,6 +356,11 @@ class Journal:
         with self._mutex:
             self._connection.execute("INSERT OR REPLACE INTO progress VALUES(?, ?, ?)", (node, rows, intent))
 
+    def drop_progress(self, node: str) -> None:
+        """Forget a node that the server does not hold any more."""
+        with self._mutex:
+            self._connection.execute("DELETE FROM progress WHERE node = ?", (node,))
+
     def history(self) -> list[HistoryEntry]:
         """What happened to the run, oldest first."""
         with self._mutex:
@@ -369,6 +376,16 @@ class Journal:
             )
 
     # The file
+
+    def damage(self, limit: int = 20) -> list[str]:
+        """What SQLite finds wrong with the file, after having read all of it; nothing if it is well."""
+        with self._mutex:
+            try:
+                rows = self._connection.execute(f"PRAGMA integrity_check({int(limit)})").fetchall()
+            except sqlite3.DatabaseError as error:
+                return [str(error)]
+        lines = [line for (text,) in rows for line in str(text).splitlines()]
+        return [] if lines == ["ok"] else lines
 
     @contextmanager
     def atomic(self) -> Iterator[None]:
@@ -419,8 +436,11 @@ class Journal:
             connection.close()
 
     def _connect(self, mode: str, timeout: float) -> sqlite3.Connection:
-        if mode != "read":
+        if mode in _WRITING:
             return self._connect_as("mode=rw", timeout)
+        if mode == "inspect":
+            log_file = self.path.with_name(self.path.name + "-wal")
+            return self._connect_as("mode=ro" if log_file.exists() else "mode=ro&immutable=1", timeout)
         # A reader opens for writing, too, where it may: the last one to close the file has to tidy up after SQLite.
         accesses = ["mode=rw", "mode=ro"]
         if not self.path.with_name(self.path.name + "-wal").exists():

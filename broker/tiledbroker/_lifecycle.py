@@ -3,7 +3,8 @@
 A run is *starting* while its worker comes up, *open* while documents come, *closing* once the journal holds its end
 (the stop document, or the publisher's word that none will come). From there it ends *written*, or *interrupted* when
 it had no stop document. A run that cannot be written is *failed*: its documents are still journaled. A run whose worker
-went away with everything journaled is *parked* until it is resumed.
+went away with everything journaled, because Tiled is away or others need the room, is *parked* until it is resumed. A
+run that is written or interrupted may be looked at again by a worker later, and stays what it is meanwhile.
 """
 
 from __future__ import annotations
@@ -63,6 +64,17 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
     (State.CLOSING, Event.PARKED): State.PARKED,
     (State.CLOSING, Event.FAILED): State.FAILED,
     (State.PARKED, Event.RESUMED): State.STARTING,
+    # Its worker looks once more at what was written.
+    (State.WRITTEN, Event.READY): State.WRITTEN,
+    (State.WRITTEN, Event.WRITTEN): State.WRITTEN,
+    (State.WRITTEN, Event.DIED): State.WRITTEN,
+    (State.WRITTEN, Event.PARKED): State.WRITTEN,
+    (State.WRITTEN, Event.FAILED): State.FAILED,
+    (State.INTERRUPTED, Event.READY): State.INTERRUPTED,
+    (State.INTERRUPTED, Event.INTERRUPTED): State.INTERRUPTED,
+    (State.INTERRUPTED, Event.DIED): State.INTERRUPTED,
+    (State.INTERRUPTED, Event.PARKED): State.INTERRUPTED,
+    (State.INTERRUPTED, Event.FAILED): State.FAILED,
     # Documents that come after the end, or a retry.
     (State.WRITTEN, Event.RESUMED): State.STARTING,
     (State.INTERRUPTED, Event.RESUMED): State.STARTING,

@@ -31,7 +31,7 @@ class FileLock:
     def acquire(self, timeout: float = 0.0) -> None:
         # Who asks whether it is `held` holds it for an instant.
         deadline = time.monotonic() + max(timeout, _INSTANT)
-        while not self._try():
+        while not self.try_acquire():
             if time.monotonic() >= deadline:
                 raise JournalLocked(self.path.with_suffix(""))
             time.sleep(_INSTANT / 4)
@@ -61,7 +61,8 @@ class FileLock:
             os.close(descriptor)
         return False
 
-    def _try(self) -> bool:
+    def try_acquire(self) -> bool:
+        """Take the lock if nobody has it at this moment; returns whether that was so."""
         descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ._address import Address, normalize_address
+from ._crash_points import crash_point
 from ._errors import JournalError, PublisherClosed, RunNotWritten
 from ._limited import LimitedLog
 from ._places import default_spool_dir
@@ -113,6 +114,7 @@ class ZMQPublisher:
                     "This publisher is closed, or belongs to the process that this one was forked from."
                 )
             self._spool.append(name, doc)
+            crash_point("publisher: document spooled")
             self._shipper.notify()
         except Exception as error:
             if self._raise:

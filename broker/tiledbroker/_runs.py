@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 from . import _messages as messages
 from ._errors import JournalError
@@ -21,8 +21,16 @@ log = logging.getLogger(__name__)
 MAX_DEATHS: Final = 8
 """Deaths of a run's worker in a row, without progress, after which the run is quarantined."""
 
+MAX_FRUITLESS_DEATHS: Final = 24
+"""The same, where documents came and were journaled between them, but nothing was written."""
+
 _FIRST_DELAY: Final = 0.05
 _MAX_DELAY: Final = 30.0
+_IDLE_OPEN: Final = 10.0
+_IDLE_CLOSING: Final = 1.0
+
+ProcessIdentity: TypeAlias = tuple[int, float]
+"""A process: its pid, and the Unix time of its creation."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,8 @@ class WorkerTask:
         The worker's identity on that socket.
     drain
         End once everything in the journal is written, even if the run is open.
+    order
+        Where the run stands among all runs, by the time at which it came.
     """
 
     mailbox: str
@@ -44,6 +54,7 @@ class WorkerTask:
     run_uid: str
     journal: Path
     drain: bool
+    order: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -66,11 +77,26 @@ class Run:
     ended: bool = False
     relayed: int = 0  # documents handed to the worker of now
     written: int = 0  # documents that are in Tiled
+    order: float = 0.0  # Unix time at which it came; no two have the same
+    heard: float = 0.0  # when documents came last
+    audit_at: float | None = None  # Unix time at which a run that is written wants to be looked at again
+    unusable: bool = False  # its journal can be neither read nor written
     process: BaseProcess | None = None
+    worker: ProcessIdentity | None = None
+    orphan: ProcessIdentity | None = None  # the worker that its journal names, of an earlier supervisor perhaps
+    orphan_until: float = 0.0  # time it is given to end by itself
     token: bytes = b""
     ready: bool = False
-    unusable: bool = False  # its journal can be neither read nor written
+    resumed: bool = False  # the worker of now was started to write what is left
+    probe: bool = False  # ... and to find out whether Tiled is back
+    auditing: bool = False  # ... or to look at a run that is written
+    finish_by: float | None = None  # it was told to end, and is ended then
+    accused: str = ""  # why it was
+    answered: float = 0.0
+    asked: float = 0.0
+    tries: int = 0  # how often it found Tiled away
     deaths: int = 0
+    fruitless_deaths: int = 0
     start_at: float = 0.0
     backlog: list[messages.Documents | messages.Abandoned] = field(default_factory=list)
     publishers: set[bytes] = field(default_factory=set)
@@ -86,6 +112,9 @@ class Run:
         try:
             with Journal(path, "read", run_uid=uid) as journal:
                 run = cls(journal.run_uid, path, next=journal.length, ended=journal.ended)
+                run.order = journal.get("arrived") or _received(journal)
+                run.orphan = _identity(journal.get("worker"))
+                run.audit_at = journal.get("audit_at")
                 if outcome := journal.get("outcome"):
                     run.state = State(outcome)
                     run.reason = journal.get("reason", "")
@@ -112,12 +141,34 @@ class Run:
         """What a publisher is told about the run."""
         return messages.RunState(self.next, self.ended, self.outcome, self.reason)
 
-    def advance(self, *, next_: int = 0, written: int = 0) -> None:
-        """Note how far the worker is; only what none was before counts as progress."""
+    @property
+    def complete(self) -> bool:
+        """Whether all there is of it is in Tiled."""
+        return self.state in (State.WRITTEN, State.INTERRUPTED)
+
+    @property
+    def left(self) -> bool:
+        """Whether there is something to be written that needs no further documents."""
+        return not self.final and (self.ended or self.written < self.next)
+
+    def advance(self, *, next_: int = 0, written: int = 0) -> bool:
+        """Note how far the worker is; only what none was before counts as progress. True if more is written."""
         if next_ > self.next or written > self.written:
             self.deaths = 0
+        further = written > self.written
+        if further:
+            self.fruitless_deaths = self.tries = 0
         self.next = max(self.next, next_)
         self.written = max(self.written, written)
+        return further
+
+    def can_wait(self, now: float, *, away: bool) -> bool:
+        """Whether its worker may be ended to make room for a run that has documents to be stored."""
+        if not self.ready or self.finish_by is not None or self.backlog or self.relayed > self.next:
+            return False
+        if self.state is State.OPEN:
+            return self.written >= self.next and now - self.heard >= _IDLE_OPEN
+        return self.auditing or (self.state is State.CLOSING and (away or now - self.heard >= _IDLE_CLOSING))
 
     def put_off(self, message: messages.Documents | messages.Abandoned) -> None:
         """Keep a message for the worker that is being started; what is kept already is not kept twice."""
@@ -128,27 +179,52 @@ class Run:
         elif last is None:
             self.backlog.append(message)
 
+    def try_again(self) -> None:
+        """Forget a failure, which its journal does not name any more."""
+        if self.state is State.FAILED:
+            self.happens(Event.RESUMED)
+        self.reason = ""
+        self.deaths = self.fruitless_deaths = self.tries = 0
+        self.start_at = 0.0
+
     def worker_died(self, exit_code: int | None) -> bool:
         """Note a death; True if the run is to be quarantined for it."""
         self.happens(Event.DIED)
         self.deaths += 1
-        delay = min(_MAX_DELAY, _FIRST_DELAY * 2 ** (self.deaths - 1))
+        self.fruitless_deaths += 1
+        delay = min(_MAX_DELAY, _FIRST_DELAY * 2 ** (self.fruitless_deaths - 1))
         self.start_at = time.monotonic() + delay
         log.warning(
             "The worker of run %s ended with exit code %s; starting another in %.2f s.", self.uid, exit_code, delay
         )
-        return self.deaths >= MAX_DEATHS
+        return self.deaths >= MAX_DEATHS or self.fruitless_deaths >= MAX_FRUITLESS_DEATHS
 
     def quarantine(self, reason: str) -> None:
         """Record in the journal that the run is failed; its worker must be gone."""
         self.happens(Event.FAILED)
         self.reason = reason
         log.error("Run %s is in quarantine: %s. Its documents are in %s.", self.uid, reason, self.journal)
+        state = {"outcome": State.FAILED.value, "reason": reason}
+        self.unusable = not self.record("quarantined", {"reason": reason}, state)
+
+    def record(self, event: str, detail: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> bool:
+        """Note in the journal what the supervisor knows; its worker must be gone. False if that cannot be done."""
         try:
             with Journal(self.journal, "write", lock_timeout=2.0) as journal, journal.atomic():
-                journal.set("outcome", State.FAILED.value)
-                journal.set("reason", reason)
-                journal.note("quarantined", reason=reason)
+                for key, value in (state or {}).items():
+                    journal.set(key, value)
+                journal.note(event, **detail)
         except (JournalError, sqlite3.Error, OSError) as error:
-            log.error("That could not be noted in the journal: %s", error)
-            self.unusable = True
+            log.error("That could not be noted in the journal %s: %s", self.journal, error)
+            return False
+        return True
+
+
+def _received(journal: Journal) -> float:
+    """When the run's start came."""
+    records = journal.read(0, 1)
+    return records[0].received if records else 0.0
+
+
+def _identity(worker: Any) -> ProcessIdentity | None:
+    return (int(worker[0]), float(worker[1])) if worker else None

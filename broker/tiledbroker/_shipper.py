@@ -17,6 +17,7 @@ from typing import Final
 import zmq
 
 from . import _messages as messages
+from ._crash_points import crash_point
 from ._errors import ProtocolError
 from ._journal import Record
 from ._limited import LimitedLog
@@ -226,8 +227,6 @@ class Shipper:
         connection.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a supervisor that is not there
         connection.setsockopt(zmq.RECONNECT_IVL, 100)
         connection.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
-        connection.setsockopt(zmq.HEARTBEAT_IVL, 2000)
-        connection.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
         connection.setsockopt(zmq.MAXMSGSIZE, messages.MAX_HEADER_BYTES)
         connection.connect(self._url)
         return connection
@@ -267,7 +266,11 @@ class Shipper:
                 return False
             if shipment.refused or shipment.sent >= shipment.run.length:
                 continue
-            size = self._send_batch(connection, shipment, min(room, BATCH_BYTES))
+            # Half of what the others leave: one run whose worker is not there yet does not hold up the rest.
+            share = (room - shipment.bytes_in_flight) // 2
+            if share <= 0 and shipment.in_flight:
+                continue
+            size = self._send_batch(connection, shipment, max(1, min(share, BATCH_BYTES)))
             if size == 0:
                 return False
             room -= size
@@ -283,6 +286,7 @@ class Shipper:
         )
         if not self._send(connection, batch):
             return 0
+        crash_point("shipper: batch sent")
         shipment.sent = batch.next
         shipment.in_flight.append((batch.next, len(batch.body)))
         return max(len(batch.body), 1)
@@ -368,6 +372,7 @@ class Shipper:
             return
         del self._shipments[uid]
         self._awaited[uid] = None
+        crash_point("shipper: run durable, spool not removed")
         self._spool.remove(shipment.run)
 
     def _on_outcome(self, uid: str, outcome: str, reason: str) -> None:
@@ -392,4 +397,6 @@ class Shipper:
     def _declare_abandoned(self, connection: zmq.Socket[bytes]) -> None:
         for shipment in self._shipments.values():
             if shipment.run.abandoned and shipment.delivered and not shipment.ended and self._welcome is not None:
-                self._send(connection, messages.Abandoned(shipment.run.run_uid, shipment.run.length))
+                # The ingest host may have more: the spool's end can have gone with the session, or its disk.
+                length = max(shipment.run.length, shipment.durable)
+                self._send(connection, messages.Abandoned(shipment.run.run_uid, length))

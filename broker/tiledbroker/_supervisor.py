@@ -14,6 +14,7 @@ import os
 import secrets
 import signal
 import socket
+import sqlite3
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,24 +26,39 @@ from typing import Final, TypeAlias
 import zmq
 
 from . import _messages as messages
-from ._errors import LifecycleError, ProtocolError
+from ._crash_points import crash_point
+from ._errors import JournalError, JournalLocked, LifecycleError, ProtocolError
 from ._journal import run_files
 from ._lifecycle import Event, State
 from ._limited import LimitedLog
 from ._lock import FileLock
+from ._parking import Parking, catching_up
+from ._retry import clear_failure, retry_requests, withdraw_retry
 from ._runs import Run, WorkerCommand, WorkerTask
+from ._watch import FINISH_TIMEOUT, ProcessWatch, WorkerLimits, WorkerWatch
 
 log = logging.getLogger(__name__)
 
 DEFAULT_ADDRESS: Final = "tcp://127.0.0.1:5579"
 DEFAULT_WINDOW: Final = 8 * 2**20
 DEFAULT_MAX_WORKERS: Final = 32
+DEFAULT_MAX_RESUMED: Final = 4
 
 _MESSAGES_PER_TURN: Final = 200
+_KEEPALIVE: Final = {  # seconds, but for TCP_MAXRT
+    zmq.TCP_KEEPALIVE: 1,
+    zmq.TCP_KEEPALIVE_IDLE: 5,
+    zmq.TCP_KEEPALIVE_INTVL: 2,
+    zmq.TCP_KEEPALIVE_CNT: 3,
+    zmq.TCP_MAXRT: 10_000,
+}
 _IDLE: Final = 0.5
 _STOP_TIMEOUT: Final = 10.0
 _SILENCE: Final = 60.0
 _FORK_PAUSE: Final = 1.0
+_ORPHAN_PAUSE: Final = 0.1
+_ORPHANED_BY_FORK_SERVER: Final = 255  # what multiprocessing says of a process whose fork server is gone
+_AUDIT_PAUSE: Final = 60.0
 _LONGEST_IPC_PATH: Final = 90
 
 _Socket: TypeAlias = "zmq.Socket[bytes]"
@@ -65,6 +81,12 @@ class Supervisor:
         Bytes one publisher may have under way unacknowledged.
     max_workers
         Worker processes at a time; further runs wait for their turn, their documents in the spools.
+    max_resumed
+        How many of them may write what is left of earlier, once Tiled is back or the supervisor has started.
+    limits
+        What is expected of a worker.
+    processes
+        To watch processes with; without it, neither memory is watched nor are hanging orphans ended.
 
     Raises
     ------
@@ -81,6 +103,9 @@ class Supervisor:
         drain: bool = False,
         window: int = DEFAULT_WINDOW,
         max_workers: int = DEFAULT_MAX_WORKERS,
+        max_resumed: int = DEFAULT_MAX_RESUMED,
+        limits: WorkerLimits = WorkerLimits(),  # noqa: B008  it is frozen
+        processes: ProcessWatch | None = None,
     ) -> None:
         self.journal_dir = journal_dir
         self._command = command
@@ -89,7 +114,11 @@ class Supervisor:
         self._window = window
         self._max_workers = max_workers
         self._runs: dict[str, Run] = {}
-        self._waiting: dict[str, None] = {}  # runs that want a worker, in order
+        self._waiting: dict[str, None] = {}  # runs that have documents for a worker, in order
+        self._parking = Parking(max_resumed)  # runs that have something to be written
+        self._audits: dict[str, float] = {}  # written runs to be looked at again: Unix time
+        self._last_order = 0.0
+        self._watch = WorkerWatch(limits, processes, ask=self._ask, end=self._end_worker)
         self._by_token: dict[bytes, Run] = {}
         self._by_sentinel: dict[object, Run] = {}
         self._publishers: dict[bytes, float] = {}  # when each was heard of
@@ -158,8 +187,10 @@ class Supervisor:
         self._front.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._front.setsockopt(zmq.MAXMSGSIZE, messages.MAX_BODY_BYTES)
         self._front.setsockopt(zmq.RCVHWM, 64)
-        self._front.setsockopt(zmq.HEARTBEAT_IVL, 2000)
-        self._front.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
+        # Not ZeroMQ's heartbeats: libzmq 4.3.5 aborts when one is due on a connection that went while its input was
+        # stopped at the high-water mark (zeromq/libzmq#4364). Publishers send Pings; TCP finds the half-open ones.
+        for option, value in _KEEPALIVE.items():
+            self._front.setsockopt(option, value)
         if self._listen is not None:
             self._front.bind(self._listen)
             log.info(
@@ -184,6 +215,8 @@ class Supervisor:
         return path
 
     def _turn(self) -> None:
+        if self._watch.look(list(self._by_token.values()), time.monotonic()):
+            self._look_for_retries()
         self._start_workers()
         events = dict(self._poller.poll(int(self._patience() * 1000)))
         if self._wake_receiver.fileno() in events:
@@ -200,7 +233,12 @@ class Supervisor:
 
     def _patience(self) -> float:
         """Seconds to wait for events: until the next worker is due, at most."""
-        due = [self._runs[uid].start_at for uid in self._waiting] if self._room_for_workers() else []
+        if not self._room_for_workers():
+            return _IDLE
+        due = [self._runs[uid].start_at for uid in self._waiting]
+        parked = self._parking.next_at(catching_up(self._by_token.values()))
+        if parked is not None:
+            due.append(parked)
         return max(0.0, min([_IDLE, *(at - time.monotonic() for at in due)]))
 
     def _receive(self, source: _Socket, handle: Callable[[bytes, messages.Message], None]) -> None:
@@ -221,11 +259,11 @@ class Supervisor:
     def _finished(self) -> bool:
         if self._stop_deadline is not None:
             return not self._by_token or time.monotonic() >= self._stop_deadline
-        return self._drain and not self._waiting and not self._by_token
+        return self._drain and not (self._waiting or self._parking or self._audits or self._by_token)
 
     def _is_drained(self, run: Run) -> bool:
         if run.state is State.PARKED:  # an open run, of which all there is may have been written
-            return self._drain and run.written >= run.next
+            return self._drain and not run.left
         return run.state in (State.WRITTEN, State.INTERRUPTED)
 
     # Publishers
@@ -257,6 +295,7 @@ class Supervisor:
             run.publishers.add(identity)
             views[uid] = run.view()
         self._to_publisher(identity, messages.Welcome(self._window, messages.MAX_BODY_BYTES, views))
+        crash_point("supervisor: publisher welcomed")
 
     def _forget_silent_publishers(self) -> None:
         """Each connection has an identity of its own; those of broken ones would pile up."""
@@ -268,12 +307,14 @@ class Supervisor:
     def _relay(self, identity: bytes, message: messages.Documents | messages.Abandoned, end: int) -> None:
         run = self._run(message.run)
         run.publishers.add(identity)
+        run.heard = time.monotonic()
         if run.unusable:
             self._to_publisher(identity, messages.Refused(run.uid, run.next, run.reason))
         elif run.ended and end <= run.next:
             self._to_publisher(identity, messages.Durable(run.uid, run.next, run.ended))
-        elif run.ready:
+        elif run.ready and run.finish_by is None:
             self._to_worker(run, message)
+            crash_point("supervisor: documents relayed")
         else:
             run.put_off(message)
             self._want_worker(run)
@@ -282,6 +323,8 @@ class Supervisor:
         run = self._runs.get(uid)
         if run is None:
             run = self._runs[uid] = Run.load(self.journal_dir, uid)
+            self._last_order = max(time.time(), self._last_order + 1e-6, run.order)
+            run.order = run.order or self._last_order
         return run
 
     def _to_publisher(self, identity: bytes, message: messages.Message) -> bool:
@@ -301,18 +344,23 @@ class Supervisor:
         run = self._by_token.get(token)
         if run is None:
             return  # the last words of a worker that was replaced
+        run.answered = time.monotonic()
         if isinstance(message, messages.Ready):
             self._worker_is_ready(run, message)
         elif isinstance(message, messages.Durable):
             run.advance(next_=message.next)
             self._note_end(run, message.ended)
+            crash_point("supervisor: documents durable, publisher not told")
             self._tell_publishers(run, message)
         elif isinstance(message, messages.Refused):
             run.relayed = min(run.relayed, message.index)
             self._tell_publishers(run, message)
         elif isinstance(message, messages.Progress):
-            run.advance(written=message.next)
+            if run.advance(written=message.next):
+                self._parking.found_back()
         elif isinstance(message, messages.Written):
+            if message.outcome != State.FAILED.value:
+                self._parking.found_back()
             run.happens(Event(message.outcome))
             run.reason = message.reason
             self._tell_publishers(run, message)
@@ -323,11 +371,12 @@ class Supervisor:
         run.next = message.next
         self._note_end(run, message.ended)
         run.relayed = run.next
+        if self._stop_deadline is not None or run.finish_by is not None:
+            self._to_worker(run, messages.Finish())
+            return
         backlog, run.backlog = run.backlog, []
         for waiting in backlog:
             self._to_worker(run, waiting)
-        if self._stop_deadline is not None:
-            self._to_worker(run, messages.Finish())
 
     def _note_end(self, run: Run, ended: bool) -> None:
         run.ended = ended
@@ -342,8 +391,17 @@ class Supervisor:
         except zmq.ZMQError:
             log.debug("The worker of run %s is gone before its process is seen to end.", run.uid)
 
+    def _ask(self, run: Run) -> None:
+        self._to_worker(run, messages.Ping(0))
+
+    def _end_worker(self, run: Run) -> None:
+        run.finish_by = time.monotonic() + FINISH_TIMEOUT
+        self._to_worker(run, messages.Finish())
+
     def _want_worker(self, run: Run) -> None:
+        """The run needs a worker for documents that have come, or that may come any time."""
         if run.process is None and run.uid not in self._waiting:
+            self._parking.discard(run)
             if run.state is not State.STARTING:
                 run.happens(Event.RESUMED)
             self._waiting[run.uid] = None
@@ -353,30 +411,87 @@ class Supervisor:
 
     def _start_workers(self) -> None:
         now = time.monotonic()
-        for uid in list(self._waiting):
+        due = [self._runs[uid] for uid in self._waiting if self._runs[uid].start_at <= now]
+        for number, run in enumerate(due):
             if not self._room_for_workers():
+                self._make_room(len(due) - number, now)
                 return
-            if self._runs[uid].start_at <= now:
-                del self._waiting[uid]
-                self._start_worker(self._runs[uid])
+            del self._waiting[run.uid]
+            self._start_worker(run)
+        while self._parking.allows(catching_up(self._by_token.values()), now):
+            if not self._room_for_workers():
+                self._make_room(min(1, len(self._parking)), now, idle_only=True)
+                return
+            resumed = self._next_left(now)
+            if resumed is None:
+                return
+            resumed.resumed, resumed.probe = True, self._parking.away
+            self._start_worker(resumed)
+
+    def _make_room(self, places: int, now: float, *, idle_only: bool = False) -> None:
+        """Have workers ended that others need more: those of finished runs, the latest first, and of idle open ones."""
+        if self._stop_deadline is not None:
+            return
+        places -= sum(run.finish_by is not None for run in self._by_token.values())
+        others = [run for run in self._by_token.values() if run.can_wait(now, away=self._parking.away)]
+        if idle_only:
+            others = [run for run in others if run.state is State.OPEN]
+        others.sort(key=lambda run: (run.auditing, run.ended, run.order if run.ended else -run.heard), reverse=True)
+        for run in others[: max(places, 0)]:
+            log.debug("Run %s is parked to make room.", run.uid)
+            self._end_worker(run)
+
+    def _next_left(self, now: float) -> Run | None:
+        """The next run that has something left to be done without further documents."""
+        run = self._parking.take(now)
+        if run is not None:
+            if run.state is not State.STARTING:
+                run.happens(Event.RESUMED)
+            return run
+        if len(self._by_token) >= max(1, self._max_workers // 2):
+            return None
+        audit = next((uid for uid, at in self._audits.items() if at <= time.time()), None)
+        if audit is None:
+            return None
+        del self._audits[audit]
+        run = self._run(audit)
+        if not run.complete or run.process is not None:
+            return self._next_left(now)  # documents have come for it: it is looked at when these are written
+        run.auditing = True
+        return run
 
     def _start_worker(self, run: Run) -> None:
+        if not self._watch.orphan_is_gone(run, time.monotonic()):
+            self._postpone(run, _ORPHAN_PAUSE)
+            return
         run.token = next(self._tokens)
-        run.ready = False
-        task = WorkerTask(self._mailbox, run.token, run.uid, run.journal, self._drain)
+        run.ready, run.finish_by, run.accused = False, None, ""
+        task = WorkerTask(self._mailbox, run.token, run.uid, run.journal, self._drain, run.order)
         process = self._processes.Process(target=self._command.target, args=(task,), daemon=True)
         try:
             process.start()
         except (OSError, EOFError) as error:
             log.error("No worker can be started (%s); trying again.", error)
-            run.start_at = time.monotonic() + _FORK_PAUSE
-            self._waiting[run.uid] = None
+            self._postpone(run, _FORK_PAUSE)
             return
         run.process = process
+        crash_point("supervisor: worker forked")
+        self._watch.started(run)
         self._by_token[run.token] = run
         self._by_sentinel[process.sentinel] = run
         self._poller.register(process.sentinel, zmq.POLLIN)
         log.debug("Worker %s writes run %s.", process.pid, run.uid)
+
+    def _postpone(self, run: Run, pause: float) -> None:
+        run.start_at = time.monotonic() + pause
+        if run.auditing:
+            self._audits[run.uid] = time.time() + pause
+            self._forget(run)
+        elif run.resumed and not run.backlog:
+            self._parking.add(run)
+        else:
+            self._waiting[run.uid] = None
+        run.resumed = run.probe = run.auditing = False
 
     def _worker_ended(self, run: Run) -> None:
         process = run.process
@@ -389,18 +504,40 @@ class Supervisor:
             # If it was the fork server that died, the worker may be alive, and must go before its successor comes.
             self._to_worker(run, messages.Finish())
         del self._by_token[run.token]
-        run.process, run.ready = None, False
-        if not run.final and process.exitcode == 0:
-            self._read_outcome(run)
+        run.process, run.ready, run.orphan = None, False, None
+        if process.exitcode == _ORPHANED_BY_FORK_SERVER:
+            run.orphan, run.orphan_until = run.worker, time.monotonic() + FINISH_TIMEOUT
+        audited = run.auditing and run.complete
+        if not run.final and process.exitcode == 0 and not run.accused:
+            self._worker_left(run)
         elif not run.final:
             self._worker_died(run, process.exitcode)
+        run.resumed = run.probe = run.auditing = False
         if run.relayed > run.next:  # it died with documents that it had not stored
             self._tell_publishers(run, messages.Refused(run.uid, run.next, "gap"))
             run.relayed = run.next
         if run.backlog and self._stop_deadline is None:
             self._want_worker(run)
         elif run.final:
+            self._plan_audit(run, again=audited)
             self._forget(run)
+
+    def _worker_left(self, run: Run) -> None:
+        """A worker has ended in order: the run is complete, parked, or drained."""
+        self._read_outcome(run)
+        if not run.left or self._stop_deadline is not None:
+            return
+        if run.finish_by is None:  # nobody told it to end
+            self._parking.found_away(run, time.monotonic())
+        self._parking.add(run)
+
+    def _plan_audit(self, run: Run, *, again: bool) -> None:
+        """Have a run that is written looked at later, if its journal says so."""
+        if self._drain or self._stop_deadline is not None or not run.complete:
+            return
+        at = Run.from_file(run.journal, run.uid).audit_at
+        if at is not None:
+            self._audits[run.uid] = max(at, time.time() + _AUDIT_PAUSE * again)
 
     def _read_outcome(self, run: Run) -> None:
         """A worker has ended well; should its last words not have come through, the journal has them."""
@@ -415,28 +552,85 @@ class Supervisor:
             run.happens(Event.PARKED)
 
     def _worker_died(self, run: Run, exit_code: int | None) -> None:
+        if self._stop_deadline is not None:
+            run.happens(Event.DIED)
+            return
+        if run.accused:
+            run.record("worker ended", {"reason": run.accused})
         if run.worker_died(exit_code):
-            run.quarantine(f"its worker died {run.deaths} times in a row without progress")
+            times = max(run.deaths, run.fruitless_deaths)
+            reason = f"its worker died {times} times in a row without progress"
+            run.quarantine(f"{reason}; at last {run.accused}" if run.accused else reason)
             self._tell_publishers(run, messages.Written(run.uid, run.outcome, run.reason))
-        elif self._stop_deadline is None:
+        elif run.backlog or not run.ended:
             self._want_worker(run)
+        else:
+            self._parking.add(run)
 
     def _forget(self, run: Run) -> None:
         if not self._drain and self._stop_deadline is None:
             del self._runs[run.uid]
 
     def _resume(self) -> None:
+        for path in retry_requests(self.journal_dir):
+            self._retry(path, None)
         for path in run_files(self.journal_dir):
             run = Run.from_file(path)
+            self._last_order = max(self._last_order, run.order)
+            if run.uid in self._runs:
+                continue  # it is to be tried again
+            if run.complete and run.audit_at is not None:
+                self._resume_audit(run, run.audit_at)
             if run.next == 0 and not run.final:
                 continue  # its publisher has the documents
             if not run.final:
                 self._runs[run.uid] = run
-                self._waiting[run.uid] = None
+                self._parking.add(run)
             elif self._drain and run.state is State.FAILED:
                 self._runs[run.uid] = run
-        if self._waiting:
-            log.info("Resuming %d unfinished runs.", len(self._waiting))
+        if self._parking:
+            log.info("Resuming %d unfinished runs.", len(self._parking))
+
+    def _look_for_retries(self) -> None:
+        """Failed runs that somebody wants to be tried again."""
+        if self._stop_deadline is not None:
+            return
+        for path in retry_requests(self.journal_dir):
+            run = next((run for run in self._runs.values() if run.journal == path), None)
+            if run is None or run.process is None:
+                self._retry(path, run)
+            elif Run.from_file(path, run.uid).state is not State.FAILED:  # a worker that begins is not failed yet
+                withdraw_retry(path)
+            elif run.finish_by is None:
+                self._end_worker(run)  # it only journals; its successor writes
+
+    def _retry(self, path: Path, run: Run | None) -> None:
+        try:
+            clear_failure(path, lock_timeout=0.0)
+        except JournalLocked:
+            return  # somebody has it for a moment
+        except (JournalError, sqlite3.Error, OSError) as error:
+            log.error("Run %s cannot be tried again: %s", path.stem, error)
+            withdraw_retry(path)
+            return
+        if run is None:
+            run = Run.from_file(path)
+            self._runs[run.uid] = run
+        run.try_again()
+        if run.backlog:
+            self._want_worker(run)
+        elif run.left:
+            self._waiting.pop(run.uid, None)
+            self._parking.add(run)
+        else:
+            self._forget(run)
+        withdraw_retry(path)
+
+    def _resume_audit(self, run: Run, at: float) -> None:
+        if not self._drain or at <= time.time():
+            self._audits[run.uid] = at
+        else:
+            log.warning("Run %s wants to be looked at again later; the next supervisor does so.", run.uid)
 
     def _tell_workers_to_stop(self) -> None:
         for run in self._by_token.values():

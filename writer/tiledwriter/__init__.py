@@ -6,29 +6,60 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._callback import TiledWriter
     from ._catalog import TiledCatalog
-    from ._consolidators import Consolidator
-    from ._errors import DocumentError, OperationRefused, WriterError
+    from ._consolidators import (
+        ArrayConsolidator,
+        BytesConsolidator,
+        Consolidator,
+        CSVConsolidator,
+        HDF5Consolidator,
+        JPEGConsolidator,
+        NPYConsolidator,
+        SequenceConsolidator,
+        TIFFConsolidator,
+    )
+    from ._errors import DocumentError, OperationRefused, TiledUnavailable, WriterError
     from ._normalizer import RunNormalizer
     from ._run_writer import RunWriter
 
 __all__ = [
+    "ArrayConsolidator",
+    "BytesConsolidator",
+    "CSVConsolidator",
     "Consolidator",
     "DocumentError",
+    "HDF5Consolidator",
+    "JPEGConsolidator",
+    "NPYConsolidator",
     "OperationRefused",
     "RunNormalizer",
     "RunWriter",
+    "SequenceConsolidator",
+    "TIFFConsolidator",
     "TiledCatalog",
+    "TiledUnavailable",
+    "TiledWriter",
     "WriterError",
 ]
 
 _MODULES = {
+    "ArrayConsolidator": "_consolidators",
+    "BytesConsolidator": "_consolidators",
+    "CSVConsolidator": "_consolidators",
     "Consolidator": "_consolidators",
     "DocumentError": "_errors",
+    "HDF5Consolidator": "_consolidators",
+    "JPEGConsolidator": "_consolidators",
+    "NPYConsolidator": "_consolidators",
     "OperationRefused": "_errors",
     "RunNormalizer": "_normalizer",
     "RunWriter": "_run_writer",
+    "SequenceConsolidator": "_consolidators",
+    "TIFFConsolidator": "_consolidators",
     "TiledCatalog": "_catalog",
+    "TiledUnavailable": "_errors",
+    "TiledWriter": "_callback",
     "WriterError": "_errors",
 }
 

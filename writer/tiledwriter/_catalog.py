@@ -4,34 +4,38 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
-from urllib.parse import quote_plus
-
-import numpy
-import pyarrow
-from tiled.structures.array import BuiltinDtype
-from tiled.structures.table import TableStructure
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, NoReturn, Protocol
 
 from tiledbroker import NodeProgress
+from tiledbroker._crash_points import crash_point
 
-from ._columns import arrow_type
 from ._connection import Connection, ServerFailed
-from ._errors import Ambiguous, ColumnsRefused, NotOurs, OperationRefused, Refused, RowCountMismatch, WriterError
+from ._errors import (
+    Ambiguous,
+    AuditFailed,
+    ColumnsRefused,
+    NodeRewound,
+    NotOurs,
+    OperationRefused,
+    Refused,
+    WriterError,
+)
+from ._nodes import Nodes, arrow_columns, difference
 from ._operations import (
     AppendRows,
+    Audit,
     CloseStream,
+    ColumnDigest,
     CreateArray,
-    CreateContainer,
     CreateTable,
     Creation,
     ExtendExternal,
     Growth,
     Operation,
     OrderTable,
-    RegisterExternal,
-    Specs,
+    RemoveNode,
     UpdateMetadata,
     WriteArray,
     describe_operation,
@@ -42,10 +46,19 @@ log = logging.getLogger(__name__)
 QUIET_PERIOD: Final = 5.0
 MAX_ROWS: Final = 20_000
 MAX_BYTES: Final = 32 * 2**20
-ARROW_FILE: Final = "application/vnd.apache.arrow.file"
+MAX_REPAIRS: Final = 5  # of one node
 
 _SLOWEST: Final = "slowest_append"  # keys of the ledger
 _LISTS_TAKEN: Final = "list_columns_taken"
+_COLUMNS: Final = "columns"
+_REWRITES: Final = "rewrites"
+_REPAIRS: Final = "repairs"
+_DISTURBED: Final = "disturbed"
+
+LATE_AUDIT: Final = "late_audit"
+"""Key of the ledger, set when a request may outlive the run's end."""
+
+_NEVER: Final = 2**53
 
 
 class Ledger(Protocol):
@@ -53,6 +66,7 @@ class Ledger(Protocol):
 
     def progress(self) -> dict[str, NodeProgress]: ...
     def set_progress(self, node: str, rows: int, intent: int | None = None) -> None: ...
+    def drop_progress(self, node: str) -> None: ...
     def note(self, event: str, **detail: Any) -> None: ...
     def get(self, key: str, default: Any = None) -> Any: ...
     def set(self, key: str, value: Any) -> None: ...
@@ -74,6 +88,21 @@ class Settlement:
         if size != self.size:
             self.size, self.since = size, answered
         return max(0.0, asked - self.since)
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A table whose columns have to be others than it was made with: its rows are written anew into a copy beside it.
+
+    When the copy has as many rows as the table had (`until`), the table's node is made to show the copy's rows, and
+    the copy's node is deleted. Rows in databases are never deleted: tables of one schema are one table there, which
+    Tiled drops when it finds it empty, in spite of those who are about to append to it.
+    """
+
+    copy: str
+    columns: list[list[str]]
+    until: int
+    swapped: bool = False
 
 
 class TiledCatalog:
@@ -99,14 +128,16 @@ class TiledCatalog:
         quiet_period: float = QUIET_PERIOD,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._connection = connection
+        self._nodes = Nodes(connection)
         self._ledger = ledger
         self._quiet_period = quiet_period
         self._clock = clock
         self._progress = ledger.progress()
         self._settling: dict[str, Settlement] = {}
         self._slowest_append = float(ledger.get(_SLOWEST, 0.0))
-        self._data_sources: dict[str, dict[str, Any]] = {}
+        self._columns: dict[str, list[list[str]]] = ledger.get(_COLUMNS, {})
+        self._disturbed: set[str] = set(ledger.get(_DISTURBED, ()))
+        self._rewrites = {path: Rewrite(**state) for path, state in ledger.get(_REWRITES, {}).items()}
         self._max_rows: dict[str, int] = {}
 
     def apply(self, operations: Iterable[Operation]) -> list[Operation]:
@@ -148,13 +179,24 @@ class TiledCatalog:
 
     def _apply(self, operation: Operation) -> None:
         if isinstance(operation, AppendRows | WriteArray | ExtendExternal):
-            self._grow(operation)
+            self._grow(self._target(operation.path), operation)
+            self._finish_rewrite(operation.path)
         elif isinstance(operation, OrderTable):
-            self._order(operation)
+            self._nodes.set_order(self._target(operation.path), operation.order)
+            crash_point("catalog: order set")
+        elif isinstance(operation, Audit):
+            self._audit(operation)
         elif isinstance(operation, UpdateMetadata):
-            self._update_metadata(operation)
+            self._finish_rewrites_of(operation.path)
+            self._nodes.set_metadata(operation.path, operation.metadata)
+            crash_point("catalog: metadata set")
+        elif isinstance(operation, RemoveNode):
+            self._remove(operation.path)
         elif isinstance(operation, CloseStream):
-            self._close(operation)
+            self._nodes.close_stream(operation.path)
+            crash_point("catalog: stream closed")
+        elif isinstance(operation, CreateTable) and operation.path in self._progress:
+            self._check_columns(operation)
         else:
             self._create(operation)
 
@@ -167,155 +209,253 @@ class TiledCatalog:
         lists = isinstance(operation, CreateTable) and any(c.type.startswith("list<") for c in operation.columns)
         unproven = lists and not self._ledger.get(_LISTS_TAKEN)
         try:
-            self._post(operation, tolerated_failures=2 if unproven or isinstance(operation, CreateArray) else None)
+            self._create_or_adopt(
+                operation, tolerated_failures=2 if unproven or isinstance(operation, CreateArray) else None
+            )
         except ServerFailed as error:
             if not isinstance(operation, CreateArray):
                 raise ColumnsRefused(describe_operation(operation), str(error)) from error
-            self._clear_away(operation)
-            self._post(operation)
+            directory = self._nodes.clear_array_key(operation)
+            self._ledger.note("cleared away", node=operation.path, directory=directory)
+            self._create_or_adopt(operation)
         if unproven:
             self._ledger.set(_LISTS_TAKEN, True)
 
-    def _post(self, operation: Creation, *, tolerated_failures: int | None = None) -> None:
-        parent, _, key = operation.path.rpartition("/")
-        endpoint = "register" if isinstance(operation, RegisterExternal) else "metadata"
-        body = _node(operation, key)
+    def _create_or_adopt(self, operation: Creation, *, tolerated_failures: int | None = None) -> None:
         try:
-            response = self._connection.send("POST", endpoint, parent, json=body, tolerated_failures=tolerated_failures)
+            self._nodes.create(operation, tolerated_failures=tolerated_failures)
         except Refused as error:
             if error.status != 409:
                 raise
             self._adopt(operation)
         else:
-            self._remember_data_source(operation.path, response.json().get("data_sources"))
+            crash_point("catalog: node created")
+            if isinstance(operation, CreateTable):
+                self._set_columns(operation.path, arrow_columns(operation.columns))
             self._record(operation.path, 0)
-
-    def _clear_away(self, operation: CreateArray) -> None:
-        """Free an array's key from what a server left there that died while it made the array.
-
-        The files have no node, and stand in the way of one for ever. As the files of a node they can be deleted.
-        """
-        parent, _, key = operation.path.rpartition("/")
-        probe = f"{parent}/{key}-probe"
-        place = self._make_and_delete(replace(operation, path=probe), "metadata", {})
-        directory = place.rpartition("/")[0] + "/" + quote_plus(key)
-        asset = {"data_uri": directory, "is_directory": True, "parameter": "data_uri", "num": None}
-        try:
-            self._make_and_delete(operation, "register", {"management": "external", "assets": [asset]})
-        except Refused as error:
-            if error.status != 409:  # it exists after all
-                raise
-        self._ledger.note("cleared away", node=operation.path, directory=directory)
-
-    def _make_and_delete(self, operation: CreateArray, endpoint: str, source: Mapping[str, Any]) -> str:
-        """Make an array's node and delete it with its files; returns where they were."""
-        parent, _, key = operation.path.rpartition("/")
-        body = _node(operation, key)
-        body["data_sources"] = [{**body["data_sources"][0], **source}]
-        try:
-            response = self._connection.send("POST", endpoint, parent, json=body)
-        except Refused as error:
-            if error.status != 409 or endpoint == "register":
-                raise
-            self._delete(operation.path)  # left by one that was killed here
-            response = self._connection.send("POST", endpoint, parent, json=body)
-        made = response.json()["data_sources"][0]
-        if made["management"] == "external":
-            self._put_data_source(operation.path, {**made, "management": "writable"}, repeat=True)
-        self._delete(operation.path)
-        return str(made["assets"][0]["data_uri"])
-
-    def _delete(self, path: str) -> None:
-        try:
-            self._connection.send("DELETE", "metadata", path, params={"external_only": False})
-        except Refused as error:
-            if error.status != 404:
-                raise
 
     def _adopt(self, operation: Creation) -> None:
         """The node exists: it is ours from before a crash, or somebody else's."""
-        attributes = self._read_node(operation.path)
-        if difference := _difference(operation, attributes):
-            raise NotOurs(describe_operation(operation), f"the node exists and {difference}")
+        attributes = self._nodes.read(operation.path)
+        if reason := difference(operation, attributes):
+            raise NotOurs(describe_operation(operation), f"the node exists and {reason}")
         self._ledger.note("adopted", node=operation.path)
-        rows = self._count_rows(operation.path) if isinstance(operation, CreateTable) else 0
-        self._record(operation.path, rows)
+        if not isinstance(operation, CreateTable):
+            self._record(operation.path, 0)
+            return
+        columns = self._nodes.columns(operation.path)
+        self._set_columns(operation.path, columns)
+        self._record(operation.path, self._nodes.size(f"{operation.path}/{columns[0][0]}"))
+        self._check_columns(operation)
 
-    def _update_metadata(self, operation: UpdateMetadata) -> None:
-        patch = [
-            {"op": "add", "path": "/" + _pointer(key), "value": value} for key, value in operation.metadata.items()
-        ]
-        body = {"content-type": "application/json-patch+json", "metadata": patch, "specs": None}
-        self._connection.send("PATCH", "metadata", operation.path, json=body, params={"drop_revision": True})
+    # Tables whose columns have to change
 
-    def _close(self, operation: CloseStream) -> None:
+    def _check_columns(self, operation: CreateTable) -> None:
+        """The table exists: have it rewritten if it is to have other columns."""
+        wanted = arrow_columns(operation.columns)
+        rewrite = self._rewrites.get(operation.path)
+        if rewrite is not None and rewrite.swapped:
+            self._finish_rewrite(operation.path)
+            rewrite = None
+        if rewrite is None and self._columns.get(operation.path, wanted) == wanted:
+            return
+        if rewrite is None or rewrite.columns != wanted:
+            progress = self._progress[operation.path]
+            if progress.intent is not None:
+                self._settle(operation.path, operation, progress.rows, progress.intent)
+            if rewrite is not None:
+                self._discard(rewrite.copy)
+            rewrite = Rewrite(f"{operation.path}_rewrite", wanted, self._progress[operation.path].rows)
+            self._ledger.note("rewriting", node=operation.path, rows=rewrite.until)
+            self._set_rewrite(operation.path, rewrite)
+            crash_point("catalog: rewrite begun")
+        self._create(replace(operation, path=rewrite.copy))
+        self._finish_rewrite(operation.path)
+
+    def _target(self, path: str) -> str:
+        """Where the rows of a node go now."""
+        rewrite = self._rewrites.get(path)
+        return path if rewrite is None or rewrite.swapped else rewrite.copy
+
+    def _finish_rewrites_of(self, run: str) -> None:
+        """A run that ends has no further rows: what copies have is what their tables are to have."""
+        for path in [path for path in self._rewrites if path.startswith(f"{run}/") and "/" not in run]:
+            self._finish_rewrite(path, complete=True)
+
+    def _finish_rewrite(self, path: str, *, complete: bool = False) -> None:
+        """Let a table's node show the rows of its copy, if there are enough of them."""
+        rewrite = self._rewrites.get(path)
+        if rewrite is None:
+            return
+        if not rewrite.swapped:
+            rows = self._progress[rewrite.copy].rows
+            if rows < rewrite.until and not complete:
+                return
+            copy = self._nodes.data_source(rewrite.copy)
+            shown = {"structure": copy["structure"], "parameters": copy["parameters"]}
+            self._nodes.put_data_source(path, {**self._nodes.data_source(path), **shown}, repeat=True)
+            crash_point("catalog: rewrite shown")
+            self._nodes.read(path)
+            self._set_columns(path, rewrite.columns)
+            self._record(path, rows)
+            self._set_rewrite(path, replace(rewrite, swapped=True))
+            crash_point("catalog: rewrite recorded")
+        self._discard(rewrite.copy)
+        self._set_rewrite(path, None)
+        self._ledger.note("rewritten", node=path, rows=self._progress[path].rows)
+
+    def _discard(self, copy: str) -> None:
+        """Delete the node of a copy, and no rows: without a data set's number Tiled looks for none."""
         try:
-            self._connection.send("DELETE", "stream/close", operation.path)
+            source = self._nodes.data_source(copy)
+            detached = {**source, "parameters": {**source["parameters"], "dataset_id": None}}
+            self._nodes.put_data_source(copy, detached, repeat=True)
+            crash_point("catalog: copy detached")
         except Refused as error:
-            if error.status != 404:  # nobody follows it, or the server has no live streams
+            if error.status != 404:
                 raise
+        self._remove(copy)
 
-    def _order(self, operation: OrderTable) -> None:
-        source = dict(self._data_source(operation.path))
-        source["parameters"] = {**source["parameters"], "order_by_args": _order_by(operation.order)}
-        self._put_data_source(operation.path, source, repeat=True)
-        self._data_sources[operation.path] = source
+    def _remove(self, path: str) -> None:
+        if path in self._progress:
+            self._nodes.delete(path)
+            crash_point("catalog: node deleted")
+            self._ledger.drop_progress(path)
+            del self._progress[path]
+
+    # What a node holds in the end
+
+    def _audit(self, operation: Audit) -> None:
+        """Compare a node with what was sent; what differs is written anew.
+
+        An answer that was lost may have hidden a request that the server carried out later than anybody waited for.
+        """
+        path = self._target(operation.path)
+        reason = self._compare_rows(path, operation) if operation.columns else self._compare_shape(path, operation)
+        if reason:
+            self._repair(operation.path, reason, rewrite=bool(operation.columns))
+        crash_point("catalog: audited")
+        self._finish_rewrite(operation.path, complete=True)
+
+    def _compare_rows(self, path: str, operation: Audit) -> str:
+        """What is wrong with a table; "" if nothing is."""
+        for name, digest in operation.columns:
+            if digest is None:
+                rows, found = self._nodes.size(f"{path}/{name}"), None
+            else:
+                content = self._nodes.column(path, name)
+                read = ColumnDigest()
+                read.add_bytes(content)
+                rows, found = len(content) // 8, read.value
+            if rows != operation.rows:
+                return f"has {rows} rows where {operation.rows} are expected"
+            if found != digest:
+                return f"has other values of {name!r}, or in another order"
+        return ""
+
+    def _compare_shape(self, path: str, operation: Audit) -> str:
+        """What is wrong with an array or with external data; "" if nothing is."""
+        if path in self._disturbed:
+            self._disturbed.discard(path)
+            self._ledger.set(_DISTURBED, sorted(self._disturbed))
+            return "may have been written to by a request whose answer was lost"
+        rows = self._nodes.size(path)
+        return "" if rows == operation.rows else f"has a length of {rows} where {operation.rows} is expected"
+
+    def _repair(self, path: str, reason: str, *, rewrite: bool) -> NoReturn:
+        """Have a node's rows written anew: a table beside itself, other nodes at their place."""
+        repairs = self._ledger.get(_REPAIRS, {})
+        count = repairs.get(path, 0) + 1
+        if count > MAX_REPAIRS:
+            raise AuditFailed(path, reason)
+        self._ledger.set(_REPAIRS, {**repairs, path: count})
+        self._ledger.note("repairing", node=path, reason=reason)
+        log.warning("%s %s; it is written anew.", path, reason)
+        if rewrite:
+            columns = self._columns[path]
+            if (unfinished := self._rewrites.get(path)) is not None:
+                columns = unfinished.columns
+                self._discard(unfinished.copy)
+            self._set_rewrite(path, Rewrite(f"{path}_rewrite", columns, _NEVER))
+        else:
+            self._record(path, 0)
+        raise NodeRewound(path, reason)
+
+    def _note_disturbance(self, path: str) -> None:
+        """Remember that there may be requests about which nobody hears any more."""
+        if path not in self._disturbed:
+            self._disturbed.add(path)
+            self._ledger.set(_DISTURBED, sorted(self._disturbed))
+        if not self._ledger.get(LATE_AUDIT):
+            self._ledger.set(LATE_AUDIT, True)
+
+    def _set_columns(self, path: str, columns: list[list[str]]) -> None:
+        self._columns = {**self._columns, path: columns}
+        self._ledger.set(_COLUMNS, self._columns)
+
+    def _set_rewrite(self, path: str, rewrite: Rewrite | None) -> None:
+        self._rewrites.pop(path, None)
+        if rewrite is not None:
+            self._rewrites[path] = rewrite
+        self._ledger.set(_REWRITES, {path: asdict(state) for path, state in self._rewrites.items()})
 
     # Rows
 
-    def _grow(self, operation: Growth) -> None:
-        progress = self._progress[operation.path]
+    def _grow(self, path: str, operation: Growth) -> None:
+        progress = self._progress[path]
         if progress.intent is not None:
-            self._settle(operation.path, type(operation), progress.rows, progress.intent)
-        done = self._progress[operation.path].rows
+            self._settle(path, operation, progress.rows, progress.intent)
+        done = self._progress[path].rows
         if operation.stop <= done:
             return
         if operation.first > done:
             raise WriterError(f"{describe_operation(operation)} does not continue at row {done}; this is a defect.")
         if isinstance(operation, ExtendExternal):
-            self._attempt(operation)
+            self._attempt(path, operation)
             return
-        for piece in self._pieces(operation.rows(done, operation.stop)):
-            self._attempt(piece)
+        for piece in self._pieces(path, operation.rows(done, operation.stop)):
+            self._attempt(path, piece)
 
-    def _pieces(self, operation: AppendRows | WriteArray) -> Iterator[AppendRows | WriteArray]:
+    def _pieces(self, path: str, operation: AppendRows | WriteArray) -> Iterator[AppendRows | WriteArray]:
         """The operation in parts of a size that one request may have; the limit may shrink on the way."""
         first = operation.first
         while first < operation.stop:
-            stop = min(operation.stop, first + self._row_limit(operation))
-            piece = operation.rows(first, stop)
-            yield piece
-            first = self._progress[operation.path].rows
+            stop = min(operation.stop, first + self._row_limit(path, operation))
+            yield operation.rows(first, stop)
+            first = self._progress[path].rows
 
-    def _row_limit(self, operation: AppendRows | WriteArray) -> int:
-        limit = self._max_rows.get(operation.path)
+    def _row_limit(self, path: str, operation: AppendRows | WriteArray) -> int:
+        limit = self._max_rows.get(path)
         if limit is None:
             limit = MAX_ROWS
             if isinstance(operation, WriteArray):
                 limit = max(1, MAX_BYTES // max(1, operation.values[:1].nbytes))
-            self._max_rows[operation.path] = limit
+            self._max_rows[path] = limit
         return limit
 
-    def _attempt(self, operation: Growth) -> None:
+    def _attempt(self, path: str, operation: Growth) -> None:
         """Send one growth: its intent on disk before, its completion after."""
-        rows = self._progress[operation.path].rows
-        self._record(operation.path, rows, operation.stop)
+        rows = self._progress[path].rows
+        self._record(path, rows, operation.stop)
+        crash_point("catalog: growth intended")
         started = self._clock()
         try:
-            self._send_growth(operation)
+            self._nodes.grow(path, operation)
         except Ambiguous as error:
+            self._note_disturbance(path)
             self._took(self._clock() - started)
             self._ledger.note("ambiguous", operation=describe_operation(operation), reason=str(error))
             log.warning("%s may or may not have been done (%s); looking.", describe_operation(operation), error)
             raise Settling from error
         except Refused as error:
-            self._record(operation.path, rows)
+            self._record(path, rows)
             if error.status != 413 or operation.stop - operation.first <= 1 or isinstance(operation, ExtendExternal):
                 raise
-            self._max_rows[operation.path] = (operation.stop - operation.first) // 2
+            self._max_rows[path] = (operation.stop - operation.first) // 2
         else:
+            crash_point("catalog: growth done")
             self._took(self._clock() - started)
-            self._record(operation.path, operation.stop)
+            self._record(path, operation.stop)
 
     def _took(self, seconds: float) -> None:
         """Remember the slowest growth; across restarts if it lengthens the quiet period."""
@@ -324,180 +464,28 @@ class TiledCatalog:
             if 3 * seconds > self._quiet_period:
                 self._ledger.set(_SLOWEST, seconds)
 
-    def _send_growth(self, operation: Growth) -> None:
-        if isinstance(operation, AppendRows):
-            self._connection.send(
-                "PATCH",
-                "table/partition",
-                operation.path,
-                params={"partition": 0},
-                content=_arrow_file(operation),
-                content_type=ARROW_FILE,
-                repeat=False,
-            )
-        elif isinstance(operation, WriteArray):
-            values = numpy.ascontiguousarray(operation.values)
-            self._connection.send(
-                "PATCH",
-                "array/full",
-                operation.path,
-                params={"offset": str(operation.first), "shape": _numbers(values.shape), "extend": True},
-                content=values.tobytes(),
-                content_type="application/octet-stream",
-                repeat=False,
-            )
-        else:
-            source = {**operation.data_source, "id": self._data_source(operation.path)["id"]}
-            params = {"patch_offset": _numbers(operation.offset), "patch_shape": _numbers(operation.shape)}
-            self._put_data_source(operation.path, source, repeat=False, params=params)
-
-    def _settle(self, path: str, kind: type[Growth], rows: int, intent: int) -> None:
+    def _settle(self, path: str, operation: Growth | CreateTable, rows: int, intent: int) -> None:
         """Find out what became of a growth, or raise `Settling` until that is clear.
 
         An append that is there cannot come again. One that is not there may still be under way, as a request lives on
         in the server when its client is gone: only a row count that does not move for a while tells that it is not.
         """
+        self._note_disturbance(path)
         asked = self._clock()
-        size = self._count_rows(path) if kind is AppendRows else self._first_dimension(path)
+        columns = operation.columns if isinstance(operation, AppendRows | CreateTable) else ()
+        table = bool(columns)
+        size = self._nodes.size(f"{path}/{columns[0].name}" if columns else path)
         quiet = self._settling.setdefault(path, Settlement()).observe(size, asked, self._clock())
         # An array has its shape before its content; of files it is the frames that have a shape, not the datums.
-        arrived = kind is AppendRows and size == intent
+        arrived = table and size == intent
         if not arrived and quiet < max(self._quiet_period, 3 * self._slowest_append):
             raise Settling
-        if kind is AppendRows and size not in (rows, intent):
-            raise RowCountMismatch(path, size, rows, intent)
         del self._settling[path]
+        if table and size not in (rows, intent):
+            self._repair(operation.path, f"has {size} rows where {rows} or {intent} are expected", rewrite=True)
         self._ledger.note("reconciled", node=path, found=size, confirmed=rows, intent=intent, quiet=round(quiet, 3))
         self._record(path, intent if arrived else rows)
 
     def _record(self, path: str, rows: int, intent: int | None = None) -> None:
         self._ledger.set_progress(path, rows, intent)
         self._progress[path] = NodeProgress(rows, intent)
-
-    # Questions
-
-    def _count_rows(self, path: str) -> int:
-        return self._first_dimension(f"{path}/seq_num")
-
-    def _first_dimension(self, path: str) -> int:
-        response = self._connection.send("GET", "metadata", path, params={"fields": "structure"})
-        structure = response.json()["data"]["attributes"]["structure"] or {}
-        return int((structure.get("shape") or [0])[0])
-
-    def _read_node(self, path: str) -> dict[str, Any]:
-        response = self._connection.send("GET", "metadata", path, params={"include_data_sources": True})
-        attributes: dict[str, Any] = response.json()["data"]["attributes"]
-        self._remember_data_source(path, attributes.get("data_sources"))
-        return attributes
-
-    def _data_source(self, path: str) -> Mapping[str, Any]:
-        if path not in self._data_sources:
-            self._read_node(path)
-        return self._data_sources[path]
-
-    def _remember_data_source(self, path: str, data_sources: Any) -> None:
-        if data_sources:
-            self._data_sources[path] = data_sources[0]
-
-    def _put_data_source(
-        self, path: str, source: Mapping[str, Any], *, repeat: bool, params: Mapping[str, Any] | None = None
-    ) -> None:
-        self._connection.send("PUT", "data_source", path, json={"data_source": source}, repeat=repeat, params=params)
-
-
-def _node(operation: Creation, key: str) -> dict[str, Any]:
-    """The request that creates a node."""
-    body: dict[str, Any] = {
-        "id": key,
-        "metadata": operation.metadata,
-        "specs": [],
-        "data_sources": [],
-        "access_tags": None if operation.access_tags is None else list(operation.access_tags),
-    }
-    if isinstance(operation, CreateContainer):
-        return {**body, "structure_family": "container", "specs": _specs(operation.specs)}
-    source = _data_source_of(operation)
-    return {**body, "structure_family": source["structure_family"], "data_sources": [source]}
-
-
-def _data_source_of(operation: CreateTable | CreateArray | RegisterExternal) -> dict[str, Any]:
-    if isinstance(operation, RegisterExternal):
-        return dict(operation.data_source)
-    source: dict[str, Any] = {"assets": [], "management": "writable", "properties": {}}
-    if isinstance(operation, CreateTable):
-        structure = TableStructure.from_schema(_schema(operation.columns), 1)
-        return source | {
-            "structure_family": "table",
-            "mimetype": "application/x-tiled-sql-table",
-            "parameters": {"order_by_args": _order_by(operation.order)},
-            "structure": {
-                "arrow_schema": structure.arrow_schema,
-                "npartitions": 1,
-                "columns": structure.columns,
-                "resizable": False,
-            },
-        }
-    data_type = BuiltinDtype.from_numpy_dtype(numpy.dtype(operation.dtype))
-    shape = (operation.chunk_rows, *operation.shape)
-    return source | {
-        "structure_family": "array",
-        "mimetype": "application/x-zarr",
-        "parameters": {},
-        "structure": {
-            "data_type": {
-                "endianness": data_type.endianness,
-                "kind": data_type.kind,
-                "itemsize": data_type.itemsize,
-                "dt_units": data_type.dt_units,
-            },
-            "shape": shape,
-            "chunks": [[size] for size in shape],
-            "dims": operation.dims,
-            "resizable": False,
-        },
-    }
-
-
-def _difference(operation: Creation, existing: Mapping[str, Any]) -> str:
-    """What makes an existing node another one than the operation would create; "" if it is the same."""
-    family = _node(operation, "")["structure_family"]
-    if existing["structure_family"] != family:
-        return f"is a {existing['structure_family']}, not a {family}"
-    if isinstance(operation, CreateContainer):
-        wanted: Any = operation.metadata
-        found: Any = existing["metadata"]
-        for key in operation.identity:
-            wanted, found = wanted.get(key), found.get(key) if isinstance(found, Mapping) else None
-        if operation.identity and wanted != found:
-            return f"has {'.'.join(operation.identity)} {found!r}, not {wanted!r}"
-    return ""
-
-
-def _specs(specs: Specs) -> list[dict[str, str | None]]:
-    return [{"name": name, "version": version} for name, version in specs]
-
-
-def _order_by(columns: tuple[str, ...]) -> list[dict[str, str]]:
-    return [{"column": column, "direction": "asc"} for column in columns]
-
-
-def _schema(columns: Iterable[Any]) -> pyarrow.Schema:
-    return pyarrow.schema([(column.name, arrow_type(column.type)) for column in columns])
-
-
-def _arrow_file(operation: AppendRows) -> bytes:
-    schema = _schema(operation.columns)
-    arrays = [pyarrow.array(values, field.type) for values, field in zip(operation.values, schema, strict=True)]
-    sink = pyarrow.BufferOutputStream()
-    with pyarrow.ipc.new_file(sink, schema) as writer:
-        writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
-    return bytes(sink.getvalue())
-
-
-def _pointer(key: str) -> str:
-    """A metadata key as a segment of a JSON pointer."""
-    return key.replace("~", "~0").replace("/", "~1")
-
-
-def _numbers(values: Iterable[int]) -> str:
-    return ",".join(map(str, values))

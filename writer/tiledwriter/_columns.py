@@ -26,25 +26,55 @@ _EXACT: Final[dict[str, frozenset[type]]] = {
 # The widest type of each kind: exact for whatever a device declared, and the same on every table storage.
 _BY_KIND: Final = {"b": "bool", "i": "int64", "u": "int64", "f": "float64", "U": "string", "S": "string"}
 
-# "integer" without a NumPy type is what a device says that looked at its value of the moment: a motor standing at 0
-# will be at 0.5 next. float64 is exact for integers up to 2**53.
-_BY_JSON: Final = {"number": "float64", "integer": "float64", "boolean": "bool", "string": "string"}
+_BY_JSON: Final = {"number": "float64", "integer": "int64", "boolean": "bool", "string": "string"}
+
+MAX_EXACT: Final = 2**53
+"""Up to here float64 holds every integer."""
+
+# Each takes all values of those before it, integers up to 2**53.
+_NUMBERS: Final = ("bool", "int64", "float64")
 
 
-def scalar_type(data_key: Mapping[str, Any], *, guessed: bool = False) -> str:
+def scalar_type(data_key: Mapping[str, Any], first: Any = None, *, guessed: bool = False) -> str:
     """Column type for a data key that holds one value per event; "string" for whatever has no better one.
 
-    `guessed`: the key's NumPy type was not declared, but derived from its JSON type.
+    What is declared counts, unless the `first` value (None if there is none) shows that it is wrong. `guessed`: the
+    key's NumPy type was not declared, but derived from its JSON type, which many devices say of booleans is "integer".
     """
-    kind = None if guessed else dtype_kind(data_key)
-    if kind is not None:
-        return _BY_KIND.get(kind, "string")
-    return _BY_JSON.get(str(data_key.get("dtype")), "string")
+    kind = dtype_kind(data_key)
+    if guessed and isinstance(first, bool | numpy.bool_):
+        return "bool"
+    json_type = _BY_JSON.get(str(data_key.get("dtype")), "string")
+    declared = json_type if kind is None else _BY_KIND.get(kind, "string")
+    if first is None or declared == "string":
+        return declared
+    return wider(declared, first) or "string"
 
 
-def list_type(data_key: Mapping[str, Any]) -> str:
-    """Column type for a data key that holds a few values per event."""
-    return f"list<{_BY_KIND.get(dtype_kind(data_key) or 'f', 'float64')}>"
+def wider(type_name: str, value: Any) -> str | None:
+    """The narrowest type that takes `value` and all that `type_name` takes; None if there is none."""
+    head, item, tail = ("list<", type_name[5:-1], ">") if type_name.startswith("list<") else ("", type_name, "")
+    if item not in _NUMBERS:
+        return None
+    candidates = [f"{head}{name}{tail}" for name in _NUMBERS[_NUMBERS.index(item) :]]
+    return next((name for name in candidates if not fit([value], name)[1]), None)
+
+
+def exceeds_float(values: Sequence[Any]) -> bool:
+    """Whether there are integers among the values (which are of a column of integers) that float64 may not hold."""
+    integers = [value for value in values if value is not None]
+    return bool(integers) and not -MAX_EXACT <= min(integers) <= max(integers) <= MAX_EXACT
+
+
+def list_type(data_key: Mapping[str, Any], first: Any = None) -> str:
+    """Column type for a data key that holds a few numbers per event, of which `first` are the first (or None)."""
+    declared = f"list<{_BY_KIND.get(dtype_kind(data_key) or 'f', 'float64')}>"
+    return wider(declared, first) or declared
+
+
+def arrow_size(type_name: str) -> int:
+    """Bytes that a value takes at most in a row of a database, the rest being kept elsewhere."""
+    return {"bool": 1, "int64": 8, "float64": 8}.get(type_name, 20)
 
 
 def dtype_kind(data_key: Mapping[str, Any]) -> str | None:
@@ -83,6 +113,8 @@ def _arrow_takes(values: Sequence[Any], type_name: str) -> bool:
     """Whether all values are of the column's own type: what Arrow makes of others, it may round."""
     if not _EXACT[type_name].issuperset(map(type, values)):
         return False
+    if type_name == "string" and any("\0" in value for value in values if value):
+        return False  # PostgreSQL refuses it
     try:
         pyarrow.array(values, ARROW_TYPES[type_name])
     except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError):
@@ -109,7 +141,7 @@ def _fit_scalar(value: Any, type_name: str) -> Any:
 
 def _fit_text(value: Any) -> str:
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
-    return text.encode("utf-8", "backslashreplace").decode()
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def _exact_float(value: Any) -> float | None:

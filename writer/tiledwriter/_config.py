@@ -2,34 +2,68 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     YamlConfigSettingsSource,
 )
 
 from tiledbroker import default_journal_dir
 from tiledbroker._address import normalize_address
-from tiledbroker._supervisor import DEFAULT_ADDRESS, DEFAULT_MAX_WORKERS, DEFAULT_WINDOW
+from tiledbroker._supervisor import DEFAULT_ADDRESS, DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS, DEFAULT_WINDOW
+from tiledbroker._watch import DEFAULT_SILENCE, WorkerLimits
 
 from ._catalog import QUIET_PERIOD
 from ._connection import POISON_AFTER
 from ._logging import LogOptions
+from ._path_map import PathMap
+from ._plugins import Plugins, installed_consolidators, load_consolidators, load_patches
 from ._run_writer import MAX_ARRAY_SIZE
-from ._worker import TiledAddress, WorkerOptions
-from ._writing import WritingOptions
+from ._stream_filter import StreamFilter
+from ._worker import PARK_AFTER, TiledAddress, WorkerOptions
+from ._writing import LATE_AUDIT_AFTER, WRITE_SLOTS, WritingOptions
+
+WORKER_MEMORY: Final = 2048  # MiB
+
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE: Final = re.compile(r"([!-~]([ -~\t]*[!-~])?)?")
+_OWN_HEADERS: Final = frozenset({"connection", "content-length", "content-type", "host", "transfer-encoding"})
+
+
+class StreamPatterns(BaseModel):
+    """Which streams are written, by shell-style patterns of their names."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include: Annotated[list[str], Field(min_length=1)] = ["*"]
+    exclude: list[str] = []
 
 
 class Settings(BaseSettings):
     """What `tiledwriter-supervisor` can be told. Each also by `TILEDWRITER_<NAME>` in the environment."""
 
-    model_config = SettingsConfigDict(env_prefix="TILEDWRITER_", extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="TILEDWRITER_", extra="forbid", hide_input_in_errors=True)
     yaml_file: ClassVar[Path | None] = None
+    needs_server: ClassVar[bool] = True
 
     listen: str = Field(DEFAULT_ADDRESS, description="Address to listen at for publishers.")
     tiled: str | None = Field(None, description="URI of the Tiled container that runs are written to.")
@@ -40,6 +74,18 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="What to log.")
     log_format: Literal["text", "json"] = Field("text", description="Form of log lines.")
     max_workers: PositiveInt = Field(DEFAULT_MAX_WORKERS, description="Worker processes at a time.")
+    max_resumed: PositiveInt = Field(
+        DEFAULT_MAX_RESUMED, description="How many of them may write what is left of earlier runs."
+    )
+    park_after: PositiveFloat = Field(
+        PARK_AFTER, description="Seconds without Tiled after which a finished run gives up its worker."
+    )
+    worker_memory: NonNegativeInt = Field(
+        WORKER_MEMORY, description="MiB of memory above which a worker is replaced; 0: any."
+    )
+    worker_silence: PositiveFloat = Field(
+        DEFAULT_SILENCE, description="Seconds without an answer after which a worker is replaced."
+    )
     window: PositiveInt = Field(DEFAULT_WINDOW, description="Bytes a publisher may have under way unacknowledged.")
     max_array_size: int = Field(
         MAX_ARRAY_SIZE, ge=0, description="Arrays in events of up to this many numbers become list columns."
@@ -49,6 +95,30 @@ class Settings(BaseSettings):
     )
     poison_after: PositiveFloat = Field(
         POISON_AFTER, description="Seconds of nothing but 500 from a server that is well, before a run is quarantined."
+    )
+    late_audit: PositiveFloat = Field(
+        LATE_AUDIT_AFTER,
+        description="Seconds after which a run is compared with its journal again, if answers were lost.",
+    )
+    write_slots: PositiveInt = Field(WRITE_SLOTS, description="Requests at a time that write to Tiled; 1 for SQLite.")
+    headers: dict[str, SecretStr] = Field(
+        default_factory=dict, description="HTTP headers to send with every request to Tiled."
+    )
+    path_map: dict[str, str] = Field(
+        default_factory=dict, description="Where the Tiled server sees the directories of the acquisition host."
+    )
+    streams: StreamPatterns = Field(default_factory=StreamPatterns, description="Which streams are written.")
+    spec_to_mimetype: dict[str, str] = Field(
+        default_factory=dict, description="Mimetypes of old resources by their spec."
+    )
+    normalizer: str | None = Field(None, description="A subclass of RunNormalizer, as module:attribute.")
+    patches: dict[str, str] = Field(
+        default_factory=dict, description="Functions that correct documents, as module:attribute, by document name."
+    )
+    consolidators: dict[str, str] = Field(
+        default_factory=dict,
+        validate_default=True,
+        description="Subclasses of Consolidator, as module:attribute, by mimetype.",
     )
 
     @classmethod
@@ -72,24 +142,85 @@ class Settings(BaseSettings):
             values["log_level"] = values["log_level"].upper()
         return values
 
+    @field_validator("headers")
+    @classmethod
+    def _headers_can_be_sent(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, value in headers.items():
+            if not _HEADER_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of a header")
+            if name.lower() in _OWN_HEADERS:
+                raise ValueError(f"{name} is set by each request itself")
+            if not _HEADER_VALUE.fullmatch(value.get_secret_value()):
+                raise ValueError(f"the value of {name} is not printable ASCII without blanks at its ends")
+        return headers
+
+    @field_validator("path_map")
+    @classmethod
+    def _paths_are_absolute(cls, rules: dict[str, str]) -> dict[str, str]:
+        PathMap.of(rules)
+        return rules
+
+    @field_validator("normalizer")
+    @classmethod
+    def _normalizer_can_be_made(cls, normalizer: str | None) -> str | None:
+        Plugins(normalizer).make_normalizer({})
+        return normalizer
+
+    @field_validator("patches")
+    @classmethod
+    def _patches_exist(cls, patches: dict[str, str]) -> dict[str, str]:
+        load_patches(patches)
+        return patches
+
+    @field_validator("consolidators")
+    @classmethod
+    def _with_installed_consolidators(cls, consolidators: dict[str, str]) -> dict[str, str]:
+        load_consolidators(consolidators)
+        return {**installed_consolidators(except_for=consolidators), **consolidators}
+
     @model_validator(mode="after")
     def _one_server(self) -> Settings:
-        if (self.tiled is None) == (self.profile is None):
+        if self.needs_server and (self.tiled is None) == (self.profile is None):
             raise ValueError("give either --tiled URI or --profile NAME")
         self.listen = normalize_address(self.listen)
         return self
 
     def worker_options(self) -> WorkerOptions:
         """What every worker is told."""
+        headers = {name: value.get_secret_value() for name, value in self.headers.items()}
         return WorkerOptions(
-            TiledAddress(self.tiled, self.profile),
-            WritingOptions(self.max_array_size, self.quiet_period, self.poison_after),
+            TiledAddress(self.tiled, self.profile, headers),
+            self.writing_options(),
             LogOptions(self.log_level, self.log_format),
+            self.park_after,
+        )
+
+    def worker_limits(self) -> WorkerLimits:
+        """What the supervisor expects of a worker."""
+        return WorkerLimits(self.worker_memory * 2**20 or None, self.worker_silence)
+
+    def writing_options(self) -> WritingOptions:
+        """How runs are written."""
+        return WritingOptions(
+            self.max_array_size,
+            self.quiet_period,
+            self.poison_after,
+            self.late_audit,
+            self.write_slots,
+            self.spec_to_mimetype,
+            Plugins(self.normalizer, self.patches, self.consolidators),
+            StreamFilter(tuple(self.streams.include), tuple(self.streams.exclude)),
+            PathMap.of(self.path_map),
         )
 
 
-def load_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
-    """Settings from a YAML file, the environment and flags; later ones win.
+def load_settings(config: Path | None, flags: dict[str, Any], *, server: bool = True) -> Settings:
+    """Settings from a YAML file, the environment and flags; later ones win. Mappings are merged key by key.
+
+    Parameters
+    ----------
+    server
+        Whether it is an error if they do not say which Tiled to write to.
 
     Raises
     ------
@@ -99,5 +230,10 @@ def load_settings(config: Path | None, flags: dict[str, Any]) -> Settings:
 
     class FromFile(Settings):
         yaml_file: ClassVar[Path | None] = config
+        needs_server: ClassVar[bool] = server
 
-    return FromFile(**{name: value for name, value in flags.items() if value is not None})
+    try:
+        return FromFile(**{name: value for name, value in flags.items() if value is not None})
+    except SettingsError as error:  # a variable of the environment that should have been JSON
+        problem = PydanticCustomError("settings", "{problem}", {"problem": f"{error}, which has to be JSON"})
+        raise ValidationError.from_exception_data("Settings", [{"type": problem, "input": None}]) from error

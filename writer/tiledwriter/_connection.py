@@ -6,14 +6,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from contextlib import nullcontext
+from typing import Any, Final, NoReturn, Protocol
 from urllib.parse import quote
 
 import httpx
 import msgspec
 import tenacity
 
-from ._errors import Ambiguous, PoisonedOperation, Refused, ServerError, Stopped
+from ._errors import Ambiguous, PoisonedOperation, Refused, ServerError, Stopped, TiledUnavailable
+from ._turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +92,10 @@ def _detail(response: httpx.Response) -> str:
     return response.reason_phrase
 
 
+def _shortened(timeout: httpx.Timeout, limit: float) -> httpx.Timeout:
+    return httpx.Timeout(**{phase: min(seconds or limit, limit) for phase, seconds in timeout.as_dict().items()})
+
+
 def _seconds(header: str | None) -> float | None:
     try:
         seconds = float(header or "")
@@ -99,16 +105,35 @@ def _seconds(header: str | None) -> float | None:
 
 
 class _Wait(tenacity.wait.wait_base):
-    """Exponential backoff with jitter; a server that names a time gets it."""
+    """Exponential backoff with jitter; a server that names a time gets it, unless that is beyond our patience."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float | None = None) -> None:
+        self._patience = patience
+        self._max = _MAX_WAIT if patience is None else min(_MAX_WAIT, patience / 10)
         self._backoff = tenacity.wait_exponential(multiplier=0.2, max=_MAX_WAIT) + tenacity.wait_random(0, 0.2)
 
     def __call__(self, retry_state: tenacity.RetryCallState) -> float:
-        error = retry_state.outcome.exception() if retry_state.outcome else None
+        wait = min(self._max, self._backoff(retry_state))
+        error = _error_of(retry_state)
         if isinstance(error, NotProcessed) and error.retry_after is not None:
-            return error.retry_after
-        return min(_MAX_WAIT, self._backoff(retry_state))
+            wait = error.retry_after
+        if self._patience is None:
+            return wait
+        return min(wait, max(0.0, self._patience - (retry_state.seconds_since_start or 0.0)))
+
+
+class _OutOfPatience(tenacity.stop.stop_base):
+    """Ends trying after a time; at once where only a human could help."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+
+    def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
+        return isinstance(_error_of(retry_state), Paused) or (retry_state.seconds_since_start or 0.0) >= self._patience
+
+
+def _error_of(retry_state: tenacity.RetryCallState) -> BaseException | None:
+    return retry_state.outcome.exception() if retry_state.outcome else None
 
 
 class Connection:
@@ -122,6 +147,13 @@ class Connection:
         Ends all waiting when set.
     report
         Told of every retry: event name and details, for the run's history.
+    poison_after
+        Seconds; see `POISON_AFTER`.
+    turns
+        Waited for before each request that writes; None: no need to.
+    patience
+        Seconds after which a request that Tiled does not take is given up; None: never. Credentials that it does not
+        accept are then given up at once.
     """
 
     def __init__(
@@ -131,11 +163,16 @@ class Connection:
         report: Callable[..., None],
         *,
         poison_after: float = POISON_AFTER,
+        patience: float | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self._connect = connect
         self._stopping = stopping
         self._report = report
         self._poison_after = poison_after
+        self._patience = patience
+        self._turns = turns
+        self._timeout = TIMEOUT if patience is None else _shortened(TIMEOUT, patience)
         self._client: Client | None = None
         self._failing_since: dict[str, float] = {}
         self._reported: str | None = None
@@ -153,7 +190,7 @@ class Connection:
         content_type: str = "application/json",
         params: Mapping[str, Any] | None = None,
     ) -> httpx.Response:
-        """Send a request until it is carried out or refused, for ever if need be.
+        """Send a request until it is carried out or refused, for ever if need be and patience allows.
 
         Parameters
         ----------
@@ -172,18 +209,19 @@ class Connection:
             Not known if it was carried out, and `repeat` is False.
         PoisonedOperation
             The server is well, but keeps answering 500 to this.
+        TiledUnavailable
+            Patience has an end, and was at it.
         Stopped
             `stopping` was set while waiting.
         """
         body = msgspec.json.encode(json) if json is not None else content
         headers = {"Content-Type": content_type} if body is not None else {}
+        what = f"{method} {endpoint}/{path}"
 
         def once() -> httpx.Response:
             client = self._connected()
             url = f"{client.context.api_uri}{endpoint}/{_quoted([*client.path_parts, *path.split('/')])}"
-            return self._once(
-                f"{method} {endpoint}/{path}", client, method, url, content=body, headers=headers, params=params
-            )
+            return self._once(what, client, method, url, content=body, headers=headers, params=params)
 
         failures = 0
 
@@ -194,7 +232,7 @@ class Connection:
                 return False
             return isinstance(error, NotProcessed) or (repeat and isinstance(error, Ambiguous))
 
-        return self._persistently(once, again)
+        return self._persistently(what, once, again, failures_expected=tolerated_failures is not None)
 
     def healthy(self) -> bool:
         """Whether the server answers at all."""
@@ -210,13 +248,30 @@ class Connection:
         return False
 
     def _persistently(
-        self, once: Callable[[], httpx.Response], again: Callable[[BaseException], bool]
+        self,
+        what: str,
+        once: Callable[[], httpx.Response],
+        again: Callable[[BaseException], bool],
+        *,
+        failures_expected: bool,
     ) -> httpx.Response:
+        def give_up(retry_state: tenacity.RetryCallState) -> NoReturn:
+            error = _error_of(retry_state)
+            seconds = retry_state.seconds_since_start or 0.0
+            raise TiledUnavailable(f"Tiled has not done {what} in {seconds:.0f} s ({error}).") from error
+
+        def before_sleep(retry_state: tenacity.RetryCallState) -> None:
+            error = _error_of(retry_state)
+            if not (failures_expected and isinstance(error, ServerFailed)):
+                self._tell_of(error)
+
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(again),
-            wait=_Wait(),
+            stop=tenacity.stop_never if self._patience is None else _OutOfPatience(self._patience),
+            wait=_Wait(self._patience),
             sleep=self._sleep,
-            before_sleep=self._before_sleep,
+            before_sleep=before_sleep,
+            retry_error_callback=None if self._patience is None else give_up,
             reraise=True,
         )
         response: httpx.Response = retrying(once)
@@ -245,8 +300,12 @@ class Connection:
         return self._client
 
     def _once(self, what: str, client: Client, method: str, url: str, **arguments: Any) -> httpx.Response:
+        turns = None if method == "GET" else self._turns
         try:
-            response: httpx.Response = client.context.http_client.request(method, url, timeout=TIMEOUT, **arguments)
+            with nullcontext() if turns is None else turns.turn(self._stopping):
+                response: httpx.Response = client.context.http_client.request(
+                    method, url, timeout=self._timeout, **arguments
+                )
         except _NEVER_SENT as error:
             self._failing_since.pop(what, None)
             raise NotProcessed(f"{type(error).__name__}: {error}") from error
@@ -268,14 +327,14 @@ class Connection:
         elif time.monotonic() - since > self._poison_after:
             raise PoisonedOperation(what, f"500: {detail}, for {self._poison_after:.0f} s, while the server is well")
 
-    def _before_sleep(self, retry_state: tenacity.RetryCallState) -> None:
-        error = retry_state.outcome.exception() if retry_state.outcome else None
+    def _tell_of(self, error: BaseException | None) -> None:
         topic = type(error).__name__
         if topic == self._reported:
             return
         self._reported = topic
         level = logging.ERROR if isinstance(error, Paused) else logging.WARNING
-        log.log(level, "Tiled does not take requests (%s); trying again until it does.", error)
+        until = "until it does" if self._patience is None else f"for up to {self._patience:g} s"
+        log.log(level, "Tiled does not take requests (%s); trying again %s.", error, until)
         self._report("waiting", reason=str(error))
 
     def _recovered(self) -> None:

@@ -40,22 +40,55 @@ class NotOurs(OperationRefused):
     """Raised when a node that a run needs exists and belongs to something else."""
 
 
-class ColumnsRefused(OperationRefused):
+class FoldAgain(WriterError):
+    """Base of what makes it necessary to fold the run anew, from its first document."""
+
+
+class ColumnsTooNarrow(FoldAgain):
+    """Raised when values came that the columns planned for them do not take: `needed` has types that do."""
+
+    def __init__(self, needed: dict[tuple[str, str], str]) -> None:
+        super().__init__(", ".join(f"{stream}/{key}: {kind}" for (stream, key), kind in needed.items()))
+        self.needed = needed
+
+
+class ColumnsRefused(OperationRefused, FoldAgain):
     """Raised when the server's table storage has no list columns; small arrays then need nodes of their own."""
+
+
+class NodeRewound(FoldAgain):
+    """Raised when a node does not hold what was sent, and its rows are to be sent again: which, and what is wrong."""
+
+    def __init__(self, node: str, reason: str) -> None:
+        super().__init__(f"{node} {reason}; it is written anew.")
+        self.node = node
+        self.reason = reason
 
 
 class PoisonedOperation(OperationRefused):
     """Raised when Tiled keeps answering 500 to one operation while it is well otherwise."""
 
 
-class RowCountMismatch(ServerError):
-    """Raised when a table holds a number of rows that no append of ours explains."""
+class AuditFailed(ServerError):
+    """Raised when a node does not hold what was sent, however often it is written anew."""
 
-    def __init__(self, node: str, found: int, confirmed: int, intent: int | None) -> None:
-        expected = f"{confirmed}" if intent is None else f"{confirmed} or {intent}"
-        super().__init__(f"Table {node} holds {found} rows where {expected} are expected.")
+    def __init__(self, node: str, reason: str) -> None:
+        super().__init__(f"{node} {reason}, although it was written anew several times.")
         self.node = node
-        self.found = found
+
+
+class TiledUnavailable(ServerError):
+    """Raised when Tiled did not carry out a request for as long as somebody could wait."""
+
+
+class BackupUnreadable(WriterError):
+    """Raised when a file is no backup of runs: `path` and `line` say where, the message what to do."""
+
+    def __init__(self, path: object, line: int | None, problem: str) -> None:
+        place = f"{path}" if line is None else f"{path}, line {line}"
+        super().__init__(f"{place}: {problem}")
+        self.path = path
+        self.line = line
 
 
 class Stopped(WriterError):

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from datetime import date
 from typing import Any, Final
 
 import numpy
 
 MAX_INTEGER: Final = 2**53 - 1
-MAX_FLOAT: Final = 1.7976931348623157e308
+
+# PostgreSQL makes integers of floats without a fraction, and the server fails on integers of more than 64 bits.
+_TOO_LARGE: Final = 2.0**63
 
 
 def to_json(value: Any, note: Callable[[str], None], where: str = "") -> Any:
     """`value` with only dicts, lists, strings, finite numbers, booleans and None in it.
 
-    NaN becomes None, infinities the largest float, integers beyond 2**53 the largest integer that JSON readers agree
-    on; each is reported to `note` with its place. The exact values are in the journal.
+    NaN becomes None; infinities, floats from 2**63 on and integers beyond 2**53 become the largest integer that JSON
+    readers agree on. Each is reported to `note` with its place. The exact values are in the journal.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -40,12 +43,19 @@ def to_json(value: Any, note: Callable[[str], None], where: str = "") -> Any:
     if isinstance(value, bytes):
         note(f"{where}: {len(value)} bytes are stored as text.")
         return value.decode("utf-8", "backslashreplace")
+    if isinstance(value, date):
+        return value.isoformat()
+    if callable(dump := getattr(value, "model_dump", None)):
+        return to_json(dump(), note, where)
     note(f"{where}: a {type(value).__name__} is stored as text.")
     return str(value)
 
 
 def _text(value: str, note: Callable[[str], None], where: str) -> str:
     text = str.__str__(value)
+    if "\0" in text:
+        note(f"{where}: text with a zero byte, which PostgreSQL does not take, is stored escaped.")
+        text = text.replace("\0", "\\x00")
     if text.isascii():
         return text
     try:
@@ -65,8 +75,11 @@ def _integer(value: int, note: Callable[[str], None], where: str) -> int:
 
 
 def _float(value: float, note: Callable[[str], None], where: str) -> float | None:
-    if math.isfinite(value):
+    if math.isnan(value):
+        note(f"{where}: NaN cannot be carried by JSON; null is stored.")
+        return None
+    if abs(value) < _TOO_LARGE:
         return float(value)
-    stored = None if math.isnan(value) else math.copysign(MAX_FLOAT, value)
-    note(f"{where}: {value} cannot be carried by JSON; {stored} is stored.")
-    return stored
+    clipped = math.copysign(MAX_INTEGER, value)
+    note(f"{where}: {value} is beyond what Tiled keeps in metadata; {clipped:.0f} is stored.")
+    return clipped

@@ -312,6 +312,7 @@ class RunNormalizer:
             dataset = parameters.pop("dataset", "")
             parameters["dataset"] = parameters.pop("path", dataset)
         data_key = doc.get("data_key", "")
+        data_key = _RENAMED.get(data_key, data_key)
         return {"uid": doc["uid"], "data_key": data_key, "mimetype": mimetype, "uri": uri, "parameters": parameters}
 
     def _refer(self, reference: _Reference) -> None:

@@ -5,6 +5,7 @@ Paths are relative to the container that runs are written to, first the run's ui
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -139,6 +140,26 @@ class UpdateMetadata:
 
 
 @dataclass(frozen=True)
+class RemoveNode:
+    """Delete a node of ours, if there is one, whose data has found another place."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Make sure that a node's first dimension is `rows`, or a table has that many.
+
+    `columns` of a table are names with the digests of their values (see `ColumnDigest`), None where the values cannot
+    be compared. At least one, of which the rows are counted.
+    """
+
+    path: str
+    rows: int
+    columns: tuple[tuple[str, str | None], ...] = ()
+
+
+@dataclass(frozen=True)
 class CloseStream:
     """Tell those who follow a node live that nothing more comes."""
 
@@ -147,7 +168,31 @@ class CloseStream:
 
 Growth: TypeAlias = AppendRows | WriteArray | ExtendExternal
 Creation: TypeAlias = CreateContainer | CreateTable | CreateArray | RegisterExternal
-Operation: TypeAlias = Creation | Growth | OrderTable | UpdateMetadata | CloseStream
+Operation: TypeAlias = Creation | Growth | OrderTable | RemoveNode | Audit | UpdateMetadata | CloseStream
+
+
+class ColumnDigest:
+    """The digest of a column's values, as they are sent and as they are read back: numbers of 8 bytes."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+        self._comparable = True
+
+    def add(self, values: Sequence[Any], type_name: str) -> None:
+        """Go on with these values of an "int64" or "float64" column; a missing one cannot be compared."""
+        if not self._comparable or None in values:
+            self._comparable = False
+            return
+        self.add_bytes(numpy.asarray(values, "<i8" if type_name == "int64" else "<f8").tobytes())
+
+    def add_bytes(self, values: bytes) -> None:
+        """Go on with values as they are in memory."""
+        self._hash.update(values)
+
+    @property
+    def value(self) -> str | None:
+        """In hexadecimal digits; None if there was a value that cannot be compared."""
+        return self._hash.hexdigest() if self._comparable else None
 
 
 def describe_operation(operation: Operation) -> str:

@@ -9,7 +9,9 @@ from typing import Any, Final
 from ._consolidators import Consolidator, Patch, consolidator_for
 from ._errors import DocumentError
 from ._json import to_json
+from ._names import node_key
 from ._operations import (
+    Audit,
     CloseStream,
     CreateContainer,
     ExtendExternal,
@@ -48,15 +50,26 @@ class ExternalData:
         source = self.consolidator.data_source()
         return [ExtendExternal(self.path, told, self.told, source, patch.offset, patch.shape)]
 
+    def audit(self) -> Operation | None:
+        """How many frames Tiled was told of; nothing for files without a shape."""
+        shape = self.consolidator.data_source()["structure"].get("shape")
+        return Audit(self.path, shape[0]) if self.told and shape else None
+
 
 class Stream:
     """One stream: its data keys, internal data, and external data by key."""
 
-    def __init__(self, path: str, descriptor: Mapping[str, Any], internal: InternalData) -> None:
+    def __init__(
+        self,
+        path: str,
+        descriptor: Mapping[str, Any],
+        internal: InternalData,
+        external: dict[str, ExternalData],
+    ) -> None:
         self.path = path
         self.descriptor = descriptor
         self.internal = internal
-        self.external: dict[str, ExternalData] = {}
+        self.external = external
         self.updates: list[dict[str, Any]] = []
 
 
@@ -75,6 +88,8 @@ class RunWriter:
         `(stream, data key)` pairs whose NumPy type was derived from their JSON type; the normalizer keeps them.
     consolidators
         Consolidator classes by mimetype, in addition to those that come with this package.
+    column_types
+        Column types by `(stream, data key)` that an earlier attempt has shown to be needed, see `too_narrow`.
 
     Attributes
     ----------
@@ -88,11 +103,13 @@ class RunWriter:
         max_array_size: int = MAX_ARRAY_SIZE,
         guessed_types: Collection[tuple[str, str]] = frozenset(),
         consolidators: Mapping[str, type[Consolidator]] | None = None,
+        column_types: Mapping[tuple[str, str], str] | None = None,
     ) -> None:
         self.notes: list[str] = []
         self._max_array_size = max_array_size
         self._guessed_types = guessed_types
         self._consolidators = consolidators
+        self._column_types = column_types or {}
         self._path = ""
         self._access_tags: tuple[str, ...] | None = None
         self._streams: dict[str, Stream] = {}
@@ -136,7 +153,20 @@ class RunWriter:
 
     def abandon(self) -> list[Operation]:
         """Operations that end a run which has no stop document."""
-        return [*self.flush(), *self._close()]
+        return [*self.flush(), *self._audits(), *self._close()]
+
+    @property
+    def too_narrow(self) -> dict[tuple[str, str], str]:
+        """Types that table columns would need to hold all values flushed so far, by `(stream, data key)`.
+
+        Values that did not fit were left empty. Whoever has all documents can fold them anew with these as
+        `column_types`.
+        """
+        return {
+            (name, key): needed
+            for name, stream in self._streams.items()
+            for key, needed in stream.internal.too_narrow.items()
+        }
 
     def note(self, text: str) -> None:
         """Add to the notes, once."""
@@ -145,7 +175,7 @@ class RunWriter:
 
     def _start(self, document: Mapping[str, Any]) -> list[Operation]:
         start = dict(document)
-        self._path = start["uid"]
+        self._path = node_key(start["uid"])
         tags = start.pop("tiled_access_tags", None)
         self._access_tags = None if tags is None else tuple(tags)
         specs = tuple(_spec(spec) for spec in start.pop("tiled_specs", None) or ())
@@ -158,18 +188,30 @@ class RunWriter:
         metadata = to_json(metadata, self.note, f"descriptor {name!r}")
         if name in self._streams:
             return self._reconfigure(self._streams[name], document, metadata)
-        path = f"{self._path}/{name}"
+        path = f"{self._path}/{self._free_key(name)}"
+        external: dict[str, ExternalData] = {}
         internal = InternalData(
             path,
             document["data_keys"],
             guessed={key for stream, key in self._guessed_types if stream == name},
             max_array_size=self._max_array_size,
+            column_types={key: kind for (stream, key), kind in self._column_types.items() if stream == name},
+            external=external.keys(),
             access_tags=self._access_tags,
             note=self.note,
         )
-        stream = Stream(path, document, internal)
+        stream = Stream(path, document, internal, external)
         self._streams[name] = self._stream_of[document["uid"]] = stream
         return [CreateContainer(path, metadata, STREAM_SPECS, self._access_tags, ("uid",))]
+
+    def _free_key(self, stream: str) -> str:
+        """The key of a stream's node: its name, if Tiled takes that and no other stream has it."""
+        key = node_key(stream)
+        while any(other.path == f"{self._path}/{key}" for other in self._streams.values()):
+            key += "_"
+        if key != stream:
+            self.note(f"Stream {stream!r} is stored as {key!r}, as Tiled does not take that name here.")
+        return key
 
     def _reconfigure(self, stream: Stream, document: Mapping[str, Any], metadata: dict[str, Any]) -> list[Operation]:
         """A further descriptor of a stream tells that its configuration has changed."""
@@ -202,12 +244,13 @@ class RunWriter:
     def _register(self, stream: Stream, resource: Mapping[str, Any]) -> tuple[ExternalData, list[Operation]]:
         key = resource["data_key"]
         consolidator = consolidator_for(resource, stream.descriptor, self._consolidators)
-        external = ExternalData(f"{stream.path}/{key}", consolidator, {resource["uid"]})
+        name = stream.internal.free_node_key(key)
+        external = ExternalData(f"{stream.path}/{name}", consolidator, {resource["uid"]})
         stream.external[key] = external
         return external, [RegisterExternal(external.path, consolidator.data_source(), {}, self._access_tags)]
 
     def _stop(self, document: Mapping[str, Any]) -> list[Operation]:
-        operations = self.flush()
+        operations = [*self.flush(), *self._audits()]
         for stream in self._streams.values():
             stream.internal.report()
             for external in stream.external.values():
@@ -221,11 +264,18 @@ class RunWriter:
             metadata["notes"] = list(self.notes)
         return [*operations, UpdateMetadata(self._path, metadata), *self._close()]
 
+    def _audits(self) -> list[Operation]:
+        return [
+            audit
+            for stream in self._streams.values()
+            for audit in [*stream.internal.audits(), *(external.audit() for external in stream.external.values())]
+            if audit is not None
+        ]
+
     def _close(self) -> list[Operation]:
         paths: list[str] = []
         for stream in self._streams.values():
-            paths += [array.path for array in stream.internal.arrays.values()]
-            paths += [stream.internal.path] if stream.internal.started else []
+            paths += stream.internal.paths
             paths += [external.path for external in stream.external.values()]
             paths.append(stream.path)
         return [CloseStream(path) for path in [*paths, self._path]]

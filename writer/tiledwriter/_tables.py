@@ -1,20 +1,37 @@
-"""The internal data of one stream: a table for what fits columns, an array node for each key that does not."""
+"""The internal data of one stream: tables for what fits columns, an array node for each key that does not."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-import numpy
-
-from ._columns import dtype_kind, fit, list_type, scalar_type
+from ._arrays import InternalArray, as_array, declared_shape, declared_type, element_type, takes_lists
+from ._columns import arrow_size, exceeds_float, fit, list_type, scalar_type, wider
 from ._json import to_json
-from ._operations import AppendRows, Column, CreateArray, CreateTable, Operation, OrderTable, WriteArray
+from ._names import TIMESTAMP, column_name, node_key
+from ._operations import (
+    AppendRows,
+    Audit,
+    Column,
+    ColumnDigest,
+    CreateArray,
+    CreateTable,
+    Operation,
+    OrderTable,
+    RemoveNode,
+    WriteArray,
+)
 
 TABLE_KEY: Final = "internal"
+MAX_COLUMNS: Final = 1024
+MAX_ROW_BYTES: Final = 7_900
+"""PostgreSQL keeps a row in one page of 8 KiB; text and lists can be kept outside, for 20 bytes in the row."""
+
+_FURTHER_TABLE: Final = re.compile(rf"{TABLE_KEY}_\d+(_row)?")
 _BY_SEQ_NUM: Final = ("seq_num", "time")
 _BY_TIME: Final = ("time", "seq_num")
 
@@ -43,61 +60,69 @@ class RowOrder:
 
 @dataclass(frozen=True)
 class Cell:
-    """Where a column's values come from: a data key's value, that value as JSON text, or its timestamp."""
+    """Where a column's values come from.
 
-    key: str
-    type: str
-    kind: Literal["value", "text", "timestamp"] = "value"
+    `kind` says which part of an event: its sequence number or time, a data key's value, that value as JSON text, or
+    the value's timestamp; "row" is the number of the event in its stream, from 0.
+    """
 
-    @property
-    def name(self) -> str:
-        return f"ts_{self.key}" if self.kind == "timestamp" else self.key
+    column: Column
+    kind: Literal["seq_num", "time", "row", "value", "text", "timestamp"]
+    key: str = ""
 
-    def pick(self, data: Mapping[str, Any], timestamps: Mapping[str, Any]) -> Any:
-        if self.kind == "timestamp":
-            return timestamps.get(self.key)
-        value = data.get(self.key)
-        return value if self.kind == "value" else json.dumps(to_json(value, _ignore))
+    def pick(self, event: Mapping[str, Any], row: int) -> Any:
+        kind = self.kind
+        if kind == "value":
+            return event["data"].get(self.key)
+        if kind == "timestamp":
+            return event["timestamps"].get(self.key)
+        if kind == "text":
+            value = event["data"].get(self.key)
+            return None if value is None else json.dumps(to_json(value, _ignore))
+        return row if kind == "row" else event[kind]
 
 
 @dataclass
-class InternalArray:
-    """One data key's values, an array each, as rows of one array node."""
+class InternalTable:
+    """One table of a stream: its columns, and the rows that are not flushed yet."""
 
-    key: str
     path: str
-    shape: tuple[int, ...]
-    dtype: numpy.dtype[Any]
-    dims: tuple[str, ...]
-    pending: list[Any] = field(default_factory=list)
-    written: int = 0
+    order: tuple[str, ...]
+    cells: list[Cell] = field(default_factory=list)
+    values: list[list[Any]] = field(default_factory=list)
+    rows: int = 0
     created: bool = False
+    digests: dict[str, ColumnDigest] = field(default_factory=dict)
+    _bytes: int = 0
+    _names: set[str] = field(default_factory=set)
 
-    def take(self) -> tuple[numpy.ndarray[Any, Any], int]:
-        """The pending rows as one array, and how many of them had another shape or type than the first row."""
-        rows = numpy.zeros((len(self.pending), *self.shape), self.dtype)
-        misfits = 0
-        for row, value in zip(rows, self.pending, strict=True):
-            misfits += not self._place(row, value)
-        self.pending = []
-        return rows, misfits
+    def has_room(self, cells: Sequence[Cell]) -> bool:
+        """Whether further columns go into the table: Tiled takes names for one that differ in case only."""
+        return (
+            len(self.cells) + len(cells) <= MAX_COLUMNS
+            and self._bytes + _bytes(cells) <= MAX_ROW_BYTES
+            and self._names.isdisjoint(cell.column.name.lower() for cell in cells)
+        )
 
-    def _place(self, row: numpy.ndarray[Any, Any], value: Any) -> bool:
-        try:
-            array = numpy.asarray(value)
-            if array.shape == self.shape:
-                row[...] = array
-                return bool(
-                    numpy.array_equal(row, array, equal_nan=self.dtype.kind in "fc" and array.dtype.kind in "fc")
-                )
-            if self.dtype.kind in "fc":
-                row[...] = numpy.nan
-            if array.ndim == len(self.shape):
-                overlap = tuple(slice(0, min(a, b)) for a, b in zip(array.shape, self.shape, strict=True))
-                row[overlap] = array[overlap]
-        except (ValueError, TypeError):
-            pass
-        return False
+    def extend(self, cells: Sequence[Cell]) -> None:
+        """Add columns, before there are rows."""
+        self.cells += cells
+        self.values += [[] for _ in cells]
+        self._bytes += _bytes(cells)
+        self._names |= {cell.column.name.lower() for cell in cells}
+        self.digests |= {cell.column.name: ColumnDigest() for cell in cells if cell.kind in ("seq_num", "time", "row")}
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        """Take in one event document."""
+        row = self.rows + len(self.values[0])
+        for values, cell in zip(self.values, self.cells, strict=True):
+            values.append(cell.pick(event, row))
+
+    def take(self) -> list[list[Any]]:
+        """The rows since the last time, column by column."""
+        values, self.values = self.values, [[] for _ in self.cells]
+        self.rows += len(values[0])
+        return values
 
 
 class InternalData:
@@ -112,7 +137,16 @@ class InternalData:
     guessed
         Data keys whose NumPy type was derived from their JSON type.
     max_array_size
-        Arrays of up to this many numbers become list columns of the table.
+        Arrays of up to this many numbers become list columns of the table; with 0 there are none, with -1 all do.
+    column_types
+        Types of columns that turned out to need another one than planned, by data key.
+    external
+        Data keys that have nodes of their own for external files.
+
+    Attributes
+    ----------
+    too_narrow
+        Types that columns would need for the values that were flushed so far, by data key.
     """
 
     def __init__(
@@ -120,120 +154,216 @@ class InternalData:
         path: str,
         data_keys: Mapping[str, Mapping[str, Any]],
         *,
-        guessed: Collection[str],
+        guessed: Collection[str] = (),
         max_array_size: int,
-        access_tags: tuple[str, ...] | None,
+        column_types: Mapping[str, str] | None = None,
+        external: Collection[str] = (),
+        access_tags: tuple[str, ...] | None = None,
         note: Callable[[str], None],
     ) -> None:
-        self.path = f"{path}/{TABLE_KEY}"
         self.arrays: dict[str, InternalArray] = {}
-        self._parent = path
+        self.tables: list[InternalTable] = []
+        self.too_narrow: dict[str, str] = {}
+        self._path = path
+        self._stream_name = f"Stream {path.rpartition('/')[2]!r}"
         self._data_keys = data_keys
         self._guessed = guessed
         self._max_array_size = max_array_size
+        self._column_types = column_types or {}
+        self._external = external
         self._access_tags = access_tags
         self._note = note
-        self._columns: tuple[Column, ...] = ()
-        self._values: list[list[Any]] = []
-        self._cells: list[Cell] = []
         self._keys: frozenset[str] = frozenset()
+        self._names: set[str] = set()
+        self._replaced: list[str] = []  # array nodes of an earlier attempt, whose data is in columns now
         self._unknown: set[str] = set()
         self._misfits: dict[str, int] = {}
+        self._exact: set[str] = set()  # keys of columns with integers that no wider type holds
         self._order = RowOrder()
-        self._order_now = self._order.columns
-        self._rows = 0
-        self._created = False
         self._dim_names: dict[int, str] = {}
 
     @property
-    def started(self) -> bool:
-        """Whether there was an event."""
-        return bool(self._columns)
+    def paths(self) -> list[str]:
+        """Of all nodes that there are."""
+        return [array.path for array in self.arrays.values()] + [table.path for table in self.tables]
+
+    def free_node_key(self, key: str) -> str:
+        """The key of a node for a data key's external files: its name, unless something else in the stream has it."""
+        name = node_key(key)
+        taken = self._names - {name} if key not in self._keys else self._names
+        while name in taken | {TABLE_KEY} or _FURTHER_TABLE.fullmatch(name):
+            name += "_"
+        self._note_name(key, name)
+        return name
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Take in one event document."""
-        data, timestamps = event["data"], event["timestamps"]
-        if not self._columns:
+        data = event["data"]
+        if not self.tables:
             self._plan(data)
-        row = [event["seq_num"], event["time"], *(cell.pick(data, timestamps) for cell in self._cells)]
-        for values, value in zip(self._values, row, strict=True):
-            values.append(value)
+        for table in self.tables:
+            table.add(event)
         for key, array in self.arrays.items():
             array.pending.append(data.get(key))
         self._order.add(event["seq_num"], event["time"])
-        if data.keys() != self._keys:
+        if not data.keys() <= self._keys:
             self._unknown.update(data.keys() - self._keys)
 
     def flush(self) -> list[Operation]:
         """Operations for the events since the last flush."""
         operations = [operation for array in self.arrays.values() for operation in self._flush_array(array)]
-        if self._values and self._values[0]:
-            operations += self._flush_table()
+        for table in self.tables:
+            if table.values[0]:
+                operations += self._flush_table(table)
+        operations += [RemoveNode(path) for path in self._replaced]
+        self._replaced = []
+        if self.tables and self._order.columns != self.tables[0].order:
+            self.tables[0].order = self._order.columns
+            operations.append(OrderTable(self.tables[0].path, self._order.columns))
         return operations
+
+    def audits(self) -> list[Operation]:
+        """What everything flushed so far amounts to."""
+        operations: list[Operation] = []
+        for table in self.tables:
+            columns = [(name, digest.value if table.order else None) for name, digest in table.digests.items()]
+            operations.append(Audit(table.path, table.rows, tuple(columns)))
+        return operations + [Audit(array.path, array.written) for array in self.arrays.values() if array.created]
 
     def report(self) -> None:
         """Note what could not be represented."""
         for key, count in sorted(self._misfits.items()):
-            self._note(f"{self._parent_name}: {count} values of {key!r} do not fit its declared type; see the journal.")
+            self._note(
+                f"{self._stream_name}: {count} values of {key!r} do not fit its type and are not here as they were."
+            )
         for key in sorted(self._unknown):
-            self._note(f"{self._parent_name}: {key!r} is not in the first event and was left out; see the journal.")
-        if not self._order_now:
-            self._note(f"{self._parent_name}: sequence numbers and times both run backwards; rows may be out of order.")
+            self._note(
+                f"{self._stream_name}: {key!r} is neither declared nor in the first event; its data is not here."
+            )
+        if not self._order.columns:
+            self._note(f"{self._stream_name}: sequence numbers and times both run backwards; rows may be out of order.")
 
-    @property
-    def _parent_name(self) -> str:
-        return f"Stream {self._parent.rpartition('/')[2]!r}"
+    # Where each data key goes, by the descriptor and the first event
 
     def _plan(self, data: Mapping[str, Any]) -> None:
-        """Decide by the descriptor and the first event where each data key goes."""
-        self._keys = frozenset(data)
-        for key, value in data.items():
-            data_key = self._data_keys.get(key, {})
-            if data_key.get("dtype") != "array" and "external" not in data_key:
-                self._cells.append(Cell(key, scalar_type(data_key, guessed=key in self._guessed)))
-            else:
-                self._cells += self._plan_array(key, data_key, value)
-        self._cells += [Cell(key, "float64", "timestamp") for key in data]
-        taken = {"seq_num", "time"}
-        named = [Column(self._free_name(cell.name, taken), cell.type) for cell in self._cells]
-        self._columns = (Column("seq_num", "int64"), Column("time", "float64"), *named)
-        self._values = [[] for _ in self._columns]
+        declared = [key for key, data_key in self._data_keys.items() if "external" not in data_key]
+        keys = [key for key in dict.fromkeys([*declared, *data]) if key in data or key not in self._external]
+        self._keys = frozenset(keys)
+        externals = {key for key, data_key in self._data_keys.items() if "external" in data_key} | set(self._external)
+        self._names = {TABLE_KEY, "seq_num", "time", *(node_key(key) for key in externals - data.keys())}
+        self._new_table(Cell(Column("seq_num", "int64"), "seq_num"), Cell(Column("time", "float64"), "time"))
+        for key in sorted(keys, key=lambda key: key.startswith(TIMESTAMP)):
+            self._place(key, data.get(key))
+        for table in self.tables:
+            table.cells.sort(key=lambda cell: cell.kind == "timestamp")
 
-    def _free_name(self, name: str, taken: set[str]) -> str:
-        """Tiled takes names for one that differ in case only; the later one is changed."""
-        free = name
-        while free.lower() in taken:
-            free += "_"
-        taken.add(free.lower())
-        if free != name:
-            self._note(f"{self._parent_name}: {name!r} is stored as {free!r}, because there is another of that name.")
-        return free
+    def _new_table(self, *cells: Cell) -> None:
+        number = len(self.tables)
+        path = f"{self._path}/{TABLE_KEY}" + (f"_{number}" if number else "")
+        table = InternalTable(path, _BY_SEQ_NUM if number == 0 else (cells[0].column.name,))
+        table.extend(cells)
+        self.tables.append(table)
 
-    def _plan_array(self, key: str, data_key: Mapping[str, Any], value: Any) -> list[Cell]:
-        array = _numeric(value)
-        if array is None or array.size == 0 or None in (data_key.get("shape") or ()):
-            self._note(f"{self._parent_name}: {key!r} is no array of numbers of one shape; it is stored as JSON text.")
-            return [Cell(key, "string", "text")]
-        if 0 <= array.size <= self._max_array_size and array.ndim == 1:
-            return [Cell(key, list_type(data_key if dtype_kind(data_key) else {"dtype_numpy": array.dtype.str}))]
-        dtype = (
-            numpy.dtype(data_key["dtype_numpy"]) if dtype_kind(data_key) in ("b", "i", "u", "f", "c") else array.dtype
+    def _place(self, key: str, value: Any) -> None:
+        """Find a place for one data key: columns for value and timestamp, or an array node and a column."""
+        cell = self._value_cell(key, value)
+        name = self._free_name(key, as_column=cell is not None)
+        cells = [Cell(Column(f"{TIMESTAMP}{column_name(name)}", "float64"), "timestamp", key)]
+        if cell is not None:
+            cells.insert(0, Cell(Column(name, cell[0]), cell[1], key))
+        else:
+            self.arrays[key].path = f"{self._path}/{name}"
+        self._names |= {name, cells[-1].column.name}
+        for table in self.tables:
+            if table.has_room(cells):
+                table.extend(cells)
+                return
+        self._new_table(Cell(Column(f"{TABLE_KEY}_{len(self.tables)}_row", "int64"), "row"), *cells)
+
+    def _free_name(self, key: str, *, as_column: bool) -> str:
+        """The data key, or the nearest name that Tiled takes and that nothing else in the stream's node has."""
+        name = column_name(key) if as_column else node_key(key)
+        while not self._is_free(name) or not self._is_free(f"{TIMESTAMP}{column_name(name)}"):
+            name += "_"
+        self._note_name(key, name)
+        return name
+
+    def _is_free(self, name: str) -> bool:
+        return name not in self._names and not _FURTHER_TABLE.fullmatch(name)
+
+    def _note_name(self, key: str, name: str) -> None:
+        if name != key:
+            self._note(f"{self._stream_name}: {key!r} is stored as {name!r}, as Tiled does not take that name here.")
+
+    def _value_cell(self, key: str, value: Any) -> tuple[str, Literal["value", "text"]] | None:
+        """Type and kind of the column for a key's values; None if they go to an array node."""
+        data_key = self._data_keys.get(key, {})
+        is_array = data_key.get("dtype") == "array"
+        if isinstance(value, Mapping) or hasattr(value, "model_dump"):
+            return "string", "text"
+        if is_array if value is None else _is_sequence(value):
+            return self._plan_array(key, data_key, value)
+        declared = {"dtype": "number"} if is_array else data_key
+        return self._column_types.get(key) or scalar_type(declared, value, guessed=key in self._guessed), "value"
+
+    def _plan_array(
+        self, key: str, data_key: Mapping[str, Any], value: Any
+    ) -> tuple[str, Literal["value", "text"]] | None:
+        if key in self._column_types:
+            return self._planned_column(key)
+        first = None if value is None else as_array(value, declared_type(data_key))
+        shape = declared_shape(data_key) if first is None else first.shape
+        if None in (data_key.get("shape") or ()) or (first is not None and first.size == 0):
+            shape = None  # it varies
+        dtype = element_type(
+            data_key, first if first is not None and first.size else None, guessed=key in self._guessed
         )
-        dtype = numpy.result_type(dtype, array.dtype) if key in self._guessed else dtype
-        dims = ("time", *(self._dim_name(size) for size in array.shape))
-        node = self._free_name(key, {TABLE_KEY})
-        self.arrays[key] = InternalArray(key, f"{self._parent}/{node}", array.shape, dtype, dims)
-        return []
+        readable = value is None or first is not None
+        if readable and self._max_array_size and takes_lists(dtype):
+            flat = len(data_key.get("shape") or (0,)) == 1 and (first is None or first.ndim == 1)
+            if self._is_short(shape) or (shape is None and flat):
+                return list_type({"dtype_numpy": dtype.str}, first), "value"
+        if shape is None or not readable:
+            self._note_text(key)
+            return "string", "text"
+        dims = ("time", *(self._dim_name(size) for size in shape))
+        self.arrays[key] = InternalArray(key, "", shape, dtype, dims)
+        self._note(f"{self._stream_name}: {key!r} is stored as an array of its own.")
+        return None
+
+    def _planned_column(self, key: str) -> tuple[str, Literal["value", "text"]]:
+        """The column that a key's arrays have turned out to need, perhaps instead of a node that is there."""
+        self._replaced.append(f"{self._path}/{self._free_name(key, as_column=False)}")
+        if self._column_types[key] != "text" and self._max_array_size:
+            return self._column_types[key], "value"
+        self._note_text(key)
+        return "string", "text"
+
+    def _note_text(self, key: str) -> None:
+        self._note(f"{self._stream_name}: {key!r} has no arrays of one shape and type; they are stored as JSON.")
+
+    def _is_short(self, shape: tuple[int, ...] | None) -> bool:
+        """Whether an array of this shape is for a list column."""
+        if shape is None or len(shape) != 1:
+            return False
+        return self._max_array_size < 0 or shape[0] <= self._max_array_size
 
     def _dim_name(self, size: int) -> str:
         """One name per size, so that dimensions of equal size align when the stream is read as a data set."""
         return self._dim_names.setdefault(size, f"dim_int_{len(self._dim_names) + 1}")
 
+    # Operations
+
     def _flush_array(self, array: InternalArray) -> list[Operation]:
         if not array.pending:
             return []
         rows, misfits = array.take()
-        self._count_misfits(array.key, misfits)
+        self._count_misfits(array.key, len(misfits))
+        for value in misfits:
+            needed = array.column_for(value, lists=self._max_array_size != 0)
+            if needed is not None:
+                self.too_narrow[array.key] = needed
+                break
         operations: list[Operation] = []
         if not array.created:
             array.created = True
@@ -243,48 +373,58 @@ class InternalData:
                     array.path, array.dtype.str, array.shape, len(rows), array.dims, metadata, self._access_tags
                 )
             )
-            self._note(f"{self._parent_name}: {array.key!r} is stored as an array of its own.")
         operations.append(WriteArray(array.path, array.written, rows))
         array.written += len(rows)
         return operations
 
-    def _flush_table(self) -> list[Operation]:
+    def _flush_table(self, table: InternalTable) -> list[Operation]:
+        columns = tuple(cell.column for cell in table.cells)
         operations: list[Operation] = []
-        if not self._created:
-            self._created = True
-            keys = [cell.key for cell in self._cells if cell.kind != "timestamp" and cell.key in self._data_keys]
+        if not table.created:
+            table.created = True
+            keys = [cell.key for cell in table.cells if cell.kind in ("value", "text") and cell.key in self._data_keys]
             metadata = {key: self._metadata_of(key) for key in keys}
-            operations.append(CreateTable(self.path, self._columns, self._order_now, metadata, self._access_tags))
-        fitted = [self._fitted(column, values) for column, values in zip(self._columns, self._values, strict=True)]
-        operations.append(AppendRows(self.path, self._rows, self._columns, tuple(fitted)))
-        self._rows += len(self._values[0])
-        self._values = [[] for _ in self._columns]
-        if self._order.columns != self._order_now:
-            self._order_now = self._order.columns
-            operations.append(OrderTable(self.path, self._order_now))
+            operations.append(CreateTable(table.path, columns, table.order, metadata, self._access_tags))
+        first = table.rows
+        values = [self._fitted(cell, items) for cell, items in zip(table.cells, table.take(), strict=True)]
+        for cell, items in zip(table.cells, values, strict=True):
+            if cell.column.name in table.digests:
+                table.digests[cell.column.name].add(items, cell.column.type)
+        operations.append(AppendRows(table.path, first, columns, tuple(values)))
         return operations
 
-    def _fitted(self, column: Column, values: Sequence[Any]) -> Sequence[Any]:
-        fitted, misfits = fit(values, column.type)
-        self._count_misfits(column.name, len(misfits))
+    def _fitted(self, cell: Cell, values: Sequence[Any]) -> Sequence[Any]:
+        fitted, misfits = fit(values, cell.column.type)
+        if cell.kind == "value":
+            for misfit in misfits:
+                needed = wider(cell.column.type, values[misfit])
+                if needed is not None:
+                    if not self._exceeds_float(cell, fitted[:misfit]):
+                        self.too_narrow[cell.key] = needed
+                    break
+            if self._exceeds_float(cell, fitted):
+                self._exact.add(cell.key)
+        self._count_misfits(cell.key or cell.column.name, len(misfits))
         return fitted
+
+    def _exceeds_float(self, cell: Cell, values: Sequence[Any]) -> bool:
+        return cell.column.type == "int64" and (cell.key in self._exact or exceeds_float(values))
 
     def _count_misfits(self, key: str, count: int) -> None:
         if count:
             self._misfits[key] = self._misfits.get(key, 0) + count
 
     def _metadata_of(self, key: str) -> dict[str, Any]:
-        metadata = to_json(self._data_keys.get(key, {}), self._note, f"{self._parent_name}.data_keys.{key}")
+        metadata = to_json(self._data_keys.get(key, {}), self._note, f"{self._stream_name}.data_keys.{key}")
         return dict(metadata)
 
 
-def _numeric(value: Any) -> numpy.ndarray[Any, Any] | None:
-    """`value` as an array of numbers, None if it is none."""
-    try:
-        array = numpy.asarray(value)
-    except ValueError:
-        return None
-    return array if array.dtype.kind in "biufc" and array.ndim > 0 else None
+def _bytes(cells: Sequence[Cell]) -> int:
+    return sum(arrow_size(cell.column.type) for cell in cells)
+
+
+def _is_sequence(value: Any) -> bool:
+    return not isinstance(value, str | bytes) and hasattr(value, "__len__") and getattr(value, "ndim", 1) != 0
 
 
 def _ignore(_: str) -> None:

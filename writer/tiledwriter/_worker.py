@@ -14,20 +14,21 @@ import signal
 import socket
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
 from typing import Any, Final
 
 import zmq
 
 from tiledbroker import Journal, JournalInvalid
 from tiledbroker import _messages as messages
+from tiledbroker._crash_points import crash_point
 from tiledbroker._limited import LimitedLog
 from tiledbroker._runs import WorkerTask
 
 from ._connection import Client
 from ._logging import LogOptions
+from ._processes import Processes
 from ._writing import FAILED, RunWriting, WritingOptions
 
 log = logging.getLogger(__name__)
@@ -37,15 +38,20 @@ MAX_TAKEN: Final = 32 * 2**20
 DISK_PAUSE: Final = 1.0
 STOP_TIMEOUT: Final = 5.0
 ORPHAN_TIMEOUT: Final = 1.0
+PARK_AFTER: Final = 10.0
 ORPHANED: Final = 3  # exit code
 
 
 @dataclass(frozen=True)
 class TiledAddress:
-    """Which Tiled to write to: a URI, or a profile of Tiled's client. Credentials as Tiled's client takes them."""
+    """Which Tiled to write to: a URI, or a profile of Tiled's client. Credentials as Tiled's client takes them.
+
+    `headers` go with every request, besides those of the profile; they may be secrets, and are not shown.
+    """
 
     uri: str | None = None
     profile: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def connect(self) -> Client:
         """A container client; fails at once where Tiled's own client would try again for long."""
@@ -53,19 +59,37 @@ class TiledAddress:
         import tiled.client.utils
 
         tiled.client.utils.TILED_RETRY_ATTEMPTS = 1
+        # The client changes the dict that it is given.
+        headers = {"headers": {**self._profile_headers(), **self.headers}} if self.headers else {}
         client: Client = (
-            tiled.client.from_uri(self.uri) if self.uri is not None else tiled.client.from_profile(self.profile)
+            tiled.client.from_uri(self.uri, **headers)
+            if self.uri is not None
+            else tiled.client.from_profile(self.profile, **headers)
         )
         return client
+
+    def _profile_headers(self) -> dict[str, str]:
+        """Headers of the profile that are not given here: what is given to the client takes the place of all."""
+        from tiled.profiles import load_profiles
+
+        if self.profile is None:
+            return {}
+        _, content = load_profiles().get(self.profile, (None, {}))
+        given = {name.lower() for name in self.headers}
+        return {name: value for name, value in (content.get("headers") or {}).items() if name.lower() not in given}
 
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """Everything about a worker that does not depend on its run."""
+    """Everything about a worker that does not depend on its run.
+
+    `park_after` is for how many seconds it waits for Tiled when there is nothing else to do.
+    """
 
     tiled: TiledAddress
     writing: WritingOptions = field(default_factory=WritingOptions)
     logging: LogOptions = field(default_factory=LogOptions)
+    park_after: float = PARK_AFTER
 
 
 def run_worker(task: WorkerTask, *, options: WorkerOptions) -> None:
@@ -84,6 +108,7 @@ class Worker:
         self._task = task
         self._connect: Callable[[], Client] = options.tiled.connect
         self._options = options.writing
+        self._park_after = options.park_after
         self._outbox: queue.SimpleQueue[messages.Message] = queue.SimpleQueue()
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_sender.setblocking(False)
@@ -94,45 +119,75 @@ class Worker:
         self._limited = LimitedLog(log)
 
     def run(self) -> None:
-        """Work until the run is complete, or the supervisor says stop, or is gone."""
-        with self._open_journal() as journal:
-            self._journal = journal
-            self._writing = RunWriting(
-                journal,
-                self._connect,
-                self._options,
-                drain=self._task.drain,
-                on_progress=self._on_progress,
-                on_end=self._on_end,
-            )
-            context = zmq.Context()
-            self._mailbox = context.socket(zmq.DEALER)
-            self._mailbox.setsockopt(zmq.ROUTING_ID, self._task.token)
-            self._mailbox.setsockopt(zmq.RCVHWM, 0)  # bounded by the publisher's window
-            self._mailbox.setsockopt(zmq.SNDHWM, 0)  # a few bytes each, and never to be waited for
-            self._mailbox.connect(self._task.mailbox)
-            try:
+        """Work until the run is complete or parked, or the supervisor says stop, or is gone."""
+        context = zmq.Context()
+        self._mailbox = context.socket(zmq.DEALER)
+        self._mailbox.setsockopt(zmq.ROUTING_ID, self._task.token)
+        self._mailbox.setsockopt(zmq.RCVHWM, 0)  # bounded by the publisher's window
+        self._mailbox.setsockopt(zmq.SNDHWM, 0)  # a few bytes each, and never to be waited for
+        self._mailbox.connect(self._task.mailbox)
+        try:
+            journal = self._open_journal()
+            if journal is None:
+                return
+            with journal:
+                self._journal = journal
+                self._writing = RunWriting(
+                    journal,
+                    self._connect,
+                    self._options,
+                    drain=self._task.drain,
+                    on_progress=self._on_progress,
+                    on_end=self._on_end,
+                )
                 self._serve()
-            finally:
-                context.destroy(linger=500)
+        finally:
+            context.destroy(linger=500)
 
-    def _open_journal(self) -> Journal:
-        """The run's journal; on a disk that is full, as soon as there is space."""
+    def _open_journal(self) -> Journal | None:
+        """The run's journal; on a disk that is full, as soon as there is space. None if told to end before that."""
         while True:
             try:
                 journal = Journal(self._task.journal, "create", run_uid=self._task.run_uid, lock_timeout=LOCK_TIMEOUT)
+                crash_point("worker: journal made")
                 try:
-                    journal.note("worker started", pid=os.getpid(), documents=journal.length)
+                    self._sign(journal)
                 except BaseException:
                     journal.close()
                     raise
             except (sqlite3.OperationalError, OSError) as error:
                 self._limited.log(logging.ERROR, "disk", "%s cannot be written: %s", self._task.journal, error)
-                supervisor = multiprocessing.parent_process()
-                if supervisor is not None and wait([supervisor.sentinel], DISK_PAUSE):
-                    os._exit(ORPHANED)
+                if self._told_to_end(DISK_PAUSE):
+                    return None
             else:
                 return journal
+
+    def _sign(self, journal: Journal) -> None:
+        """Note who writes the journal: should this process hang when its supervisor is gone, the next one ends it."""
+        with journal.atomic():
+            if self._task.order and journal.get("arrived") is None:
+                journal.set("arrived", self._task.order)
+            journal.set("worker", Processes().identity(os.getpid()))
+            journal.note("worker started", pid=os.getpid(), documents=journal.length)
+
+    def _told_to_end(self, timeout: float) -> bool:
+        """Wait, without a journal to store documents in; none are sent before this worker says that it is ready."""
+        supervisor = multiprocessing.parent_process()
+        poller = zmq.Poller()
+        poller.register(self._mailbox, zmq.POLLIN)
+        if supervisor is not None:
+            poller.register(supervisor.sentinel, zmq.POLLIN)
+        deadline = time.monotonic() + timeout
+        while (patience := deadline - time.monotonic()) > 0:
+            events = dict(poller.poll(int(1000 * patience) + 1))
+            if supervisor is not None and supervisor.sentinel in events:
+                os._exit(ORPHANED)
+            if self._mailbox in events:
+                message = messages.decode(self._mailbox.recv_multipart(zmq.NOBLOCK))
+                if isinstance(message, messages.Finish):
+                    return True
+                self._answer(message)
+        return False
 
     def _serve(self) -> None:
         self._send(messages.Ready(self._task.run_uid, self._journal.length, self._journal.ended))
@@ -157,6 +212,7 @@ class Worker:
             self._post()
             if time.monotonic() >= self._ask_again_at:
                 self._ask_again()
+            self._finishing = self._finishing or self._is_to_be_parked()
         self._writing.stop(STOP_TIMEOUT)
         self._post()
 
@@ -166,6 +222,18 @@ class Worker:
         if not self._writing_ended:
             return False
         return not self._failed or self._journal.ended or self._task.drain
+
+    def _is_to_be_parked(self) -> bool:
+        """Whether all that is left to do is to wait for Tiled, which needs no process."""
+        since = self._writing.away_since
+        if since is None or time.monotonic() - since < self._park_after:
+            return False
+        if not (self._journal.ended or self._task.drain):
+            return False
+        log.info("Tiled is away, and all of the run is journaled: it is parked.")
+        with contextlib.suppress(sqlite3.OperationalError):  # a full disk
+            self._journal.note("parked", documents=self._journal.length)
+        return True
 
     def _end_as_orphan(self) -> None:
         """The supervisor is gone. Its successor wants the journal; everything acknowledged is in it."""
@@ -192,6 +260,8 @@ class Worker:
                 end = message
             elif isinstance(message, messages.Finish):
                 self._finishing = True
+            else:
+                self._answer(message)
         if not (arrived or end):
             return
         try:
@@ -203,7 +273,9 @@ class Worker:
             self._limited.log(logging.ERROR, "disk", "%s cannot be written: %s", self._journal.path, error)
             self._ask_again_at = time.monotonic() + DISK_PAUSE
         else:
+            crash_point("worker: documents committed")
             self._send(messages.Durable(self._task.run_uid, self._journal.length, self._journal.ended))
+            crash_point("worker: documents acknowledged")
             self._writing.notify()
             if gap and self._ask_again_at == float("inf"):
                 self._ask_again()
@@ -224,6 +296,11 @@ class Worker:
     def _ask_again(self) -> None:
         self._ask_again_at = float("inf")
         self._send(messages.Refused(self._task.run_uid, self._journal.length, "gap"))
+
+    def _answer(self, message: messages.Message) -> None:
+        """Show that this process does not hang."""
+        if isinstance(message, messages.Ping):
+            self._send(messages.Pong(message.token))
 
     def _send(self, message: messages.Message) -> None:
         self._mailbox.send_multipart(messages.encode(message))

@@ -5,19 +5,24 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tiledbroker import Journal, Record, decode
+from tiledbroker._crash_points import crash_point
 from tiledbroker._limited import LimitedLog
 
-from ._catalog import QUIET_PERIOD, TiledCatalog
+from ._catalog import LATE_AUDIT, QUIET_PERIOD, TiledCatalog
 from ._connection import POISON_AFTER, Client, Connection
-from ._errors import ColumnsRefused, Stopped, UnwritableDocument, describe
-from ._normalizer import RunNormalizer
+from ._errors import ColumnsRefused, ColumnsTooNarrow, NodeRewound, Stopped, UnwritableDocument, describe
 from ._operations import Operation
+from ._path_map import MappedUri, PathMap
+from ._plugins import Plugins
 from ._run_writer import MAX_ARRAY_SIZE, RunWriter
+from ._stream_filter import StreamFilter, StreamSieve
+from ._turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +30,8 @@ BATCH_DOCUMENTS: Final = 10_000
 BATCH_BYTES: Final = 16 * 2**20
 MAX_WAITING: Final = 32  # operations that wait for a node to settle while others go on
 DISK_PAUSE: Final = 1.0
+LATE_AUDIT_AFTER: Final = 300.0
+WRITE_SLOTS: Final = 2
 _SETTLING_POLL: Final = 0.25
 _IDLE: Final = 1.0
 
@@ -45,25 +52,63 @@ class WritingOptions:
         Seconds; see `TiledCatalog`.
     poison_after
         Seconds; see `Connection`.
+    late_audit
+        Seconds after its end at which a run is compared with its journal once more, if answers were lost.
+    write_slots
+        Requests at a time that write to Tiled, over all workers of a journal directory.
     spec_to_mimetype
         For old resources, in addition to the specs that `RunNormalizer` knows.
+    plugins
+        The user's own normalizer, patches and consolidators.
+    streams
+        Which streams are written at all.
+    path_map
+        From the acquisition host's file paths to the Tiled server's.
     """
 
     max_array_size: int = MAX_ARRAY_SIZE
     quiet_period: float = QUIET_PERIOD
     poison_after: float = POISON_AFTER
+    late_audit: float = LATE_AUDIT_AFTER
+    write_slots: int = WRITE_SLOTS
     spec_to_mimetype: Mapping[str, str] = field(default_factory=dict)
+    plugins: Plugins = field(default_factory=Plugins)
+    streams: StreamFilter = field(default_factory=StreamFilter)
+    path_map: PathMap = field(default_factory=PathMap)
 
 
 class Fold:
-    """The pure core applied to a journal's records: which operations they amount to."""
+    """The pure core applied to a journal's records: which operations they amount to.
 
-    def __init__(self, options: WritingOptions, max_array_size: int) -> None:
+    `on_resource` is told of each stream resource, as `RunNormalizer` emits it, and where the path map says it is.
+    """
+
+    def __init__(
+        self,
+        options: WritingOptions,
+        max_array_size: int,
+        on_resource: Callable[[Mapping[str, Any], MappedUri], None] | None = None,
+        *,
+        column_types: Mapping[tuple[str, str], str] | None = None,
+    ) -> None:
         self.cursor = 0
         self.finished = False
-        self.error: Exception | None = None
-        self._normalizer = RunNormalizer(spec_to_mimetype=options.spec_to_mimetype)
-        self._writer = RunWriter(max_array_size=max_array_size, guessed_types=self._normalizer.guessed_types)
+        self.error: UnwritableDocument | None = None
+        self._on_resource = on_resource
+        self._path_map = options.path_map
+        self._sieve = StreamSieve(options.streams)
+        self._normalizer = options.plugins.make_normalizer(options.spec_to_mimetype)
+        self._writer = RunWriter(
+            max_array_size=max_array_size,
+            guessed_types=self._normalizer.guessed_types,
+            consolidators=options.plugins.load_consolidators(),
+            column_types=column_types,
+        )
+
+    @property
+    def too_narrow(self) -> dict[tuple[str, str], str]:
+        """See `RunWriter.too_narrow`."""
+        return self._writer.too_narrow
 
     def feed(self, records: list[Record]) -> list[Operation]:
         """Operations for further records. A document that cannot be folded ends it: see `error`."""
@@ -72,7 +117,7 @@ class Fold:
             if self.finished:  # what comes after the stop document stays in the journal
                 break
             try:
-                operations += self._fold(record)
+                operations += self._write(self._normalizer(record.name, decode(record.body)))
             except Exception as error:
                 self.error = UnwritableDocument(record.idx, record.name, error)
                 break
@@ -82,20 +127,27 @@ class Fold:
     def abandon(self) -> list[Operation]:
         """Operations that end a run without a stop document."""
         self.finished = True
-        operations: list[Operation] = []
-        for name, document in self._normalizer.abandon():
-            operations += self._writer(name, document)
-        return operations + self._writer.abandon()
+        return [*self._write(self._normalizer.abandon()), *self._writer.abandon()]
 
-    def _fold(self, record: Record) -> list[Operation]:
+    def _write(self, documents: Iterable[tuple[str, dict[str, Any]]]) -> list[Operation]:
+        """Operations for modern documents."""
         operations: list[Operation] = []
-        for name, document in self._normalizer(record.name, decode(record.body)):
+        for name, document in documents:
+            if not self._sieve.keeps(name, document):
+                continue
             if name == "stop":
                 self.finished = True
-                for note in self._normalizer.notes:
+                for note in [*self._normalizer.notes, *self._sieve.notes]:
                     self._writer.note(note)
-            operations += self._writer(name, document)
+            operations += self._writer(name, self._on_server(document) if name == "stream_resource" else document)
         return operations
+
+    def _on_server(self, resource: dict[str, Any]) -> dict[str, Any]:
+        """A stream resource with its files where the Tiled server sees them."""
+        mapped = self._path_map(resource["uri"])
+        if self._on_resource is not None:
+            self._on_resource(resource, mapped)
+        return {**resource, "uri": mapped.uri}
 
 
 class RunWriting:
@@ -134,9 +186,16 @@ class RunWriting:
         self._on_end = on_end
         self._stopping = threading.Event()
         self._news = threading.Event()
-        self._connection = Connection(connect, self._stopping, journal.note, poison_after=options.poison_after)
+        self._connection = Connection(
+            connect,
+            self._stopping,
+            self._on_report,
+            poison_after=options.poison_after,
+            turns=Turns(journal.path.parent / ".turns", options.write_slots),
+        )
         self._limited = LimitedLog(log)
         self._told = -1
+        self._away_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="tiledwriter-writing", daemon=True)
 
     def start(self) -> None:
@@ -153,6 +212,18 @@ class RunWriting:
     def notify(self) -> None:
         """There are new documents in the journal."""
         self._news.set()
+
+    @property
+    def away_since(self) -> float | None:
+        """Since when (`time.monotonic`) Tiled takes no requests; None while it does."""
+        return self._away_since
+
+    def _on_report(self, event: str, **detail: Any) -> None:
+        if event == "waiting" and not detail["reason"].startswith("500: "):  # which may be this run's own fault
+            self._away_since = self._away_since or time.monotonic()
+        elif event in ("waiting", "resumed"):
+            self._away_since = None
+        self._journal.note(event, **detail)
 
     def _run(self) -> None:
         outcome, reason = "", ""
@@ -189,7 +260,12 @@ class RunWriting:
         with self._journal.atomic():
             self._journal.set("outcome", outcome)
             self._journal.set("reason", reason or None)
+            # Requests whose answers were lost may be carried out yet: somebody has to look again, once.
+            late = outcome != FAILED and self._journal.get(LATE_AUDIT)
+            self._journal.set("audit_at", time.time() + self._options.late_audit if late else None)
+            self._journal.set(LATE_AUDIT, None)
             self._journal.note(outcome, documents=self._journal.length, **detail)
+        crash_point("writing: outcome recorded")
 
     def _write(self) -> str:
         catalog = TiledCatalog(self._connection, self._journal, quiet_period=self._options.quiet_period)
@@ -199,11 +275,19 @@ class RunWriting:
             if max_array_size is None:
                 max_array_size = self._options.max_array_size
                 self._journal.set("max_array_size", max_array_size)
+            column_types = {(stream, key): kind for stream, key, kind in self._journal.get("column_types", [])}
             try:
-                return self._follow(Fold(self._options, max_array_size), catalog)
+                return self._follow(Fold(self._options, max_array_size, column_types=column_types), catalog)
+            except NodeRewound:
+                pass
             except ColumnsRefused as error:
                 self._journal.set("max_array_size", 0)
                 self._journal.note("no list columns", reason=str(error))
+            except ColumnsTooNarrow as error:
+                column_types.update(error.needed)
+                self._journal.set("column_types", [[*where, kind] for where, kind in column_types.items()])
+                crash_point("writing: columns to be widened")
+                self._journal.note("wider columns", columns=[[*where, kind] for where, kind in error.needed.items()])
 
     def _follow(self, fold: Fold, catalog: TiledCatalog) -> str:
         waiting: list[Operation] = []
@@ -215,6 +299,8 @@ class RunWriting:
             operations = fold.feed(records) if records else []
             if ended and not records and not waiting and not fold.finished and fold.error is None:
                 operations += fold.abandon()
+            if fold.too_narrow:
+                raise ColumnsTooNarrow(fold.too_narrow)
             waiting = catalog.apply([*waiting, *operations])
             if waiting:
                 self._stopping.wait(_SETTLING_POLL)

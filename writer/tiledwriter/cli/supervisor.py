@@ -62,28 +62,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = vars(arguments)
     config, drain = flags.pop("config"), flags.pop("drain")
     try:
-        import yaml
         import zmq
-        from pydantic import ValidationError
 
-        from tiledbroker import AddressError, JournalLocked
+        from tiledbroker import JournalLocked
         from tiledbroker._runs import WorkerCommand
         from tiledbroker._supervisor import Supervisor
 
-        from .._config import load_settings
+        from .._processes import Processes
         from .._worker import run_worker
+        from ._settings import WrongConfiguration, settings_of
     except ImportError as error:
         return _fail(ExitCode.FAILED, f'{error}. The ingest host needs: pip install "tiledwriter[ingest]"')
     try:
-        if config is not None and not config.is_file():
-            return _fail(ExitCode.USAGE, f"there is no configuration file {config}")
-        settings = load_settings(config, flags)
-    except ValidationError as error:
-        return _fail(ExitCode.USAGE, "; ".join(_problem(dict(item)) for item in error.errors()))
-    except AddressError as error:
+        settings = settings_of(config, flags)
+    except WrongConfiguration as error:
         return _fail(ExitCode.USAGE, str(error))
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        return _fail(ExitCode.USAGE, f"{config} is no YAML mapping of settings: {' '.join(str(error).split())}")
     options = settings.worker_options()
     options.logging.configure()
     try:
@@ -94,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             drain=drain,
             window=settings.window,
             max_workers=settings.max_workers,
+            max_resumed=settings.max_resumed,
+            limits=settings.worker_limits(),
+            processes=Processes(),
         )
         supervisor.stop_on_signals()
         left = supervisor.run()
@@ -106,13 +102,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             log.error("Run %s is not completely in Tiled: %s.", run.uid, run.reason or run.state)
         return ExitCode.INCOMPLETE
     return ExitCode.OK
-
-
-def _problem(item: dict[str, object]) -> str:
-    location = item.get("loc") or ()
-    where = ".".join(map(str, location)) if isinstance(location, tuple) else ""
-    message = str(item.get("msg", "")).removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message
 
 
 def _fail(code: ExitCode, message: str) -> ExitCode:

@@ -1,0 +1,59 @@
+"""Runs a campaign of faults against the whole product on this machine, and says what became of every document.
+
+Real acquisition processes publish runs through a TCP proxy to a real supervisor, whose workers write to a real Tiled
+server through an HTTP proxy; processes are killed and stopped, cables cut, answers dropped, disks filled. Prints a
+table with a line per kind of fault. Exits with 1 if anything is lost, doubled or out of order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tests")]  # before this file's own directory: it has the name of the package
+
+from chaos.campaign import Campaign, Options  # noqa: E402
+from chaos.faults import KINDS  # noqa: E402
+from chaos.site import Setting  # noqa: E402
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser("chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--seed", type=int, default=1, help="of the faults and the runs (default 1)")
+    result.add_argument("--runs", type=int, default=4, help="runs that are open at a time (default 4)")
+    result.add_argument("--minutes", type=float, default=20.0, help="for which faults are injected (default 20)")
+    result.add_argument("--storage", choices=("sqlite", "postgresql"), default="sqlite", help="of Tiled's tables")
+    result.add_argument("--interval", type=float, default=2.5, help="seconds between two faults (default 2.5)")
+    result.add_argument("--only", action="append", choices=sorted(KINDS), metavar="KIND", help="kinds of faults")
+    result.add_argument("--json", type=Path, metavar="FILE", help="where to write all figures")
+    result.add_argument("--directory", type=Path, help="where everything is kept (default: a temporary one)")
+    return result
+
+
+def main() -> int:
+    given = parser().parse_args()
+    logging.getLogger("tiledbroker").setLevel(logging.CRITICAL)
+    directory = given.directory or Path(tempfile.mkdtemp(prefix="chaos-")) / "campaign"
+    setting = Setting(directory.absolute(), given.seed, given.runs, given.storage)
+    options = Options(setting, 60 * given.minutes, given.interval, tuple(given.only or KINDS))
+    began = time.monotonic()
+
+    def tell(line: str) -> None:
+        print(f"[{time.monotonic() - began:6.0f} s] {line}", flush=True)
+
+    tell(f"Seed {given.seed}; everything is in {directory}, what happens when in {directory / 'timeline.jsonl'}.")
+    report = Campaign(options, tell).run()
+    print(*report.lines(), sep="\n")
+    if given.json:
+        given.json.write_text(json.dumps(report.as_json(), indent=1))
+    return 0 if report.clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

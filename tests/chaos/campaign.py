@@ -1,0 +1,189 @@
+"""A campaign: publishers that go on and on, one fault after the other, and at its end the referee."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+from .faults import KINDS, Planned, plan, why_not
+from .referee import Referee, Verdict
+from .report import Injected, Report
+from .site import Setting, Site
+
+_OVERLAP: Final = 4
+_PATIENCE: Final = 3  # runs that wait to be written, for each that is open, until publishers begin no further ones
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of a campaign.
+
+    Attributes
+    ----------
+    seconds
+        For which faults are injected.
+    interval
+        Seconds between two faults, on average.
+    kinds
+        Of faults.
+    patience
+        Seconds after the last fault for which nothing may happen until the campaign gives the rest up.
+    """
+
+    setting: Setting
+    seconds: float
+    interval: float = 2.5
+    kinds: Sequence[str] = tuple(KINDS)
+    patience: float = 180.0
+
+
+class Timeline:
+    """A file that says what happened when, as lines of JSON."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._began = time.time()
+        self._file: IO[str] = path.open("w")
+        self._mutex = threading.Lock()
+
+    def add(self, what: str, **detail: Any) -> None:
+        now = time.time()
+        line = json.dumps({"at": round(now - self._began, 3), "time": round(now, 3), "what": what, **detail})
+        with self._mutex:
+            self._file.write(line + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Clock:
+    """Seconds since the campaign began, without those for which a server was awaited that is slow to start."""
+
+    def __init__(self, site: Site) -> None:
+        self.now = 0.0
+        self._site = site
+        self._looked = time.monotonic()
+
+    def tick(self) -> None:
+        """Let half a second go by."""
+        time.sleep(0.5)
+        looked, self._looked = self._looked, time.monotonic()
+        if not self._site.waits_for_start:
+            self.now += self._looked - looked
+
+
+class Campaign:
+    """Runs a campaign in a directory that does not exist yet; what happens is in `timeline.jsonl` there.
+
+    `tell` is told how it goes, in a line now and then.
+    """
+
+    def __init__(self, options: Options, tell: Callable[[str], None] = lambda _: None) -> None:
+        self._options = options
+        self._tell = tell
+        self._injected: list[Injected] = []
+        self._missed: Counter[str] = Counter()
+        self._notes: list[str] = []
+        self._done: set[str] = set()  # runs with an outcome
+        self._again: list[Planned] = []  # faults that found nothing to be done to
+
+    def run(self) -> Report:
+        """Inject faults, let everything come to rest, and judge."""
+        setting = self._options.setting
+        setting.directory.mkdir(parents=True)
+        with closing(Timeline(setting.directory / "timeline.jsonl")) as timeline:
+            self._timeline = timeline
+            with Site(setting, self._note) as site:
+                impossible = {kind: why for kind in self._options.kinds if (why := why_not(kind, site))}
+                self._tell("Everything runs; faults begin.")
+                self._inject_all(site, [kind for kind in self._options.kinds if kind not in impossible])
+                self._tell(f"{len(self._injected)} faults were injected; waiting until all runs are written.")
+                site.finish(self._options.patience)
+                verdicts = self._judge(site)
+        return Report(
+            setting.seed,
+            setting.storage,
+            self._options.seconds,
+            sorted(self._injected, key=lambda fault: fault.number),
+            verdicts,
+            dict(self._missed),
+            impossible,
+            self._notes,
+        )
+
+    def _note(self, text: str) -> None:
+        self._notes.append(text)
+        self._timeline.add("note", text=text)
+
+    def _inject_all(self, site: Site, kinds: list[str]) -> None:
+        threads: list[threading.Thread] = []
+        try:
+            for planned in self._due(site, kinds, threads):
+                thread = threading.Thread(target=self._inject, args=(site, planned), name=f"fault {planned.number}")
+                thread.start()
+                threads.append(thread)
+        finally:
+            site.ending.set()
+            for thread in threads:
+                thread.join()
+
+    def _due(self, site: Site, kinds: list[str], threads: list[threading.Thread]) -> Iterator[Planned]:
+        """The faults when their time has come, and not too many at once; later again those that had nothing to hit."""
+        clock, told = Clock(site), 0
+        for planned in plan(site.setting.seed, kinds, self._options.seconds, self._options.interval):
+            while clock.now < planned.at or sum(thread.is_alive() for thread in threads) >= _OVERLAP:
+                self._hold_back(site)
+                clock.tick()
+            if clock.now >= self._options.seconds:
+                return
+            yield planned
+            again, self._again = self._again, []
+            yield from again
+            if clock.now // 60 > told:
+                told = int(clock.now // 60)
+                self._tell(f"{told} min: {len(self._injected)} faults, {len(site.emitted())} runs.")
+
+    def _inject(self, site: Site, planned: Planned) -> None:
+        self._timeline.add("begins", number=planned.number, kind=planned.kind)
+        began = time.time()
+        try:
+            done = KINDS[planned.kind](site, planned)
+        except Exception as error:
+            done = ""
+            self._note(f"Fault {planned.number} ({planned.kind}) failed: {type(error).__name__}: {error}")
+        if done:
+            self._injected.append(Injected(planned.number, planned.kind, began, time.time(), done))
+        else:
+            self._missed[planned.kind] += 1
+            self._again.append(planned)
+        self._timeline.add("ends", number=planned.number, kind=planned.kind, done=done)
+
+    def _hold_back(self, site: Site) -> None:
+        """No further runs while many wait for a Tiled that is away."""
+        runs = site.emitted()
+        self._done |= {uid for uid, cut in site.cuts().items() if not cut.readable and uid in runs}
+        self._done |= {uid for uid in runs.keys() - self._done if site.outcome(uid)}
+        hold = len(runs) - len(self._done) > _PATIENCE * site.setting.runs
+        for seat in site.seats:
+            seat.tell("hold", on=hold)
+
+    def _judge(self, site: Site) -> list[Verdict]:
+        cuts = site.cuts()
+        with closing(Referee(site.journal_dir, site.server.uri, site.server.api_key)) as referee:
+            verdicts = [referee.judge(uid, emitted, cuts.get(uid)) for uid, emitted in site.emitted().items()]
+        kept = site.setting.directory / "wrong"
+        kept.mkdir()
+        for verdict in verdicts:
+            if not verdict.clean:
+                for file in site.journal_dir.glob(f"{verdict.run_uid}.sqlite*"):
+                    shutil.copy(file, kept)
+        return verdicts

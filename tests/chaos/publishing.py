@@ -1,0 +1,160 @@
+"""An acquisition process: a few runs at a time, and a witness file of all that its publisher has taken.
+
+A line is written to the witness file when the callback has returned: the run, the document's index in it and name, the
+checksum of what is to be stored of it, and the time. Files in the control directory tell the process what to do and
+what it does: "hold": begin no further runs; "finish": end those that are open, and then itself; "degraded": its spool's
+disk fails.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tiledbroker import Encoder, ZMQPublisher, _crash_points
+
+from .composing import Document, RunPlan
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """What the process is told.
+
+    Attributes
+    ----------
+    at_once
+        Runs that are open at a time.
+    events
+        Fewest and most events of a run.
+    pace, burst
+        Each run has up to `burst` documents in a row, then a pause of `pace` seconds.
+    limit
+        Runs, each with data of every kind, after which it ends; 0 for no end and runs of any kind.
+    crash_at, crash_after
+        A crash point that is armed when so many documents have been emitted; "" for none.
+    """
+
+    address: str
+    spool: str
+    witness: str
+    files: str
+    control: str
+    number: int
+    seed: str
+    at_once: int
+    events: tuple[int, int]
+    pace: float
+    burst: int = 1
+    limit: int = 0
+    crash_at: str = ""
+    crash_after: int = 0
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", __name__, json.dumps(asdict(self))]
+
+
+class Witness:
+    """Writes down what the callback has returned from."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._encoder = Encoder()
+        self._lengths: dict[str, int] = {}
+        self.total = 0
+
+    def add(self, run_uid: str, name: str, checksum: int) -> None:
+        index = self._lengths.get(run_uid, 0)
+        self._lengths[run_uid] = index + 1
+        os.write(self._descriptor, f"{run_uid} {index} {name} {checksum} {time.time():.3f}\n".encode())
+        self.total += 1
+
+
+class OpenRun:
+    """A run whose documents are being emitted."""
+
+    def __init__(self, plan: RunPlan, directory: Path) -> None:
+        self.plan = plan
+        self.uid = ""
+        self._documents: Iterator[Document] = plan.documents(directory)
+
+    def next(self) -> Document | None:
+        document = next(self._documents, None)
+        if document is not None and document[0] == "start":
+            self.uid = document[1]["uid"]
+        return document
+
+
+class Session:
+    """Emits documents of several runs in turn, until it has emitted all or is told to finish."""
+
+    def __init__(self, given: Acquisition) -> None:
+        self._given = given
+        self._control = Path(given.control)
+        self._chance = random.Random(given.seed)
+        self._encoder = Encoder()
+        self._witness = Witness(Path(given.witness))
+        self._publisher = ZMQPublisher(given.address, spool_dir=given.spool, on_error="raise")
+        self._runs: list[OpenRun] = []
+        self._begun = 0
+
+    def run(self) -> None:
+        while True:
+            finishing = self._is_told("finish")
+            if not (finishing or self._is_told("hold")):
+                self._begin_runs()
+            for run in list(self._runs):
+                run.plan.hurry = finishing
+                for _ in range(self._chance.randint(1, self._given.burst)):
+                    self._emit(run)
+            degraded = self._publisher.status().degraded
+            self._tell("degraded", on=degraded)
+            if not (self._runs or degraded) and (finishing or self._begun == self._given.limit):
+                break
+            time.sleep(self._given.pace)
+        self._publisher.close(timeout=60)
+
+    def _begin_runs(self) -> None:
+        given = self._given
+        while len(self._runs) < given.at_once and (not given.limit or self._begun < given.limit):
+            number = given.number + self._begun
+            self._begun += 1
+            if given.limit:
+                plan = RunPlan.with_everything(number, given.events[1])
+            else:
+                plan = RunPlan.at_random(number, self._chance, events=given.events)
+            self._runs.append(OpenRun(plan, Path(given.files)))
+
+    def _emit(self, run: OpenRun) -> None:
+        document = run.next()
+        if document is None:
+            if run in self._runs:
+                self._runs.remove(run)
+            return
+        checksum = zlib.crc32(self._encoder.encode(document[1]))
+        if self._given.crash_at and self._witness.total >= self._given.crash_after:
+            vars(_crash_points)["_AT"] = self._given.crash_at
+        self._publisher(*document)
+        self._witness.add(run.uid, document[0], checksum)
+
+    def _is_told(self, word: str) -> bool:
+        return (self._control / word).exists()
+
+    def _tell(self, word: str, *, on: bool) -> None:
+        if on:
+            (self._control / word).touch()
+        else:
+            (self._control / word).unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(name)s %(message)s")
+    options = json.loads(sys.argv[1])
+    Session(Acquisition(**{**options, "events": tuple(options["events"])})).run()

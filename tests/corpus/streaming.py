@@ -1,0 +1,258 @@
+"""Runs of a real RunEngine with devices of ophyd-async, which announce their files by StreamResource documents."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import bluesky.plan_stubs as bps
+import bluesky.plans as bp
+import bluesky.preprocessors as bpp
+import numpy
+from ophyd_async.core import (
+    Array1D,
+    StandardReadable,
+    StaticFilenameProvider,
+    StaticPathProvider,
+    StrictEnum,
+    Table,
+    TriggerInfo,
+    init_devices,
+    soft_signal_rw,
+)
+from ophyd_async.core import StandardReadableFormat as Format
+from ophyd_async.sim import PatternGenerator, SimBlobDetector, SimMotor
+
+from ._documents import RunDocuments, external, key
+from ._engine import acquire, engine
+from ._entry import Collection, Documents
+from ._files import FRAME, frames, uri, write_hdf5
+
+entry = Collection()
+
+
+async def at_once(_: float) -> None:
+    """In place of waiting for an exposure."""
+    await asyncio.sleep(0)
+
+
+def blob_detector(directory: Path, name: str = "blob") -> SimBlobDetector:
+    """A detector that writes an HDF5 file."""
+    engine()  # devices connect in its event loop
+    paths = StaticPathProvider(StaticFilenameProvider(f"{name}-file"), directory)
+    with init_devices():
+        detector = SimBlobDetector(paths, PatternGenerator(sleep=at_once), name=name)
+    return detector  # noqa: RET504 - init_devices looks for variables
+
+
+@entry("detector with an HDF5 file, one frame per event")
+def hdf5_detector(directory: Path) -> Documents:
+    return acquire(bp.count([blob_detector(directory)], num=3))
+
+
+@entry("detector with an HDF5 file and a motor", batch_size=1)
+def hdf5_detector_event_by_event(directory: Path) -> Documents:
+    detector = blob_detector(directory)
+    with init_devices():
+        motor = SimMotor(name="stage")
+    return acquire(bp.scan([detector], motor, 0, 0.002, 3))
+
+
+@entry("two detectors with HDF5 files")
+def two_hdf5_detectors(directory: Path) -> Documents:
+    return acquire(bp.count([blob_detector(directory, "left"), blob_detector(directory, "right")], num=2))
+
+
+@entry("fly scan: a detector takes frames by itself, and they are collected now and then")
+def fly_scan(directory: Path) -> Documents:
+    detector = blob_detector(directory)
+
+    @bpp.stage_decorator([detector])
+    @bpp.run_decorator()
+    def plan() -> Iterator[Any]:
+        yield from bps.prepare(detector, TriggerInfo(number_of_events=5), wait=True)
+        yield from bps.declare_stream(detector, name="primary")
+        yield from bps.kickoff(detector, wait=True)
+        yield from bps.complete(detector, wait=True)
+        yield from bps.collect(detector, name="primary")
+
+    return acquire(plan())
+
+
+@entry("several frames per event, by ophyd-async's collections_per_event")
+def several_frames_per_event(directory: Path) -> Documents:
+    detector = blob_detector(directory)
+
+    @bpp.stage_decorator([detector])
+    @bpp.run_decorator()
+    def plan() -> Iterator[Any]:
+        info = TriggerInfo(number_of_events=2, collections_per_event=3)
+        yield from bps.prepare(detector, info, wait=True)
+        yield from bps.declare_stream(detector, name="primary")
+        yield from bps.kickoff(detector, wait=True)
+        yield from bps.complete(detector, wait=True)
+        yield from bps.collect(detector, name="primary")
+
+    return acquire(plan())
+
+
+class Mode(StrictEnum):
+    SLOW = "slow"
+    FAST = "fast"
+
+
+class Energies(Table):
+    energy: Array1D[numpy.float64]
+    counts: Array1D[numpy.int32]
+    labels: Sequence[str]
+
+
+class SoftSignals(StandardReadable):
+    """A signal of each scalar type."""
+
+    def __init__(self, name: str = "") -> None:
+        with self.add_children_as_readables():
+            self.flag = soft_signal_rw(bool, initial_value=True)
+            self.number = soft_signal_rw(int, 7)
+            self.ratio = soft_signal_rw(float, 0.25, units="mm", precision=3)
+            self.label = soft_signal_rw(str, "ab")
+            self.mode = soft_signal_rw(Mode, Mode.FAST)
+        with self.add_children_as_readables(Format.CONFIG_SIGNAL):
+            self.gain = soft_signal_rw(float, 1.5)
+            self.names = soft_signal_rw(Sequence[str], ["x", "y"])
+        super().__init__(name)
+
+
+def read(device: StandardReadable) -> Documents:
+    return acquire(bp.count([device], num=2))
+
+
+@entry("soft signals: bool, int, float, string, enumeration, with units and limits")
+def soft_scalars(_: Path) -> Documents:
+    engine()
+    with init_devices():
+        device = SoftSignals(name="soft")
+    return read(device)
+
+
+def array_signals(sizes: Iterator[int]) -> StandardReadable:
+    """A device with an array of each numeric type."""
+
+    class SoftArrays(StandardReadable):
+        def __init__(self, name: str = "") -> None:
+            with self.add_children_as_readables():
+                for dtype in ("bool", "int8", "uint8", "int16", "uint16", "int32", "int64", "float32", "float64"):
+                    values = (numpy.arange(next(sizes)) % 2).astype(dtype)
+                    setattr(self, f"as_{dtype}", soft_signal_rw(Array1D[numpy.dtype(dtype).type], values))
+            super().__init__(name)
+
+    engine()
+    with init_devices():
+        device = SoftArrays(name="arrays")
+    return device  # noqa: RET504 - init_devices looks for variables
+
+
+@entry("soft signals: short arrays of every numeric type, with their NumPy types declared")
+def soft_short_arrays(_: Path) -> Documents:
+    return read(array_signals(itertools.repeat(4)))
+
+
+@entry("soft signals: arrays of every numeric type that are too long for the table, each of another length")
+def soft_long_arrays(_: Path) -> Documents:
+    return read(array_signals(itertools.count(40)))
+
+
+@entry("soft signals: lists of strings and of enumeration members")
+def soft_string_lists(_: Path) -> Documents:
+    class Lists(StandardReadable):
+        def __init__(self, name: str = "") -> None:
+            with self.add_children_as_readables():
+                self.labels = soft_signal_rw(Sequence[str], ["one", "three", "Å"])
+                self.modes = soft_signal_rw(Sequence[Mode], [Mode.FAST, Mode.SLOW])
+            super().__init__(name)
+
+    engine()
+    with init_devices():
+        device = Lists(name="lists")
+    return read(device)
+
+
+@entry("soft signals: a table, whose type is structured")
+def soft_table(_: Path) -> Documents:
+    class Tables(StandardReadable):
+        def __init__(self, name: str = "") -> None:
+            with self.add_children_as_readables():
+                values = Energies(energy=numpy.array([1.5, 2.5]), counts=numpy.array([3, 4], "i4"), labels=["a", "b"])
+                self.energies = soft_signal_rw(Energies, values)
+            super().__init__(name)
+
+    engine()
+    with init_devices():
+        device = Tables(name="tables")
+    return read(device)
+
+
+# The same by hand, for what the simulated detector does not do.
+
+
+@entry("several stream resources for one data key: files one after the other")
+def several_files_for_a_key(directory: Path) -> Documents:
+    run = RunDocuments()
+    descriptor = run.descriptor({"cam": external(FRAME)})
+    for number in range(3):
+        path = write_hdf5(directory / f"part-{number}.h5", frames(2, first=100 * number), chunks=(1, *FRAME))
+        resource = run.stream_resource(
+            "cam", "application/x-hdf5", uri(path), dataset="/entry/data/data", chunk_shape=[1, *FRAME]
+        )
+        run.stream_datum(resource, descriptor, 2 * number, 2 * number + 2)
+    return run.stop()
+
+
+@entry("frames joined along their first axis (concat)")
+def joined_by_concat(directory: Path) -> Documents:
+    run = RunDocuments()
+    descriptor = run.descriptor({"cam": external((3, *FRAME))})
+    path = write_hdf5(directory / "concat.h5", frames(6), chunks=(1, *FRAME))
+    parameters = {"dataset": "/entry/data/data", "chunk_shape": [1, *FRAME], "join_method": "concat"}
+    resource = run.stream_resource("cam", "application/x-hdf5", uri(path), **parameters)
+    run.stream_datum(resource, descriptor, 0, 1)
+    run.stream_datum(resource, descriptor, 1, 2)
+    return run.stop()
+
+
+@entry("HDF5 dataset of which a slice is served, squeezed, opened without SWMR")
+def hdf5_slice(directory: Path) -> Documents:
+    run = RunDocuments()
+    descriptor = run.descriptor({"row": external((6,))})
+    path = write_hdf5(directory / "slice.h5", frames(4))
+    parameters = {"dataset": "/entry/data/data", "slice": ":,1:2,:", "squeeze": True, "swmr": False}
+    resource = run.stream_resource("row", "application/x-hdf5", uri(path), **parameters)
+    run.stream_datum(resource, descriptor, 0, 4)
+    return run.stop()
+
+
+@entry("names of dimensions declared for external data")
+def external_dimension_names(directory: Path) -> Documents:
+    run = RunDocuments()
+    descriptor = run.descriptor({"cam": external(FRAME, dims=["y", "x"]), "x": key()})
+    path = write_hdf5(directory / "dims.h5", frames(3))
+    resource = run.stream_resource("cam", "application/x-hdf5", uri(path), dataset="/entry/data/data")
+    run.stream_datum(resource, descriptor, 0, 3)
+    run.events(descriptor, [{"x": 0.5}, {"x": 1.5}, {"x": 2.5}])
+    return run.stop()
+
+
+@entry("stream datums that skip sequence numbers")
+def skipped_rows(directory: Path) -> Documents:
+    run = RunDocuments()
+    descriptor = run.descriptor({"cam": external(FRAME)})
+    path = write_hdf5(directory / "skips.h5", frames(4))
+    resource = run.stream_resource("cam", "application/x-hdf5", uri(path), dataset="/entry/data/data")
+    for index, seq_num in ((0, 1), (1, 3), (2, 4), (3, 7)):
+        seq_nums = {"start": seq_num, "stop": seq_num + 1}
+        ids = {"uid": f"{resource}/{index}", "stream_resource": resource, "descriptor": descriptor}
+        run.add("stream_datum", {**ids, "indices": {"start": index, "stop": index + 1}, "seq_nums": seq_nums})
+    return run.stop()

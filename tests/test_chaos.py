@@ -1,0 +1,317 @@
+"""A short campaign of faults against the whole product, and whether its referee sees what it has to see.
+
+TILEDWRITER_TEST_CHAOS sets the seconds for which faults come; scripts/chaos runs campaigns of any length.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy
+import pytest
+from chaos.campaign import Campaign, Options
+from chaos.composing import TRACE, RunPlan
+from chaos.faults import KINDS, plan
+from chaos.publishing import Acquisition
+from chaos.referee import Cut, Emitted, Referee, Tally, Verdict, compare
+from chaos.report import Injected, Report
+from chaos.site import Setting, publishing_environment, read_witness
+
+from tiledbroker import Encoder, Journal, ZMQPublisher, run_files
+from tiledwriter._writing import RunWriting, WritingOptions
+from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
+
+SECONDS = float(os.environ.get("TILEDWRITER_TEST_CHAOS", "15"))
+EVENTS = 8
+
+# The campaign
+
+
+@pytest.mark.timeout(600)
+def test_nothing_is_lost_doubled_or_out_of_order_whatever_happens(tmp_path: Path) -> None:
+    setting = Setting(
+        tmp_path / "campaign", seed=4, runs=3, quiet_period=0.5, late_audit=3.0, events=(20, 60), pace=0.3
+    )
+    report = Campaign(Options(setting, SECONDS, interval=0.8, patience=120.0)).run()
+    assert report.clean, "\n".join(report.lines())
+    assert len(report.injected) >= 10
+    assert sum(verdict.rows.found for verdict in report.verdicts) > 100
+    assert {fault.kind for fault in report.injected}.isdisjoint(report.impossible)
+
+
+def test_a_seed_gives_the_same_faults_again_and_all_kinds_come_equally_often() -> None:
+    kinds = list(KINDS)
+    faults = list(plan(7, kinds, 500.0, 2.0))
+    assert faults == list(plan(7, kinds, 500.0, 2.0))
+    assert faults != list(plan(8, kinds, 500.0, 2.0))
+    counts = [sum(fault.kind == kind for fault in faults) for kind in kinds]
+    assert max(counts) - min(counts) <= 1
+    assert min(counts) > 3
+
+
+# What a truncated spool leaves
+
+
+def test_a_run_whose_spool_lost_its_end_is_interrupted_with_all_that_was_acknowledged(
+    tmp_path: Path, supervisor: SupervisorProcess
+) -> None:
+    given = Acquisition(
+        address=supervisor.address,
+        spool=str(tmp_path / "spool"),
+        witness=str(tmp_path / "witness"),
+        files=str(tmp_path),
+        control=str(tmp_path),
+        number=1,
+        seed="",
+        at_once=1,
+        events=(60, 60),
+        pace=0.02,
+        limit=1,
+        crash_at="publisher: document spooled",
+        crash_after=40,
+    )
+    done = subprocess.run(given.command(), env=publishing_environment(), check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    (run_uid,) = read_witness(tmp_path / "witness")
+
+    def durable() -> int:
+        try:
+            with journal_of(supervisor.journal_dir, run_uid) as journal:
+                return journal.length
+        except LookupError:
+            return 0
+
+    wait_until(lambda: durable() > 30, 30, "documents are acknowledged")
+    (spooled,) = run_files(tmp_path / "spool")
+    log = spooled.with_name(spooled.name + "-wal")
+    os.truncate(log, log.stat().st_size // 3)
+    with closing(ZMQPublisher(supervisor.address, spool_dir=tmp_path / "spool")):
+        wait_until(lambda: outcome_of(supervisor.journal_dir, run_uid), 60, "the run has an outcome")
+        wait_until(lambda: not run_files(tmp_path / "spool"), 30, "the spool is empty")
+    assert outcome_of(supervisor.journal_dir, run_uid) == "interrupted"
+    assert durable() > 30
+
+
+def outcome_of(journal_dir: Path, run_uid: str) -> str:
+    with journal_of(journal_dir, run_uid) as journal:
+        return str(journal.get("outcome", ""))
+
+
+# The referee
+
+
+@pytest.mark.parametrize(
+    ("found", "tally"),
+    [
+        ("abcd", Tally(4, 4)),
+        ("abd", Tally(4, 3, lost=1)),
+        ("abccd", Tally(4, 5, doubled=1)),
+        ("abdc", Tally(4, 4, disordered=2)),
+        ("abxd", Tally(4, 4, lost=1, doubled=1)),
+        ("bcdd", Tally(4, 4, lost=1, doubled=1)),
+        ("", Tally(4, 0, lost=4)),
+    ],
+)
+def test_sequences_are_compared(found: str, tally: Tally) -> None:
+    assert compare("abcd", found) == tally
+
+
+class Written:
+    """A run that is in a journal and in Tiled, and that can be tampered with there."""
+
+    def __init__(self, server: TiledServer, directory: Path) -> None:
+        self._server = server
+        self._http = httpx.Client(
+            base_url=f"{server.uri}/api/v1", headers={"Authorization": f"Apikey {server.api_key}"}
+        )
+        encoder = Encoder()
+        documents = list(RunPlan.with_everything(1, EVENTS).documents(directory))
+        self.uid = documents[0][1]["uid"]
+        self.emitted = []
+        outcomes: list[str] = []
+        with Journal(directory / f"{self.uid}.sqlite", "create", run_uid=self.uid) as journal:
+            for name, document in documents:
+                body = encoder.encode(document)
+                journal.append_one(name, body)
+                self.emitted.append(Emitted(name, zlib.crc32(body), 0.0))
+            writing = RunWriting(
+                journal,
+                server.client,
+                WritingOptions(quiet_period=0.2),
+                drain=False,
+                on_progress=lambda _: None,
+                on_end=lambda outcome, _: outcomes.append(outcome),
+            )
+            writing.start()
+            wait_until(lambda: outcomes, 30, "the run is written")
+            writing.stop(10.0)
+        assert outcomes == ["written"]
+
+    def close(self) -> None:
+        self._http.close()
+
+    def in_table(self, statement: str) -> None:
+        """Run SQL on the rows of the primary stream."""
+        parameters = self._source("primary/internal")["parameters"]
+        with closing(sqlite3.connect(self._server._directory / "tables.db")) as connection:
+            table = f'"{parameters["table_name"]}"'
+            mine = f"_dataset_id = {parameters['dataset_id']}"
+            connection.execute(statement.format(table=table, mine=mine))
+            connection.commit()
+
+    def turn_round(self) -> None:
+        """Let the rows of the primary stream come in reverse order."""
+        source = self._source("primary/internal")
+        order = [{**by, "direction": "desc"} for by in source["parameters"]["order_by_args"]]
+        source = {**source, "parameters": {**source["parameters"], "order_by_args": order}}
+        answer = self._http.put(f"/data_source/{self.uid}/primary/internal", json={"data_source": source})
+        answer.raise_for_status()
+
+    def swap_array_rows(self) -> None:
+        path = f"{self.uid}/primary/trace"
+        answer = self._http.get(f"/array/full/{path}", params={"format": "application/octet-stream"})
+        rows = numpy.frombuffer(answer.content).reshape(EVENTS, TRACE)
+        answer = self._http.put(
+            f"/array/full/{path}",
+            content=rows[::-1].tobytes(),
+            headers={"Content-Type": "application/octet-stream"},
+        )
+        answer.raise_for_status()
+
+    def forget_stop(self) -> None:
+        metadata = self._http.get(f"/metadata/{self.uid}").json()["data"]["attributes"]["metadata"]
+        del metadata["stop"]
+        self._http.put(f"/metadata/{self.uid}", json={"metadata": metadata}).raise_for_status()
+
+    def tell_of_frames(self, frames: int) -> None:
+        source = self._source("primary/camera")
+        structure = source["structure"]
+        chunks = [[1] * frames, *structure["chunks"][1:]]
+        source = {**source, "structure": {**structure, "shape": [frames, *structure["shape"][1:]], "chunks": chunks}}
+        answer = self._http.put(f"/data_source/{self.uid}/primary/camera", json={"data_source": source})
+        answer.raise_for_status()
+
+    def _source(self, path: str) -> dict[str, Any]:
+        answer = self._http.get(f"/metadata/{self.uid}/{path}", params={"include_data_sources": True})
+        return dict(answer.json()["data"]["attributes"]["data_sources"][0])
+
+
+@pytest.fixture
+def written(tiled_server: TiledServer, tmp_path: Path) -> Iterator[Written]:
+    with closing(Written(tiled_server, tmp_path)) as written:
+        yield written
+
+
+@pytest.fixture
+def judge(tiled_server: TiledServer, tmp_path: Path) -> Iterator[Callable[..., Verdict]]:
+    with closing(Referee(tmp_path, tiled_server.uri, tiled_server.api_key)) as referee:
+        yield referee.judge
+
+
+def test_a_run_that_is_as_it_should_be_is_clean(written: Written, judge: Callable[..., Verdict]) -> None:
+    verdict = judge(written.uid, written.emitted)
+    assert verdict.clean
+    assert verdict.outcome == "written"
+    assert verdict.emitted == verdict.durable == len(written.emitted)
+    # Rows of the table, of two arrays and of the file; the rows of the other stream; start and stop.
+    assert verdict.rows == Tally(4 * EVENTS + EVENTS // 5 + 2, 4 * EVENTS + EVENTS // 5 + 2)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "wrong"),
+    [
+        (lambda run: run.in_table("DELETE FROM {table} WHERE {mine} AND label LIKE '%row 3'"), (1, 0, 0)),
+        (
+            lambda run: run.in_table("INSERT INTO {table} SELECT * FROM {table} WHERE {mine} AND label LIKE '%row 3'"),
+            (0, 1, 0),
+        ),
+        (
+            lambda run: run.in_table("UPDATE {table} SET position = 0 WHERE {mine} AND label LIKE '%row 3'"),
+            (1, 1, 0),
+        ),
+        (lambda run: run.turn_round(), (0, 0, EVENTS)),
+        (lambda run: run.swap_array_rows(), (0, 0, EVENTS)),
+        (lambda run: run.tell_of_frames(EVENTS - 1), (1, 0, 0)),
+        (lambda run: run.forget_stop(), (1, 0, 0)),
+    ],
+    ids=["row removed", "row doubled", "row changed", "rows reversed", "array reversed", "frame missing", "no stop"],
+)
+def test_what_is_wrong_in_tiled_is_seen(
+    tamper: Callable[[Written], None],
+    wrong: tuple[int, int, int],
+    written: Written,
+    judge: Callable[..., Verdict],
+) -> None:
+    tamper(written)
+    verdict = judge(written.uid, written.emitted)
+    assert not verdict.clean
+    assert (verdict.rows.lost, verdict.rows.doubled, verdict.rows.disordered) == wrong
+    assert verdict.documents.clean
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        (lambda emitted: [*emitted, Emitted("event", 1, 0.0)], (1, 0, 0)),
+        (lambda emitted: emitted[:-2], (0, 2, 0)),
+        (lambda emitted: [*emitted[:-2], emitted[-1], emitted[-2]], (0, 0, 2)),
+        (lambda emitted: [*emitted[:3], replace(emitted[3], checksum=0), *emitted[4:]], (1, 1, 0)),
+    ],
+    ids=["one is lost", "two are too many", "two are swapped", "one is another"],
+)
+def test_what_is_wrong_in_the_journal_is_seen(
+    change: Callable[[list[Emitted]], list[Emitted]],
+    wrong: tuple[int, int, int],
+    written: Written,
+    judge: Callable[..., Verdict],
+) -> None:
+    documents = judge(written.uid, change(written.emitted)).documents
+    assert (documents.lost, documents.doubled, documents.disordered) == wrong
+
+
+def test_one_document_more_than_a_killed_process_could_write_down_is_no_error(
+    written: Written, judge: Callable[..., Verdict]
+) -> None:
+    assert judge(written.uid, written.emitted[:-1]).clean
+
+
+def test_of_a_truncated_spool_only_what_was_safe_must_be_there(written: Written, judge: Callable[..., Verdict]) -> None:
+    there = len(written.emitted)
+    emitted = written.emitted + [Emitted("event", number, 0.0) for number in range(3)]
+    verdict = judge(written.uid, emitted, Cut(safe=there))
+    assert verdict.clean
+    assert verdict.cut == 3
+    verdict = judge(written.uid, emitted, Cut(safe=there + 2))
+    assert verdict.documents.lost == 2
+    assert verdict.cut == 1
+
+
+def test_a_run_without_journal_is_lost(judge: Callable[..., Verdict]) -> None:
+    assert judge("nowhere", [Emitted("start", 1, 0.0)] * 3).documents.lost == 3
+
+
+def test_the_report_has_a_line_for_each_kind_and_names_the_faults_that_hit_a_run() -> None:
+    lost = Verdict("abc", began=10.0, ended=20.0, rows=Tally(5, 4, lost=1), problems=["primary/internal"])
+    unharmed = Verdict("def", began=40.0, rows=Tally(7, 7))
+    faults = [Injected(0, "cable cut", 12.0, 12.5, "cut"), Injected(1, "worker killed", 30.0, 30.1, "process 1")]
+    impossible = {"journal disk full": "only root can mount"}
+    report = Report(1, "sqlite", 60.0, faults, [lost, unharmed], impossible=impossible)
+    assert not report.clean
+    text = "\n".join(report.lines())
+    assert "not possible here: only root can mount" in text
+    assert text.partition("hit by: ")[2] == "0 cable cut"
+    table = json.loads(json.dumps(report.as_json(), allow_nan=False))["table"]
+    assert [table[name]["runs"] for name in ("cable cut", "worker killed", "all runs")] == [1, 0, 2]
+    assert [table[name]["lost"] for name in ("cable cut", "worker killed", "all runs")] == [1, 0, 1]
+    assert Report(1, "sqlite", 60.0, faults, [unharmed]).clean

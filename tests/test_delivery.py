@@ -1,0 +1,480 @@
+"""From publishers to journals: whatever happens on the way, each document arrives once, in order.
+
+TILEDWRITER_TEST_SPOOL_MB sets how much waits in the spool of the test that measures the supervisor's memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from disks import fill
+from event_model import compose_run
+
+from tiledbroker import Journal, ZMQPublisher, decode
+from tiledbroker._supervisor import DEFAULT_WINDOW
+from tiledwriter.testing import SupervisorProcess, free_port, journal_of, wait_until
+
+SPOOL_MB = int(os.environ.get("TILEDWRITER_TEST_SPOOL_MB", "100"))
+DOCUMENT_KB = 64
+
+pytestmark = pytest.mark.timeout(300 + SPOOL_MB)
+
+
+@dataclass
+class NoTiled:
+    """Where no Tiled server is: what is delivered stays in the journals."""
+
+    uri: str
+    api_key: str = "secret"
+    storage: str = "sqlite"
+
+
+class Cable(threading.Thread):
+    """Between a publisher and a supervisor: it can be cut, and it can carry nothing while both ends think it does."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(name="tiledwriter-test-cable", daemon=True)
+        self._target = ("127.0.0.1", port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._threads: list[threading.Thread] = []
+        self._carries = threading.Event()
+        self._carries.set()
+        self._closed = False
+        self.connections = 0
+        self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> Cable:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed = True
+        self._carries.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.join()
+        self.cut()
+        for thread in self._threads:
+            thread.join()
+
+    def run(self) -> None:
+        while not self._closed:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                far = socket.create_connection(self._target)
+            except OSError:
+                near.close()
+                continue
+            self.connections += 1
+            self._pairs.append((near, far))
+            for source, sink in ((near, far), (far, near)):
+                thread = threading.Thread(target=self._carry, args=(source, sink), daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def cut(self) -> None:
+        """Close every connection; new ones are made at once."""
+        pairs, self._pairs = self._pairs, []
+        for pair in pairs:
+            for end in pair:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+                end.close()
+
+    def go_dead(self) -> None:
+        """Carry nothing, and tell nobody; what is sent meanwhile is lost with its connection."""
+        self._carries.clear()
+
+    def come_back(self) -> None:
+        """Carry again, over new connections."""
+        self.cut()
+        self._carries.set()
+
+    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                self._carries.wait()
+                sink.sendall(data)
+        except OSError:
+            pass
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def ingest(tmp_path: Path) -> Iterator[SupervisorProcess]:
+    """A supervisor that takes documents in; it can be started, stopped and killed."""
+    nowhere = NoTiled(f"http://127.0.0.1:{free_port()}")
+    process = SupervisorProcess(tmp_path / "journals", nowhere)  # type: ignore[arg-type]
+    yield process
+    process.stop()
+
+
+@pytest.fixture
+def publish_to(tmp_path: Path) -> Iterator[Callable[..., ZMQPublisher]]:
+    """Makes publishers, which are closed at the end."""
+    made: list[ZMQPublisher] = []
+
+    def make(address: str, spool: str = "spool") -> ZMQPublisher:
+        made.append(ZMQPublisher(address, spool_dir=tmp_path / spool, on_error="raise"))
+        return made[-1]
+
+    yield make
+    for publisher in made:
+        publisher.close(timeout=0)
+
+
+def documents(events: int = 50, **data: Any) -> list[tuple[str, Any]]:
+    run = compose_run()
+    keys = {"x": {"source": "s", "dtype": "number", "shape": []}}
+    stream = run.compose_descriptor(name="primary", data_keys=keys)
+    rows = [stream.compose_event(data={"x": i}, timestamps={"x": float(i)}) for i in range(events)]
+    return [
+        ("start", {**run.start_doc, **data}),
+        ("descriptor", stream.descriptor_doc),
+        *(("event", row) for row in rows),
+        ("stop", run.compose_stop()),
+    ]
+
+
+def publish(publisher: ZMQPublisher, emitted: list[tuple[str, Any]]) -> str:
+    for name, doc in emitted:
+        publisher(name, doc)
+    return str(emitted[0][1]["uid"])
+
+
+def assert_delivered(ingest: SupervisorProcess, *runs: list[tuple[str, Any]]) -> None:
+    """Each document is in its journal, once and in order."""
+    for emitted in runs:
+        with journal_of(ingest.journal_dir, emitted[0][1]["uid"]) as journal:
+            stored = [(record.name, decode(record.body)["uid"]) for record in journal.records()]
+        assert stored == [(name, doc["uid"]) for name, doc in emitted]
+
+
+def port_of(process: SupervisorProcess) -> int:
+    return int(process.address.rpartition(":")[2])
+
+
+# The network
+
+
+def test_a_cable_that_is_cut_again_and_again_costs_nothing(
+    ingest: SupervisorProcess, publish_to: Callable[..., ZMQPublisher]
+) -> None:
+    chance = random.Random(5)
+    runs = [documents(400) for _ in range(3)]
+    with ingest, Cable(port_of(ingest)) as cable:
+        publisher = publish_to(cable.address)
+        for number, (name, doc) in enumerate(itertools.chain.from_iterable(zip(*runs, strict=True))):
+            publisher(name, doc)
+            if number % 200 == 100:
+                connections = cable.connections
+                wait_until(lambda: cable.connections > 0, 30, "it is connected")
+                time_of_cut = time.monotonic() + chance.random() * 0.05
+                wait_until(lambda: time.monotonic() > time_of_cut, 5, "a random moment comes")  # noqa: B023
+                cable.cut()
+                wait_until(lambda: cable.connections > connections, 30, "it is connected again")  # noqa: B023
+        assert publisher.flush(timeout=60)
+        assert cable.connections > 6
+        assert_delivered(ingest, *runs)
+
+
+def test_a_connection_that_is_half_open_is_noticed_and_made_anew(
+    ingest: SupervisorProcess, publish_to: Callable[..., ZMQPublisher]
+) -> None:
+    emitted = documents(200)
+    with ingest, Cable(port_of(ingest)) as cable:
+        publisher = publish_to(cable.address)
+        publish(publisher, emitted[:50])
+        assert publisher.flush(timeout=60)
+        cable.go_dead()
+        publish(publisher, emitted[50:100])
+        assert not publisher.flush(timeout=0.5)
+        wait_until(lambda: not publisher.status().connected, 30, "the publisher notices")
+        publish(publisher, emitted[100:])
+        assert publisher.status().waiting >= 100
+        cable.come_back()
+        assert publisher.flush(timeout=60)
+        assert_delivered(ingest, emitted)
+
+
+def test_answers_that_are_lost_cost_nothing(ingest: SupervisorProcess, publish_to: Callable[..., ZMQPublisher]) -> None:
+    """All is journaled, and nobody has told the publisher when the connection goes: it sends what is there already."""
+    emitted = documents(200)
+    uid = emitted[0][1]["uid"]
+    with ingest, Cable(port_of(ingest)) as cable:
+        publisher = publish_to(cable.address)
+        publish(publisher, emitted[:100])
+        assert publisher.flush(timeout=60)
+        (worker,) = ingest.workers()
+        worker.suspend()  # so that the answer cannot come before the cable is cut
+        publish(publisher, emitted[100:])
+        assert not publisher.flush(timeout=0.5)
+        cable.go_dead()
+        worker.resume()
+        wait_until(lambda: length_of(ingest, uid) == len(emitted), 60, "all is journaled")
+        assert publisher.status().waiting > 0
+        cable.come_back()
+        assert publisher.flush(timeout=60)
+        assert_delivered(ingest, emitted)
+
+
+def length_of(ingest: SupervisorProcess, uid: str) -> int:
+    try:
+        with journal_of(ingest.journal_dir, uid) as journal:
+            return journal.length
+    except LookupError:
+        return 0
+
+
+# Restarts
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ("publisher", "supervisor"),
+        ("supervisor", "publisher"),
+        ("supervisor", "supervisor", "publisher"),
+        ("publisher", "publisher", "supervisor"),
+        ("worker", "supervisor", "publisher"),
+    ],
+    ids=" ".join,
+)
+def test_whatever_is_started_again_in_whatever_order_nothing_is_lost_or_doubled(
+    order: tuple[str, ...], ingest: SupervisorProcess, publish_to: Callable[..., ZMQPublisher]
+) -> None:
+    runs = [documents(300) for _ in range(4)]
+    with ingest:
+        publisher = publish_to(ingest.address)
+        for number, emitted in enumerate(runs):
+            publish(publisher, emitted)
+            for victim in order[number : number + 1]:
+                if victim == "publisher":
+                    publisher.close(timeout=0)
+                    publisher = publish_to(ingest.address)
+                elif victim == "supervisor":
+                    ingest.kill()
+                    ingest.start()
+                else:
+                    wait_until(ingest.workers, 60, "there is a worker")
+                    for worker in ingest.workers():
+                        worker.kill()
+        wait_until(lambda: publisher.flush(timeout=60) and not publisher.status().waiting, 90, "all is shipped")
+        uids = [emitted[0][1]["uid"] for emitted in runs]
+        wait_until(lambda: all(length_of(ingest, uid) == 303 for uid in uids), 60, "what was adopted is shipped, too")
+        assert_delivered(ingest, *runs)
+
+
+# Several publishers
+
+
+def test_two_publishers_at_once_do_not_disturb_each_other(
+    ingest: SupervisorProcess, publish_to: Callable[..., ZMQPublisher]
+) -> None:
+    publishers = [publish_to(ingest.address, spool) for spool in ("one", "two")]
+    runs: list[list[list[tuple[str, Any]]]] = [[documents(300) for _ in range(3)] for _ in publishers]
+    with ingest:
+        threads = [
+            threading.Thread(target=lambda i=i: [publish(publishers[i], emitted) for emitted in runs[i]])
+            for i in range(len(publishers))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert all(publisher.flush(timeout=60) for publisher in publishers)
+        assert_delivered(ingest, *runs[0], *runs[1])
+
+
+def test_a_run_that_two_publishers_send_is_there_once(
+    ingest: SupervisorProcess, publish_to: Callable[..., ZMQPublisher]
+) -> None:
+    publishers = [publish_to(ingest.address, spool) for spool in ("one", "two")]
+    emitted = documents(300)
+    with ingest:
+        for name, doc in emitted:
+            for publisher in publishers:
+                publisher(name, doc)
+        assert all(publisher.flush(timeout=60) for publisher in publishers)
+        assert_delivered(ingest, emitted)
+
+
+def test_another_run_of_the_same_uid_is_refused_and_harms_neither_the_first_nor_others(
+    ingest: SupervisorProcess, publish_to: Callable[..., ZMQPublisher]
+) -> None:
+    first, second = documents(20), documents(20)
+    uid = first[0][1]["uid"]
+    reused = [("start", {**second[0][1], "uid": uid}), ("stop", {**second[-1][1], "run_start": uid})]
+    with ingest:
+        publisher = publish_to(ingest.address, "one")
+        publish(publisher, first)
+        assert publisher.flush(timeout=60)
+        other = publish_to(ingest.address, "two")
+        publish(other, reused)
+        following = documents(5)
+        publish(other, following)
+        wait_until(lambda: length_of(ingest, following[0][1]["uid"]) == 8, 60, "the other run is delivered")
+        assert_delivered(ingest, first, following)
+
+
+# The acquisition host
+
+
+def test_a_clock_that_jumps_makes_no_difference(
+    ingest: SupervisorProcess, publish_to: Callable[..., ZMQPublisher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = random.Random(3)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + chance.choice([-3e7, -60.0, 0.0, 60.0, 3e7]))
+    emitted = documents(300)
+    with ingest:
+        publisher = publish_to(ingest.address)
+        publish(publisher, emitted)
+        publisher.status()
+        assert publisher.flush(timeout=60)
+        assert_delivered(ingest, emitted)
+
+
+def test_a_spool_on_a_full_disk_delays_nothing_and_loses_nothing(
+    ingest: SupervisorProcess,
+    small_disk: Path,
+    publish_to: Callable[..., ZMQPublisher],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    runs = [documents(100), documents(100)]
+    publisher = publish_to(ingest.address, str(small_disk / "spool"))
+    publish(publisher, runs[0][:50])
+    fill(small_disk)
+    publish(publisher, [*runs[0][50:], *runs[1]])
+    assert publisher.status().degraded
+    assert "memory" in caplog.text
+    with ingest:
+        assert publisher.flush(timeout=60)
+        assert_delivered(ingest, *runs)
+
+
+def test_a_spool_on_a_disk_that_turns_read_only_loses_nothing(
+    ingest: SupervisorProcess,
+    small_disk: Path,
+    publish_to: Callable[..., ZMQPublisher],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (small_disk / "spool").mkdir()
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    emitted = documents(100)
+    publisher = publish_to(ingest.address, str(small_disk / "spool"))
+    publish(publisher, emitted)
+    assert publisher.status().degraded
+    assert "memory" in caplog.text
+    with ingest:
+        assert publisher.flush(timeout=60)
+        assert_delivered(ingest, emitted)
+
+
+SCRIPT = """
+import os, sys
+from tiledbroker import ZMQPublisher
+publisher = ZMQPublisher(sys.argv[1], spool_dir=sys.argv[2], on_error="raise")
+publisher("start", {"uid": "r", "time": 1.0})
+publisher("descriptor", {"uid": "d", "run_start": "r", "name": "primary", "time": 1.0, "data_keys": {}})
+for i in range(2000):
+    publisher("event", {"uid": f"e{i}", "descriptor": "d", "seq_num": i + 1, "time": 1.0, "data": {}, "timestamps": {}})
+    if i == 1000 and sys.argv[3] == "forks":
+        child = os.fork()
+        if child == 0:
+            sys.exit(0)
+        os.waitpid(child, 0)
+publisher("stop", {"uid": "s", "run_start": "r", "time": 2.0, "exit_status": "success"})
+"""
+
+
+@pytest.mark.parametrize("what", ["ends", "forks"])
+def test_an_interpreter_that_ends_without_closing_its_publisher_ships_what_it_has(
+    what: str, ingest: SupervisorProcess, tmp_path: Path
+) -> None:
+    """Also one that has forked a child which ended in the ordinary way, with all that happens at exit."""
+    command = [sys.executable, "-c", SCRIPT, ingest.address, str(tmp_path / "spool"), what]
+    with ingest:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+        wait_until(lambda: length_of(ingest, "r") == 2003, 60, "all is delivered")
+        with journal_of(ingest.journal_dir, "r") as journal:
+            stored = [decode(record.body)["uid"] for record in journal.records()]
+    assert stored == ["r", "d", *(f"e{i}" for i in range(2000)), "s"]
+
+
+# The window
+
+
+def large_documents(megabytes: int) -> Iterator[tuple[str, Any]]:
+    """An open run of so many megabytes."""
+    payload = random.Random(1).randbytes(DOCUMENT_KB * 1024)
+    yield "start", {"uid": "large", "time": 1.0}
+    yield "descriptor", {"uid": "d", "run_start": "large", "name": "primary", "time": 1.0, "data_keys": {}}
+    for i in range(megabytes * 1024 // DOCUMENT_KB):
+        yield "event", {"uid": f"e{i}", "descriptor": "d", "seq_num": i + 1, "time": 1.0, "data": {"x": payload}}
+
+
+def test_the_supervisor_s_memory_is_bounded_by_the_window_whatever_is_in_the_spool(
+    ingest: SupervisorProcess, publish_to: Callable[..., ZMQPublisher]
+) -> None:
+    publisher = publish_to(ingest.address)
+    for name, doc in large_documents(SPOOL_MB):
+        publisher(name, doc)
+    with ingest:
+        supervisor = psutil.Process(ingest.pid)
+        before = highest = supervisor.memory_info().rss
+        began = time.monotonic()
+        while not publisher.flush(timeout=0.02):
+            highest = max(highest, supervisor.memory_info().rss)
+            assert time.monotonic() - began < 120 + SPOOL_MB
+        seconds = time.monotonic() - began
+    sys.stdout.write(
+        f"\n{SPOOL_MB} MB in the spool: the supervisor's RSS rose from {before / 2**20:.0f} to "
+        f"{highest / 2**20:.0f} MiB with a window of {DEFAULT_WINDOW / 2**20:.0f} MiB; {SPOOL_MB / seconds:.0f} MB/s\n"
+    )
+    # The window, once more in the fork server's socket, and what the allocator does not give back.
+    assert highest - before < 4 * DEFAULT_WINDOW
+
+
+def test_a_run_whose_worker_takes_nothing_does_not_hold_up_others_of_its_publisher(
+    ingest: SupervisorProcess, publish_to: Callable[..., ZMQPublisher]
+) -> None:
+    with ingest:
+        publisher = publish_to(ingest.address)
+        stuck = list(large_documents(2 * DEFAULT_WINDOW // 2**20))
+        publish(publisher, stuck[:2])
+        assert publisher.flush(timeout=60)
+        (worker,) = ingest.workers()
+        worker.suspend()
+        publish(publisher, stuck[2:])
+        others = [documents(), documents()]
+        for emitted in others:
+            publish(publisher, emitted)
+            wait_until(lambda: length_of(ingest, emitted[0][1]["uid"]) == len(emitted), 60, "it is journaled")  # noqa: B023
+        assert_delivered(ingest, *others)
+        worker.resume()
+        assert publisher.flush(timeout=60)
+        with Journal(ingest.journal_dir / "large.sqlite") as journal:
+            assert journal.length == len(stuck)

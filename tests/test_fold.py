@@ -1,0 +1,482 @@
+"""The fold as a whole: whatever a run's documents are, and however they come in batches, they have one effect."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy
+import pyarrow
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tiledwriter import RunNormalizer, RunWriter
+from tiledwriter._columns import arrow_type
+from tiledwriter._operations import (
+    AppendRows,
+    Audit,
+    CloseStream,
+    ColumnDigest,
+    CreateArray,
+    CreateContainer,
+    CreateTable,
+    ExtendExternal,
+    OrderTable,
+    RegisterExternal,
+    RemoveNode,
+    UpdateMetadata,
+    WriteArray,
+)
+
+Documents = list[tuple[str, dict[str, Any]]]
+ColumnTypes = dict[tuple[str, str], str]
+
+RUN = "run"
+
+
+# What operations do
+
+
+def frozen(value: Any) -> Any:
+    """A value that compares equal to itself: NaN and NumPy's arrays do not."""
+    if isinstance(value, Mapping):
+        return {key: frozen(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [frozen(item) for item in value]
+    if isinstance(value, numpy.ndarray):
+        return (value.dtype.str, value.shape, value.tobytes())
+    return (type(value).__name__, repr(value))
+
+
+@dataclass
+class Node:
+    """What a reader would see of a node, except for chunks."""
+
+    kind: str
+    metadata: dict[str, Any]
+    layout: Any = None
+    source: Any = None
+    rows: list[Any] = field(default_factory=list)
+    closed: bool = False
+
+
+class Tiled:
+    """Operations applied to nodes in memory, by row ranges, as `TiledCatalog` applies them."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, Node] = {}
+
+    def apply(self, operations: Iterable[Any]) -> None:
+        for operation in operations:
+            getattr(self, type(operation).__name__)(operation)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """To compare; neither the order of nodes nor that of notes is part of it."""
+        state = {path: frozen(vars(node)) for path, node in self.nodes.items()}
+        for node in state.values():
+            node["metadata"].get("notes", []).sort()
+        return state
+
+    def tables(self, stream: str) -> list[Node]:
+        return [node for path, node in self.nodes.items() if path.startswith(f"{stream}/") and node.kind == "table"]
+
+    def _create(self, operation: Any, kind: str, layout: Any) -> None:
+        parent, _, key = operation.path.rpartition("/")
+        assert key
+        assert parent == "" or self.nodes[parent].kind == "container"
+        json.dumps(operation.metadata, allow_nan=False)
+        existing = self.nodes.setdefault(operation.path, Node(kind, dict(operation.metadata), layout))
+        assert (existing.kind, frozen(existing.layout)) == (kind, frozen(layout))
+
+    def CreateContainer(self, operation: CreateContainer) -> None:
+        self._create(operation, "container", operation.specs)
+
+    def CreateTable(self, operation: CreateTable) -> None:
+        names = [column.name.lower() for column in operation.columns]
+        assert len(names) == len(set(names)) <= 1024
+        assert set(operation.order) <= {column.name for column in operation.columns}
+        order = self.nodes[operation.path].layout[1] if operation.path in self.nodes else operation.order
+        self._create(operation, "table", [operation.columns, order])
+
+    def CreateArray(self, operation: CreateArray) -> None:
+        assert len(operation.dims) == 1 + len(operation.shape)
+        assert operation.chunk_rows > 0
+        self._create(operation, "array", [operation.dtype, operation.shape, operation.dims])
+
+    def RegisterExternal(self, operation: RegisterExternal) -> None:
+        json.dumps(operation.data_source, allow_nan=False)
+        self._create(operation, "external", None)
+
+    def AppendRows(self, operation: AppendRows) -> None:
+        node = self.nodes[operation.path]
+        assert node.layout[0] == operation.columns
+        columns = [
+            pyarrow.array(values, arrow_type(column.type)).to_pylist()
+            for column, values in zip(operation.columns, operation.values, strict=True)
+        ]
+        self._grow(node, operation, [frozen(row) for row in zip(*columns, strict=True)])
+
+    def WriteArray(self, operation: WriteArray) -> None:
+        node = self.nodes[operation.path]
+        assert [operation.values.dtype.str, operation.values.shape[1:]] == node.layout[:2]
+        self._grow(node, operation, [frozen(row) for row in operation.values])
+
+    def _grow(self, node: Node, operation: Any, rows: list[Any]) -> None:
+        assert operation.stop - operation.first == len(rows) > 0
+        assert operation.first <= len(node.rows)
+        known = node.rows[operation.first : operation.stop]
+        assert known == rows[: len(known)]
+        node.rows[operation.first : operation.stop] = [*rows[: len(known)], *rows[len(known) :]]
+
+    def ExtendExternal(self, operation: ExtendExternal) -> None:
+        node = self.nodes[operation.path]
+        json.dumps(operation.data_source, allow_nan=False)
+        assert operation.first < operation.stop
+        assert operation.first <= len(node.rows)
+        if operation.stop > len(node.rows):
+            node.rows += [operation.data_source["mimetype"]] * (operation.stop - len(node.rows))
+            node.source = operation.data_source
+
+    def OrderTable(self, operation: OrderTable) -> None:
+        node = self.nodes[operation.path]
+        node.layout = [node.layout[0], operation.order]
+
+    def UpdateMetadata(self, operation: UpdateMetadata) -> None:
+        json.dumps(operation.metadata, allow_nan=False)
+        self.nodes[operation.path].metadata.update(operation.metadata)
+
+    def Audit(self, operation: Audit) -> None:
+        node = self.nodes[operation.path]
+        if node.kind == "external":
+            assert node.source["structure"]["shape"][0] == operation.rows
+            return
+        assert len(node.rows) == operation.rows
+        for name, digest in operation.columns:
+            position = [column.name for column in node.layout[0]].index(name)
+            column = node.layout[0][position]
+            read = ColumnDigest()
+            read.add([ast.literal_eval(row[position][1]) for row in node.rows], column.type)
+            assert digest == (read.value if node.layout[1] else None)
+
+    def RemoveNode(self, operation: RemoveNode) -> None:
+        self.nodes.pop(operation.path, None)
+
+    def CloseStream(self, operation: CloseStream) -> None:
+        self.nodes[operation.path].closed = True
+
+
+def fold_once(documents: Documents, batches: Sequence[int], types: ColumnTypes) -> tuple[list[Any], ColumnTypes]:
+    """Operations for documents in batches of these sizes, over and over; and columns that are too narrow."""
+    normalizer = RunNormalizer()
+    writer = RunWriter(guessed_types=normalizer.guessed_types, column_types=types)
+    operations: list[Any] = []
+    left = iter(batches)
+    until = 0
+    for i, (name, document) in enumerate(documents):
+        for modern_name, modern in normalizer(name, document):
+            if modern_name == "stop":
+                for note in normalizer.notes:
+                    writer.note(note)
+            operations += writer(modern_name, modern)
+        if i == until:
+            operations += writer.flush()
+            until += next(left, len(documents))
+    if documents and documents[-1][0] != "stop":
+        for modern_name, modern in normalizer.abandon():
+            operations += writer(modern_name, modern)
+        operations += writer.abandon()
+    return operations + writer.flush(), writer.too_narrow
+
+
+def fold(documents: Documents, batches: Sequence[int] = ()) -> tuple[list[Any], ColumnTypes]:
+    """Operations once all columns are wide enough, and the column types that this took."""
+    types: ColumnTypes = {}
+    for _ in range(50):
+        operations, too_narrow = fold_once(documents, batches, types)
+        if not too_narrow:
+            return operations, types
+        assert too_narrow.items() - types.items()
+        types = {**types, **too_narrow}
+    raise AssertionError(f"Columns are never wide enough: {types}")
+
+
+def effect(*operations: Iterable[Any]) -> Tiled:
+    tiled = Tiled()
+    for some in operations:
+        tiled.apply(some)
+    return tiled
+
+
+# Random runs
+
+numbers = st.floats(allow_nan=True) | st.sampled_from([0.0, -0.0, 1.5, float("inf")])
+integers = st.integers(-5, 5) | st.sampled_from([2**53 + 1, -(2**63), 2**63, 2**64])
+words = st.sampled_from(["", "a", "ä", "1", "NaN", "\ud800"])
+vectors = st.lists(numbers, max_size=4)
+SCALARS: dict[str, st.SearchStrategy[Any]] = {
+    "number": numbers,
+    "integer": integers,
+    "boolean": st.booleans(),
+    "string": words,
+}
+anything = st.none() | numbers | integers | st.booleans() | words | vectors
+grids = st.builds(
+    lambda shape, start: numpy.arange(float(numpy.prod(shape))).reshape(shape) + start,
+    *map(st.sampled_from, ([(5, 4), (5, 4), (5, 4), (4, 5), (20,), (0,)], [0.0, 1.0, 0.5])),
+)
+KEYS = ["x", "X", "y", "ts_x", "internal", "internal_1", "time", "seq_num", "a b", "a/b", "x_", "ä", ""]
+
+
+@dataclass
+class Source:
+    """A data key: what its descriptor says, and what comes for it."""
+
+    key: str
+    described: dict[str, Any]
+    values: st.SearchStrategy[Any]
+    kind: str = "internal"  # or "datum", "stream"
+    count: int = 0
+
+
+@st.composite
+def sources(draw: st.DrawFn, key: str) -> Source:
+    kinds = ["number", "integer", "boolean", "string", "vector", "grid", "ragged", "datum"]
+    kind = draw(st.sampled_from([*kinds, "stream"]))
+    described: dict[str, Any] = {"source": "test", "shape": []}
+    declared = draw(st.booleans())
+    if kind in SCALARS:
+        described["dtype"] = kind
+        dtype = {"number": "<f8", "integer": "<i4", "boolean": "|b1", "string": "<U4"}[kind]
+        described |= {"dtype_numpy": dtype} if declared else {}
+        odd = draw(st.sampled_from([st.none(), st.nothing(), anything]))
+        return Source(key, described, SCALARS[kind] | odd)
+    described |= {"dtype": "array", "shape": [5, 4]} | ({"dtype_numpy": "<f8"} if declared else {})
+    if kind == "vector":
+        made = st.lists(numbers, min_size=3, max_size=3)
+        return Source(key, {**described, "shape": [3]}, made | made.map(numpy.array) | st.lists(integers, max_size=4))
+    if kind == "ragged":
+        return Source(key, {**described, "shape": [None]}, vectors | vectors.map(numpy.array) | st.none())
+    if kind == "grid":
+        return Source(key, described, grids | grids.map(lambda grid: grid.tolist()) | st.none())
+    return Source(key, {**described, "external": "FILESTORE:" if kind == "datum" else "STREAM:"}, st.nothing(), kind)
+
+
+class Recording:
+    """A run that grows document by document."""
+
+    def __init__(self, draw: st.DrawFn) -> None:
+        self.documents: Documents = [("start", {"uid": RUN, "time": 0.0, "odd": draw(anything)})]
+        self.events: dict[str, Documents] = {}
+        self._draw = draw
+        self._sources: dict[str, list[Source]] = {}
+        self._descriptors: dict[str, str] = {}
+        self._seq_nums: dict[str, int] = {}
+        self._late: Documents = []
+
+    def describe(self, stream: str) -> None:
+        """A stream's descriptor; a further one says that its configuration has changed."""
+        if stream not in self._sources:
+            keys = self._draw(st.lists(st.sampled_from(KEYS), min_size=1, max_size=4, unique=True))
+            self._sources[stream] = [self._draw(sources(key)) for key in keys]
+            self.events[stream] = []
+            self._seq_nums[stream] = 0
+        uid = f"{stream}-{len(self.documents)}"
+        self._descriptors[stream] = uid
+        self._add(
+            "descriptor",
+            uid=uid,
+            run_start=RUN,
+            name=stream,
+            data_keys={source.key: dict(source.described) for source in self._sources[stream]},
+            configuration={"device": {"data": {"gain": self._draw(anything)}, "timestamps": {"gain": 0.0}}},
+            object_keys={"device": [source.key for source in self._sources[stream]]},
+            hints={},
+        )
+
+    def measure(self, stream: str) -> None:
+        """One event, several in a page, or one that is repeated after a rewind."""
+        kind = self._draw(st.sampled_from(["event", "page", "page", "rewind"]))
+        if kind == "rewind":
+            self._seq_nums[stream] = max(0, self._seq_nums[stream] - self._draw(st.integers(1, 3)))
+        events = [self._event(stream) for _ in range(self._draw(st.integers(1, 3)) if kind == "page" else 1)]
+        if kind == "page" and len({tuple(event["data"]) for event in events}) == 1:
+            self.documents.append(("event_page", _page(events)))
+        else:
+            self.documents += [("event", event) for event in events]
+        self._release()
+
+    def stream_data(self, stream: str) -> None:
+        """Files that a detector writes by itself."""
+        for source in self._sources[stream]:
+            if source.kind != "stream":
+                continue
+            resource = f"{stream}-{source.key}-{self._draw(st.integers(0, 1))}"
+            if not any(document.get("uid") == resource for _, document in self.documents):
+                self._add(
+                    "stream_resource",
+                    uid=resource,
+                    run_start=RUN,
+                    data_key=source.key,
+                    mimetype="application/x-hdf5",
+                    uri=f"file://localhost/data/{resource}.h5",
+                    parameters={"dataset": "/data", "chunk_shape": [1]},
+                )
+            count = self._draw(st.integers(1, 3))
+            rows = {"start": source.count, "stop": source.count + count}
+            source.count += count
+            descriptor = self._descriptors[stream]
+            ids = {"uid": f"{resource}/{source.count}", "stream_resource": resource, "descriptor": descriptor}
+            self._add("stream_datum", **ids, indices=rows, seq_nums={key: n + 1 for key, n in rows.items()})
+
+    def _event(self, stream: str) -> dict[str, Any]:
+        self._seq_nums[stream] += 1
+        data = {source.key: self._value(stream, source) for source in self._sources[stream] if source.kind != "stream"}
+        if data and self._draw(st.integers(0, 9)) == 0:
+            data.popitem()
+        event = {
+            "uid": f"event-{len(self.documents)}-{self._seq_nums[stream]}",
+            "descriptor": self._descriptors[stream],
+            "seq_num": self._seq_nums[stream],
+            "time": float(sum(map(len, self.events.values()))),
+            "data": data,
+            "timestamps": dict.fromkeys(data, 1.0),
+            "filled": {
+                source.key: False for source in self._sources[stream] if source.key in data and source.kind == "datum"
+            },
+        }
+        self.events[stream].append(("event", event))
+        return event
+
+    def _value(self, stream: str, source: Source) -> Any:
+        if source.kind == "internal":
+            return self._draw(source.values)
+        resource = f"{stream}-{source.key}"
+        datum = f"{resource}/{source.count}"
+        documents: Documents = []
+        if source.count == 0:
+            place = {"root": "/", "resource_path": "file.h5", "resource_kwargs": {}}
+            documents.append(("resource", {"uid": resource, "spec": "AD_HDF5", **place}))
+        documents.append(
+            ("datum", {"datum_id": datum, "resource": resource, "datum_kwargs": {"point_number": source.count}})
+        )
+        source.count += 1
+        if self._draw(st.booleans()):
+            self._late += documents
+        else:
+            self.documents += documents
+        return datum
+
+    def _release(self) -> None:
+        """Some of the datums that are late come, perhaps the last first."""
+        for late in list(self._late):
+            if self._draw(st.booleans()):
+                self._late.remove(late)
+                self.documents.append(late)
+
+    def _add(self, kind: str, /, **document: Any) -> None:
+        self.documents.append((kind, {**document, "time": float(len(self.documents))}))
+
+
+def _page(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    page: dict[str, Any] = {"descriptor": events[0]["descriptor"]}
+    page |= {name: [event[name] for event in events] for name in ("uid", "seq_num", "time")}
+    for name in ("data", "timestamps", "filled"):
+        page[name] = {key: [event[name][key] for event in events] for key in events[0][name]}
+    return page
+
+
+@st.composite
+def recordings(draw: st.DrawFn) -> Recording:
+    recording = Recording(draw)
+    streams = draw(st.lists(st.sampled_from(["primary", "Primary", "baseline"]), min_size=1, max_size=3, unique=True))
+    for stream in streams:
+        recording.describe(stream)
+    for stream, step in draw(
+        st.lists(
+            st.tuples(st.sampled_from(streams), st.sampled_from(["event", "event", "event", "files", "describe"])),
+            min_size=2,
+            max_size=12,
+        )
+    ):
+        {"event": recording.measure, "files": recording.stream_data, "describe": recording.describe}[step](stream)
+    if draw(st.booleans()):
+        recording._add("stop", uid="stop", run_start=RUN, exit_status="success", reason="", num_events={})
+    return recording
+
+
+batch_sizes = st.lists(st.integers(1, 5), max_size=20)
+every_run = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+
+
+# Properties
+
+
+@every_run
+@given(recordings(), batch_sizes, batch_sizes)
+def test_batches_of_any_size_have_the_same_effect(recording, batches, others):
+    operations, types = fold(recording.documents, batches)
+    other_operations, other_types = fold(recording.documents, others)
+    assert types == other_types
+    assert effect(operations).state == effect(other_operations).state
+
+
+@every_run
+@given(recordings(), st.data(), batch_sizes, batch_sizes)
+def test_a_replay_after_any_prefix_changes_nothing(recording, data, batches, others):
+    operations, types = fold(recording.documents)
+    length = data.draw(st.integers(0, len(recording.documents)))
+    started, _ = fold_once(recording.documents[:length], batches, types)
+    started = [operation for operation in started if not isinstance(operation, CloseStream)]
+    resumed, _ = fold_once(recording.documents, others, types)
+    once = effect(operations).state
+    assert effect(operations, operations).state == once
+    assert effect(started, started, resumed).state == once
+
+
+@every_run
+@given(recordings(), batch_sizes)
+def test_documents_are_not_changed(recording, batches):
+    before = frozen(recording.documents)
+    fold(recording.documents, batches)
+    assert frozen(recording.documents) == before
+
+
+@every_run
+@given(recordings(), batch_sizes)
+def test_every_event_has_its_row_in_every_node_of_its_stream(recording, batches):
+    tiled = effect(fold(recording.documents, batches)[0])
+    for stream, events in recording.events.items():
+        inside = [
+            node
+            for path, node in tiled.nodes.items()
+            if path.startswith(f"{RUN}/{stream}/") and node.kind in ("table", "array")
+        ]
+        assert bool(inside) is bool(events)
+        assert {len(node.rows) for node in inside} <= {len(events)}
+        if events:
+            table = tiled.nodes[f"{RUN}/{stream}/internal"]
+            assert [row[0] for row in table.rows] == [frozen(event["seq_num"]) for _, event in events]
+    assert all(node.closed for node in tiled.nodes.values())
+
+
+@every_run
+@given(recordings(), batch_sizes)
+def test_no_number_is_lost_without_a_note(recording, batches):
+    recording._add("stop", uid="stop", run_start=RUN, exit_status="success", reason="", num_events={})
+    tiled = effect(fold(recording.documents, batches)[0])
+    notes = tiled.nodes[RUN].metadata.get("notes", [])
+    for stream, events in recording.events.items():
+        for table in tiled.tables(f"{RUN}/{stream}"):
+            for i, column in enumerate(table.layout[0]):
+                sent = [event["data"].get(column.name) for _, event in events]
+                if column.type != "float64" or not any(isinstance(value, float | int) for value in sent):
+                    continue
+                kept = [row[i] for row in table.rows]
+                same = [a == frozen(float(b)) for a, b in zip(kept, sent, strict=True) if isinstance(b, float | int)]
+                assert all(same) or any(repr(column.name) in note for note in notes)

@@ -1,0 +1,428 @@
+"""Workers that die, grow, hang or outlive their supervisor; runs that are looked at again."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from disks import fill
+from event_model import compose_run
+from runs import Acquisition, metadata, seq_nums, wait_for_outcome
+
+from tiledbroker import Encoder, Journal, ZMQPublisher, journal_filename
+from tiledbroker._lifecycle import State
+from tiledbroker._runs import MAX_DEATHS, Run
+from tiledbroker._watch import WorkerLimits, WorkerWatch
+from tiledwriter._processes import Processes
+from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
+
+pytestmark = [
+    pytest.mark.filterwarnings("default"),  # the reading client warns about itself
+    pytest.mark.timeout(300),
+]
+
+PATCHES = """
+import os
+import pathlib
+
+hoard = []
+
+def spoil(start):
+    if start.get("spoiled") == "deadly":
+        os._exit(7)
+    if start.get("spoiled") == "greedy":
+        hoard.append(bytearray(b"x" * (400 * 2**20)))
+    if start.get("spoiled") == "greedy once":
+        marker = pathlib.Path(start["marker"])
+        if not marker.exists():
+            marker.touch()
+            hoard.append(bytearray(b"x" * (400 * 2**20)))
+    return start
+"""
+
+
+def documents(events: int = 3, **metadata: Any) -> list[tuple[str, Any]]:
+    run = compose_run(metadata=metadata)
+    stream = run.compose_descriptor(name="primary", data_keys={"x": {"source": "s", "dtype": "number", "shape": []}})
+    rows = [stream.compose_event(data={"x": float(i)}, timestamps={"x": float(i)}) for i in range(events)]
+    return [
+        ("start", run.start_doc),
+        ("descriptor", stream.descriptor_doc),
+        *(("event", row) for row in rows),
+        ("stop", run.compose_stop()),
+    ]
+
+
+def publish(publisher: ZMQPublisher, emitted: list[tuple[str, Any]]) -> str:
+    for name, doc in emitted:
+        publisher(name, doc)
+    return str(emitted[0][1]["uid"])
+
+
+@pytest.fixture
+def supervise(tmp_path: Path, tiled_server: TiledServer) -> Iterator[Callable[..., SupervisorProcess]]:
+    """Makes a supervisor with settings of its own, and with patches that spoil runs which ask for it; not started."""
+    (tmp_path / "patches_of_this_test.py").write_text(PATCHES)
+    made: list[SupervisorProcess] = []
+
+    def make(**settings: Any) -> SupervisorProcess:
+        environment = {f"TILEDWRITER_{name.upper()}": str(value) for name, value in settings.items()}
+        environment |= {
+            "TILEDWRITER_QUIET_PERIOD": "1",
+            "TILEDWRITER_PATCHES": '{"start": "patches_of_this_test:spoil"}',
+            "PYTHONPATH": str(tmp_path),
+        }
+        made.append(SupervisorProcess(tmp_path / "journals", tiled_server, environment=environment))
+        return made[-1]
+
+    yield make
+    for process in made:
+        process.stop()
+
+
+@pytest.fixture
+def publisher_to(tmp_path: Path) -> Iterator[Callable[[SupervisorProcess], ZMQPublisher]]:
+    """Makes publishers, which are closed at the end."""
+    made: list[ZMQPublisher] = []
+
+    def make(supervisor: SupervisorProcess) -> ZMQPublisher:
+        spool = tmp_path / f"spool-{len(made)}"
+        made.append(ZMQPublisher(supervisor.address, spool_dir=spool, on_error="raise"))
+        return made[-1]
+
+    yield make
+    for publisher in made:
+        publisher.close(timeout=0)
+
+
+def history(journal_dir: Path, run_uid: str) -> list[str]:
+    try:
+        with journal_of(journal_dir, run_uid) as journal:
+            return [entry.event for entry in journal.history()]
+    except LookupError:
+        return []
+
+
+def is_gone(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def wait_for_workers(supervisor: SupervisorProcess) -> list[psutil.Process]:
+    wait_until(supervisor.workers, 60, "there is a worker")
+    return supervisor.workers()
+
+
+# Workers that die
+
+
+def test_a_run_that_kills_its_workers_is_quarantined_and_journaled_while_others_are_written(
+    supervise: Callable[..., SupervisorProcess],
+    publisher_to: Callable[[SupervisorProcess], ZMQPublisher],
+    tiled_server: TiledServer,
+) -> None:
+    with supervise() as supervisor:
+        publisher = publisher_to(supervisor)
+        deadly = documents(spoiled="deadly")
+        uid = publish(publisher, deadly[:3])
+        others = [publish(publisher, documents()) for _ in range(3)]
+        assert all(publisher.wait_written(other, timeout=60) for other in others)
+        assert wait_for_outcome(supervisor.journal_dir, uid) == "failed"
+        publish(publisher, deadly[3:])
+        assert publisher.flush(timeout=60)
+        following = publish(publisher, documents())
+        assert publisher.wait_written(following, timeout=60)
+    with journal_of(supervisor.journal_dir, uid) as journal:
+        assert f"died {MAX_DEATHS} times in a row" in journal.get("reason")
+        assert journal.names() == {"start": 1, "descriptor": 1, "event": 3, "stop": 1}
+        assert journal.get("outcome") == "failed"
+    assert uid not in tiled_server.client()
+
+
+# Workers that grow
+
+
+def test_a_worker_that_takes_too_much_memory_is_replaced(
+    supervise: Callable[..., SupervisorProcess],
+    publisher_to: Callable[[SupervisorProcess], ZMQPublisher],
+    tiled_server: TiledServer,
+    tmp_path: Path,
+) -> None:
+    with supervise(worker_memory=300) as supervisor:
+        publisher = publisher_to(supervisor)
+        emitted = documents(spoiled="greedy once", marker=str(tmp_path / "marker"))
+        uid = publish(publisher, emitted[:3])
+        wait_until(lambda: history(supervisor.journal_dir, uid).count("worker started") == 2, 60, "it is replaced")
+        publish(publisher, emitted[3:])
+        assert publisher.wait_written(uid, timeout=60)
+    assert seq_nums(tiled_server, uid) == [1, 2, 3]
+    with journal_of(supervisor.journal_dir, uid) as journal:
+        (ended,) = [entry for entry in journal.history() if entry.event == "worker ended"]
+    assert "MiB of memory, of 300 MiB at most" in ended.detail["reason"]
+
+
+def test_a_run_whose_workers_take_too_much_memory_over_and_over_is_quarantined_for_it(
+    supervise: Callable[..., SupervisorProcess], publisher_to: Callable[[SupervisorProcess], ZMQPublisher]
+) -> None:
+    with supervise(worker_memory=300) as supervisor:
+        publisher = publisher_to(supervisor)
+        uid = publish(publisher, documents(spoiled="greedy")[:3])
+        other = publish(publisher, documents())
+        assert publisher.wait_written(other, timeout=60)
+        assert wait_for_outcome(supervisor.journal_dir, uid) == "failed"
+    with journal_of(supervisor.journal_dir, uid) as journal:
+        assert "MiB of memory, of 300 MiB at most" in journal.get("reason")
+
+
+# Workers that hang
+
+
+def test_a_worker_that_hangs_is_replaced(
+    supervise: Callable[..., SupervisorProcess], tmp_path: Path, tiled_server: TiledServer
+) -> None:
+    with (
+        supervise(worker_silence=2) as supervisor,
+        Acquisition(supervisor.address, tmp_path, events=600, delay=0.01) as acquisition,
+    ):
+        wait_until(lambda: history(supervisor.journal_dir, acquisition.run_uid), 60, "it is journaled")
+        (hanging,) = wait_for_workers(supervisor)
+        hanging.suspend()
+        wait_until(lambda: is_gone(hanging), 30, "it is ended")
+        assert acquisition.process.wait(120) == 0
+        assert wait_for_outcome(supervisor.journal_dir, acquisition.run_uid) == "written"
+        assert seq_nums(tiled_server, acquisition.run_uid) == list(range(1, 601))
+        with journal_of(supervisor.journal_dir, acquisition.run_uid) as journal:
+            reasons = [entry.detail["reason"] for entry in journal.history() if entry.event == "worker ended"]
+    assert reasons == ["its worker did not answer for 2 s"]
+
+
+def test_a_supervisor_that_was_stopped_for_a_while_does_not_blame_its_workers(
+    supervise: Callable[..., SupervisorProcess], publisher_to: Callable[[SupervisorProcess], ZMQPublisher]
+) -> None:
+    with supervise(worker_silence=2) as supervisor:
+        publisher = publisher_to(supervisor)
+        emitted = documents()
+        uid = publish(publisher, emitted[:-1])
+        assert publisher.flush(timeout=60)
+        supervisor.send(signal.SIGSTOP)
+        stopped = time.monotonic()
+        wait_until(lambda: time.monotonic() - stopped > 4, 10, "it was stopped for longer than workers may be silent")
+        supervisor.send(signal.SIGCONT)
+        # Longer than a worker may be silent, which one without documents is if nobody asks.
+        wait_until(lambda: time.monotonic() - stopped > 10, 20, "time goes by")
+        publish(publisher, emitted[-1:])
+        assert publisher.wait_written(uid, timeout=60)
+    assert history(supervisor.journal_dir, uid).count("worker started") == 1
+
+
+def test_a_worker_of_a_killed_supervisor_that_hangs_is_ended_by_the_next(
+    supervise: Callable[..., SupervisorProcess], tmp_path: Path, tiled_server: TiledServer
+) -> None:
+    with (
+        supervise() as supervisor,
+        Acquisition(supervisor.address, tmp_path, events=300, delay=0.01) as acquisition,
+    ):
+        uid = acquisition.run_uid
+        wait_until(lambda: history(supervisor.journal_dir, uid), 60, "it is journaled")
+        (orphan,) = wait_for_workers(supervisor)
+        orphan.suspend()
+        supervisor.kill()
+        supervisor.start()
+        wait_until(lambda: is_gone(orphan), 30, "it is ended")
+        assert acquisition.process.wait(120) == 0
+        assert wait_for_outcome(supervisor.journal_dir, uid) == "written"
+        assert seq_nums(tiled_server, uid) == list(range(1, 301))
+    assert f"Process {orphan.pid}, a worker of run {uid}" in supervisor.log.read_text()
+
+
+@pytest.fixture
+def stranger() -> Iterator[psutil.Process]:
+    """A process that is none of ours."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
+        yield psutil.Process(process.pid)
+        process.kill()
+
+
+def test_a_process_is_known_by_its_pid_and_the_time_of_its_creation(stranger: psutil.Process) -> None:
+    processes = Processes()
+    identity = processes.identity(stranger.pid)
+    assert identity == (stranger.pid, stranger.create_time())
+    earlier = (stranger.pid, stranger.create_time() - 10)
+    assert not processes.is_alive(earlier)
+    assert not processes.kill(earlier)
+    assert stranger.is_running()
+    assert processes.memory(stranger.pid) == pytest.approx(stranger.memory_info().rss, rel=0.5)
+    assert processes.is_alive(identity)
+    assert processes.kill(identity)
+    wait_until(lambda: not processes.is_alive(identity), 10, "it ends")
+    assert not processes.kill(identity)
+
+
+def test_what_has_the_pid_of_an_earlier_worker_by_now_is_left_alone(
+    supervise: Callable[..., SupervisorProcess], stranger: psutil.Process
+) -> None:
+    supervisor = supervise()
+    uid = journal_by_hand(supervisor.journal_dir, documents(), worker=[stranger.pid, stranger.create_time() - 100])
+    with supervisor:
+        assert wait_for_outcome(supervisor.journal_dir, uid) == "written"
+    assert stranger.is_running()
+    assert stranger.status() != psutil.STATUS_ZOMBIE
+
+
+def journal_by_hand(journal_dir: Path, emitted: list[tuple[str, Any]], **state: Any) -> str:
+    journal_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    uid = str(emitted[0][1]["uid"])
+    with Journal(journal_dir / journal_filename(uid), "create", run_uid=uid) as journal:
+        for name, doc in emitted:
+            journal.append_one(name, Encoder().encode(doc))
+        for key, value in state.items():
+            journal.set(key, value)
+    return uid
+
+
+# The watch
+
+
+class Asked:
+    """A watch over one run whose worker says nothing, at times that the test makes up."""
+
+    def __init__(self, tmp_path: Path, silence: float) -> None:
+        self.run = Run("run", tmp_path / "run.sqlite", State.OPEN)
+        self.asked = self.ended = 0
+        self._watch = WorkerWatch(WorkerLimits(silence=silence), None, ask=self._ask, end=self._end)
+        self.now = time.monotonic()
+        self.run.answered = self.run.asked = self.now
+
+    def pass_by(self, seconds: float) -> None:
+        for _ in range(int(seconds)):
+            self.now += 1.0
+            self._watch.look([self.run], self.now)
+
+    def _ask(self, run: Run) -> None:
+        assert run is self.run
+        self.asked += 1
+
+    def _end(self, run: Run) -> None:
+        self.ended += 1
+
+
+def test_a_silent_worker_is_asked_several_times_before_it_is_blamed(tmp_path: Path) -> None:
+    asked = Asked(tmp_path, silence=40)
+    asked.pass_by(39)
+    assert asked.asked == 3
+    assert not asked.run.accused
+    asked.pass_by(2)
+    assert asked.run.accused == "its worker did not answer for 40 s"
+
+
+def test_a_worker_that_answers_is_left_in_peace(tmp_path: Path) -> None:
+    asked = Asked(tmp_path, silence=40)
+    for _ in range(20):
+        asked.pass_by(15)
+        asked.run.answered = asked.now
+    assert not asked.run.accused
+
+
+# Late audits
+
+
+def test_a_written_run_is_looked_at_again_when_its_journal_says_so_and_stays_written_meanwhile(
+    supervise: Callable[..., SupervisorProcess],
+    publisher_to: Callable[[SupervisorProcess], ZMQPublisher],
+    tiled_server: TiledServer,
+) -> None:
+    supervisor = supervise()
+    with supervisor:
+        publisher = publisher_to(supervisor)
+        uid = publish(publisher, documents())
+        assert publisher.wait_written(uid, timeout=60)
+    with Journal(supervisor.journal_dir / journal_filename(uid), "write") as journal:
+        journal.set("audit_at", time.time() + 4)
+    with supervisor:
+        began = time.time()
+        assert history(supervisor.journal_dir, uid).count("worker started") == 1
+        while history(supervisor.journal_dir, uid).count("worker started") == 1:
+            assert publisher.wait_written(uid, timeout=60)
+            assert time.time() < began + 60
+        with journal_of(supervisor.journal_dir, uid) as journal:
+            visits = [entry.time for entry in journal.history() if entry.event == "worker started"]
+        assert visits[1] >= began + 2
+        wait_until(lambda: history(supervisor.journal_dir, uid).count("written") == 2, 60, "it is written again")
+        assert publisher.wait_written(uid, timeout=60)
+        wait_until(lambda: not supervisor.workers(), 30, "its worker has ended")
+    with journal_of(supervisor.journal_dir, uid) as journal:
+        assert journal.get("outcome") == "written"
+        assert journal.get("audit_at") is None
+    assert seq_nums(tiled_server, uid) == [1, 2, 3]
+    assert "stop" in metadata(tiled_server, uid)
+    log = supervisor.log.read_text()
+    assert f"Run {uid} is starting" not in log
+    assert "out of order" not in log
+
+
+def test_runs_to_be_looked_at_again_wait_until_there_is_little_else_to_do(
+    supervise: Callable[..., SupervisorProcess], publisher_to: Callable[[SupervisorProcess], ZMQPublisher]
+) -> None:
+    supervisor = supervise(max_workers=2)
+    with supervisor:
+        publisher = publisher_to(supervisor)
+        uid = publish(publisher, documents())
+        assert publisher.wait_written(uid, timeout=60)
+    with Journal(supervisor.journal_dir / journal_filename(uid), "write") as journal:
+        journal.set("audit_at", time.time() + 2)
+    with supervisor:
+        emitted = documents()
+        busy = publish(publisher, emitted[:-1])
+        assert publisher.flush(timeout=60)
+        due = time.monotonic() + 4
+        wait_until(lambda: time.monotonic() > due, 10, "the time has come")
+        assert history(supervisor.journal_dir, uid).count("worker started") == 1
+        publish(publisher, emitted[-1:])
+        assert publisher.wait_written(busy, timeout=60)
+        wait_until(lambda: history(supervisor.journal_dir, uid).count("written") == 2, 60, "it is looked at")
+
+
+# Room
+
+
+def test_an_idle_run_makes_room_for_others_and_goes_on_when_its_documents_come(
+    supervise: Callable[..., SupervisorProcess],
+    publisher_to: Callable[[SupervisorProcess], ZMQPublisher],
+    tiled_server: TiledServer,
+) -> None:
+    with supervise(max_workers=1) as supervisor:
+        publisher = publisher_to(supervisor)
+        emitted = documents()
+        idle = publish(publisher, emitted[:3])
+        assert publisher.flush(timeout=60)
+        other = publish(publisher, documents())
+        assert publisher.wait_written(other, timeout=60)
+        assert len(supervisor.workers()) <= 1
+        publish(publisher, emitted[3:])
+        assert publisher.wait_written(idle, timeout=60)
+    assert seq_nums(tiled_server, idle) == [1, 2, 3]
+
+
+def test_the_supervisor_can_be_stopped_while_a_worker_waits_for_space_on_the_journals_disk(
+    small_disk: Path, tiled_server: TiledServer, publisher_to: Callable[[SupervisorProcess], ZMQPublisher]
+) -> None:
+    journals = small_disk / "journals"
+    journals.mkdir()
+    with SupervisorProcess(journals, tiled_server) as supervisor:
+        filling = fill(small_disk)
+        publisher = publisher_to(supervisor)
+        publish(publisher, documents())
+        wait_for_workers(supervisor)
+        began = time.monotonic()
+        assert supervisor.stop() == 0
+        assert time.monotonic() - began < 8
+        filling.unlink()

@@ -1,0 +1,62 @@
+"""Turns: never more requests at a time than there are slots, whoever dies."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tiledwriter._errors import Stopped
+from tiledwriter._turns import Turns
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_no_more_than_the_slots_are_held_at_a_time(tmp_path: Path, slots: int) -> None:
+    mutex = threading.Lock()
+    held = most = 0
+
+    def work(_: int) -> None:
+        nonlocal held, most
+        with Turns(tmp_path, slots).turn(threading.Event()):
+            with mutex:
+                held += 1
+                most = max(most, held)
+            time.sleep(0.002)  # so that the others are there
+            with mutex:
+                held -= 1
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(40)))
+    assert (held, most) == (0, slots)
+
+
+def test_who_waits_for_a_turn_can_be_stopped(tmp_path: Path) -> None:
+    stopping = threading.Event()
+    stopping.set()
+    with Turns(tmp_path, 1).turn(threading.Event()), pytest.raises(Stopped), Turns(tmp_path, 1).turn(stopping):
+        pass
+
+
+HOLD = """
+import sys, threading, time
+from pathlib import Path
+from tiledwriter._turns import Turns
+with Turns(Path(sys.argv[1]), 1).turn(threading.Event()):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_slot_of_a_process_that_was_killed_is_free(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        process.kill()
+        process.wait()
+    with Turns(tmp_path, 1).turn(threading.Event()):
+        pass

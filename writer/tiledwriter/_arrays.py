@@ -1,0 +1,161 @@
+"""Arrays in events: what they are, and the array node that holds those of one data key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy
+import numpy.typing
+
+from ._columns import dtype_kind, list_type
+
+Array = numpy.typing.NDArray[Any]
+
+_KINDS: Final = "biufcmMUS"
+_MIN_CHARACTERS: Final = 32
+
+
+def takes_lists(dtype: numpy.dtype[Any]) -> bool:
+    """Whether list columns hold what arrays of this type do: databases have no unsigned 64-bit integers."""
+    return dtype.kind in "bif" or (dtype.kind == "u" and dtype.itemsize < 8)
+
+
+def as_array(value: Any, declared: numpy.dtype[Any] | None = None) -> Array | None:
+    """`value` as an array of numbers, times or text, with at least one dimension; None if it is none."""
+    if isinstance(value, str | bytes):
+        return None
+    try:
+        array = _to_numpy(value, declared)
+    except ValueError:  # rows of unequal length
+        return None
+    if array.ndim == 0 or array.dtype.kind not in _KINDS:
+        return None
+    if array.dtype.kind in "US" and not all(isinstance(item, str | bytes) for item in _items(value)):
+        return None  # NumPy makes text of numbers that stand beside text
+    return array
+
+
+def _to_numpy(value: Any, wanted: numpy.dtype[Any] | None) -> Array:
+    """NumPy takes small integers beside some of more than 63 bits for floats, unless it is told."""
+    array = numpy.asarray(value)
+    if wanted is not None and wanted.kind == "u" and array.dtype.kind == "f":
+        try:
+            integers = numpy.asarray(value, wanted)
+        except (OverflowError, TypeError, ValueError):
+            return array
+        return integers if numpy.array_equal(integers.astype(array.dtype), array) else array
+    return array
+
+
+def _items(value: Any) -> list[Any]:
+    if isinstance(value, numpy.ndarray):
+        return list(value.flat)
+    return [item for part in value for item in (_items(part) if isinstance(part, list | tuple) else [part])]
+
+
+def declared_shape(data_key: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The shape of one event's array, None if it is not declared or varies."""
+    sizes = tuple(data_key.get("shape") or ())
+    if not sizes or not all(isinstance(size, int | numpy.integer) and size > 0 for size in sizes):
+        return None
+    return tuple(int(size) for size in sizes)
+
+
+def declared_type(data_key: Mapping[str, Any]) -> numpy.dtype[Any] | None:
+    """The declared NumPy type, None if there is none, or none that array nodes have."""
+    kind = dtype_kind(data_key)
+    return numpy.dtype(data_key["dtype_numpy"]) if kind is not None and kind in _KINDS else None
+
+
+def element_type(data_key: Mapping[str, Any], first: Array | None, *, guessed: bool) -> numpy.dtype[Any]:
+    """The type for elements of an array node.
+
+    Text has a fixed width: twice what the first array has, so that later text has room, or what is declared if that is
+    more.
+    """
+    declared = declared_type(data_key)
+    kind = None if declared is None else declared.kind
+    if (first.dtype.kind if first is not None else kind) in ("U", "S"):
+        width = declared.itemsize // 4 if declared is not None and declared.kind == "U" else 0
+        longest = 0 if first is None else first.astype("U").dtype.itemsize // 4
+        return numpy.dtype(f"<U{max(_MIN_CHARACTERS, width, 1 << max(2 * longest - 1, 0).bit_length())}")
+    if declared is None or declared.kind in "US":
+        return first.dtype if first is not None else numpy.dtype("<f8")
+    if first is None or (not guessed and _holds(declared, first)):
+        return declared
+    if declared.kind in "mM" or first.dtype.kind in "mM":
+        return first.dtype
+    common: numpy.dtype[Any] = numpy.result_type(declared, first.dtype)
+    return common
+
+
+@dataclass
+class InternalArray:
+    """One data key's values, an array each, as rows of one array node."""
+
+    key: str
+    path: str
+    shape: tuple[int, ...]
+    dtype: numpy.dtype[Any]
+    dims: tuple[str, ...]
+    pending: list[Any] = field(default_factory=list)
+    written: int = 0
+    created: bool = False
+
+    def column_for(self, value: Any, *, lists: bool) -> str | None:
+        """The column that would take a value which the node's rows do not take, None if there is no good one.
+
+        A list column (if there are `lists`), or "text" for JSON. Images stay what they are: as text they would be huge.
+        """
+        array = as_array(value, self.dtype) if value is not None else None
+        if array is None or array.ndim != 1 or len(self.shape) != 1:
+            return None
+        dtype = self.dtype if _holds(self.dtype, array) else array.dtype
+        if lists and takes_lists(dtype) and takes_lists(array.dtype):
+            return list_type({"dtype_numpy": dtype.str}, value)
+        return "text"
+
+    def take(self) -> tuple[Array, list[Any]]:
+        """The pending rows as one array, and the values that had another shape or type than the node."""
+        rows = numpy.zeros((len(self.pending), *self.shape), self.dtype)
+        misfits = []
+        with numpy.errstate(invalid="ignore"):  # NaN among integers; it shows as a misfit
+            for row, value in zip(rows, self.pending, strict=True):
+                if not self._place(row, value):
+                    misfits.append(value)
+        self.pending = []
+        return rows, misfits
+
+    def _place(self, row: Array, value: Any) -> bool:
+        """Put a value into its row, or as much of it as has a place there; whether that was all of it."""
+        row[...] = self._missing
+        try:
+            array = _to_numpy(value, self.dtype)
+            if array.ndim != len(self.shape) or (array.dtype.kind in "US") != (self.dtype.kind == "U"):
+                return False
+            part = tuple(slice(0, min(a, b)) for a, b in zip(array.shape, self.shape, strict=True))
+            row[part] = array[part]
+        except (ValueError, TypeError):
+            return False
+        same = _equal(row[part], array[part])
+        if not same and self.dtype.kind != "U":  # better nothing than another number
+            row[...] = self._missing
+        return same and array.shape == self.shape
+
+    @property
+    def _missing(self) -> Any:
+        if self.dtype.kind in "mM":
+            return "NaT"
+        return numpy.nan if self.dtype.kind in "fc" else self.dtype.type()
+
+
+def _holds(dtype: numpy.dtype[Any], array: Array) -> bool:
+    with numpy.errstate(invalid="ignore"):
+        return dtype == array.dtype or _equal(array.astype(dtype), array)
+
+
+def _equal(stored: Array, given: Array) -> bool:
+    may_be_nan = stored.dtype.kind in "fcmM" and given.dtype.kind in "fcmM"
+    return bool(numpy.array_equal(stored, given, equal_nan=may_be_nan))

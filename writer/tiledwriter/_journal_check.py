@@ -1,0 +1,161 @@
+"""Whether a journal is whole and makes sense, without asking anybody else."""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from tiledbroker import CodecError, Journal, NodeProgress, Record, RoutingError, decode
+from tiledbroker._routing import RunRouting
+
+from ._findings import Finding, Tally
+from ._operations import (
+    AppendRows,
+    CreateArray,
+    CreateContainer,
+    CreateTable,
+    ExtendExternal,
+    Operation,
+    RegisterExternal,
+    RemoveNode,
+    WriteArray,
+)
+from ._writing import INTERRUPTED, WRITTEN
+
+MEND: Final = (
+    "Keep the file. If the publisher's spool, a backup or Tiled has the run, take it from there; what SQLite can save, "
+    "`sqlite3 FILE .recover` does."
+)
+CONFIGURE: Final = "Is --config the configuration that the run was written with?"
+
+_BATCH: Final = 10_000
+
+
+class DocumentsCheck:
+    """Reads every document: checksums, numbers, order, and what refers to what."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._routing = RunRouting()
+        self._next = 0
+        self.stopped = False  # whether there is a stop document, anywhere
+        self._missing, self._unreadable, self._damaged = Tally(), Tally(), Tally()
+        self._undecodable, self._misplaced, self._late = Tally(), Tally(), Tally()
+
+    def findings(self) -> list[Finding]:
+        """What is wrong with the documents."""
+        for record in self._records():
+            self._check(record)
+        return [
+            *self._missing.finding("documents", "{} are missing, from these numbers on", advice=MEND),
+            *self._unreadable.finding("documents", "{} cannot be read from the file", advice=MEND),
+            *self._damaged.finding("documents", "{} do not match their checksums", advice=MEND),
+            *self._undecodable.finding("documents", "{} are not in the journals' encoding", advice=MEND),
+            *self._misplaced.finding("documents", "{} do not belong where they are"),
+            *self._late.finding("documents", "{} came after the stop document, and are not written"),
+        ]
+
+    def _records(self) -> Iterator[Record]:
+        """All documents that can be read: one by one where not all of a batch can."""
+        start, one_by_one_until = 0, 0
+        while start < self._journal.length:
+            try:
+                batch = self._journal.read(start, 1 if start < one_by_one_until else _BATCH)
+            except (sqlite3.DatabaseError, TypeError) as error:
+                if start >= one_by_one_until:
+                    one_by_one_until = start + _BATCH
+                    continue
+                self._unreadable.add(start, found=str(error))
+                start += 1
+                self._next = max(self._next, start)
+                continue
+            if not batch:
+                return
+            yield from batch
+            start = batch[-1].idx + 1
+
+    def _check(self, record: Record) -> None:
+        if record.idx > self._next:
+            self._missing.add(self._next, times=record.idx - self._next)
+        self._next = record.idx + 1
+        found = zlib.crc32(record.body)
+        if found != record.crc:
+            self._damaged.add(record.idx, f"{record.crc:08x}", f"{found:08x}")
+            return
+        try:
+            document = decode(record.body)
+        except CodecError as error:
+            self._undecodable.add(record.idx, found=str(error))
+            return
+        if self.stopped:
+            self._late.add(record.idx, found=record.name)
+        else:
+            self._route(record, document)
+
+    def _route(self, record: Record, document: Any) -> None:
+        """As on the acquisition host, documents belong to the run by what they refer to."""
+        self.stopped = record.name == "stop"
+        try:
+            runs = self._routing.route(record.name, document)
+        except RoutingError as error:
+            if not self._missing.count + self._unreadable.count + self._damaged.count + self._undecodable.count:
+                self._misplaced.add(record.idx, found=str(error))
+            return
+        if self._journal.run_uid not in runs:
+            self._misplaced.add(record.idx, self._journal.run_uid, ", ".join(runs))
+
+
+class ProgressCheck:
+    """Compares what the journal says of Tiled with what its documents amount to."""
+
+    def __init__(self, journal: Journal) -> None:
+        # Read before the documents are: there may be more of both, meanwhile.
+        self.outcome: str | None = journal.get("outcome")
+        self.confirmed: Mapping[str, NodeProgress] = journal.progress()
+        self._rewrites: Mapping[str, Mapping[str, Any]] = journal.get("rewrites", {})
+        self._ends: dict[str, int] = {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether the journal says that all there is of the run is in Tiled."""
+        return self.outcome in (WRITTEN, INTERRUPTED)
+
+    def add(self, operation: Operation) -> None:
+        """Take in the next operation."""
+        if isinstance(operation, AppendRows | WriteArray | ExtendExternal):
+            self._ends[operation.path] = operation.stop
+        elif isinstance(operation, CreateContainer | CreateTable | CreateArray | RegisterExternal):
+            self._ends.setdefault(operation.path, 0)
+        elif isinstance(operation, RemoveNode):
+            self._ends.pop(operation.path, None)
+
+    def findings(self, *, stopped: bool) -> list[Finding]:
+        """What is wrong with the progress, once all operations are known, and if there is a stop document."""
+        copies = {rewrite["copy"] for rewrite in self._rewrites.values()}
+        unknown, beyond, short, open_ = Tally(), Tally(), Tally(), Tally()
+        for node, progress in self.confirmed.items():
+            if node not in self._ends:
+                if node not in copies:
+                    unknown.add(None, found=node)
+            elif max(progress.rows, progress.intent or 0) > self._ends[node]:
+                beyond.add(None, f"{node}: up to {self._ends[node]}", max(progress.rows, progress.intent or 0))
+        if self.complete:
+            for node, end in self._ends.items():
+                rows, intent = self.confirmed.get(node, (0, None))
+                if rows < end:
+                    short.add(None, f"{node}: {end}", rows)
+                elif intent is not None:
+                    open_.add(None, found=f"{node}: to {intent} rows")
+        stopless = Tally()
+        if self.outcome == WRITTEN and not stopped:
+            stopless.add(None)
+        said = f"the run is {self.outcome}, but"
+        return [
+            *unknown.finding("progress", "{} nodes are named that the documents do not lead to", advice=CONFIGURE),
+            *beyond.finding("progress", "{} nodes have more rows than the documents lead to", advice=CONFIGURE),
+            *short.finding("progress", f"{said} not all rows of {{}} nodes are confirmed", advice=CONFIGURE),
+            *open_.finding("progress", f"{said} {{}} requests are not confirmed"),
+            *stopless.finding("state", f"{said} there is no stop document"),
+        ]

@@ -1,0 +1,158 @@
+"""The acquisition host and the Tiled server see the same files in different places; this file translates one to other.
+
+A rule maps a directory as the acquisition host writes it to the same directory as the Tiled server sees it. Of the
+rules that match, the one with the most path components applies, whatever their order. Components match as a whole:
+a rule for `/data` says nothing about `/database`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+from urllib.parse import unquote
+
+_FILE_URI: Final = re.compile(r"file:(?://(?P<host>[^/\\]*))?(?P<path>[/\\].*)?", re.IGNORECASE | re.DOTALL)
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_DRIVE: Final = re.compile(r"[A-Za-z]:(?=[/\\]|$)")
+_UNC: Final = "\\\\"
+_HERE: Final = "file://localhost"
+_LOCAL: Final = frozenset({"", "localhost"})
+
+
+class MappedUri(NamedTuple):
+    """Where a file is: its URI as registered in Tiled, and the rule, by its own words, that led there if one did."""
+
+    uri: str
+    rule: str | None = None
+
+
+class _Component(NamedTuple):
+    """One component of a path: as it is written, and every spelling that means the same."""
+
+    text: str
+    spellings: frozenset[str]
+
+    def means(self, other: _Component) -> bool:
+        return not self.spellings.isdisjoint(other.spellings)
+
+
+class _Place(NamedTuple):
+    """An absolute path on a host, without `.` and `..`."""
+
+    host: str
+    components: tuple[_Component, ...]
+
+    def holds(self, other: _Place) -> bool:
+        if self.host != other.host or len(self.components) > len(other.components):
+            return False
+        return all(mine.means(theirs) for mine, theirs in zip(self.components, other.components, strict=False))
+
+
+class _Rule(NamedTuple):
+    words: str
+    place: _Place
+    target: str
+
+
+@dataclass(frozen=True)
+class PathMap:
+    """Maps the URIs of files, by rules of the form (directory on the acquisition host, directory on the server).
+
+    Raises
+    ------
+    ValueError
+        A rule is not about absolute paths or file URIs, or two are about the same directory.
+    """
+
+    rules: tuple[tuple[str, str], ...] = ()
+    _rules: tuple[_Rule, ...] = field(default=(), init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        rules = [_rule(source, target) for source, target in self.rules]
+        for i, rule in enumerate(rules):
+            for other in rules[:i]:
+                if rule.place.holds(other.place) and other.place.holds(rule.place):
+                    raise ValueError(f"{other.words!r} and {rule.words!r} are the same directory")
+        rules.sort(key=lambda rule: -len(rule.place.components))
+        object.__setattr__(self, "_rules", tuple(rules))
+
+    @classmethod
+    def of(cls, rules: Mapping[str, str]) -> PathMap:
+        """A map from rules as they are configured."""
+        return cls(tuple(rules.items()))
+
+    def __call__(self, uri: str) -> MappedUri:
+        """Where the file is for the server; as it was given, where no rule applies.
+
+        What follows the rule's prefix keeps its spelling, percent signs included: Tiled takes paths literally.
+        """
+        place = _place(uri) if self._rules else None
+        for rule in self._rules:
+            if place is not None and rule.place.holds(place):
+                rest = [component.text for component in place.components[len(rule.place.components) :]]
+                mapped = "/".join([rule.target, *rest])
+                tail = "/" if uri.endswith(("/", "\\")) or mapped == _HERE else ""
+                return MappedUri(mapped + tail, rule.words)
+        return MappedUri(uri)
+
+
+def _rule(source: str, target: str) -> _Rule:
+    place = _place(source)
+    if place is None:
+        raise ValueError(f"{source!r} is neither an absolute path nor a file URI")
+    return _Rule(source, place, _target(target))
+
+
+def _target(text: str) -> str:
+    """The URI of a directory, without a slash at its end."""
+    if _SCHEME.match(text):
+        uri = text
+    elif text.startswith("/"):
+        uri = f"{_HERE}{text}"
+    elif _DRIVE.match(text):
+        uri = f"{_HERE}/" + text.replace("\\", "/")
+    else:
+        raise ValueError(f"{text!r} is neither an absolute path nor a URI")
+    if ".." in uri.split("/"):
+        raise ValueError(f"{text!r} has '..' in it")
+    return uri.rstrip("/")
+
+
+def _place(text: str) -> _Place | None:
+    """Where a path or file URI leads; None if that is no place in a file system, or not a certain one."""
+    uri = _FILE_URI.fullmatch(text)
+    if uri is not None:
+        host, path = uri["host"] or "", uri["path"] or "/"
+        if _DRIVE.fullmatch(host):  # a URI with a slash too few
+            host, path = "", f"/{host}{path}"
+    elif text.startswith(_UNC):
+        host, _, path = text[2:].replace("\\", "/").partition("/")
+    elif text.startswith("/") or _DRIVE.match(text):
+        host, path = "", text
+    else:
+        return None
+    windows = _DRIVE.match(path.removeprefix("/")) is not None
+    components = list(_components(path.replace("\\", "/") if windows else path, encoded=uri is not None, fold=windows))
+    if any("/" in spelling for component in components for spelling in component.spellings):
+        return None  # an encoded slash: who decodes it sees another path than who does not
+    host = "" if host.lower() in _LOCAL else host.lower()
+    return _Place(host, _resolved(components, keep=int(windows)))
+
+
+def _components(path: str, *, encoded: bool, fold: bool) -> Iterator[_Component]:
+    for text in filter(None, path.split("/")):
+        spellings = {text, unquote(text)} if encoded else {text}
+        yield _Component(text, frozenset(spelling.casefold() if fold else spelling for spelling in spellings))
+
+
+def _resolved(components: list[_Component], keep: int) -> tuple[_Component, ...]:
+    """Without `.` and `..`, also where these are encoded; the first `keep`, a drive, cannot be left."""
+    resolved: list[_Component] = []
+    for component in components:
+        if ".." in component.spellings:
+            del resolved[max(len(resolved) - 1, keep) :]
+        elif "." not in component.spellings:
+            resolved.append(component)
+    return tuple(resolved)

@@ -1,0 +1,51 @@
+"""What psutil says about processes: for the supervisor's watch over its workers, and their traces in journals."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import psutil
+
+from tiledbroker._runs import ProcessIdentity
+
+_SAME_TIME: Final = 1.5  # seconds; each process derives times of creation from the boot time as it knows it
+
+
+class Processes:
+    """A `ProcessWatch`."""
+
+    def identity(self, pid: int) -> ProcessIdentity | None:
+        try:
+            return pid, psutil.Process(pid).create_time()
+        except psutil.Error:
+            return None
+
+    def memory(self, pid: int) -> int | None:
+        try:
+            return int(psutil.Process(pid).memory_info().rss)
+        except psutil.Error:
+            return None
+
+    def is_alive(self, process: ProcessIdentity) -> bool:
+        return _find(process) is not None
+
+    def kill(self, process: ProcessIdentity) -> bool:
+        found = _find(process)
+        if found is None:
+            return False
+        try:
+            found.kill()
+        except psutil.NoSuchProcess:
+            return False
+        return True
+
+
+def _find(identity: ProcessIdentity) -> psutil.Process | None:
+    """The living process of this identity, and no other that has its pid by now."""
+    pid, created = identity
+    try:
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - created) < _SAME_TIME
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.Error:
+        return None

@@ -1,0 +1,52 @@
+"""Workers take turns: a Tiled server gets no faster by more than a few requests at a time, and SQLite fails."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tiledbroker._lock import FileLock
+
+from ._errors import Stopped
+
+_POLL: Final = 0.01
+
+
+class Turns:
+    """At most `slots` requests at a time, over all processes that use the same directory.
+
+    A slot is a lock file, which the kernel releases however its holder ends.
+    """
+
+    def __init__(self, directory: Path, slots: int) -> None:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._locks = [FileLock(directory / f"slot-{number}.lock") for number in range(slots)]
+        self._random = random.Random(os.getpid())  # noqa: S311  only so that not all begin with the same slot
+
+    @contextmanager
+    def turn(self, stopping: threading.Event) -> Iterator[None]:
+        """Hold a slot.
+
+        Raises
+        ------
+        Stopped
+            `stopping` was set while waiting.
+        """
+        lock = self._take(stopping)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _take(self, stopping: threading.Event) -> FileLock:
+        while True:
+            for lock in self._random.sample(self._locks, len(self._locks)):
+                if lock.try_acquire():
+                    return lock
+            if stopping.wait(_POLL):
+                raise Stopped("Stopped while waiting for a turn.")

@@ -1,0 +1,120 @@
+"""`tiledwriter-journal show --operations` and `--paths`: what a run becomes in Tiled, without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Final
+
+from tiledbroker import Journal
+
+from .._dry_run import DryRun, ResourcePaths, summary_of
+from .._errors import UnwritableDocument
+from ._settings import settings_of
+
+_MANY: Final = 4
+
+
+class Report:
+    """The dry run of one journal, as lines for people or as one object for programs."""
+
+    def __init__(self, journal: Journal, config: Path | None, *, operations: bool, paths: bool) -> None:
+        self._dry_run = DryRun(journal, settings_of(config, {}, server=False).writing_options())
+        self._run_uid = journal.run_uid
+        self._operations = operations
+        self._paths = paths
+
+    @property
+    def error(self) -> UnwritableDocument | None:
+        """What the run cannot be folded for, after one of the other methods."""
+        return self._dry_run.error
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        for number, operation in enumerate(self._dry_run, 1):
+            if self._operations:
+                yield from _operation_lines(number, summary_of(operation))
+        if self._paths:
+            for resource in self._dry_run.paths():
+                yield from _path_lines(resource)
+        if not self._dry_run.complete and self.error is None:
+            yield "the run is open: more may come"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs."""
+        operations = [summary_of(operation) for operation in self._dry_run]
+        result = {
+            "uid": self._run_uid,
+            "max_array_size": self._dry_run.max_array_size,
+            "complete": self._dry_run.complete,
+            "error": None if self.error is None else _error(self.error),
+        }
+        if self._operations:
+            result["operations"] = operations
+        if self._paths:
+            result["paths"] = [asdict(resource) for resource in self._dry_run.paths()]
+        return result
+
+
+def _error(error: UnwritableDocument) -> dict[str, Any]:
+    return {"index": error.index, "name": error.name, "message": str(error)}
+
+
+def _operation_lines(number: int, summary: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{number:4}  {summary['operation']}  {summary['path']}"
+    for name, value in _for_people(summary).items():
+        yield f"        {name:<12}  {value}"
+
+
+def _for_people(summary: Mapping[str, Any]) -> dict[str, str]:
+    lines: dict[str, str] = {}
+    for name, value in summary.items():
+        if name in {"operation", "path", "first", "stop"}:
+            continue
+        if name == "columns":
+            lines[name] = _columns(summary)
+        elif name == "chunks":
+            lines[name] = " | ".join(_repeated(sizes) for sizes in value)
+        elif name == "assets":
+            lines["files"] = _several(value)
+        elif name == "specs":
+            lines[name] = ", ".join(" ".join(filter(None, spec)) for spec in value)
+        elif isinstance(value, list):
+            lines[name] = ", ".join(map(str, value)) or "()"
+        elif isinstance(value, dict):
+            lines[name] = ", ".join(f"{key}={item!r}" for key, item in value.items())
+        else:
+            lines[name] = str(value)
+    if "first" in summary:
+        lines = {"rows": f"{summary['first']} to {summary['stop']}", **lines}
+    return lines
+
+
+def _columns(summary: Mapping[str, Any]) -> str:
+    columns = summary["columns"]
+    if "first" in summary:  # they are those of the table
+        return str(len(columns))
+    return ", ".join(f"{column['name']} {column['type']}" for column in columns)
+
+
+def _repeated(sizes: Sequence[int]) -> str:
+    groups = [(size, len(list(same))) for size, same in groupby(sizes)]
+    return ", ".join(f"{count} x {size}" if count > 1 else f"{size}" for size, count in groups)
+
+
+def _several(uris: Sequence[str]) -> str:
+    if len(uris) <= _MANY:
+        return ", ".join(uris) or "none yet"
+    return f"{uris[0]}, {uris[1]}, ..., {uris[-1]} ({len(uris)} files)"
+
+
+def _path_lines(resource: ResourcePaths) -> Iterator[str]:
+    rule = "no rule applies" if resource.rule is None else f"by the rule for {resource.rule}"
+    total = len(resource.files)
+    here = "not a place in a file system" if resource.found is None else f"{resource.found} of {max(total, 1)} files"
+    yield f"{resource.data_key}  {resource.mimetype}"
+    yield f"        published   {resource.published}"
+    yield f"        registered  {resource.registered}  ({rule})"
+    yield f"        here        {here}" + ("" if total else "; nothing that is written refers to it")

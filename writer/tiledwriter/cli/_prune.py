@@ -1,0 +1,80 @@
+"""`tiledwriter-journal prune`: deletes journals of runs that have been in Tiled for long."""
+
+from __future__ import annotations
+
+import argparse
+import sqlite3
+import time
+from pathlib import Path
+from typing import Final
+
+from tiledbroker import Journal, JournalError, run_files
+from tiledbroker._lifecycle import State
+
+from ._exit import ExitCode
+from ._places import directory_of
+from ._terminal import fail, local, plain
+
+_DAYS: Final = 30.0
+_DAY: Final = 24 * 60 * 60.0
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Tell the command line of it."""
+    prune = commands.add_parser("prune", help="delete journals of runs that are written")
+    prune.add_argument(
+        "directory",
+        nargs="?",
+        type=Path,
+        metavar="DIR",
+        help="journal directory (default: TILEDWRITER_JOURNAL_DIR, or the user's state directory)",
+    )
+    prune.add_argument(
+        "--older-than", type=float, default=_DAYS, metavar="DAYS", help="since they were written (default 30)"
+    )
+    prune.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+    prune.set_defaults(command=_prune)
+
+
+def _prune(arguments: argparse.Namespace) -> ExitCode:
+    directory = directory_of(arguments.directory)
+    if not directory.is_dir():
+        return fail(ExitCode.NOT_FOUND, f"there is no directory {directory}")
+    before = time.time() - arguments.older_than * _DAY
+    code, count, size = ExitCode.OK, 0, 0
+    for path in run_files(directory):
+        try:
+            told = _pruned(path, before, dry_run=arguments.dry_run)
+        except (JournalError, sqlite3.Error, OSError) as error:
+            code = fail(ExitCode.FAILED, f"left as it is: {error}")
+            continue
+        if told:
+            count, size = count + 1, size + told[0]
+            print(plain(told[1]))
+    print(f"{'To be deleted' if arguments.dry_run else 'Deleted'}: journals {count}, MiB {size / 2**20:.1f}")
+    return code
+
+
+def _pruned(path: Path, before: float, *, dry_run: bool) -> tuple[int, str] | None:
+    """Delete a journal if that may be; its size and a line about it."""
+    with Journal(path) as journal:
+        written = _written(journal)
+        line = f"{journal.run_uid}  written {local(written)}"
+        if written is None or written > before:
+            return None
+    size = path.stat().st_size
+    if dry_run:
+        return size, line
+    with Journal(path, "write") as journal:
+        if _written(journal) != written:  # documents have come for it
+            return None
+        journal.remove()
+    return size, line
+
+
+def _written(journal: Journal) -> float | None:
+    """Since when nobody needs the journal any more; None if somebody does."""
+    if journal.get("outcome") != State.WRITTEN.value or journal.get("audit_at") is not None:
+        return None
+    entries = [entry.time for entry in journal.history() if entry.event == State.WRITTEN.value]
+    return entries[-1] if entries else None

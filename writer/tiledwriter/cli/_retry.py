@@ -1,0 +1,93 @@
+"""`tiledwriter-journal retry`: has runs in quarantine tried again, once the cause is mended."""
+
+from __future__ import annotations
+
+import argparse
+import sqlite3
+from pathlib import Path
+
+from tiledbroker import Journal, JournalError, JournalLocked, run_files
+from tiledbroker._lifecycle import State
+from tiledbroker._lock import FileLock
+from tiledbroker._retry import clear_failure, request_retry, withdraw_retry
+
+from ._exit import ExitCode
+from ._places import directory_of, find
+from ._terminal import fail, plain
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Tell the command line of it."""
+    retry = commands.add_parser("retry", help="try runs in quarantine again")
+    retry.add_argument("run", nargs="?", metavar="UID", help="the run's uid, the beginning of it, or a journal file")
+    retry.add_argument(
+        "directory",
+        nargs="?",
+        type=Path,
+        metavar="DIR",
+        help="journal directory (default: TILEDWRITER_JOURNAL_DIR, or the user's state directory)",
+    )
+    retry.add_argument("--all", action="store_true", help="all runs of the directory that are in quarantine")
+    retry.set_defaults(command=_retry)
+
+
+def _retry(arguments: argparse.Namespace) -> ExitCode:
+    if arguments.all:
+        if arguments.directory is not None:
+            return fail(ExitCode.USAGE, "give either a run or --all")
+        return _retry_all(directory_of(None if arguments.run is None else Path(arguments.run)))
+    if arguments.run is None:
+        return fail(ExitCode.USAGE, "give a run, or --all")
+    path = find(arguments.run, directory_of(arguments.directory))
+    if isinstance(path, str):
+        return fail(ExitCode.NOT_FOUND, path)
+    if not _is_failed(path):
+        return fail(ExitCode.FAILED, f"run {_uid(path)} is not in quarantine")
+    print(plain(_try_again(path)))
+    return ExitCode.OK
+
+
+def _retry_all(directory: Path) -> ExitCode:
+    if not directory.is_dir():
+        return fail(ExitCode.NOT_FOUND, f"there is no directory {directory}")
+    code, count = ExitCode.OK, 0
+    for path in run_files(directory):
+        try:
+            if _is_failed(path):
+                print(plain(_try_again(path)))
+                count += 1
+        except (JournalError, sqlite3.Error) as error:
+            code = fail(ExitCode.FAILED, str(error))
+    if not count:
+        print(plain(f"No run in {directory} is in quarantine."))
+    return code
+
+
+def _try_again(path: Path) -> str:
+    """Ask for another try, or see to it; says which."""
+    uid = _uid(path)
+    # In this order: a supervisor that starts meanwhile finds either the request or a run that is not failed.
+    request_retry(path)
+    if not _supervised(path.parent):
+        try:
+            clear_failure(path)
+        except JournalLocked:
+            return f"Run {uid}: a process still has the journal open. The next supervisor tries the run again."
+        if not _supervised(path.parent):
+            withdraw_retry(path)
+            return f"Run {uid} is out of quarantine. No supervisor is running; the next one goes on with it."
+    return f"Run {uid}: the supervisor was asked to try it again, and does so within seconds."
+
+
+def _supervised(directory: Path) -> bool:
+    return FileLock(directory / ".supervisor.lock").held
+
+
+def _is_failed(path: Path) -> bool:
+    with Journal(path) as journal:
+        return bool(journal.get("outcome") == State.FAILED.value)
+
+
+def _uid(path: Path) -> str:
+    with Journal(path) as journal:
+        return journal.run_uid

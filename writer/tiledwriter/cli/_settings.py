@@ -1,0 +1,45 @@
+"""Settings for the commands, with what is wrong with them in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from tiledbroker import AddressError
+
+from .._config import Settings, load_settings
+
+
+class WrongConfiguration(Exception):
+    """Raised when settings cannot be used; says which and why."""
+
+
+def settings_of(config: Path | None, flags: dict[str, Any], *, server: bool = True) -> Settings:
+    """Settings from a YAML file, the environment and flags; see `load_settings`.
+
+    Raises
+    ------
+    WrongConfiguration
+        They cannot be used.
+    """
+    if config is not None and not config.is_file():
+        raise WrongConfiguration(f"there is no configuration file {config}")
+    try:
+        return load_settings(config, flags, server=server)
+    except ValidationError as error:
+        raise WrongConfiguration("; ".join(_problem(dict(item)) for item in error.errors())) from error
+    except AddressError as error:
+        raise WrongConfiguration(str(error)) from error
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        problem = " ".join(str(error).split())
+        raise WrongConfiguration(f"{config} is no YAML mapping of settings: {problem}") from error
+
+
+def _problem(item: dict[str, object]) -> str:
+    location = item.get("loc") or ()
+    where = ".".join(map(str, location)) if isinstance(location, tuple) else ""
+    message = str(item.get("msg", "")).removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
