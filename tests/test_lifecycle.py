@@ -29,12 +29,12 @@ def test_any_other_is_an_error_that_names_state_and_event(state: State, event: E
     assert str(refusal.value) == f"A run that is {state.value} cannot be {event.value}."
 
 
-@pytest.mark.parametrize("state", set(State) - FINAL)
+@pytest.mark.parametrize("state", sorted(set(State) - FINAL))
 def test_every_state_that_is_not_final_is_left(state: State) -> None:
     assert {after for (before, _), after in TRANSITIONS.items() if before is state} - {state}
 
 
-@pytest.mark.parametrize("state", FINAL)
+@pytest.mark.parametrize("state", sorted(FINAL))
 def test_a_final_state_is_left_only_to_start_again_or_when_it_is_found_wrong(state: State) -> None:
     leaving = {event: after for (before, event), after in TRANSITIONS.items() if before is state and after is not state}
     wrong = {} if state is State.FAILED else {Event.FAILED: State.FAILED}
@@ -58,7 +58,7 @@ def test_every_event_happens_somewhere(event: Event) -> None:
     assert event in {event for _, event in TRANSITIONS}
 
 
-@pytest.mark.parametrize("state", set(State) - FINAL - {State.PARKED})
+@pytest.mark.parametrize("state", sorted(set(State) - FINAL - {State.PARKED}))
 def test_a_run_with_a_worker_may_die_park_or_fail(state: State) -> None:
     assert next_state(state, Event.DIED) is State.STARTING
     assert next_state(state, Event.PARKED) is State.PARKED
