@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tiledwriter.testing import TiledServer, journal_of, wait_until
+from tiledwriter.testing import SupervisorProcess, TiledServer, free_port, journal_of, wait_until
 
 
 class Acquisition:
@@ -47,6 +48,21 @@ class Acquisition:
         if not self._witness.exists():
             return []
         return self._witness.read_text().splitlines()
+
+
+@dataclass
+class NoTiled:
+    """Where no Tiled server is: what is delivered stays in the journals."""
+
+    uri: str
+    api_key: str = "secret"
+    storage: str = "sqlite"
+
+
+def supervisor_without_tiled(journal_dir: Path, *options: str, port: int | None = None) -> SupervisorProcess:
+    """A supervisor that takes documents into journals, and waits for Tiled for ever; not started."""
+    nowhere = NoTiled(f"http://127.0.0.1:{free_port()}")
+    return SupervisorProcess(journal_dir, nowhere, port=port, options=options)  # type: ignore[arg-type]
 
 
 def wait_for_outcome(journal_dir: Path, run_uid: str, timeout: float = 120.0) -> str:

@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +22,16 @@ import psutil
 import pytest
 from disks import fill
 from event_model import compose_run
+from runs import supervisor_without_tiled
 
 from tiledbroker import Journal, ZMQPublisher, decode
-from tiledbroker._supervisor import DEFAULT_WINDOW
-from tiledwriter.testing import SupervisorProcess, free_port, journal_of, wait_until
+from tiledbroker._front import DEFAULT_WINDOW
+from tiledwriter.testing import SupervisorProcess, journal_of, wait_until
 
 SPOOL_MB = int(os.environ.get("TILEDWRITER_TEST_SPOOL_MB", "100"))
 DOCUMENT_KB = 64
 
 pytestmark = pytest.mark.timeout(300 + SPOOL_MB)
-
-
-@dataclass
-class NoTiled:
-    """Where no Tiled server is: what is delivered stays in the journals."""
-
-    uri: str
-    api_key: str = "secret"
-    storage: str = "sqlite"
 
 
 class Cable(threading.Thread):
@@ -124,8 +115,7 @@ class Cable(threading.Thread):
 @pytest.fixture
 def ingest(tmp_path: Path) -> Iterator[SupervisorProcess]:
     """A supervisor that takes documents in; it can be started, stopped and killed."""
-    nowhere = NoTiled(f"http://127.0.0.1:{free_port()}")
-    process = SupervisorProcess(tmp_path / "journals", nowhere)  # type: ignore[arg-type]
+    process = supervisor_without_tiled(tmp_path / "journals")
     yield process
     process.stop()
 

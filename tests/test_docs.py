@@ -28,15 +28,19 @@ MESSAGE_TYPES = {kind.__name__: kind for kind in messages._KINDS}
 NAMES = {**MESSAGE_TYPES, "RunState": messages.RunState}
 
 
-def subcommands() -> list[str]:
-    actions = journal.parser()._actions
+def subcommands(parser: argparse.ArgumentParser) -> list[str]:
+    actions = parser._actions
     return [name for action in actions if isinstance(action, argparse._SubParsersAction) for name in action.choices]
 
 
 COMMANDS = [
     ("tiledwriter-supervisor", "tiledwriter.cli.supervisor", ()),
+    *(
+        (f"tiledwriter-supervisor {name}", "tiledwriter.cli.supervisor", (name,))
+        for name in subcommands(supervisor.parser())
+    ),
     ("tiledwriter-journal", "tiledwriter.cli.journal", ()),
-    *((f"tiledwriter-journal {name}", "tiledwriter.cli.journal", (name,)) for name in subcommands()),
+    *((f"tiledwriter-journal {name}", "tiledwriter.cli.journal", (name,)) for name in subcommands(journal.parser())),
 ]
 
 
@@ -132,6 +136,7 @@ def test_the_limits_of_the_protocol_are_documented():
     assert f"| header | {messages.MAX_HEADER_BYTES // 2**20} MiB |" in page
     assert f"| bodies of one message | {messages.MAX_BODY_BYTES // 2**30} GiB |" in page
     assert f"| documents in one message | {messages.MAX_DOCUMENTS:,} |" in page
+    assert f"| runs in one Hello | {messages.MAX_RUNS:,}, and as many that are awaited |" in page
 
 
 def test_the_table_of_transitions_is_the_one_in_the_code():
@@ -147,7 +152,7 @@ def test_every_state_of_a_run_is_explained():
 
 def test_every_setting_is_documented_with_its_flag_and_default():
     documented = {row[0]: row for row in rows(section(REFERENCE / "configuration.md", "## Settings"))}
-    flags = {action.dest: action.option_strings[0] for action in supervisor.parser()._actions}
+    flags = {action.dest: action.option_strings[0] for action in supervisor.parser()._actions if action.option_strings}
     assert set(documented) == set(Settings.model_fields)
     for name, field in Settings.model_fields.items():
         _, flag, default, _ = documented[name]

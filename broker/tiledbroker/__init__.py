@@ -9,6 +9,7 @@ from ._errors import (
     JournalGap,
     JournalInvalid,
     JournalLocked,
+    KeyFileError,
     LifecycleError,
     ProtocolError,
     PublisherClosed,
@@ -18,10 +19,12 @@ from ._errors import (
 from ._journal import HistoryEntry, Journal, NodeProgress, Record, journal_filename, run_files
 from ._places import default_journal_dir, default_spool_dir
 from ._publisher import PublisherStatus, ZMQPublisher
+from ._security import ClientCurve
 
 __all__ = [
     "AddressError",
     "BrokerError",
+    "ClientCurve",
     "CodecError",
     "Encoder",
     "HistoryEntry",
@@ -30,6 +33,7 @@ __all__ = [
     "JournalGap",
     "JournalInvalid",
     "JournalLocked",
+    "KeyFileError",
     "LifecycleError",
     "NodeProgress",
     "ProtocolError",

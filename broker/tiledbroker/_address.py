@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import TypeAlias
 
 from ._errors import AddressError
@@ -37,3 +38,15 @@ def _has_port(endpoint: str) -> bool:
     if not host or any(map(str.isspace, host)) or len(port) > 5:
         return False
     return port == "*" or (port.isascii() and port.isdigit() and int(port) < 65536)
+
+
+def is_local(url: str) -> bool:
+    """Whether only processes of this host can reach a supervisor that listens at this URL."""
+    scheme, _, endpoint = url.partition("://")
+    host = endpoint.rpartition(":")[0].strip("[]")
+    if scheme == "ipc" or host in ("localhost", "lo"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

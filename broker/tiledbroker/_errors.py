@@ -11,6 +11,14 @@ class AddressError(BrokerError, ValueError):
     """Raised when a ZeroMQ address cannot be understood."""
 
 
+class KeyFileError(BrokerError, ValueError):
+    """Raised when a CURVE key cannot be used; `path` says which. Never quotes the key."""
+
+    def __init__(self, path: object, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = str(path)
+
+
 class CodecError(BrokerError, ValueError):
     """Raised when bytes are not a document this codec wrote."""
 

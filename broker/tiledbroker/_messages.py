@@ -20,6 +20,12 @@ VERSION: Final = 1
 MAX_HEADER_BYTES: Final = 16 * 2**20
 MAX_BODY_BYTES: Final = 2**30
 MAX_DOCUMENTS: Final = 100_000
+MAX_RUNS: Final = 10_000
+
+NO_HELLO: Final = "hello"
+GAP: Final = "gap"
+LATER: Final = "later"
+"""Reasons of `Refused` that a publisher acts upon; any other is an explanation."""
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True):
@@ -77,6 +83,16 @@ class Abandoned(msgspec.Struct, frozen=True, array_like=True):
     run: str
     length: int
 
+    @property
+    def first(self) -> int:
+        """The index from which it counts."""
+        return self.length
+
+    @property
+    def next(self) -> int:
+        """The index after the last document."""
+        return self.length
+
 
 class Durable(msgspec.Struct, frozen=True, array_like=True):
     """The run is on the ingest host's disk up to `next`; `ended` once its stop or its abandonment is, too."""
@@ -95,7 +111,10 @@ class Written(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True):
-    """Not accepted. Reason "gap": go on from `index`. Reason "hello": I do not know you, say Hello. Else: see it."""
+    """Not accepted. "gap": go on from `index`; "later": after a pause; "hello": I do not know you, say Hello.
+
+    Any other reason is an explanation why this run is not taken; without a run, why nothing of this publisher is.
+    """
 
     run: str
     index: int
@@ -203,7 +222,11 @@ def decode(frames: Sequence[bytes]) -> Message:
         message = decoder.decode(frames[1])
     except Exception as error:
         raise ProtocolError(f"The header of {cls.__name__} cannot be read: {error}") from error
-    return _with_body(message, frames[2]) if isinstance(message, Documents) else message
+    if isinstance(message, Documents):
+        return _with_body(message, frames[2])
+    if isinstance(message, Hello) and max(len(message.runs), len(message.awaited)) > MAX_RUNS:
+        raise ProtocolError(f"Hello: more than {MAX_RUNS} runs.")
+    return message
 
 
 def _with_body(header: Documents, body: bytes) -> Documents:

@@ -17,6 +17,7 @@ from ._crash_points import crash_point
 from ._errors import JournalError, PublisherClosed, RunNotWritten
 from ._limited import LimitedLog
 from ._places import default_spool_dir
+from ._security import ClientCurve, CurveArgument
 from ._shipper import Shipper
 from ._spool import RunLog, Spool
 
@@ -41,6 +42,8 @@ class PublisherStatus:
         Documents that belong to no known run; they are kept in the spool directory and not shipped.
     refused
         Runs the supervisor does not take, with its reasons.
+    problem
+        Why it is not connected, as far as that is known; "" if it is.
     """
 
     address: str
@@ -51,6 +54,7 @@ class PublisherStatus:
     degraded: bool
     unrouted: int
     refused: dict[str, str]
+    problem: str
 
 
 class ZMQPublisher:
@@ -67,7 +71,8 @@ class ZMQPublisher:
     spool_dir
         Directory of the spool, on a local disk. Default: `tiledwriter/spool` in the user's state directory.
     curve
-        Not supported yet; must be None.
+        Keys for a supervisor that lets in its clients only: the directory that `tiledwriter-supervisor keygen` made for
+        this one, or a `ClientCurve`. Without it, nothing is encrypted.
     name
         How this publisher calls itself in the supervisor's log. Default: the host name.
     on_error
@@ -77,10 +82,12 @@ class ZMQPublisher:
     ------
     AddressError
         The address cannot be understood.
+    KeyFileError
+        A key cannot be used: the file is missing, is none, or others can read the secret.
 
     Examples
     --------
-    >>> RE.subscribe(ZMQPublisher("tcp://ingest.example:5579"))
+    >>> RE.subscribe(ZMQPublisher("tcp://ingest.example:5579", curve="~/tiledwriter-keys/beamline"))
     """
 
     def __init__(
@@ -88,19 +95,18 @@ class ZMQPublisher:
         address: Address = "tcp://127.0.0.1:5579",
         *,
         spool_dir: str | Path | None = None,
-        curve: object | None = None,
+        curve: CurveArgument | None = None,
         name: str | None = None,
         on_error: Literal["log", "raise"] = "log",
     ) -> None:
-        if curve is not None:
-            raise NotImplementedError("CURVE security is not available in this version; leave curve=None.")
         if on_error not in ("log", "raise"):
             raise ValueError(f'on_error is "log" or "raise", not {on_error!r}.')
         self.address = normalize_address(address)
+        keys = None if curve is None else ClientCurve.of(curve).load()
         self._raise = on_error == "raise"
         self._limited = LimitedLog(log)
         self._spool = Spool(default_spool_dir() if spool_dir is None else Path(spool_dir))
-        self._shipper = Shipper(self._spool, self.address, name=name)
+        self._shipper = Shipper(self._spool, self.address, name=name, keys=keys)
         self._closed = False
         self._complete = False
         self._shipper.start()
@@ -183,6 +189,7 @@ class ZMQPublisher:
             degraded=any(run.degraded for run in runs),
             unrouted=self._spool.unrouted,
             refused=self._shipper.refused,
+            problem=self._shipper.problem,
         )
 
     def close(self, timeout: float = 5) -> bool:

@@ -47,6 +47,8 @@ class WorkerTask:
         End once everything in the journal is written, even if the run is open.
     order
         Where the run stands among all runs, by the time at which it came.
+    client
+        Whose key its documents came with; "" without CURVE.
     """
 
     mailbox: str
@@ -55,6 +57,7 @@ class WorkerTask:
     journal: Path
     drain: bool
     order: float = 0.0
+    client: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,10 @@ class Run:
     order: float = 0.0  # Unix time at which it came; no two have the same
     heard: float = 0.0  # when documents came last
     audit_at: float | None = None  # Unix time at which a run that is written wants to be looked at again
+    client: str = ""  # whose it is; "" as long as nobody has shown a key
+    party: str = ""  # who has it open
     unusable: bool = False  # its journal can be neither read nor written
+    unavailable: bool = False  # ... at the moment
     process: BaseProcess | None = None
     worker: ProcessIdentity | None = None
     orphan: ProcessIdentity | None = None  # the worker that its journal names, of an earlier supervisor perhaps
@@ -113,6 +119,7 @@ class Run:
             with Journal(path, "read", run_uid=uid) as journal:
                 run = cls(journal.run_uid, path, next=journal.length, ended=journal.ended)
                 run.order = journal.get("arrived") or _received(journal)
+                run.client = journal.get("client", "")
                 run.orphan = _identity(journal.get("worker"))
                 run.audit_at = journal.get("audit_at")
                 if outcome := journal.get("outcome"):
@@ -120,8 +127,14 @@ class Run:
                     run.reason = journal.get("reason", "")
         except (JournalError, sqlite3.Error, OSError, ValueError) as error:
             log.error("A journal cannot be used; it is left as it is: %s", error)
-            return cls(uid or path.stem, path, State.FAILED, f"its journal cannot be used: {error}", unusable=True)
+            run = cls(uid or path.stem, path, State.FAILED, f"its journal cannot be used: {error}", unusable=True)
+            # Too many open files, say. The next one who asks may find it well.
+            run.unavailable = isinstance(error, sqlite3.OperationalError | OSError)
         return run
+
+    def is_of(self, client: str) -> bool:
+        """Whether a client may add to it, and hear of it."""
+        return self.client in ("", client)
 
     @property
     def final(self) -> bool:

@@ -21,6 +21,8 @@ from ._crash_points import crash_point
 from ._errors import ProtocolError
 from ._journal import Record
 from ._limited import LimitedLog
+from ._monitor import ConnectionMonitor
+from ._security import Keys
 from ._spool import RunLog, Spool
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ PING_INTERVAL: Final = 1.0
 SILENCE: Final = 6.0  # seconds without a word from the supervisor before the connection is made anew
 SYNC_INTERVAL: Final = 0.25
 ADOPT_INTERVAL: Final = 15.0
+LATER: Final = 1.0  # seconds until a run is tried again that the supervisor does not take now
 
 
 @dataclass
@@ -46,6 +49,7 @@ class Shipment:
     durable: int = 0
     ended: bool = False
     refused: str = ""
+    not_before: float = 0.0  # when the supervisor may take it
     in_flight: deque[tuple[int, int]] = field(default_factory=deque)  # (next index, bytes) of each batch sent
 
     @property
@@ -55,6 +59,10 @@ class Shipment:
     @property
     def delivered(self) -> bool:
         return self.durable >= self.run.length
+
+    def is_due(self, now: float) -> bool:
+        """Whether there is something to be sent."""
+        return not self.refused and self.sent < self.run.length and now >= self.not_before
 
     def rewind(self, index: int) -> None:
         self.sent = index
@@ -71,17 +79,25 @@ class Shipper:
     """Ships a spool over one DEALER socket, in a thread of its own.
 
     `start` begins, `stop` ends it and joins the thread; the spool is closed by whoever made it, afterwards.
+
+    Attributes
+    ----------
+    problem
+        Why nothing is shipped; "" if all is well.
     """
 
-    def __init__(self, spool: Spool, url: str, *, name: str | None = None) -> None:
+    def __init__(self, spool: Spool, url: str, *, name: str | None = None, keys: Keys | None = None) -> None:
+        self.problem = "no connection has come about yet"
         self._spool = spool
         self._url = url
+        self._keys = keys
         self._name = f"{name or socket.gethostname()}/{uuid.uuid4().hex[:12]}"
         self._changed = threading.Condition()
         self._shipments: dict[str, Shipment] = {}
         self._awaited: dict[str, None] = {}
         self._outcomes: dict[str, tuple[str, str]] = {}
         self._welcome: messages.Welcome | None = None
+        self._rejected = ""  # why the supervisor does not take anything of this publisher
         self._asleep = False
         self._hello_at = 0.0  # when to say Hello next; set to 0 by whoever wants the supervisor's view of our runs
         self._stopping = False
@@ -174,9 +190,12 @@ class Shipper:
 
     def _session(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         """One connection, until it falls silent or everything is done."""
-        connection = self._connect(context)
+        connection = self._make_socket(context)
+        monitor = ConnectionMonitor(connection, self._url, secured=self._keys is not None, before=self.problem)
+        connection.connect(self._url)
         poller = zmq.Poller()
         poller.register(connection, zmq.POLLIN)
+        poller.register(monitor.socket, zmq.POLLIN)
         poller.register(self._wake_receiver.fileno(), zmq.POLLIN)
         heard = time.monotonic()
         due = dict.fromkeys(("ping", "sync", "adopt"), 0.0)
@@ -200,10 +219,14 @@ class Shipper:
                     heard = time.monotonic()
                 elif time.monotonic() - heard > SILENCE:
                     return
+                monitor.read()
+                self.problem = self._rejected or monitor.problem
         finally:
             if self._welcome is not None and not self._stopping:
                 log.warning("The connection to %s is gone; documents are spooled.", self._url)
             self._welcome = None
+            self.problem = monitor.problem or "the supervisor has fallen silent"
+            monitor.close()
             connection.close(linger=int(1000 * self._stopping))
 
     def _greet(self, connection: zmq.Socket[bytes]) -> bool:
@@ -221,14 +244,15 @@ class Shipper:
         due[what] = now + interval
         return True
 
-    def _connect(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    def _make_socket(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
         connection = context.socket(zmq.DEALER)
         connection.setsockopt(zmq.LINGER, 0)
         connection.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a supervisor that is not there
         connection.setsockopt(zmq.RECONNECT_IVL, 100)
         connection.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
         connection.setsockopt(zmq.MAXMSGSIZE, messages.MAX_HEADER_BYTES)
-        connection.connect(self._url)
+        if self._keys is not None:
+            self._keys.apply(connection)
         return connection
 
     def _send(self, connection: zmq.Socket[bytes], message: messages.Message) -> bool:
@@ -239,11 +263,17 @@ class Shipper:
         return True
 
     def _hello(self) -> messages.Hello:
+        # Of those beyond the limit the supervisor skips what it has already.
+        shipments = itertools.islice(self._shipments.items(), messages.MAX_RUNS)
         return messages.Hello(
             self._name,
-            {uid: shipment.run.length for uid, shipment in self._shipments.items()},
-            list(self._awaited),
+            {uid: shipment.run.length for uid, shipment in shipments},
+            self._asked(),
         )
+
+    def _asked(self) -> list[str]:
+        """Runs whose outcome the supervisor is asked for."""
+        return list(itertools.islice(self._awaited, messages.MAX_RUNS))
 
     def _take_in_new_runs(self) -> None:
         if self._stopping:
@@ -260,11 +290,12 @@ class Shipper:
         """Send what the window allows; True if there is more to send right now."""
         assert self._welcome is not None
         room = self._welcome.window - sum(shipment.bytes_in_flight for shipment in self._shipments.values())
+        now = time.monotonic()
         more = False
         for shipment in self._shipments.values():
             if room <= 0:
                 return False
-            if shipment.refused or shipment.sent >= shipment.run.length:
+            if not shipment.is_due(now):
                 continue
             # Half of what the others leave: one run whose worker is not there yet does not hold up the rest.
             share = (room - shipment.bytes_in_flight) // 2
@@ -307,7 +338,8 @@ class Shipper:
     def _wait(self, poller: zmq.Poller, connection: zmq.Socket[bytes], timeout: float) -> bool:
         """Wait for messages or new documents, and take the messages in. True if there was any."""
         self._asleep = True
-        if any(not shipment.refused and shipment.sent < shipment.run.length for shipment in self._shipments.values()):
+        now = time.monotonic()
+        if any(shipment.is_due(now) for shipment in self._shipments.values()):
             self._asleep = False  # what came before we set the flag did not wake us
             timeout = min(timeout, 0.05) if self._welcome is not None else timeout
         events = dict(poller.poll(int(timeout * 1000)))
@@ -345,16 +377,17 @@ class Shipper:
         if connected:
             log.info("Connected to the supervisor at %s.", self._url)
         self._welcome = message
-        if any(uid not in message.runs for uid in self._awaited):  # asked for since that Hello
+        self._rejected = ""
+        if any(uid not in message.runs for uid in self._asked()):  # since that Hello
             self._hello_at = 0.0
         else:
             self._hello_at = time.monotonic() + ASK_INTERVAL if self._awaited else float("inf")
-        for uid, state in message.runs.items():
-            shipment = self._shipments.get(uid)
-            if shipment is not None and connected:  # what was under way before is lost
-                shipment.durable = state.next
+        if connected:  # what was under way before is lost
+            for uid, shipment in self._shipments.items():
+                shipment.durable = message.runs[uid].next if uid in message.runs else 0
                 shipment.refused = ""
-                shipment.rewind(state.next)
+                shipment.rewind(shipment.durable)
+        for uid, state in message.runs.items():
             self._on_durable(uid, state.next, state.ended)
             if state.outcome:
                 self._on_outcome(uid, state.outcome, state.reason)
@@ -382,17 +415,23 @@ class Shipper:
             log.error("Run %s was not written to Tiled: %s.", uid, reason)
 
     def _on_refused(self, message: messages.Refused) -> None:
-        if message.reason == "hello":
+        if message.reason == messages.NO_HELLO:
             self._welcome = None
             self._hello_at = 0.0
             return
         shipment = self._shipments.get(message.run)
         if shipment is None:
-            return
-        if message.reason == "gap":
+            if not message.run:  # it is this publisher that is not taken
+                if message.reason != self._rejected:
+                    log.error("The supervisor at %s takes nothing of this publisher: %s.", self._url, message.reason)
+                self._welcome = None
+                self._rejected = message.reason
+                self._hello_at = time.monotonic() + HELLO_INTERVAL
+        elif message.reason in (messages.GAP, messages.LATER):
             shipment.rewind(message.index)
-            return
-        self._refuse(shipment, message.reason)
+            shipment.not_before = time.monotonic() + LATER * (message.reason == messages.LATER)
+        else:
+            self._refuse(shipment, message.reason)
 
     def _declare_abandoned(self, connection: zmq.Socket[bytes]) -> None:
         for shipment in self._shipments.values():

@@ -17,7 +17,6 @@ import socket
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
 from types import FrameType
@@ -28,6 +27,7 @@ import zmq
 from . import _messages as messages
 from ._crash_points import crash_point
 from ._errors import JournalError, JournalLocked, LifecycleError, ProtocolError
+from ._front import MESSAGES_PER_TURN, ClientLimits, Front, Publisher
 from ._journal import run_files
 from ._lifecycle import Event, State
 from ._limited import LimitedLog
@@ -35,26 +35,17 @@ from ._lock import FileLock
 from ._parking import Parking, catching_up
 from ._retry import clear_failure, retry_requests, withdraw_retry
 from ._runs import Run, WorkerCommand, WorkerTask
+from ._security import ServerCurve
 from ._watch import FINISH_TIMEOUT, ProcessWatch, WorkerLimits, WorkerWatch
 
 log = logging.getLogger(__name__)
 
 DEFAULT_ADDRESS: Final = "tcp://127.0.0.1:5579"
-DEFAULT_WINDOW: Final = 8 * 2**20
 DEFAULT_MAX_WORKERS: Final = 32
 DEFAULT_MAX_RESUMED: Final = 4
 
-_MESSAGES_PER_TURN: Final = 200
-_KEEPALIVE: Final = {  # seconds, but for TCP_MAXRT
-    zmq.TCP_KEEPALIVE: 1,
-    zmq.TCP_KEEPALIVE_IDLE: 5,
-    zmq.TCP_KEEPALIVE_INTVL: 2,
-    zmq.TCP_KEEPALIVE_CNT: 3,
-    zmq.TCP_MAXRT: 10_000,
-}
 _IDLE: Final = 0.5
 _STOP_TIMEOUT: Final = 10.0
-_SILENCE: Final = 60.0
 _FORK_PAUSE: Final = 1.0
 _ORPHAN_PAUSE: Final = 0.1
 _ORPHANED_BY_FORK_SERVER: Final = 255  # what multiprocessing says of a process whose fork server is gone
@@ -77,8 +68,10 @@ class Supervisor:
         ZeroMQ URL to bind; None accepts no publishers.
     drain
         Return from `run` once every journal is written.
-    window
-        Bytes one publisher may have under way unacknowledged.
+    clients
+        What one client may have.
+    curve
+        Which clients are let in; None: all.
     max_workers
         Worker processes at a time; further runs wait for their turn, their documents in the spools.
     max_resumed
@@ -101,7 +94,8 @@ class Supervisor:
         *,
         listen: str | None = DEFAULT_ADDRESS,
         drain: bool = False,
-        window: int = DEFAULT_WINDOW,
+        clients: ClientLimits = ClientLimits(),  # noqa: B008  it is frozen
+        curve: ServerCurve | None = None,
         max_workers: int = DEFAULT_MAX_WORKERS,
         max_resumed: int = DEFAULT_MAX_RESUMED,
         limits: WorkerLimits = WorkerLimits(),  # noqa: B008  it is frozen
@@ -111,7 +105,8 @@ class Supervisor:
         self._command = command
         self._listen = listen
         self._drain = drain
-        self._window = window
+        self._clients = clients
+        self._curve = curve
         self._max_workers = max_workers
         self._runs: dict[str, Run] = {}
         self._waiting: dict[str, None] = {}  # runs that have documents for a worker, in order
@@ -121,7 +116,6 @@ class Supervisor:
         self._watch = WorkerWatch(limits, processes, ask=self._ask, end=self._end_worker)
         self._by_token: dict[bytes, Run] = {}
         self._by_sentinel: dict[object, Run] = {}
-        self._publishers: dict[bytes, float] = {}  # when each was heard of
         self._stop_deadline: float | None = None
         # Of this supervisor only: a worker of one that was killed may live on for a moment, and find our socket.
         session = secrets.token_hex(8)
@@ -144,6 +138,7 @@ class Supervisor:
             The runs that are not completely in Tiled.
         """
         context: zmq.Context[_Socket] = zmq.Context()
+        self._front = Front(context, self._clients, self._curve)
         try:
             self._open(context)
             forkserver.ensure_running()
@@ -152,6 +147,7 @@ class Supervisor:
                 self._turn()
         finally:
             self._end_workers()
+            self._front.close()
             context.destroy(linger=200)
             self.close()
         return [run for run in self._runs.values() if not self._is_drained(run)]
@@ -183,28 +179,16 @@ class Supervisor:
     # The loop
 
     def _open(self, context: zmq.Context[_Socket]) -> None:
-        self._front = context.socket(zmq.ROUTER)
-        self._front.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._front.setsockopt(zmq.MAXMSGSIZE, messages.MAX_BODY_BYTES)
-        self._front.setsockopt(zmq.RCVHWM, 64)
-        # Not ZeroMQ's heartbeats: libzmq 4.3.5 aborts when one is due on a connection that went while its input was
-        # stopped at the high-water mark (zeromq/libzmq#4364). Publishers send Pings; TCP finds the half-open ones.
-        for option, value in _KEEPALIVE.items():
-            self._front.setsockopt(option, value)
         if self._listen is not None:
             self._front.bind(self._listen)
-            log.info(
-                "Listening at %s; journals are in %s.",
-                self._front.getsockopt_string(zmq.LAST_ENDPOINT),
-                self.journal_dir,
-            )
+            log.info("Listening at %s; journals are in %s.", self._front.endpoint, self.journal_dir)
         self._back = context.socket(zmq.ROUTER)
         self._back.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._back.setsockopt(zmq.SNDHWM, 0)  # what is under way is bounded by the publishers' windows
         self._mailbox = f"ipc://{self._mailbox_path()}"
         self._back.bind(self._mailbox)
         self._poller = zmq.Poller()
-        self._poller.register(self._front, zmq.POLLIN)
+        self._poller.register(self._front.socket, zmq.POLLIN)
         self._poller.register(self._back, zmq.POLLIN)
         self._poller.register(self._wake_receiver.fileno(), zmq.POLLIN)
 
@@ -221,13 +205,13 @@ class Supervisor:
         events = dict(self._poller.poll(int(self._patience() * 1000)))
         if self._wake_receiver.fileno() in events:
             self._wake_receiver.recv(4096)
-            if self._front in self._poller:
-                self._poller.unregister(self._front)
+            if self._front.socket in self._poller:
+                self._poller.unregister(self._front.socket)
             self._tell_workers_to_stop()
         if self._back in events:
-            self._receive(self._back, self._from_worker)
-        if self._front in events and self._stop_deadline is None:
-            self._receive(self._front, self._from_publisher)
+            self._hear_workers()
+        if self._front.socket in events and self._stop_deadline is None:
+            self._hear_publishers()
         for run in [self._by_sentinel[ready] for ready in events if ready in self._by_sentinel]:
             self._worker_ended(run)
 
@@ -241,21 +225,6 @@ class Supervisor:
             due.append(parked)
         return max(0.0, min([_IDLE, *(at - time.monotonic() for at in due)]))
 
-    def _receive(self, source: _Socket, handle: Callable[[bytes, messages.Message], None]) -> None:
-        for _ in range(_MESSAGES_PER_TURN):
-            try:
-                identity, *frames = source.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            try:
-                handle(identity, messages.decode(frames))
-            except ProtocolError as error:
-                self._limited.log(
-                    logging.WARNING, "protocol", "Frames that are no message of ours were dropped: %s", error
-                )
-            except LifecycleError:
-                log.exception("A message came out of order; it is ignored.")
-
     def _finished(self) -> bool:
         if self._stop_deadline is not None:
             return not self._by_token or time.monotonic() >= self._stop_deadline
@@ -268,50 +237,43 @@ class Supervisor:
 
     # Publishers
 
-    def _from_publisher(self, identity: bytes, message: messages.Message) -> None:
-        if isinstance(message, messages.Hello):
-            self._welcome(identity, message)
-        elif identity not in self._publishers:
-            self._to_publisher(identity, messages.Refused("", 0, "hello"))
-        elif isinstance(message, messages.Ping):
-            self._publishers[identity] = time.monotonic()
-            self._to_publisher(identity, messages.Pong(message.token))
-        elif isinstance(message, messages.Documents):
-            self._relay(identity, message, message.next)
-        elif isinstance(message, messages.Abandoned):
-            self._relay(identity, message, message.length)
-        else:
-            raise ProtocolError(f"A publisher does not send {type(message).__name__}.")
+    def _hear_publishers(self) -> None:
+        for publisher, message in self._front.receive():
+            if isinstance(message, messages.Hello):
+                self._welcome(publisher, message)
+            elif isinstance(message, messages.Documents | messages.Abandoned):
+                self._relay(publisher, message)
 
-    def _welcome(self, identity: bytes, hello: messages.Hello) -> None:
-        if identity not in self._publishers:
-            log.info("Publisher %s is connected, with %d runs.", hello.publisher, len(hello.runs))
-            self._forget_silent_publishers()
-        self._publishers[identity] = time.monotonic()
+    def _welcome(self, publisher: Publisher, hello: messages.Hello) -> None:
         views = {}
         for uid in [*hello.runs, *hello.awaited]:
             # A run that is complete, or has not come yet, is not kept: a publisher may ask for any number.
             run = self._runs.get(uid) or Run.load(self.journal_dir, uid)
-            run.publishers.add(identity)
+            if run.unavailable or not run.is_of(publisher.client):
+                views[uid] = messages.RunState(0, ended=False, outcome="")
+                continue
+            run.publishers.add(publisher.identity)
             views[uid] = run.view()
-        self._to_publisher(identity, messages.Welcome(self._window, messages.MAX_BODY_BYTES, views))
+        limits = self._clients
+        self._front.send(publisher.identity, messages.Welcome(limits.window, limits.max_document, views))
         crash_point("supervisor: publisher welcomed")
 
-    def _forget_silent_publishers(self) -> None:
-        """Each connection has an identity of its own; those of broken ones would pile up."""
-        limit = time.monotonic() - _SILENCE
-        self._publishers = {identity: heard for identity, heard in self._publishers.items() if heard > limit}
-        for run in self._runs.values():
-            run.publishers &= self._publishers.keys()
-
-    def _relay(self, identity: bytes, message: messages.Documents | messages.Abandoned, end: int) -> None:
-        run = self._run(message.run)
-        run.publishers.add(identity)
+    def _relay(self, publisher: Publisher, message: messages.Documents | messages.Abandoned) -> None:
+        run = self._runs.get(message.run) or self._take_on(message.run, publisher)
+        if run is None:
+            self._front.refuse("later", publisher, messages.Refused(message.run, message.first, messages.LATER))
+            return
+        if not run.is_of(publisher.client):
+            reason = "a run of this uid belongs to another client"
+            self._front.refuse("owner", publisher, messages.Refused(run.uid, 0, reason))
+            return
+        run.client = run.client or publisher.client
+        run.publishers.add(publisher.identity)
         run.heard = time.monotonic()
         if run.unusable:
-            self._to_publisher(identity, messages.Refused(run.uid, run.next, run.reason))
-        elif run.ended and end <= run.next:
-            self._to_publisher(identity, messages.Durable(run.uid, run.next, run.ended))
+            self._front.send(publisher.identity, messages.Refused(run.uid, run.next, run.reason))
+        elif run.ended and message.next <= run.next:
+            self._front.send(publisher.identity, messages.Durable(run.uid, run.next, run.ended))
         elif run.ready and run.finish_by is None:
             self._to_worker(run, message)
             crash_point("supervisor: documents relayed")
@@ -319,26 +281,42 @@ class Supervisor:
             run.put_off(message)
             self._want_worker(run)
 
-    def _run(self, uid: str) -> Run:
-        run = self._runs.get(uid)
-        if run is None:
-            run = self._runs[uid] = Run.load(self.journal_dir, uid)
-            self._last_order = max(time.time(), self._last_order + 1e-6, run.order)
-            run.order = run.order or self._last_order
+    def _take_on(self, uid: str, publisher: Publisher) -> Run | None:
+        """A run that documents have come for; None if there is no room for it now."""
+        run = Run.load(self.journal_dir, uid)
+        if run.unavailable:
+            return None
+        party = publisher.party
+        if not run.next and sum(other.party == party and not other.ended for other in self._runs.values()) >= (
+            self._clients.max_open_runs
+        ):
+            return None
+        run.party = party
+        return self._keep(run)
+
+    def _keep(self, run: Run) -> Run:
+        self._runs[run.uid] = run
+        self._last_order = max(time.time(), self._last_order + 1e-6, run.order)
+        run.order = run.order or self._last_order
         return run
 
-    def _to_publisher(self, identity: bytes, message: messages.Message) -> bool:
-        try:
-            self._front.send_multipart([identity, *messages.encode(message)], zmq.NOBLOCK)
-        except zmq.ZMQError:  # gone, or it does not read; a Hello brings it up to date
-            self._publishers.pop(identity, None)
-            return False
-        return True
-
     def _tell_publishers(self, run: Run, message: messages.Message) -> None:
-        run.publishers = {identity for identity in run.publishers if self._to_publisher(identity, message)}
+        run.publishers = {identity for identity in run.publishers if self._front.send(identity, message)}
 
     # Workers
+
+    def _hear_workers(self) -> None:
+        for _ in range(MESSAGES_PER_TURN):
+            try:
+                token, *frames = self._back.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                self._from_worker(token, messages.decode(frames))
+            except ProtocolError as error:
+                self._limited.log(logging.ERROR, "workers", "A worker sent something else: %s", error)
+            except LifecycleError:
+                log.exception("A message came out of order; it is ignored.")
 
     def _from_worker(self, token: bytes, message: messages.Message) -> None:
         run = self._by_token.get(token)
@@ -454,7 +432,7 @@ class Supervisor:
         if audit is None:
             return None
         del self._audits[audit]
-        run = self._run(audit)
+        run = self._runs.get(audit) or self._keep(Run.load(self.journal_dir, audit))
         if not run.complete or run.process is not None:
             return self._next_left(now)  # documents have come for it: it is looked at when these are written
         run.auditing = True
@@ -466,7 +444,7 @@ class Supervisor:
             return
         run.token = next(self._tokens)
         run.ready, run.finish_by, run.accused = False, None, ""
-        task = WorkerTask(self._mailbox, run.token, run.uid, run.journal, self._drain, run.order)
+        task = WorkerTask(self._mailbox, run.token, run.uid, run.journal, self._drain, run.order, run.client)
         process = self._processes.Process(target=self._command.target, args=(task,), daemon=True)
         try:
             process.start()
@@ -496,7 +474,7 @@ class Supervisor:
     def _worker_ended(self, run: Run) -> None:
         process = run.process
         assert process is not None
-        self._receive(self._back, self._from_worker)  # its last words
+        self._hear_workers()  # its last words
         self._poller.unregister(process.sentinel)
         del self._by_sentinel[process.sentinel]
         process.join()
@@ -514,7 +492,7 @@ class Supervisor:
             self._worker_died(run, process.exitcode)
         run.resumed = run.probe = run.auditing = False
         if run.relayed > run.next:  # it died with documents that it had not stored
-            self._tell_publishers(run, messages.Refused(run.uid, run.next, "gap"))
+            self._tell_publishers(run, messages.Refused(run.uid, run.next, messages.GAP))
             run.relayed = run.next
         if run.backlog and self._stop_deadline is None:
             self._want_worker(run)

@@ -28,8 +28,16 @@ from pydantic_settings import (
 )
 
 from tiledbroker import default_journal_dir
-from tiledbroker._address import normalize_address
-from tiledbroker._supervisor import DEFAULT_ADDRESS, DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS, DEFAULT_WINDOW
+from tiledbroker._address import is_local, normalize_address
+from tiledbroker._front import (
+    DEFAULT_MAX_CONNECTIONS,
+    DEFAULT_MAX_DOCUMENT,
+    DEFAULT_MAX_OPEN_RUNS,
+    DEFAULT_WINDOW,
+    ClientLimits,
+)
+from tiledbroker._security import ServerCurve
+from tiledbroker._supervisor import DEFAULT_ADDRESS, DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS
 from tiledbroker._watch import DEFAULT_SILENCE, WorkerLimits
 
 from ._catalog import QUIET_PERIOD
@@ -66,6 +74,10 @@ class Settings(BaseSettings):
     needs_server: ClassVar[bool] = True
 
     listen: str = Field(DEFAULT_ADDRESS, description="Address to listen at for publishers.")
+    curve: Path | None = Field(
+        None, description="Directory with the keys of the supervisor and of the clients that it lets in."
+    )
+    insecure: bool = Field(False, description="Listen to other hosts without keys: whoever reaches the port can write.")
     tiled: str | None = Field(None, description="URI of the Tiled container that runs are written to.")
     profile: str | None = Field(None, description="Profile of Tiled's client, instead of a URI.")
     journal_dir: Path = Field(
@@ -87,6 +99,11 @@ class Settings(BaseSettings):
         DEFAULT_SILENCE, description="Seconds without an answer after which a worker is replaced."
     )
     window: PositiveInt = Field(DEFAULT_WINDOW, description="Bytes a publisher may have under way unacknowledged.")
+    max_document: PositiveInt = Field(DEFAULT_MAX_DOCUMENT, description="Bytes that one document may have.")
+    max_connections: PositiveInt = Field(
+        DEFAULT_MAX_CONNECTIONS, description="Publishers that one client may have connected."
+    )
+    max_open_runs: PositiveInt = Field(DEFAULT_MAX_OPEN_RUNS, description="Runs that one client may have open.")
     max_array_size: int = Field(
         MAX_ARRAY_SIZE, ge=0, description="Arrays in events of up to this many numbers become list columns."
     )
@@ -183,7 +200,26 @@ class Settings(BaseSettings):
         if self.needs_server and (self.tiled is None) == (self.profile is None):
             raise ValueError("give either --tiled URI or --profile NAME")
         self.listen = normalize_address(self.listen)
+        if not (is_local(self.listen) or self.curve or self.insecure):
+            raise ValueError(
+                f"{self.listen} can be reached from other hosts, and whoever reaches it could write. Make keys with "
+                "`tiledwriter-supervisor keygen DIR` and give --curve DIR, or give --insecure on a network you trust"
+            )
         return self
+
+    def server_curve(self) -> ServerCurve | None:
+        """Whom the supervisor lets in; None: anybody.
+
+        Raises
+        ------
+        KeyFileError
+            A key cannot be used.
+        """
+        return None if self.curve is None else ServerCurve(self.curve)
+
+    def client_limits(self) -> ClientLimits:
+        """What one client may have."""
+        return ClientLimits(self.window, self.max_document, self.max_connections, self.max_open_runs)
 
     def worker_options(self) -> WorkerOptions:
         """What every worker is told."""

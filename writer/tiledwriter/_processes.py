@@ -1,14 +1,25 @@
-"""What psutil says about processes: for the supervisor's watch over its workers, and their traces in journals."""
+"""What psutil and the kernel say about processes: for the supervisor's watch over its workers and over itself."""
 
 from __future__ import annotations
 
+import resource
 from typing import Final
 
 import psutil
 
 from tiledbroker._runs import ProcessIdentity
 
+_OPEN_FILES: Final = 65_536
 _SAME_TIME: Final = 1.5  # seconds; each process derives times of creation from the boot time as it knows it
+
+
+def allow_open_files() -> int:
+    """Let this process have as many files open as it may: each connection is one. Returns how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 class Processes:

@@ -167,6 +167,8 @@ class Worker:
         with journal.atomic():
             if self._task.order and journal.get("arrived") is None:
                 journal.set("arrived", self._task.order)
+            if self._task.client:
+                journal.set("client", self._task.client)
             journal.set("worker", Processes().identity(os.getpid()))
             journal.note("worker started", pid=os.getpid(), documents=journal.length)
 
@@ -295,7 +297,7 @@ class Worker:
 
     def _ask_again(self) -> None:
         self._ask_again_at = float("inf")
-        self._send(messages.Refused(self._task.run_uid, self._journal.length, "gap"))
+        self._send(messages.Refused(self._task.run_uid, self._journal.length, messages.GAP))
 
     def _answer(self, message: messages.Message) -> None:
         """Show that this process does not hang."""

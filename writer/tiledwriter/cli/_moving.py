@@ -17,6 +17,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     ship = commands.add_parser("ship", help="ship what dead sessions left in a spool directory")
     ship.add_argument("directory", type=Path, metavar="SPOOL_DIR")
     ship.add_argument("address", metavar="ADDRESS", help="where the supervisor listens, e.g. tcp://ingest:5579")
+    ship.add_argument("--curve", type=Path, metavar="KEYS", help="directory of this client's keys, as keygen makes it")
     ship.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="give up after (default 60)")
     ship.set_defaults(command=_ship)
     replay = commands.add_parser("replay", help="write runs from backups, exported documents or journals to Tiled")
@@ -34,7 +35,9 @@ def _ship(arguments: argparse.Namespace) -> ExitCode:
     if not directory.is_dir():
         return fail(ExitCode.NOT_FOUND, f"there is no directory {directory}")
     before = len(run_files(directory))
-    publisher = ZMQPublisher(arguments.address, spool_dir=directory, name="tiledwriter-journal ship")
+    publisher = ZMQPublisher(
+        arguments.address, spool_dir=directory, curve=arguments.curve, name="tiledwriter-journal ship"
+    )
     deadline = time.monotonic() + arguments.timeout
     while run_files(directory) and time.monotonic() < deadline:
         publisher.flush(0.2)
@@ -45,7 +48,9 @@ def _ship(arguments: argparse.Namespace) -> ExitCode:
     print(f"{before - left} of {before} runs are durable on the ingest host.")
     if not left:
         return ExitCode.OK
-    why = "the supervisor does not answer" if not status.connected else "other processes use them, or they are damaged"
+    why = "other processes use them, or they are damaged"
+    if not status.connected:
+        why = status.problem or "the supervisor does not answer"
     return fail(ExitCode.INCOMPLETE, f"{left} runs are left in {directory}: {why}")
 
 

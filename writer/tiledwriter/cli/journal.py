@@ -8,7 +8,7 @@ import sqlite3
 import sys
 from collections.abc import Sequence
 
-from tiledbroker import AddressError, JournalError, JournalLocked
+from tiledbroker import AddressError, JournalError, JournalLocked, KeyFileError
 
 from . import _export, _looking, _moving, _prune, _retry, _verify
 from ._exit import ExitCode
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         return int(arguments.command(arguments))
-    except AddressError as error:
+    except (AddressError, KeyFileError) as error:
         return fail(ExitCode.USAGE, str(error))
     except BrokenPipeError:  # as in `tiledwriter-journal ls | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

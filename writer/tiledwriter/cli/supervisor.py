@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from . import _keygen
 from ._exit import ExitCode
 
 log = logging.getLogger("tiledwriter.supervisor")
@@ -24,6 +25,7 @@ _EXAMPLES = """\
 examples:
   tiledwriter-supervisor --tiled http://localhost:8000 --journal-dir /var/lib/tiledwriter
   tiledwriter-supervisor --profile beamline --listen tcp://127.0.0.1:5579
+  tiledwriter-supervisor --profile beamline --listen 'tcp://*:5579' --curve /etc/tiledwriter/keys
   tiledwriter-supervisor --tiled http://localhost:8000 --journal-dir /var/lib/tiledwriter --drain
 
 exit codes: 0 ended as asked; 1 failed; 2 wrong usage; 3 another supervisor uses the journals;
@@ -41,6 +43,12 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--config", type=Path, metavar="FILE", help="YAML file with any of these settings")
     result.add_argument("--listen", metavar="ADDRESS", help="where publishers connect (default tcp://127.0.0.1:5579)")
+    result.add_argument(
+        "--curve", type=Path, metavar="DIR", help="keys, as keygen makes them: clients without one are not let in"
+    )
+    result.add_argument(
+        "--insecure", action="store_true", default=None, help="listen to other hosts without keys; they all can write"
+    )
     server = result.add_mutually_exclusive_group()
     server.add_argument("--tiled", metavar="URI", help="the Tiled server, or a container in it")
     server.add_argument("--profile", metavar="NAME", help="a profile of Tiled's client, instead of --tiled")
@@ -53,22 +61,31 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--drain", action="store_true", help="write what the journals hold, then exit")
     result.add_argument("--log-level", metavar="L", help="DEBUG, INFO, WARNING or ERROR (default INFO)")
     result.add_argument("--log-format", choices=("text", "json"), help="form of log lines (default text)")
+    result.set_defaults(command=serve)
+    commands = result.add_subparsers(title="other commands", metavar="COMMAND")
+    _keygen.add_command(commands)
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     arguments = parser().parse_args(argv)
+    return int(arguments.command(arguments))
+
+
+def serve(arguments: argparse.Namespace) -> ExitCode:
+    """Be the supervisor."""
     flags = vars(arguments)
+    del flags["command"]
     config, drain = flags.pop("config"), flags.pop("drain")
     try:
         import zmq
 
-        from tiledbroker import JournalLocked
+        from tiledbroker import JournalLocked, KeyFileError
         from tiledbroker._runs import WorkerCommand
         from tiledbroker._supervisor import Supervisor
 
-        from .._processes import Processes
+        from .._processes import Processes, allow_open_files
         from .._worker import run_worker
         from ._settings import WrongConfiguration, settings_of
     except ImportError as error:
@@ -79,13 +96,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(ExitCode.USAGE, str(error))
     options = settings.worker_options()
     options.logging.configure()
+    log.debug("Up to %d files may be open.", allow_open_files())
     try:
         supervisor = Supervisor(
             settings.journal_dir,
             WorkerCommand(partial(run_worker, options=options), ("tiledwriter._preload",)),
             listen=None if drain else settings.listen,
             drain=drain,
-            window=settings.window,
+            clients=settings.client_limits(),
+            curve=settings.server_curve(),
             max_workers=settings.max_workers,
             max_resumed=settings.max_resumed,
             limits=settings.worker_limits(),
@@ -93,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         supervisor.stop_on_signals()
         left = supervisor.run()
+    except KeyFileError as error:
+        return _fail(ExitCode.USAGE, str(error))
     except JournalLocked:
         return _fail(ExitCode.LOCKED, f"another tiledwriter-supervisor uses {settings.journal_dir}")
     except (OSError, zmq.ZMQError) as error:

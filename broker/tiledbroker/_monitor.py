@@ -1,0 +1,90 @@
+"""What libzmq knows of a connection to the supervisor: whether it came about, and what stands in its way."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+log = logging.getLogger(__name__)
+
+_EVENTS: Final = (
+    zmq.EVENT_CONNECTED
+    | zmq.EVENT_CLOSED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+)
+_FAILURES: Final = {
+    zmq.EVENT_CLOSED: "nothing listens there",
+    zmq.EVENT_DISCONNECTED: "the connection broke",
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "the supervisor does not let this publisher's key in",
+}
+
+
+class ConnectionMonitor:
+    """Watches a socket that is about to connect.
+
+    Parameters
+    ----------
+    url
+        Where to, for the log.
+    secured
+        Whether it uses CURVE.
+    before
+        What stood in the way of the connection before this one: it is not logged again.
+
+    Attributes
+    ----------
+    problem
+        What stands in the way; "" once the connection is there.
+    socket
+        To be polled; `read` takes in what it says.
+    """
+
+    def __init__(self, connection: zmq.Socket[bytes], url: str, *, secured: bool, before: str) -> None:
+        self.problem = before
+        self._url = url
+        self._secured = secured
+        self._failed = False
+        self.socket = connection.get_monitor_socket(_EVENTS)
+
+    def read(self) -> None:
+        """Take in what has happened."""
+        while True:
+            try:
+                message = recv_monitor_message(self.socket, zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            event = zmq.Event(message["event"])
+            if event == zmq.EVENT_CONNECTED:
+                self._failed = False
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self.problem = ""
+            elif not self._failed:  # what comes after is a consequence
+                self._failed = event != zmq.EVENT_CLOSED
+                self._note(_FAILURES.get(event) or self._explain(event))
+
+    def _note(self, problem: str) -> None:
+        """Something stands in the way; logged if it is news."""
+        if problem == self.problem:
+            return
+        self.problem = problem
+        log.warning("Documents are spooled, and not shipped to %s: %s.", self._url, problem)
+
+    def _explain(self, event: zmq.Event) -> str:
+        """A handshake that fails as such has to do with how the two sides are set up."""
+        if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+            known = "is it a supervisor, and is its public key the one that this publisher has?"
+            return f"the handshake fails: {known if self._secured else 'is it a supervisor?'}"
+        if self._secured:
+            return "it does not use CURVE, and this publisher does"
+        return "it lets in clients with keys only, and this publisher has none (see `curve`)"
+
+    def close(self) -> None:
+        """Before the connection is closed."""
+        self.socket.close(linger=0)

@@ -1,0 +1,257 @@
+"""The supervisor's socket for publishers, by itself: what it lets through, and what each client may have."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import pytest
+import zmq
+
+from tiledbroker import _messages as messages
+from tiledbroker._front import ClientLimits, Front, Publisher
+from tiledwriter.testing import wait_until
+
+LIMITS = ClientLimits(window=1000, max_document=20 * 2**20, max_connections=3)
+
+
+@pytest.fixture
+def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
+    made: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    yield made
+    made.destroy(linger=0)
+
+
+@pytest.fixture
+def front(context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[Front]:
+    made = Front(context, LIMITS, None)
+    made.bind("tcp://127.0.0.1:*")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def dial(context: zmq.Context[zmq.Socket[bytes]], front: Front) -> Iterator[Callable[[], zmq.Socket[bytes]]]:
+    """Connects a socket, as a publisher would."""
+
+    made: list[zmq.Socket[bytes]] = []
+
+    def make() -> zmq.Socket[bytes]:
+        made.append(context.socket(zmq.DEALER))
+        made[-1].connect(front.endpoint)
+        return made[-1]
+
+    yield make
+    for dealer in made:
+        dealer.close(linger=0)
+
+
+def send(dealer: zmq.Socket[bytes], message: messages.Message) -> None:
+    dealer.send_multipart(messages.encode(message))
+
+
+def hear(front: Front, seconds: float = 10.0) -> tuple[Publisher, messages.Message] | None:
+    """The next that the supervisor is to hear, if there is any."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        front.socket.poll(50)
+        for heard in front.receive():
+            return heard
+    return None
+
+
+def answer(front: Front, dealer: zmq.Socket[bytes]) -> messages.Message:
+    wait_until(lambda: not list(front.receive()) and dealer.poll(20), 10, "there is an answer")
+    return messages.decode(dealer.recv_multipart())
+
+
+def greeted(front: Front, dealer: zmq.Socket[bytes]) -> Publisher:
+    send(dealer, messages.Hello("test", {}, []))
+    heard = hear(front)
+    assert heard is not None
+    return heard[0]
+
+
+def documents(first: int, size: int, run: str = "r") -> messages.Documents:
+    return messages.documents(run, first, [("event", 0, bytes(size))])
+
+
+def test_who_has_not_said_hello_is_asked_to(front: Front, dial: Callable[[], Any]) -> None:
+    dealer = dial()
+    send(dealer, documents(0, 1))
+    assert answer(front, dealer) == messages.Refused("", 0, "hello")
+    assert greeted(front, dealer).name == "test"
+
+
+def test_a_ping_is_answered_at_once(front: Front, dial: Callable[[], Any]) -> None:
+    dealer = dial()
+    greeted(front, dealer)
+    send(dealer, messages.Ping(7))
+    assert answer(front, dealer) == messages.Pong(7)
+
+
+def test_what_only_workers_send_is_dropped_and_counted(front: Front, dial: Callable[[], Any]) -> None:
+    dealer = dial()
+    greeted(front, dealer)
+    send(dealer, messages.Ready("r", 5, ended=True))
+    send(dealer, messages.Durable("r", 5, ended=True))
+    send(dealer, documents(0, 1))
+    heard = hear(front)
+    assert heard is not None
+    assert isinstance(heard[1], messages.Documents)
+    assert front.refused == {"protocol": 2}
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [[b""], [b"", b""], [b"TW"], [b"x"] * 50, [bytes(1_000_000)]],
+    ids=["empty", "two empty", "half a preamble", "many", "large"],
+)
+def test_frames_that_are_no_message_are_dropped_and_counted(
+    front: Front, dial: Callable[[], Any], frames: list[bytes]
+) -> None:
+    dealer = dial()
+    dealer.send_multipart(frames)
+    greeted(front, dealer)
+    assert front.refused == {"protocol": 1}
+
+
+def test_more_than_the_window_has_to_come_again_later(front: Front, dial: Callable[[], Any]) -> None:
+    dealer = dial()
+    publisher = greeted(front, dealer)
+    for first in range(4):
+        send(dealer, documents(first, 400))
+    assert answer(front, dealer) == messages.Refused("r", 3, "later")
+    assert front.refused == {"window": 1}
+    # What it is told of the run it knows, and sends anew; nothing of it is under way any more.
+    assert publisher.under_way == 0
+
+
+def test_what_is_durable_is_not_under_way(front: Front, dial: Callable[[], Any]) -> None:
+    dealer = dial()
+    publisher = greeted(front, dealer)
+    for run in ("r", "s"):
+        for first in range(2):
+            send(dealer, documents(first, 200, run))
+            assert hear(front) is not None
+    assert publisher.under_way == 800
+    assert front.send(publisher.identity, messages.Durable("r", 1, ended=False))
+    assert publisher.under_way == 600
+    assert front.send(publisher.identity, messages.Durable("r", 2, ended=True))
+    assert publisher.under_way == 400
+    assert front.send(publisher.identity, messages.Refused("s", 0, "gap"))
+    assert publisher.under_way == 0
+
+
+def test_a_single_document_may_be_larger_than_the_window(front: Front, dial: Callable[[], Any]) -> None:
+    dealer = dial()
+    greeted(front, dealer)
+    send(dealer, documents(0, 50_000))
+    assert hear(front) is not None
+
+
+def test_a_message_beyond_the_largest_ends_its_connection_and_no_other(front: Front, dial: Callable[[], Any]) -> None:
+    honest, greedy = dial(), dial()
+    greeted(front, honest)
+    greeted(front, greedy)
+    send(greedy, documents(0, LIMITS.max_document + 1))
+    assert hear(front, 1.0) is None
+    send(honest, documents(0, 10))
+    heard = hear(front)
+    assert heard is not None
+
+
+def test_a_client_has_so_many_connections_and_no_more(front: Front, dial: Callable[[], Any]) -> None:
+    for _ in range(LIMITS.max_connections):
+        greeted(front, dial())
+    one_more = dial()
+    send(one_more, messages.Hello("one more", {}, []))
+    refusal = answer(front, one_more)
+    assert isinstance(refusal, messages.Refused)
+    assert "which is the limit" in refusal.reason
+    assert front.refused == {"connections": 1}
+    for publisher in front.publishers.values():
+        publisher.heard -= 1000  # they fell silent
+    assert greeted(front, one_more).name == "test"
+
+
+def test_a_hello_with_too_many_runs_is_no_message(front: Front, dial: Callable[[], Any]) -> None:
+    dealer = dial()
+    send(dealer, messages.Hello("greedy", {str(n): 0 for n in range(messages.MAX_RUNS + 1)}, []))
+    greeted(front, dealer)
+    assert front.refused == {"protocol": 1}
+
+
+# What is no ZeroMQ
+
+
+@pytest.fixture
+def raw(front: Front) -> Iterator[Callable[[bytes], socket.socket]]:
+    """Connects a bare socket, and sends bytes."""
+    made: list[socket.socket] = []
+
+    def make(content: bytes) -> socket.socket:
+        made.append(socket.create_connection(("127.0.0.1", int(front.endpoint.rpartition(":")[2]))))
+        made[-1].settimeout(20)
+        if content:
+            made[-1].sendall(content)
+        return made[-1]
+
+    yield make
+    for connection in made:
+        connection.close()
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Wait until the other end closes."""
+    try:
+        while connection.recv(4096):
+            pass
+    except ConnectionResetError:
+        pass
+    return True
+
+
+OLD_GREETING = b"\x01\x00"  # of 2011: a frame of one byte, an empty identity
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16) + bytes(32)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"GET / HTTP/1.1\r\nHost: ingest\r\n\r\n",
+        OLD_GREETING,
+        random_bytes := os.urandom(5000),
+        GREETING + random_bytes,
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS
+    ],
+    ids=["http", "ancient peer", "random", "random after the greeting", "tls"],
+)
+def test_whatever_is_no_zeromq_of_today_is_turned_away(
+    front: Front, raw: Callable[[bytes], socket.socket], content: bytes
+) -> None:
+    assert is_closed(raw(content))
+    assert hear(front, 0.2) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", GREETING], ids=["nothing", "a byte", "a greeting"])
+def test_whoever_does_not_come_to_the_point_is_disconnected(
+    raw: Callable[[bytes], socket.socket], content: bytes
+) -> None:
+    assert is_closed(raw(content))
+
+
+def test_a_frame_that_claims_four_gigabytes_takes_no_memory(
+    front: Front, raw: Callable[[bytes], socket.socket]
+) -> None:
+    ready = b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
+    connection = raw(GREETING + ready)
+    before = psutil.Process().memory_info().rss
+    connection.sendall(b"\x02" + (2**32).to_bytes(8, "big") + bytes(1000))
+    assert is_closed(connection)
+    assert psutil.Process().memory_info().rss - before < 2**24
+    assert hear(front, 0.2) is None

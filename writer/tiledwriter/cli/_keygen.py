@@ -1,0 +1,55 @@
+"""`tiledwriter-supervisor keygen`: CURVE keys for the supervisor and for its clients."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tiledbroker import KeyFileError
+from tiledbroker._security import CLIENTS, PUBLIC_SUFFIX, make_client_keys, make_server_keys
+
+from ._exit import ExitCode
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+_DESCRIPTION = """\
+Make the supervisor's keys in DIR or, with --client, keys for a client that the supervisor lets in from then on.
+
+A client gets a directory of its own in DIR. Move it to the client's host and name it there:
+  ZMQPublisher("tcp://ingest:5579", curve="~/tiledwriter-keys/NAME")
+Deleting DIR/clients/NAME.key takes the client's access away, at once and without a restart.
+"""
+
+
+def add_command(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    command = commands.add_parser(
+        "keygen",
+        help="make CURVE keys",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("directory", type=Path, metavar="DIR", help="where the supervisor's keys are")
+    command.add_argument(
+        "--client", action="append", metavar="NAME", default=[], help="make keys for this client; may be repeated"
+    )
+    command.set_defaults(command=make_keys)
+
+
+def make_keys(arguments: argparse.Namespace) -> ExitCode:
+    """Make keys, and say what to do with them."""
+    directory: Path = arguments.directory
+    try:
+        if not arguments.client:
+            print(f"The supervisor's keys are in {make_server_keys(directory).parent}: give it --curve {directory}.")
+        for name in arguments.client:
+            bundle = make_client_keys(directory, name)
+            print(f"Move {bundle} to the host of {name}; ZMQPublisher takes it as `curve`.")
+            print(f"  Its access ends when {directory / CLIENTS / (name + PUBLIC_SUFFIX)} is deleted.")
+    except (KeyFileError, OSError) as error:
+        print(f"tiledwriter-supervisor keygen: {error}", file=sys.stderr)
+        return ExitCode.FAILED
+    return ExitCode.OK
