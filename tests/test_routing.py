@@ -256,3 +256,16 @@ def test_what_a_run_refers_to_is_forgotten_with_it(routing: RunRouting) -> None:
 def test_forgetting_what_is_not_known_is_harmless(routing: RunRouting) -> None:
     routing.forget("unknown")
     assert remembers_nothing(routing)
+
+
+@pytest.mark.parametrize(("uid", "problem"), [("", "is empty"), ("run-\ud800", "is no Unicode text")])
+def test_a_uid_that_names_no_run_or_cannot_be_sent_opens_none(routing: RunRouting, uid: str, problem: str) -> None:
+    with pytest.raises(RoutingError, match=problem):
+        routing.route("start", {"uid": uid})
+    assert remembers_nothing(routing)
+
+
+def test_a_uid_of_numpy_is_plain_text(routing: RunRouting) -> None:
+    (uid,) = routing.route("start", {"uid": numpy.str_("run")})
+    assert type(uid) is str
+    assert routing.route("descriptor", {"uid": "d", "run_start": numpy.str_("run")}) == ["run"]

@@ -81,6 +81,13 @@ class RunRouting:
         uid = document["uid"]
         if not isinstance(uid, str):
             raise RoutingError("start", f"its uid is a {type(uid).__name__}, not a string")
+        if not uid:
+            raise RoutingError("start", "its uid is empty, as that of another run may be")
+        try:
+            uid.encode()
+        except UnicodeEncodeError as error:
+            raise RoutingError("start", "its uid is no Unicode text") from error
+        uid = str.__str__(uid)  # NumPy's strings are no strings to the network
         if uid in self._references:
             raise RoutingError("start", f"run {uid} is already open; is the publisher subscribed twice?")
         self._references[uid] = []
