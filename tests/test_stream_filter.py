@@ -80,7 +80,7 @@ def fold(tmp_path, documents, streams):
     with Journal(tmp_path / "run.sqlite", "create", run_uid=documents[0][1]["uid"]) as journal:
         for name, document in documents:
             journal.append_one(name, encoder.encode(document))
-        writing = Fold(WritingOptions(streams=streams), 16)
+        writing = Fold(journal.run_uid, WritingOptions(streams=streams), 16)
         operations = writing.feed(journal.read(0))
         assert writing.error is None
         return operations

@@ -13,6 +13,21 @@ class DocumentError(WriterError, ValueError):
     """Raised when a document cannot be understood; says which one, what is wrong and what to do."""
 
 
+class DocumentInvalid(DocumentError):
+    """Raised when a document of a run is not what it has to be; a patch may correct it."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{problem}. Correct it with a patch for {name!r}, then `tiledwriter-journal retry` the run.")
+        self.name = name
+
+
+class DocumentMisplaced(DocumentError):
+    """Raised when a document cannot be where it is among the documents of a run, whatever it says."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{problem}. What came is in the journal; `tiledwriter-journal export` takes it out.")
+
+
 class UnwritableDocument(WriterError):
     """Raised when the core fails on a document of a journal: `index` and `name` say on which."""
 

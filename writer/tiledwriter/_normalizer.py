@@ -17,6 +17,7 @@ from tiledwriter._errors import DocumentError
 
 Document = Mapping[str, Any]
 Patch = Callable[[dict[str, Any]], Mapping[str, Any]]
+Check = Callable[[str, Document], None]
 
 _HDF5: Final = "application/x-hdf5"
 _HDF5_SPECS: Final = (
@@ -109,6 +110,8 @@ class RunNormalizer:
 
     Attributes
     ----------
+    check : function, optional
+        Called with the name of each document and the document, once it is patched; it raises what is wrong with it.
     notes : list of str
         What a reader of the run should know about the translation; each note once.
     guessed_types : set of (stream, data key)
@@ -121,6 +124,7 @@ class RunNormalizer:
         self.patches: dict[str, Patch] = dict(patches or {})
         mimetypes = {**MIMETYPES, **(spec_to_mimetype or {})}
         self.spec_to_mimetype: dict[str, str] = {spec.upper(): mimetype for spec, mimetype in mimetypes.items()}
+        self.check: Check | None = None
         self.notes: list[str] = []
         self.guessed_types: set[tuple[str, str]] = set()
         self._emitted: list[tuple[str, dict[str, Any]]] = []
@@ -269,6 +273,8 @@ class RunNormalizer:
             if not isinstance(doc, Mapping):
                 raise DocumentError(f"The patch for {name!r} must return a document; it returned {type(doc)}.")
         _require(name, doc, _REQUIRED[name])
+        if self.check is not None:
+            self.check(name, doc)
         return doc
 
     def _note(self, note: str) -> None:

@@ -6,6 +6,8 @@ import tiled.client.container
 import tiled.structures.array
 import tiled.structures.table
 
-from . import _worker
+from . import _document_checks, _worker
 
 __all__ = ["_worker", "pyarrow", "tiled"]
+
+_document_checks.load_schemas()

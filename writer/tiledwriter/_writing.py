@@ -16,6 +16,7 @@ from tiledbroker._limited import LimitedLog
 
 from ._catalog import LATE_AUDIT, QUIET_PERIOD, TiledCatalog
 from ._connection import POISON_AFTER, Client, Connection
+from ._document_checks import DocumentChecks, check_place, check_run
 from ._errors import ColumnsRefused, ColumnsTooNarrow, NodeRewound, Stopped, UnwritableDocument, describe
 from ._operations import Operation
 from ._path_map import MappedUri, PathMap
@@ -78,13 +79,15 @@ class WritingOptions:
 
 
 class Fold:
-    """The pure core applied to a journal's records: which operations they amount to.
+    """The pure core applied to a run's records: which operations they amount to.
 
+    Documents are checked as they are after the user's patches; see `DocumentChecks`.
     `on_resource` is told of each stream resource, as `RunNormalizer` emits it, and where the path map says it is.
     """
 
     def __init__(
         self,
+        run_uid: str,
         options: WritingOptions,
         max_array_size: int,
         on_resource: Callable[[Mapping[str, Any], MappedUri], None] | None = None,
@@ -94,10 +97,12 @@ class Fold:
         self.cursor = 0
         self.finished = False
         self.error: UnwritableDocument | None = None
+        self._run_uid = run_uid
         self._on_resource = on_resource
         self._path_map = options.path_map
         self._sieve = StreamSieve(options.streams)
         self._normalizer = options.plugins.make_normalizer(options.spec_to_mimetype)
+        self._checks = self._normalizer.check = DocumentChecks()
         self._writer = RunWriter(
             max_array_size=max_array_size,
             guessed_types=self._normalizer.guessed_types,
@@ -117,6 +122,7 @@ class Fold:
             if self.finished:  # what comes after the stop document stays in the journal
                 break
             try:
+                check_place(record.idx, record.name)
                 operations += self._write(self._normalizer(record.name, decode(record.body)))
             except Exception as error:
                 self.error = UnwritableDocument(record.idx, record.name, error)
@@ -133,11 +139,12 @@ class Fold:
         """Operations for modern documents."""
         operations: list[Operation] = []
         for name, document in documents:
+            check_run(self._run_uid, name, document)
             if not self._sieve.keeps(name, document):
                 continue
             if name == "stop":
                 self.finished = True
-                for note in [*self._normalizer.notes, *self._sieve.notes]:
+                for note in [*self._checks.notes, *self._normalizer.notes, *self._sieve.notes]:
                     self._writer.note(note)
             operations += self._writer(name, self._on_server(document) if name == "stream_resource" else document)
         return operations
@@ -277,7 +284,7 @@ class RunWriting:
                 self._journal.set("max_array_size", max_array_size)
             column_types = {(stream, key): kind for stream, key, kind in self._journal.get("column_types", [])}
             try:
-                return self._follow(Fold(self._options, max_array_size, column_types=column_types), catalog)
+                return self._follow(self._fold(max_array_size, column_types), catalog)
             except NodeRewound:
                 pass
             except ColumnsRefused as error:
@@ -288,6 +295,9 @@ class RunWriting:
                 self._journal.set("column_types", [[*where, kind] for where, kind in column_types.items()])
                 crash_point("writing: columns to be widened")
                 self._journal.note("wider columns", columns=[[*where, kind] for where, kind in error.needed.items()])
+
+    def _fold(self, max_array_size: int, column_types: Mapping[tuple[str, str], str]) -> Fold:
+        return Fold(self._journal.run_uid, self._options, max_array_size, column_types=column_types)
 
     def _follow(self, fold: Fold, catalog: TiledCatalog) -> str:
         waiting: list[Operation] = []
