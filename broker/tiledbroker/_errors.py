@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 
 class BrokerError(Exception):
     """Base of all errors raised by `tiledbroker`."""
@@ -80,6 +82,7 @@ class RunNotWritten(BrokerError):
     """Raised when the ingest host reports that a run will not be complete in Tiled."""
 
     def __init__(self, run_uid: str, reason: str) -> None:
-        super().__init__(f"Run {run_uid} was not written to Tiled: {reason}. See `tiledwriter-journal show {run_uid}`.")
+        command = f"`tiledwriter-journal show {shlex.quote(run_uid)}`"  # somebody may copy it into a shell
+        super().__init__(f"Run {run_uid} was not written to Tiled: {reason}. See {command}.")
         self.run_uid = run_uid
         self.reason = reason

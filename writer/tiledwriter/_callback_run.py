@@ -18,6 +18,7 @@ from ._connection import Connection
 from ._consolidators import Consolidator
 from ._errors import ColumnsRefused, ColumnsTooNarrow, NodeRewound, TiledUnavailable
 from ._ledger import MemoryLedger
+from ._names import run_key
 from ._normalizer import Patch, _declares_dtype
 from ._operations import Operation
 from ._run_writer import RunWriter
@@ -209,7 +210,7 @@ class CallbackRun:
                 self._column_types.update(error.needed)
             self._fold, documents = None, self._recording
         if name == "stop" and self._options.validate:
-            run = self._options.client[self._run_uid]
+            run = self._options.client[run_key(self._run_uid)]
             run.validate(ignore_errors=self._options.ignore_errors, raise_on_error=True)
 
     def _advance(self, name: str, body: bytes) -> None:

@@ -1,4 +1,7 @@
-"""Log lines of the supervisor and its workers, for people or for programs."""
+"""Log lines of the supervisor and its workers, for people or for programs.
+
+What documents say goes into messages: it must neither look like a line of its own nor fill the log.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,34 @@ import logging
 import sys
 import time
 from dataclasses import dataclass
-from typing import Literal
+from types import TracebackType
+from typing import Literal, TypeAlias
+
+from ._plain_text import plain
+
+_ExceptionInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
+
+class TextFormatter(logging.Formatter):
+    """One line per message, and indented lines for a traceback."""
+
+    def __init__(self, who: str) -> None:
+        super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S")
+        self.converter = time.gmtime
+        self._who = plain(who)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  it is called that
+        record.message = f"[{self._who}] {plain(record.message)}"
+        return super().formatMessage(record)
+
+    def formatException(self, ei: _ExceptionInfo) -> str:  # noqa: N802
+        return "\n".join(f"    {plain(line)}" for line in super().formatException(ei).splitlines())
 
 
 class JSONFormatter(logging.Formatter):
     """One JSON object per line."""
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: str | None) -> None:
         super().__init__()
         self._run = run
 
@@ -23,12 +47,12 @@ class JSONFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "pid": record.process,
-            "message": record.getMessage(),
+            "message": plain(record.getMessage()),
         }
-        if self._run:
-            entry["run"] = self._run
+        if self._run is not None:
+            entry["run"] = plain(self._run)
         if record.exc_info:
-            entry["traceback"] = self.formatException(record.exc_info)
+            entry["traceback"] = "\n".join(map(plain, self.formatException(record.exc_info).splitlines()))
         return json.dumps(entry)
 
 
@@ -39,18 +63,13 @@ class LogOptions:
     level: str = "INFO"
     form: Literal["text", "json"] = "text"
 
-    def configure(self, worker: str = "") -> None:
+    def configure(self, worker: str | None = None) -> None:
         """Set up logging for this process; `worker` is the uid of the run it writes."""
         handler = logging.StreamHandler(sys.stderr)
         if self.form == "json":
             handler.setFormatter(JSONFormatter(worker))
         else:
-            who = f"worker {worker[:8]}" if worker else "supervisor"
-            formatter = logging.Formatter(
-                f"%(asctime)s.%(msecs)03dZ %(levelname)-7s [{who}] %(message)s", "%Y-%m-%dT%H:%M:%S"
-            )
-            formatter.converter = time.gmtime
-            handler.setFormatter(formatter)
+            handler.setFormatter(TextFormatter("supervisor" if worker is None else f"worker {worker[:8]}"))
         root = logging.getLogger()
         root.handlers[:] = [handler]
         root.setLevel(logging.WARNING)

@@ -9,7 +9,7 @@ from typing import Any, Final
 from ._consolidators import Consolidator, Patch, consolidator_for
 from ._errors import DocumentError
 from ._json import to_json
-from ._names import node_key
+from ._names import node_key, run_key
 from ._operations import (
     Audit,
     CloseStream,
@@ -175,7 +175,9 @@ class RunWriter:
 
     def _start(self, document: Mapping[str, Any]) -> list[Operation]:
         start = dict(document)
-        self._path = node_key(start["uid"])
+        self._path = run_key(start["uid"])
+        if self._path != start["uid"]:
+            self.note(f"The run is stored as {self._path!r}, as Tiled does not take its uid.")
         tags = start.pop("tiled_access_tags", None)
         self._access_tags = None if tags is None else tuple(tags)
         specs = tuple(_spec(spec) for spec in start.pop("tiled_specs", None) or ())

@@ -8,6 +8,8 @@ from typing import Any
 
 from tiledbroker import CodecError, Journal, decode
 
+from ._names import run_key
+
 
 @dataclass(frozen=True)
 class RunSummary:
@@ -46,7 +48,7 @@ def summarize(journal: Journal) -> RunSummary:
     start = _start_document(journal)
     outcome = journal.get("outcome")
     history = journal.history()
-    prefix = f"{journal.run_uid}/"
+    prefix = f"{run_key(journal.run_uid)}/"
     scan_id = start.get("scan_id")
     started = start.get("time")
     return RunSummary(

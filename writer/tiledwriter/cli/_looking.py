@@ -15,7 +15,7 @@ from tiledbroker import Journal, JournalError, run_files
 from .._happenings import Happening, Happenings
 from .._summary import RunSummary, summarize
 from ._exit import ExitCode
-from ._places import add_directory, directory_of, find
+from ._places import add_directory, directory_of, find, label_of
 from ._terminal import fail, local, plain, print_table
 
 _POLL: Final = 0.3
@@ -59,7 +59,7 @@ def _ls(arguments: argparse.Namespace) -> ExitCode:
         return code
     rows = [
         (
-            s.uid[:8],
+            label_of(s.uid),
             local(s.started),
             s.plan,
             s.scan_id or "",

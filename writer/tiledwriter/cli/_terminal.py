@@ -5,16 +5,28 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from io import TextIOWrapper
+from typing import Final
 
+from .._plain_text import plain
 from ._exit import ExitCode
+
+__all__ = ["fail", "local", "plain", "print_table", "take_any_text"]
+
+_WIDEST: Final = 40
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print columns that are as wide as what is in them."""
-    cells = [list(header), *([plain(str(cell)) for cell in row] for row in rows)]
+    cells = [list(header), *(_cells(row) for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     for row in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _cells(row: Sequence[object]) -> list[str]:
+    *cells, last = [plain(str(cell)) for cell in row]
+    return [*(cell if len(cell) <= _WIDEST else f"{cell[: _WIDEST - 3]}..." for cell in cells), last]
 
 
 def local(timestamp: float | None) -> str:
@@ -26,9 +38,10 @@ def local(timestamp: float | None) -> str:
     )
 
 
-def plain(text: str) -> str:
-    """Text that can do nothing to a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def take_any_text() -> None:
+    """Escape what the terminal's encoding does not have, instead of failing."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def fail(code: ExitCode, message: str) -> ExitCode:

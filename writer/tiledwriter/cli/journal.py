@@ -12,7 +12,7 @@ from tiledbroker import AddressError, JournalError, JournalLocked, KeyFileError
 
 from . import _export, _looking, _moving, _prune, _retry, _verify
 from ._exit import ExitCode
-from ._terminal import fail
+from ._terminal import fail, take_any_text
 
 _EXAMPLES = """\
 examples:
@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     arguments = parser().parse_args(argv)
+    take_any_text()
     try:
         return int(arguments.command(arguments))
     except (AddressError, KeyFileError) as error:

@@ -1,0 +1,54 @@
+"""Keys of nodes are made of uids and names of any kind, and are always fit for URLs and file systems."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tiledwriter._names import node_key, run_key
+
+names = st.text(max_size=40) | st.text(min_size=100, max_size=400) | st.sampled_from(["", ".", "..", "/", "\ud800"])
+
+
+@given(names)
+def test_a_key_can_be_a_part_of_a_url_and_a_name_of_a_file(name: str) -> None:
+    for key in (node_key(name), run_key(name)):
+        assert key.strip(".")
+        assert not set(key) & set("/?#%")
+        assert key.isprintable()
+        assert len(quote(key, safe="")) <= 240
+
+
+@given(names, names)
+def test_no_two_runs_have_one_key(one: str, other: str) -> None:
+    assert (run_key(one) == run_key(other)) is (one == other)
+
+
+@given(names)
+def test_a_key_is_the_key_of_itself(name: str) -> None:
+    if "\ud800" not in name:
+        assert node_key(node_key(name)) == node_key(name)
+
+
+@pytest.mark.parametrize(
+    "uid", ["3f2b6c1e-8d47-4b0a-9c55-0ae2d1c7f9ab", "3F2B", "a b", "$(reboot)", "'; --", "é", "-x"]
+)
+def test_a_uid_that_tiled_takes_is_the_key(uid: str) -> None:
+    assert run_key(uid) == node_key(uid) == uid
+
+
+@pytest.mark.parametrize(
+    ("uid", "beginning"), [("a/b", "a_b-"), ("a?b", "a_b-"), ("", "_-"), ("..", "___-"), ("a\u202eb", "a_b-")]
+)
+def test_any_other_uid_has_a_hash_in_its_key(uid: str, beginning: str) -> None:
+    assert run_key(uid).startswith(beginning)
+    assert len(run_key(uid)) == len(beginning) + 16
+
+
+def test_a_long_key_keeps_its_beginning() -> None:
+    assert run_key("x" * 10_000).startswith("x" * 200)
+    assert len(run_key("x" * 10_000)) == 240
+    assert len(quote(node_key("\u0430" * 1000), safe="")) > 220
