@@ -273,6 +273,73 @@ def test_connecting_is_tried_until_it_succeeds(server, stopping, reports, waits)
     assert server.count("GET", "metadata/run") == 1
 
 
+# Whether the server is there
+
+
+@pytest.fixture
+def away(connection, monkeypatch):
+    """Since when the server was away, at each wait for another try."""
+    seen = []
+    monkeypatch.setattr(connection, "_sleep", lambda _: seen.append(connection.away_since))
+    return seen
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [CUT_BEFORE, answer(401), answer(403), answer(408), answer(429), answer(502), answer(503), answer(504)],
+    ids=lambda f: f.name,
+)
+def test_a_server_that_takes_no_requests_is_away_from_the_first_one_on(connection, server, away, fault):
+    server.script("PUT", "metadata", *[fault] * 3)
+    before = time.monotonic()
+    connection.send("PUT", "metadata", "run", json={})
+    assert len(away) == 3
+    assert len(set(away)) == 1
+    assert before <= away[0] <= time.monotonic()
+    assert connection.away_since is None
+
+
+def test_it_is_away_after_the_only_try_of_what_may_not_be_repeated(connection, server):
+    server.script("PATCH", "table", answer(504))
+    with pytest.raises(Ambiguous):
+        connection.send("PATCH", "table/partition", "run", content=b"rows", repeat=False)
+    assert connection.away_since is not None
+
+
+def test_it_is_away_while_there_is_nobody_to_connect_to(server, stopping, reports, monkeypatch):
+    failures = [httpx.ConnectError("refused"), ValueError("no such profile")]
+    seen = []
+    with server.client() as client:
+
+        def connect():
+            if failures:
+                raise failures.pop(0)
+            return client
+
+        connection = Connection(connect, stopping, reports)
+        monkeypatch.setattr(connection, "_sleep", lambda _: seen.append(connection.away_since))
+        connection.send("GET", "metadata", "run")
+    assert len(seen) == 2
+    assert None not in seen
+    assert connection.away_since is None
+
+
+def test_a_500_means_that_it_is_away_if_its_probe_fails_too(connection, server, away):
+    server.script("GET", "/healthz", answer(503), answer(503), PASS)
+    server.script("POST", "metadata", *[answer(500)] * 3)
+    connection.send("POST", "metadata", "run", json={})
+    assert away[0] == away[1] is not None
+    assert away[2] is None
+
+
+@pytest.mark.parametrize("status", [404, 409, 422])
+def test_a_server_that_refuses_something_is_there(connection, server, status):
+    server.script("POST", "metadata", answer(503), answer(status))
+    with pytest.raises(Refused):
+        connection.send("POST", "metadata", "run", json={})
+    assert connection.away_since is None
+
+
 # Stopping
 
 

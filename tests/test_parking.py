@@ -382,22 +382,38 @@ def test_draining_waits_for_tiled(tmp_path: Path, own_tiled_server: TiledServer)
 
 
 class Gate(FaultyProxy):
-    """In front of a Tiled server: while it is shut, writing meets a fault."""
+    """In front of a Tiled server: while it is shut, writing meets a fault, and asking for its health another."""
 
-    def __init__(self, server: TiledServer, fault: Fault) -> None:
+    def __init__(self, server: TiledServer, fault: Fault, health: Fault = PASS) -> None:
         super().__init__(server.uri)
         self.api_key, self.storage = server.api_key, server.storage
+        self._health = health
         self.shut: Fault | None = fault
 
     def fault_for(self, method: str, path: str) -> Fault:
-        return self.shut if self.shut is not None and method == "POST" else PASS
+        if self.shut is None:
+            return PASS
+        if path == "/healthz":
+            return self._health
+        return self.shut if method == "POST" else PASS
 
 
-@pytest.mark.parametrize("status", [401, 403, 503])
+@pytest.mark.parametrize(
+    ("status", "health"),
+    [(401, PASS), (403, PASS), (503, PASS), (500, answer(503))],
+    ids=["401", "403", "503", "500 and not well"],
+)
 def test_a_server_that_lets_nobody_in_is_away(
-    status: int, tmp_path: Path, tiled_server: TiledServer, publisher_to: Callable[[SupervisorProcess], ZMQPublisher]
+    status: int,
+    health: Fault,
+    tmp_path: Path,
+    tiled_server: TiledServer,
+    publisher_to: Callable[[SupervisorProcess], ZMQPublisher],
 ) -> None:
-    with Gate(tiled_server, answer(status)) as gate, supervisor_for(gate, tmp_path) as supervisor:
+    with (
+        Gate(tiled_server, answer(status), health) as gate,
+        supervisor_for(gate, tmp_path, TILEDWRITER_POISON_AFTER="2") as supervisor,
+    ):
         publisher = publisher_to(supervisor)
         uid = publish_run(publisher)
         wait_until_parked(supervisor, uid)

@@ -175,7 +175,17 @@ class Connection:
         self._timeout = TIMEOUT if patience is None else _shortened(TIMEOUT, patience)
         self._client: Client | None = None
         self._failing_since: dict[str, float] = {}
+        self._away_since: float | None = None
         self._reported: str | None = None
+
+    @property
+    def away_since(self) -> float | None:
+        """Since when (`time.monotonic`) the server takes no requests; None while it does.
+
+        It does not while there is no answer, or one that asks to come again or for other credentials, or a 500 from a
+        server that is not well. Any other answer ends it, a 500 from a server that is well, too.
+        """
+        return self._away_since
 
     def send(
         self,
@@ -219,9 +229,7 @@ class Connection:
         what = f"{method} {endpoint}/{path}"
 
         def once() -> httpx.Response:
-            client = self._connected()
-            url = f"{client.context.api_uri}{endpoint}/{_quoted([*client.path_parts, *path.split('/')])}"
-            return self._once(what, client, method, url, content=body, headers=headers, params=params)
+            return self._once(what, method, endpoint, path, content=body, headers=headers, params=params)
 
         failures = 0
 
@@ -299,7 +307,26 @@ class Connection:
         assert self._client is not None
         return self._client
 
-    def _once(self, what: str, client: Client, method: str, url: str, **arguments: Any) -> httpx.Response:
+    def _once(self, what: str, method: str, endpoint: str, path: str, **arguments: Any) -> httpx.Response:
+        """Send a request, and note what its answer, or that there is none, says about the server."""
+        try:
+            response = self._request(method, endpoint, path, **arguments)
+            sort_answer(response)
+        except ServerFailed as error:
+            self._note_failure(what, str(error))
+            raise
+        except (NotProcessed, Ambiguous):
+            self._note_answer(what, well=False)
+            raise
+        except Refused:
+            self._note_answer(what, well=True)
+            raise
+        self._note_answer(what, well=True)
+        return response
+
+    def _request(self, method: str, endpoint: str, path: str, **arguments: Any) -> httpx.Response:
+        client = self._connected()
+        url = f"{client.context.api_uri}{endpoint}/{_quoted([*client.path_parts, *path.split('/')])}"
         turns = None if method == "GET" else self._turns
         try:
             with nullcontext() if turns is None else turns.turn(self._stopping):
@@ -307,25 +334,33 @@ class Connection:
                     method, url, timeout=self._timeout, **arguments
                 )
         except _NEVER_SENT as error:
-            self._failing_since.pop(what, None)
             raise NotProcessed(f"{type(error).__name__}: {error}") from error
         except httpx.HTTPError as error:
-            self._failing_since.pop(what, None)
             raise Ambiguous(f"{type(error).__name__}: {error}") from error
-        if response.status_code == 500:
-            self._check_poison(what, _detail(response))
-        else:
-            self._failing_since.pop(what, None)
-        sort_answer(response)
         return response
 
-    def _check_poison(self, what: str, detail: str) -> None:
-        """By time and not by count: PostgreSQL's restart alone answers five requests with 500."""
+    def _note_answer(self, what: str, *, well: bool) -> None:
+        self._failing_since.pop(what, None)
+        self._note_presence(well=well)
+
+    def _note_failure(self, what: str, error: str) -> None:
+        """A 500 of a server that is well is the request's own fault, perhaps; of another, it is part of an outage.
+
+        Poison is told by time and not by count: PostgreSQL's restart alone answers five requests with 500.
+        """
         since = self._failing_since.setdefault(what, time.monotonic())
         if not self.healthy():
-            self._failing_since.pop(what, None)
-        elif time.monotonic() - since > self._poison_after:
-            raise PoisonedOperation(what, f"500: {detail}, for {self._poison_after:.0f} s, while the server is well")
+            self._note_answer(what, well=False)
+            return
+        self._note_presence(well=True)
+        if time.monotonic() - since > self._poison_after:
+            raise PoisonedOperation(what, f"{error}, for {self._poison_after:.0f} s, while the server is well")
+
+    def _note_presence(self, *, well: bool) -> None:
+        if well:
+            self._away_since = None
+        elif self._away_since is None:
+            self._away_since = time.monotonic()
 
     def _tell_of(self, error: BaseException | None) -> None:
         topic = type(error).__name__

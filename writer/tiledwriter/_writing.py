@@ -196,13 +196,12 @@ class RunWriting:
         self._connection = Connection(
             connect,
             self._stopping,
-            self._on_report,
+            journal.note,
             poison_after=options.poison_after,
             turns=Turns(journal.path.parent / ".turns", options.write_slots),
         )
         self._limited = LimitedLog(log)
         self._told = -1
-        self._away_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="tiledwriter-writing", daemon=True)
 
     def start(self) -> None:
@@ -223,14 +222,7 @@ class RunWriting:
     @property
     def away_since(self) -> float | None:
         """Since when (`time.monotonic`) Tiled takes no requests; None while it does."""
-        return self._away_since
-
-    def _on_report(self, event: str, **detail: Any) -> None:
-        if event == "waiting" and not detail["reason"].startswith("500: "):  # which may be this run's own fault
-            self._away_since = self._away_since or time.monotonic()
-        elif event in ("waiting", "resumed"):
-            self._away_since = None
-        self._journal.note(event, **detail)
+        return self._connection.away_since
 
     def _run(self) -> None:
         outcome, reason = "", ""
