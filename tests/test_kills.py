@@ -250,7 +250,7 @@ def test_a_worker_that_dies_over_and_over_without_progress_puts_its_run_in_quara
     with Journal(tmp_path / "run.sqlite", "create", run_uid="run") as journal:
         journal.append_one("start", Encoder().encode({"uid": "run", "time": 1.0}))
     script = Path(__file__).with_name("dying_workers.py")
-    command = [sys.executable, str(script), str(tmp_path)]
+    command = [sys.executable, str(script), "drain", str(tmp_path)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
     assert done.stdout == f"failed after {MAX_DEATHS} deaths\n"
     with Journal(tmp_path / "run.sqlite") as journal:

@@ -13,6 +13,7 @@ import h5py
 import numpy
 import pytest
 from event_model import compose_run
+from paths import search_path
 from pydantic import ValidationError
 
 from tiledbroker import ZMQPublisher
@@ -224,7 +225,7 @@ def test_the_service_does_not_start_with_a_plugin_that_cannot_be_imported(tmp_pa
         install(tmp_path, "lab-plugin", {"image/x-lab": "no_such_module:X"})
     result = subprocess.run(
         [sys.executable, "-m", "tiledwriter.cli.supervisor", "--config", config, "--journal-dir", tmp_path / "j"],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": search_path(tmp_path)},
         capture_output=True,
         text=True,
         timeout=60,
@@ -263,7 +264,7 @@ def test_the_service_uses_what_the_documentation_shows(tmp_path, readable, tiled
         tmp_path / "journals",
         tiled_server,
         options=["--config", str(config)],
-        environment={"PYTHONPATH": str(tmp_path)},
+        environment={"PYTHONPATH": search_path(tmp_path)},
     )
     with process:
         publisher = ZMQPublisher(process.address, spool_dir=tmp_path / "spool", on_error="raise")

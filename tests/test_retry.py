@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from event_model import compose_run
+from paths import search_path
 from runs import metadata, seq_nums
 from stored_runs import NUMBER, Documents, a_run, journaled, uid_of
 
@@ -148,7 +149,7 @@ def patched_supervisor(tmp_path: Path, module: Path, tiled_server: TiledServer) 
         "TILEDWRITER_PATCHES": f'{{"event": "{module.stem}:mend"}}',
         "TILEDWRITER_MAX_WORKERS": "6",
         "TILEDWRITER_QUIET_PERIOD": "1",
-        "PYTHONPATH": str(tmp_path),
+        "PYTHONPATH": search_path(tmp_path),
     }
     with SupervisorProcess(tmp_path / "journals", tiled_server, environment=environment) as process:
         yield process

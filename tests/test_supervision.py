@@ -14,6 +14,7 @@ import psutil
 import pytest
 from disks import fill
 from event_model import compose_run
+from paths import search_path
 from runs import Acquisition, metadata, seq_nums, wait_for_outcome
 
 from tiledbroker import Encoder, Journal, ZMQPublisher, journal_filename
@@ -77,7 +78,7 @@ def supervise(tmp_path: Path, tiled_server: TiledServer) -> Iterator[Callable[..
         environment |= {
             "TILEDWRITER_QUIET_PERIOD": "1",
             "TILEDWRITER_PATCHES": '{"start": "patches_of_this_test:spoil"}',
-            "PYTHONPATH": str(tmp_path),
+            "PYTHONPATH": search_path(tmp_path),
         }
         made.append(SupervisorProcess(tmp_path / "journals", tiled_server, environment=environment))
         return made[-1]
@@ -389,6 +390,49 @@ def test_runs_to_be_looked_at_again_wait_until_there_is_little_else_to_do(
         publish(publisher, emitted[-1:])
         assert publisher.wait_written(busy, timeout=60)
         wait_until(lambda: history(supervisor.journal_dir, uid).count("written") == 2, 60, "it is looked at")
+
+
+def journal_to_audit(directory: Path, emitted: list[tuple[str, Any]]) -> str:
+    """A journal of a run that was written, and whose late audit is due; returns the run's uid."""
+    return journal_by_hand(directory, emitted, outcome="written", audit_at=time.time() - 1)
+
+
+@pytest.fixture
+def dying_audits(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Starts supervisors on the journals whose workers die as soon as they have begun; ends them in the end."""
+    script = Path(__file__).with_name("dying_workers.py")
+    made: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        command = [sys.executable, str(script), "audit", str(tmp_path / "journals")]
+        made.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+        return made[-1]
+
+    yield start
+    for process in made:
+        process.kill()
+        process.communicate()
+
+
+def test_an_audit_that_kills_its_workers_is_given_up_until_the_next_supervisor(
+    tmp_path: Path, dying_audits: Callable[[], subprocess.Popen[str]]
+) -> None:
+    journals = tmp_path / "journals"
+    uid = journal_to_audit(journals, documents())
+    for times in (1, 2):
+        process = dying_audits()
+        wait_until(lambda: history(journals, uid).count("audit given up") == times, 60, "it is given up")  # noqa: B023
+        seen = time.monotonic()
+        wait_until(lambda: time.monotonic() - seen > 2, 10, "nobody tries again")  # noqa: B023
+        assert history(journals, uid).count("worker started") == times * MAX_DEATHS
+        process.terminate()
+        _, logged = process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert f"tiledwriter-journal verify --tiled URI {journals / journal_filename(uid)}" in logged
+    with journal_of(journals, uid) as journal:
+        assert journal.get("outcome") == "written"
+        assert journal.get("audit_at") is not None
+        assert journal.history()[-1].detail == {"reason": f"its worker died {MAX_DEATHS} times in a row"}
 
 
 # Room

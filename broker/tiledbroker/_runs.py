@@ -220,6 +220,18 @@ class Run:
         state = {"outcome": State.FAILED.value, "reason": reason}
         self.unusable = not self.record("quarantined", {"reason": reason}, state)
 
+    def give_audit_up(self) -> None:
+        """Record in the journal that nobody looks at the run again; its worker must be gone."""
+        reason = f"its worker died {MAX_DEATHS} times in a row"
+        log.error(
+            "Run %s is written, but its late audit is given up: %s. To compare it with Tiled: "
+            "tiledwriter-journal verify --tiled URI %s. The next supervisor tries the audit again.",
+            self.uid,
+            reason,
+            self.journal,
+        )
+        self.record("audit given up", {"reason": reason})
+
     def record(self, event: str, detail: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> bool:
         """Note in the journal what the supervisor knows; its worker must be gone. False if that cannot be done."""
         try:

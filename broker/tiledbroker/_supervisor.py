@@ -25,6 +25,7 @@ from typing import Final, TypeAlias
 import zmq
 
 from . import _messages as messages
+from ._audits import Audits
 from ._crash_points import crash_point
 from ._errors import JournalError, JournalLocked, LifecycleError, ProtocolError
 from ._front import MESSAGES_PER_TURN, ClientLimits, Front, Publisher
@@ -49,7 +50,6 @@ _STOP_TIMEOUT: Final = 10.0
 _FORK_PAUSE: Final = 1.0
 _ORPHAN_PAUSE: Final = 0.1
 _ORPHANED_BY_FORK_SERVER: Final = 255  # what multiprocessing says of a process whose fork server is gone
-_AUDIT_PAUSE: Final = 60.0
 _LONGEST_IPC_PATH: Final = 90
 
 _Socket: TypeAlias = "zmq.Socket[bytes]"
@@ -111,7 +111,7 @@ class Supervisor:
         self._runs: dict[str, Run] = {}
         self._waiting: dict[str, None] = {}  # runs that have documents for a worker, in order
         self._parking = Parking(max_resumed)  # runs that have something to be written
-        self._audits: dict[str, float] = {}  # written runs to be looked at again: Unix time
+        self._audits = Audits()  # written runs to be looked at again
         self._last_order = 0.0
         self._watch = WorkerWatch(limits, processes, ask=self._ask, end=self._end_worker)
         self._by_token: dict[bytes, Run] = {}
@@ -428,10 +428,9 @@ class Supervisor:
             return run
         if len(self._by_token) >= max(1, self._max_workers // 2):
             return None
-        audit = next((uid for uid, at in self._audits.items() if at <= time.time()), None)
+        audit = self._audits.take(time.time())
         if audit is None:
             return None
-        del self._audits[audit]
         run = self._runs.get(audit) or self._keep(Run.load(self.journal_dir, audit))
         if not run.complete or run.process is not None:
             return self._next_left(now)  # documents have come for it: it is looked at when these are written
@@ -463,7 +462,7 @@ class Supervisor:
     def _postpone(self, run: Run, pause: float) -> None:
         run.start_at = time.monotonic() + pause
         if run.auditing:
-            self._audits[run.uid] = time.time() + pause
+            self._audits.plan(run.uid, time.time() + pause)
             self._forget(run)
         elif run.resumed and not run.backlog:
             self._parking.add(run)
@@ -486,7 +485,10 @@ class Supervisor:
         if process.exitcode == _ORPHANED_BY_FORK_SERVER:
             run.orphan, run.orphan_until = run.worker, time.monotonic() + FINISH_TIMEOUT
         audited = run.auditing and run.complete
-        if not run.final and process.exitcode == 0 and not run.accused:
+        died = process.exitcode != 0 or bool(run.accused)
+        if run.accused and self._stop_deadline is None:
+            run.record("worker ended", {"reason": run.accused})
+        if not run.final and not died:
             self._worker_left(run)
         elif not run.final:
             self._worker_died(run, process.exitcode)
@@ -497,7 +499,7 @@ class Supervisor:
         if run.backlog and self._stop_deadline is None:
             self._want_worker(run)
         elif run.final:
-            self._plan_audit(run, again=audited)
+            self._look_again(run, audited=audited, died=died)
             self._forget(run)
 
     def _worker_left(self, run: Run) -> None:
@@ -509,13 +511,18 @@ class Supervisor:
             self._parking.found_away(run, time.monotonic())
         self._parking.add(run)
 
-    def _plan_audit(self, run: Run, *, again: bool) -> None:
+    def _look_again(self, run: Run, *, audited: bool, died: bool) -> None:
         """Have a run that is written looked at later, if its journal says so."""
-        if self._drain or self._stop_deadline is not None or not run.complete:
+        if self._stop_deadline is not None or not run.complete:
             return
         at = Run.from_file(run.journal, run.uid).audit_at
-        if at is not None:
-            self._audits[run.uid] = max(at, time.time() + _AUDIT_PAUSE * again)
+        pause = self._audits.pause_after(run.uid, died=died) if audited else 0.0
+        if at is None:
+            self._audits.discard(run.uid)
+        elif pause is None:
+            run.give_audit_up()
+        else:
+            self._plan_audit(run, max(at, time.time() + pause))
 
     def _read_outcome(self, run: Run) -> None:
         """A worker has ended well; should its last words not have come through, the journal has them."""
@@ -533,8 +540,6 @@ class Supervisor:
         if self._stop_deadline is not None:
             run.happens(Event.DIED)
             return
-        if run.accused:
-            run.record("worker ended", {"reason": run.accused})
         if run.worker_died(exit_code):
             times = max(run.deaths, run.fruitless_deaths)
             reason = f"its worker died {times} times in a row without progress"
@@ -558,7 +563,7 @@ class Supervisor:
             if run.uid in self._runs:
                 continue  # it is to be tried again
             if run.complete and run.audit_at is not None:
-                self._resume_audit(run, run.audit_at)
+                self._plan_audit(run, run.audit_at)
             if run.next == 0 and not run.final:
                 continue  # its publisher has the documents
             if not run.final:
@@ -604,9 +609,9 @@ class Supervisor:
             self._forget(run)
         withdraw_retry(path)
 
-    def _resume_audit(self, run: Run, at: float) -> None:
+    def _plan_audit(self, run: Run, at: float) -> None:
         if not self._drain or at <= time.time():
-            self._audits[run.uid] = at
+            self._audits.plan(run.uid, at)
         else:
             log.warning("Run %s wants to be looked at again later; the next supervisor does so.", run.uid)
 

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import IO, Any, Final
 
 import psutil
+from paths import search_path
 
 from tiledbroker import Journal, JournalError, journal_filename
 from tiledwriter.testing import ServerProcess, Storage, SupervisorProcess, TiledServer, free_port, wait_until
@@ -65,7 +66,7 @@ class Setting:
 
 def publishing_environment() -> dict[str, str]:
     """Of a process that runs `publishing`."""
-    return {**os.environ, "PYTHONPATH": str(_TESTS)}
+    return {**os.environ, "PYTHONPATH": search_path(_TESTS)}
 
 
 def read_witness(path: Path) -> dict[str, list[Emitted]]:

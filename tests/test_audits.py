@@ -1,0 +1,56 @@
+"""When runs that are written are looked at again."""
+
+from __future__ import annotations
+
+import pytest
+
+from tiledbroker._audits import FIRST_PAUSE, Audits
+from tiledbroker._runs import MAX_DEATHS
+
+
+@pytest.fixture
+def audits() -> Audits:
+    """With two runs in it."""
+    audits = Audits()
+    audits.plan("late", 200.0)
+    audits.plan("early", 100.0)
+    return audits
+
+
+def test_a_run_is_taken_once_when_its_time_has_come(audits: Audits) -> None:
+    assert audits.take(99.9) is None
+    assert audits.take(100.0) == "early"
+    assert audits.take(199.9) is None
+    assert len(audits) == 1
+    assert audits.take(200.0) == "late"
+    assert not audits
+
+
+def test_a_run_that_was_looked_at_waits_no_more(audits: Audits) -> None:
+    audits.discard("early")
+    audits.discard("unknown")
+    assert audits.take(1000.0) == "late"
+
+
+def test_pauses_grow_with_deaths_in_a_row_until_the_audit_is_given_up(audits: Audits) -> None:
+    pauses = [audits.pause_after("early", died=True) for _ in range(MAX_DEATHS)]
+    assert pauses == [60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 3600.0, None]
+    assert audits.pause_after("early", died=True) == FIRST_PAUSE
+
+
+@pytest.mark.parametrize("well", [False, True])
+def test_an_audit_that_is_only_put_off_kills_nobody(audits: Audits, well: bool) -> None:
+    """As when Tiled is away, or others need the room."""
+    for _ in range(MAX_DEATHS - 1):
+        audits.pause_after("early", died=True)
+    if well:
+        audits.discard("early")
+    else:
+        assert [audits.pause_after("early", died=False) for _ in range(20)] == [FIRST_PAUSE] * 20
+    assert audits.pause_after("early", died=True) == FIRST_PAUSE
+
+
+def test_runs_are_counted_by_themselves(audits: Audits) -> None:
+    for _ in range(MAX_DEATHS):
+        audits.pause_after("early", died=True)
+    assert audits.pause_after("late", died=True) == FIRST_PAUSE
