@@ -370,6 +370,28 @@ def test_a_written_run_is_looked_at_again_when_its_journal_says_so_and_stays_wri
     assert "out of order" not in log
 
 
+def test_a_late_audit_finds_out_that_tiled_is_away_as_any_run_does(
+    tmp_path: Path, own_tiled_server: TiledServer, publisher_to: Callable[[SupervisorProcess], ZMQPublisher]
+) -> None:
+    environment = {"TILEDWRITER_PARK_AFTER": "0.5", "TILEDWRITER_QUIET_PERIOD": "1"}
+    supervisor = SupervisorProcess(tmp_path / "journals", own_tiled_server, environment=environment)
+    with supervisor:
+        publisher = publisher_to(supervisor)
+        uids = [publish(publisher, documents()) for _ in range(3)]
+        assert all(publisher.wait_written(uid, timeout=60) for uid in uids)
+    for uid in uids:
+        with Journal(supervisor.journal_dir / journal_filename(uid), "write") as journal:
+            journal.set("audit_at", time.time())
+    own_tiled_server.stop()
+    with supervisor:
+        away = "Tiled is away: finished runs are parked, and one at a time is tried"
+        wait_until(lambda: away in supervisor.log.read_text(), 60, "it is found to be away")
+        own_tiled_server.start()
+        following = publish(publisher, documents())
+        assert publisher.wait_written(following, timeout=60)
+        assert "Tiled is back" in supervisor.log.read_text()
+
+
 def test_runs_to_be_looked_at_again_wait_until_there_is_little_else_to_do(
     supervise: Callable[..., SupervisorProcess], publisher_to: Callable[[SupervisorProcess], ZMQPublisher]
 ) -> None:

@@ -6,8 +6,8 @@ from typing import Final
 
 from ._runs import MAX_DEATHS
 
-FIRST_PAUSE: Final = 60.0
-_LONGEST_PAUSE: Final = 3600.0
+FIRST_PAUSE: Final = 5.0  # after a death; each further one doubles it
+PUT_OFF: Final = 60.0
 
 
 class Audits:
@@ -35,12 +35,12 @@ class Audits:
         """Seconds until the run whose audit came to nothing may be looked at again; None if it is given up."""
         before = self._deaths.pop(uid, 0)
         if not died:
-            return FIRST_PAUSE
+            return PUT_OFF
         deaths = before + 1
         if deaths >= MAX_DEATHS:
             return None
         self._deaths[uid] = deaths
-        return min(_LONGEST_PAUSE, FIRST_PAUSE * 2.0**before)
+        return FIRST_PAUSE * 2.0**before
 
     def discard(self, uid: str) -> None:
         """The run has been looked at."""

@@ -516,10 +516,13 @@ class Supervisor:
         if self._stop_deadline is not None or not run.complete:
             return
         at = Run.from_file(run.journal, run.uid).audit_at
-        pause = self._audits.pause_after(run.uid, died=died) if audited else 0.0
         if at is None:
             self._audits.discard(run.uid)
-        elif pause is None:
+            return
+        if audited and not died and at == run.audit_at and run.finish_by is None:  # nobody told the worker to end
+            self._parking.found_away(run, time.monotonic())
+        pause = self._audits.pause_after(run.uid, died=died) if audited else 0.0
+        if pause is None:
             run.give_audit_up()
         else:
             self._plan_audit(run, max(at, time.time() + pause))
