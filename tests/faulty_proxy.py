@@ -173,7 +173,8 @@ class FaultyProxy(ScriptedServer):
     def carry_out(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> tuple[int, Any, bytes]:
         connection = http.client.HTTPConnection(self._upstream, timeout=30)
         try:
-            kept = {key: value for key, value in headers.items() if key.lower() not in {"host", "connection"}}
+            # The host is kept: links in answers are to lead here, and not past us.
+            kept = {key: value for key, value in headers.items() if key.lower() != "connection"}
             connection.request(method, target, body=body, headers={**kept, "Connection": "close"})
             response = connection.getresponse()
             content = response.read()

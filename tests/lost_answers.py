@@ -18,6 +18,8 @@ from tiledwriter._writing import RunWriting, WritingOptions
 
 Documents = list[tuple[str, dict[str, Any]]]
 
+PATIENCE = 300.0
+
 
 def run_of(events: int) -> Documents:
     """A complete run of one number per event."""
@@ -57,11 +59,11 @@ def write_journal(client: Any, journal: Journal, *, batch: int = 1, quiet_period
     before, _writing.BATCH_DOCUMENTS = _writing.BATCH_DOCUMENTS, batch  # type: ignore[misc]
     try:
         writing.start()
-        assert ended.wait(300)
+        ended.wait(PATIENCE)
     finally:
         writing.stop(5.0)
         _writing.BATCH_DOCUMENTS = before  # type: ignore[misc]
-    return ends[0][0]
+    return ends[0][0] if ends and ends[0][0] else f"not in {PATIENCE:.0f} s"
 
 
 def write_theirs(client: Any, documents: Documents, *, batch: int = 1) -> None:
