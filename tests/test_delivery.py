@@ -326,6 +326,13 @@ def test_another_run_of_the_same_uid_is_refused_and_harms_neither_the_first_nor_
         publish(other, following)
         wait_until(lambda: length_of(ingest, following[0][1]["uid"]) == 8, 60, "the other run is delivered")
         assert_delivered(ingest, first, following)
+        wait_until(lambda: uid in other.status().refused, 60, "the run is refused")
+        assert "another run of this uid" in other.status().refused[uid]
+        other.close(timeout=0)
+        # Nor does a publisher take it for delivered that asks before it sends anything.
+        successor = publish_to(ingest.address, "two")
+        wait_until(lambda: uid in successor.status().refused, 60, "the run is refused again")
+        assert successor.status().waiting == len(reused)
 
 
 # The acquisition host

@@ -22,6 +22,7 @@ from tiledbroker._messages import (
     Ping,
     Pong,
     Progress,
+    Reached,
     Ready,
     Refused,
     RunState,
@@ -37,7 +38,7 @@ GOLDEN: list[tuple[Message, int, bytes]] = [
     (
         Welcome(65536, 4096, {"a": RunState(3, True, "written")}),
         2,
-        b"\x93\xce\x00\x01\x00\x00\xcd\x10\x00\x81\xa1a\x94\x03\xc3\xa7written\xa0",
+        b"\x93\xce\x00\x01\x00\x00\xcd\x10\x00\x81\xa1a\x95\x03\xc3\xa7written\xa0\xc0",
     ),
     (Documents("a", 5, ["event"], [2], [7], b"xy"), 3, b"\x95\xa1a\x05\x91\xa5event\x91\x02\x91\x07"),
     (Durable("a", 7, False), 4, b"\x93\xa1a\x07\xc2"),
@@ -49,6 +50,7 @@ GOLDEN: list[tuple[Message, int, bytes]] = [
     (Ready("a", 3, True), 32, b"\x93\xa1a\x03\xc3"),
     (Progress("a", 4), 33, b"\x92\xa1a\x04"),
     (Finish(), 34, b"\x90"),
+    (Reached("a"), 35, b"\x91\xa1a"),
 ]
 by_name = pytest.mark.parametrize(("message", "kind", "header"), GOLDEN, ids=[type(row[0]).__name__ for row in GOLDEN])
 
@@ -73,6 +75,7 @@ any_message = st.one_of(
     st.builds(Ready, text, number, st.booleans()),
     st.builds(Progress, text, number),
     st.builds(Finish),
+    st.builds(Reached, st.text()),
 )
 
 

@@ -27,6 +27,8 @@ GAP: Final = "gap"
 LATER: Final = "later"
 """Reasons of `Refused` that a publisher acts upon; any other is an explanation."""
 
+ANOTHER_RUN: Final = "another run of this uid is on the ingest host; each run needs a uid of its own"
+
 
 class Hello(msgspec.Struct, frozen=True, array_like=True):
     """Publisher to supervisor, first of all: who I am, my runs with their lengths, runs whose outcome I wait for."""
@@ -37,12 +39,16 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RunState(msgspec.Struct, frozen=True, array_like=True):
-    """What the ingest host has of a run: next index, whether it has its end, its outcome ("" while there is none)."""
+    """What the ingest host has of a run: next index, whether it has its end, its outcome ("" while there is none).
+
+    `start_crc` is the checksum of its start document, by which a publisher sees that it is the run it means.
+    """
 
     next: int
     ended: bool
     outcome: str
     reason: str = ""
+    start_crc: int | None = None
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True):
@@ -148,12 +154,30 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
     next: int
 
 
+class Reached(msgspec.Struct, frozen=True, array_like=True):
+    """Worker to supervisor: Tiled has answered me, for the first time or after it was away."""
+
+    run: str
+
+
 class Finish(msgspec.Struct, frozen=True, array_like=True):
     """Supervisor to worker: end now; what is not written is resumed later."""
 
 
 Message: TypeAlias = (
-    Hello | Welcome | Documents | Abandoned | Durable | Written | Refused | Ping | Pong | Ready | Progress | Finish
+    Hello
+    | Welcome
+    | Documents
+    | Abandoned
+    | Durable
+    | Written
+    | Refused
+    | Ping
+    | Pong
+    | Ready
+    | Progress
+    | Finish
+    | Reached
 )
 
 # Kind bytes. Part of the protocol: never renumber.
@@ -170,6 +194,7 @@ _KINDS: Final[dict[type[Message], int]] = {
     Ready: 32,
     Progress: 33,
     Finish: 34,
+    Reached: 35,
 }
 _DECODERS: Final = {kind: (cls, msgspec.msgpack.Decoder(cls)) for cls, kind in _KINDS.items()}
 _encoder: Final = msgspec.msgpack.Encoder()

@@ -76,6 +76,7 @@ class Run:
     journal: Path
     state: State = State.STARTING
     reason: str = ""
+    start_crc: int | None = None  # of its start document: what tells it from another run of the same uid
     next: int = 0  # documents that are durable here
     ended: bool = False
     relayed: int = 0  # documents handed to the worker of now
@@ -118,7 +119,9 @@ class Run:
         try:
             with Journal(path, "read", run_uid=uid) as journal:
                 run = cls(journal.run_uid, path, next=journal.length, ended=journal.ended)
-                run.order = journal.get("arrived") or _received(journal)
+                start = next(iter(journal.read(0, 1)), None)
+                run.start_crc = None if start is None else start.crc
+                run.order = journal.get("arrived") or (0.0 if start is None else start.received)
                 run.client = journal.get("client", "")
                 run.orphan = _identity(journal.get("worker"))
                 run.audit_at = journal.get("audit_at")
@@ -131,6 +134,14 @@ class Run:
             # Too many open files, say. The next one who asks may find it well.
             run.unavailable = isinstance(error, sqlite3.OperationalError | OSError)
         return run
+
+    def begins_with(self, message: messages.Documents | messages.Abandoned) -> bool:
+        """Whether a message can be of this run, and not of another one that has its uid."""
+        if not isinstance(message, messages.Documents) or message.first > 0:
+            return True
+        if self.start_crc is None:
+            self.start_crc = message.crcs[0]
+        return self.start_crc == message.crcs[0]
 
     def is_of(self, client: str) -> bool:
         """Whether a client may add to it, and hear of it."""
@@ -152,7 +163,7 @@ class Run:
 
     def view(self) -> messages.RunState:
         """What a publisher is told about the run."""
-        return messages.RunState(self.next, self.ended, self.outcome, self.reason)
+        return messages.RunState(self.next, self.ended, self.outcome, self.reason, self.start_crc)
 
     @property
     def complete(self) -> bool:
@@ -164,16 +175,14 @@ class Run:
         """Whether there is something to be written that needs no further documents."""
         return not self.final and (self.ended or self.written < self.next)
 
-    def advance(self, *, next_: int = 0, written: int = 0) -> bool:
-        """Note how far the worker is; only what none was before counts as progress. True if more is written."""
+    def advance(self, *, next_: int = 0, written: int = 0) -> None:
+        """Note how far the worker is; only what none was before counts as progress."""
         if next_ > self.next or written > self.written:
             self.deaths = 0
-        further = written > self.written
-        if further:
+        if written > self.written:
             self.fruitless_deaths = self.tries = 0
         self.next = max(self.next, next_)
         self.written = max(self.written, written)
-        return further
 
     def can_wait(self, now: float, *, away: bool) -> bool:
         """Whether its worker may be ended to make room for a run that has documents to be stored."""
@@ -218,7 +227,7 @@ class Run:
         self.reason = reason
         log.error("Run %s is in quarantine: %s. Its documents are in %s.", self.uid, reason, self.journal)
         state = {"outcome": State.FAILED.value, "reason": reason}
-        self.unusable = not self.record("quarantined", {"reason": reason}, state)
+        self.record("quarantined", {"reason": reason}, state)
 
     def give_audit_up(self) -> None:
         """Record in the journal that nobody looks at the run again; its worker must be gone."""
@@ -243,12 +252,6 @@ class Run:
             log.error("That could not be noted in the journal %s: %s", self.journal, error)
             return False
         return True
-
-
-def _received(journal: Journal) -> float:
-    """When the run's start came."""
-    records = journal.read(0, 1)
-    return records[0].received if records else 0.0
 
 
 def _identity(worker: Any) -> ProcessIdentity | None:

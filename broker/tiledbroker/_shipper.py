@@ -384,13 +384,23 @@ class Shipper:
             self._hello_at = time.monotonic() + ASK_INTERVAL if self._awaited else float("inf")
         if connected:  # what was under way before is lost
             for uid, shipment in self._shipments.items():
-                shipment.durable = message.runs[uid].next if uid in message.runs else 0
-                shipment.refused = ""
-                shipment.rewind(shipment.durable)
+                self._begin(shipment, message.runs.get(uid))
         for uid, state in message.runs.items():
-            self._on_durable(uid, state.next, state.ended)
+            if uid in self._shipments and not self._shipments[uid].refused:
+                self._on_durable(uid, state.next, state.ended)
             if state.outcome:
                 self._on_outcome(uid, state.outcome, state.reason)
+
+    def _begin(self, shipment: Shipment, state: messages.RunState | None) -> None:
+        """Ship a run from where the supervisor has it, unless what it has is another run of the same uid."""
+        shipment.durable, shipment.refused = 0, ""
+        if state is not None and state.next and state.start_crc is not None:
+            (start,) = shipment.run.read(0, 1, 1)
+            if start.crc != state.start_crc:
+                self._refuse(shipment, messages.ANOTHER_RUN)
+                return
+            shipment.durable = state.next
+        shipment.rewind(shipment.durable)
 
     def _on_durable(self, uid: str, index: int, ended: bool) -> None:
         shipment = self._shipments.get(uid)

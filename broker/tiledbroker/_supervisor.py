@@ -267,6 +267,9 @@ class Supervisor:
             reason = "a run of this uid belongs to another client"
             self._front.refuse("owner", publisher, messages.Refused(run.uid, 0, reason))
             return
+        if not run.begins_with(message):
+            self._front.refuse("uid", publisher, messages.Refused(run.uid, 0, messages.ANOTHER_RUN))
+            return
         run.client = run.client or publisher.client
         run.publishers.add(publisher.identity)
         run.heard = time.monotonic()
@@ -334,11 +337,10 @@ class Supervisor:
             run.relayed = min(run.relayed, message.index)
             self._tell_publishers(run, message)
         elif isinstance(message, messages.Progress):
-            if run.advance(written=message.next):
-                self._parking.found_back()
+            run.advance(written=message.next)
+        elif isinstance(message, messages.Reached):
+            self._parking.found_back()
         elif isinstance(message, messages.Written):
-            if message.outcome != State.FAILED.value:
-                self._parking.found_back()
             run.happens(Event(message.outcome))
             run.reason = message.reason
             self._tell_publishers(run, message)

@@ -48,6 +48,7 @@ MAX_ROWS: Final = 20_000
 MAX_BYTES: Final = 32 * 2**20
 MAX_REPAIRS: Final = 5  # of one node
 
+_FORGETTING: Final = 0.9  # per growth
 _SLOWEST: Final = "slowest_append"  # keys of the ledger
 _LISTS_TAKEN: Final = "list_columns_taken"
 _COLUMNS: Final = "columns"
@@ -458,11 +459,10 @@ class TiledCatalog:
             self._record(path, operation.stop)
 
     def _took(self, seconds: float) -> None:
-        """Remember the slowest growth; across restarts if it lengthens the quiet period."""
-        if seconds > self._slowest_append:
-            self._slowest_append = seconds
-            if 3 * seconds > self._quiet_period:
-                self._ledger.set(_SLOWEST, seconds)
+        """Remember the slowest of the growths so far, the longer ago the less; across restarts if that matters."""
+        before, self._slowest_append = self._slowest_append, max(seconds, _FORGETTING * self._slowest_append)
+        if 3 * max(before, self._slowest_append) > self._quiet_period:
+            self._ledger.set(_SLOWEST, self._slowest_append)
 
     def _settle(self, path: str, operation: Growth | CreateTable, rows: int, intent: int) -> None:
         """Find out what became of a growth, or raise `Settling` until that is clear.

@@ -154,6 +154,8 @@ class Connection:
     patience
         Seconds after which a request that Tiled does not take is given up; None: never. Credentials that it does not
         accept are then given up at once.
+    on_reached
+        Called when the server answers for the first time, and again after it was away.
     """
 
     def __init__(
@@ -165,8 +167,10 @@ class Connection:
         poison_after: float = POISON_AFTER,
         patience: float | None = None,
         turns: Turns | None = None,
+        on_reached: Callable[[], None] = lambda: None,
     ) -> None:
         self._connect = connect
+        self._on_reached = on_reached
         self._stopping = stopping
         self._report = report
         self._poison_after = poison_after
@@ -176,7 +180,8 @@ class Connection:
         self._client: Client | None = None
         self._failing_since: dict[str, float] = {}
         self._away_since: float | None = None
-        self._reported: str | None = None
+        self._present = False
+        self._reported: set[str] = set()
 
     @property
     def away_since(self) -> float | None:
@@ -359,22 +364,25 @@ class Connection:
     def _note_presence(self, *, well: bool) -> None:
         if well:
             self._away_since = None
+            if not self._present:
+                self._on_reached()
         elif self._away_since is None:
             self._away_since = time.monotonic()
+        self._present = well
 
     def _tell_of(self, error: BaseException | None) -> None:
         topic = type(error).__name__
-        if topic == self._reported:
+        if topic in self._reported:
             return
-        self._reported = topic
+        self._reported.add(topic)
         level = logging.ERROR if isinstance(error, Paused) else logging.WARNING
         until = "until it does" if self._patience is None else f"for up to {self._patience:g} s"
         log.log(level, "Tiled does not take requests (%s); trying again %s.", error, until)
         self._report("waiting", reason=str(error))
 
     def _recovered(self) -> None:
-        if self._reported is not None:
-            self._reported = None
+        if self._reported:
+            self._reported.clear()
             log.info("Tiled takes requests again.")
             self._report("resumed")
 

@@ -138,6 +138,7 @@ class Worker:
                     self._options,
                     drain=self._task.drain,
                     on_progress=self._on_progress,
+                    on_reached=self._on_reached,
                     on_end=self._on_end,
                 )
                 self._serve()
@@ -311,6 +312,9 @@ class Worker:
 
     def _on_progress(self, index: int) -> None:
         self._tell(messages.Progress(self._task.run_uid, index))
+
+    def _on_reached(self) -> None:
+        self._tell(messages.Reached(self._task.run_uid))
 
     def _on_end(self, outcome: str, reason: str) -> None:
         self._failed = outcome == FAILED

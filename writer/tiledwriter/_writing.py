@@ -174,6 +174,8 @@ class RunWriting:
         Called with the index up to which documents are in Tiled.
     on_end
         Called with the outcome ("written", "interrupted", "failed", or "" if there is none) and its reason.
+    on_reached
+        Called when Tiled answers for the first time, and again after it was away.
     """
 
     def __init__(
@@ -185,6 +187,7 @@ class RunWriting:
         drain: bool,
         on_progress: Callable[[int], None],
         on_end: Callable[[str, str], None],
+        on_reached: Callable[[], None] = lambda: None,
     ) -> None:
         self._journal = journal
         self._options = options
@@ -199,6 +202,7 @@ class RunWriting:
             journal.note,
             poison_after=options.poison_after,
             turns=Turns(journal.path.parent / ".turns", options.write_slots),
+            on_reached=on_reached,
         )
         self._limited = LimitedLog(log)
         self._told = -1
