@@ -941,6 +941,31 @@ def test_the_slowest_append_is_remembered_by_the_next_worker_even_if_it_was_cut_
     assert rounds == 2  # 0 and 50 seconds of quiet; 150 are enough after an append of 50
 
 
+def test_a_slow_append_is_forgotten_by_and_by(run, proxy):
+    slow = [50.0]
+    now = [0.0]
+
+    def clock():
+        now[0] += slow.pop() if slow else 0.1  # each look at the clock
+        return now[0]
+
+    with proxy.client(run._api_key) as client:
+        connection = Connection(lambda: client, threading.Event(), run.journal.note)
+        catalog = TiledCatalog(connection, run.journal, quiet_period=1.0, clock=clock)
+        catalog.apply(run.with_table())
+        slow.append(50.0)
+        catalog.apply([run.append(0, 1)])
+        remembered = [catalog._slowest_append]
+        for row in range(1, 60):
+            catalog.apply([run.append(row, row + 1)])
+            remembered.append(catalog._slowest_append)
+        after = TiledCatalog(connection, run.journal, quiet_period=1.0, clock=clock)
+    assert remembered == sorted(remembered, reverse=True)
+    assert 3 * remembered[0] > 100
+    assert 3 * remembered[-1] < 1.0
+    assert 3 * after._slowest_append <= 1.0
+
+
 def test_files_with_several_frames_a_datum_are_never_taken_for_told(run, proxy, tiled):
     path = f"{run.uid}/primary/frames"
 

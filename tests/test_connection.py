@@ -340,6 +340,39 @@ def test_a_server_that_refuses_something_is_there(connection, server, status):
     assert connection.away_since is None
 
 
+def test_who_wants_to_know_is_told_once_that_the_server_answers_and_again_after_it_was_away(
+    server, stopping, reports, monkeypatch
+):
+    reached = []
+    with server.client() as client:
+        connection = Connection(lambda: client, stopping, reports, on_reached=lambda: reached.append(len(waits)))
+        waits = []
+        monkeypatch.setattr(connection, "_sleep", waits.append)
+        server.script("PUT", "metadata", answer(503), PASS, PASS, CUT_BEFORE, answer(502), PASS)
+        for _ in range(3):
+            connection.send("PUT", "metadata", "run", json={})
+    assert reached == [1, 3]
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_credentials_that_are_not_accepted_are_looked_for_anew(server, stopping, reports, waits, status):
+    made = []
+    with server.client() as client:
+        connection = Connection(lambda: made.append(len(waits)) or client, stopping, reports)
+        server.script("PUT", "metadata", PASS, answer(status), answer(503), PASS)
+        connection.send("PUT", "metadata", "run", json={})
+        connection.send("PUT", "metadata", "run", json={})
+    assert made == [0, 1]
+
+
+def test_each_kind_of_trouble_is_reported_once_per_outage(connection, server, reports, away):
+    server.script("PUT", "metadata", *[answer(503), answer(429)] * 5, PASS, answer(503), PASS)
+    connection.send("PUT", "metadata", "run", json={})
+    connection.send("PUT", "metadata", "run", json={})
+    assert len(away) == 11
+    assert [event for event, _ in reports] == ["waiting", "waiting", "resumed", "waiting", "resumed"]
+
+
 # Stopping
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import (
     BaseModel,
@@ -40,6 +41,7 @@ from tiledbroker._security import ServerCurve
 from tiledbroker._supervisor import DEFAULT_ADDRESS, DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS
 from tiledbroker._watch import DEFAULT_SILENCE, WorkerLimits
 
+from ._access_tags import AccessTagLimits
 from ._catalog import QUIET_PERIOD
 from ._connection import POISON_AFTER
 from ._logging import LogOptions
@@ -80,6 +82,9 @@ class Settings(BaseSettings):
     insecure: bool = Field(False, description="Listen to other hosts without keys: whoever reaches the port can write.")
     tiled: str | None = Field(None, description="URI of the Tiled container that runs are written to.")
     profile: str | None = Field(None, description="Profile of Tiled's client, instead of a URI.")
+    api_key_file: Path | None = Field(
+        None, description="File with Tiled's API key, read again when Tiled does not accept the key any more."
+    )
     journal_dir: Path = Field(
         default_factory=default_journal_dir, description="Directory of the journals, on a local disk."
     )
@@ -125,6 +130,9 @@ class Settings(BaseSettings):
         default_factory=dict, description="Where the Tiled server sees the directories of the acquisition host."
     )
     streams: StreamPatterns = Field(default_factory=StreamPatterns, description="Which streams are written.")
+    access_tags: dict[str, list[str]] = Field(
+        default_factory=dict, description="Which access tags the runs of each client may ask for."
+    )
     spec_to_mimetype: dict[str, str] = Field(
         default_factory=dict, description="Mimetypes of old resources by their spec."
     )
@@ -158,6 +166,17 @@ class Settings(BaseSettings):
         if isinstance(values, dict) and isinstance(values.get("log_level"), str):
             values["log_level"] = values["log_level"].upper()
         return values
+
+    @field_validator("tiled")
+    @classmethod
+    def _no_secret_in_the_uri(cls, uri: str | None) -> str | None:
+        parts = urlsplit(uri or "")
+        if parts.username is not None or "api_key" in parse_qs(parts.query):
+            raise ValueError(
+                "a URI is shown in logs and by ps, so it must hold no key; put that into TILED_API_KEY, or into a file "
+                "that api_key_file names"
+            )
+        return uri
 
     @field_validator("headers")
     @classmethod
@@ -225,7 +244,7 @@ class Settings(BaseSettings):
         """What every worker is told."""
         headers = {name: value.get_secret_value() for name, value in self.headers.items()}
         return WorkerOptions(
-            TiledAddress(self.tiled, self.profile, headers),
+            TiledAddress(self.tiled, self.profile, headers, self.api_key_file),
             self.writing_options(),
             LogOptions(self.log_level, self.log_format),
             self.park_after,
@@ -247,6 +266,7 @@ class Settings(BaseSettings):
             Plugins(self.normalizer, self.patches, self.consolidators),
             StreamFilter(tuple(self.streams.include), tuple(self.streams.exclude)),
             PathMap.of(self.path_map),
+            AccessTagLimits({client: tuple(tags) for client, tags in self.access_tags.items()}),
         )
 
 

@@ -320,7 +320,9 @@ class Connection:
         except ServerFailed as error:
             self._note_failure(what, str(error))
             raise
-        except (NotProcessed, Ambiguous):
+        except (NotProcessed, Ambiguous) as error:
+            if isinstance(error, Paused):
+                self._client = None  # the next one has the credentials of then
             self._note_answer(what, well=False)
             raise
         except Refused:

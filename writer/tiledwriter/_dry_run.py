@@ -74,9 +74,7 @@ class DryRun:
 
     def _begin(self) -> None:
         types = dict(self._column_types)
-        self._fold = Fold(
-            self._journal.run_uid, self._options, self.max_array_size, self._on_resource, column_types=types
-        )
+        self._fold = Fold.of(self._journal, self._options, self.max_array_size, types, self._on_resource)
         self._resources: dict[str, tuple[Mapping[str, Any], MappedUri]] = {}
         self._files: dict[str, tuple[str, ...]] = {}  # by node
 

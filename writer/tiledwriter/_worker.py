@@ -16,6 +16,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import zmq
@@ -47,11 +48,13 @@ class TiledAddress:
     """Which Tiled to write to: a URI, or a profile of Tiled's client. Credentials as Tiled's client takes them.
 
     `headers` go with every request, besides those of the profile; they may be secrets, and are not shown.
+    `api_key_file` holds the API key, and is read at each connection.
     """
 
     uri: str | None = None
     profile: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    api_key_file: Path | None = None
 
     def connect(self) -> Client:
         """A container client; fails at once where Tiled's own client would try again for long."""
@@ -60,11 +63,13 @@ class TiledAddress:
 
         tiled.client.utils.TILED_RETRY_ATTEMPTS = 1
         # The client changes the dict that it is given.
-        headers = {"headers": {**self._profile_headers(), **self.headers}} if self.headers else {}
+        given: dict[str, Any] = {"headers": {**self._profile_headers(), **self.headers}} if self.headers else {}
+        if self.api_key_file is not None:
+            given["api_key"] = self.api_key_file.read_text().strip()
         client: Client = (
-            tiled.client.from_uri(self.uri, **headers)
+            tiled.client.from_uri(self.uri, **given)
             if self.uri is not None
-            else tiled.client.from_profile(self.profile, **headers)
+            else tiled.client.from_profile(self.profile, **given)
         )
         return client
 

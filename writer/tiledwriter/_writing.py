@@ -14,6 +14,7 @@ from tiledbroker import Journal, Record, decode
 from tiledbroker._crash_points import crash_point
 from tiledbroker._limited import LimitedLog
 
+from ._access_tags import AccessTagLimits
 from ._catalog import LATE_AUDIT, QUIET_PERIOD, TiledCatalog
 from ._connection import POISON_AFTER, Client, Connection
 from ._document_checks import DocumentChecks, check_place, check_run
@@ -65,6 +66,8 @@ class WritingOptions:
         Which streams are written at all.
     path_map
         From the acquisition host's file paths to the Tiled server's.
+    access_tags
+        Which access tags the runs of a client may ask for.
     """
 
     max_array_size: int = MAX_ARRAY_SIZE
@@ -76,12 +79,13 @@ class WritingOptions:
     plugins: Plugins = field(default_factory=Plugins)
     streams: StreamFilter = field(default_factory=StreamFilter)
     path_map: PathMap = field(default_factory=PathMap)
+    access_tags: AccessTagLimits = field(default_factory=AccessTagLimits)
 
 
 class Fold:
     """The pure core applied to a run's records: which operations they amount to.
 
-    Documents are checked as they are after the user's patches; see `DocumentChecks`.
+    Documents are checked as they are after the user's patches; see `DocumentChecks`. `client` is whose the run is.
     `on_resource` is told of each stream resource, as `RunNormalizer` emits it, and where the path map says it is.
     """
 
@@ -92,12 +96,15 @@ class Fold:
         max_array_size: int,
         on_resource: Callable[[Mapping[str, Any], MappedUri], None] | None = None,
         *,
+        client: str = "",
         column_types: Mapping[tuple[str, str], str] | None = None,
     ) -> None:
         self.cursor = 0
         self.finished = False
         self.error: UnwritableDocument | None = None
         self._run_uid = run_uid
+        self._client = client
+        self._access_tags = options.access_tags
         self._on_resource = on_resource
         self._path_map = options.path_map
         self._sieve = StreamSieve(options.streams)
@@ -109,6 +116,19 @@ class Fold:
             consolidators=options.plugins.load_consolidators(),
             column_types=column_types,
         )
+
+    @classmethod
+    def of(
+        cls,
+        journal: Journal,
+        options: WritingOptions,
+        max_array_size: int,
+        column_types: Mapping[tuple[str, str], str],
+        on_resource: Callable[[Mapping[str, Any], MappedUri], None] | None = None,
+    ) -> Fold:
+        """For the run of a journal."""
+        client = journal.get("client", "")
+        return cls(journal.run_uid, options, max_array_size, on_resource, client=client, column_types=column_types)
 
     @property
     def too_narrow(self) -> dict[tuple[str, str], str]:
@@ -140,6 +160,8 @@ class Fold:
         operations: list[Operation] = []
         for name, document in documents:
             check_run(self._run_uid, name, document)
+            if name == "start":
+                self._access_tags.check(self._client, document)
             if not self._sieve.keeps(name, document):
                 continue
             if name == "stop":
@@ -280,7 +302,7 @@ class RunWriting:
                 self._journal.set("max_array_size", max_array_size)
             column_types = {(stream, key): kind for stream, key, kind in self._journal.get("column_types", [])}
             try:
-                return self._follow(self._fold(max_array_size, column_types), catalog)
+                return self._follow(Fold.of(self._journal, self._options, max_array_size, column_types), catalog)
             except NodeRewound:
                 pass
             except ColumnsRefused as error:
@@ -291,9 +313,6 @@ class RunWriting:
                 self._journal.set("column_types", [[*where, kind] for where, kind in column_types.items()])
                 crash_point("writing: columns to be widened")
                 self._journal.note("wider columns", columns=[[*where, kind] for where, kind in error.needed.items()])
-
-    def _fold(self, max_array_size: int, column_types: Mapping[tuple[str, str], str]) -> Fold:
-        return Fold(self._journal.run_uid, self._options, max_array_size, column_types=column_types)
 
     def _follow(self, fold: Fold, catalog: TiledCatalog) -> str:
         waiting: list[Operation] = []
