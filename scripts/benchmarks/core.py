@@ -1,0 +1,66 @@
+"""What the pure core costs per event: normalizer and run writer, without a server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+from unittest.mock import MagicMock
+
+from bluesky_tiled_plugins.writing import tiled_writer as peer
+
+from tiledbroker import Encoder, Record, decode
+from tiledwriter._writing import Fold, WritingOptions
+
+from .documents import run_of
+from .rounds import OURS, Figure, Rounds
+
+PEER = "bluesky-tiled-plugins"
+
+
+def measure(*, rounds: int, quick: bool) -> Iterator[Figure]:
+    """Events of 5, 50 and 500 keys."""
+    for keys, events in ((5, 5_000), (50, 1_000), (500, 200)):
+        emitted = run_of(events // (5 if quick else 1), keys)
+        count = len(emitted) - 3
+        records = _records(emitted)
+        sides = {
+            OURS: lambda records=records, count=count: _ours(records, count),
+            PEER: lambda emitted=emitted, count=count: _peer(emitted, count),
+        }
+        for values in Rounds(sides).run(rounds).values():
+            what = f"core: events of {keys} keys, normalizer and run writer"
+            yield Figure(what, "us per event", values, budget=1 / 15 if keys == 5 else None, peer=PEER)
+            if keys == 5:
+                yield Figure(f"{what}, ours", "us per event", {OURS: values[OURS]}, budget=20.0)
+
+
+def _records(emitted: list[tuple[str, dict[str, Any]]]) -> list[Record]:
+    encoder = Encoder()
+    return [Record(i, name, 0.0, 0, encoder.encode(doc)) for i, (name, doc) in enumerate(emitted)]
+
+
+def _ours(records: list[Record], events: int) -> Mapping[str, float]:
+    """As a worker does it: from the journal's bytes on, a batch of thousands at a time."""
+    fold = Fold(decode(records[0].body)["uid"], WritingOptions(), 16)
+    began = time.process_time()
+    operations = fold.feed(records)
+    seconds = time.process_time() - began
+    assert operations, fold.error
+    assert fold.error is None
+    return {"core": 1e6 * seconds / events}
+
+
+def _peer(emitted: list[tuple[str, dict[str, Any]]], events: int) -> Mapping[str, float]:
+    """Its own classes, with a client that does nothing."""
+    stream, run = MagicMock(item={"id": "primary"}), MagicMock()
+    run.create_container.return_value.base = stream
+    client = MagicMock()
+    client.create_container.return_value = run
+    writer = peer._RunWriter(client, batch_size=10_000)
+    normalizer = peer.RunNormalizer()
+    normalizer.subscribe(writer)
+    began = time.process_time()
+    for name, doc in emitted:
+        normalizer(name, doc)
+    return {"core": 1e6 * (time.process_time() - began) / events}
