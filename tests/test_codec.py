@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tiledbroker import CodecError, Encoder, ReplacedByRepr, decode
+from tiledbroker._codec import MAX_EMPTY_ITEMS
 
 thorough = settings(max_examples=80, deadline=None)
 
@@ -406,6 +407,12 @@ class TestWhatIsReplacedByItsRepr:
         assert arrived["object"] == "Unencodable()"
         assert arrived["array"].tolist() == [0, 1]
 
+    def test_an_array_of_very_many_items_without_bytes(self) -> None:
+        assert round_trip(numpy.empty((MAX_EMPTY_ITEMS, 0))).shape == (MAX_EMPTY_ITEMS, 0)
+        assert round_trip(numpy.empty((0, 2048, 2048))).shape == (0, 2048, 2048)
+        for dtype in (float, object):
+            replaced_by(numpy.empty((MAX_EMPTY_ITEMS + 1, 0), dtype))
+
     def test_an_object_inside_an_object_array_alone_is_replaced(self) -> None:
         arrived = replaced_by(numpy.array([Unencodable(), 1], dtype=object))
         assert isinstance(arrived, numpy.ndarray)
@@ -598,6 +605,60 @@ class TestWhatIsNoDocument:
                 decode(_document_with_extension(2, payload))
         with pytest.raises(CodecError):
             decode(_document_with_extension(3, b"\x02|O" + b"\x00" * 8))
+
+    @pytest.mark.parametrize(
+        ("descr", "shape"),
+        [
+            ("|S0", [10**9]),
+            ("<U0", [10**9]),
+            ("|V0", [10**9]),
+            ("<f8", [10**9, 0]),
+            ([], [10**9]),
+            ("|S0", [10**5] * 3),
+        ],
+    )
+    def test_items_without_bytes_are_limited_in_number(self, descr: Any, shape: list[int]) -> None:
+        payload = msgspec.msgpack.encode([descr, shape, b"", False])
+        with pytest.raises(CodecError, match="no bytes, but"):
+            decode(_document_with_extension(2, payload))
+
+    def test_object_arrays_without_items_are_limited_too(self) -> None:
+        with pytest.raises(CodecError, match="no bytes, but"):
+            decode(_document_with_extension(4, msgspec.msgpack.encode([[10**9, 0], []])))
+
+    def test_a_shape_without_end_is_a_codec_error(self) -> None:
+        payload = msgspec.msgpack.encode(["<f8", [2**63] * 100_000, b"", False])
+        with pytest.raises(CodecError, match="dimensions"):
+            decode(_document_with_extension(2, payload))
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "<m8[s/0]",  # NumPy divides by zero, and the process ends
+            "<M8[0s]",
+            "(1000000000,)f8",
+            "f8,f8",
+            "{'names': ['a'], 'formats': ['<f8']}",
+            "T",
+            "object_",
+            "float64",
+            "",
+        ],
+    )
+    def test_only_types_as_numpy_writes_them_are_read(self, text: str) -> None:
+        payload = msgspec.msgpack.encode([text, [1], bytes(8), False])
+        with pytest.raises(CodecError, match="of type"):
+            decode(_document_with_extension(2, payload))
+        with pytest.raises(CodecError, match="of type"):
+            decode(_document_with_extension(3, bytes([len(text)]) + text.encode() + bytes(8)))
+
+    @pytest.mark.parametrize(
+        "code", [*numpy.typecodes["All"].replace("O", ""), "M8[2147483647s]", "m8[as]", "V7", "U3"]
+    )
+    @pytest.mark.parametrize("order", "<>")
+    def test_every_type_of_numpy_is_read(self, code: str, order: str) -> None:
+        array = numpy.zeros(2, numpy.dtype(code).newbyteorder(order))
+        assert round_trip(array).dtype == array.dtype
 
     def test_nothing_is_ever_unpickled(self, tmp_path: Path) -> None:
         crater = tmp_path / "unpickled"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import re
 import struct
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from itertools import takewhile
 from typing import Any, Final
 
 import msgspec
@@ -25,7 +28,18 @@ _LONE_SURROGATES: Final = 7
 MAX_DEPTH: Final = 200
 """Containers nested deeper than this are replaced by their `repr`."""
 
+MAX_EMPTY_ITEMS: Final = 1000
+"""Arrays that have more items than this, and no bytes, are replaced by their `repr`."""
+
+_MAX_DIMENSIONS: Final = 64
+
 _INT_RANGE: Final = range(-(2**63), 2**64)
+
+# What `numpy.dtype.str` gives for types without fields. NumPy understands much more, and divides by zero over some.
+_DTYPE: Final = re.compile(
+    r"[<>|=]?(?:b1|[iu][1248]|f(?:2|4|8|1[026])|c(?:8|1[06]|2[04]|32)|[SUV][0-9]{1,10}"
+    r"|[mM]8(?:\[(?:[1-9][0-9]{0,9})?(?:[YMWDhms]|[munpfa]s)\])?)"
+)
 
 
 class ReplacedByRepr(str):
@@ -100,6 +114,8 @@ class Encoder:
     def _numpy_array(self, numpy: Any, value: Any) -> Any:
         if isinstance(value, numpy.ma.MaskedArray):
             return value.tolist()
+        if not value.nbytes and _item_count(value.shape) > MAX_EMPTY_ITEMS:
+            return self._repr(value)
         if value.dtype.hasobject:
             if value.dtype.names is not None:
                 return self._repr(value)
@@ -219,8 +235,7 @@ def _decode_scalar(data: memoryview) -> Any:
     import numpy
 
     end = 1 + data[0]
-    dtype = numpy.dtype(bytes(data[1:end]).decode())
-    _refuse_objects(dtype)
+    dtype = numpy.dtype(_simple_dtype(bytes(data[1:end]).decode()))
     if dtype.itemsize == 0:
         return dtype.type("" if dtype.kind == "U" else b"")
     return numpy.frombuffer(data[end:], dtype=dtype, count=1)[0]
@@ -232,7 +247,7 @@ def _decode_array(data: memoryview) -> Any:
 
     descr, shape, content, scalar = msgspec.msgpack.decode(data)
     dtype = npy.descr_to_dtype(_tuples(descr))
-    _refuse_objects(dtype)
+    _refuse_many(shape, dtype.itemsize)
     # ndarray(buffer=...) rather than frombuffer: it also takes empty arrays and items of zero size.
     array = numpy.ndarray(tuple(shape), dtype=dtype, buffer=content).copy()
     return array[()] if scalar else array
@@ -242,20 +257,35 @@ def _decode_object_array(data: memoryview) -> Any:
     import numpy
 
     shape, items = _decoder.decode(data)
+    _refuse_many(shape, 1)
     array = numpy.empty(len(items), dtype=object)
     array[:] = items
     return array.reshape(shape)
 
 
-def _refuse_objects(dtype: Any) -> None:
-    if dtype.hasobject:
-        raise CodecError("An array of Python objects cannot be decoded from raw bytes.")
+def _refuse_many(shape: list[int], size: int) -> None:
+    """A few bytes can claim any number of items that have none."""
+    if len(shape) > _MAX_DIMENSIONS:
+        raise CodecError(f"An array has {len(shape)} dimensions.")
+    if not size * math.prod(shape) and _item_count(shape) > MAX_EMPTY_ITEMS:
+        raise CodecError(f"An array has no bytes, but {_item_count(shape)} items.")
+
+
+def _item_count(shape: Sequence[int]) -> int:
+    """How many Python objects an array amounts to when it is taken apart, if it has no bytes."""
+    return math.prod(takewhile(lambda length: length != 0, shape))
+
+
+def _simple_dtype(text: Any) -> str:
+    if not isinstance(text, str) or not _DTYPE.fullmatch(text):
+        raise CodecError(f"An array of type {text!r:.80} cannot be decoded from raw bytes.")
+    return text
 
 
 def _tuples(descr: Any) -> Any:
     """The dtype description with the tuples that msgpack turned into lists."""
     if not isinstance(descr, list):
-        return descr
+        return _simple_dtype(descr)
     return [_field(item) for item in descr]
 
 
