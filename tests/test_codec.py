@@ -626,6 +626,13 @@ class TestWhatIsNoDocument:
         with pytest.raises(CodecError, match="no bytes, but"):
             decode(_document_with_extension(4, msgspec.msgpack.encode([[10**9, 0], []])))
 
+    @pytest.mark.parametrize("code", [2, 4])
+    def test_a_negative_length_is_a_codec_error(self, code: int) -> None:
+        # NumPy takes -1 for what is left: any number of rows of no items.
+        fields = [[10**9, -1], []] if code == 4 else ["<f8", [10**9, -1], b"", False]
+        with pytest.raises(CodecError, match="negative"):
+            decode(_document_with_extension(code, msgspec.msgpack.encode(fields)))
+
     def test_a_shape_without_end_is_a_codec_error(self) -> None:
         payload = msgspec.msgpack.encode(["<f8", [2**63] * 100_000, b"", False])
         with pytest.raises(CodecError, match="dimensions"):

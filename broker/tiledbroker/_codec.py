@@ -267,6 +267,8 @@ def _refuse_many(shape: list[int], size: int) -> None:
     """A few bytes can claim any number of items that have none."""
     if len(shape) > _MAX_DIMENSIONS:
         raise CodecError(f"An array has {len(shape)} dimensions.")
+    if min(shape, default=0) < 0:
+        raise CodecError("An array has a negative length.")
     if not size * math.prod(shape) and _item_count(shape) > MAX_EMPTY_ITEMS:
         raise CodecError(f"An array has no bytes, but {_item_count(shape)} items.")
 

@@ -1,0 +1,203 @@
+"""What is fuzzed: one function for each kind of input. Each takes bytes, and lets nothing out but what is documented.
+
+An input ends as a result, as one of our own errors, or as an exception from here, which is a bug: an error of another
+kind, a result that does not come back from its own encoding, time or memory out of proportion.
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tiledbroker import (
+    CodecError,
+    Encoder,
+    Journal,
+    JournalError,
+    ProtocolError,
+    decode,
+)
+from tiledbroker import _messages as messages
+from tiledbroker._runs import Run
+from tiledwriter._happenings import Happenings
+from tiledwriter._journal_check import DocumentsCheck, ProgressCheck
+from tiledwriter._operations import Operation
+from tiledwriter._summary import summarize
+from tiledwriter._verification import verify
+from tiledwriter._writing import BATCH_BYTES, BATCH_DOCUMENTS, Fold, WritingOptions
+
+from . import framing
+
+MAX_SECONDS: Final = 2.0
+"""Processor time that one input of a few kilobytes may take."""
+
+MAX_GROWTH: Final = 256 * 2**20
+"""Memory that one input of a few kilobytes may take."""
+
+_OPTIONS: Final = WritingOptions()
+
+outcomes: Counter[str] = Counter()
+"""How many inputs ended how."""
+
+
+class Bug(AssertionError):
+    """Raised when an input shows one."""
+
+
+def check(target: Callable[[bytes], str], data: bytes) -> None:
+    """Give an input to a target, and see that neither time nor memory is out of proportion."""
+    began = time.process_time()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    outcomes[target(data)] += 1
+    seconds = time.process_time() - began
+    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    if seconds > MAX_SECONDS:
+        raise Bug(f"{len(data)} bytes took {seconds:.1f} s.")
+    if grown > MAX_GROWTH:
+        raise Bug(f"{len(data)} bytes took {grown / 2**20:.0f} MiB.")
+
+
+def fuzz_frames(data: bytes) -> str:
+    """Frames as they come from a socket."""
+    try:
+        message = messages.decode(framing.split(data))
+    except ProtocolError as error:
+        return _expected(error)
+    again = messages.decode(messages.encode(message))
+    if again != message:
+        raise Bug(f"{message} comes back as {again}.")
+    if isinstance(message, messages.Documents):
+        records = list(message.unpack())
+        if b"".join(body for _, _, body in records) != message.body or len(records) != message.next - message.first:
+            raise Bug("The bodies of all documents are not the body of the message.")
+    return type(message).__name__
+
+
+def fuzz_codec(data: bytes) -> str:
+    """One document's bytes."""
+    try:
+        document = decode(data)
+    except CodecError as error:
+        return _expected(error)
+    encoder = Encoder()
+    body = encoder.encode(document)
+    # Lists and the like as keys are possible in MessagePack, with anything in them; no device gives us those.
+    if replaced := set(encoder.take_replaced()) - {"tuple"}:
+        raise Bug(f"What was decoded cannot be encoded: {replaced}.")
+    if Encoder().encode(decode(body)) != body:
+        raise Bug(f"{document!r:.200} does not come back.")
+    return "decoded"
+
+
+def fuzz_fold(data: bytes) -> str:
+    """A run's documents, which a worker turns into operations."""
+    fold = Fold(_OPTIONS, _OPTIONS.max_array_size)
+    records = [framing.record(i, name, body) for i, (name, body) in enumerate(framing.documents(data))]
+    for record in records:  # each by itself, so that operations come as often as they can
+        _look_at(fold.feed([record]))
+        if fold.error is not None:
+            return _expected(fold.error)
+    if not fold.finished:
+        _look_at(fold.abandon())
+    return "folded"
+
+
+def fuzz_journal(data: bytes) -> str:
+    """A file in the place of a journal, in the hands of everybody who opens one."""
+    with _file(data) as path:
+        run = Run.from_file(path)
+        verification = verify(path, _OPTIONS, None)
+        try:
+            with Journal(path, "inspect") as journal:
+                _read(journal)
+        except JournalError as error:
+            outcome = _expected(error)
+        else:
+            outcome = f"{run.state}, {'well' if verification.ok else 'damaged'}"
+        try:
+            with Journal(path, "write") as journal:
+                _write(journal)
+        except JournalError as error:
+            _expected(error)
+    return outcome
+
+
+TARGETS: Final[dict[str, Callable[[bytes], str]]] = {
+    "frames": fuzz_frames,
+    "codec": fuzz_codec,
+    "journal": fuzz_journal,
+    "fold": fuzz_fold,
+}
+
+
+def _expected(error: BaseException) -> str:
+    """An error that may come out, unless it hides one that may not."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError):
+            raise Bug("Memory out of proportion was asked for.") from error
+        if cause.__cause__ is None:
+            break
+        cause = cause.__cause__
+    return type(error).__name__ if cause is error else f"{type(error).__name__} from {type(cause).__name__}"
+
+
+def _look_at(operations: list[Operation]) -> None:
+    for operation in operations:
+        if not isinstance(operation.path, str):
+            raise Bug(f"{operation} has no path.")
+
+
+@contextmanager
+def _file(data: bytes) -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="tiledwriter-fuzz-", dir=_memory()))
+    try:
+        path = directory / "run.sqlite"
+        path.write_bytes(data)
+        yield path
+    finally:
+        shutil.rmtree(directory)
+
+
+def _memory() -> Path | None:
+    memory = Path("/dev/shm")
+    return memory if memory.is_dir() else None
+
+
+def _read(journal: Journal) -> None:
+    for record in journal.records():
+        if tuple(map(type, record)) != (int, str, float, int, bytes):
+            raise Bug(f"{record} is no record.")
+    journal.names()
+    for key in ("run_uid", "outcome", "reason", "worker", "arrived", "audit_at", "column_types", "max_array_size"):
+        journal.get(key)
+    journal.damage()
+    summarize(journal)
+    Happenings(journal, 20).take()
+    DocumentsCheck(journal).findings()
+    ProgressCheck(journal).findings(stopped=journal.stopped)
+
+
+def _write(journal: Journal) -> None:
+    """As a worker does, except for Tiled."""
+    fold = Fold(_OPTIONS, _OPTIONS.max_array_size)
+    while (
+        not fold.finished
+        and fold.error is None
+        and (records := journal.read(fold.cursor, BATCH_DOCUMENTS, BATCH_BYTES))
+    ):
+        _look_at(fold.feed(records))
+    if fold.error is not None:
+        _expected(fold.error)
+    journal.append_one("event", b"\x80")
+    with journal.atomic():
+        journal.note("worker started", pid=1)
+        journal.set("outcome", "failed")
+        journal.set_progress("node", 1, 2)
