@@ -17,7 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from ._errors import JournalGap, JournalInvalid
+from ._codec import decode
+from ._errors import CodecError, JournalGap, JournalInvalid
 from ._lock import FileLock
 
 APPLICATION_ID: Final = 0x54_57_4A_4C  # "TWJL"
@@ -56,6 +57,14 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
 
+# In SQLite's messages. "Could not decode" is the sqlite3 module's about text that is no UTF-8.
+_SIGNS_OF_DAMAGE: Final = ("not a database", "malformed", "no such table", "no such column", "Could not decode")
+
+_RECORD_TYPES: Final = (int, str, float, int, bytes)
+_INTENT_TYPES: Final = (int, type(None))
+_ENTRY_TYPES: Final = (float, str, dict)
+_LAST_INDEX: Final = 2**63 - 1
+
 _LARGE_LOG: Final = 16 * 2**20
 _WRITING: Final = frozenset({"create", "write"})
 
@@ -72,6 +81,28 @@ class Record(NamedTuple):
     received: float
     crc: int
     body: bytes
+
+    def checked(self) -> Record:
+        """The record itself.
+
+        Raises
+        ------
+        CodecError
+            The body is not what was stored.
+        """
+        if zlib.crc32(self.body) != self.crc:
+            raise CodecError(f"The {len(self.body)} bytes of document {self.idx} do not match their checksum.")
+        return self
+
+    def document(self) -> dict[str, Any]:
+        """The document.
+
+        Raises
+        ------
+        CodecError
+            The body is not what was stored, or is no document.
+        """
+        return decode(self.checked().body)
 
 
 class NodeProgress(NamedTuple):
@@ -227,7 +258,7 @@ class Journal:
 
     def refresh(self) -> int:
         """Count again, for a journal that another process appends to."""
-        with self._mutex:
+        with self._access():
             self._length = self._count()
         return self._length
 
@@ -257,7 +288,7 @@ class Journal:
             A body does not match its checksum, or a document that is here is another one; nothing of this call is
             stored.
         """
-        with self._mutex:
+        with self._access():
             if first > self._length:
                 raise JournalGap(self.path, self._length, first)
             self._check_same(first, documents)
@@ -289,15 +320,26 @@ class Journal:
                 raise JournalInvalid(self.path, f"document {idx} is another one than this {name!r}; is the uid reused?")
 
     def read(self, start: int, limit: int = 10_000, max_bytes: int = 2**24) -> list[Record]:
-        """Documents from index `start`: at most `limit` of them, and at most `max_bytes` but at least one."""
-        with self._mutex:
+        """Documents from index `start`: at most `limit` of them, and at most `max_bytes` but at least one.
+
+        Raises
+        ------
+        JournalInvalid
+            The file is damaged there.
+        """
+        with self._access():
             cursor = self._connection.execute(
-                "SELECT * FROM documents WHERE idx >= ? ORDER BY idx LIMIT ?", (start, limit)
+                "SELECT * FROM documents WHERE idx >= ? ORDER BY idx LIMIT ?", (min(start, _LAST_INDEX), limit)
             )
             try:
-                return take(map(Record._make, cursor), max_bytes)
+                return take(map(self._record, cursor), max_bytes)
             finally:
                 cursor.close()
+
+    def _record(self, row: tuple[Any, ...]) -> Record:
+        if tuple(map(type, row)) != _RECORD_TYPES:
+            raise JournalInvalid(self.path, f"document {row[0]} is damaged.")
+        return Record._make(row)
 
     def records(self) -> Iterator[Record]:
         """All documents, in order, read a batch at a time."""
@@ -308,14 +350,14 @@ class Journal:
 
     def names(self) -> dict[str, int]:
         """How many documents there are of each name."""
-        with self._mutex:
+        with self._access():
             rows = self._connection.execute("SELECT name, count(*) FROM documents GROUP BY name ORDER BY min(idx)")
             return dict(rows.fetchall())
 
     @property
     def stopped(self) -> bool:
         """Whether the run's stop document is here."""
-        with self._mutex:
+        with self._access():
             row = self._connection.execute("SELECT name FROM documents ORDER BY idx DESC LIMIT 1").fetchone()
         return row is not None and row[0] == "stop"
 
@@ -333,13 +375,13 @@ class Journal:
 
     def get(self, key: str, default: Any = None) -> Any:
         """A value of the run's state."""
-        with self._mutex:
+        with self._access():
             row = self._connection.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
-        return default if row is None else json.loads(row[0])
+        return default if row is None else self._parsed(row[0])
 
     def set(self, key: str, value: Any) -> None:
         """Store a value (anything JSON carries) in the run's state; None removes it."""
-        with self._mutex:
+        with self._access():
             if value is None:
                 self._connection.execute("DELETE FROM state WHERE key = ?", (key,))
             else:
@@ -347,33 +389,44 @@ class Journal:
 
     def progress(self) -> dict[str, NodeProgress]:
         """How far each Tiled node of the run is."""
-        with self._mutex:
+        with self._access():
             rows = self._connection.execute("SELECT node, rows, intent FROM progress ORDER BY node").fetchall()
+        if not all(type(node) is str and type(n) is int and type(end) in _INTENT_TYPES for node, n, end in rows):
+            raise JournalInvalid(self.path, "what it says of Tiled's nodes is damaged.")
         return {node: NodeProgress(*rest) for node, *rest in rows}
 
     def set_progress(self, node: str, rows: int, intent: int | None = None) -> None:
         """Record what the server holds of a node, and up to where the request that is sent next would bring it."""
-        with self._mutex:
+        with self._access():
             self._connection.execute("INSERT OR REPLACE INTO progress VALUES(?, ?, ?)", (node, rows, intent))
 
     def drop_progress(self, node: str) -> None:
         """Forget a node that the server does not hold any more."""
-        with self._mutex:
+        with self._access():
             self._connection.execute("DELETE FROM progress WHERE node = ?", (node,))
 
     def history(self) -> list[HistoryEntry]:
         """What happened to the run, oldest first."""
-        with self._mutex:
+        with self._access():
             rows = self._connection.execute("SELECT time, event, detail FROM history ORDER BY id").fetchall()
-        return [HistoryEntry(when, event, json.loads(detail)) for when, event, detail in rows]
+        entries = [HistoryEntry(when, event, self._parsed(detail)) for when, event, detail in rows]
+        if not all(tuple(map(type, entry)) == _ENTRY_TYPES for entry in entries):
+            raise JournalInvalid(self.path, "its history is damaged.")
+        return entries
 
     def note(self, event: str, **detail: Any) -> None:
         """Add to the run's history."""
-        with self._mutex:
+        with self._access():
             self._connection.execute(
                 "INSERT INTO history(time, event, detail) VALUES(?, ?, ?)",
                 (time.time(), event, json.dumps(detail, default=str)),
             )
+
+    def _parsed(self, text: Any) -> Any:
+        try:
+            return json.loads(text)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise JournalInvalid(self.path, f"it is damaged: {error}.") from error
 
     # The file
 
@@ -388,9 +441,21 @@ class Journal:
         return [] if lines == ["ok"] else lines
 
     @contextmanager
+    def _access(self) -> Iterator[None]:
+        """One thread at a time; damage that SQLite finds is our error."""
+        with self._mutex:
+            try:
+                yield
+            except sqlite3.Error as error:
+                translated = self._translated(error)
+                if translated is error:
+                    raise
+                raise translated from error
+
+    @contextmanager
     def atomic(self) -> Iterator[None]:
         """Everything inside is one transaction; inside another one, part of that."""
-        with self._mutex:
+        with self._access():
             if self._connection.in_transaction:
                 yield
                 return
@@ -474,6 +539,7 @@ class Journal:
             self._connection.execute("PRAGMA wal_autocheckpoint = 100000")
 
     def _check_format(self) -> None:
+        self._connection.execute("PRAGMA trusted_schema = OFF")
         if self._connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
             raise JournalInvalid(self.path, "this file is not a journal of tiledwriter.")
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
@@ -481,6 +547,10 @@ class Journal:
             raise JournalInvalid(
                 self.path, f"it has format {version}; this version reads up to {SCHEMA_VERSION}. Upgrade tiledwriter."
             )
+        # Views and triggers of others could do anything, and never end.
+        wanted, found = _schema_objects(), _objects_of(self._connection)
+        if not found <= wanted or any(kind == "table" for kind, _, _ in wanted - found):
+            raise JournalInvalid(self.path, "its tables are not those of a journal.")
 
     def _stored_uid(self, expected: str | None) -> str:
         stored = self.get("run_uid")
@@ -492,10 +562,10 @@ class Journal:
         (last,) = self._connection.execute("SELECT max(idx) FROM documents").fetchone()
         return 0 if last is None else int(last) + 1
 
-    def _translated(self, error: sqlite3.Error) -> Exception:
+    def _translated(self, error: sqlite3.Error) -> sqlite3.Error | JournalInvalid:
         """Our error for a file SQLite cannot use; full disks and the like stay what they are."""
         text = str(error)
-        if "not a database" in text or "malformed" in text or "no such table" in text:
+        if any(sign in text for sign in _SIGNS_OF_DAMAGE):
             return JournalInvalid(self.path, f"it is damaged or not a journal ({text}).")
         return error
 
@@ -528,6 +598,22 @@ def _sync_directory(path: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+@lru_cache(maxsize=1)
+def _schema_objects() -> frozenset[tuple[str, str, str]]:
+    """The tables and triggers of a journal."""
+    connection = sqlite3.connect(":memory:")
+    try:
+        connection.executescript(_SCHEMA)
+        return _objects_of(connection)
+    finally:
+        connection.close()
+
+
+def _objects_of(connection: sqlite3.Connection) -> frozenset[tuple[str, str, str]]:
+    rows = connection.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL")
+    return frozenset(rows.fetchall())
 
 
 @lru_cache(maxsize=1)

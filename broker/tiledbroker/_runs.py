@@ -121,14 +121,15 @@ class Run:
                 run = cls(journal.run_uid, path, next=journal.length, ended=journal.ended)
                 start = next(iter(journal.read(0, 1)), None)
                 run.start_crc = None if start is None else start.crc
-                run.order = journal.get("arrived") or (0.0 if start is None else start.received)
-                run.client = journal.get("client", "")
+                run.order = float(journal.get("arrived") or (0.0 if start is None else start.received))
+                run.client = str(journal.get("client", ""))
                 run.orphan = _identity(journal.get("worker"))
-                run.audit_at = journal.get("audit_at")
+                audit_at = journal.get("audit_at")
+                run.audit_at = None if audit_at is None else float(audit_at)
                 if outcome := journal.get("outcome"):
                     run.state = State(outcome)
-                    run.reason = journal.get("reason", "")
-        except (JournalError, sqlite3.Error, OSError, ValueError) as error:
+                    run.reason = str(journal.get("reason", ""))
+        except (JournalError, sqlite3.Error, OSError, ValueError, TypeError, LookupError, OverflowError) as error:
             log.error("A journal cannot be used; it is left as it is: %s", error)
             run = cls(uid or path.stem, path, State.FAILED, f"its journal cannot be used: {error}", unusable=True)
             # Too many open files, say. The next one who asks may find it well.

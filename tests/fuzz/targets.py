@@ -88,8 +88,8 @@ def fuzz_codec(data: bytes) -> str:
         return _expected(error)
     encoder = Encoder()
     body = encoder.encode(document)
-    # Lists and the like as keys are possible in MessagePack, with anything in them; no device gives us those.
-    if replaced := set(encoder.take_replaced()) - {"tuple"}:
+    # Lists and lone surrogates can be keys in these bytes; our encoder makes none, and takes their repr.
+    if replaced := set(encoder.take_replaced()) - {"tuple", "str"}:
         raise Bug(f"What was decoded cannot be encoded: {replaced}.")
     if Encoder().encode(decode(body)) != body:
         raise Bug(f"{document!r:.200} does not come back.")

@@ -12,7 +12,7 @@ import event_model
 import sqlite_utils
 from sqlite_utils.db import Table
 
-from tiledbroker import Journal, Record, decode
+from tiledbroker import Journal, Record
 
 from ._backup import _Plain, to_entry
 
@@ -42,7 +42,7 @@ _TABLES: Final = {
 def export_json_lines(journal: Journal, file: IO[str]) -> None:
     """Write all documents as a backup has them, which can be replayed."""
     for record in journal.records():
-        file.write(json.dumps(to_entry(record.name, record.body)) + "\n")
+        file.write(json.dumps(to_entry(record.name, record.checked().body)) + "\n")
 
 
 def export_sqlite(journal: Journal, path: Path) -> None:
@@ -135,7 +135,7 @@ def _name(key: Key) -> str:
 
 def _rows(record: Record, streams: dict[str, str]) -> Iterator[tuple[str, dict[Key, Any]]]:
     """Rows that a document amounts to, with the kind of document that each is of."""
-    for name, document in _single(record.name, decode(record.body)):
+    for name, document in _single(record.name, record.document()):
         values: dict[Key, Any] = {("", "idx"): record.idx}
         if name == "descriptor":
             streams[document["uid"]] = str(document.get("name"))

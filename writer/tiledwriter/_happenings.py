@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from tiledbroker import CodecError, HistoryEntry, Journal, Record, decode
+from tiledbroker import CodecError, HistoryEntry, Journal, Record
 
 _BATCH: Final = 10_000
 _SHOWN: Final = ("name", "descriptor", "seq_num", "data_key", "stream_resource", "resource", "exit_status", "plan_name")
@@ -47,7 +47,7 @@ class Happenings:
 
 def _of_document(record: Record) -> Happening:
     try:
-        document = decode(record.body)
+        document = record.document()
     except CodecError as error:
         return Happening(record.received, record.name, f"{record.idx}  damaged: {error}")
     shown = [f"{key} {_short(document[key])}" for key in _SHOWN if key in document]

@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tiledbroker import CodecError, Journal, decode
+from tiledbroker import CodecError, Journal
 
 from ._names import run_key
 
@@ -71,7 +71,7 @@ def summarize(journal: Journal) -> RunSummary:
 def _start_document(journal: Journal) -> dict[str, Any]:
     first = journal.read(0, 1)
     try:
-        return decode(first[0].body) if first else {}
+        return first[0].document() if first else {}
     except CodecError:
         return {}
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tiledbroker import Journal, Record, decode
+from tiledbroker import Journal, Record
 from tiledbroker._crash_points import crash_point
 from tiledbroker._limited import LimitedLog
 
@@ -18,7 +18,15 @@ from ._access_tags import AccessTagLimits
 from ._catalog import LATE_AUDIT, QUIET_PERIOD, TiledCatalog
 from ._connection import POISON_AFTER, Client, Connection
 from ._document_checks import DocumentChecks, check_place, check_run
-from ._errors import ColumnsRefused, ColumnsTooNarrow, NodeRewound, Stopped, UnwritableDocument, describe
+from ._errors import (
+    ColumnsRefused,
+    ColumnsTooNarrow,
+    DocumentError,
+    NodeRewound,
+    Stopped,
+    UnwritableDocument,
+    describe,
+)
 from ._operations import Operation
 from ._path_map import MappedUri, PathMap
 from ._plugins import Plugins
@@ -142,8 +150,10 @@ class Fold:
             if self.finished:  # what comes after the stop document stays in the journal
                 break
             try:
+                if record.idx != self.cursor:
+                    raise DocumentError(f"It follows where document {self.cursor} should be; the journal is damaged.")
                 check_place(record.idx, record.name)
-                operations += self._write(self._normalizer(record.name, decode(record.body)))
+                operations += self._write(self._normalizer(record.name, record.document()))
             except Exception as error:
                 self.error = UnwritableDocument(record.idx, record.name, error)
                 break
