@@ -58,12 +58,15 @@ PRAGMA user_version = {SCHEMA_VERSION};
 """
 
 # In SQLite's messages. "Could not decode" is the sqlite3 module's about text that is no UTF-8.
-_SIGNS_OF_DAMAGE: Final = ("not a database", "malformed", "no such table", "no such column", "Could not decode")
+_SIGNS_OF_DAMAGE: Final = (
+    *("not a database", "malformed", "unsupported file format", "no such table", "no such column"),
+    "Could not decode",
+)
 
 _RECORD_TYPES: Final = (int, str, float, int, bytes)
 _INTENT_TYPES: Final = (int, type(None))
 _ENTRY_TYPES: Final = (float, str, dict)
-_LAST_INDEX: Final = 2**63 - 1
+_SMALLEST_ROW: Final = 8  # bytes
 
 _LARGE_LOG: Final = 16 * 2**20
 _WRITING: Final = frozenset({"create", "write"})
@@ -201,25 +204,21 @@ class Journal:
     def _open(self, mode: str, run_uid: str | None, durability: Durability) -> None:
         if mode == "create" and not self.path.exists():
             _create_file(self.path, durability)
-        try:
+        with self._access():
             # The callback waits for nobody who has the file locked; what it cannot store it keeps in memory.
             self._connection = self._connect(mode, 10.0 if durability == "acknowledge" else 0.02)
-        except sqlite3.DatabaseError as error:
-            raise self._translated(error) from error
-        try:
-            self._check_format()
-            if mode in _WRITING:
-                self._configure(durability)
-            if mode == "create" and self.get("run_uid") is None:
-                self.set("run_uid", run_uid)
-            self.run_uid = self._stored_uid(run_uid)
-            self._length = self._count()
-        except sqlite3.DatabaseError as error:
-            self._connection.close()
-            raise self._translated(error) from error
-        except BaseException:
-            self._connection.close()
-            raise
+            try:
+                self._check_format()
+                if mode in _WRITING:
+                    self._configure(durability)
+                if mode == "create" and self.get("run_uid") is None:
+                    self.set("run_uid", run_uid)
+                self.run_uid = self._stored_uid(run_uid)
+                self._length = self._count()
+                self._check_length()
+            except BaseException:
+                self._connection.close()
+                raise
 
     def __enter__(self) -> Journal:
         return self
@@ -266,9 +265,11 @@ class Journal:
         """Append one document as a transaction of its own, and return its index. The fast path of the callback."""
         with self._mutex:
             idx = self._length
-            self._connection.execute(
-                "INSERT INTO documents VALUES(?, ?, ?, ?, ?)", (idx, name, time.time(), zlib.crc32(body), body)
-            )
+            row = (idx, name, time.time(), zlib.crc32(body), body)
+            try:
+                self._connection.execute("INSERT INTO documents VALUES(?, ?, ?, ?, ?)", row)
+            except sqlite3.Error as error:
+                raise self._translated(error) from error
             self._length = idx + 1
         return idx
 
@@ -329,17 +330,20 @@ class Journal:
         """
         with self._access():
             cursor = self._connection.execute(
-                "SELECT * FROM documents WHERE idx >= ? ORDER BY idx LIMIT ?", (min(start, _LAST_INDEX), limit)
+                "SELECT * FROM documents WHERE idx >= ? ORDER BY idx LIMIT ?", (start, limit)
             )
             try:
-                return take(map(self._record, cursor), max_bytes)
+                return take(self._sound(cursor, start), max_bytes)
             finally:
                 cursor.close()
 
-    def _record(self, row: tuple[Any, ...]) -> Record:
-        if tuple(map(type, row)) != _RECORD_TYPES:
-            raise JournalInvalid(self.path, f"document {row[0]} is damaged.")
-        return Record._make(row)
+    def _sound(self, rows: Iterable[tuple[Any, ...]], start: int) -> Iterator[Record]:
+        """Records of rows that are what they should be, and in order: readers go on behind the last one."""
+        for row in rows:
+            if tuple(map(type, row)) != _RECORD_TYPES or row[0] < start:
+                raise JournalInvalid(self.path, f"document {row[0]} is damaged, or not in its place.")
+            yield Record._make(row)
+            start = row[0] + 1
 
     def records(self) -> Iterator[Record]:
         """All documents, in order, read a batch at a time."""
@@ -451,18 +455,22 @@ class Journal:
                 if translated is error:
                     raise
                 raise translated from error
+            except UnicodeDecodeError as error:  # the sqlite3 module's, about a message with a damaged name in it
+                raise JournalInvalid(self.path, f"it is damaged ({error}).") from error
 
     @contextmanager
     def atomic(self) -> Iterator[None]:
         """Everything inside is one transaction; inside another one, part of that."""
-        with self._access():
+        with self._mutex:
             if self._connection.in_transaction:
                 yield
                 return
-            self._connection.execute("BEGIN IMMEDIATE")
+            with self._access():
+                self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
-                self._connection.execute("COMMIT")
+                with self._access():
+                    self._connection.execute("COMMIT")
             except BaseException:
                 self._roll_back()
                 raise
@@ -552,6 +560,13 @@ class Journal:
         if not found <= wanted or any(kind == "table" for kind, _, _ in wanted - found):
             raise JournalInvalid(self.path, "its tables are not those of a journal.")
 
+    def _check_length(self) -> None:
+        """A damaged number would have readers look for documents without end."""
+        (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
+        (page_size,) = self._connection.execute("PRAGMA page_size").fetchone()
+        if self._length > pages * page_size // _SMALLEST_ROW:
+            raise JournalInvalid(self.path, f"it is damaged: its last document has the number {self._length - 1}.")
+
     def _stored_uid(self, expected: str | None) -> str:
         stored = self.get("run_uid")
         if expected is not None and stored is not None and stored != expected:
@@ -567,6 +582,8 @@ class Journal:
         text = str(error)
         if any(sign in text for sign in _SIGNS_OF_DAMAGE):
             return JournalInvalid(self.path, f"it is damaged or not a journal ({text}).")
+        if "readonly" in text and os.access(self.path, os.W_OK) and os.access(self.path.parent, os.W_OK):
+            return JournalInvalid(self.path, "it is damaged: its header says that it may not be written.")
         return error
 
 

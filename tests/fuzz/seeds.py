@@ -22,6 +22,24 @@ from . import framing
 CRASHERS: Final = Path(__file__).parent / "crashers"
 """Inputs that showed bugs, by target: kept for ever."""
 
+_BODIES: Final = (("start", 5, b"abc"), ("event", 7, b""), ("stop", 2**32 - 1, b"defgh"))
+
+MESSAGES: Final = (
+    messages.Hello("me", {"a": 3, "b": 2**63}, ["b"]),
+    messages.Welcome(65536, 4096, {"a": messages.RunState(3, True, "written", "why")}),
+    messages.documents("run", 5, _BODIES),
+    messages.Abandoned("a", 9),
+    messages.Durable("a", 7, False),
+    messages.Written("a", "failed", "why"),
+    messages.Refused("a", 3, "gap"),
+    messages.Ping(1),
+    messages.Pong(2**64 - 1),
+    messages.Ready("a", 3, True),
+    messages.Progress("a", 4),
+    messages.Finish(),
+)
+"""One of each kind."""
+
 _ENTRIES: Final = (
     "names-that-differ-in-case",
     "integer-then-float",
@@ -46,21 +64,7 @@ def extension(code: int, payload: bytes) -> bytes:
 
 
 def _frames() -> Iterator[bytes]:
-    bodies = [("start", 5, b"abc"), ("event", 7, b""), ("stop", 2**32 - 1, b"defgh")]
-    for message in (
-        messages.Hello("me", {"a": 3, "b": 2**63}, ["b"]),
-        messages.Welcome(65536, 4096, {"a": messages.RunState(3, True, "written", "why")}),
-        messages.documents("run", 5, bodies),
-        messages.Abandoned("a", 9),
-        messages.Durable("a", 7, False),
-        messages.Written("a", "failed", "why"),
-        messages.Refused("a", 3, "gap"),
-        messages.Ping(1),
-        messages.Pong(2**64 - 1),
-        messages.Ready("a", 3, True),
-        messages.Progress("a", 4),
-        messages.Finish(),
-    ):
+    for message in MESSAGES:
         yield framing.join(messages.encode(message))
     for header in (b"\x93\xa1x\xdf\xff\xff\xff\xff", b"\x91\xdd\xff\xff\xff\xff", b"\x91\xc6\xff\xff\xff\xff"):
         yield framing.join([b"TW\x01\x01", header])

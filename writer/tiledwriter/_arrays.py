@@ -10,6 +10,7 @@ import numpy
 import numpy.typing
 
 from ._columns import dtype_kind, list_type
+from ._dtypes import declared_dtype
 
 Array = numpy.typing.NDArray[Any]
 
@@ -66,7 +67,7 @@ def declared_shape(data_key: Mapping[str, Any]) -> tuple[int, ...] | None:
 def declared_type(data_key: Mapping[str, Any]) -> numpy.dtype[Any] | None:
     """The declared NumPy type, None if there is none, or none that array nodes have."""
     kind = dtype_kind(data_key)
-    return numpy.dtype(data_key["dtype_numpy"]) if kind is not None and kind in _KINDS else None
+    return declared_dtype(data_key["dtype_numpy"]) if kind is not None and kind in _KINDS else None
 
 
 def element_type(data_key: Mapping[str, Any], first: Array | None, *, guessed: bool) -> numpy.dtype[Any]:
@@ -152,6 +153,8 @@ class InternalArray:
 
 
 def _holds(dtype: numpy.dtype[Any], array: Array) -> bool:
+    if (dtype.kind in "US") != (array.dtype.kind in "US"):
+        return False
     with numpy.errstate(invalid="ignore"):
         return dtype == array.dtype or _equal(array.astype(dtype), array)
 

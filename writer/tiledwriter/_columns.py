@@ -9,6 +9,8 @@ from typing import Any, Final
 import numpy
 import pyarrow
 
+from ._dtypes import declared_dtype
+
 ARROW_TYPES: Final[dict[str, pyarrow.DataType]] = {
     "bool": pyarrow.bool_(),
     "int64": pyarrow.int64(),
@@ -83,8 +85,8 @@ def dtype_kind(data_key: Mapping[str, Any]) -> str | None:
     if not declared:
         return None
     try:
-        return numpy.dtype([tuple(field) for field in declared] if isinstance(declared, list) else declared).kind
-    except TypeError:
+        return declared_dtype(declared).kind
+    except (TypeError, ValueError):
         return None
 
 

@@ -11,10 +11,19 @@ from typing import Any, ClassVar, Final
 import numpy
 from tiled.structures.array import BuiltinDtype, StructDtype
 
+from tiledwriter._dtypes import declared_dtype
 from tiledwriter._errors import DocumentError
 
 Document = Mapping[str, Any]
 Shape = tuple[int, ...]
+
+_WIDE_NUMBER: Final = re.compile(r"\{[^{}]*[0-9]{4}")
+
+MAX_FILES: Final = 1_000_000
+"""Files of one data key; a few bytes can claim any number of them."""
+
+MAX_CHUNKS: Final = 10_000_000
+"""Chunks along one dimension."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +125,15 @@ class Consolidator:
         """Add files; one that is named again, as when a plan is rewound, is there once: Tiled keeps it once."""
         common = {"is_directory": False, "parameter": self.asset_parameter}
         for uri in uris:
+            if len(self._assets) >= MAX_FILES:
+                raise self._wrong(f"it has more than {MAX_FILES} files")
             self._assets.setdefault(uri, {"data_uri": uri, **common, "num": len(self._assets)})
 
     def _add_numbered_files(self, stream_resource: Document, template: str) -> None:
         """Take in a resource whose files are named by its uri and a template."""
         files = _Files(stream_resource["uri"], template, len(self._assets))
+        if _WIDE_NUMBER.search(template):
+            raise self._wrong(f"template {template!r:.200} asks for a number of a thousand digits or more")
         try:
             files.name(0)
         except (LookupError, ValueError) as error:
@@ -129,6 +142,8 @@ class Consolidator:
         self._files_of[stream_resource["uid"]] = self._files.setdefault((files.uri, template), files)
 
     def _numbered_uris(self, stream_datum: Document, numbers: range) -> Iterator[str]:
+        if numbers.stop - numbers.start > MAX_FILES:
+            raise self._wrong(f"stream_datum {stream_datum.get('uid')!r} has more than {MAX_FILES} files")
         files = self._files_of.get(stream_datum["stream_resource"])
         return (files or next(reversed(self._files_of.values()))).uris(numbers)
 
@@ -175,6 +190,9 @@ class ArrayConsolidator(Consolidator):
     def chunks(self) -> list[list[int]]:
         """Chunk sizes along each dimension: `chunk_shape` as often as it fits, one chunk where it says nothing."""
         shape, chunk = self.shape, self.chunk_shape
+        for size, step in zip(shape, chunk, strict=False):
+            if size // step > MAX_CHUNKS:
+                raise self._wrong(f"it would have more than {MAX_CHUNKS} chunks; chunk_shape is {self.chunk_shape}")
         chunks = [_sizes(size, step) for size, step in zip(shape, chunk, strict=False)]
         if chunk and self.datum_shape and self.join_method == "concat" and not self.join_chunks:
             chunks[0] = _sizes(self.datum_shape[0], chunk[0], self._rows)
@@ -229,7 +247,7 @@ class ArrayConsolidator(Consolidator):
         """The element type as Tiled spells it; float64 when the descriptor does not say."""
         declared = self._described.get("dtype_numpy")
         try:
-            dtype = numpy.dtype(declared if isinstance(declared, str | None) else _fields(declared))
+            dtype = numpy.dtype("<f8") if declared is None else declared_dtype(declared)
             structured = dtype.fields is not None
             described = asdict((StructDtype if structured else BuiltinDtype).from_numpy_dtype(dtype))
         except (TypeError, ValueError) as error:
@@ -476,14 +494,6 @@ def _sizes(total: int, step: int, repeat: int = 1) -> list[int]:
     """Pieces of at most `step` that make up `total`, and all that `repeat` times; [0] for nothing."""
     rest = total % step
     return ([step] * (total // step) + [rest] * (rest > 0)) * repeat or [0]
-
-
-def _fields(description: Iterable[Any]) -> list[tuple[Any, ...]]:
-    """The fields of a structured dtype as numpy wants them: tuples, where JSON has lists."""
-    return [
-        (name, kind if isinstance(kind, str) else _fields(kind), *(tuple(numpy.atleast_1d(size)) for size in shape))
-        for name, kind, *shape in description
-    ]
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from tiledbroker import CodecError, Journal, NodeProgress, Record, RoutingError, decode
+from tiledbroker import CodecError, Journal, JournalInvalid, NodeProgress, Record, RoutingError, decode
 from tiledbroker._routing import RunRouting
 
 from ._findings import Finding, Tally
@@ -63,7 +63,7 @@ class DocumentsCheck:
         while start < self._journal.length:
             try:
                 batch = self._journal.read(start, 1 if start < one_by_one_until else _BATCH)
-            except (sqlite3.DatabaseError, TypeError) as error:
+            except (JournalInvalid, sqlite3.DatabaseError) as error:
                 if start >= one_by_one_until:
                     one_by_one_until = start + _BATCH
                     continue

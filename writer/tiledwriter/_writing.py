@@ -158,12 +158,20 @@ class Fold:
                 self.error = UnwritableDocument(record.idx, record.name, error)
                 break
             self.cursor = record.idx + 1
-        return operations + self._writer.flush()
+        return operations + self._end_of_batch(self._writer.flush)
 
     def abandon(self) -> list[Operation]:
         """Operations that end a run without a stop document."""
         self.finished = True
-        return [*self._write(self._normalizer.abandon()), *self._writer.abandon()]
+        return self._end_of_batch(lambda: [*self._write(self._normalizer.abandon()), *self._writer.abandon()])
+
+    def _end_of_batch(self, operations: Callable[[], list[Operation]]) -> list[Operation]:
+        """Operations for what was kept back so far; should that fail, one of these documents was the cause."""
+        try:
+            return operations()
+        except Exception as error:
+            self.error = self.error or UnwritableDocument(self.cursor - 1, "or one before", error)
+            return []
 
     def _write(self, documents: Iterable[tuple[str, dict[str, Any]]]) -> list[Operation]:
         """Operations for modern documents."""
