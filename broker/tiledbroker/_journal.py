@@ -190,7 +190,7 @@ class Journal:
         self._rooted = False  # whether `sync` has made the file itself durable, and its name
         self._lock: FileLock | None = None
         if mode != "create" and not self.path.is_file():
-            raise JournalInvalid(self.path, "there is no such file.")
+            raise JournalInvalid(self.path, "it is no file." if self.path.exists() else "there is no such file.")
         if mode in _WRITING:
             self._lock = FileLock(_lock_path(self.path))
             self._lock.acquire(lock_timeout)
@@ -455,8 +455,9 @@ class Journal:
                 if translated is error:
                     raise
                 raise translated from error
-            except UnicodeDecodeError as error:  # the sqlite3 module's, about a message with a damaged name in it
-                raise JournalInvalid(self.path, f"it is damaged ({error}).") from error
+            # The sqlite3 module's, about a message with a damaged name in it, and sizes that no memory has.
+            except (UnicodeDecodeError, MemoryError) as error:
+                raise JournalInvalid(self.path, f"it is damaged ({type(error).__name__}: {error}).") from error
 
     @contextmanager
     def atomic(self) -> Iterator[None]:
