@@ -8,7 +8,9 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import numpy
 import pytest
 from runs import wait_for_outcome
 from stored_runs import a_run, journaled, uid_of
@@ -167,3 +169,27 @@ def test_a_supervisor_goes_on_with_the_other_runs(tmp_path: Path, tiled_server: 
     assert "Traceback" not in log
     for name in names:
         assert name in log
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"time": 1e300},
+        {"time": float("nan")},
+        {"time": 10**400},
+        {"scan_id": 10**5000},
+        {"plan_name": 10**5000},
+        {"plan_name": numpy.array([5]).view("M8")[0]},
+        {"plan_name": numpy.array([0x110000], "<u4").view("<U1")},
+    ],
+    ids=lambda strange: f"{next(iter(strange))} {type(next(iter(strange.values()))).__name__}",
+)
+@pytest.mark.parametrize("command", [["ls"], ["ls", "--json"], ["show", "UID"], ["tail", "UID"]], ids=" ".join)
+def test_a_start_document_of_strange_values_is_shown(
+    command: list[str], strange: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (_, start), *others = a_run()
+    journaled([("start", {**start, **strange}), *others], tmp_path)
+    uid = str(start["uid"])
+    assert main([*(uid if word == "UID" else word for word in command), str(tmp_path)]) == ExitCode.OK
+    assert "descriptor" in (told := capsys.readouterr().out) or uid[:8] in told

@@ -85,7 +85,7 @@ def touched(before: Rows, after: Rows | None) -> set[str]:
 def taken_by_a_worker(path: Path) -> list[tuple[bytes, bytes]]:
     """Names and bodies of the documents that are folded to be written to Tiled."""
     taken: list[tuple[bytes, bytes]] = []
-    fold = Fold(OPTIONS, OPTIONS.max_array_size)
+    fold = Fold(path.stem, OPTIONS, OPTIONS.max_array_size)
     try:
         with Journal(path, "create", run_uid=path.stem) as journal:
             while not fold.finished and fold.error is None:
@@ -166,7 +166,7 @@ def test_a_document_that_is_gone_is_not_passed_over(tmp_path: Path) -> None:
         connection.execute("DROP TRIGGER documents_are_never_deleted")
         connection.execute("DELETE FROM documents WHERE idx = 3")
     with Journal(path) as journal:
-        fold = Fold(OPTIONS, OPTIONS.max_array_size)
+        fold = Fold(journal.run_uid, OPTIONS, OPTIONS.max_array_size)
         fold.feed(journal.read(0))
     assert fold.cursor == 3
     assert "document 3 should be" in str(fold.error)

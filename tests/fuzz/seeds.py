@@ -37,6 +37,7 @@ MESSAGES: Final = (
     messages.Ready("a", 3, True),
     messages.Progress("a", 4),
     messages.Finish(),
+    messages.Reached("a"),
 )
 """One of each kind."""
 

@@ -12,7 +12,8 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Final
 
@@ -22,16 +23,15 @@ from tiledbroker import (
     Journal,
     JournalError,
     ProtocolError,
+    Record,
     decode,
 )
 from tiledbroker import _messages as messages
 from tiledbroker._runs import Run
-from tiledwriter._happenings import Happenings
-from tiledwriter._journal_check import DocumentsCheck, ProgressCheck
 from tiledwriter._operations import Operation
-from tiledwriter._summary import summarize
 from tiledwriter._verification import verify
 from tiledwriter._writing import BATCH_BYTES, BATCH_DOCUMENTS, Fold, WritingOptions
+from tiledwriter.cli.journal import main
 
 from . import framing
 
@@ -98,8 +98,8 @@ def fuzz_codec(data: bytes) -> str:
 
 def fuzz_fold(data: bytes) -> str:
     """A run's documents, which a worker turns into operations."""
-    fold = Fold(_OPTIONS, _OPTIONS.max_array_size)
     records = [framing.record(i, name, body) for i, (name, body) in enumerate(framing.documents(data))]
+    fold = Fold(_uid(records), _OPTIONS, _OPTIONS.max_array_size)
     for record in records:  # each by itself, so that operations come as often as they can
         _look_at(fold.feed([record]))
         if fold.error is not None:
@@ -149,6 +149,15 @@ def _expected(error: BaseException) -> str:
     return type(error).__name__ if cause is error else f"{type(error).__name__} from {type(cause).__name__}"
 
 
+def _uid(records: list[Record]) -> str:
+    """What the first document says it is of."""
+    try:
+        uid = records[0].document().get("uid")
+    except (IndexError, CodecError):
+        return "run"
+    return uid if isinstance(uid, str) else "run"
+
+
 def _look_at(operations: list[Operation]) -> None:
     for operation in operations:
         if not isinstance(operation.path, str):
@@ -179,15 +188,18 @@ def _read(journal: Journal) -> None:
     for key in ("run_uid", "outcome", "reason", "worker", "arrived", "audit_at", "column_types", "max_array_size"):
         journal.get(key)
     journal.damage()
-    summarize(journal)
-    Happenings(journal, 20).take()
-    DocumentsCheck(journal).findings()
-    ProgressCheck(journal).findings(stopped=journal.stopped)
+    for command in (
+        ["ls", "--json", str(journal.path.parent)],
+        ["show", str(journal.path)],
+        ["tail", str(journal.path)],
+    ):
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            main(command)
 
 
 def _write(journal: Journal) -> None:
     """As a worker does, except for Tiled."""
-    fold = Fold(_OPTIONS, _OPTIONS.max_array_size)
+    fold = Fold(journal.run_uid, _OPTIONS, _OPTIONS.max_array_size)
     while (
         not fold.finished
         and fold.error is None

@@ -7,6 +7,8 @@ from typing import Any, Final, NamedTuple
 
 from tiledbroker import CodecError, HistoryEntry, Journal, Record
 
+from ._plain_text import text_of
+
 _BATCH: Final = 10_000
 _SHOWN: Final = ("name", "descriptor", "seq_num", "data_key", "stream_resource", "resource", "exit_status", "plan_name")
 _UID: Final = 8  # characters that tell uids apart
@@ -55,14 +57,14 @@ def _of_document(record: Record) -> Happening:
 
 
 def _short(value: Any) -> str:
-    text = f"{value}"
+    text = text_of(value)
     return text if len(text) <= 4 * _UID else text[:_UID]
 
 
 def _counted(document: Mapping[str, Any]) -> list[str]:
     """How much is in a document that has much."""
     if isinstance(document.get("indices"), Mapping):
-        return [f"{document['indices'].get('start')} to {document['indices'].get('stop')}"]
+        return [" to ".join(text_of(document["indices"].get(end)) for end in ("start", "stop"))]
     keys = document.get("data_keys")
     return [f"{len(keys)} data keys"] if isinstance(keys, Mapping) else []
 

@@ -23,6 +23,14 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def text_of(value: object) -> str:
+    """Any value of a document as text; there are some that Python or NumPy have no text for."""
+    try:
+        return str(value)
+    except Exception as error:  # huge integers, dates without a unit, text beyond Unicode, deep nesting
+        return f"<{type(value).__name__}: {type(error).__name__}>"
+
+
 def _cut(text: str, longest: int) -> str:
     if len(text) <= longest:
         return text

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from tiledbroker import CodecError, Journal
 
 from ._names import run_key
+from ._plain_text import text_of
+
+_LARGEST: Final = 2**63
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,9 @@ def summarize(journal: Journal) -> RunSummary:
     return RunSummary(
         uid=journal.run_uid,
         file=str(journal.path),
-        plan=str(start.get("plan_name", "")),
-        scan_id=scan_id if isinstance(scan_id, int) else None,
-        started=float(started) if isinstance(started, int | float) else None,
+        plan=text_of(start.get("plan_name", "")),
+        scan_id=scan_id if isinstance(scan_id, int) and abs(scan_id) < _LARGEST else None,
+        started=float(started) if isinstance(started, int | float) and abs(started) < _LARGEST else None,
         documents=journal.names(),
         state=outcome or ("closing" if journal.ended else "open"),
         why=_why(journal, outcome, history),

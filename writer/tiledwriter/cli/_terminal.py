@@ -31,11 +31,12 @@ def _cells(row: Sequence[object]) -> list[str]:
 
 def local(timestamp: float | None) -> str:
     """A Unix time in the local time zone."""
-    return (
-        ""
-        if timestamp is None
-        else datetime.fromtimestamp(timestamp).astimezone().replace(tzinfo=None).isoformat(" ", "seconds")
-    )
+    if timestamp is None:
+        return ""
+    try:
+        return datetime.fromtimestamp(timestamp).astimezone().replace(tzinfo=None).isoformat(" ", "seconds")
+    except (ValueError, OverflowError, OSError):  # no date that a calendar has
+        return str(timestamp)
 
 
 def take_any_text() -> None:
