@@ -132,7 +132,7 @@ def _journal(data: bytes, chance: random.Random, mutate: Mutate) -> bytes:
             with closing(sqlite3.connect(path, isolation_level=None)) as connection:
                 connection.set_progress_handler(lambda: 1, 100_000)
                 _tamper(connection, chance)
-        except (sqlite3.Error, OverflowError, TypeError, UnicodeDecodeError):
+        except (sqlite3.Error, OverflowError, TypeError, UnicodeDecodeError, MemoryError):
             return mutate(data, len(data) + 100)
         return path.read_bytes()
 
