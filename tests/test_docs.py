@@ -188,7 +188,7 @@ def test_every_extension_type_of_the_codec_is_documented():
     codes = {
         value
         for name, value in vars(_codec).items()
-        if name.startswith("_") and name.isupper() and isinstance(value, int) and not isinstance(value, bool)
+        if re.fullmatch("_(?!MAX)[A-Z_]+", name) and isinstance(value, int)
     }
     assert {int(code) for code, *_ in rows(section(REFERENCE / "journal-format.md", "## Bodies"))} == codes
 
