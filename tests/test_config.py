@@ -215,3 +215,15 @@ def test_a_directory_that_another_supervisor_uses_is_left_alone(tmp_path):
         lock.release()
     assert result.returncode == 3
     assert result.stderr.splitlines()[-1].startswith("tiledwriter-supervisor: another tiledwriter-supervisor uses")
+
+
+def test_the_home_directory_may_be_written_with_a_tilde(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "config.yaml"
+    file.write_text("tiled: http://localhost:8000\ncurve: ~/keys\napi_key_file: ~/key\njournal_dir: ~/journals\n")
+    settings = load_settings(file, {})
+    assert (settings.curve, settings.api_key_file, settings.journal_dir) == (
+        tmp_path / "keys",
+        tmp_path / "key",
+        tmp_path / "journals",
+    )

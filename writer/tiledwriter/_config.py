@@ -167,6 +167,11 @@ class Settings(BaseSettings):
             values["log_level"] = values["log_level"].upper()
         return values
 
+    @field_validator("curve", "api_key_file", "journal_dir")
+    @classmethod
+    def _home_is_found(cls, path: Path | None) -> Path | None:
+        return path and path.expanduser()
+
     @field_validator("tiled")
     @classmethod
     def _no_secret_in_the_uri(cls, uri: str | None) -> str | None:
