@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tiledwriter import _consolidators
+from tiledwriter._columns import dtype_kind
 from tiledwriter._consolidators import (
     REGISTRY,
     ArrayConsolidator,
@@ -439,3 +441,39 @@ def test_a_missing_dataset_and_a_broken_range_are_refused() -> None:
 def test_a_consolidator_does_not_take_what_it_does_not_know() -> None:
     with pytest.raises(DocumentError, match="image/png"):
         REGISTRY[HDF5](resource("image/png"), descriptor([4]))
+
+
+def test_a_datum_of_billions_of_files_is_refused_before_they_are_listed() -> None:
+    consolidator = consolidator_for(resource(TIFF, template="%d.tif"), descriptor([4, 5]))
+    with pytest.raises(DocumentError, match="more than 1000000 files"):
+        consolidator.consume(datum(0, 2**32))
+
+
+def test_files_are_limited_also_if_they_come_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_consolidators, "MAX_FILES", 10)
+    consolidator = consolidator_for(resource(TIFF, template="%d.tif"), descriptor([4, 5]))
+    consolidator.consume(datum(0, 10))
+    consolidator.consume(datum(0, 10))  # the same ones
+    with pytest.raises(DocumentError, match="more than 10 files"):
+        consolidator.consume(datum(10, 11))
+
+
+def test_billions_of_chunks_are_refused_before_they_are_listed() -> None:
+    source = resource(HDF5, dataset="d", chunk_shape=[1])
+    consolidator = consolidator_for(source, descriptor([4, 5]))
+    consolidator.consume(datum(0, 2**32))
+    with pytest.raises(DocumentError, match="more than 10000000 chunks"):
+        consolidator.data_source()
+
+
+@pytest.mark.parametrize("template", ["%0999999999d.tif", "{:999999999d}.tif", "%.1000000000d.tif"])
+def test_a_number_of_a_billion_digits_is_not_made(template: str) -> None:
+    with pytest.raises(DocumentError, match="thousand digits"):
+        consolidator_for(resource(TIFF, template=template), descriptor([4, 5]))
+
+
+@pytest.mark.parametrize("dtype", ["<m8[s/0]", "<M8[0s]", [["a", "<m8[s/0]"]], [["a", [["b", "<M8[ 0s]"]]]]])
+def test_a_type_over_which_numpy_divides_by_zero_is_not_given_to_it(dtype: Any) -> None:
+    with pytest.raises(DocumentError, match="not understood"):
+        consolidator_for(resource(HDF5, dataset="d"), descriptor([4, 5], dtype))
+    assert dtype_kind({"dtype_numpy": dtype}) is None

@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiledbroker import (
+    CodecError,
+    Encoder,
     Journal,
     JournalGap,
     JournalInvalid,
@@ -67,6 +69,18 @@ def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run `code` in a process of its own, to its end."""
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+
+
+@contextmanager
+def tampered(path: Path) -> Iterator[sqlite3.Connection]:
+    """A journal in the hands of somebody who knows how to get around its triggers."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as plain:
+        triggers = plain.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for name, _ in triggers:
+            plain.execute(f"DROP TRIGGER {name}")
+        yield plain
+        for _, sql in triggers:
+            plain.execute(sql)
 
 
 @contextmanager
@@ -351,6 +365,85 @@ class TestFilesThatAreNoJournals:
         path.write_bytes(content[: int(len(content) * part)])
         with pytest.raises(JournalInvalid):
             Journal(path, mode)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "name = CAST(x'ff' AS TEXT)",
+            "name = x'61'",
+            "body = 'text'",
+            "body = 5",
+            "crc = 'text'",
+            "received = 'text'",
+        ],
+    )
+    def test_documents_of_another_kind_are_refused_by_name(self, path: Path, change: str) -> None:
+        with Journal(path, "create") as journal:
+            journal.append(0, documents(0, 3))
+        with tampered(path) as plain:
+            plain.execute(f"UPDATE documents SET {change} WHERE idx = 1")
+        with Journal(path, "write") as journal:
+            assert [record.idx for record in journal.read(0, 1)] == [0]
+            with pytest.raises(JournalInvalid):
+                journal.read(0)
+
+    def test_a_body_that_has_changed_is_no_document(self, path: Path) -> None:
+        with Journal(path, "create") as journal:
+            journal.append_one("event", Encoder().encode({"a": 1}))
+        with tampered(path) as plain:
+            plain.execute("UPDATE documents SET body = ?", (Encoder().encode({"a": 2}),))
+        with Journal(path) as journal:
+            (record,) = journal.read(0)
+            with pytest.raises(CodecError, match="document 0 do not match"):
+                record.document()
+
+    def test_a_last_number_that_the_file_has_no_room_for_is_refused(self, path: Path) -> None:
+        with Journal(path, "create") as journal:
+            journal.append(0, documents(0, 3))
+        with tampered(path) as plain:
+            plain.execute("UPDATE documents SET idx = 9223372036854775807 WHERE idx = 2")
+        with pytest.raises(JournalInvalid, match="9223372036854775807"):
+            Journal(path)
+
+    @pytest.mark.parametrize("foreign", ["CREATE VIEW other AS SELECT 1", "CREATE TABLE other(a)", "DROP TABLE state"])
+    def test_other_tables_than_a_journals_are_refused(self, path: Path, foreign: str) -> None:
+        Journal(path, "create").close()
+        with tampered(path) as plain:
+            plain.execute(foreign)
+        with pytest.raises(JournalInvalid, match="tables are not those"):
+            Journal(path)
+
+    @pytest.mark.parametrize(
+        ("sql", "read"),
+        [
+            ("UPDATE state SET value = '{'", lambda journal: journal.get("key")),
+            ("UPDATE state SET value = x'ff'", lambda journal: journal.get("key")),
+            ("UPDATE history SET detail = '{'", Journal.history),
+            ("UPDATE history SET detail = '[]'", Journal.history),
+            ("UPDATE history SET event = x'00'", Journal.history),
+            ("UPDATE progress SET rows = 'many'", Journal.progress),
+            ("UPDATE progress SET intent = x'00'", Journal.progress),
+        ],
+    )
+    def test_state_of_another_kind_is_refused(self, path: Path, sql: str, read: Callable[[Journal], Any]) -> None:
+        with Journal(path, "create") as journal:
+            journal.set("key", 1)
+            journal.note("event")
+            journal.set_progress("node", 1)
+        with Journal(path) as journal:
+            read(journal)
+            with tampered(path) as plain:
+                plain.execute(sql)
+            with pytest.raises(JournalInvalid):
+                read(journal)
+
+    def test_a_header_that_forbids_writing_is_damage(self, path: Path) -> None:
+        Journal(path, "create").close()
+        contents = bytearray(path.read_bytes())
+        contents[18] = 5  # the version that a program needs to write
+        path.write_bytes(contents)
+        with pytest.raises(JournalInvalid, match="header"), Journal(path, "write") as journal:
+            journal.set("key", 1)
 
     def test_a_refused_file_is_not_locked(self, path: Path) -> None:
         path.write_bytes(b"no database at all " * 500)

@@ -551,3 +551,9 @@ def test_batches_of_any_size_give_the_same_rows(rows, batches):
     assert sorted(other_notes) == sorted(notes)
     orders = [of_type(operations, OrderTable)[-1:] for operations in (at_once, in_batches)]
     assert orders[0] == orders[1]
+
+
+def test_no_room_is_made_for_missing_arrays_of_a_size_that_nobody_has_seen():
+    operations = fold({"wave": array_key(2**32)}, [event(1, {}), event(2, {"wave": [1.0, 2.0]})])
+    assert not of_type(operations, WriteArray)
+    assert table(operations)["wave"] == [None, [1.0, 2.0]]

@@ -583,7 +583,8 @@ class Journal:
         text = str(error)
         if any(sign in text for sign in _SIGNS_OF_DAMAGE):
             return JournalInvalid(self.path, f"it is damaged or not a journal ({text}).")
-        if "readonly" in text and os.access(self.path, os.W_OK) and os.access(self.path.parent, os.W_OK):
+        may_write = self._lock is not None and all(os.access(path, os.W_OK) for path in (self.path, self.path.parent))
+        if "readonly" in text and may_write:
             return JournalInvalid(self.path, "it is damaged: its header says that it may not be written.")
         return error
 

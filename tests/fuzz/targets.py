@@ -38,7 +38,7 @@ from . import framing
 MAX_SECONDS: Final = 2.0
 """Processor time that one input of a few kilobytes may take."""
 
-MAX_GROWTH: Final = 256 * 2**20
+MAX_GROWTH: Final = 512 * 2**20
 """Memory that one input of a few kilobytes may take."""
 
 _OPTIONS: Final = WritingOptions()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -13,6 +14,9 @@ from ._columns import dtype_kind, list_type
 from ._dtypes import declared_dtype
 
 Array = numpy.typing.NDArray[Any]
+
+MAX_DECLARED_ITEMS: Final = 2**22
+"""What a descriptor may say of the size of arrays that nobody has seen: room is made for the missing ones, too."""
 
 _KINDS: Final = "biufcmMUS"
 _MIN_CHARACTERS: Final = 32
@@ -57,11 +61,12 @@ def _items(value: Any) -> list[Any]:
 
 
 def declared_shape(data_key: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """The shape of one event's array, None if it is not declared or varies."""
+    """The shape of one event's array, None if it is not declared, varies, or is more than can be believed."""
     sizes = tuple(data_key.get("shape") or ())
     if not sizes or not all(isinstance(size, int | numpy.integer) and size > 0 for size in sizes):
         return None
-    return tuple(int(size) for size in sizes)
+    shape = tuple(int(size) for size in sizes)
+    return shape if math.prod(shape) <= MAX_DECLARED_ITEMS else None
 
 
 def declared_type(data_key: Mapping[str, Any]) -> numpy.dtype[Any] | None:

@@ -125,9 +125,11 @@ class Consolidator:
         """Add files; one that is named again, as when a plan is rewound, is there once: Tiled keeps it once."""
         common = {"is_directory": False, "parameter": self.asset_parameter}
         for uri in uris:
+            if uri in self._assets:
+                continue
             if len(self._assets) >= MAX_FILES:
                 raise self._wrong(f"it has more than {MAX_FILES} files")
-            self._assets.setdefault(uri, {"data_uri": uri, **common, "num": len(self._assets)})
+            self._assets[uri] = {"data_uri": uri, **common, "num": len(self._assets)}
 
     def _add_numbered_files(self, stream_resource: Document, template: str) -> None:
         """Take in a resource whose files are named by its uri and a template."""
