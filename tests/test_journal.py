@@ -386,6 +386,9 @@ class TestFilesThatAreNoJournals:
             assert [record.idx for record in journal.read(0, 1)] == [0]
             with pytest.raises(JournalInvalid):
                 journal.read(0)
+            if change.startswith("name"):
+                with pytest.raises(JournalInvalid):
+                    journal.names()
 
     def test_a_body_that_has_changed_is_no_document(self, path: Path) -> None:
         with Journal(path, "create") as journal:

@@ -356,7 +356,10 @@ class Journal:
         """How many documents there are of each name."""
         with self._access():
             rows = self._connection.execute("SELECT name, count(*) FROM documents GROUP BY name ORDER BY min(idx)")
-            return dict(rows.fetchall())
+            names = dict(rows.fetchall())
+        if not all(type(name) is str for name in names):
+            raise JournalInvalid(self.path, "names of its documents are damaged.")
+        return names
 
     @property
     def stopped(self) -> bool:
