@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy
 import tifffile
 from event_model import compose_run
 
-from tiledbroker import Encoder, Journal, journal_filename
+from tiledbroker import Encoder, Journal, Record, journal_filename
 from tiledwriter._writing import RunWriting, WritingOptions
 from tiledwriter.testing import TiledServer
 
@@ -80,6 +81,13 @@ def journaled(documents: Documents, directory: Path) -> Path:
     with Journal(path, "create", run_uid=uid_of(documents)) as journal:
         add(journal, documents)
     return path
+
+
+def records_of(documents: Documents) -> list[Record]:
+    """The documents as a journal has them."""
+    encoder = Encoder()
+    bodies = [(name, encoder.encode(document)) for name, document in documents]
+    return [Record(i, name, 0.0, zlib.crc32(body), body) for i, (name, body) in enumerate(bodies)]
 
 
 def add(journal: Journal, documents: Documents) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from event_model import compose_run
 from runs import supervisor_without_tiled, wait_for_outcome
+from stored_runs import records_of
 
-from tiledbroker import Encoder, Record, ZMQPublisher
+from tiledbroker import ZMQPublisher
 from tiledwriter._access_tags import AccessTagLimits
 from tiledwriter._config import load_settings
 from tiledwriter._errors import DocumentError
@@ -37,7 +38,7 @@ def test_tags_that_are_the_client_s_to_give_are_kept(
     run = compose_run(metadata={} if tags is None else {"tiled_access_tags": tags}, validate=False)
     uid = str(run.start_doc["uid"])
     fold = Fold(uid, WritingOptions(access_tags=limits), 16, client=client)
-    created, *_ = fold.feed([Record(0, "start", 0.0, 0, Encoder().encode(run.start_doc))])
+    created, *_ = fold.feed(records_of([("start", run.start_doc)]))
     assert fold.error is None
     assert isinstance(created, CreateContainer)
     assert created.access_tags == (None if tags is None else tuple(tags))

@@ -18,9 +18,9 @@ from corpus import CORPUS
 from corpus._documents import RunDocuments, external, key
 from event_model import compose_run
 from runs import metadata, seq_nums, wait_for_outcome
-from stored_runs import NUMBER, Documents, uid_of
+from stored_runs import NUMBER, Documents, records_of, uid_of
 
-from tiledbroker import Encoder, Record, ZMQPublisher, decode
+from tiledbroker import Encoder, ZMQPublisher, decode
 from tiledbroker._routing import RunRouting
 from tiledwriter import RunNormalizer
 from tiledwriter._callback_run import CallbackFold, RunOptions
@@ -47,11 +47,6 @@ PRACTICE = {
     "dots-in-names": ["descriptor documents: at $.data_keys, nothing is known of 'a.b'"],
     "slashes-in-names": ["descriptor documents: at $.data_keys, nothing is known of 'a/b'"],
 }
-
-
-def records_of(documents: Documents) -> list[Record]:
-    encoder = Encoder()
-    return [Record(i, name, 0.0, 0, encoder.encode(document)) for i, (name, document) in enumerate(documents)]
 
 
 def folded(documents: Documents, *, run_uid: str | None = None, options: WritingOptions | None = None) -> Fold:
