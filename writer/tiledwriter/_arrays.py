@@ -160,7 +160,7 @@ class InternalArray:
 def _holds(dtype: numpy.dtype[Any], array: Array) -> bool:
     if (dtype.kind in "US") != (array.dtype.kind in "US"):
         return False
-    with numpy.errstate(invalid="ignore"):
+    with numpy.errstate(invalid="ignore", over="ignore"):
         return dtype == array.dtype or _equal(array.astype(dtype), array)
 
 
