@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from disks import fill
 
@@ -453,3 +454,55 @@ class TestAFullDisk:
         small.close()
         assert [path.name for path in small.directory.iterdir() if path.name.startswith(".")] == []
         shutil.rmtree(small.directory)
+
+
+def test_finished_runs_that_wait_take_one_descriptor_each(tmp_path):
+    spool = Spool(tmp_path)
+    try:
+        before = psutil.Process().num_fds()
+        for number in range(50):
+            uid = f"run-{number}"
+            spool.append("start", {"uid": uid, "time": 1.0})
+            spool.append("stop", {"uid": f"stop-{number}", "run_start": uid, "time": 2.0})
+        spool.sync()
+        assert psutil.Process().num_fds() - before <= 50
+        assert [[record.name for record in run.read(0, 10, 1000)] for run in spool.runs()] == [["start", "stop"]] * 50
+        assert psutil.Process().num_fds() - before <= 50
+    finally:
+        spool.close()
+
+
+def test_a_document_after_the_stop_is_kept_with_its_run(tmp_path):
+    spool = Spool(tmp_path)
+    spool.append("start", {"uid": "r", "time": 1.0})
+    spool.append("descriptor", {"uid": "d", "run_start": "r", "name": "primary", "time": 1.0, "data_keys": {}})
+    spool.append("stop", {"uid": "s", "run_start": "r", "time": 2.0})
+    spool.sync()
+    spool.append("start", {"uid": "other", "time": 3.0})
+    (run, _) = spool.runs()
+    run.append("event", b"late")
+    assert not run.degraded
+    assert [record.name for record in run.read(0, 10, 1000)] == ["start", "descriptor", "stop", "event"]
+    run.remove()
+    spool.close()
+    assert len(list(tmp_path.glob("*.sqlite"))) == 1
+
+
+def test_what_earlier_sessions_left_is_taken_over_some_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("tiledbroker._spool._ADOPTED_AT_ONCE", 3)
+    monkeypatch.setattr("tiledbroker._spool._MAX_ADOPTED", 7)
+    left = Spool(tmp_path)
+    for number in range(10):
+        left.append("start", {"uid": f"run-{number}", "time": 1.0})
+    left.close()
+    spool = Spool(tmp_path)
+    try:
+        assert [len(spool.adopt()) for _ in range(3)] == [3, 3, 3]
+        assert spool.more_to_adopt
+        assert spool.adopt() == []
+        for run in spool.runs()[:5]:
+            spool.remove(run)
+        assert len(spool.adopt()) == 1
+        assert not spool.more_to_adopt
+    finally:
+        spool.close()

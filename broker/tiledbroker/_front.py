@@ -28,6 +28,7 @@ MESSAGES_PER_TURN: Final = 200
 
 _HANDSHAKE_TIMEOUT: Final = 3_000  # ms
 _LINGER: Final = 200  # ms
+_WAITING_ANSWERS: Final = 100  # of one connection, before it counts as gone
 _WAITING_MESSAGES: Final = 16  # of one connection, before its sender has to wait
 _SILENCE: Final = 60.0
 _KEEPALIVE: Final = {  # seconds, but for TCP_MAXRT
@@ -84,6 +85,7 @@ class Publisher:
     address: str
     name: str = ""
     heard: float = 0.0
+    refused: dict[str, str] = field(default_factory=dict, repr=False)  # runs that it is not to send, and why
     _under_way: dict[str, deque[tuple[int, int]]] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
@@ -146,6 +148,7 @@ class Front:
         self.socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_TIMEOUT)
         self.socket.setsockopt(zmq.MAXMSGSIZE, max(limits.max_document, messages.MAX_HEADER_BYTES))
         self.socket.setsockopt(zmq.RCVHWM, _WAITING_MESSAGES)
+        self.socket.setsockopt(zmq.SNDHWM, _WAITING_ANSWERS)
         # Not ZeroMQ's heartbeats: libzmq 4.3.5 aborts when one is due on a connection that went while its input was
         # stopped at the high-water mark (zeromq/libzmq#4364). Publishers send Pings; TCP finds the half-open ones.
         for option, value in _KEEPALIVE.items():
@@ -155,6 +158,8 @@ class Front:
 
     def bind(self, address: str) -> None:
         """Listen at a ZeroMQ URL."""
+        if "[" in address:
+            self.socket.setsockopt(zmq.IPV6, 1)
         self.socket.bind(address)
 
     def _authenticate(self, context: zmq.Context[_Socket]) -> ThreadAuthenticator:
@@ -226,6 +231,7 @@ class Front:
             return None
         publisher = self.publishers.get(identity)
         if publisher is None or publisher.client != client:
+            self.publishers.pop(identity, None)  # it was somebody else's, or the key has another name now
             publisher = Publisher(identity, client, _property(frame, "Peer-Address"))
         return publisher
 
@@ -241,6 +247,10 @@ class Front:
             self.send(publisher.identity, messages.Pong(message.token))
             return False
         if isinstance(message, messages.Documents):
+            if (size := max(message.sizes)) > self._limits.max_document:
+                reason = f"a document of it has {size} bytes; the limit is {self._limits.max_document}"
+                self.refuse("document", publisher, messages.Refused(message.run, message.first, reason))
+                return False
             if publisher.under_way >= self._limits.window:
                 self.refuse("window", publisher, messages.Refused(message.run, message.first, messages.LATER))
                 return False
@@ -252,10 +262,14 @@ class Front:
         return False
 
     def _welcome(self, publisher: Publisher, hello: messages.Hello) -> bool:
+        publisher.refused.clear()  # it looks at all of its runs anew
         if publisher.identity in self.publishers:
             return True
         self._forget_silent()
-        connections = sum(other.party == publisher.party for other in self.publishers.values())
+        connections = self._connections(publisher.party)
+        if connections >= self._limits.max_connections:
+            self._forget_gone(publisher.party)
+            connections = self._connections(publisher.party)
         if connections >= self._limits.max_connections:
             self._refuse("connections", "%s has %d connections already.", publisher, connections)
             reason = f"{connections} publishers of yours are connected, which is the limit"
@@ -266,6 +280,14 @@ class Front:
         log.info("Publisher %s is connected, with %d runs.", publisher, len(hello.runs))
         return True
 
+    def _connections(self, party: str) -> int:
+        return sum(publisher.party == party for publisher in self.publishers.values())
+
+    def _forget_gone(self, party: str) -> None:
+        """Those of a party whose connections have ended: libzmq tells when something is sent to them."""
+        for identity in [identity for identity, publisher in self.publishers.items() if publisher.party == party]:
+            self.send(identity, messages.Pong(0))
+
     def _forget_silent(self) -> None:
         """Each connection has an identity of its own; those of broken ones would pile up."""
         limit = time.monotonic() - _SILENCE
@@ -275,6 +297,8 @@ class Front:
     def refuse(self, topic: str, publisher: Publisher, refusal: messages.Refused) -> None:
         """Refuse what a publisher has sent, and say why."""
         self._refuse(topic, "Run %s of %s is refused: %s.", refusal.run, publisher, refusal.reason)
+        if refusal.reason not in (messages.GAP, messages.LATER):
+            publisher.refused[refusal.run] = refusal.reason
         self.send(publisher.identity, refusal)
 
     def _refuse(self, topic: str, message: str, *args: object) -> None:

@@ -12,7 +12,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -233,6 +233,13 @@ class Journal:
             if self._lock is not None:
                 self._lock.release()
 
+    def rest(self) -> None:
+        """Give the file's descriptors back, but for the lock: the file can only be removed or closed after this."""
+        with self._mutex:
+            with suppress(sqlite3.Error):  # as on a full disk, where the log stays, and is as good
+                self._connection.execute("PRAGMA synchronous = FULL")  # for what closing does to the log
+            self._connection.close()
+
     def remove(self) -> None:
         """Delete a file opened for writing, and close it."""
         if self._lock is None:
@@ -319,6 +326,14 @@ class Journal:
         for (idx, crc), (name, expected, _) in zip(rows.fetchall(), known, strict=True):
             if crc != expected:
                 raise JournalInvalid(self.path, f"document {idx} is another one than this {name!r}; is the uid reused?")
+
+    def has(self, first: int, crcs: Sequence[int]) -> bool:
+        """Whether documents with these checksums are here, from index `first` on."""
+        with self._access():
+            rows = self._connection.execute(
+                "SELECT crc FROM documents WHERE idx >= ? ORDER BY idx LIMIT ?", (first, len(crcs))
+            )
+            return [crc for (crc,) in rows] == list(crcs)
 
     def read(self, start: int, limit: int = 10_000, max_bytes: int = 2**24) -> list[Record]:
         """Documents from index `start`: at most `limit` of them, and at most `max_bytes` but at least one.

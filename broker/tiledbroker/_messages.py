@@ -20,7 +20,7 @@ VERSION: Final = 1
 MAX_HEADER_BYTES: Final = 16 * 2**20
 MAX_BODY_BYTES: Final = 2**30
 MAX_DOCUMENTS: Final = 100_000
-MAX_RUNS: Final = 10_000
+MAX_RUNS: Final = 1_000
 
 NO_HELLO: Final = "hello"
 GAP: Final = "gap"

@@ -85,7 +85,6 @@ class Run:
     heard: float = 0.0  # when documents came last
     audit_at: float | None = None  # Unix time at which a run that is written wants to be looked at again
     client: str = ""  # whose it is; "" as long as nobody has shown a key
-    party: str = ""  # who has it open
     unusable: bool = False  # its journal can be neither read nor written
     unavailable: bool = False  # ... at the moment
     process: BaseProcess | None = None
@@ -136,13 +135,26 @@ class Run:
             run.unavailable = isinstance(error, sqlite3.OperationalError | OSError)
         return run
 
-    def begins_with(self, message: messages.Documents | messages.Abandoned) -> bool:
-        """Whether a message can be of this run, and not of another one that has its uid."""
-        if not isinstance(message, messages.Documents) or message.first > 0:
-            return True
-        if self.start_crc is None:
+    def begin(self, message: messages.Documents | messages.Abandoned) -> None:
+        """Note by what the run is told from others of its uid."""
+        if isinstance(message, messages.Documents) and message.first == 0 and self.start_crc is None:
             self.start_crc = message.crcs[0]
-        return self.start_crc == message.crcs[0]
+
+    def start_over(self) -> None:
+        """Its worker has not taken something: as long as nothing is stored, anything may be its start."""
+        if not self.next:
+            self.start_crc = None
+
+    def may_hold(self, message: messages.Documents | messages.Abandoned) -> bool:
+        """Whether a message can be of this run, and not of another one that has its uid."""
+        if not isinstance(message, messages.Documents):
+            return True
+        if message.first == 0 and self.start_crc not in (None, message.crcs[0]):
+            return False
+        if not (self.ended and message.next <= self.next):
+            return True  # its worker looks closer
+        with Journal(self.journal, run_uid=self.uid) as journal:
+            return journal.has(message.first, message.crcs)
 
     def is_of(self, client: str) -> bool:
         """Whether a client may add to it, and hear of it."""

@@ -13,9 +13,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from ._errors import KeyFileError
+from ._limited import LimitedLog
 
 if TYPE_CHECKING:
     import zmq
@@ -122,8 +123,9 @@ class ServerCurve:
         self._public, self._secret = _secret_pair(directory / (SERVER + SECRET_SUFFIX))
         self._clients = directory / CLIENTS
         self._names: dict[str, str] = {}
-        self._seen: tuple[Any, ...] = ()
+        self._seen: tuple[tuple[Path, int, int], ...] = ()
         self._read_again_at = 0.0
+        self._limited = LimitedLog(log)
         if not self._clients.is_dir():
             raise KeyFileError(self._clients, "there is no such directory. `tiledwriter-supervisor keygen` makes it.")
         self._refresh()
@@ -137,7 +139,9 @@ class ServerCurve:
         """Whether a client is let in, for pyzmq's authenticator, which calls it so."""
         name = self.name_of(key.decode())
         if name is None:
-            log.warning("A client with the unknown key %s is not let in.", key.decode())
+            self._limited.log(
+                logging.WARNING, "unknown", "A client with the unknown key %s is not let in.", key.decode()
+            )
         return name is not None
 
     def apply(self, socket: zmq.Socket[bytes]) -> None:
@@ -152,17 +156,11 @@ class ServerCurve:
         if now < self._read_again_at:
             return
         self._read_again_at = now + _READ_AGAIN
-        try:
-            files = sorted(self._clients.glob(f"*{PUBLIC_SUFFIX}"))
-            seen = tuple((file, status.st_mtime_ns, status.st_ino) for file in files if (status := file.stat()))
-        except OSError as error:
-            log.error("The clients in %s cannot be read (%s); nobody is let in.", self._clients, error)
-            self._names, self._seen = {}, ()
-            return
+        seen = _key_files(self._clients)
         if seen == self._seen:
             return
         names: dict[str, str] = {}
-        for file in files:
+        for file, *_ in seen:
             try:
                 names[_public_key(file).decode()] = file.name.removesuffix(PUBLIC_SUFFIX)
             except (KeyFileError, UnicodeDecodeError) as error:
@@ -170,6 +168,19 @@ class ServerCurve:
         if self._seen or names:
             log.info("%d clients are let in: %s.", len(names), ", ".join(sorted(names.values())) or "none")
         self._names, self._seen = names, seen
+
+
+def _key_files(directory: Path) -> tuple[tuple[Path, int, int], ...]:
+    """The clients' key files, with what changes when they do; editors leave links there, and files vanish."""
+    found = []
+    for file in sorted(directory.glob(f"?*{PUBLIC_SUFFIX}")):
+        try:
+            status = file.stat()
+        except OSError:
+            continue
+        if stat.S_ISREG(status.st_mode):
+            found.append((file, status.st_mtime_ns, status.st_ino))
+    return tuple(found)
 
 
 def make_server_keys(directory: Path) -> Path:

@@ -198,6 +198,7 @@ class Shipper:
         poller.register(monitor.socket, zmq.POLLIN)
         poller.register(self._wake_receiver.fileno(), zmq.POLLIN)
         heard = time.monotonic()
+        self._rejected = ""
         due = dict.fromkeys(("ping", "sync", "adopt"), 0.0)
         self._hello_at = 0.0
         tokens = itertools.count()
@@ -208,6 +209,8 @@ class Shipper:
                     self._spool.sync()
                 if self._is_due(due, "adopt", now, ADOPT_INTERVAL) and not self._stopping:
                     self._spool.adopt()
+                    if self._spool.more_to_adopt:
+                        due["adopt"] = now + IDLE
                 self._take_in_new_runs()
                 # POLLOUT tells when a supervisor has appeared that the Hello can go to.
                 greeted = now < self._hello_at or self._greet(connection)
@@ -251,6 +254,8 @@ class Shipper:
         connection.setsockopt(zmq.RECONNECT_IVL, 100)
         connection.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
         connection.setsockopt(zmq.MAXMSGSIZE, messages.MAX_HEADER_BYTES)
+        if "[" in self._url:
+            connection.setsockopt(zmq.IPV6, 1)
         if self._keys is not None:
             self._keys.apply(connection)
         return connection
@@ -310,10 +315,13 @@ class Shipper:
 
     def _send_batch(self, connection: zmq.Socket[bytes], shipment: Shipment, max_bytes: int) -> int:
         records = shipment.run.read(shipment.sent, BATCH_DOCUMENTS, max_bytes)
-        if not records or self._is_too_large(shipment, records[0]):
+        fitting = list(itertools.takewhile(self._fits, records))
+        if not fitting:
+            if records:
+                self._refuse_for_size(shipment, records[0])
             return 0
         batch = messages.documents(
-            shipment.run.run_uid, shipment.sent, [(record.name, record.crc, record.body) for record in records]
+            shipment.run.run_uid, shipment.sent, [(record.name, record.crc, record.body) for record in fitting]
         )
         if not self._send(connection, batch):
             return 0
@@ -322,13 +330,13 @@ class Shipper:
         shipment.in_flight.append((batch.next, len(batch.body)))
         return max(len(batch.body), 1)
 
-    def _is_too_large(self, shipment: Shipment, record: Record) -> bool:
+    def _fits(self, record: Record) -> bool:
+        return self._welcome is not None and len(record.body) <= self._welcome.max_document
+
+    def _refuse_for_size(self, shipment: Shipment, record: Record) -> None:
         assert self._welcome is not None
-        if len(record.body) <= self._welcome.max_document:
-            return False
         size, limit = len(record.body), self._welcome.max_document
         self._refuse(shipment, f"its document {record.idx} has {size} bytes; the supervisor takes up to {limit}")
-        return True
 
     def _refuse(self, shipment: Shipment, reason: str) -> None:
         shipment.refused = reason
@@ -383,28 +391,30 @@ class Shipper:
         else:
             self._hello_at = time.monotonic() + ASK_INTERVAL if self._awaited else float("inf")
         if connected:  # what was under way before is lost
-            for uid, shipment in self._shipments.items():
-                self._begin(shipment, message.runs.get(uid))
+            for each in self._shipments.values():
+                each.durable, each.refused = 0, ""
+                each.rewind(0)
         for uid, state in message.runs.items():
-            if uid in self._shipments and not self._shipments[uid].refused:
-                self._on_durable(uid, state.next, state.ended)
+            shipment = self._shipments.get(uid)
+            if shipment is not None and self._is_another(shipment, state):
+                self._refuse(shipment, messages.ANOTHER_RUN)
+                continue
+            if shipment is not None and connected:
+                shipment.durable = state.next
+                shipment.rewind(state.next)
+            self._on_durable(uid, state.next, state.ended)
             if state.outcome:
                 self._on_outcome(uid, state.outcome, state.reason)
 
-    def _begin(self, shipment: Shipment, state: messages.RunState | None) -> None:
-        """Ship a run from where the supervisor has it, unless what it has is another run of the same uid."""
-        shipment.durable, shipment.refused = 0, ""
-        if state is not None and state.next and state.start_crc is not None:
-            (start,) = shipment.run.read(0, 1, 1)
-            if start.crc != state.start_crc:
-                self._refuse(shipment, messages.ANOTHER_RUN)
-                return
-            shipment.durable = state.next
-        shipment.rewind(shipment.durable)
+    def _is_another(self, shipment: Shipment, state: messages.RunState) -> bool:
+        """Whether what the supervisor has under the uid of a run is not what is spooled here."""
+        if not state.next or state.start_crc is None:
+            return False
+        return any(start.crc != state.start_crc for start in shipment.run.read(0, 1, 1))
 
     def _on_durable(self, uid: str, index: int, ended: bool) -> None:
         shipment = self._shipments.get(uid)
-        if shipment is None:
+        if shipment is None or shipment.refused:
             return
         shipment.acknowledge(index)
         shipment.ended = ended

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 _RETRY_INTERVAL: Final = 1.0
 _RECOVERY_SLICE: Final = 500
+_MAX_ADOPTED: Final = 300  # runs here, beyond which no others are taken over: each takes a descriptor
+_ADOPTED_AT_ONCE: Final = 50
 _DISK_ERRORS: Final = (sqlite3.Error, OSError, JournalError)
 
 
@@ -39,6 +41,7 @@ class RunLog:
         self._overflow: list[Record] = []
         self._next_try = 0.0
         self._dirty = False
+        self._resting = False
 
     @property
     def length(self) -> int:
@@ -61,6 +64,7 @@ class RunLog:
             self.stopped = name == "stop"
             if not self._overflow:
                 try:
+                    self._wake()
                     if self._journal is None:
                         self._journal = self._create()
                     self._journal.append_one(name, body)
@@ -81,6 +85,7 @@ class RunLog:
             with self._mutex:
                 slice_ = self._overflow[:_RECOVERY_SLICE]
                 try:
+                    self._wake()
                     if self._journal is None:
                         self._journal = self._create()
                     self._journal.append(slice_[0].idx, [(record.name, record.crc, record.body) for record in slice_])
@@ -97,6 +102,9 @@ class RunLog:
             stored = self._stored
             if start >= stored:
                 return take(self._overflow[start - stored :][:limit], max_bytes)
+            if self._resting:
+                with Journal(self._path) as reader:
+                    return reader.read(start, limit, max_bytes)
             if self._reader is None:
                 self._reader = Journal(self._path)
             reader = self._reader
@@ -108,6 +116,23 @@ class RunLog:
         if self._dirty and self._journal is not None:
             self._dirty = False
             self._journal.sync()
+
+    def rest(self) -> None:
+        """Keep no more of a finished run's file open than its lock: there can be hundreds when the network is away."""
+        with self._mutex:
+            if self._journal is None or self._resting or self._overflow or self._dirty:
+                return
+            if self.stopped or self.abandoned:
+                self._close_reader()
+                self._journal.rest()
+                self._resting = True
+
+    def _wake(self) -> None:
+        """A document comes after the stop, which it does not in a run as it should be."""
+        if self._resting and self._journal is not None:
+            self._journal.close()
+            self._journal = Journal(self._path, "write", durability="callback")
+            self._resting = False
 
     def remove(self) -> None:
         """Forget the run: all of it is durable elsewhere."""
@@ -167,6 +192,7 @@ class Spool:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.unrouted = 0
+        self.more_to_adopt = False
         self._mutex = threading.Lock()
         self._routing = RunRouting()
         self._encoder = Encoder()
@@ -206,7 +232,10 @@ class Spool:
         return list(self._runs.values())
 
     def adopt(self) -> list[RunLog]:
-        """Take over the runs that sessions which are gone have left in the directory, oldest first."""
+        """Take over the runs that sessions which are gone have left in the directory, oldest first, some at a time."""
+        self.more_to_adopt = len(self._runs) >= _MAX_ADOPTED
+        if self.more_to_adopt:
+            return []
         adopted = []
         for path in sorted(run_files(self.directory), key=_modified):
             if any(run._path == path for run in self.runs()):
@@ -216,13 +245,17 @@ class Spool:
             except JournalLocked:
                 continue
             except _DISK_ERRORS as error:
-                self._limited.log(logging.ERROR, str(path), "A spool file cannot be shipped: %s", error)
+                self._limited.log(logging.ERROR, "adopt", "A spool file cannot be shipped: %s", error)
                 continue
             if journal.length == 0:
                 journal.remove()
                 continue
             run = self._runs[journal.run_uid] = RunLog(path, journal.run_uid, adopted=journal)
+            run.rest()
             adopted.append(run)
+            if len(adopted) >= _ADOPTED_AT_ONCE:
+                self.more_to_adopt = True
+                break
         return adopted
 
     def abandon(self) -> None:
@@ -241,6 +274,7 @@ class Spool:
         for run in self.runs():
             run.recover()
             run.sync()
+            run.rest()
 
     def close(self) -> None:
         """Close all files, leaving their contents to the next publisher."""

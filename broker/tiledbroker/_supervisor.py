@@ -246,7 +246,7 @@ class Supervisor:
 
     def _welcome(self, publisher: Publisher, hello: messages.Hello) -> None:
         views = {}
-        for uid in [*hello.runs, *hello.awaited]:
+        for uid in dict.fromkeys([*hello.runs, *hello.awaited]):
             # A run that is complete, or has not come yet, is not kept: a publisher may ask for any number.
             run = self._runs.get(uid) or Run.load(self.journal_dir, uid)
             if run.unavailable or not run.is_of(publisher.client):
@@ -259,43 +259,58 @@ class Supervisor:
         crash_point("supervisor: publisher welcomed")
 
     def _relay(self, publisher: Publisher, message: messages.Documents | messages.Abandoned) -> None:
-        run = self._runs.get(message.run) or self._take_on(message.run, publisher)
-        if run is None:
-            self._front.refuse("later", publisher, messages.Refused(message.run, message.first, messages.LATER))
+        if message.run in publisher.refused:
+            reason = publisher.refused[message.run]
+            self._front.refuse("refused", publisher, messages.Refused(message.run, 0, reason))
             return
-        if not run.is_of(publisher.client):
-            reason = "a run of this uid belongs to another client"
-            self._front.refuse("owner", publisher, messages.Refused(run.uid, 0, reason))
+        run = self._runs.get(message.run) or Run.load(self.journal_dir, message.run)
+        topic, refusal = self._refusal(run, publisher, message)
+        if refusal is not None:
+            self._front.refuse(topic, publisher, refusal)
             return
-        if not run.begins_with(message):
-            self._front.refuse("uid", publisher, messages.Refused(run.uid, 0, messages.ANOTHER_RUN))
-            return
-        run.client = run.client or publisher.client
         run.publishers.add(publisher.identity)
-        run.heard = time.monotonic()
-        if run.unusable:
-            self._front.send(publisher.identity, messages.Refused(run.uid, run.next, run.reason))
-        elif run.ended and message.next <= run.next:
+        if run.ended and message.next <= run.next:
             self._front.send(publisher.identity, messages.Durable(run.uid, run.next, run.ended))
-        elif run.ready and run.finish_by is None:
+            return
+        if run.uid not in self._runs:
+            self._keep(run)
+        run.begin(message)
+        run.client = run.client or publisher.client
+        run.heard = time.monotonic()
+        if run.ready and run.finish_by is None:
             self._to_worker(run, message)
             crash_point("supervisor: documents relayed")
         else:
             run.put_off(message)
             self._want_worker(run)
 
-    def _take_on(self, uid: str, publisher: Publisher) -> Run | None:
-        """A run that documents have come for; None if there is no room for it now."""
-        run = Run.load(self.journal_dir, uid)
+    def _refusal(
+        self, run: Run, publisher: Publisher, message: messages.Documents | messages.Abandoned
+    ) -> tuple[str, messages.Refused | None]:
+        """Why a message is not for a run's worker, if it is not: a topic to count it under, and what to say."""
+        if not run.is_of(publisher.client):
+            return "owner", messages.Refused(run.uid, 0, "a run of this uid belongs to another client")
         if run.unavailable:
-            return None
-        party = publisher.party
-        if not run.next and sum(other.party == party and not other.ended for other in self._runs.values()) >= (
-            self._clients.max_open_runs
-        ):
-            return None
-        run.party = party
-        return self._keep(run)
+            return "later", messages.Refused(run.uid, message.first, messages.LATER)
+        if run.unusable:
+            return "journal", messages.Refused(run.uid, run.next, run.reason)
+        try:
+            if not run.may_hold(message):
+                return "uid", messages.Refused(run.uid, 0, messages.ANOTHER_RUN)
+        except (JournalError, sqlite3.Error, OSError) as error:
+            log.error("A journal cannot be looked into: %s", error)
+            return "later", messages.Refused(run.uid, message.first, messages.LATER)
+        if run.uid not in self._runs and not run.next:
+            if message.first > 0 or isinstance(message, messages.Abandoned):
+                return "gap", messages.Refused(run.uid, 0, messages.GAP)
+            if self._open_runs(publisher.party) >= self._clients.max_open_runs:
+                return "later", messages.Refused(run.uid, message.first, messages.LATER)
+        return "", None
+
+    def _open_runs(self, party: str) -> int:
+        """Runs that somebody who is there has open."""
+        there = {identity for identity, other in self._front.publishers.items() if other.party == party}
+        return sum(not (run.ended or run.final) and not there.isdisjoint(run.publishers) for run in self._runs.values())
 
     def _keep(self, run: Run) -> Run:
         self._runs[run.uid] = run
@@ -335,6 +350,7 @@ class Supervisor:
             self._tell_publishers(run, message)
         elif isinstance(message, messages.Refused):
             run.relayed = min(run.relayed, message.index)
+            run.start_over()
             self._tell_publishers(run, message)
         elif isinstance(message, messages.Progress):
             run.advance(written=message.next)

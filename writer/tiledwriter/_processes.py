@@ -28,13 +28,13 @@ class Processes:
     def identity(self, pid: int) -> ProcessIdentity | None:
         try:
             return pid, psutil.Process(pid).create_time()
-        except psutil.Error:
+        except (psutil.Error, OSError):  # such as too many open files
             return None
 
     def memory(self, pid: int) -> int | None:
         try:
             return int(psutil.Process(pid).memory_info().rss)
-        except psutil.Error:
+        except (psutil.Error, OSError):
             return None
 
     def is_alive(self, process: ProcessIdentity) -> bool:
@@ -58,5 +58,5 @@ def _find(identity: ProcessIdentity) -> psutil.Process | None:
         process = psutil.Process(pid)
         same = abs(process.create_time() - created) < _SAME_TIME
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return None
