@@ -20,11 +20,13 @@ from typing import Any
 
 import psutil
 import pytest
+import zmq
 from disks import fill
 from event_model import compose_run
 from runs import supervisor_without_tiled
 
 from tiledbroker import Journal, ZMQPublisher, decode
+from tiledbroker import _messages as messages
 from tiledbroker._front import DEFAULT_WINDOW
 from tiledwriter.testing import SupervisorProcess, journal_of, wait_until
 
@@ -333,6 +335,102 @@ def test_another_run_of_the_same_uid_is_refused_and_harms_neither_the_first_nor_
         successor = publish_to(ingest.address, "two")
         wait_until(lambda: uid in successor.status().refused, 60, "the run is refused again")
         assert successor.status().waiting == len(reused)
+
+
+def test_a_refused_run_stays_in_its_spool_when_the_other_of_its_uid_ends(
+    ingest: SupervisorProcess, publish_to: Callable[..., ZMQPublisher]
+) -> None:
+    first, second = documents(20), documents(20)
+    uid = first[0][1]["uid"]
+    reused = [("start", {**second[0][1], "uid": uid}), ("stop", {**second[-1][1], "run_start": uid})]
+    with ingest:
+        publisher = publish_to(ingest.address, "one")
+        publish(publisher, first[:10])
+        assert publisher.flush(timeout=60)
+        other = publish_to(ingest.address, "two")
+        publish(other, reused)
+        wait_until(lambda: uid in other.status().refused, 60, "the run is refused")
+        publish(publisher, first[10:])
+        assert publisher.flush(timeout=60)
+        following = documents(5)
+        publish(other, following)
+        wait_until(lambda: other.status().waiting == len(reused), 60, "its next run is delivered")
+        assert uid in other.status().refused
+        assert_delivered(ingest, first, following)
+
+
+@pytest.fixture
+def peer() -> Iterator[Callable[[SupervisorProcess], zmq.Socket[bytes]]]:
+    """Connects a bare socket that has said Hello."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+
+    made: list[zmq.Socket[bytes]] = []
+
+    def make(supervisor: SupervisorProcess) -> zmq.Socket[bytes]:
+        made.append(context.socket(zmq.DEALER))
+        made[-1].setsockopt(zmq.RCVTIMEO, 20_000)
+        made[-1].connect(supervisor.address)
+        ask(made[-1], messages.Hello("bare", {}, []))
+        return made[-1]
+
+    yield make
+    for dealer in made:
+        dealer.close(linger=0)
+    context.term()
+
+
+def ask(dealer: zmq.Socket[bytes], message: messages.Message) -> messages.Message:
+    dealer.send_multipart(messages.encode(message))
+    return messages.decode(dealer.recv_multipart())
+
+
+def test_what_is_never_stored_does_not_decide_whose_run_it_is(
+    ingest: SupervisorProcess,
+    publish_to: Callable[..., ZMQPublisher],
+    peer: Callable[[SupervisorProcess], zmq.Socket[bytes]],
+) -> None:
+    emitted = documents(5)
+    uid = emitted[0][1]["uid"]
+    with ingest:
+        refused = ask(peer(ingest), messages.documents(uid, 0, [("start", 1, b"not what its checksum says")]))
+        assert isinstance(refused, messages.Refused)
+        assert "damaged on its way" in refused.reason
+        publisher = publish_to(ingest.address)
+        publish(publisher, emitted)
+        assert publisher.flush(timeout=60)
+        assert_delivered(ingest, emitted)
+
+
+def test_other_documents_are_not_taken_for_those_of_a_run_that_has_ended(
+    ingest: SupervisorProcess,
+    publish_to: Callable[..., ZMQPublisher],
+    peer: Callable[[SupervisorProcess], zmq.Socket[bytes]],
+) -> None:
+    emitted = documents(5)
+    uid = emitted[0][1]["uid"]
+    with ingest:
+        publisher = publish_to(ingest.address)
+        publish(publisher, emitted)
+        assert publisher.flush(timeout=60)
+        dealer = peer(ingest)
+        with journal_of(ingest.journal_dir, uid) as journal:
+            stored = [(record.name, record.crc, record.body) for record in journal.records()]
+        assert ask(dealer, messages.documents(uid, 2, stored[2:4])) == messages.Durable(uid, len(stored), ended=True)
+        answer = ask(dealer, messages.documents(uid, 2, [("event", 12345, b"garbage")]))
+        assert answer == messages.Refused(uid, 0, messages.ANOTHER_RUN)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [messages.documents("new", 7, [("event", 0, b"")]), messages.Abandoned("new", 0), messages.Abandoned("new", -5)],
+    ids=["from the middle", "abandoned", "abandoned before it began"],
+)
+def test_a_run_begins_with_its_first_document(
+    ingest: SupervisorProcess, peer: Callable[[SupervisorProcess], zmq.Socket[bytes]], message: messages.Message
+) -> None:
+    with ingest:
+        assert ask(peer(ingest), message) == messages.Refused("new", 0, "gap")
+        assert not list(ingest.journal_dir.glob("*.sqlite"))
 
 
 # The acquisition host

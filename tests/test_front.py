@@ -179,6 +179,30 @@ def test_a_client_has_so_many_connections_and_no_more(front: Front, dial: Callab
     assert greeted(front, one_more).name == "test"
 
 
+def test_connections_that_have_ended_do_not_count(front: Front, dial: Callable[[], Any]) -> None:
+    for _ in range(LIMITS.max_connections):
+        dealer = dial()
+        greeted(front, dealer)
+        dealer.close(linger=0)
+    another = dial()
+
+    def let_in() -> bool:
+        send(another, messages.Hello("another", {}, []))
+        return hear(front, 0.2) is not None
+
+    wait_until(let_in, 10, "libzmq has noticed that they ended")
+
+
+def test_a_document_beyond_the_limit_is_refused_with_its_run(front: Front, dial: Callable[[], Any]) -> None:
+    front._limits = ClientLimits(max_document=1000)
+    dealer = dial()
+    greeted(front, dealer)
+    send(dealer, messages.documents("r", 0, [("start", 0, b"x"), ("event", 0, bytes(1001))]))
+    refusal = answer(front, dealer)
+    assert isinstance(refusal, messages.Refused)
+    assert "1001 bytes; the limit is 1000" in refusal.reason
+
+
 def test_a_hello_with_too_many_runs_is_no_message(front: Front, dial: Callable[[], Any]) -> None:
     dealer = dial()
     send(dealer, messages.Hello("greedy", {str(n): 0 for n in range(messages.MAX_RUNS + 1)}, []))

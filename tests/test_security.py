@@ -211,6 +211,15 @@ def test_a_key_that_cannot_be_read_lets_nobody_in_and_others_stay(
     assert "broken.key: it is no certificate" in caplog.text
 
 
+def test_what_is_no_key_file_harms_nobody(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tiledbroker._security._READ_AGAIN", 0.0)
+    (keys / "clients" / ".#beamline.key").symlink_to("me@host.1234:1")  # as an editor leaves there
+    os.mkfifo(keys / "clients" / "pipe.key")
+    (keys / "clients" / "directory.key").mkdir()
+    curve = ServerCurve(keys)
+    assert curve.name_of(ClientCurve.of(keys / "beamline").load().public.decode()) == "beamline"
+
+
 def test_without_the_directory_of_clients_nobody_is_let_in(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tiledbroker._security._READ_AGAIN", 0.0)
     curve = ServerCurve(keys)
