@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _RETRY_INTERVAL: Final = 1.0
 _RECOVERY_SLICE: Final = 500
+_REMINDER: Final = 600.0  # seconds between two words on a file that cannot be shipped
 _MAX_ADOPTED: Final = 300  # runs here, beyond which no others are taken over: each takes a descriptor
 _ADOPTED_AT_ONCE: Final = 50
 _DISK_ERRORS: Final = (sqlite3.Error, OSError, JournalError)
@@ -199,6 +200,7 @@ class Spool:
         self._runs: dict[str, RunLog] = {}
         self._unrouted_log: RunLog | None = None
         self._limited = LimitedLog(log)
+        self._left = LimitedLog(log, _REMINDER)
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -245,7 +247,7 @@ class Spool:
             except JournalLocked:
                 continue
             except _DISK_ERRORS as error:
-                self._limited.log(logging.ERROR, "adopt", "A spool file cannot be shipped: %s", error)
+                self._left.log(logging.ERROR, str(path), "A spool file cannot be shipped: %s", error)
                 continue
             if journal.length == 0:
                 journal.remove()

@@ -25,7 +25,7 @@ from typing import IO, Any, ClassVar, Final, Literal, TypeAlias
 import httpx
 import psutil
 
-from tiledbroker import Journal, run_files
+from tiledbroker import Journal, journal_filename
 
 START_TIMEOUT: Final = 120.0
 STOP_TIMEOUT: Final = 20.0
@@ -429,9 +429,7 @@ def journal_of(journal_dir: Path, run_uid: str) -> Journal:
     LookupError
         There is none yet.
     """
-    for path in run_files(journal_dir):
-        journal = Journal(path)
-        if journal.run_uid == run_uid:
-            return journal
-        journal.close()
-    raise LookupError(f"There is no journal of run {run_uid} in {journal_dir}.")
+    path = journal_dir / journal_filename(run_uid)
+    if not path.exists():
+        raise LookupError(f"There is no journal of run {run_uid} in {journal_dir}.")
+    return Journal(path, run_uid=run_uid)
