@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from bluesky import RunEngine
 
+from tiledbroker import ZMQPublisher
 from tiledwriter.testing import SupervisorProcess, TiledServer
 
 
@@ -56,6 +58,31 @@ def supervisor(tmp_path: Path, tiled_server: TiledServer) -> Iterator[Supervisor
     environment = {"TILEDWRITER_QUIET_PERIOD": "1"}
     with SupervisorProcess(tmp_path / "journals", tiled_server, environment=environment) as process:
         yield process
+
+
+@pytest.fixture
+def publisher_to(tmp_path: Path) -> Iterator[Callable[[SupervisorProcess], ZMQPublisher]]:
+    """Makes publishers with spools of their own, which are closed at the end."""
+    made: list[ZMQPublisher] = []
+
+    def make(supervisor: SupervisorProcess) -> ZMQPublisher:
+        spool = tmp_path / f"spool-{len(made)}"
+        made.append(ZMQPublisher(supervisor.address, spool_dir=spool, on_error="raise"))
+        return made[-1]
+
+    yield make
+    for publisher in made:
+        publisher.close(timeout=0)
+
+
+@pytest.fixture
+def engine() -> Iterator[RunEngine]:
+    """A RunEngine whose thread ends with the test."""
+    engine = RunEngine({})
+    yield engine
+    engine.loop.call_soon_threadsafe(engine.loop.stop)
+    engine._th.join()
+    engine.loop.close()
 
 
 @pytest.fixture

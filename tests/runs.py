@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from event_model import compose_run
+
+from tiledbroker import ZMQPublisher
 from tiledwriter.testing import SupervisorProcess, TiledServer, free_port, journal_of, wait_until
 
 
@@ -63,6 +66,44 @@ def supervisor_without_tiled(journal_dir: Path, *options: str, port: int | None 
     """A supervisor that takes documents into journals, and waits for Tiled for ever; not started."""
     nowhere = NoTiled(f"http://127.0.0.1:{free_port()}")
     return SupervisorProcess(journal_dir, nowhere, port=port, options=options)  # type: ignore[arg-type]
+
+
+def documents(events: int = 3, **metadata: Any) -> list[tuple[str, Any]]:
+    """A run with a stream of so many events of one number."""
+    run = compose_run(metadata=metadata)
+    stream = run.compose_descriptor(name="primary", data_keys={"x": {"source": "s", "dtype": "number", "shape": []}})
+    rows = [stream.compose_event(data={"x": float(i)}, timestamps={"x": float(i)}) for i in range(events)]
+    return [
+        ("start", run.start_doc),
+        ("descriptor", stream.descriptor_doc),
+        *(("event", row) for row in rows),
+        ("stop", run.compose_stop()),
+    ]
+
+
+def publish(publisher: ZMQPublisher, emitted: list[tuple[str, Any]]) -> str:
+    """Hand a run's documents to a publisher; returns its uid."""
+    for name, doc in emitted:
+        publisher(name, doc)
+    return str(emitted[0][1]["uid"])
+
+
+def length_of(supervisor: SupervisorProcess, run_uid: str) -> int:
+    """How many documents of a run are in its journal."""
+    try:
+        with journal_of(supervisor.journal_dir, run_uid) as journal:
+            return journal.length
+    except LookupError:
+        return 0
+
+
+def happenings(journal_dir: Path, run_uid: str) -> list[str]:
+    """What has happened to a run, by its journal."""
+    try:
+        with journal_of(journal_dir, run_uid) as journal:
+            return [entry.event for entry in journal.history()]
+    except LookupError:
+        return []
 
 
 def wait_for_outcome(journal_dir: Path, run_uid: str, timeout: float = 120.0) -> str:

@@ -36,15 +36,6 @@ Documents = list[tuple[str, dict[str, Any]]]
 
 
 @pytest.fixture
-def engine() -> Iterator[RunEngine]:
-    engine = RunEngine({})
-    yield engine
-    engine.loop.call_soon_threadsafe(engine.loop.stop)
-    engine._th.join()
-    engine.loop.close()
-
-
-@pytest.fixture
 def tiled(tiled_server: TiledServer) -> Any:
     return tiled_server.client()
 

@@ -23,7 +23,7 @@ import pytest
 import zmq
 from disks import fill
 from event_model import compose_run
-from runs import supervisor_without_tiled
+from runs import length_of, publish, supervisor_without_tiled
 
 from tiledbroker import Journal, ZMQPublisher, decode
 from tiledbroker import _messages as messages
@@ -149,12 +149,6 @@ def documents(events: int = 50, **data: Any) -> list[tuple[str, Any]]:
     ]
 
 
-def publish(publisher: ZMQPublisher, emitted: list[tuple[str, Any]]) -> str:
-    for name, doc in emitted:
-        publisher(name, doc)
-    return str(emitted[0][1]["uid"])
-
-
 def assert_delivered(ingest: SupervisorProcess, *runs: list[tuple[str, Any]]) -> None:
     """Each document is in its journal, once and in order."""
     for emitted in runs:
@@ -229,14 +223,6 @@ def test_answers_that_are_lost_cost_nothing(ingest: SupervisorProcess, publish_t
         cable.come_back()
         assert publisher.flush(timeout=60)
         assert_delivered(ingest, emitted)
-
-
-def length_of(ingest: SupervisorProcess, uid: str) -> int:
-    try:
-        with journal_of(ingest.journal_dir, uid) as journal:
-            return journal.length
-    except LookupError:
-        return 0
 
 
 # Restarts

@@ -28,15 +28,6 @@ pytestmark = [
 
 
 @pytest.fixture
-def engine() -> Iterator[RunEngine]:
-    engine = RunEngine({})
-    yield engine
-    engine.loop.call_soon_threadsafe(engine.loop.stop)
-    engine._th.join()
-    engine.loop.close()
-
-
-@pytest.fixture
 def publisher(supervisor: SupervisorProcess, tmp_path: Path) -> Iterator[ZMQPublisher]:
     publisher = ZMQPublisher(supervisor.address, spool_dir=tmp_path / "spool", on_error="raise")
     yield publisher

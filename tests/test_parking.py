@@ -10,20 +10,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 from event_model import compose_run
 from faulty_proxy import PASS, Fault, FaultyProxy, answer
-from runs import seq_nums, wait_for_outcome
+from runs import happenings, seq_nums, wait_for_outcome
 
 from tiledbroker import Encoder, Journal, ZMQPublisher
 from tiledbroker._lifecycle import State
 from tiledbroker._parking import Parking, catching_up
 from tiledbroker._runs import Run
-from tiledwriter.testing import SupervisorProcess, TiledServer, wait_until
+from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
 
 RUNS = int(os.environ.get("TILEDWRITER_TEST_RUNS", "24"))
 EVENTS = 5
@@ -202,20 +202,12 @@ def outcomes(journal_dir: Path, uids: list[str]) -> dict[str, float]:
     times = {}
     for uid in uids:
         try:
-            with journal_of_plain(journal_dir, uid) as journal:
+            with journal_of(journal_dir, uid) as journal:
                 if journal.get("outcome") == "written":
                     times[uid] = journal.history()[-1].time
         except LookupError:
             continue
     return times
-
-
-def journal_of_plain(journal_dir: Path, uid: str) -> Journal:
-    """As `journal_of`, without looking into all the others."""
-    path = journal_dir / f"{uid}.sqlite"
-    if not path.exists():
-        raise LookupError(uid)
-    return Journal(path)
 
 
 def most_overtaken(order: list[str], times: dict[str, float]) -> int:
@@ -262,39 +254,15 @@ def test_runs_published_while_tiled_is_away_take_few_processes_and_are_complete_
 
 def wait_for_written(supervisor: SupervisorProcess, uid: str) -> str:
     def outcome() -> str:
-        with journal_of_plain(supervisor.journal_dir, uid) as journal:
+        with journal_of(supervisor.journal_dir, uid) as journal:
             return str(journal.get("outcome", ""))
 
     wait_until(outcome, 180 + RUNS, f"run {uid} has an outcome")
     return outcome()
 
 
-@pytest.fixture
-def publisher_to(tmp_path: Path) -> Iterator[Callable[[SupervisorProcess], ZMQPublisher]]:
-    """Makes publishers, which are closed at the end."""
-    made: list[ZMQPublisher] = []
-
-    def make(supervisor: SupervisorProcess) -> ZMQPublisher:
-        spool = tmp_path / f"spool-{len(made)}"
-        made.append(ZMQPublisher(supervisor.address, spool_dir=spool, on_error="raise"))
-        return made[-1]
-
-    yield make
-    for publisher in made:
-        publisher.close(timeout=0)
-
-
-def events_of(supervisor: SupervisorProcess, uid: str) -> list[str]:
-    """The run's history."""
-    try:
-        with journal_of_plain(supervisor.journal_dir, uid) as journal:
-            return [entry.event for entry in journal.history()]
-    except LookupError:
-        return []
-
-
 def wait_until_parked(supervisor: SupervisorProcess, uid: str) -> None:
-    wait_until(lambda: "parked" in events_of(supervisor, uid), 60, f"run {uid} is parked")
+    wait_until(lambda: "parked" in happenings(supervisor.journal_dir, uid), 60, f"run {uid} is parked")
 
 
 def test_a_finished_run_gives_its_worker_up_while_tiled_is_away_and_an_open_one_does_not(
@@ -309,10 +277,10 @@ def test_a_finished_run_gives_its_worker_up_while_tiled_is_away_and_an_open_one_
         wait_until_parked(supervisor, finished_run)
         own_tiled_server.start()
         assert publisher.wait_written(finished_run, timeout=120)
-        wait_until(lambda: "resumed" in events_of(supervisor, "open"), 60, "the open run goes on, too")
+        wait_until(lambda: "resumed" in happenings(supervisor.journal_dir, "open"), 60, "the open run goes on, too")
         publisher("stop", {"uid": "s", "run_start": "open", "time": 2.0, "exit_status": "success"})
         assert publisher.wait_written("open", timeout=60)
-        assert events_of(supervisor, "open").count("worker started") == 1
+        assert happenings(supervisor.journal_dir, "open").count("worker started") == 1
 
 
 def test_a_parked_run_is_known_to_its_publisher_and_to_others(
@@ -332,7 +300,7 @@ def test_a_parked_run_is_known_to_its_publisher_and_to_others(
             assert again.status().waiting == 0
         own_tiled_server.start()
         assert publisher.wait_written(start["uid"], timeout=120)
-    with journal_of_plain(supervisor.journal_dir, start["uid"]) as journal:
+    with journal_of(supervisor.journal_dir, start["uid"]) as journal:
         assert journal.names() == {"start": 1, "stop": 1}
     assert "out of order" not in supervisor.log.read_text()
 
@@ -365,13 +333,13 @@ def test_draining_waits_for_tiled(tmp_path: Path, own_tiled_server: TiledServer)
         uids = [publish_run(publisher) for _ in range(3)]
         assert publisher.flush(timeout=60)
         publisher.close(timeout=0)
-    parked = [events_of(supervisor, uid).count("parked") for uid in uids]
+    parked = [happenings(supervisor.journal_dir, uid).count("parked") for uid in uids]
     command = [sys.executable, "-m", "tiledwriter.cli.supervisor", "--drain", "--tiled", own_tiled_server.uri]
     environment = {**os.environ, "TILED_API_KEY": own_tiled_server.api_key, "TILEDWRITER_PARK_AFTER": "0.5"}
     with subprocess.Popen([*command, "--journal-dir", str(supervisor.journal_dir)], env=environment) as draining:
         try:
             for uid, times in zip(uids, parked, strict=True):
-                wait_until(lambda: events_of(supervisor, uid).count("parked") > times, 60, "it is tried")  # noqa: B023
+                wait_until(lambda: happenings(supervisor.journal_dir, uid).count("parked") > times, 60, "it is tried")  # noqa: B023
             assert draining.poll() is None
             own_tiled_server.start()
             assert draining.wait(120) == 0
@@ -432,6 +400,6 @@ def test_a_run_that_the_server_answers_500_is_not_taken_for_an_outage(
     ):
         uid = publish_run(publisher_to(supervisor))
         assert wait_for_outcome(supervisor.journal_dir, uid) == "failed"
-        history = events_of(supervisor, uid)
+        history = happenings(supervisor.journal_dir, uid)
     assert "parked" not in history
     assert history.count("worker started") == 1

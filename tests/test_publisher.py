@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from event_model import compose_run
+from runs import documents, publish
 
 from tiledbroker import AddressError, Journal, PublisherClosed, ZMQPublisher, run_files
 from tiledwriter.testing import free_port
@@ -26,24 +26,6 @@ def publisher(tmp_path: Path) -> Iterator[ZMQPublisher]:
     publisher = ZMQPublisher(("127.0.0.1", free_port()), spool_dir=tmp_path / "spool")
     yield publisher
     publisher.close(timeout=0)
-
-
-def documents(events: int = 3) -> list[tuple[str, Any]]:
-    run = compose_run()
-    stream = run.compose_descriptor(name="primary", data_keys={"x": {"source": "s", "dtype": "number", "shape": []}})
-    rows = [stream.compose_event(data={"x": i}, timestamps={"x": i}) for i in range(events)]
-    return [
-        ("start", run.start_doc),
-        ("descriptor", stream.descriptor_doc),
-        *(("event", row) for row in rows),
-        ("stop", run.compose_stop()),
-    ]
-
-
-def publish(publisher: ZMQPublisher, emitted: list[tuple[str, Any]]) -> str:
-    for name, doc in emitted:
-        publisher(name, doc)
-    return str(emitted[0][1]["uid"])
 
 
 def test_documents_are_on_disk_when_the_callback_returns(publisher: ZMQPublisher) -> None:

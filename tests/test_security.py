@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 import zmq
 from bluesky.callbacks.zmq import ClientCurve as BlueskyClientCurve
-from event_model import compose_run
-from runs import supervisor_without_tiled
+from runs import documents, length_of, publish, supervisor_without_tiled
 from zmq.auth import create_certificates, load_certificate
 
 from tiledbroker import ClientCurve, KeyFileError, ZMQPublisher
@@ -63,30 +62,6 @@ def publish_with(tmp_path: Path) -> Iterator[Callable[..., ZMQPublisher]]:
     yield make
     for publisher in made:
         publisher.close(timeout=0)
-
-
-def documents(events: int = 3) -> list[tuple[str, dict[str, Any]]]:
-    run = compose_run(validate=False)
-    stream = run.compose_descriptor(
-        name="primary", data_keys={"x": {"source": "test", "dtype": "number", "shape": []}}, validate=False
-    )
-    rows = [stream.compose_event(data={"x": float(i)}, timestamps={"x": 0.0}, validate=False) for i in range(events)]
-    named = [("start", run.start_doc), ("descriptor", stream.descriptor_doc)]
-    return [*named, *(("event", row) for row in rows), ("stop", run.compose_stop(validate=False))]
-
-
-def publish(publisher: ZMQPublisher, emitted: list[tuple[str, dict[str, Any]]]) -> str:
-    for name, doc in emitted:
-        publisher(name, doc)
-    return str(emitted[0][1]["uid"])
-
-
-def lengths(supervisor: SupervisorProcess, uid: str) -> int:
-    try:
-        with journal_of(supervisor.journal_dir, uid) as journal:
-            return journal.length
-    except LookupError:
-        return 0
 
 
 # Keys
@@ -332,11 +307,11 @@ def test_whoever_has_not_the_right_keys_stays_outside_and_is_told_why(
     wait_until(lambda: problem in publisher.status().problem, 30, "the publisher knows why")
     assert not publisher.status().connected
     assert problem in caplog.text
-    assert lengths(supervisor, uid) == 0
+    assert length_of(supervisor, uid) == 0
     assert publisher.status().waiting == len(documents())
     publisher.close(timeout=0)
     honest = publish_with(supervisor, keys / "beamline", "spool")  # nothing was lost by it
-    wait_until(lambda: lengths(supervisor, uid) == len(documents()), 60, "what was spooled is shipped with the key")
+    wait_until(lambda: length_of(supervisor, uid) == len(documents()), 60, "what was spooled is shipped with the key")
     honest.close(timeout=0)
 
 
@@ -377,10 +352,10 @@ def test_a_client_loses_its_access_at_once_and_gets_it_back(
     assert "takes nothing of this publisher" in caplog.text
     publish(publisher, emitted[10:])
     assert not publisher.flush(2)
-    assert lengths(supervisor, uid) == 10
+    assert length_of(supervisor, uid) == 10
     (keys / "beamline.key").rename(allowed)
     assert publisher.flush(60)
-    assert lengths(supervisor, uid) == len(emitted)
+    assert length_of(supervisor, uid) == len(emitted)
     assert publisher.status().problem == ""
 
 
@@ -405,10 +380,10 @@ def test_a_run_belongs_to_the_client_that_began_it(
     publish(other, emitted)
     wait_until(lambda: uid in other.status().refused, 30, "the other is refused")
     assert "belongs to another client" in other.status().refused[uid]
-    assert lengths(supervisor, uid) == 5
+    assert length_of(supervisor, uid) == 5
     publish(mine, emitted[5:])
     assert mine.flush(30)
-    assert lengths(supervisor, uid) == len(emitted)
+    assert length_of(supervisor, uid) == len(emitted)
     supervisor.stop()
     supervisor.start()  # it is the journal that knows
     third = publish_with(supervisor, keys / "other")

@@ -13,9 +13,8 @@ from typing import Any
 import psutil
 import pytest
 from disks import fill
-from event_model import compose_run
 from paths import search_path
-from runs import Acquisition, metadata, seq_nums, wait_for_outcome
+from runs import Acquisition, documents, happenings, metadata, publish, seq_nums, wait_for_outcome
 
 from tiledbroker import Encoder, Journal, ZMQPublisher, journal_filename
 from tiledbroker._lifecycle import State
@@ -49,24 +48,6 @@ def spoil(start):
 """
 
 
-def documents(events: int = 3, **metadata: Any) -> list[tuple[str, Any]]:
-    run = compose_run(metadata=metadata)
-    stream = run.compose_descriptor(name="primary", data_keys={"x": {"source": "s", "dtype": "number", "shape": []}})
-    rows = [stream.compose_event(data={"x": float(i)}, timestamps={"x": float(i)}) for i in range(events)]
-    return [
-        ("start", run.start_doc),
-        ("descriptor", stream.descriptor_doc),
-        *(("event", row) for row in rows),
-        ("stop", run.compose_stop()),
-    ]
-
-
-def publish(publisher: ZMQPublisher, emitted: list[tuple[str, Any]]) -> str:
-    for name, doc in emitted:
-        publisher(name, doc)
-    return str(emitted[0][1]["uid"])
-
-
 @pytest.fixture
 def supervise(tmp_path: Path, tiled_server: TiledServer) -> Iterator[Callable[..., SupervisorProcess]]:
     """Makes a supervisor with settings of its own, and with patches that spoil runs which ask for it; not started."""
@@ -86,29 +67,6 @@ def supervise(tmp_path: Path, tiled_server: TiledServer) -> Iterator[Callable[..
     yield make
     for process in made:
         process.stop()
-
-
-@pytest.fixture
-def publisher_to(tmp_path: Path) -> Iterator[Callable[[SupervisorProcess], ZMQPublisher]]:
-    """Makes publishers, which are closed at the end."""
-    made: list[ZMQPublisher] = []
-
-    def make(supervisor: SupervisorProcess) -> ZMQPublisher:
-        spool = tmp_path / f"spool-{len(made)}"
-        made.append(ZMQPublisher(supervisor.address, spool_dir=spool, on_error="raise"))
-        return made[-1]
-
-    yield make
-    for publisher in made:
-        publisher.close(timeout=0)
-
-
-def history(journal_dir: Path, run_uid: str) -> list[str]:
-    try:
-        with journal_of(journal_dir, run_uid) as journal:
-            return [entry.event for entry in journal.history()]
-    except LookupError:
-        return []
 
 
 def is_gone(process: psutil.Process) -> bool:
@@ -162,7 +120,7 @@ def test_a_worker_that_takes_too_much_memory_is_replaced(
         publisher = publisher_to(supervisor)
         emitted = documents(spoiled="greedy once", marker=str(tmp_path / "marker"))
         uid = publish(publisher, emitted[:3])
-        wait_until(lambda: history(supervisor.journal_dir, uid).count("worker started") == 2, 60, "it is replaced")
+        wait_until(lambda: happenings(supervisor.journal_dir, uid).count("worker started") == 2, 60, "it is replaced")
         publish(publisher, emitted[3:])
         assert publisher.wait_written(uid, timeout=60)
     assert seq_nums(tiled_server, uid) == [1, 2, 3]
@@ -194,7 +152,7 @@ def test_a_worker_that_hangs_is_replaced(
         supervise(worker_silence=2) as supervisor,
         Acquisition(supervisor.address, tmp_path, events=600, delay=0.01) as acquisition,
     ):
-        wait_until(lambda: history(supervisor.journal_dir, acquisition.run_uid), 60, "it is journaled")
+        wait_until(lambda: happenings(supervisor.journal_dir, acquisition.run_uid), 60, "it is journaled")
         (hanging,) = wait_for_workers(supervisor)
         hanging.suspend()
         wait_until(lambda: is_gone(hanging), 30, "it is ended")
@@ -222,7 +180,7 @@ def test_a_supervisor_that_was_stopped_for_a_while_does_not_blame_its_workers(
         wait_until(lambda: time.monotonic() - stopped > 10, 20, "time goes by")
         publish(publisher, emitted[-1:])
         assert publisher.wait_written(uid, timeout=60)
-    assert history(supervisor.journal_dir, uid).count("worker started") == 1
+    assert happenings(supervisor.journal_dir, uid).count("worker started") == 1
 
 
 def test_a_worker_of_a_killed_supervisor_that_hangs_is_ended_by_the_next(
@@ -233,7 +191,7 @@ def test_a_worker_of_a_killed_supervisor_that_hangs_is_ended_by_the_next(
         Acquisition(supervisor.address, tmp_path, events=300, delay=0.01) as acquisition,
     ):
         uid = acquisition.run_uid
-        wait_until(lambda: history(supervisor.journal_dir, uid), 60, "it is journaled")
+        wait_until(lambda: happenings(supervisor.journal_dir, uid), 60, "it is journaled")
         (orphan,) = wait_for_workers(supervisor)
         orphan.suspend()
         supervisor.kill()
@@ -350,14 +308,14 @@ def test_a_written_run_is_looked_at_again_when_its_journal_says_so_and_stays_wri
         journal.set("audit_at", time.time() + 4)
     with supervisor:
         began = time.time()
-        assert history(supervisor.journal_dir, uid).count("worker started") == 1
-        while history(supervisor.journal_dir, uid).count("worker started") == 1:
+        assert happenings(supervisor.journal_dir, uid).count("worker started") == 1
+        while happenings(supervisor.journal_dir, uid).count("worker started") == 1:
             assert publisher.wait_written(uid, timeout=60)
             assert time.time() < began + 60
         with journal_of(supervisor.journal_dir, uid) as journal:
             visits = [entry.time for entry in journal.history() if entry.event == "worker started"]
         assert visits[1] >= began + 2
-        wait_until(lambda: history(supervisor.journal_dir, uid).count("written") == 2, 60, "it is written again")
+        wait_until(lambda: happenings(supervisor.journal_dir, uid).count("written") == 2, 60, "it is written again")
         assert publisher.wait_written(uid, timeout=60)
         wait_until(lambda: not supervisor.workers(), 30, "its worker has ended")
     with journal_of(supervisor.journal_dir, uid) as journal:
@@ -409,10 +367,10 @@ def test_runs_to_be_looked_at_again_wait_until_there_is_little_else_to_do(
         assert publisher.flush(timeout=60)
         assert time.time() < audit_at
         wait_until(lambda: time.time() > audit_at + 2, 20, "the time has come")
-        assert history(supervisor.journal_dir, uid).count("worker started") == 1
+        assert happenings(supervisor.journal_dir, uid).count("worker started") == 1
         publish(publisher, emitted[-1:])
         assert publisher.wait_written(busy, timeout=60)
-        wait_until(lambda: history(supervisor.journal_dir, uid).count("written") == 2, 60, "it is looked at")
+        wait_until(lambda: happenings(supervisor.journal_dir, uid).count("written") == 2, 60, "it is looked at")
 
 
 def journal_to_audit(directory: Path, emitted: list[tuple[str, Any]]) -> str:
@@ -444,10 +402,10 @@ def test_an_audit_that_kills_its_workers_is_given_up_until_the_next_supervisor(
     uid = journal_to_audit(journals, documents())
     for times in (1, 2):
         process = dying_audits()
-        wait_until(lambda: history(journals, uid).count("audit given up") == times, 60, "it is given up")  # noqa: B023
+        wait_until(lambda: happenings(journals, uid).count("audit given up") == times, 60, "it is given up")  # noqa: B023
         seen = time.monotonic()
         wait_until(lambda: time.monotonic() - seen > 2, 10, "nobody tries again")  # noqa: B023
-        assert history(journals, uid).count("worker started") == times * MAX_DEATHS
+        assert happenings(journals, uid).count("worker started") == times * MAX_DEATHS
         process.terminate()
         _, logged = process.communicate(timeout=30)
         assert process.returncode == 0

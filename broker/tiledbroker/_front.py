@@ -298,6 +298,8 @@ class Front:
         """Refuse what a publisher has sent, and say why."""
         self._refuse(topic, "Run %s of %s is refused: %s.", refusal.run, publisher, refusal.reason)
         if refusal.reason not in (messages.GAP, messages.LATER):
+            if len(publisher.refused) >= messages.MAX_RUNS:  # that many are forgotten, and looked at anew
+                publisher.refused.clear()
             publisher.refused[refusal.run] = refusal.reason
         self.send(publisher.identity, refusal)
 

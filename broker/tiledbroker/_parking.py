@@ -57,7 +57,7 @@ class Parking:
         run.tries += 1
 
     def found_back(self) -> None:
-        """Something was written."""
+        """Tiled has answered somebody."""
         if self.away:
             log.info("Tiled is back; %d runs are left to be written.", len(self._runs))
             self.away = False

@@ -254,8 +254,8 @@ class Run:
         )
         self.record("audit given up", {"reason": reason})
 
-    def record(self, event: str, detail: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> bool:
-        """Note in the journal what the supervisor knows; its worker must be gone. False if that cannot be done."""
+    def record(self, event: str, detail: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:
+        """Note in the journal what the supervisor knows; its worker must be gone."""
         try:
             with Journal(self.journal, "write", lock_timeout=2.0) as journal, journal.atomic():
                 for key, value in (state or {}).items():
@@ -263,8 +263,6 @@ class Run:
                 journal.note(event, **detail)
         except (JournalError, sqlite3.Error, OSError) as error:
             log.error("That could not be noted in the journal %s: %s", self.journal, error)
-            return False
-        return True
 
 
 def _identity(worker: Any) -> ProcessIdentity | None:

@@ -239,8 +239,9 @@ class Spool:
         if self.more_to_adopt:
             return []
         adopted = []
+        known = {run._path for run in self.runs()}
         for path in sorted(run_files(self.directory), key=_modified):
-            if any(run._path == path for run in self.runs()):
+            if path in known:
                 continue
             try:
                 journal = Journal(path, "write", durability="callback")

@@ -264,8 +264,8 @@ class Supervisor:
             self._front.refuse("refused", publisher, messages.Refused(message.run, 0, reason))
             return
         run = self._runs.get(message.run) or Run.load(self.journal_dir, message.run)
-        topic, refusal = self._refusal(run, publisher, message)
-        if refusal is not None:
+        if (refused := self._refusal(run, publisher, message)) is not None:
+            topic, refusal = refused
             self._front.refuse(topic, publisher, refusal)
             return
         run.publishers.add(publisher.identity)
@@ -286,7 +286,7 @@ class Supervisor:
 
     def _refusal(
         self, run: Run, publisher: Publisher, message: messages.Documents | messages.Abandoned
-    ) -> tuple[str, messages.Refused | None]:
+    ) -> tuple[str, messages.Refused] | None:
         """Why a message is not for a run's worker, if it is not: a topic to count it under, and what to say."""
         if not run.is_of(publisher.client):
             return "owner", messages.Refused(run.uid, 0, "a run of this uid belongs to another client")
@@ -305,7 +305,7 @@ class Supervisor:
                 return "gap", messages.Refused(run.uid, 0, messages.GAP)
             if self._open_runs(publisher.party) >= self._clients.max_open_runs:
                 return "later", messages.Refused(run.uid, message.first, messages.LATER)
-        return "", None
+        return None
 
     def _open_runs(self, party: str) -> int:
         """Runs that somebody who is there has open."""

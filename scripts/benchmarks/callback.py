@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import tempfile
 import time
@@ -94,8 +95,6 @@ def _publisher(condition: str) -> Iterator[Publisher]:
         time.sleep(3.0)  # nobody says when it is there
         if condition == "ingest stopped":
             assert proxy.pid is not None
-            import os
-
             os.kill(proxy.pid, signal.SIGSTOP)
     publisher = Publisher(f"127.0.0.1:{into}")
     try:
