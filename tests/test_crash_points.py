@@ -125,7 +125,7 @@ def test_what_a_killed_publisher_has_taken_is_shipped_by_its_successor(
                 seed="",
                 at_once=1,
                 events=(EVENTS, EVENTS),
-                pace=0.01,
+                pace=0.1,  # there is time for what is done four times a second
                 limit=1,
                 crash_at=crash_at,
                 crash_after=EVENTS,

@@ -17,6 +17,7 @@ import pytest
 from runs import documents, publish
 
 from tiledbroker import AddressError, Journal, PublisherClosed, ZMQPublisher, run_files
+from tiledbroker._tail import Tail
 from tiledwriter.testing import free_port
 
 
@@ -118,8 +119,8 @@ def test_a_disk_that_fails_costs_no_document(
         def fail(*_: object) -> int:
             raise sqlite3.OperationalError("database or disk is full")
 
-        failing.setattr(Journal, "append_one", fail)
-        failing.setattr(Journal, "append", fail)
+        failing.setattr(Tail, "append", fail)
+        failing.setattr(Journal, "extend", fail)
         publish(publisher, emitted[3:])
         assert publisher.status().degraded
         assert publisher.status().waiting == 7

@@ -23,6 +23,7 @@ from disks import fill
 from tiledbroker import Journal, decode, journal_filename, run_files
 from tiledbroker import _spool as spool_module
 from tiledbroker._spool import RunLog, Spool
+from tiledbroker._tail import Tail
 
 
 @pytest.fixture
@@ -279,14 +280,12 @@ class TestAdoption:
             def __init__(self) -> None:
                 self.threads: list[threading.Thread] = []
 
-            def __eq__(self, other: object) -> bool:
+            def __hash__(self) -> int:
                 if not self.threads:
                     self.threads.append(threading.Thread(target=start, args=(spool, "meanwhile")))
                     self.threads[0].start()
                     self.threads[0].join(0.1)  # it may have to wait for `adopt`
-                return False
-
-            __hash__ = None
+                return 0
 
         other = Spool(directory)
         start(other, "theirs")
@@ -363,8 +362,8 @@ class TestADiskThatFails:
         start(spool, "run")
         event(spool, "run", 0)
         with monkeypatch.context() as failing:
-            failing.setattr(Journal, "append_one", full)
-            failing.setattr(Journal, "append", full)
+            failing.setattr(Tail, "append", full)
+            failing.setattr(Journal, "extend", full)
             for number in range(1, 5):
                 event(spool, "run", number)
             (run,) = spool.runs()

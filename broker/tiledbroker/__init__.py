@@ -16,9 +16,10 @@ from ._errors import (
     RoutingError,
     RunNotWritten,
 )
-from ._journal import HistoryEntry, Journal, NodeProgress, Record, journal_filename, run_files
+from ._journal import HistoryEntry, Journal, NodeProgress, journal_filename, run_files
 from ._places import default_journal_dir, default_spool_dir
 from ._publisher import PublisherStatus, ZMQPublisher
+from ._record import Record
 from ._security import ClientCurve
 
 __all__ = [

@@ -55,27 +55,32 @@ class Encoder:
     arrays of any type but object (object arrays element by element). Tuples and sets arrive as lists; datetimes,
     UUIDs, enums and dataclasses as JSON would carry them, Pydantic models as dicts of their fields. Anything else is
     replaced by its `repr`.
+
+    Attributes
+    ----------
+    replaced
+        Type names of the values replaced by their `repr`, until they are taken by `take_replaced`.
     """
 
     def __init__(self) -> None:
         self._msgpack = msgspec.msgpack.Encoder(enc_hook=self._encode_other)
-        self._replaced: list[str] = []
+        self.replaced: list[str] = []
         self._path: set[int] = set()
 
     def encode(self, document: Mapping[str, Any]) -> bytes:
         """Bytes of one document; see `take_replaced` for what could not be encoded."""
-        kept = len(self._replaced)
+        kept = len(self.replaced)
         try:
             return self._msgpack.encode(document)
         except Exception:  # big integers, lone surrogates, cycles, objects that raise: take it apart
-            del self._replaced[kept:]
+            del self.replaced[kept:]
             self._path.clear()
             return self._msgpack.encode(self._rebuild(document, 0))
 
     def take_replaced(self) -> list[str]:
         """Type names of values replaced by their `repr` since the last call."""
-        replaced, self._replaced = self._replaced, []
-        return replaced
+        taken, self.replaced = self.replaced, []
+        return taken
 
     def _encode_other(self, value: Any) -> Any:
         numpy = sys.modules.get("numpy")  # values of NumPy's types exist only where NumPy is imported
@@ -139,7 +144,7 @@ class Encoder:
         )
 
     def _repr(self, value: Any) -> msgspec.msgpack.Ext:
-        self._replaced.append(type(value).__qualname__)
+        self.replaced.append(type(value).__qualname__)
         try:
             text = repr(value)
         except Exception as error:
@@ -178,7 +183,7 @@ class Encoder:
             self._msgpack.encode(key)
             return str.__str__(key) if isinstance(key, str) else key
         except Exception:
-            self._replaced.append(type(key).__qualname__)
+            self.replaced.append(type(key).__qualname__)
             return repr(key)
 
 

@@ -12,6 +12,7 @@ from typing import Final
 
 POINTS: Final = (
     "publisher: document spooled",
+    "publisher: documents in the file and in its tail",
     "shipper: batch sent",
     "shipper: run durable, spool not removed",
     "supervisor: publisher welcomed",

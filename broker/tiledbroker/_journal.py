@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import sqlite3
@@ -17,9 +18,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from ._codec import decode
-from ._errors import CodecError, JournalGap, JournalInvalid
+from ._errors import JournalGap, JournalInvalid
 from ._lock import FileLock
+from ._record import Record, take
+from ._tail import TAIL_SUFFIX, TailContents, read_tail, tail_of
+
+log = logging.getLogger(__name__)
 
 APPLICATION_ID: Final = 0x54_57_4A_4C  # "TWJL"
 SCHEMA_VERSION: Final = 1
@@ -57,6 +61,16 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
 
+# For readers: the file's documents, followed by those of its tail.
+_WITH_TAIL: Final = """
+DROP VIEW IF EXISTS temp.documents;
+DROP TABLE IF EXISTS temp.tail;
+CREATE TEMP TABLE tail(idx INTEGER PRIMARY KEY, name, received, crc, body);
+CREATE TEMP VIEW documents AS
+SELECT * FROM main.documents
+UNION ALL SELECT * FROM tail WHERE idx > (SELECT coalesce(max(idx), -1) FROM main.documents);
+"""
+
 # In SQLite's messages. "Could not decode" is the sqlite3 module's about text that is no UTF-8.
 _SIGNS_OF_DAMAGE: Final = (
     *("not a database", "malformed", "unsupported file format", "no such table", "no such column"),
@@ -68,44 +82,13 @@ _INTENT_TYPES: Final = (int, type(None))
 _ENTRY_TYPES: Final = (float, str, dict)
 _SMALLEST_ROW: Final = 8  # bytes
 
+_GLANCES: Final = 5  # at a tail that somebody writes
 _LARGE_LOG: Final = 16 * 2**20
 _WRITING: Final = frozenset({"create", "write"})
 
 _PLAIN_UID: Final = re.compile(r"(?!sha256-)[0-9a-z][0-9a-z._-]{0,99}")
 
 Durability = Literal["acknowledge", "callback"]
-
-
-class Record(NamedTuple):
-    """One document of a run as stored: index, name, Unix time of arrival, CRC-32 of the body, encoded body."""
-
-    idx: int
-    name: str
-    received: float
-    crc: int
-    body: bytes
-
-    def checked(self) -> Record:
-        """The record itself.
-
-        Raises
-        ------
-        CodecError
-            The body is not what was stored.
-        """
-        if zlib.crc32(self.body) != self.crc:
-            raise CodecError(f"The {len(self.body)} bytes of document {self.idx} do not match their checksum.")
-        return self
-
-    def document(self) -> dict[str, Any]:
-        """The document.
-
-        Raises
-        ------
-        CodecError
-            The body is not what was stored, or is no document.
-        """
-        return decode(self.checked().body)
 
 
 class NodeProgress(NamedTuple):
@@ -130,18 +113,6 @@ def journal_filename(run_uid: str) -> str:
     return "sha256-" + hashlib.sha256(run_uid.encode("utf-8", "surrogatepass")).hexdigest() + SUFFIX
 
 
-def take(records: Iterable[Record], max_bytes: int) -> list[Record]:
-    """The first of the records: as many as have at most `max_bytes` of bodies, but at least one."""
-    taken: list[Record] = []
-    size = 0
-    for record in records:
-        size += len(record.body)
-        if taken and size > max_bytes:
-            break
-        taken.append(record)
-    return taken
-
-
 def run_files(directory: Path) -> list[Path]:
     """The run files in a spool or journal directory, by name."""
     return sorted(path for path in directory.glob("*" + SUFFIX) if not path.name.startswith(("_", ".")))
@@ -159,7 +130,7 @@ class Journal:
     mode
         "create" makes the file or opens it, "write" opens an existing one, both lock it against other processes;
         "read" opens it beside a writer, and tidies up after a dead one; "inspect" leaves the file as it is, whatever
-        it is.
+        it is. All see the documents in the file's tail, which those that write bring into the file.
     run_uid
         Stored in a new file, checked against an existing one.
     durability
@@ -204,6 +175,7 @@ class Journal:
     def _open(self, mode: str, run_uid: str | None, durability: Durability) -> None:
         if mode == "create" and not self.path.exists():
             _create_file(self.path, durability)
+        tail = self._read_tail()
         with self._access():
             # The callback waits for nobody who has the file locked; what it cannot store it keeps in memory.
             self._connection = self._connect(mode, 10.0 if durability == "acknowledge" else 0.02)
@@ -216,9 +188,55 @@ class Journal:
                 self.run_uid = self._stored_uid(run_uid)
                 self._length = self._count()
                 self._check_length()
+                if mode in _WRITING:
+                    self._take_in(tail)
+                else:
+                    self._show(tail)
             except BaseException:
                 self._connection.close()
                 raise
+
+    def _read_tail(self) -> TailContents:
+        """What is in the tail: read before the file, as documents move from there to here."""
+        try:
+            for _ in range(_GLANCES):
+                tail = read_tail(self.path)
+                if not tail.damage or not self.being_written:
+                    break
+            return tail
+        except OSError as error:
+            raise JournalInvalid(self.path, f"its tail cannot be read ({error}).") from error
+
+    def _take_in(self, tail: TailContents) -> None:
+        """Bring what a session has left in the tail into the file."""
+        path, damage = tail_of(self.path), tail.damage
+        if tail.records:
+            try:
+                self.extend(tail.records)
+            except JournalGap as error:
+                damage = str(error)
+            self.sync()
+        if not damage:
+            path.unlink(missing_ok=True)
+            return
+        aside = path.with_name(f"{path.name}.{time.time_ns()}.damaged")
+        path.rename(aside)
+        log.error("Documents that this run's tail had are missing: %s. The tail is kept as %s.", damage, aside)
+
+    def _show(self, tail: TailContents) -> None:
+        """Have readers find the tail's documents behind the file's, for as long as they are not in there."""
+        following = [record for record in tail.records if record.idx >= self._length]
+        contiguous = not following or following[0].idx == self._length
+        if tail.damage or not contiguous:
+            log.warning("The tail of %s is damaged; not all of its documents are shown.", self.path)
+        if not following or not contiguous:
+            return
+        (query_only,) = self._connection.execute("PRAGMA query_only").fetchone()
+        self._connection.execute("PRAGMA query_only = OFF")
+        self._connection.executescript(_WITH_TAIL)
+        self._connection.executemany("INSERT INTO tail VALUES(?, ?, ?, ?, ?)", following)
+        self._connection.execute(f"PRAGMA query_only = {query_only}")
+        self._length = following[-1].idx + 1
 
     def __enter__(self) -> Journal:
         return self
@@ -246,7 +264,7 @@ class Journal:
             raise JournalInvalid(self.path, "it is open for reading only and cannot be removed.")
         with self._mutex:
             self._connection.close()
-            for suffix in ("", "-wal", "-shm"):
+            for suffix in ("", "-wal", "-shm", TAIL_SUFFIX):
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
             self._lock.release(remove=True)
 
@@ -264,12 +282,14 @@ class Journal:
 
     def refresh(self) -> int:
         """Count again, for a journal that another process appends to."""
+        tail = self._read_tail()
         with self._access():
             self._length = self._count()
+            self._show(tail)
         return self._length
 
     def append_one(self, name: str, body: bytes) -> int:
-        """Append one document as a transaction of its own, and return its index. The fast path of the callback."""
+        """Append one document as a transaction of its own, and return its index."""
         with self._mutex:
             idx = self._length
             row = (idx, name, time.time(), zlib.crc32(body), body)
@@ -309,7 +329,26 @@ class Journal:
             for record in fresh:
                 if zlib.crc32(record.body) != record.crc:
                     raise JournalInvalid(self.path, f"document {record.idx} was damaged on its way here.")
+            return self.extend(fresh)
+
+    def extend(self, records: Sequence[Record]) -> int:
+        """Append documents that have their numbers, as one transaction; those that are here already are skipped.
+
+        Returns
+        -------
+        int
+            The index of the next document.
+
+        Raises
+        ------
+        JournalGap
+            The first of them lies beyond the end.
+        """
+        with self._access():
+            fresh = [record for record in records if record.idx >= self._length]
             if fresh:
+                if fresh[0].idx > self._length:
+                    raise JournalGap(self.path, self._length, fresh[0].idx)
                 with self.atomic():
                     self._connection.executemany("INSERT INTO documents VALUES(?, ?, ?, ?, ?)", fresh)
                 self._length = fresh[-1].idx + 1
@@ -593,7 +632,7 @@ class Journal:
         return str(stored if stored is not None else expected or self.path.stem)
 
     def _count(self) -> int:
-        (last,) = self._connection.execute("SELECT max(idx) FROM documents").fetchone()
+        (last,) = self._connection.execute("SELECT max(idx) FROM main.documents").fetchone()
         return 0 if last is None else int(last) + 1
 
     def _translated(self, error: sqlite3.Error) -> sqlite3.Error | JournalInvalid:

@@ -19,7 +19,8 @@ class RunRouting:
         # What each run's documents may refer to; an inner dict goes away with its run.
         self._owners: dict[str, list[str]] = {}
         self._references: dict[str, list[str]] = {}
-        self._last: tuple[str, Any] | None = None
+        self._last_name = ""
+        self._last_uid: str | None = None
 
     @property
     def open_runs(self) -> list[str]:
@@ -50,10 +51,13 @@ class RunRouting:
 
     def _refuse_repetition(self, name: str, document: Mapping[str, Any]) -> None:
         # A publisher that is subscribed twice gets each document twice in a row.
-        this = (name, document.get("uid", document.get("datum_id")))
-        if isinstance(this[1], str) and this == self._last:
-            raise RoutingError(name, f"{this[1]} came twice in a row; is the publisher subscribed twice?")
-        self._last = this
+        uid = document.get("uid")
+        if uid is None:
+            uid = document.get("datum_id")
+        if isinstance(uid, str) and uid == self._last_uid and name == self._last_name:
+            raise RoutingError(name, f"{uid} came twice in a row; is the publisher subscribed twice?")
+        self._last_name = name
+        self._last_uid = uid if isinstance(uid, str) else None
 
     def _route(self, name: str, document: Mapping[str, Any]) -> list[str]:
         if name == "event" or name == "event_page" or name == "stream_datum":

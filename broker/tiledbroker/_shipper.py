@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
 import socket
 import threading
 import time
@@ -19,9 +20,9 @@ import zmq
 from . import _messages as messages
 from ._crash_points import crash_point
 from ._errors import ProtocolError
-from ._journal import Record
 from ._limited import LimitedLog
 from ._monitor import ConnectionMonitor
+from ._record import Record
 from ._security import Keys
 from ._spool import RunLog, Spool
 
@@ -29,7 +30,8 @@ log = logging.getLogger(__name__)
 
 BATCH_BYTES: Final = 512 * 2**10
 BATCH_DOCUMENTS: Final = 2_000
-GATHER: Final = 0.005  # seconds a first new document waits for company
+GATHER: Final = 0.01  # seconds that documents wait for company after a shipment; the first one after a pause does not
+COMPANY: Final = 500  # documents that wait for no more
 IDLE: Final = 0.5
 HELLO_INTERVAL: Final = 1.0
 ASK_INTERVAL: Final = 5.0  # seconds between questions for the outcome of runs
@@ -60,9 +62,14 @@ class Shipment:
     def delivered(self) -> bool:
         return self.durable >= self.run.length
 
+    @property
+    def waiting(self) -> int:
+        """Documents that are to be sent."""
+        return 0 if self.refused else self.run.length - self.sent
+
     def is_due(self, now: float) -> bool:
         """Whether there is something to be sent."""
-        return not self.refused and self.sent < self.run.length and now >= self.not_before
+        return self.waiting > 0 and now >= self.not_before
 
     def rewind(self, index: int) -> None:
         self.sent = index
@@ -99,6 +106,7 @@ class Shipper:
         self._welcome: messages.Welcome | None = None
         self._rejected = ""  # why the supervisor does not take anything of this publisher
         self._asleep = False
+        self._gather_until = 0.0
         self._hello_at = 0.0  # when to say Hello next; set to 0 by whoever wants the supervisor's view of our runs
         self._stopping = False
         self._ended = False
@@ -205,7 +213,7 @@ class Shipper:
         try:
             while not self._done():
                 now = time.monotonic()
-                if self._is_due(due, "sync", now, SYNC_INTERVAL):
+                if self._is_due(due, "sync", now, SYNC_INTERVAL) or self._spool.pressing:
                     self._spool.sync()
                 if self._is_due(due, "adopt", now, ADOPT_INTERVAL) and not self._stopping:
                     self._spool.adopt()
@@ -262,7 +270,7 @@ class Shipper:
 
     def _send(self, connection: zmq.Socket[bytes], message: messages.Message) -> bool:
         try:
-            connection.send_multipart(messages.encode(message), zmq.NOBLOCK, copy=False)
+            connection.send_multipart(messages.encode(message), zmq.NOBLOCK)
         except zmq.Again:
             return False
         return True
@@ -294,8 +302,10 @@ class Shipper:
     def _ship(self, connection: zmq.Socket[bytes]) -> bool:
         """Send what the window allows; True if there is more to send right now."""
         assert self._welcome is not None
-        room = self._welcome.window - sum(shipment.bytes_in_flight for shipment in self._shipments.values())
         now = time.monotonic()
+        if now < self._gather_until and sum(shipment.waiting for shipment in self._shipments.values()) < COMPANY:
+            return False
+        room = self._welcome.window - sum(shipment.bytes_in_flight for shipment in self._shipments.values())
         more = False
         for shipment in self._shipments.values():
             if room <= 0:
@@ -310,7 +320,8 @@ class Shipper:
             if size == 0:
                 return False
             room -= size
-            more = more or shipment.sent < shipment.run.length
+            more = more or shipment.waiting > 0
+            self._gather_until = now + GATHER
         return more and room > 0
 
     def _send_batch(self, connection: zmq.Socket[bytes], shipment: Shipment, max_bytes: int) -> int:
@@ -347,14 +358,16 @@ class Shipper:
         """Wait for messages or new documents, and take the messages in. True if there was any."""
         self._asleep = True
         now = time.monotonic()
-        if any(shipment.is_due(now) for shipment in self._shipments.values()):
+        if now < self._gather_until:
+            self._asleep = False  # nobody has to wake us
+            timeout = min(timeout, self._gather_until - now)
+        elif any(shipment.is_due(now) for shipment in self._shipments.values()):
             self._asleep = False  # what came before we set the flag did not wake us
             timeout = min(timeout, 0.05) if self._welcome is not None else timeout
-        events = dict(poller.poll(int(timeout * 1000)))
+        events = dict(poller.poll(math.ceil(timeout * 1000)))
         self._asleep = False
         if self._wake_receiver.fileno() in events:
             self._wake_receiver.recv(4096)
-            time.sleep(GATHER)
         heard = False
         while True:
             try:

@@ -13,156 +13,211 @@ from pathlib import Path
 from typing import Any, Final
 
 from ._codec import Encoder
+from ._crash_points import crash_point
 from ._errors import JournalError, JournalInvalid, JournalLocked, RoutingError
-from ._journal import SUFFIX, Journal, Record, journal_filename, run_files, take
+from ._journal import SUFFIX, Journal, journal_filename, run_files
 from ._limited import LimitedLog
+from ._record import Record, take
 from ._routing import RunRouting
+from ._tail import Tail
 
 log = logging.getLogger(__name__)
 
 _RETRY_INTERVAL: Final = 1.0
-_RECOVERY_SLICE: Final = 500
+_SLICE: Final = 500  # documents
+_FEW: Final = 50  # documents, for which the callback may have to wait
+_FEW_BYTES: Final = 2**20
+_MUCH_MEMORY: Final = 8 * 2**20
 _REMINDER: Final = 600.0  # seconds between two words on a file that cannot be shipped
 _MAX_ADOPTED: Final = 300  # runs here, beyond which no others are taken over: each takes a descriptor
 _ADOPTED_AT_ONCE: Final = 50
+_new: Final = tuple.__new__  # a named tuple's own goes through Python
 _DISK_ERRORS: Final = (sqlite3.Error, OSError, JournalError)
 
 
 class RunLog:
-    """One run's documents: its spool file, followed by what a failing disk would not take."""
+    """One run's documents: those in its spool file, and the newest ones behind them.
 
-    def __init__(self, path: Path, run_uid: str, *, adopted: Journal | None = None) -> None:
+    The newest are in memory, where the shipper reads them, and in the file's tail, which outlives the process. `store`
+    brings them into the file, with more time than the callback has. `mutex` is held by whoever calls `append`.
+    """
+
+    def __init__(self, path: Path, run_uid: str, mutex: threading.RLock, *, adopted: Journal | None = None) -> None:
         self.run_uid = run_uid
         self.stopped = adopted is not None and adopted.stopped
         self.abandoned = adopted is not None and not self.stopped
         self._path = path
-        self._mutex = threading.RLock()
+        self._mutex = mutex
+        self._storing = threading.Lock()
+        self._reading = threading.Lock()
         self._journal = adopted
+        self._stored = 0 if adopted is None else adopted.length
         self._reader: Journal | None = None
-        self._overflow: list[Record] = []
+        self._tail: Tail | None = None
+        self._fresh: list[Record] = []
+        self._fresh_bytes = 0
+        self._unsafe_from: int | None = None  # the first document that is in memory only
         self._next_try = 0.0
-        self._dirty = False
         self._resting = False
+        self._limited = LimitedLog(log)
 
     @property
     def length(self) -> int:
         """Number of documents."""
         with self._mutex:
-            return self._stored + len(self._overflow)
+            return self._stored + len(self._fresh)
 
     @property
     def degraded(self) -> bool:
         """Whether some documents are in memory only."""
-        return bool(self._overflow)
+        return self._unsafe_from is not None
 
     @property
-    def _stored(self) -> int:
-        return 0 if self._journal is None else self._journal.length
+    def pressing(self) -> bool:
+        """Whether memory should be relieved of what is new."""
+        return self._fresh_bytes > _MUCH_MEMORY
+
+    @property
+    def _settled(self) -> bool:
+        """Whether all of it is in the file."""
+        return not self._fresh and self._unsafe_from is None and (self._tail is None or self._tail.empty)
 
     def append(self, name: str, body: bytes) -> None:
-        """Store one document: on disk, or in memory where the disk fails."""
-        with self._mutex:
-            self.stopped = name == "stop"
-            if not self._overflow:
-                try:
-                    self._wake()
-                    if self._journal is None:
-                        self._journal = self._create()
-                    self._journal.append_one(name, body)
-                    self._dirty = True
-                    return
-                except _DISK_ERRORS as error:
-                    self._report(error)
-            self._overflow.append(Record(self.length, name, time.time(), zlib.crc32(body), body))
+        """Keep one document: on disk, or in memory where the disk fails. This is what the RunEngine waits for."""
+        self.stopped = name == "stop"
+        idx = self._stored + len(self._fresh)
+        record = _new(Record, (idx, name, time.time(), zlib.crc32(body), body))
+        if self._unsafe_from is None:
+            try:
+                if self._tail is None:
+                    self._open_file()
+                    self._tail = Tail(self._path)
+                self._tail.append(record)
+            except _DISK_ERRORS as error:
+                self._unsafe_from = idx
+                self._report(error)
+        self._fresh.append(record)
+        self._fresh_bytes += len(body)
 
-    def recover(self) -> None:
-        """Bring what is in memory to the disk, if it takes it again; tried at most once a second.
+    def store(self) -> None:
+        """Bring what is new into the file, durably; after a failure, tried again at most once a second.
 
-        In slices, between which the callback gets its turn.
+        In slices, while the callback goes on.
         """
-        if not self._overflow or time.monotonic() < self._next_try:
+        if self._settled or time.monotonic() < self._next_try:
             return
-        while self._overflow:
-            with self._mutex:
-                slice_ = self._overflow[:_RECOVERY_SLICE]
-                try:
-                    self._wake()
-                    if self._journal is None:
-                        self._journal = self._create()
-                    self._journal.append(slice_[0].idx, [(record.name, record.crc, record.body) for record in slice_])
-                except _DISK_ERRORS:
-                    self._next_try = time.monotonic() + _RETRY_INTERVAL
-                    return
-                del self._overflow[: len(slice_)]
-                self._dirty = True
-        log.warning("The spool file %s takes documents again; nothing was lost.", self._path)
+        with self._storing:
+            try:
+                with self._mutex:
+                    journal = self._open_file()
+                for _ in range(2 + len(self._fresh) // _SLICE):
+                    if self._are_few:
+                        break
+                    self._move(journal, _SLICE)
+                with self._mutex:
+                    if self._are_few:
+                        self._move(journal, _FEW)
+                        crash_point("publisher: documents in the file and in its tail")
+                        self._clear_tail()
+                journal.sync()
+            except _DISK_ERRORS as error:
+                self._next_try = time.monotonic() + _RETRY_INTERVAL
+                self._limited.log(logging.ERROR, "store", "The spool file %s cannot be written: %s", self._path, error)
 
     def read(self, start: int, limit: int, max_bytes: int) -> list[Record]:
         """Documents from index `start`, as `Journal.read` does."""
         with self._mutex:
-            stored = self._stored
-            if start >= stored:
-                return take(self._overflow[start - stored :][:limit], max_bytes)
+            first = start - self._stored
+            if first >= 0:
+                return take(self._fresh[first : first + limit], max_bytes)
+        # Outside the mutex, and on a connection of its own: the callback does not wait for this.
+        with self._reading:
             if self._resting:
                 with Journal(self._path) as reader:
                     return reader.read(start, limit, max_bytes)
             if self._reader is None:
                 self._reader = Journal(self._path)
-            reader = self._reader
-        # Outside the lock, and on a connection of its own: the callback does not wait for this.
-        return reader.read(start, limit, max_bytes)
-
-    def sync(self) -> None:
-        """Make what was appended survive a power cut."""
-        if self._dirty and self._journal is not None:
-            self._dirty = False
-            self._journal.sync()
+            return self._reader.read(start, limit, max_bytes)
 
     def rest(self) -> None:
         """Keep no more of a finished run's file open than its lock: there can be hundreds when the network is away."""
         with self._mutex:
-            if self._journal is None or self._resting or self._overflow or self._dirty:
-                return
-            if self.stopped or self.abandoned:
+            if self._journal is not None and self._settled and not self._resting and (self.stopped or self.abandoned):
                 self._close_reader()
+                self._close_tail()
                 self._journal.rest()
                 self._resting = True
 
-    def _wake(self) -> None:
-        """A document comes after the stop, which it does not in a run as it should be."""
-        if self._resting and self._journal is not None:
-            self._journal.close()
-            self._journal = Journal(self._path, "write", durability="callback")
-            self._resting = False
-
     def remove(self) -> None:
         """Forget the run: all of it is durable elsewhere."""
-        with self._mutex:
+        with self._storing, self._mutex:
             self._close_reader()
+            self._close_tail()
+            self._fresh.clear()
+            self._stored = 0
             if self._journal is not None:
                 self._journal.remove()
                 self._journal = None
-            self._overflow.clear()
 
     def close(self) -> None:
         """Leave the file for the next publisher."""
-        with self._mutex:
-            if self._overflow:
+        self._next_try = 0.0
+        self.store()
+        with self._storing, self._mutex:
+            if self._unsafe_from is not None:
                 log.error(
                     "%d documents of run %s are lost: the spool file %s failed, and this process ends.",
-                    len(self._overflow),
+                    self._stored + len(self._fresh) - max(self._stored, self._unsafe_from),
                     self.run_uid,
                     self._path,
                 )
             self._close_reader()
+            self._close_tail()
             if self._journal is not None:
                 self._journal.close()
                 self._journal = None
 
+    def _open_file(self) -> Journal:
+        if self._journal is None:
+            self._journal = self._create()
+        elif self._resting:  # a document comes after the stop, which it does not in a run as it should be
+            self._journal.close()
+            self._journal = Journal(self._path, "write", durability="callback")
+            self._resting = False
+        return self._journal
+
+    @property
+    def _are_few(self) -> bool:
+        """Whether the callback can wait for what is new to be moved."""
+        return len(self._fresh) <= _FEW and self._fresh_bytes <= _FEW_BYTES
+
+    def _move(self, journal: Journal, limit: int) -> None:
+        """Bring the oldest of the new documents into the file."""
+        moved = self._fresh[:limit]
+        journal.extend(moved)
+        with self._mutex:
+            del self._fresh[: len(moved)]
+            self._fresh_bytes -= sum(len(record.body) for record in moved)
+            self._stored += len(moved)
+
+    def _clear_tail(self) -> None:
+        if self._tail is None:
+            self._tail = Tail(self._path)
+        self._tail.clear()
+        if self._unsafe_from is not None:
+            self._unsafe_from = None
+            log.warning("The spool file %s takes documents again; nothing was lost.", self._path)
+
+    def _close_tail(self) -> None:
+        if self._tail is not None:
+            self._tail.close()
+            self._tail = None
+
     def _close_reader(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
+        with self._reading:
+            if self._reader is not None:
+                self._reader.close()
+                self._reader = None
 
     def _create(self) -> Journal:
         journal = Journal(self._path, "create", run_uid=self.run_uid, durability="callback")
@@ -194,7 +249,7 @@ class Spool:
         self.directory = directory
         self.unrouted = 0
         self.more_to_adopt = False
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
         self._routing = RunRouting()
         self._encoder = Encoder()
         self._runs: dict[str, RunLog] = {}
@@ -210,13 +265,13 @@ class Spool:
         """Store one document with each run it belongs to."""
         with self._mutex:
             body = self._encoder.encode(document)
-            if replaced := self._encoder.take_replaced():
+            if self._encoder.replaced:
                 self._limited.log(
                     logging.WARNING,
                     "repr",
                     "A %s document has values that cannot be stored (%s); their repr is stored instead.",
                     name,
-                    ", ".join(sorted(set(replaced))),
+                    ", ".join(sorted(set(self._encoder.take_replaced()))),
                 )
             try:
                 run_uids = self._routing.route(name, document)
@@ -226,7 +281,7 @@ class Spool:
             for run_uid in run_uids:
                 run = self._runs.get(run_uid)
                 if run is None:
-                    run = self._runs[run_uid] = RunLog(self.directory / journal_filename(run_uid), run_uid)
+                    run = self._runs[run_uid] = RunLog(self.directory / journal_filename(run_uid), run_uid, self._mutex)
                 run.append(name, body)
 
     def runs(self) -> list[RunLog]:
@@ -253,13 +308,18 @@ class Spool:
             if journal.length == 0:
                 journal.remove()
                 continue
-            run = self._runs[journal.run_uid] = RunLog(path, journal.run_uid, adopted=journal)
+            run = self._runs[journal.run_uid] = RunLog(path, journal.run_uid, self._mutex, adopted=journal)
             run.rest()
             adopted.append(run)
             if len(adopted) >= _ADOPTED_AT_ONCE:
                 self.more_to_adopt = True
                 break
         return adopted
+
+    @property
+    def pressing(self) -> bool:
+        """Whether `sync` is to come at once, for the sake of memory."""
+        return any(run.pressing for run in self.runs())
 
     def abandon(self) -> None:
         """No more documents will come: runs that are open stay without a stop."""
@@ -275,9 +335,10 @@ class Spool:
     def sync(self) -> None:
         """Make what was appended survive a power cut, and try a disk that failed again."""
         for run in self.runs():
-            run.recover()
-            run.sync()
+            run.store()
             run.rest()
+        if self._unrouted_log is not None:
+            self._unrouted_log.store()
 
     def close(self) -> None:
         """Close all files, leaving their contents to the next publisher."""
@@ -290,7 +351,7 @@ class Spool:
     def _keep_unrouted(self, name: str, body: bytes, error: RoutingError) -> None:
         if self._unrouted_log is None:
             label = f"_unrouted-{os.getpid()}-{time.time_ns()}"
-            self._unrouted_log = RunLog(self.directory / (label + SUFFIX), label)
+            self._unrouted_log = RunLog(self.directory / (label + SUFFIX), label, self._mutex)
         self._unrouted_log.append(name, body)
         self.unrouted += 1
         self._limited.log(

@@ -16,6 +16,7 @@ import psutil
 from faulty_proxy import CUT_AFTER, CUT_BEFORE, Fault, answer, half_closed, late_answer, zombie
 
 from tiledbroker import Journal
+from tiledbroker._tail import TAIL_SUFFIX
 from tiledwriter.testing import ServerProcess, wait_until
 
 from .referee import Cut
@@ -322,14 +323,14 @@ def _(site: Site, planned: Planned) -> str:
 
 def _truncate(site: Site, seat: Seat, planned: Planned) -> str:
     """Cut the end off a file of a publisher that is dead, and note what has to survive that."""
-    logs = sorted(path for path in seat.spool.glob("*.sqlite-wal") if path.stat().st_size)
+    logs = sorted(path for path in _beside_spooled(seat.spool) if _used(path))
     if not logs:
         return ""
     log = logs[int(planned.victim * 997) % len(logs)]
-    spooled = log.with_name(log.name.removesuffix("-wal"))
+    spooled = log.with_name(log.name.removesuffix("-wal").removesuffix(TAIL_SUFFIX))
     # Rarely the file itself, which is damaged then; mostly the log of what was written last, of which the rest holds.
     target = spooled if planned.lasting < 0.2 else log
-    size = target.stat().st_size
+    size = _used(target)
     with target.open("r+b") as file:
         file.truncate(max(0, size - 1 - int(planned.amount**2 * min(size, 100_000))))
     survivors, run_uid = _survivors(spooled)
@@ -345,10 +346,19 @@ def _truncate(site: Site, seat: Seat, planned: Planned) -> str:
     )
 
 
+def _beside_spooled(spool: Path) -> list[Path]:
+    return [*spool.glob("*.sqlite-wal"), *spool.glob("*.sqlite" + TAIL_SUFFIX)]
+
+
+def _used(path: Path) -> int:
+    """Bytes of a file; of a tail, those before the space that waits for more."""
+    return len(path.read_bytes().rstrip(b"\0")) if path.suffix == TAIL_SUFFIX else path.stat().st_size
+
+
 def _survivors(spooled: Path) -> tuple[int, str]:
     """How many documents can still be read, from a copy of the file, and of which run."""
     with tempfile.TemporaryDirectory() as place:
-        for suffix in ("", "-wal"):
+        for suffix in ("", "-wal", TAIL_SUFFIX):
             if (part := spooled.with_name(spooled.name + suffix)).exists():
                 shutil.copy(part, place)
         try:
