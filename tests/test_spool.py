@@ -41,7 +41,7 @@ def spool(directory: Path) -> Iterator[Spool]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that failed is tried again at once."""
-    monkeypatch.setattr(spool_module, "_RETRY_INTERVAL", 0.0)
+    monkeypatch.setattr(spool_module, "_STORE_INTERVAL", 0.0)
 
 
 def start(spool: Spool, run: str) -> None:

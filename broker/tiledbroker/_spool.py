@@ -23,7 +23,7 @@ from ._tail import Tail
 
 log = logging.getLogger(__name__)
 
-_RETRY_INTERVAL: Final = 1.0
+_STORE_INTERVAL: Final = 1.0
 _SLICE: Final = 500  # documents
 _FEW: Final = 50  # documents, for which the callback may have to wait
 _FEW_BYTES: Final = 2**20
@@ -38,7 +38,7 @@ _DISK_ERRORS: Final = (sqlite3.Error, OSError, JournalError)
 class RunLog:
     """One run's documents: those in its spool file, and the newest ones behind them.
 
-    The newest are in memory, where the shipper reads them, and in the file's tail, which outlives the process. `store`
+    The newest are in memory, where the shipper reads them, and in the file's tail, which outlives the process. `sync`
     brings them into the file, with more time than the callback has. `mutex` is held by whoever calls `append`.
     """
 
@@ -57,7 +57,7 @@ class RunLog:
         self._fresh: list[Record] = []
         self._fresh_bytes = 0
         self._unsafe_from: int | None = None  # the first document that is in memory only
-        self._next_try = 0.0
+        self._next_store = self._next_try = 0.0
         self._resting = False
         self._limited = LimitedLog(log)
 
@@ -75,7 +75,7 @@ class RunLog:
     @property
     def pressing(self) -> bool:
         """Whether memory should be relieved of what is new."""
-        return self._fresh_bytes > _MUCH_MEMORY
+        return self._fresh_bytes > _MUCH_MEMORY and time.monotonic() >= self._next_try
 
     @property
     def _settled(self) -> bool:
@@ -99,30 +99,39 @@ class RunLog:
         self._fresh.append(record)
         self._fresh_bytes += len(body)
 
-    def store(self) -> None:
-        """Bring what is new into the file, durably; after a failure, tried again at most once a second.
+    def sync(self) -> None:
+        """Make what was appended survive a power cut, and bring it into the file once a second.
 
-        In slices, while the callback goes on.
+        What fails is tried again after a second.
         """
-        if self._settled or time.monotonic() < self._next_try:
+        now = time.monotonic()
+        if self._settled or now < self._next_try:
             return
+        try:
+            if self.pressing or now >= self._next_store:
+                self._next_store = now + _STORE_INTERVAL
+                self._store()
+            elif self._tail is not None:
+                self._tail.sync()
+        except _DISK_ERRORS as error:
+            self._next_try = now + _STORE_INTERVAL
+            self._limited.log(logging.ERROR, "store", "The spool file %s cannot be written: %s", self._path, error)
+
+    def _store(self) -> None:
+        """In slices, while the callback goes on."""
         with self._storing:
-            try:
-                with self._mutex:
-                    journal = self._open_file()
-                for _ in range(2 + len(self._fresh) // _SLICE):
-                    if self._are_few:
-                        break
-                    self._move(journal, _SLICE)
-                with self._mutex:
-                    if self._are_few:
-                        self._move(journal, _FEW)
-                        crash_point("publisher: documents in the file and in its tail")
-                        self._clear_tail()
-                journal.sync()
-            except _DISK_ERRORS as error:
-                self._next_try = time.monotonic() + _RETRY_INTERVAL
-                self._limited.log(logging.ERROR, "store", "The spool file %s cannot be written: %s", self._path, error)
+            with self._mutex:
+                journal = self._open_file()
+            for _ in range(2 + len(self._fresh) // _SLICE):
+                if self._are_few:
+                    break
+                self._move(journal, _SLICE)
+            with self._mutex:
+                if self._are_few:
+                    self._move(journal, _FEW)
+                    crash_point("publisher: documents in the file and in its tail")
+                    self._clear_tail()
+            journal.sync()
 
     def read(self, start: int, limit: int, max_bytes: int) -> list[Record]:
         """Documents from index `start`, as `Journal.read` does."""
@@ -161,8 +170,8 @@ class RunLog:
 
     def close(self) -> None:
         """Leave the file for the next publisher."""
-        self._next_try = 0.0
-        self.store()
+        self._next_store = self._next_try = 0.0
+        self.sync()
         with self._storing, self._mutex:
             if self._unsafe_from is not None:
                 log.error(
@@ -335,10 +344,10 @@ class Spool:
     def sync(self) -> None:
         """Make what was appended survive a power cut, and try a disk that failed again."""
         for run in self.runs():
-            run.store()
+            run.sync()
             run.rest()
         if self._unrouted_log is not None:
-            self._unrouted_log.store()
+            self._unrouted_log.sync()
 
     def close(self) -> None:
         """Close all files, leaving their contents to the next publisher."""

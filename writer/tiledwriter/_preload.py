@@ -11,3 +11,4 @@ from . import _document_checks, _worker
 __all__ = ["_worker", "pyarrow", "tiled"]
 
 _document_checks.load_schemas()
+pyarrow.array([0.0])  # the first conversion looks for pandas
