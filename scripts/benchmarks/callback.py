@@ -5,10 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +21,33 @@ from bluesky.callbacks.zmq import Proxy, Publisher
 from bluesky_tiled_plugins import TiledWriter as PeerWriter
 
 from tiledbroker import ZMQPublisher
-from tiledwriter.testing import SupervisorProcess, TiledServer, free_port
+from tiledwriter.testing import SupervisorProcess, TiledServer, free_port, wait_until
 
-from .documents import run_of
+from .documents import run_of, uid_of
 from .rounds import OURS, Figure, Rounds
 
 PUBLISHER = "bluesky's Publisher"
+EACH_EVENT = "TiledWriter, batch_size=1"
+BATCHES = "TiledWriter, batch_size=10000"
+BUFFERED = "BufferingWrapper(TiledWriter)"
+
 CONDITIONS = ("normal", "ingest down", "ingest stopped", "Tiled down")
-PAUSE = 0.001  # seconds between documents
+PACES = {"at 1 kHz": 0.001, "back to back": 0.0}  # seconds between documents
+BUDGETS = {"at 1 kHz, p50": 0.8, "at 1 kHz, p99": 1.5}
+OUTAGE_EVENTS = 20
+
+
+@dataclass
+class Subscriber:
+    """What is subscribed to the RunEngine.
+
+    `settle` is called with a run's uid after it, and waits until nobody works on it any more; `share` is which part of
+    the events it is given, so that slow ones do not take all the time.
+    """
+
+    callback: Callable[..., Any]
+    settle: Callable[[str], Any] = lambda _: None
+    share: float = 1.0
 
 
 def measure(*, rounds: int, quick: bool) -> Iterator[Figure]:
@@ -34,38 +56,63 @@ def measure(*, rounds: int, quick: bool) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as place, TiledServer(Path(place) / "tiled") as server:
         for condition in CONDITIONS:
             with ExitStack() as stack:
-                sides: dict[str, Callable[[Any], None]] = {
-                    OURS: stack.enter_context(_ours(condition, server, Path(place) / condition.replace(" ", "-"))),
+                directory = Path(place) / condition.replace(" ", "-")
+                sides = {
+                    OURS: stack.enter_context(_ours(condition, server, directory)),
                     PUBLISHER: stack.enter_context(_publisher(condition)),
                 }
                 if condition == "normal":
                     sides |= _in_process(server)
-                calls = {name: lambda callback=callback: _calls(callback, events) for name, callback in sides.items()}
+                calls = {name: lambda side=side: _calls(side, events) for name, side in sides.items()}
                 for what, values in Rounds(calls).run(rounds).items():
-                    budget = {"p50": 0.8, "p99": 1.5}.get(what)
-                    peer = PUBLISHER if budget else None
-                    yield Figure(f"callback, {condition}: {what}", "us", values, budget=budget, peer=peer)
+                    budget = BUDGETS.get(what)
+                    yield Figure(f"{condition}, {what}", "us", values, budget, PUBLISHER if budget else None)
+        if not quick:
+            with _ours("normal", server, Path(place) / "outage") as ours:
+                yield _outage({OURS: ours, **_in_process(server)}, server)
 
 
-def _calls(callback: Callable[..., Any], events: int) -> Mapping[str, float]:
-    """Microseconds per call, of one run."""
-    emitted = run_of(events)
-    took = []
-    for name, doc in emitted:
-        began = time.perf_counter()
-        callback(name, doc)
-        took.append(time.perf_counter() - began)
-        time.sleep(PAUSE)
-    of_events = 1e6 * numpy.array(took[2:-1])
-    return {
-        "p50": float(numpy.percentile(of_events, 50)),
-        "p99": float(numpy.percentile(of_events, 99)),
-        "longest": float(of_events.max()),
-    }
+def _calls(side: Subscriber, events: int) -> Mapping[str, float]:
+    """Microseconds per call, of one run at each pace."""
+    figures = {}
+    for pace, pause in PACES.items():
+        emitted = run_of(int(side.share * events))
+        took = []
+        for name, doc in emitted:
+            began = time.perf_counter()
+            side.callback(name, doc)
+            took.append(time.perf_counter() - began)
+            if pause:
+                time.sleep(pause)
+        side.settle(uid_of(emitted))
+        of_events = 1e6 * numpy.array(took[2:-1])
+        figures[f"{pace}, p50"] = float(numpy.percentile(of_events, 50))
+        figures[f"{pace}, p99"] = float(numpy.percentile(of_events, 99))
+        figures[f"{pace}, longest"] = float(of_events.max())
+    return figures
+
+
+def _outage(sides: Mapping[str, Subscriber], server: TiledServer) -> Figure:
+    """How long a run is held up if Tiled goes away in its middle: until all calls have returned, or one has raised."""
+    values = {}
+    for name, side in sides.items():
+        *most, last = run_of(OUTAGE_EVENTS)
+        for document in most[: OUTAGE_EVENTS // 2]:
+            side.callback(*document)
+        server.stop()
+        try:
+            began = time.perf_counter()
+            with suppress(Exception):
+                for document in [*most[OUTAGE_EVENTS // 2 :], last]:
+                    side.callback(*document)
+            values[name] = [time.perf_counter() - began]
+        finally:
+            server.start()
+    return Figure(f"Tiled goes away before the last {OUTAGE_EVENTS // 2} events of a run, all calls", "s", values)
 
 
 @contextmanager
-def _ours(condition: str, server: TiledServer, directory: Path) -> Iterator[ZMQPublisher]:
+def _ours(condition: str, server: TiledServer, directory: Path) -> Iterator[Subscriber]:
     directory.mkdir()
     supervisor = SupervisorProcess(directory / "journals", server)
     if condition == "Tiled down":
@@ -75,8 +122,10 @@ def _ours(condition: str, server: TiledServer, directory: Path) -> Iterator[ZMQP
             supervisor.start()
         publisher = ZMQPublisher(supervisor.address, spool_dir=directory / "spool")
         if condition == "ingest stopped":
+            wait_until(lambda: publisher.status().connected, 60, "the supervisor answers")
             supervisor.send(signal.SIGSTOP)
-        yield publisher
+        settle = {"normal": lambda uid: publisher.wait_written(uid, 60), "Tiled down": lambda _: publisher.flush(60)}
+        yield Subscriber(publisher, settle.get(condition, lambda _: None))
         publisher.close(timeout=0)
     finally:
         if condition == "ingest stopped":
@@ -87,18 +136,18 @@ def _ours(condition: str, server: TiledServer, directory: Path) -> Iterator[ZMQP
 
 
 @contextmanager
-def _publisher(condition: str) -> Iterator[Publisher]:
+def _publisher(condition: str) -> Iterator[Subscriber]:
     into, out = free_port(), free_port()
     proxy = multiprocessing.get_context("spawn").Process(target=_proxy, args=(into, out), daemon=True)
     if condition != "ingest down":
         proxy.start()
-        time.sleep(3.0)  # nobody says when it is there
+        wait_until(lambda: _listens(into), 60, "the proxy listens")
         if condition == "ingest stopped":
             assert proxy.pid is not None
             os.kill(proxy.pid, signal.SIGSTOP)
     publisher = Publisher(f"127.0.0.1:{into}")
     try:
-        yield publisher
+        yield Subscriber(publisher)
     finally:
         publisher.close()
         if proxy.pid is not None:
@@ -110,12 +159,34 @@ def _proxy(into: int, out: int) -> None:
     Proxy(into, out).start()
 
 
-def _in_process(server: TiledServer) -> dict[str, Callable[..., Any]]:
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _in_process(server: TiledServer) -> dict[str, Subscriber]:
     def writer(batch_size: int) -> PeerWriter:
         return PeerWriter(server.client(), batch_size=batch_size)
 
     return {
-        "TiledWriter, batch_size=1": writer(1),
-        "TiledWriter, batch_size=10000": writer(10_000),
-        "BufferingWrapper(TiledWriter)": BufferingWrapper(writer(10_000)),
+        EACH_EVENT: Subscriber(writer(1), share=0.1),
+        BATCHES: Subscriber(writer(10_000)),
+        BUFFERED: _buffered(writer(10_000)),
     }
+
+
+def _buffered(writer: PeerWriter) -> Subscriber:
+    ended = threading.Event()
+
+    def write(name: str, doc: Any) -> None:
+        try:
+            writer(name, doc)
+        finally:
+            if name == "stop":
+                ended.set()
+
+    def settle(_: str) -> None:
+        assert ended.wait(120)
+        ended.clear()
+
+    return Subscriber(BufferingWrapper(write), settle)

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 OURS = "tiledwriter"
+
+Values = Mapping[str, Sequence[float]]
+Side = Callable[[], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Along:
+    """Where a figure lies on a line of figures: what is varied, and how much of it this one has."""
+
+    quantity: str
+    value: float
 
 
 @dataclass
@@ -28,14 +39,38 @@ class Figure:
         Whom the ratio is taken with.
     more_is_better
         Whether the budget is a lower bound.
+    along
+        Set if there are others of the same `what`.
     """
 
     what: str
     unit: str
-    values: Mapping[str, Sequence[float]]
+    values: Values
     budget: float | None = None
     peer: str | None = None
     more_is_better: bool = False
+    along: Along | None = None
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any]) -> Figure:
+        """The figure that `as_json` made this of."""
+        along = given["along"]
+        return cls(
+            what=given["what"],
+            unit=given["unit"],
+            values=given["values"],
+            budget=given["budget"],
+            peer=given["peer"],
+            more_is_better=given["more_is_better"],
+            along=Along(**along) if along else None,
+        )
+
+    @property
+    def title(self) -> str:
+        """What it is, and where on its line."""
+        if self.along is None:
+            return self.what
+        return f"{self.what}, {self.along.value:,.15g} {self.along.quantity}"
 
     def median(self, side: str = OURS) -> float:
         return statistics.median(self.values[side])
@@ -57,26 +92,27 @@ class Figure:
             return None
         return self.measured >= self.budget if self.more_is_better else self.measured <= self.budget
 
+    @property
+    def verdict(self) -> str:
+        """The budget, and whether it is kept; "" if there is none."""
+        if self.budget is None:
+            return ""
+        bound = f"{'at least' if self.more_is_better else 'at most'} {self.budget:,.4g}"
+        of = f" x {self.peer}" if self.peer else f" {self.unit}"
+        return f"{self.measured:,.4g}{of}; budget {bound}: {'kept' if self.kept else 'NOT KEPT'}"
+
     def lines(self) -> Iterator[str]:
-        verdict = {None: "", True: "kept", False: "NOT KEPT"}[self.kept]
-        if self.budget is not None:
-            bound = f"{'at least' if self.more_is_better else 'at most'} {self.budget:g}"
-            of = f" x {self.peer}" if self.peer else f" {self.unit}"
-            verdict = f"{self.measured:.3g}{of}; budget {bound}: {verdict}"
-        yield f"{self.what:<58} {verdict}".rstrip()
+        """For a terminal."""
+        yield f"{self.title:<58} {self.verdict}".rstrip()
         for side in self.values:
             yield f"    {side:<42} {self.median(side):>12,.4g} {self.unit:<14} +-{100 * self.spread(side):.0f} %"
 
     def as_json(self) -> dict[str, Any]:
+        """All of it, with what follows from it."""
         return {
-            "what": self.what,
-            "unit": self.unit,
-            "values": {side: list(values) for side, values in self.values.items()},
+            **asdict(self),
             "medians": {side: self.median(side) for side in self.values},
-            "peer": self.peer,
             "measured": self.measured,
-            "budget": self.budget,
-            "more is better": self.more_is_better,
             "kept": self.kept,
         }
 
@@ -88,13 +124,13 @@ class Rounds:
     A side returns one value per figure. The first round warms up, and does not count.
     """
 
-    sides: Mapping[str, Callable[[], Mapping[str, float]]]
+    sides: Mapping[str, Side]
     values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
-    def run(self, rounds: int) -> dict[str, dict[str, list[float]]]:
+    def run(self, rounds: int, *, warm_up: bool = True) -> dict[str, dict[str, list[float]]]:
         """Values by figure and side."""
         names = list(self.sides)
-        for number in range(rounds + 1):
+        for number in range(0 if warm_up else 1, rounds + 1):
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 for what, value in self.sides[name]().items():
                     if number:
