@@ -1,0 +1,113 @@
+"""How many documents a second can be read in Tiled: from the first callback until the run is there, complete."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bluesky_tiled_plugins import TiledWriter as PeerWriter
+
+from tiledwriter.testing import Storage
+
+from .documents import Emitted, frames_of, run_of, uid_of
+from .rounds import OURS, Figure, Rounds
+from .service import Service, service
+
+BATCH_SIZES = (1, 100, 1_000, 10_000)
+SLOWEST_BATCH = 10  # up to which the peer is given a part of the run only
+PART = 20
+BUDGET = 10.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """A kind of run.
+
+    `make` makes one of so many documents; `read` gives how many of them the run's node in Tiled has.
+    """
+
+    what: str
+    documents: int
+    make: Callable[[int], Emitted]
+    read: Callable[[Any], int]
+
+
+def measure(*, rounds: int, quick: bool) -> Iterator[Figure]:
+    """Events of 5, 50 and 500 keys, and of frames in a file; the peer at the batch size that suits it best."""
+    with tempfile.TemporaryDirectory() as place:
+        loads = _loads(Path(place), 10 if quick else 1)
+        yield from _on("sqlite", Path(place), loads, rounds)
+        if not quick:
+            yield from _on("postgresql", Path(place), loads[:1], rounds)
+
+
+def _loads(place: Path, divisor: int) -> list[Load]:
+    def events(keys: int, documents: int) -> Load:
+        return Load(f"events of {keys} keys", documents, partial(run_of, keys=keys), _rows)
+
+    frames = 20_000 // divisor
+    return [
+        events(5, 40_000 // divisor),
+        events(50, 10_000 // divisor),
+        events(500, 1_000 // divisor),
+        Load("frames in an HDF5 file", frames, partial(_frames, file=place / "frames.h5", most=frames), _frames_there),
+    ]
+
+
+def _rows(run: Any) -> int:
+    return len(run["primary"]["seq_num"].read())
+
+
+def _frames(frames: int, file: Path, most: int) -> Emitted:
+    frames_of(most, file)
+    return frames_of(frames, file)
+
+
+def _frames_there(run: Any) -> int:
+    return int(run["primary"]["camera"].shape[0])
+
+
+def _on(storage: Storage, place: Path, loads: list[Load], rounds: int) -> Iterator[Figure]:
+    directory = place / storage
+    directory.mkdir()
+    with service(directory, storage=storage, readable=[place]) as running:
+        for load in loads:
+            batch_size = max(BATCH_SIZES, key=lambda size, load=load: _peer(running, load, size)["readable"])
+            sides = {
+                OURS: lambda load=load: _ours(running, load),
+                "TiledWriter": lambda load=load, batch_size=batch_size: _peer(running, load, batch_size),
+            }
+            for values in Rounds(sides).run(rounds).values():
+                what = f"{load.what}, {storage}, best batch size {batch_size}"
+                yield Figure(what, "documents/s", values, BUDGET, "TiledWriter", more_is_better=True)
+
+
+def _ours(running: Service, load: Load) -> Mapping[str, float]:
+    emitted = load.make(load.documents)
+    began = time.perf_counter()
+    running.wait_written(running.publish(emitted))
+    seconds = time.perf_counter() - began
+    _check(running, load, emitted, load.documents)
+    return {"readable": len(emitted) / seconds}
+
+
+def _peer(running: Service, load: Load, batch_size: int) -> Mapping[str, float]:
+    documents = load.documents // (PART if batch_size <= SLOWEST_BATCH else 1)
+    emitted = load.make(documents)
+    writer = PeerWriter(running.server.client(), batch_size=batch_size)
+    began = time.perf_counter()
+    for name, doc in emitted:
+        writer(name, doc)
+    seconds = time.perf_counter() - began
+    _check(running, load, emitted, documents)
+    return {"readable": len(emitted) / seconds}
+
+
+def _check(running: Service, load: Load, emitted: Emitted, documents: int) -> None:
+    there = load.read(running.server.client()[uid_of(emitted)])
+    assert there == documents, f"{there} of {documents} are in Tiled."
