@@ -12,9 +12,9 @@ from matplotlib.figure import Figure as Canvas
 from .rounds import Figure
 
 WIDTH = 8.0
-LINES_HEIGHT = 3.5
+LINES_HEIGHT = 3.2
 LINE_MARKERS = "osD^vPX*"
-BAR = 0.17  # inches
+BAR = 0.14  # inches
 WIDE_RANGE = 20.0  # from which on an axis is logarithmic
 
 STYLE = {
@@ -67,11 +67,11 @@ def _bars(axis: Any, figures: Sequence[Figure], sides: Sequence[str]) -> None:
         places.append((first + place - 1) / 2)
         place += 1
     axis.set_yticks(places, [figure.title for figure in figures])
-    axis.invert_yaxis()
+    axis.set_ylim(place - 0.5, -1)  # from top to bottom
     medians = [figure.median(side) for figure in figures for side in figure.values]
     if max(medians) > WIDE_RANGE * min(medians) > 0:
         axis.set_xscale("log")
-    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    _legend(axis)
 
 
 def _lines(axis: Any, figures: Sequence[Figure], sides: Sequence[str]) -> None:
@@ -86,9 +86,14 @@ def _lines(axis: Any, figures: Sequence[Figure], sides: Sequence[str]) -> None:
         label = what if len(sides) == 1 else f"{what}: {side}"
         marker = LINE_MARKERS[sides.index(side) % len(LINE_MARKERS)]
         axis.plot(*zip(*points, strict=True), color=f"C{whats.index(what)}", marker=marker, label=label)
-    axis.set(xscale="log", ylim=(0, None))
+    axis.set_xscale("log")
     medians = [median for points in lines.values() for _, median in points]
     if max(medians) > WIDE_RANGE * min(medians) > 0:
         axis.set_yscale("log")
-        axis.set_ylim(auto=True)
-    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    else:
+        axis.set_ylim(bottom=0)
+    _legend(axis)
+
+
+def _legend(axis: Any) -> None:
+    axis.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)

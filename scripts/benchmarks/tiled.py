@@ -19,8 +19,7 @@ from .rounds import OURS, Figure, Rounds
 from .service import Service, service
 
 BATCH_SIZES = (1, 100, 1_000, 10_000)
-SLOWEST_BATCH = 10  # up to which the peer is given a part of the run only
-PART = 20
+FEW = 100  # documents for a batch size of 1, which takes a request for each
 BUDGET = 10.0
 
 
@@ -97,7 +96,7 @@ def _ours(running: Service, load: Load) -> Mapping[str, float]:
 
 
 def _peer(running: Service, load: Load, batch_size: int) -> Mapping[str, float]:
-    documents = load.documents // (PART if batch_size <= SLOWEST_BATCH else 1)
+    documents = load.documents if batch_size > 1 else min(load.documents, FEW)
     emitted = load.make(documents)
     writer = PeerWriter(running.server.client(), batch_size=batch_size)
     began = time.perf_counter()
