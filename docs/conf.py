@@ -9,7 +9,7 @@ author = "The tiledwriter authors"
 version = release = _version("tiledwriter")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "explanations/performance"]  # the latter's files are included in pages
 source_suffix = {".md": "markdown"}
 myst_heading_anchors = 3
 

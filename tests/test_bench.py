@@ -12,7 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "scripts"))
 
-from benchmarks.rounds import OURS, Figure, Rounds  # noqa: E402
+from benchmarks.documents import run_of  # noqa: E402
+from benchmarks.report import Report  # noqa: E402
+from benchmarks.rounds import OURS, Along, Figure, Rounds  # noqa: E402
 
 
 def test_sides_take_turns_and_the_first_round_does_not_count() -> None:
@@ -25,6 +27,10 @@ def test_sides_take_turns_and_the_first_round_does_not_count() -> None:
     values = Rounds({name: lambda name=name: side(name) for name in (OURS, "peer")}).run(2)
     assert order == [OURS, "peer", "peer", OURS, OURS, "peer"]
     assert values == {"x": {OURS: [4.0, 5.0], "peer": [3.0, 6.0]}}
+
+
+def test_every_round_counts_without_a_warm_up() -> None:
+    assert Rounds({OURS: lambda: {"x": 1.0}}).run(2, warm_up=False) == {"x": {OURS: [1.0, 1.0]}}
 
 
 @pytest.mark.parametrize(
@@ -45,14 +51,80 @@ def test_without_a_peer_it_bounds_ours() -> None:
     assert Figure("x", "us", {OURS: [21.0]}).kept is None
 
 
-def test_a_benchmark_runs_and_writes_its_figures(tmp_path: Path) -> None:
+def a_report() -> Report:
+    report = Report()
+    report.add("start", Figure("first", "ms", {OURS: [90.0, 110.0, 100.0], "peer": [50.0]}, 1.5, "peer"))
+    for runs in (1, 10):
+        report.add("memory", Figure("worker", "MiB", {OURS: [20.0]}, 25.0, along=Along("open runs", runs)))
+    return report
+
+
+def test_a_report_is_the_same_when_loaded(tmp_path: Path) -> None:
+    report = a_report()
+    report.save(tmp_path / "figures.json")
+    assert Report.load(tmp_path / "figures.json") == report
+    assert report.missed == ["start: first"]
+    assert report.verdict() == "3 figures; budgets not kept: 1"
+
+
+def test_a_benchmark_measured_anew_replaces_its_figures_only() -> None:
+    report, newer = a_report(), Report()
+    newer.add("start", Figure("first", "ms", {OURS: [1.0]}))
+    report.replace("start", newer)
+    assert [figure.values for figure in report.figures["start"]] == [{OURS: [1.0]}]
+    assert len(report.figures["memory"]) == 2
+
+
+def test_pages_are_made_of_a_file_of_figures(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    a_report().save(tmp_path / "figures.json")
+    command = [sys.executable, str(ROOT / "scripts/bench.py"), "--report", str(tmp_path / "figures.json")]
+    for pages in ("once", "again"):
+        done = subprocess.run(
+            [*command, "--plots", str(tmp_path / pages)], capture_output=True, check=False, timeout=60
+        )
+        assert done.returncode == 1, done.stderr  # a budget is not kept
+    assert "| first | ms | 100 ± 10 % | 50 ± 0 % |" in (tmp_path / "once/start.md").read_text()
+    assert "| worker, 10 open runs | MiB | 20 ± 0 % |" in (tmp_path / "once/memory.md").read_text()
+    assert "| start | first | 2 x peer | ≤ 1.5 x peer | no |" in (tmp_path / "once/budgets.md").read_text()
+    for plot in ("start.svg", "memory.svg"):
+        assert "worker" in (tmp_path / "once/memory.svg").read_text()
+        assert (tmp_path / "once" / plot).read_bytes() == (tmp_path / "again" / plot).read_bytes()
+
+
+def test_the_pages_of_the_documentation_are_there_for_all_benchmarks() -> None:
+    from bench import BENCHMARKS, PAGES
+
+    page = PAGES.with_suffix(".md").read_text()
+    for name in BENCHMARKS:
+        assert f"```{{include}} performance/{name}.md\n```" in page
+        assert f"](performance/{name}.svg)" in page
+    made = {file.name for file in PAGES.iterdir()}
+    assert made == {"budgets.md", *(f"{name}.{kind}" for name in BENCHMARKS for kind in ("md", "svg"))}
+
+
+def test_jetstream_has_all_that_was_published(tmp_path: Path) -> None:
+    pytest.importorskip("nats")
+    from benchmarks.jetstream import JetStream
+
+    with JetStream(tmp_path / "nats", always=True) as server:
+        assert server.published([run_of(20), run_of(20)]) > 0  # which compares numbers
+
+
+def test_benchmarks_run_and_write_their_figures(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
-    command = [sys.executable, str(ROOT / "scripts" / "bench.py"), "core", "--quick", "--rounds", "1"]
+    command = [sys.executable, str(ROOT / "scripts" / "bench.py"), "core", "growth", "--quick", "--rounds", "1"]
     done = subprocess.run([*command, "--json", str(file)], capture_output=True, text=True, check=False, timeout=170)
     assert done.returncode in (0, 1), done.stderr  # how fast this machine is, is not for a test to say
-    figures = json.loads(file.read_text())
-    assert [figure["what"] for figure in figures if figure["peer"]] == [
-        f"core: events of {keys} keys, normalizer and run writer" for keys in (5, 50, 500)
+    report = Report.load(file)
+    assert [figure.title for figure in report.figures["core"] if figure.peer] == [
+        f"events of {keys} keys, normalizer and run writer" for keys in (5, 50, 500)
     ]
-    assert all(value > 0 for figure in figures for value in figure["medians"].values())
-    assert f"{len(figures)} figures" in done.stdout
+    assert [figure.title for figure in report.figures["growth"]] == [
+        f"{leg}, {documents} documents per run"
+        for leg in ("callback", "durable", "writing", "core")
+        for documents in ("1,000", "10,000")
+    ]
+    assert all(value > 0 for some in report.figures.values() for figure in some for value in figure.values[OURS])
+    assert f"{sum(map(len, report.figures.values()))} figures" in done.stdout
+    assert json.loads(file.read_text())["conditions"]["cores"] > 0
