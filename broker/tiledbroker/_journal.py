@@ -9,7 +9,6 @@ import os
 import re
 import sqlite3
 import tempfile
-import threading
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from ._errors import JournalGap, JournalInvalid
+from ._fair_lock import FairLock
 from ._lock import FileLock
 from ._record import Record, take
 from ._tail import TAIL_SUFFIX, TailContents, read_tail, tail_of
@@ -161,7 +161,7 @@ class Journal:
         lock_timeout: float = 0.0,
     ) -> None:
         self.path = Path(path)
-        self._mutex = threading.RLock()
+        self._mutex = FairLock()
         self._rooted = False  # whether `sync` has made the file itself durable, and its name
         self._lock: FileLock | None = None
         if mode != "create" and not self.path.is_file():

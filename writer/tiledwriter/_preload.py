@@ -1,8 +1,13 @@
 """Imported once, by the process that workers are forked from: so a worker is ready in milliseconds."""
 
+import gc
+
+import encodings.idna  # noqa: F401  what follows would be imported by each worker, at its first request
+import httpcore  # noqa: F401
 import pyarrow.ipc
 import tiled.client
 import tiled.client.container
+import tiled.client.decoders
 import tiled.structures.array
 import tiled.structures.table
 
@@ -10,5 +15,6 @@ from . import _document_checks, _worker
 
 __all__ = ["_worker", "pyarrow", "tiled"]
 
+pyarrow.array([0.0])  # looks for pandas
 _document_checks.load_schemas()
-pyarrow.array([0.0])  # the first conversion looks for pandas
+gc.freeze()  # what workers never collect they share
