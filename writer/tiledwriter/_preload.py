@@ -1,8 +1,8 @@
 """Imported once, by the process that workers are forked from: so a worker is ready in milliseconds."""
 
+import encodings.idna  # noqa: F401  what follows would be imported by each worker, at its first request
 import gc
 
-import encodings.idna  # noqa: F401  what follows would be imported by each worker, at its first request
 import httpcore  # noqa: F401
 import pyarrow.ipc
 import tiled.client

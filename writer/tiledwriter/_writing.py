@@ -6,7 +6,8 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -197,6 +198,23 @@ class Fold:
         return {**resource, "uri": mapped.uri}
 
 
+@dataclass(frozen=True)
+class Folded:
+    """Some more documents of a journal: which operations they amount to, and where the fold is after them."""
+
+    documents: int = 0
+    operations: Sequence[Operation] = ()
+    cursor: int = 0
+    finished: bool = False
+    error: UnwritableDocument | None = None
+    too_narrow: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether further documents can be folded."""
+        return not self.finished and self.error is None
+
+
 class RunWriting:
     """Writes one run until it is complete, has failed, or the process ends.
 
@@ -333,30 +351,47 @@ class RunWriting:
                 self._journal.note("wider columns", columns=[[*where, kind] for where, kind in error.needed.items()])
 
     def _follow(self, fold: Fold, catalog: TiledCatalog) -> str:
+        """Fold and write until the run has ended; the next documents are folded while Tiled takes the last ones."""
         waiting: list[Operation] = []
-        while not self._stopping.is_set():
-            self._news.clear()
-            ended = self._journal.ended
-            behind = fold.finished or fold.error is not None or len(waiting) > MAX_WAITING
-            records = [] if behind else self._journal.read(fold.cursor, BATCH_DOCUMENTS, BATCH_BYTES)
-            operations = fold.feed(records) if records else []
-            if ended and not records and not waiting and not fold.finished and fold.error is None:
-                operations += fold.abandon()
-            if fold.too_narrow:
-                raise ColumnsTooNarrow(fold.too_narrow)
-            waiting = catalog.apply([*waiting, *operations])
-            if waiting:
-                self._stopping.wait(_SETTLING_POLL)
-                continue
-            if fold.error is not None:
-                raise fold.error
-            if fold.cursor != self._told:
-                self._told = fold.cursor
-                self._on_progress(fold.cursor)
-            if fold.finished:
-                return WRITTEN if self._journal.stopped else INTERRUPTED
-            if not records:
-                if self._drain:
-                    return ""
-                self._news.wait(_IDLE)
+        folded = Folded()
+        ahead: Future[Folded] | None = None
+        with ThreadPoolExecutor(1, "tiledwriter-folding") as folding:
+            while not self._stopping.is_set():
+                self._news.clear()
+                operations: Sequence[Operation] = ()
+                if len(waiting) <= MAX_WAITING:
+                    folded = self._fold_more(fold) if ahead is None else ahead.result()
+                    more = folded.goes_on and self._journal.length > folded.cursor
+                    ahead = folding.submit(self._fold_more, fold) if more else None
+                    operations = folded.operations
+                if folded.too_narrow:
+                    raise ColumnsTooNarrow(folded.too_narrow)
+                waiting = catalog.apply([*waiting, *operations])
+                if waiting:
+                    self._stopping.wait(_SETTLING_POLL)
+                    continue
+                if folded.error is not None:
+                    raise folded.error
+                if folded.cursor != self._told:
+                    self._told = folded.cursor
+                    self._on_progress(folded.cursor)
+                if folded.finished:
+                    return WRITTEN if self._journal.stopped else INTERRUPTED
+                if not folded.documents and ahead is None:
+                    if self._drain:
+                        return ""
+                    self._news.wait(_IDLE)
         raise Stopped("Told to stop.")
+
+    def _fold_more(self, fold: Fold) -> Folded:
+        """The next documents of the journal, folded."""
+        ended = self._journal.ended
+        records: list[Record] = []
+        operations: list[Operation] = []
+        if not fold.finished and fold.error is None:
+            records = self._journal.read(fold.cursor, BATCH_DOCUMENTS, BATCH_BYTES)
+            if records:
+                operations = fold.feed(records)
+            elif ended:
+                operations = fold.abandon()
+        return Folded(len(records), operations, fold.cursor, fold.finished, fold.error, fold.too_narrow)
