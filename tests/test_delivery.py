@@ -23,6 +23,7 @@ import pytest
 import zmq
 from disks import fill
 from event_model import compose_run
+from peers import ask, dial
 from runs import length_of, publish, supervisor_without_tiled
 
 from tiledbroker import Journal, ZMQPublisher, decode
@@ -204,6 +205,38 @@ def test_a_connection_that_is_half_open_is_noticed_and_made_anew(
         assert_delivered(ingest, emitted)
 
 
+def test_each_connection_has_an_identity_that_nobody_can_know(publish_to: Callable[..., ZMQPublisher]) -> None:
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.setsockopt(zmq.LINGER, 0)
+        router.setsockopt(zmq.RCVTIMEO, 30_000)
+        port = router.bind_to_random_port("tcp://127.0.0.1")
+        heard = []
+        with Cable(port) as cable:
+            publisher = publish_to(cable.address)
+            for _ in range(3):
+                identity, *frames = router.recv_multipart()
+                assert isinstance(messages.decode(frames), messages.Hello)
+                while identity in heard:  # said twice
+                    identity, *frames = router.recv_multipart()
+                heard.append(identity)
+                cable.cut()
+            publisher.close(timeout=0)
+        assert {len(identity) for identity in heard} == {messages.IDENTITY_BYTES}
+        assert not any(identity.startswith(b"\0") for identity in heard)
+
+
+def test_a_peer_that_calls_itself_by_what_another_is_about_to_be_called_harms_nobody(ingest: SupervisorProcess) -> None:
+    due = 0x6B8B4567  # what an unseeded `rand` gives first, and libzmq counts from
+    with ingest, zmq.Context() as context, contextlib.ExitStack() as connections:
+        for number in range(10):
+            chosen = b"\0" + (due + number).to_bytes(4, "big")
+            for identity in (chosen, b""):
+                dealer = connections.enter_context(dial(context, ingest.address, identity=identity))
+                assert isinstance(ask(dealer, messages.Hello("bare", {}, [])), messages.Refused)
+        with dial(context, ingest.address) as dealer:
+            assert isinstance(ask(dealer, messages.Hello("bare", {}, [])), messages.Welcome)
+
+
 def test_answers_that_are_lost_cost_nothing(ingest: SupervisorProcess, publish_to: Callable[..., ZMQPublisher]) -> None:
     """All is journaled, and nobody has told the publisher when the connection goes: it sends what is there already."""
     emitted = documents(200)
@@ -353,9 +386,7 @@ def peer() -> Iterator[Callable[[SupervisorProcess], zmq.Socket[bytes]]]:
     made: list[zmq.Socket[bytes]] = []
 
     def make(supervisor: SupervisorProcess) -> zmq.Socket[bytes]:
-        made.append(context.socket(zmq.DEALER))
-        made[-1].setsockopt(zmq.RCVTIMEO, 20_000)
-        made[-1].connect(supervisor.address)
+        made.append(dial(context, supervisor.address))
         ask(made[-1], messages.Hello("bare", {}, []))
         return made[-1]
 
@@ -363,11 +394,6 @@ def peer() -> Iterator[Callable[[SupervisorProcess], zmq.Socket[bytes]]]:
     for dealer in made:
         dealer.close(linger=0)
     context.term()
-
-
-def ask(dealer: zmq.Socket[bytes], message: messages.Message) -> messages.Message:
-    dealer.send_multipart(messages.encode(message))
-    return messages.decode(dealer.recv_multipart())
 
 
 def test_what_is_never_stored_does_not_decide_whose_run_it_is(

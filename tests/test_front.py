@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import peers
 import psutil
 import pytest
 import zmq
@@ -35,14 +37,13 @@ def front(context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[Front]:
 
 
 @pytest.fixture
-def dial(context: zmq.Context[zmq.Socket[bytes]], front: Front) -> Iterator[Callable[[], zmq.Socket[bytes]]]:
+def dial(context: zmq.Context[zmq.Socket[bytes]], front: Front) -> Iterator[Callable[..., zmq.Socket[bytes]]]:
     """Connects a socket, as a publisher would."""
 
     made: list[zmq.Socket[bytes]] = []
 
-    def make() -> zmq.Socket[bytes]:
-        made.append(context.socket(zmq.DEALER))
-        made[-1].connect(front.endpoint)
+    def make(identity: bytes | None = None) -> zmq.Socket[bytes]:
+        made.append(peers.dial(context, front.endpoint, identity=identity))
         return made[-1]
 
     yield make
@@ -85,6 +86,32 @@ def test_who_has_not_said_hello_is_asked_to(front: Front, dial: Callable[[], Any
     send(dealer, documents(0, 1))
     assert answer(front, dealer) == messages.Refused("", 0, "hello")
     assert greeted(front, dealer).name == "test"
+
+
+@pytest.mark.parametrize("identity", [b"", b"\0\0\0\0\1", b"x" * 15, b"x" * 17], ids=len)
+def test_whoever_has_no_identity_of_its_own_is_told_so(front: Front, dial: Callable[..., Any], identity: bytes) -> None:
+    dealer = dial(identity)
+    send(dealer, messages.Hello("test", {}, []))
+    refusal = answer(front, dealer)
+    assert isinstance(refusal, messages.Refused)
+    assert "a routing identity of 16 bytes" in refusal.reason
+    assert front.refused == {"identity": 1}
+    assert not front.publishers
+
+
+def test_nobody_can_know_what_peers_without_an_identity_are_called() -> None:
+    """libzmq aborts when a peer calls itself by a number that is due."""
+    given = set()
+    for _ in range(2):
+        ctypes.CDLL(None).srand(1)  # what each process begins with
+        with zmq.Context() as context:
+            front = Front(context, LIMITS, None)
+            front.bind("tcp://127.0.0.1:*")
+            with peers.dial(context, front.endpoint, identity=b"") as dealer:
+                dealer.send(b"")
+                given.add(front.socket.recv_multipart()[0])
+            front.close()
+    assert len(given) == 2
 
 
 def test_a_ping_is_answered_at_once(front: Front, dial: Callable[[], Any]) -> None:
@@ -139,11 +166,11 @@ def test_what_is_durable_is_not_under_way(front: Front, dial: Callable[[], Any])
             send(dealer, documents(first, 200, run))
             assert hear(front) is not None
     assert publisher.under_way == 800
-    assert front.send(publisher.identity, messages.Durable("r", 1, ended=False))
+    assert front.send(publisher, messages.Durable("r", 1, ended=False))
     assert publisher.under_way == 600
-    assert front.send(publisher.identity, messages.Durable("r", 2, ended=True))
+    assert front.send(publisher, messages.Durable("r", 2, ended=True))
     assert publisher.under_way == 400
-    assert front.send(publisher.identity, messages.Refused("s", 0, "gap"))
+    assert front.send(publisher, messages.Refused("s", 0, "gap"))
     assert publisher.under_way == 0
 
 

@@ -19,10 +19,12 @@ import zmq
 from fuzz import framing
 from fuzz.seeds import extension
 from fuzz.targets import TARGETS, check
+from peers import ask, dial
 from runs import supervisor_without_tiled
 
 from tiledbroker import CodecError, Encoder, Journal, ProtocolError, decode
 from tiledbroker import _messages as messages
+from tiledbroker._shipper import new_identity
 from tiledwriter.testing import SupervisorProcess
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -269,7 +271,7 @@ def shaken_hands(address: str) -> socket.socket:
     connection = socket.create_connection((host, int(port)), timeout=30)
     connection.sendall(GREETING)
     assert len(_received(connection, 64)) == 64
-    connection.sendall(ready_command(b""))
+    connection.sendall(ready_command(new_identity()))
     assert _received(connection, 2)[:1] == b"\x04"
     return connection
 
@@ -306,11 +308,8 @@ def test_a_zmtp_frame_of_gigabytes_ends_the_connection_and_nothing_else(
 ) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
-        with context.socket(zmq.DEALER) as other:
-            other.connect(supervisor.address)
-            other.send_multipart(messages.encode(messages.Hello("other", {}, [])))
-            assert other.poll(30_000)
-            assert isinstance(messages.decode(other.recv_multipart()), messages.Welcome)
+        with dial(context, supervisor.address) as other:
+            assert isinstance(ask(other, messages.Hello("other", {}, [])), messages.Welcome)
             process = psutil.Process(supervisor.pid)
             before = process.memory_info()
             with shaken_hands(supervisor.address) as connection:
@@ -319,9 +318,7 @@ def test_a_zmtp_frame_of_gigabytes_ends_the_connection_and_nothing_else(
             after = process.memory_info()
             assert after.rss - before.rss < 16 * 2**20
             assert after.vms - before.vms < 256 * 2**20
-            other.send_multipart(messages.encode(messages.Ping(7)))
-            assert other.poll(30_000)
-            assert messages.decode(other.recv_multipart()) == messages.Pong(7)
+            assert ask(other, messages.Ping(7)) == messages.Pong(7)
     finally:
         context.destroy(linger=0)
 

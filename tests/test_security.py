@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ from typing import Any
 import pytest
 import zmq
 from bluesky.callbacks.zmq import ClientCurve as BlueskyClientCurve
+from peers import ask, dial
 from runs import documents, length_of, publish, supervisor_without_tiled
 from zmq.auth import create_certificates, load_certificate
 
-from tiledbroker import ClientCurve, KeyFileError, ZMQPublisher
+from tiledbroker import ClientCurve, Encoder, KeyFileError, ZMQPublisher
+from tiledbroker import _messages as messages
 from tiledbroker._address import is_local
 from tiledbroker._security import ServerCurve, make_client_keys, make_server_keys
+from tiledbroker._shipper import new_identity
 from tiledwriter._config import load_settings
 from tiledwriter.cli import supervisor as command
 from tiledwriter.testing import SupervisorProcess, journal_of, wait_until
@@ -389,6 +393,41 @@ def test_a_run_belongs_to_the_client_that_began_it(
     third = publish_with(supervisor, keys / "other")
     publish(third, emitted)
     wait_until(lambda: uid in third.status().refused, 30, "the other is refused still")
+
+
+def test_an_identity_brings_nothing_of_another_client_s_connection_with_it(
+    keys: Path, start: Callable[..., SupervisorProcess], publish_with: Callable[..., ZMQPublisher]
+) -> None:
+    supervisor = start("--curve", str(keys))
+    emitted = documents(10)
+    uid = emitted[0][1]["uid"]
+    mine = ClientCurve.of(keys / "beamline").load()
+    other = ClientCurve.of(make_client_keys(keys, "other")).load()
+    identity = new_identity()
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        with dial(context, supervisor.address, identity=identity, keys=mine) as dealer:
+            ask(dealer, messages.Hello("mine", {}, []))
+            body = Encoder().encode(emitted[0][1])
+            start_of_run = messages.documents(uid, 0, [("start", zlib.crc32(body), body)])
+            assert ask(dealer, start_of_run) == messages.Durable(uid, 1, ended=False)
+
+        heirs = []
+
+        def let_in() -> bool:
+            heirs.append(dial(context, supervisor.address, identity=identity, keys=other))
+            heirs[-1].send_multipart(messages.encode(messages.Hello("other", {}, [])))
+            return bool(heirs[-1].poll(500))  # unless the first connection is there still
+
+        wait_until(let_in, 30, "another client is let in under the same identity")
+        heir = heirs[-1]
+        assert isinstance(messages.decode(heir.recv_multipart()), messages.Welcome)
+        publisher = publish_with(supervisor, keys / "beamline")
+        publish(publisher, emitted)
+        assert publisher.flush(30)
+        assert ask(heir, messages.Ping(7)) == messages.Pong(7)  # and nothing before it
+    finally:
+        context.destroy(linger=0)
 
 
 def test_documents_cannot_be_read_on_their_way(

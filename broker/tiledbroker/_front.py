@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -64,14 +66,14 @@ class ClientLimits:
     max_open_runs: int = DEFAULT_MAX_OPEN_RUNS
 
 
-@dataclass
+@dataclass(eq=False)
 class Publisher:
-    """One connection.
+    """One connection; another one is another publisher, also under the same identity.
 
     Attributes
     ----------
     identity
-        What ZeroMQ calls it; another one for each connection.
+        What ZeroMQ calls it; drawn by lot for each connection.
     client
         Whose key it has shown; "" without CURVE.
     address
@@ -142,6 +144,9 @@ class Front:
         self._curve = curve
         self._limited = LimitedLog(log)
         self._authenticator = self._authenticate(context)
+        _draw_first_identity()
+        # Without ROUTER_HANDOVER: in libzmq 4.3.5 it joins frames of the old connection's last message to the new one's
+        # first, or aborts over them (fq.cpp: "!_more"). Publishers draw another identity instead.
         self.socket = context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt_string(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
@@ -202,15 +207,14 @@ class Front:
             if self._admit(publisher, message):
                 yield publisher, message
 
-    def send(self, identity: bytes, message: messages.Message) -> bool:
+    def send(self, publisher: Publisher, message: messages.Message) -> bool:
         """Tell a publisher something; False if it is not there, or does not listen."""
-        publisher = self.publishers.get(identity)
-        if publisher is None:
+        if self.publishers.get(publisher.identity) is not publisher:
             return False
         publisher.knows_of(message)
-        if self._send(identity, message):
+        if self._send(publisher.identity, message):
             return True
-        del self.publishers[identity]  # a Hello brings it up to date
+        del self.publishers[publisher.identity]  # a Hello brings it up to date
         return False
 
     def _send(self, identity: bytes, message: messages.Message) -> bool:
@@ -233,6 +237,10 @@ class Front:
         if publisher is None or publisher.client != client:
             self.publishers.pop(identity, None)  # it was somebody else's, or the key has another name now
             publisher = Publisher(identity, client, _property(frame, "Peer-Address"))
+        if len(identity) != messages.IDENTITY_BYTES:
+            self._refuse("identity", "A message of %s, which has no identity of its own, was dropped.", publisher)
+            self._send(identity, messages.Refused("", 0, "it has to draw a routing identity of 16 bytes by lot"))
+            return None
         return publisher
 
     def _admit(self, publisher: Publisher, message: messages.Message) -> bool:
@@ -244,7 +252,7 @@ class Front:
             self._send(publisher.identity, messages.Refused("", 0, messages.NO_HELLO))
             return False
         if isinstance(message, messages.Ping):
-            self.send(publisher.identity, messages.Pong(message.token))
+            self.send(publisher, messages.Pong(message.token))
             return False
         if isinstance(message, messages.Documents):
             if (size := max(message.sizes)) > self._limits.max_document:
@@ -285,8 +293,8 @@ class Front:
 
     def _forget_gone(self, party: str) -> None:
         """Those of a party whose connections have ended: libzmq tells when something is sent to them."""
-        for identity in [identity for identity, publisher in self.publishers.items() if publisher.party == party]:
-            self.send(identity, messages.Pong(0))
+        for publisher in [publisher for publisher in self.publishers.values() if publisher.party == party]:
+            self.send(publisher, messages.Pong(0))
 
     def _forget_silent(self) -> None:
         """Each connection has an identity of its own; those of broken ones would pile up."""
@@ -301,11 +309,20 @@ class Front:
             if len(publisher.refused) >= messages.MAX_RUNS:  # that many are forgotten, and looked at anew
                 publisher.refused.clear()
             publisher.refused[refusal.run] = refusal.reason
-        self.send(publisher.identity, refusal)
+        self.send(publisher, refusal)
 
     def _refuse(self, topic: str, message: str, *args: object) -> None:
         self.refused[topic] += 1
         self._limited.log(logging.WARNING, topic, message, *args)
+
+
+def _draw_first_identity() -> None:
+    """Have libzmq name peers without an identity from an unknown number on.
+
+    It counts from what the C library's `rand` gives, which nobody seeds: the first number is the same in each process,
+    and libzmq aborts when a peer calls itself by a number that is due.
+    """
+    ctypes.CDLL(None).srand(ctypes.c_uint(secrets.randbits(32)))
 
 
 def _property(frame: zmq.Frame, name: str) -> str:

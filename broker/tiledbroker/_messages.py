@@ -17,6 +17,9 @@ from ._errors import ProtocolError
 MAGIC: Final = b"TW"
 VERSION: Final = 1
 
+IDENTITY_BYTES: Final = 16
+"""Length of a publisher's routing identity, which it draws by lot for each connection."""
+
 MAX_HEADER_BYTES: Final = 16 * 2**20
 MAX_BODY_BYTES: Final = 2**30
 MAX_DOCUMENTS: Final = 100_000

@@ -42,15 +42,19 @@ class ConnectionMonitor:
     ----------
     problem
         What stands in the way; "" once the connection is there.
+    broken
+        Whether the connection was there, and is gone. The socket would make another by itself, under the identity of
+        this one, which the other end can still take for alive.
     socket
         To be polled; `read` takes in what it says.
     """
 
     def __init__(self, connection: zmq.Socket[bytes], url: str, *, secured: bool, before: str) -> None:
         self.problem = before
+        self.broken = False
         self._url = url
         self._secured = secured
-        self._failed = False
+        self._failed = self._there = False
         self.socket = connection.get_monitor_socket(_EVENTS)
 
     def read(self) -> None:
@@ -63,9 +67,13 @@ class ConnectionMonitor:
             event = zmq.Event(message["event"])
             if event == zmq.EVENT_CONNECTED:
                 self._failed = False
-            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                continue
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._there = True
                 self.problem = ""
-            elif not self._failed:  # what comes after is a consequence
+                continue
+            self.broken = self.broken or (self._there and event == zmq.EVENT_DISCONNECTED)
+            if not self._failed:  # what comes after is a consequence
                 self._failed = event != zmq.EVENT_CLOSED
                 self._note(_FAILURES.get(event) or self._explain(event))
 

@@ -9,12 +9,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from . import _messages as messages
 from ._errors import JournalError
 from ._journal import Journal, journal_filename
 from ._lifecycle import FINAL, Event, State, next_state
+
+if TYPE_CHECKING:
+    from ._front import Publisher
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +108,7 @@ class Run:
     fruitless_deaths: int = 0
     start_at: float = 0.0
     backlog: list[messages.Documents | messages.Abandoned] = field(default_factory=list)
-    publishers: set[bytes] = field(default_factory=set)
+    publishers: set[Publisher] = field(default_factory=set)
 
     @classmethod
     def load(cls, journal_dir: Path, uid: str) -> Run:

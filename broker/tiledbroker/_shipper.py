@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import logging
 import math
+import secrets
 import socket
 import threading
 import time
@@ -39,6 +40,7 @@ PING_INTERVAL: Final = 1.0
 SILENCE: Final = 6.0  # seconds without a word from the supervisor before the connection is made anew
 SYNC_INTERVAL: Final = 0.25
 ADOPT_INTERVAL: Final = 15.0
+PAUSE: Final = 0.1  # seconds between two connections
 LATER: Final = 1.0  # seconds until a run is tried again that the supervisor does not take now
 
 
@@ -182,6 +184,7 @@ class Shipper:
             while not self._done():
                 try:
                     self._session(context)
+                    time.sleep(PAUSE)
                 except Exception:  # a spool's disk that fails, say: what is there is shipped when it is well again
                     self._limited.log(logging.ERROR, "session", "Shipping is interrupted.", exc_info=True)
                     time.sleep(IDLE)
@@ -197,7 +200,7 @@ class Shipper:
         return self._stopping and (not self._spool.runs() or time.monotonic() >= self._deadline)
 
     def _session(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        """One connection, until it falls silent or everything is done."""
+        """One connection, until it breaks, falls silent or everything is done."""
         connection = self._make_socket(context)
         monitor = ConnectionMonitor(connection, self._url, secured=self._keys is not None, before=self.problem)
         connection.connect(self._url)
@@ -231,6 +234,8 @@ class Shipper:
                 elif time.monotonic() - heard > SILENCE:
                     return
                 monitor.read()
+                if monitor.broken:
+                    return
                 self.problem = self._rejected or monitor.problem
         finally:
             if self._welcome is not None and not self._stopping:
@@ -257,6 +262,7 @@ class Shipper:
 
     def _make_socket(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
         connection = context.socket(zmq.DEALER)
+        connection.setsockopt(zmq.ROUTING_ID, new_identity())
         connection.setsockopt(zmq.LINGER, 0)
         connection.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a supervisor that is not there
         connection.setsockopt(zmq.RECONNECT_IVL, 100)
@@ -472,3 +478,8 @@ class Shipper:
                 # The ingest host may have more: the spool's end can have gone with the session, or its disk.
                 length = max(shipment.run.length, shipment.durable)
                 self._send(connection, messages.Abandoned(shipment.run.run_uid, length))
+
+
+def new_identity() -> bytes:
+    """What a connection is called by at the other end: nobody else can know it, and be told what is meant for us."""
+    return bytes([1 + secrets.randbelow(255)]) + secrets.token_bytes(messages.IDENTITY_BYTES - 1)

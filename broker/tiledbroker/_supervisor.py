@@ -252,10 +252,10 @@ class Supervisor:
             if run.unavailable or not run.is_of(publisher.client):
                 views[uid] = messages.RunState(0, ended=False, outcome="")
                 continue
-            run.publishers.add(publisher.identity)
+            run.publishers.add(publisher)
             views[uid] = run.view()
         limits = self._clients
-        self._front.send(publisher.identity, messages.Welcome(limits.window, limits.max_document, views))
+        self._front.send(publisher, messages.Welcome(limits.window, limits.max_document, views))
         crash_point("supervisor: publisher welcomed")
 
     def _relay(self, publisher: Publisher, message: messages.Documents | messages.Abandoned) -> None:
@@ -268,9 +268,9 @@ class Supervisor:
             topic, refusal = refused
             self._front.refuse(topic, publisher, refusal)
             return
-        run.publishers.add(publisher.identity)
+        run.publishers.add(publisher)
         if run.ended and message.next <= run.next:
-            self._front.send(publisher.identity, messages.Durable(run.uid, run.next, run.ended))
+            self._front.send(publisher, messages.Durable(run.uid, run.next, run.ended))
             return
         if run.uid not in self._runs:
             self._keep(run)
@@ -309,7 +309,7 @@ class Supervisor:
 
     def _open_runs(self, party: str) -> int:
         """Runs that somebody who is there has open."""
-        there = {identity for identity, other in self._front.publishers.items() if other.party == party}
+        there = {other for other in self._front.publishers.values() if other.party == party}
         return sum(not (run.ended or run.final) and not there.isdisjoint(run.publishers) for run in self._runs.values())
 
     def _keep(self, run: Run) -> Run:
@@ -319,7 +319,7 @@ class Supervisor:
         return run
 
     def _tell_publishers(self, run: Run, message: messages.Message) -> None:
-        run.publishers = {identity for identity in run.publishers if self._front.send(identity, message)}
+        run.publishers = {publisher for publisher in run.publishers if self._front.send(publisher, message)}
 
     # Workers
 
