@@ -445,6 +445,23 @@ def test_a_run_begins_with_its_first_document(
         assert not list(ingest.journal_dir.glob("*.sqlite"))
 
 
+def test_a_hello_with_a_thousand_runs_is_answered_whole_and_makes_nobody_wait(
+    ingest: SupervisorProcess, peer: Callable[[SupervisorProcess], zmq.Socket[bytes]]
+) -> None:
+    uids = [f"run-{number}" for number in range(messages.MAX_RUNS)]
+    with ingest:
+        for uid in uids:
+            with Journal(ingest.journal_dir / f"{uid}.sqlite", "create", run_uid=uid, durability="callback") as journal:
+                journal.append_one("start", b"")
+                journal.append_one("stop", b"")
+        dealer = peer(ingest)
+        dealer.send_multipart(messages.encode(messages.Hello("bare", dict.fromkeys(uids, 2), uids)))
+        assert ask(dealer, messages.Ping(7)) == messages.Pong(7)
+        welcome = messages.decode(dealer.recv_multipart())
+    assert isinstance(welcome, messages.Welcome)
+    assert {uid for uid, state in welcome.runs.items() if (state.next, state.ended) == (2, True)} == set(uids)
+
+
 # The acquisition host
 
 

@@ -207,9 +207,13 @@ class Front:
             if self._admit(publisher, message):
                 yield publisher, message
 
+    def has(self, publisher: Publisher) -> bool:
+        """Whether it is there still, as far as is known."""
+        return self.publishers.get(publisher.identity) is publisher
+
     def send(self, publisher: Publisher, message: messages.Message) -> bool:
         """Tell a publisher something; False if it is not there, or does not listen."""
-        if self.publishers.get(publisher.identity) is not publisher:
+        if not self.has(publisher):
             return False
         publisher.knows_of(message)
         if self._send(publisher.identity, message):

@@ -29,6 +29,7 @@ from ._audits import Audits
 from ._crash_points import crash_point
 from ._errors import JournalError, JournalLocked, LifecycleError, ProtocolError
 from ._front import MESSAGES_PER_TURN, ClientLimits, Front, Publisher
+from ._greetings import Greetings
 from ._journal import run_files
 from ._lifecycle import Event, State
 from ._limited import LimitedLog
@@ -109,6 +110,7 @@ class Supervisor:
         self._curve = curve
         self._max_workers = max_workers
         self._runs: dict[str, Run] = {}
+        self._greetings = Greetings()
         self._waiting: dict[str, None] = {}  # runs that have documents for a worker, in order
         self._parking = Parking(max_resumed)  # runs that have something to be written
         self._audits = Audits()  # written runs to be looked at again
@@ -202,7 +204,8 @@ class Supervisor:
         if self._watch.look(list(self._by_token.values()), time.monotonic()):
             self._look_for_retries()
         self._start_workers()
-        events = dict(self._poller.poll(int(self._patience() * 1000)))
+        patience = 0.0 if self._greetings else self._patience()
+        events = dict(self._poller.poll(int(patience * 1000)))
         if self._wake_receiver.fileno() in events:
             self._wake_receiver.recv(4096)
             if self._front.socket in self._poller:
@@ -212,6 +215,7 @@ class Supervisor:
             self._hear_workers()
         if self._front.socket in events and self._stop_deadline is None:
             self._hear_publishers()
+        self._answer_hellos()
         for run in [self._by_sentinel[ready] for ready in events if ready in self._by_sentinel]:
             self._worker_ended(run)
 
@@ -240,23 +244,28 @@ class Supervisor:
     def _hear_publishers(self) -> None:
         for publisher, message in self._front.receive():
             if isinstance(message, messages.Hello):
-                self._welcome(publisher, message)
+                self._greetings.put(publisher, message)
             elif isinstance(message, messages.Documents | messages.Abandoned):
                 self._relay(publisher, message)
 
-    def _welcome(self, publisher: Publisher, hello: messages.Hello) -> None:
-        views = {}
-        for uid in dict.fromkeys([*hello.runs, *hello.awaited]):
-            # A run that is complete, or has not come yet, is not kept: a publisher may ask for any number.
-            run = self._runs.get(uid) or Run.load(self.journal_dir, uid)
-            if run.unavailable or not run.is_of(publisher.client):
-                views[uid] = messages.RunState(0, ended=False, outcome="")
-                continue
-            run.publishers.add(publisher)
-            views[uid] = run.view()
+    def _answer_hellos(self) -> None:
         limits = self._clients
-        self._front.send(publisher, messages.Welcome(limits.window, limits.max_document, views))
-        crash_point("supervisor: publisher welcomed")
+        for publisher, views in self._greetings.turn(self._view, self._front.has):
+            # Not before: what a publisher hears of a run before its Welcome, it could take for its own run.
+            for run in [self._runs[uid] for uid in views if uid in self._runs]:
+                views[run.uid] = self._view(publisher, run.uid)
+                if run.is_of(publisher.client):
+                    run.publishers.add(publisher)
+            self._front.send(publisher, messages.Welcome(limits.window, limits.max_document, views))
+            crash_point("supervisor: publisher welcomed")
+
+    def _view(self, publisher: Publisher, uid: str) -> messages.RunState:
+        """What a publisher is told of a run."""
+        # A run that is complete, or has not come yet, is not kept: a publisher may ask for any number.
+        run = self._runs.get(uid) or Run.load(self.journal_dir, uid)
+        if run.unavailable or not run.is_of(publisher.client):
+            return messages.RunState(0, ended=False, outcome="")
+        return run.view()
 
     def _relay(self, publisher: Publisher, message: messages.Documents | messages.Abandoned) -> None:
         if message.run in publisher.refused:
