@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import peers
@@ -15,6 +16,7 @@ import pytest
 import zmq
 
 from tiledbroker import _messages as messages
+from tiledbroker._connections import TIMEOUT
 from tiledbroker._front import ClientLimits, Front, Publisher
 from tiledwriter.testing import wait_until
 
@@ -203,6 +205,7 @@ def test_a_client_has_so_many_connections_and_no_more(front: Front, dial: Callab
     assert front.refused == {"connections": 1}
     for publisher in front.publishers.values():
         publisher.heard -= 1000  # they fell silent
+    front.look()
     assert greeted(front, one_more).name == "test"
 
 
@@ -296,11 +299,80 @@ def test_whoever_does_not_come_to_the_point_is_disconnected(
     assert is_closed(raw(content))
 
 
+READY = b"\x04\x1c\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
+
+
+def grow_older(front: Front, connections: int, seconds: float) -> None:
+    """Let time pass for so many connections, once they are known."""
+    wait_until(lambda: front.look() or len(front._connections) == connections, 10, "they are accepted")
+    for connection in front._connections._connections.values():
+        connection.since -= seconds
+    front._connections._next_look = 0.0
+    front.look()
+
+
+def test_whoever_does_not_say_hello_is_disconnected(
+    front: Front, raw: Callable[[bytes], socket.socket], dial: Callable[[], Any]
+) -> None:
+    silent = raw(GREETING + READY)
+    dealer = dial()
+    greeted(front, dealer)
+    grow_older(front, 2, TIMEOUT - 5)
+    silent.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        is_closed(silent)
+    silent.settimeout(20)
+    grow_older(front, 2, TIMEOUT + 5)
+    assert is_closed(silent)
+    assert front.refused == {"hello": 1}
+    send(dealer, messages.Ping(7))
+    assert answer(front, dealer) == messages.Pong(7)
+
+
+def test_a_publisher_that_fell_silent_is_disconnected_in_the_end(front: Front, dial: Callable[[], Any]) -> None:
+    dealer = dial()
+    greeted(front, dealer).heard -= 1000
+    with dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED) as events:
+        grow_older(front, 1, TIMEOUT + 5)
+        assert events.poll(10_000)
+        dealer.monitor(None, 0)
+
+
+def test_a_connection_over_ipc_that_says_no_hello_is_ended(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    front = Front(context, LIMITS, None)
+    front.bind(f"ipc://{tmp_path}/front")
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.settimeout(20)
+        silent.connect(f"{tmp_path}/front")
+        silent.sendall(GREETING + READY)
+        grow_older(front, 1, TIMEOUT + 5)
+        assert is_closed(silent)
+    front.close()
+
+
+def test_what_has_been_given_the_descriptor_of_a_connection_is_left_alone(
+    front: Front, raw: Callable[[bytes], socket.socket]
+) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        raw(GREETING + READY)
+        wait_until(lambda: front.look() or len(front._connections) == 1, 10, "it is accepted")
+        connections = front._connections
+        (connection,) = connections._connections.values()
+        connections._connections = {theirs.fileno(): connection}
+        grow_older(front, 1, TIMEOUT + 5)
+        ours.sendall(b"x")
+        assert theirs.recv(1) == b"x"
+        assert not connections._is_accepted(theirs)
+        assert len(connections) == 0
+
+
 def test_a_frame_that_claims_four_gigabytes_takes_no_memory(
     front: Front, raw: Callable[[bytes], socket.socket]
 ) -> None:
-    ready = b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
-    connection = raw(GREETING + ready)
+    connection = raw(GREETING + READY)
     before = psutil.Process().memory_info().rss
     connection.sendall(b"\x02" + (2**32).to_bytes(8, "big") + bytes(1000))
     assert is_closed(connection)

@@ -15,6 +15,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from . import _messages as messages
+from ._connections import Connections
 from ._errors import ProtocolError
 from ._limited import LimitedLog
 from ._security import ZAP_DOMAIN, ServerCurve
@@ -78,6 +79,8 @@ class Publisher:
         Whose key it has shown; "" without CURVE.
     address
         Where it is.
+    descriptor
+        What its messages come by.
     name
         How it calls itself; "" until it has said Hello.
     """
@@ -85,6 +88,7 @@ class Publisher:
     identity: bytes
     client: str
     address: str
+    descriptor: int = -1
     name: str = ""
     heard: float = 0.0
     refused: dict[str, str] = field(default_factory=dict, repr=False)  # runs that it is not to send, and why
@@ -148,6 +152,7 @@ class Front:
         # Without ROUTER_HANDOVER: in libzmq 4.3.5 it joins frames of the old connection's last message to the new one's
         # first, or aborts over them (fq.cpp: "!_more"). Publishers draw another identity instead.
         self.socket = context.socket(zmq.ROUTER)
+        self._connections = Connections(context, self.socket)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt_string(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
         self.socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_TIMEOUT)
@@ -179,6 +184,7 @@ class Front:
     def close(self) -> None:
         """Stop listening; what was sent last has a moment to go out."""
         self._authenticator.stop()
+        self._connections.close()
         self.socket.close(linger=_LINGER)
 
     @property
@@ -240,7 +246,7 @@ class Front:
         publisher = self.publishers.get(identity)
         if publisher is None or publisher.client != client:
             self.publishers.pop(identity, None)  # it was somebody else's, or the key has another name now
-            publisher = Publisher(identity, client, _property(frame, "Peer-Address"))
+            publisher = Publisher(identity, client, _property(frame, "Peer-Address"), frame.get(zmq.SRCFD))
         if len(identity) != messages.IDENTITY_BYTES:
             self._refuse("identity", "A message of %s, which has no identity of its own, was dropped.", publisher)
             self._send(identity, messages.Refused("", 0, "it has to draw a routing identity of 16 bytes by lot"))
@@ -277,11 +283,10 @@ class Front:
         publisher.refused.clear()  # it looks at all of its runs anew
         if publisher.identity in self.publishers:
             return True
-        self._forget_silent()
-        connections = self._connections(publisher.party)
+        connections = self._connected(publisher.party)
         if connections >= self._limits.max_connections:
             self._forget_gone(publisher.party)
-            connections = self._connections(publisher.party)
+            connections = self._connected(publisher.party)
         if connections >= self._limits.max_connections:
             self._refuse("connections", "%s has %d connections already.", publisher, connections)
             reason = f"{connections} publishers of yours are connected, which is the limit"
@@ -292,13 +297,19 @@ class Front:
         log.info("Publisher %s is connected, with %d runs.", publisher, len(hello.runs))
         return True
 
-    def _connections(self, party: str) -> int:
+    def _connected(self, party: str) -> int:
         return sum(publisher.party == party for publisher in self.publishers.values())
 
     def _forget_gone(self, party: str) -> None:
         """Those of a party whose connections have ended: libzmq tells when something is sent to them."""
         for publisher in [publisher for publisher in self.publishers.values() if publisher.party == party]:
             self.send(publisher, messages.Pong(0))
+
+    def look(self) -> None:
+        """End connections that nobody has said Hello on, or anything for long."""
+        self._forget_silent()
+        if ended := self._connections.look({publisher.descriptor for publisher in self.publishers.values()}):
+            self._refuse("hello", "%d connections without a Hello were ended.", ended)
 
     def _forget_silent(self) -> None:
         """Each connection has an identity of its own; those of broken ones would pile up."""

@@ -209,7 +209,6 @@ class Shipper:
         poller.register(monitor.socket, zmq.POLLIN)
         poller.register(self._wake_receiver.fileno(), zmq.POLLIN)
         heard = time.monotonic()
-        self._rejected = ""
         due = dict.fromkeys(("ping", "sync", "adopt"), 0.0)
         self._hello_at = 0.0
         tokens = itertools.count()
@@ -236,7 +235,7 @@ class Shipper:
                 monitor.read()
                 if monitor.broken:
                     return
-                self.problem = self._rejected or monitor.problem
+                self.problem = monitor.problem or self._rejected
         finally:
             if self._welcome is not None and not self._stopping:
                 log.warning("The connection to %s is gone; documents are spooled.", self._url)

@@ -203,6 +203,7 @@ class Supervisor:
     def _turn(self) -> None:
         if self._watch.look(list(self._by_token.values()), time.monotonic()):
             self._look_for_retries()
+        self._front.look()
         self._start_workers()
         patience = 0.0 if self._greetings else self._patience()
         events = dict(self._poller.poll(int(patience * 1000)))
