@@ -13,7 +13,7 @@ from paths import search_path
 from runs import metadata, seq_nums
 from stored_runs import NUMBER, Documents, a_run, journaled, uid_of
 
-from tiledbroker import Journal, ZMQPublisher
+from tiledbroker import Journal, RunNotWritten, ZMQPublisher
 from tiledbroker._lock import FileLock
 from tiledbroker._retry import clear_failure, retry_requests
 from tiledwriter.cli._exit import ExitCode
@@ -257,3 +257,18 @@ def test_a_retry_that_was_asked_of_a_supervisor_that_ended_is_done_by_the_next(
     patched_supervisor.start()
     wait_for(journals, uid, "written")
     assert retry_requests(journals) == []
+
+
+def test_who_waits_for_a_run_learns_what_became_of_it_at_last(tmp_path: Path, tiled_server: TiledServer) -> None:
+    (tmp_path / "journals").mkdir()
+    path = quarantined(tmp_path / "journals")
+    with SupervisorProcess(tmp_path / "journals", tiled_server) as supervisor:
+        publisher = ZMQPublisher(supervisor.address, spool_dir=tmp_path / "spool")
+        try:
+            for _ in range(2):
+                with pytest.raises(RunNotWritten, match="as the test wants it"):
+                    publisher.wait_written(path.stem, timeout=60)
+            assert main(["retry", str(path)]) == ExitCode.OK
+            assert publisher.wait_written(path.stem, timeout=120)
+        finally:
+            publisher.close(timeout=0)

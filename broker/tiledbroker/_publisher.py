@@ -162,9 +162,7 @@ class ZMQPublisher:
         RunNotWritten
             The run was put in quarantine, or ended without a stop document.
         """
-        self._shipper.ask_for(run_uid)
-        self._shipper.wait(lambda: self._shipper.outcome(run_uid) is not None, timeout)
-        outcome = self._shipper.outcome(run_uid)
+        outcome = self._shipper.outcome(run_uid, timeout)
         if outcome is not None and outcome[0] != "written":
             raise RunNotWritten(run_uid, outcome[1] or "it ended without a stop document")
         return outcome is not None

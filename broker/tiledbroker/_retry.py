@@ -24,6 +24,11 @@ def withdraw_retry(journal: Path) -> None:
     _request_of(journal).unlink(missing_ok=True)
 
 
+def retry_is_requested(journal: Path) -> bool:
+    """Whether a run is to be tried again: what became of it is open."""
+    return _request_of(journal).exists()
+
+
 def retry_requests(directory: Path) -> list[Path]:
     """The journals in a directory whose runs are to be tried again, by name."""
     found = sorted(directory.glob(f"*{SUFFIX}{REQUEST_SUFFIX}"))

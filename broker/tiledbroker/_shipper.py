@@ -161,16 +161,17 @@ class Shipper:
         shipment = self._shipments.get(run_uid)
         return None if shipment is None else shipment.durable
 
-    def outcome(self, run_uid: str) -> tuple[str, str] | None:
-        """What became of a run, if the supervisor has said: (outcome, reason)."""
-        return self._outcomes.get(run_uid)
-
-    def ask_for(self, run_uid: str) -> None:
-        """Have the supervisor tell the outcome of a run."""
-        if run_uid not in self._shipments:
-            self._awaited[run_uid] = None
-            self._hello_at = 0.0
-            self._wake()
+    def outcome(self, run_uid: str, timeout: float | None) -> tuple[str, str] | None:
+        """Block until the supervisor says what became of a run: (outcome, reason). None if it does not in time."""
+        with self._changed:
+            if self._outcomes.get(run_uid, ("", ""))[0] != "written":  # it can have been tried again
+                self._outcomes.pop(run_uid, None)
+                if run_uid not in self._shipments:
+                    self._awaited[run_uid] = None
+                self._hello_at = 0.0
+                self._wake()
+            self._changed.wait_for(lambda: self._ended or run_uid in self._outcomes, timeout)
+            return self._outcomes.get(run_uid)
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # enough of them are waiting already, or the shipper has ended

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, TypeAlias
 
+import msgspec
 import zmq
 
 from . import _messages as messages
@@ -35,7 +36,7 @@ from ._lifecycle import Event, State
 from ._limited import LimitedLog
 from ._lock import FileLock
 from ._parking import Parking, catching_up
-from ._retry import clear_failure, retry_requests, withdraw_retry
+from ._retry import clear_failure, retry_is_requested, retry_requests, withdraw_retry
 from ._runs import Run, WorkerCommand, WorkerTask
 from ._security import ServerCurve
 from ._watch import FINISH_TIMEOUT, ProcessWatch, WorkerLimits, WorkerWatch
@@ -266,6 +267,8 @@ class Supervisor:
         run = self._runs.get(uid) or Run.load(self.journal_dir, uid)
         if run.unavailable or not run.is_of(publisher.client):
             return messages.RunState(0, ended=False, outcome="")
+        if run.state is State.FAILED and retry_is_requested(run.journal):
+            return msgspec.structs.replace(run.view(), outcome="", reason="")
         return run.view()
 
     def _relay(self, publisher: Publisher, message: messages.Documents | messages.Abandoned) -> None:
