@@ -334,6 +334,14 @@ def test_nobody_there_is_told_apart(tmp_path: Path) -> None:
         publisher.close(timeout=0)
 
 
+def test_a_name_that_is_none_is_told_apart(tmp_path: Path) -> None:
+    publisher = ZMQPublisher("tcp://ingest.invalid:5579", spool_dir=tmp_path)  # a domain that never has any
+    try:
+        wait_until(lambda: "ingest.invalid cannot be resolved" in publisher.status().problem, 60, "it knows why")
+    finally:
+        publisher.close(timeout=0)
+
+
 def _closed_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])

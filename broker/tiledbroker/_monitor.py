@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 _EVENTS: Final = (
     zmq.EVENT_CONNECTED
     | zmq.EVENT_CLOSED
+    | zmq.EVENT_CONNECT_RETRIED
     | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -42,6 +43,8 @@ class ConnectionMonitor:
     ----------
     problem
         What stands in the way; "" once the connection is there.
+    begun
+        Whether there was anything to be told. Before that, libzmq waits for a name server.
     broken
         Whether the connection was there, and is gone. The socket would make another by itself, under the identity of
         this one, which the other end can still take for alive.
@@ -51,10 +54,12 @@ class ConnectionMonitor:
 
     def __init__(self, connection: zmq.Socket[bytes], url: str, *, secured: bool, before: str) -> None:
         self.problem = before
+        self.begun = False
         self.broken = False
         self._url = url
         self._secured = secured
         self._failed = self._there = False
+        self._tried = False
         self.socket = connection.get_monitor_socket(_EVENTS)
 
     def read(self) -> None:
@@ -65,6 +70,7 @@ class ConnectionMonitor:
             except zmq.Again:
                 return
             event = zmq.Event(message["event"])
+            self.begun = True
             if event == zmq.EVENT_CONNECTED:
                 self._failed = False
                 continue
@@ -72,6 +78,13 @@ class ConnectionMonitor:
                 self._there = True
                 self.problem = ""
                 continue
+            if event == zmq.EVENT_CONNECT_RETRIED:
+                if not self._tried:  # there was no socket to be closed
+                    host = self._url.partition("://")[2].rpartition(":")[0]
+                    self._note(f"the name {host} cannot be resolved")
+                self._tried = False
+                continue
+            self._tried = True
             self.broken = self.broken or (self._there and event == zmq.EVENT_DISCONNECTED)
             if not self._failed:  # what comes after is a consequence
                 self._failed = event != zmq.EVENT_CLOSED

@@ -229,7 +229,7 @@ class Shipper:
                 if self._welcome is not None and self._is_due(due, "ping", now, PING_INTERVAL):
                     self._send(connection, messages.Ping(next(tokens)))
                 more = self._welcome is not None and self._ship(connection)
-                if self._wait(poller, connection, 0.0 if more else IDLE):
+                if self._wait(poller, connection, 0.0 if more else IDLE) or not monitor.begun:
                     heard = time.monotonic()
                 elif time.monotonic() - heard > SILENCE:
                     return
