@@ -338,6 +338,20 @@ def test_a_publisher_that_fell_silent_is_disconnected_in_the_end(front: Front, d
         dealer.monitor(None, 0)
 
 
+def test_a_path_at_which_somebody_listens_is_not_taken_over(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(f"{tmp_path}/front")  # as a supervisor that is killed leaves it
+    with zmq.Context() as context, zmq.Context() as another_context:
+        front, other = Front(context, LIMITS, None), Front(another_context, LIMITS, None)
+        front.bind(f"ipc://{tmp_path}/front")
+        with pytest.raises(zmq.ZMQError, match="Address already in use"):
+            other.bind(f"ipc://{tmp_path}/front")
+        with peers.dial(context, f"ipc://{tmp_path}/front") as dealer:
+            assert greeted(front, dealer).name == "test"
+        other.close()
+        front.close()
+
+
 def test_a_connection_over_ipc_that_says_no_hello_is_ended(
     context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
 ) -> None:

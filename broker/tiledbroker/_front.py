@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import secrets
+import socket
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -167,7 +169,16 @@ class Front:
             curve.apply(self.socket)
 
     def bind(self, address: str) -> None:
-        """Listen at a ZeroMQ URL."""
+        """Listen at a ZeroMQ URL.
+
+        Raises
+        ------
+        zmq.ZMQError
+            Somebody else does, or it is no address of this host.
+        """
+        scheme, _, path = address.partition("://")
+        if scheme == "ipc" and _somebody_listens(path):  # libzmq would delete the path, and take its place
+            raise zmq.ZMQError(zmq.EADDRINUSE)
         if "[" in address:
             self.socket.setsockopt(zmq.IPV6, 1)
         self.socket.bind(address)
@@ -338,6 +349,13 @@ def _draw_first_identity() -> None:
     and libzmq aborts when a peer calls itself by a number that is due.
     """
     ctypes.CDLL(None).srand(ctypes.c_uint(secrets.randbits(32)))
+
+
+def _somebody_listens(path: str) -> bool:
+    """Whether there is a process behind a path, and not only what one has left."""
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.setblocking(False)
+        return caller.connect_ex(path) in (0, errno.EAGAIN)  # the latter: more wait to be let in than it allows
 
 
 def _property(frame: zmq.Frame, name: str) -> str:
