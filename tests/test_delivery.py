@@ -356,6 +356,25 @@ def test_another_run_of_the_same_uid_is_refused_and_harms_neither_the_first_nor_
         assert successor.status().waiting == len(reused)
 
 
+def test_a_run_of_an_equal_start_and_another_end_is_not_taken_for_delivered(
+    ingest: SupervisorProcess, publish_to: Callable[..., ZMQPublisher]
+) -> None:
+    first, second = documents(20), documents()
+    uid = first[0][1]["uid"]
+    repeated = [*first[:-1], ("stop", {**second[-1][1], "run_start": uid})]
+    with ingest:
+        publisher = publish_to(ingest.address, "one")
+        publish(publisher, first)
+        assert publisher.flush(timeout=60)
+        ingest.stop()
+        other = publish_to(ingest.address, "two")
+        publish(other, repeated)
+        ingest.start()  # it has all of the run before the other says a word
+        wait_until(lambda: uid in other.status().refused, 60, "the run is refused")
+        assert other.status().waiting == len(repeated)
+        assert_delivered(ingest, first)
+
+
 def test_a_refused_run_stays_in_its_spool_when_the_other_of_its_uid_ends(
     ingest: SupervisorProcess, publish_to: Callable[..., ZMQPublisher]
 ) -> None:

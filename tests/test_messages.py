@@ -38,7 +38,7 @@ GOLDEN: list[tuple[Message, int, bytes]] = [
     (
         Welcome(65536, 4096, {"a": RunState(3, True, "written")}),
         2,
-        b"\x93\xce\x00\x01\x00\x00\xcd\x10\x00\x81\xa1a\x95\x03\xc3\xa7written\xa0\xc0",
+        b"\x93\xce\x00\x01\x00\x00\xcd\x10\x00\x81\xa1a\x96\x03\xc3\xa7written\xa0\xc0\xc0",
     ),
     (Documents("a", 5, ["event"], [2], [7], b"xy"), 3, b"\x95\xa1a\x05\x91\xa5event\x91\x02\x91\x07"),
     (Durable("a", 7, False), 4, b"\x93\xa1a\x07\xc2"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,17 @@ def test_a_run_is_what_its_journal_says(tmp_path: Path) -> None:
     run = Run.load(tmp_path, "run")
     assert (run.state, run.next, run.ended, run.outcome, run.reason) == (State.FAILED, 2, True, "failed", "a 422")
     assert not run.unusable
+
+
+def test_a_run_tells_its_last_document_s_checksum_once_it_has_its_end(tmp_path: Path) -> None:
+    with Journal(tmp_path / "run.sqlite", "create", run_uid="run") as journal:
+        journal.append_one("start", b"first")
+        assert Run.load(tmp_path, "run").view().end_crc is None
+        journal.append_one("stop", b"last")
+    run = Run.load(tmp_path, "run")
+    assert (run.view().start_crc, run.view().end_crc) == (zlib.crc32(b"first"), zlib.crc32(b"last"))
+    run.advance(next_=3)  # another is the last now
+    assert run.view().end_crc is None
 
 
 def test_a_run_without_a_journal_is_new(tmp_path: Path) -> None:

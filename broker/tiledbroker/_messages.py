@@ -44,7 +44,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
 class RunState(msgspec.Struct, frozen=True, array_like=True):
     """What the ingest host has of a run: next index, whether it has its end, its outcome ("" while there is none).
 
-    `start_crc` is the checksum of its start document, by which a publisher sees that it is the run it means.
+    `start_crc` is the checksum of its start document, by which a publisher sees that it is the run it means; `end_crc`
+    that of its last one, once it has its end.
     """
 
     next: int
@@ -52,6 +53,7 @@ class RunState(msgspec.Struct, frozen=True, array_like=True):
     outcome: str
     reason: str = ""
     start_crc: int | None = None
+    end_crc: int | None = None
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True):

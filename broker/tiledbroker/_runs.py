@@ -80,6 +80,7 @@ class Run:
     state: State = State.STARTING
     reason: str = ""
     start_crc: int | None = None  # of its start document: what tells it from another run of the same uid
+    end: tuple[int, int] | None = None  # when the journal was read: its length, and its last document's checksum
     next: int = 0  # documents that are durable here
     ended: bool = False
     relayed: int = 0  # documents handed to the worker of now
@@ -123,6 +124,8 @@ class Run:
                 run = cls(journal.run_uid, path, next=journal.length, ended=journal.ended)
                 start = next(iter(journal.read(0, 1)), None)
                 run.start_crc = None if start is None else start.crc
+                if run.ended:
+                    run.end = next(((run.next, last.crc) for last in journal.read(run.next - 1, 1)), None)
                 run.order = float(journal.get("arrived") or (0.0 if start is None else start.received))
                 run.client = str(journal.get("client", ""))
                 run.orphan = _identity(journal.get("worker"))
@@ -179,7 +182,8 @@ class Run:
 
     def view(self) -> messages.RunState:
         """What a publisher is told about the run."""
-        return messages.RunState(self.next, self.ended, self.outcome, self.reason, self.start_crc)
+        end_crc = self.end[1] if self.ended and self.end is not None and self.end[0] == self.next else None
+        return messages.RunState(self.next, self.ended, self.outcome, self.reason, self.start_crc, end_crc)
 
     @property
     def complete(self) -> bool:

@@ -427,9 +427,10 @@ class Shipper:
 
     def _is_another(self, shipment: Shipment, state: messages.RunState) -> bool:
         """Whether what the supervisor has under the uid of a run is not what is spooled here."""
-        if not state.next or state.start_crc is None:
-            return False
-        return any(start.crc != state.start_crc for start in shipment.run.read(0, 1, 1))
+        places = ((0, state.start_crc), (state.next - 1, state.end_crc))
+        return state.next > 0 and any(
+            record.crc != crc for index, crc in places if crc is not None for record in shipment.run.read(index, 1, 1)
+        )
 
     def _on_durable(self, uid: str, index: int, ended: bool) -> None:
         shipment = self._shipments.get(uid)

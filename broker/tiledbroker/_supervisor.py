@@ -561,7 +561,7 @@ class Supervisor:
     def _read_outcome(self, run: Run) -> None:
         """A worker has ended well; should its last words not have come through, the journal has them."""
         journal = Run.from_file(run.journal, run.uid)
-        run.next = max(run.next, journal.next)
+        run.next, run.end = max(run.next, journal.next), journal.end
         self._note_end(run, journal.ended)
         if journal.final and run.state is State.CLOSING:
             run.happens(Event(journal.outcome))
