@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import socket
 import time
@@ -121,6 +122,23 @@ def test_a_ping_is_answered_at_once(front: Front, dial: Callable[[], Any]) -> No
     greeted(front, dealer)
     send(dealer, messages.Ping(7))
     assert answer(front, dealer) == messages.Pong(7)
+
+
+def test_what_was_refused_is_summed_up_once_a_minute(
+    front: Front, dial: Callable[[], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    dealer = dial()
+    greeted(front, dealer)
+    send(dealer, messages.Ready("r", 5, ended=True))
+    send(dealer, messages.Durable("r", 5, ended=True))
+    send(dealer, messages.Ping(7))
+    assert answer(front, dealer) == messages.Pong(7)
+    for _ in range(2):  # the second time, there is nothing new
+        front._next_report = 0.0
+        for _ in range(3):
+            front.look()
+    assert [text for text in caplog.messages if "so far" in text] == ["Refused so far: protocol 2."]
 
 
 def test_what_only_workers_send_is_dropped_and_counted(front: Front, dial: Callable[[], Any]) -> None:

@@ -36,6 +36,7 @@ _LINGER: Final = 200  # ms
 _WAITING_ANSWERS: Final = 100  # of one connection, before it counts as gone
 _WAITING_MESSAGES: Final = 16  # of one connection, before its sender has to wait
 _SILENCE: Final = 60.0
+_REPORT_INTERVAL: Final = 60.0
 _KEEPALIVE: Final = {  # seconds, but for TCP_MAXRT
     zmq.TCP_KEEPALIVE: 1,
     zmq.TCP_KEEPALIVE_IDLE: 5,
@@ -149,6 +150,8 @@ class Front:
         self._limits = limits
         self._curve = curve
         self._limited = LimitedLog(log)
+        self._reported: Counter[str] = Counter()
+        self._next_report = 0.0
         self._authenticator = self._authenticate(context)
         _draw_first_identity()
         # Without ROUTER_HANDOVER: in libzmq 4.3.5 it joins frames of the old connection's last message to the new one's
@@ -317,10 +320,17 @@ class Front:
             self.send(publisher, messages.Pong(0))
 
     def look(self) -> None:
-        """End connections that nobody has said Hello on, or anything for long."""
+        """End connections that nobody has said Hello on, or anything for long; sum up what was refused."""
         self._forget_silent()
         if ended := self._connections.look({publisher.descriptor for publisher in self.publishers.values()}):
             self._refuse("hello", "%d connections without a Hello were ended.", ended)
+        now = time.monotonic()
+        if self.refused != self._reported and now >= self._next_report:
+            self._next_report = now + _REPORT_INTERVAL
+            self._reported = self.refused.copy()
+            log.info(
+                "Refused so far: %s.", ", ".join(f"{topic} {count}" for topic, count in sorted(self.refused.items()))
+            )
 
     def _forget_silent(self) -> None:
         """Each connection has an identity of its own; those of broken ones would pile up."""
