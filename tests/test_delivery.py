@@ -201,7 +201,7 @@ def test_a_connection_that_is_half_open_is_noticed_and_made_anew(
         publish(publisher, emitted[100:])
         assert publisher.status().waiting >= 100
         cable.come_back()
-        assert publisher.flush(timeout=60)
+        assert publisher.flush(timeout=60), publisher.status()
         assert_delivered(ingest, emitted)
 
 

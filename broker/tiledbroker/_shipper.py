@@ -38,6 +38,7 @@ HELLO_INTERVAL: Final = 1.0
 ASK_INTERVAL: Final = 5.0  # seconds between questions for the outcome of runs
 PING_INTERVAL: Final = 1.0
 SILENCE: Final = 6.0  # seconds without a word from the supervisor before the connection is made anew
+NAME_TIMEOUT: Final = 60.0  # the same while a name server is asked for its host
 SYNC_INTERVAL: Final = 0.25
 ADOPT_INTERVAL: Final = 15.0
 PAUSE: Final = 0.1  # seconds between two connections
@@ -229,9 +230,9 @@ class Shipper:
                 if self._welcome is not None and self._is_due(due, "ping", now, PING_INTERVAL):
                     self._send(connection, messages.Ping(next(tokens)))
                 more = self._welcome is not None and self._ship(connection)
-                if self._wait(poller, connection, 0.0 if more else IDLE) or not monitor.begun:
+                if self._wait(poller, connection, 0.0 if more else IDLE):
                     heard = time.monotonic()
-                elif time.monotonic() - heard > SILENCE:
+                elif time.monotonic() - heard > (SILENCE if monitor.begun else NAME_TIMEOUT):
                     return
                 monitor.read()
                 if monitor.broken:
