@@ -22,7 +22,15 @@ from tiled.utils import safe_json_dump
 from tiledbroker import Journal
 from tiledwriter import TiledCatalog, _connection
 from tiledwriter._connection import Connection
-from tiledwriter._errors import AuditFailed, ColumnsRefused, NodeRewound, NotOurs, OperationRefused, PoisonedOperation
+from tiledwriter._errors import (
+    AuditFailed,
+    ColumnsRefused,
+    NodeRewound,
+    NotOurs,
+    OperationRefused,
+    PoisonedOperation,
+    Stopped,
+)
 from tiledwriter._operations import (
     AppendRows,
     Audit,
@@ -74,9 +82,10 @@ class Run:
         self._api_key = api_key
 
     @contextmanager
-    def catalog(self, *, poison_after=5.0, quiet_period=QUIET_PERIOD):
+    def catalog(self, *, poison_after=5.0, quiet_period=QUIET_PERIOD, stopping=None):
         with self.proxy.client(self._api_key) as client:
-            connection = Connection(lambda: client, threading.Event(), self.journal.note, poison_after=poison_after)
+            stopping = stopping or threading.Event()
+            connection = Connection(lambda: client, stopping, self.journal.note, poison_after=poison_after)
             yield TiledCatalog(connection, self.journal, quiet_period=quiet_period)
 
     def apply(self, *operations, **options):
@@ -598,6 +607,22 @@ def test_an_append_that_the_server_failed_to_do_is_sent_again_once(run, proxy, t
 def test_an_append_that_was_not_processed_is_sent_again_without_looking(run, proxy, tiled):
     proxy.script("PATCH", "table/partition", answer(429), answer(401))
     run.apply(*run.with_table(), run.append(0, 3))
+    assert proxy.count("GET") == 0
+    assert read_column(tiled, run.table) == [0, 1, 2]
+
+
+def test_a_worker_that_is_stopped_while_tiled_takes_no_append_leaves_nothing_to_be_found_out(run, proxy, tiled):
+    stopping = threading.Event()
+    proxy.script("PATCH", "table/partition", answer(429), answer(429), answer(429))
+    with run.catalog(stopping=stopping) as catalog:
+        catalog.apply(run.with_table())
+        stopper = threading.Thread(target=lambda: (wait_until(lambda: appends(proxy), 20, "sent"), stopping.set()))
+        stopper.start()
+        with pytest.raises(Stopped):
+            catalog.apply([run.append(0, 3)])
+        stopper.join()
+    assert run.progress[run.table] == (0, None)
+    run.apply(*run.with_table(), run.append(0, 3), quiet_period=600)
     assert proxy.count("GET") == 0
     assert read_column(tiled, run.table) == [0, 1, 2]
 

@@ -20,6 +20,7 @@ from ._errors import (
     NotOurs,
     OperationRefused,
     Refused,
+    Stopped,
     WriterError,
 )
 from ._nodes import Nodes, arrow_columns, difference
@@ -448,6 +449,9 @@ class TiledCatalog:
             self._ledger.note("ambiguous", operation=describe_operation(operation), reason=str(error))
             log.warning("%s may or may not have been done (%s); looking.", describe_operation(operation), error)
             raise Settling from error
+        except Stopped:  # raised between two requests only, and what is sent again was not processed
+            self._record(path, rows)
+            raise
         except Refused as error:
             self._record(path, rows)
             if error.status != 413 or operation.stop - operation.first <= 1 or isinstance(operation, ExtendExternal):
