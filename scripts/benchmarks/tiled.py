@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 from bluesky_tiled_plugins import TiledWriter as PeerWriter
 
 from tiledwriter.testing import Storage
@@ -21,19 +22,23 @@ from .service import Service, service
 BATCH_SIZES = (1, 100, 1_000, 10_000)
 FEW = 100  # documents for a batch size of 1, which takes a request for each
 BUDGET = 10.0
+REQUESTS = "the requests alone"
+ROWS = 10_000  # per request
 
 
 @dataclass(frozen=True)
 class Load:
     """A kind of run.
 
-    `make` makes one of so many documents; `read` gives how many of them the run's node in Tiled has.
+    `make` makes one of so many documents; `read` gives how many of them the run's node in Tiled has. Events have so
+    many `keys`.
     """
 
     what: str
     documents: int
     make: Callable[[int], Emitted]
     read: Callable[[Any], int]
+    keys: int = 0
 
 
 def measure(*, rounds: int, quick: bool) -> Iterator[Figure]:
@@ -47,7 +52,7 @@ def measure(*, rounds: int, quick: bool) -> Iterator[Figure]:
 
 def _loads(place: Path, divisor: int) -> list[Load]:
     def events(keys: int, documents: int) -> Load:
-        return Load(f"events of {keys} keys", documents, partial(run_of, keys=keys), _rows)
+        return Load(f"events of {keys} keys", documents, partial(run_of, keys=keys), _rows, keys)
 
     frames = 20_000 // divisor
     return [
@@ -81,6 +86,8 @@ def _on(storage: Storage, place: Path, loads: list[Load], rounds: int) -> Iterat
                 OURS: lambda load=load: _ours(running, load),
                 "TiledWriter": lambda load=load, batch_size=batch_size: _peer(running, load, batch_size),
             }
+            if load.keys:
+                sides[REQUESTS] = lambda load=load: _requests(running, load)
             for values in Rounds(sides).run(rounds).values():
                 what = f"{load.what}, {storage}, best batch size {batch_size}"
                 yield Figure(what, "documents/s", values, BUDGET, "TiledWriter", more_is_better=True)
@@ -105,6 +112,24 @@ def _peer(running: Service, load: Load, batch_size: int) -> Mapping[str, float]:
     seconds = time.perf_counter() - began
     _check(running, load, emitted, documents)
     return {"readable": len(emitted) / seconds}
+
+
+def _requests(running: Service, load: Load) -> Mapping[str, float]:
+    """What a run takes Tiled if nothing is to be done between its requests: what no writer can be faster than."""
+    part = _part(load, min(ROWS, load.documents))
+    began = time.perf_counter()
+    run = running.server.client().create_container(metadata={"start": {}})
+    table = run.create_container("primary").create_appendable_table(part.schema)
+    for first in range(0, load.documents, ROWS):
+        table.append_partition(0, part[: load.documents - first])
+    assert len(table["seq_num"].read()) == load.documents
+    return {"readable": load.documents / (time.perf_counter() - began)}
+
+
+def _part(load: Load, rows: int) -> pyarrow.Table:
+    numbers = [float(number) for number in range(rows)]
+    columns = {"seq_num": list(range(rows)), "time": numbers}
+    return pyarrow.table(columns | {f"{kind}key_{key}": numbers for key in range(load.keys) for kind in ("", "ts_")})
 
 
 def _check(running: Service, load: Load, emitted: Emitted, documents: int) -> None:
