@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ast
 import json
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy
 import pyarrow
+from event_model import compose_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tiledbroker import Encoder, Record
 from tiledwriter import RunNormalizer, RunWriter
 from tiledwriter._columns import arrow_type
 from tiledwriter._operations import (
@@ -30,6 +33,8 @@ from tiledwriter._operations import (
     UpdateMetadata,
     WriteArray,
 )
+from tiledwriter._run_writer import MAX_PENDING
+from tiledwriter._writing import Fold, WritingOptions
 
 Documents = list[tuple[str, dict[str, Any]]]
 ColumnTypes = dict[tuple[str, str], str]
@@ -480,3 +485,24 @@ def test_no_number_is_lost_without_a_note(recording, batches):
                 kept = [row[i] for row in table.rows]
                 same = [a == frozen(float(b)) for a, b in zip(kept, sent, strict=True) if isinstance(b, float | int)]
                 assert all(same) or any(repr(column.name) in note for note in notes)
+
+
+def test_a_batch_ends_before_its_arrays_take_much_memory_though_no_event_has_one() -> None:
+    run = compose_run()
+    data_keys = {"image": {"source": "s", "dtype": "array", "dtype_numpy": "<f8", "shape": [1024, 1024]}}
+    stream = run.compose_descriptor(name="primary", data_keys=data_keys)
+    emitted = [("start", run.start_doc), ("descriptor", stream.descriptor_doc)]
+    for number in range(30):
+        event = stream.compose_event(data={"image": [[1.0]]}, timestamps={"image": 0.0})
+        emitted.append(("event", {**event, "data": {"image": [[1.0]]} if number == 5 else {}}))
+    encoder = Encoder()
+    bodies = [(name, encoder.encode(document)) for name, document in emitted]
+    records = [Record(i, name, 0.0, zlib.crc32(body), body) for i, (name, body) in enumerate(bodies)]
+    fold = Fold(run.start_doc["uid"], WritingOptions(), 16)
+    written = []
+    while fold.cursor < len(records):
+        batch = [operation for operation in fold.feed(records[fold.cursor :]) if isinstance(operation, WriteArray)]
+        assert fold.error is None
+        assert sum(operation.values.nbytes for operation in batch) <= MAX_PENDING + 2**23
+        written += [(operation.first, operation.stop) for operation in batch]
+    assert written == [(0, 9), (9, 18), (18, 27), (27, 30)]

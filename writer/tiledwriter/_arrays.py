@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
 import numpy
@@ -109,6 +110,11 @@ class InternalArray:
     pending: list[Any] = field(default_factory=list)
     written: int = 0
     created: bool = False
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """What one row takes."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def column_for(self, value: Any, *, lists: bool) -> str | None:
         """The column that would take a value which the node's rows do not take, None if there is no good one.

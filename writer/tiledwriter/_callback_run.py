@@ -219,7 +219,7 @@ class CallbackRun:
                 self._options, max_array_size=self._max_array_size, column_types=dict(self._column_types)
             )
         operations = self._fold(name, decode(body))
-        if self._fold.pending >= max(1, self._options.batch_size):
+        if self._fold.pending >= max(1, self._options.batch_size) or self._fold.writer.crowded:
             operations += self._fold.flush()
         if needed := self._fold.writer.too_narrow:
             raise ColumnsTooNarrow(needed)

@@ -22,6 +22,7 @@ from ._operations import (
 from ._tables import InternalData
 
 MAX_ARRAY_SIZE: Final = 16
+MAX_PENDING: Final = 64 * 2**20  # bytes of arrays of one stream, beyond which they are to be flushed
 RUN_SPEC: Final = ("BlueskyRun", "3.0")
 STREAM_SPECS: Final = (("BlueskyEventStream", "3.0"), ("composite", None))
 
@@ -95,6 +96,8 @@ class RunWriter:
     ----------
     notes
         What could not be represented as it was, for the run's metadata.
+    crowded
+        Whether it is time to `flush`: arrays that wait, or the room for those that are missing, take much memory.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class RunWriter:
         column_types: Mapping[tuple[str, str], str] | None = None,
     ) -> None:
         self.notes: list[str] = []
+        self.crowded = False
         self._max_array_size = max_array_size
         self._guessed_types = guessed_types
         self._consolidators = consolidators
@@ -144,6 +148,7 @@ class RunWriter:
 
     def flush(self) -> list[Operation]:
         """Operations for all events and datums since the last flush."""
+        self.crowded = False
         operations: list[Operation] = []
         for stream in self._streams.values():
             operations += stream.internal.flush()
@@ -223,7 +228,9 @@ class RunWriter:
         return [UpdateMetadata(stream.path, {"_config_updates": list(stream.updates)})]
 
     def _event(self, document: Mapping[str, Any]) -> list[Operation]:
-        self._stream_of[document["descriptor"]].internal.add(document)
+        internal = self._stream_of[document["descriptor"]].internal
+        internal.add(document)
+        self.crowded = self.crowded or internal.pending_bytes > MAX_PENDING
         return []
 
     def _stream_resource(self, document: Mapping[str, Any]) -> list[Operation]:

@@ -147,6 +147,8 @@ class InternalData:
     ----------
     too_narrow
         Types that columns would need for the values that were flushed so far, by data key.
+    pending_bytes
+        What the rows of arrays will take that are to be flushed, with those that have no value.
     """
 
     def __init__(
@@ -164,6 +166,7 @@ class InternalData:
         self.arrays: dict[str, InternalArray] = {}
         self.tables: list[InternalTable] = []
         self.too_narrow: dict[str, str] = {}
+        self.pending_bytes = 0
         self._path = path
         self._stream_name = f"Stream {path.rpartition('/')[2]!r}"
         self._data_keys = data_keys
@@ -205,12 +208,14 @@ class InternalData:
             table.add(event)
         for key, array in self.arrays.items():
             array.pending.append(data.get(key))
+            self.pending_bytes += array.row_bytes
         self._order.add(event["seq_num"], event["time"])
         if not data.keys() <= self._keys:
             self._unknown.update(data.keys() - self._keys)
 
     def flush(self) -> list[Operation]:
         """Operations for the events since the last flush."""
+        self.pending_bytes = 0
         operations = [operation for array in self.arrays.values() for operation in self._flush_array(array)]
         for table in self.tables:
             if table.values[0]:

@@ -145,7 +145,10 @@ class Fold:
         return self._writer.too_narrow
 
     def feed(self, records: list[Record]) -> list[Operation]:
-        """Operations for further records. A document that cannot be folded ends it: see `error`."""
+        """Operations for further records, or for the first of them: `cursor` says where to go on.
+
+        A document that cannot be folded ends it: see `error`.
+        """
         operations: list[Operation] = []
         for record in records:
             if self.finished:  # what comes after the stop document stays in the journal
@@ -159,6 +162,8 @@ class Fold:
                 self.error = UnwritableDocument(record.idx, record.name, error)
                 break
             self.cursor = record.idx + 1
+            if self._writer.crowded:
+                break
         return operations + self._end_of_batch(self._writer.flush)
 
     def abandon(self) -> list[Operation]:
