@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -59,6 +60,18 @@ class TestATail:
         assert tail_of(file).stat().st_size < 10**6
         tail.append(record(12))
         assert read_tail(file) == ([record(12)], "")
+
+    def test_goes_on_when_it_cannot_be_made_small_again(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object) -> int:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        tail = tail_with(file, record(0, b"x" * 2_000_000))
+        with monkeypatch.context() as failing:
+            failing.setattr(os, "open", fail)
+            with pytest.raises(OSError, match="Too many"):
+                tail.clear()
+        tail.append(record(1))
+        assert read_tail(file) == ([record(1)], "")
 
     @pytest.mark.parametrize("size", [3, 4, 5, 400])
     def test_has_nothing_left_of_what_was_cleared(self, file: Path, size: int) -> None:

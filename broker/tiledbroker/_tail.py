@@ -59,9 +59,8 @@ class Tail:
         self._map[: len(_END)] = _END
         self._size = self._synced = 0
         if len(self._map) > _CAPACITY:
-            self._map.close()
+            self._exchange(self._mapped(_CAPACITY))
             os.truncate(self._path, _CAPACITY)
-            self._map = self._mapped(_CAPACITY)
 
     def sync(self) -> None:
         """Make what was appended survive a power cut, without holding up who appends."""
@@ -87,16 +86,19 @@ class Tail:
             self._path.unlink(missing_ok=True)
 
     def _grow(self, size: int) -> None:
-        larger = self._mapped(max(size, 2 * len(self._map)))
+        self._exchange(self._mapped(max(size, 2 * len(self._map))))
+
+    def _exchange(self, mapped: mmap.mmap) -> None:
         self._map.close()
-        self._map = larger
+        self._map = mapped
 
     def _mapped(self, capacity: int, flags: int = 0) -> mmap.mmap:
         """Map the file, of which so many bytes are really there: a hole that the disk cannot fill ends the process."""
         descriptor = os.open(self._path, os.O_RDWR | flags, 0o600)
         try:
             there = os.fstat(descriptor).st_size
-            if os.pwrite(descriptor, bytes(capacity - there), there) < capacity - there:
+            lacking = max(0, capacity - there)
+            if os.pwrite(descriptor, bytes(lacking), there) < lacking:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
             return mmap.mmap(descriptor, capacity)
         finally:
