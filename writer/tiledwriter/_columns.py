@@ -25,6 +25,12 @@ _EXACT: Final[dict[str, frozenset[type]]] = {
     "string": frozenset({str, NoneType}),
 }
 
+# Of these, those of which every value is taken.
+_ALWAYS: Final[dict[str, frozenset[type]]] = {
+    "bool": frozenset({bool, NoneType}),
+    "float64": frozenset({float, NoneType}),
+}
+
 # The widest type of each kind: exact for whatever a device declared, and the same on every table storage.
 _BY_KIND: Final = {"b": "bool", "i": "int64", "u": "int64", "f": "float64", "U": "string", "S": "string"}
 
@@ -113,8 +119,11 @@ def fit(values: Sequence[Any], type_name: str) -> tuple[Sequence[Any], list[int]
 
 def _arrow_takes(values: Sequence[Any], type_name: str) -> bool:
     """Whether all values are of the column's own type: what Arrow makes of others, it may round."""
-    if not _EXACT[type_name].issuperset(map(type, values)):
+    types = set(map(type, values))
+    if not types <= _EXACT[type_name]:
         return False
+    if types <= _ALWAYS.get(type_name, frozenset()):
+        return True
     if type_name == "string" and any("\0" in value for value in values if value):
         return False  # PostgreSQL refuses it
     try:

@@ -32,6 +32,7 @@ MAX_ROW_BYTES: Final = 7_900
 """PostgreSQL keeps a row in one page of 8 KiB; text and lists can be kept outside, for 20 bytes in the row."""
 
 _FURTHER_TABLE: Final = re.compile(rf"{TABLE_KEY}_\d+(_row)?")
+_AT_ONCE: Final = 32  # events
 _BY_SEQ_NUM: Final = ("seq_num", "time")
 _BY_TIME: Final = ("time", "seq_num")
 
@@ -70,29 +71,33 @@ class Cell:
     kind: Literal["seq_num", "time", "row", "value", "text", "timestamp"]
     key: str = ""
 
-    def pick(self, event: Mapping[str, Any], row: int) -> Any:
-        kind = self.kind
+    def pick(self, events: Sequence[Mapping[str, Any]], first_row: int) -> list[Any]:
+        """The column's values of these events, the first of which is that row."""
+        kind, key = self.kind, self.key
         if kind == "value":
-            return event["data"].get(self.key)
+            return [event["data"].get(key) for event in events]
         if kind == "timestamp":
-            return event["timestamps"].get(self.key)
+            return [event["timestamps"].get(key) for event in events]
         if kind == "text":
-            value = event["data"].get(self.key)
-            return None if value is None else json.dumps(to_json(value, _ignore))
-        return row if kind == "row" else event[kind]
+            values = [event["data"].get(key) for event in events]
+            return [None if value is None else json.dumps(to_json(value, _ignore)) for value in values]
+        if kind == "row":
+            return list(range(first_row, first_row + len(events)))
+        return [event[kind] for event in events]
 
 
 @dataclass
 class InternalTable:
-    """One table of a stream: its columns, and the rows that are not flushed yet."""
+    """One table of a stream: its columns, and the events whose rows are not flushed yet."""
 
     path: str
     order: tuple[str, ...]
     cells: list[Cell] = field(default_factory=list)
-    values: list[list[Any]] = field(default_factory=list)
     rows: int = 0
     created: bool = False
     digests: dict[str, ColumnDigest] = field(default_factory=dict)
+    _events: list[Mapping[str, Any]] = field(default_factory=list)
+    _values: list[list[Any]] = field(default_factory=list)
     _bytes: int = 0
     _names: set[str] = field(default_factory=set)
 
@@ -107,22 +112,35 @@ class InternalTable:
     def extend(self, cells: Sequence[Cell]) -> None:
         """Add columns, before there are rows."""
         self.cells += cells
-        self.values += [[] for _ in cells]
         self._bytes += _bytes(cells)
         self._names |= {cell.column.name.lower() for cell in cells}
         self.digests |= {cell.column.name: ColumnDigest() for cell in cells if cell.kind in ("seq_num", "time", "row")}
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Take in one event document."""
-        row = self.rows + len(self.values[0])
-        for values, cell in zip(self.values, self.cells, strict=True):
-            values.append(cell.pick(event, row))
+        self._events.append(event)
+        if len(self._events) >= _AT_ONCE:
+            self._collect()
+
+    @property
+    def pending(self) -> bool:
+        """Whether there are rows to `take`."""
+        return bool(self._events or self._values)
 
     def take(self) -> list[list[Any]]:
         """The rows since the last time, column by column."""
-        values, self.values = self.values, [[] for _ in self.cells]
+        self._collect()
+        values, self._values = self._values, []
         self.rows += len(values[0])
         return values
+
+    def _collect(self) -> None:
+        """Sort the values of some events into columns, while all of these events are in the processor's cache."""
+        self._values = self._values or [[] for _ in self.cells]
+        first_row = self.rows + len(self._values[0])
+        for column, cell in zip(self._values, self.cells, strict=True):
+            column.extend(cell.pick(self._events, first_row))
+        self._events = []
 
 
 class InternalData:
@@ -218,7 +236,7 @@ class InternalData:
         self.pending_bytes = 0
         operations = [operation for array in self.arrays.values() for operation in self._flush_array(array)]
         for table in self.tables:
-            if table.values[0]:
+            if table.pending:
                 operations += self._flush_table(table)
         operations += [RemoveNode(path) for path in self._replaced]
         self._replaced = []
