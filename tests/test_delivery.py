@@ -331,12 +331,18 @@ def test_a_run_that_two_publishers_send_is_there_once(
         assert_delivered(ingest, emitted)
 
 
+def another_run_called(uid: str) -> list[tuple[str, Any]]:
+    """The start and stop of a run that somebody has given the uid of another one."""
+    (_, start), *_, (_, stop) = documents()
+    return [("start", {**start, "uid": uid}), ("stop", {**stop, "run_start": uid})]
+
+
 def test_another_run_of_the_same_uid_is_refused_and_harms_neither_the_first_nor_others(
     ingest: SupervisorProcess, publish_to: Callable[..., ZMQPublisher]
 ) -> None:
-    first, second = documents(20), documents(20)
+    first = documents(20)
     uid = first[0][1]["uid"]
-    reused = [("start", {**second[0][1], "uid": uid}), ("stop", {**second[-1][1], "run_start": uid})]
+    reused = another_run_called(uid)
     with ingest:
         publisher = publish_to(ingest.address, "one")
         publish(publisher, first)
@@ -359,9 +365,9 @@ def test_another_run_of_the_same_uid_is_refused_and_harms_neither_the_first_nor_
 def test_a_run_of_an_equal_start_and_another_end_is_not_taken_for_delivered(
     ingest: SupervisorProcess, publish_to: Callable[..., ZMQPublisher]
 ) -> None:
-    first, second = documents(20), documents()
+    first = documents(20)
     uid = first[0][1]["uid"]
-    repeated = [*first[:-1], ("stop", {**second[-1][1], "run_start": uid})]
+    repeated = [*first[:-1], another_run_called(uid)[-1]]
     with ingest:
         publisher = publish_to(ingest.address, "one")
         publish(publisher, first)
@@ -378,9 +384,9 @@ def test_a_run_of_an_equal_start_and_another_end_is_not_taken_for_delivered(
 def test_a_refused_run_stays_in_its_spool_when_the_other_of_its_uid_ends(
     ingest: SupervisorProcess, publish_to: Callable[..., ZMQPublisher]
 ) -> None:
-    first, second = documents(20), documents(20)
+    first = documents(20)
     uid = first[0][1]["uid"]
-    reused = [("start", {**second[0][1], "uid": uid}), ("stop", {**second[-1][1], "run_start": uid})]
+    reused = another_run_called(uid)
     with ingest:
         publisher = publish_to(ingest.address, "one")
         publish(publisher, first[:10])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import tiledbroker
-from tiledbroker import _codec, _journal
+from tiledbroker import _codec, _journal_schema
 from tiledbroker import _messages as messages
 from tiledbroker._lifecycle import FINAL, TRANSITIONS, State
 from tiledwriter._config import Settings, load_settings
@@ -178,10 +178,10 @@ def test_the_example_configuration_is_valid(tmp_path, monkeypatch):
 
 def test_the_schema_of_a_journal_is_documented(tmp_path):
     (documented,) = blocks(section(REFERENCE / "journal-format.md", "## Tables"), "sql")
-    assert documented.strip() == _journal._SCHEMA.partition("PRAGMA")[0].strip()
+    assert documented.strip() == _journal_schema.SCHEMA.partition("PRAGMA")[0].strip()
     page = (REFERENCE / "journal-format.md").read_text()
-    assert f"0x{_journal.APPLICATION_ID:08X}" in page
-    assert f"`PRAGMA user_version` is {_journal.SCHEMA_VERSION}." in page
+    assert f"0x{_journal_schema.APPLICATION_ID:08X}" in page
+    assert f"`PRAGMA user_version` is {_journal_schema.SCHEMA_VERSION}." in page
 
 
 def test_every_extension_type_of_the_codec_is_documented():

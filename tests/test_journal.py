@@ -29,10 +29,11 @@ from tiledbroker import (
     JournalInvalid,
     JournalLocked,
     Record,
+    _journal,
+    _journal_schema,
     journal_filename,
     run_files,
 )
-from tiledbroker import _journal as journal_module
 
 APPLICATION_ID = 0x54574A4C  # part of the stored format
 
@@ -606,7 +607,7 @@ class TestTransactions:
 
     def test_a_disk_too_full_for_a_new_journal_leaves_nothing_in_its_way(self, small_disk: Path) -> None:
         path = small_disk / "run.sqlite"
-        journal_module._empty_journal(small_disk)  # as after the first run of a process
+        _journal_schema._empty_file(small_disk)  # as after the first run of a process
         filling = fill(small_disk, leaving=8192)
         with pytest.raises((OSError, sqlite3.Error)):
             Journal(path, "create")
@@ -691,7 +692,7 @@ class TestSync:
             journal.sync()
 
     def test_a_large_log_goes_into_the_file(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(journal_module, "_LARGE_LOG", 10_000)
+        monkeypatch.setattr(_journal, "_LARGE_LOG", 10_000)
         with Journal(path, "create", durability="callback") as journal:
             journal.append_one("event", b"x" * 200_000)
             assert path.stat().st_size < 200_000

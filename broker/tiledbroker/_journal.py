@@ -8,59 +8,31 @@ import logging
 import os
 import re
 import sqlite3
-import tempfile
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from ._errors import JournalGap, JournalInvalid
 from ._fair_lock import FairLock
+from ._journal_schema import (
+    APPLICATION_ID,
+    SCHEMA_VERSION,
+    create_file,
+    objects_of,
+    schema_objects,
+    sync_directory,
+)
 from ._lock import FileLock
 from ._record import Record, take
 from ._tail import TAIL_SUFFIX, TailContents, read_tail, tail_of
 
 log = logging.getLogger(__name__)
 
-APPLICATION_ID: Final = 0x54_57_4A_4C  # "TWJL"
-SCHEMA_VERSION: Final = 1
 SUFFIX: Final = ".sqlite"
-
-_SCHEMA: Final = f"""
-CREATE TABLE documents(
-    idx INTEGER PRIMARY KEY,
-    name TEXT NOT NULL,
-    received REAL NOT NULL,
-    crc INTEGER NOT NULL,
-    body BLOB NOT NULL
-);
-CREATE TRIGGER documents_are_never_changed BEFORE UPDATE ON documents
-BEGIN SELECT raise(ABORT, 'documents of a journal are append-only'); END;
-CREATE TRIGGER documents_are_never_deleted BEFORE DELETE ON documents
-BEGIN SELECT raise(ABORT, 'documents of a journal are append-only'); END;
--- Also what an INSERT OR REPLACE would do to a document that is there.
-CREATE TRIGGER documents_are_only_added_at_the_end BEFORE INSERT ON documents
-WHEN new.idx IS NOT (SELECT coalesce(max(idx), -1) + 1 FROM documents)
-BEGIN SELECT raise(ABORT, 'documents of a journal are append-only'); END;
-CREATE TABLE state(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE progress(
-    node TEXT PRIMARY KEY,
-    rows INTEGER NOT NULL,
-    intent INTEGER
-) WITHOUT ROWID;
-CREATE TABLE history(
-    id INTEGER PRIMARY KEY,
-    time REAL NOT NULL,
-    event TEXT NOT NULL,
-    detail TEXT NOT NULL
-);
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {SCHEMA_VERSION};
-"""
 
 # For readers: the file's documents, followed by those of its tail.
 _WITH_TAIL: Final = """
@@ -178,7 +150,7 @@ class Journal:
 
     def _open(self, mode: str, run_uid: str | None, durability: Durability) -> None:
         if mode == "create" and not self.path.exists():
-            _create_file(self.path, durability)
+            create_file(self.path, durable=durability == "acknowledge")
         tail = self._read_tail()
         with self._access():
             # The callback waits for nobody who has the file locked; what it cannot store it keeps in memory.
@@ -566,7 +538,7 @@ class Journal:
         if size > _LARGE_LOG or not self._rooted:
             self._checkpoint()
         if not self._rooted:
-            _sync_directory(self.path.parent)
+            sync_directory(self.path.parent)
             self._rooted = True
 
     def _checkpoint(self) -> None:
@@ -625,7 +597,7 @@ class Journal:
                 self.path, f"it has format {version}; this version reads up to {SCHEMA_VERSION}. Upgrade tiledwriter."
             )
         # Views and triggers of others could do anything, and never end.
-        wanted, found = _schema_objects(), _objects_of(self._connection)
+        wanted, found = schema_objects(), objects_of(self._connection)
         if not found <= wanted or any(kind == "table" for kind, _, _ in wanted - found):
             raise JournalInvalid(self.path, "its tables are not those of a journal.")
 
@@ -659,58 +631,3 @@ class Journal:
 
 def _lock_path(path: Path) -> Path:
     return path.with_name(path.name + ".lock")
-
-
-def _create_file(path: Path, durability: Durability) -> None:
-    """A journal without documents. It appears at once: nobody ever sees half of one."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    contents = _empty_journal(path.parent)
-    try:
-        with os.fdopen(os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as file:
-            file.write(contents)
-            file.flush()
-            if durability == "acknowledge":
-                os.fsync(file.fileno())
-        draft.rename(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
-    if durability == "acknowledge":
-        _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-@lru_cache(maxsize=1)
-def _schema_objects() -> frozenset[tuple[str, str, str]]:
-    """The tables and triggers of a journal."""
-    connection = sqlite3.connect(":memory:")
-    try:
-        connection.executescript(_SCHEMA)
-        return _objects_of(connection)
-    finally:
-        connection.close()
-
-
-def _objects_of(connection: sqlite3.Connection) -> frozenset[tuple[str, str, str]]:
-    rows = connection.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL")
-    return frozenset(rows.fetchall())
-
-
-@lru_cache(maxsize=1)
-def _empty_journal(directory: Path) -> bytes:
-    """The contents of such a file: copying them is faster than having SQLite make them for every run."""
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".draft-") as place:
-        file = Path(place) / "empty"
-        connection = sqlite3.connect(file, isolation_level=None)
-        try:
-            connection.executescript("PRAGMA journal_mode = WAL;" + _SCHEMA)
-        finally:
-            connection.close()
-        return file.read_bytes()

@@ -186,7 +186,8 @@ class Shipper:
             while not self._done():
                 try:
                     self._session(context)
-                    time.sleep(PAUSE)
+                    if not self._done():
+                        time.sleep(PAUSE)
                 except Exception:  # a spool's disk that fails, say: what is there is shipped when it is well again
                     self._limited.log(logging.ERROR, "session", "Shipping is interrupted.", exc_info=True)
                     time.sleep(IDLE)
