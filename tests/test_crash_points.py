@@ -54,7 +54,10 @@ class Service:
                 self.process.start()
             return condition()
 
-        wait_until(revived, 30, what)
+        try:
+            wait_until(revived, 30, what)
+        except TimeoutError as error:
+            pytest.fail(f"{error}; the supervisor's log:\n{self.process.log.read_text()}")
 
     def wait_for_outcome(self, run_uid: str) -> str:
         def outcome() -> str:

@@ -24,6 +24,7 @@ from tiledbroker import Journal, decode, journal_filename, run_files
 from tiledbroker import _spool as spool_module
 from tiledbroker._spool import RunLog, Spool
 from tiledbroker._tail import Tail
+from tiledwriter.testing import wait_until
 
 
 @pytest.fixture
@@ -164,6 +165,92 @@ class TestWhatIsAppended:
         event(spool, "run", 1)
         spool.sync()
         assert seq_nums(spool.runs()[0]) == [1]
+
+
+@pytest.mark.usefixtures("impatient")
+class TestAFlood:
+    """Of which more waits for the shipper than is brought into the file in between."""
+
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(spool_module, "_FLOOD", 5)
+        monkeypatch.setattr(spool_module, "_FEW", 0)
+        monkeypatch.setattr(spool_module, "_SLICE", 3)
+
+    @pytest.fixture
+    def run(self, spool: Spool) -> RunLog:
+        start(spool, "run")
+        for number in range(18):
+            event(spool, "run", number)
+        (run,) = spool.runs()
+        return run
+
+    @staticmethod
+    def in_file(directory: Path) -> int:
+        """Documents without those in the tail."""
+        connection = sqlite3.connect(directory / journal_filename("run"))
+        try:
+            return int(connection.execute("SELECT count(*) FROM documents").fetchone()[0])
+        finally:
+            connection.close()
+
+    def test_stays_in_memory_while_it_is_shipped(self, spool: Spool, run: RunLog, directory: Path) -> None:
+        run.shipped = 8
+        spool.sync()
+        assert self.in_file(directory) == 8
+        run.shipped = 14
+        spool.sync()
+        assert self.in_file(directory) == 14
+        assert len(on_disk(directory, "run")) == 20
+        run.shipped = 16  # few are left
+        spool.sync()
+        assert self.in_file(directory) == 20
+        assert seq_nums(run) == list(range(18))
+
+    def test_is_brought_into_the_file_when_it_is_not_shipped(self, spool: Spool, run: RunLog, directory: Path) -> None:
+        run.shipped = 8
+        spool.sync()
+        assert self.in_file(directory) == 8
+        spool.sync()
+        assert self.in_file(directory) == 20
+
+    def test_is_brought_into_the_file_when_it_takes_much_memory(
+        self, spool: Spool, run: RunLog, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(spool_module, "_MUCH_MEMORY", 100)
+        run.shipped = 8
+        spool.sync()
+        assert self.in_file(directory) == 20
+
+    def test_is_read_without_going_through_its_tail(
+        self, spool: Spool, run: RunLog, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run.shipped = 8
+        spool.sync()
+        monkeypatch.setattr("tiledbroker._journal.read_tail", lambda _: pytest.fail("The tail can be long."))
+        assert [record.idx for record in run.read(0, 100, 2**20)] == list(range(8))
+        assert [record.idx for record in run.read(8, 100, 2**20)] == list(range(8, 20))
+
+    def test_that_is_removed_meanwhile_is_brought_nowhere(
+        self, spool: Spool, run: RunLog, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        extend = Journal.extend
+        removing = threading.Thread(target=spool.remove, args=(run,))
+        slices = []
+
+        def extend_while_it_is_removed(journal: Journal, records: Any) -> int:
+            slices.append(len(records))
+            if not removing.ident:
+                removing.start()
+                wait_until(lambda: run.removed, 10, "it is being removed")
+            return extend(journal, records)
+
+        monkeypatch.setattr(Journal, "extend", extend_while_it_is_removed)
+        run.sync()
+        removing.join()
+        assert slices == [3]
+        run.sync()
+        assert not list(directory.iterdir())
 
 
 class TestDocumentsOfNoKnownRun:
@@ -481,7 +568,9 @@ def test_a_document_after_the_stop_is_kept_with_its_run(tmp_path):
     (run, _) = spool.runs()
     run.append("event", b"late")
     assert not run.degraded
-    assert [record.name for record in run.read(0, 10, 1000)] == ["start", "descriptor", "stop", "event"]
+    assert [record.name for start in (0, 3) for record in run.read(start, 10, 1000)] == [
+        *("start", "descriptor", "stop", "event")
+    ]
     run.remove()
     spool.close()
     assert len(list(tmp_path.glob("*.sqlite"))) == 1

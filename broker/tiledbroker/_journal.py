@@ -51,8 +51,10 @@ _SIGNS_OF_DAMAGE: Final = (
 )
 
 _INSERT: Final = "INSERT INTO documents VALUES(?, ?, ?, ?, ?)"
-_ROWS: Final = 100  # which have fewer values than what any SQLite takes in a statement
-_INSERT_MANY: Final = _INSERT + ", (?, ?, ?, ?, ?)" * (_ROWS - 1)
+# Python gives its lock away for each statement, and waits 5 ms for it beside a busy thread; so many rows per statement.
+# SQLite takes 999 values in one at least, and 32,766 since 3.32.
+_ROWS_AT_ONCE: Final = (1024, 256, 64, 16, 4, 1) if sqlite3.sqlite_version_info >= (3, 32) else (64, 16, 4, 1)
+_INSERT_MANY: Final = {rows: _INSERT + ", (?, ?, ?, ?, ?)" * (rows - 1) for rows in _ROWS_AT_ONCE}
 _RECORD_TYPES: Final = (int, str, float, int, bytes)
 _INTENT_TYPES: Final = (int, type(None))
 _ENTRY_TYPES: Final = (float, str, dict)
@@ -114,6 +116,8 @@ class Journal:
         process, and a power cut once `sync` returned.
     lock_timeout
         Seconds to wait for another process to release the file.
+    with_tail
+        Whether to look for documents in the file's tail; not for whoever has them at hand, as a tail can be long.
 
     Raises
     ------
@@ -131,8 +135,10 @@ class Journal:
         run_uid: str | None = None,
         durability: Durability = "acknowledge",
         lock_timeout: float = 0.0,
+        with_tail: bool = True,
     ) -> None:
         self.path = Path(path)
+        self._with_tail = with_tail
         self._mutex = FairLock()
         self._rooted = False  # whether `sync` has made the file itself durable, and its name
         self._lock: FileLock | None = None
@@ -174,6 +180,8 @@ class Journal:
 
     def _read_tail(self) -> TailContents:
         """What is in the tail: read before the file, as documents move from there to here."""
+        if not self._with_tail:
+            return TailContents([], "")
         try:
             for _ in range(_GLANCES):
                 tail = read_tail(self.path)
@@ -277,12 +285,24 @@ class Journal:
         return idx
 
     def append(self, first: int, documents: Sequence[tuple[str, int, bytes]]) -> int:
-        """Append `(name, crc, body)` documents as one transaction; those that are here already are skipped.
+        """Append documents as `admit` does.
 
         Returns
         -------
         int
             The index of the next document.
+        """
+        with self._access():
+            self.admit(first, documents)
+            return self._length
+
+    def admit(self, first: int, documents: Sequence[tuple[str, int, bytes]]) -> list[Record]:
+        """Append `(name, crc, body)` documents as one transaction; those that are here already are skipped.
+
+        Returns
+        -------
+        list of Record
+            Those that were appended.
 
         Raises
         ------
@@ -297,15 +317,16 @@ class Journal:
                 raise JournalGap(self.path, self._length, first)
             self._check_same(first, documents)
             received = time.time()
+            known = max(self._length - first, 0)
             fresh = [
-                Record(first + i, name, received, crc, body)
-                for i, (name, crc, body) in enumerate(documents)
-                if first + i >= self._length
+                Record(idx, name, received, crc, body)
+                for idx, (name, crc, body) in enumerate(documents[known:], first + known)
             ]
             for record in fresh:
                 if zlib.crc32(record.body) != record.crc:
                     raise JournalInvalid(self.path, f"document {record.idx} was damaged on its way here.")
-            return self.extend(fresh)
+            self.extend(fresh)
+            return fresh
 
     def extend(self, records: Sequence[Record]) -> int:
         """Append documents that have their numbers, as one transaction; those that are here already are skipped.
@@ -331,11 +352,12 @@ class Journal:
             return self._length
 
     def _insert(self, records: Sequence[Record]) -> None:
-        # Python gives its lock away for each statement, and may have to wait 5 ms for it; so many rows per statement.
-        whole = len(records) - len(records) % _ROWS
-        for start in range(0, whole, _ROWS):
-            self._connection.execute(_INSERT_MANY, tuple(chain.from_iterable(records[start : start + _ROWS])))
-        self._connection.executemany(_INSERT, records[whole:])
+        start = 0
+        for rows, statement in _INSERT_MANY.items():
+            while len(records) - start >= rows:
+                values = tuple(chain.from_iterable(records[start : start + rows]))
+                self._connection.execute(statement, values)
+                start += rows
 
     def _check_same(self, first: int, documents: Sequence[tuple[str, int, bytes]]) -> None:
         """Whether documents that are here are what the caller takes them for."""

@@ -20,6 +20,7 @@ from ._places import default_spool_dir
 from ._security import ClientCurve, CurveArgument
 from ._shipper import Shipper
 from ._spool import RunLog, Spool
+from ._storing import Storing
 
 log = logging.getLogger(__name__)
 
@@ -107,9 +108,11 @@ class ZMQPublisher:
         self._limited = LimitedLog(log)
         self._spool = Spool(default_spool_dir() if spool_dir is None else Path(spool_dir))
         self._shipper = Shipper(self._spool, self.address, name=name, keys=keys)
+        self._storing = Storing(self._spool)
         self._closed = False
         self._complete = False
         self._shipper.start()
+        self._storing.start()
         _close_at_exit.add(self)
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
@@ -205,6 +208,7 @@ class ZMQPublisher:
         self._closed = True
         _close_at_exit.discard(self)
         self._complete = self._shipper.stop(timeout)
+        self._storing.stop()
         self._spool.close()
         return self._complete
 
@@ -224,7 +228,7 @@ _close_at_exit: weakref.WeakSet[ZMQPublisher] = weakref.WeakSet()
 
 
 def _forget_in_child() -> None:
-    # The shipping thread is not in a forked child, and the spool belongs to the parent.
+    # Its threads are not in a forked child, and the spool belongs to the parent.
     for publisher in list(_close_at_exit):
         publisher._closed = True
     _close_at_exit.clear()

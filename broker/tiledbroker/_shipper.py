@@ -39,7 +39,6 @@ ASK_INTERVAL: Final = 5.0  # seconds between questions for the outcome of runs
 PING_INTERVAL: Final = 1.0
 SILENCE: Final = 6.0  # seconds without a word from the supervisor before the connection is made anew
 NAME_TIMEOUT: Final = 60.0  # the same while a name server is asked for its host
-SYNC_INTERVAL: Final = 0.25
 ADOPT_INTERVAL: Final = 15.0
 PAUSE: Final = 0.1  # seconds between two connections
 LATER: Final = 1.0  # seconds until a run is tried again that the supervisor does not take now
@@ -212,14 +211,12 @@ class Shipper:
         poller.register(monitor.socket, zmq.POLLIN)
         poller.register(self._wake_receiver.fileno(), zmq.POLLIN)
         heard = time.monotonic()
-        due = dict.fromkeys(("ping", "sync", "adopt"), 0.0)
+        due = dict.fromkeys(("ping", "adopt"), 0.0)
         self._hello_at = 0.0
         tokens = itertools.count()
         try:
             while not self._done():
                 now = time.monotonic()
-                if self._is_due(due, "sync", now, SYNC_INTERVAL) or self._spool.pressing:
-                    self._spool.sync()
                 if self._is_due(due, "adopt", now, ADOPT_INTERVAL) and not self._stopping:
                     self._spool.adopt()
                     if self._spool.more_to_adopt:
@@ -345,7 +342,7 @@ class Shipper:
         if not self._send(connection, batch):
             return 0
         crash_point("shipper: batch sent")
-        shipment.sent = batch.next
+        shipment.sent = shipment.run.shipped = batch.next
         shipment.in_flight.append((batch.next, len(batch.body)))
         return max(len(batch.body), 1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import sys
 import threading
 import time
 import zlib
@@ -24,7 +25,10 @@ from ._tail import Tail
 log = logging.getLogger(__name__)
 
 _STORE_INTERVAL: Final = 1.0
-_SLICE: Final = 500  # documents
+_SLICE: Final = 4_096  # documents
+_FLOOD: Final = (
+    5_000  # documents, which are shipped before they are brought into the file, lest they be read from there
+)
 _FEW: Final = 50  # documents, for which the callback may have to wait
 _FEW_BYTES: Final = 2**20
 _MUCH_MEMORY: Final = 64 * 2**20  # in which a flood waits for the shipper, which is faster than the disk
@@ -40,6 +44,13 @@ class RunLog:
 
     The newest are in memory, where the shipper reads them, and in the file's tail, which outlives the process. `sync`
     brings them into the file, with more time than the callback has. `mutex` is held by whoever calls `append`.
+
+    Attributes
+    ----------
+    shipped
+        Up to where documents are on their way; the shipper says so.
+    removed
+        Whether nobody wants it any more.
     """
 
     def __init__(self, path: Path, run_uid: str, mutex: threading.RLock, *, adopted: Journal | None = None) -> None:
@@ -57,6 +68,8 @@ class RunLog:
         self._fresh: list[Record] = []
         self._fresh_bytes = 0
         self._unsafe_from: int | None = None  # the first document that is in memory only
+        self.shipped = self._shipped_before = 0
+        self.removed = False
         self._next_store = self._next_try = 0.0
         self._resting = False
         self._limited = LimitedLog(log)
@@ -73,14 +86,15 @@ class RunLog:
         return self._unsafe_from is not None
 
     @property
-    def pressing(self) -> bool:
+    def _pressing(self) -> bool:
         """Whether memory should be relieved of what is new."""
-        return self._fresh_bytes > _MUCH_MEMORY and time.monotonic() >= self._next_try
+        return self._fresh_bytes > _MUCH_MEMORY
 
     @property
     def _settled(self) -> bool:
         """Whether all of it is in the file."""
-        return not self._fresh and self._unsafe_from is None and (self._tail is None or self._tail.empty)
+        in_file = not self._fresh and self._unsafe_from is None and (self._tail is None or self._tail.empty)
+        return in_file or self.removed
 
     def append(self, name: str, body: bytes) -> None:
         """Keep one document: on disk, or in memory where the disk fails. This is what the RunEngine waits for."""
@@ -108,7 +122,7 @@ class RunLog:
         if self._settled or now < self._next_try:
             return
         try:
-            if self.pressing or now >= self._next_store:
+            if self._pressing or now >= self._next_store:
                 self._next_store = now + _STORE_INTERVAL
                 self._store()
             elif self._tail is not None:
@@ -118,20 +132,32 @@ class RunLog:
             self._limited.log(logging.ERROR, "store", "The spool file %s cannot be written: %s", self._path, error)
 
     def _store(self) -> None:
-        """In slices, while the callback goes on."""
+        """In slices, while the callback goes on; of a flood that is being shipped, what is on its way."""
         with self._storing:
+            if self.removed:
+                return
             with self._mutex:
                 journal = self._open_file()
+            end = self._end_of_store()
             for _ in range(2 + len(self._fresh) // _SLICE):
-                if self._are_few:
+                if self.removed or self._are_few or self._stored >= end:
                     break
-                self._move(journal, _SLICE)
+                self._move(journal, min(_SLICE, end - self._stored))
             with self._mutex:
                 if self._are_few:
                     self._move(journal, _FEW)
                     crash_point("publisher: documents in the file and in its tail")
                     self._clear_tail()
             journal.sync()
+            if self._tail is not None:
+                self._tail.sync()
+
+    def _end_of_store(self) -> int:
+        """Up to where documents are to be brought into the file now."""
+        shipped, before = self.shipped, self._shipped_before
+        self._shipped_before = shipped
+        is_flood = shipped > before and self.length - shipped > _FLOOD and not self._pressing
+        return shipped if is_flood else sys.maxsize
 
     def read(self, start: int, limit: int, max_bytes: int) -> list[Record]:
         """Documents from index `start`, as `Journal.read` does."""
@@ -142,16 +168,18 @@ class RunLog:
         # Outside the mutex, and on a connection of its own: the callback does not wait for this.
         with self._reading:
             if self._resting:
-                with Journal(self._path) as reader:
+                with Journal(self._path, with_tail=False) as reader:
                     return reader.read(start, limit, max_bytes)
             if self._reader is None:
-                self._reader = Journal(self._path)
+                self._reader = Journal(self._path, with_tail=False)
             return self._reader.read(start, limit, max_bytes)
 
     def rest(self) -> None:
         """Keep no more of a finished run's file open than its lock: there can be hundreds when the network is away."""
-        with self._mutex:
-            if self._journal is not None and self._settled and not self._resting and (self.stopped or self.abandoned):
+        if self._resting or not (self.stopped or self.abandoned):
+            return
+        with self._storing, self._reading, self._mutex:
+            if self._journal is not None and self._settled:
                 self._close_reader()
                 self._close_tail()
                 self._journal.rest()
@@ -159,7 +187,8 @@ class RunLog:
 
     def remove(self) -> None:
         """Forget the run: all of it is durable elsewhere."""
-        with self._storing, self._mutex:
+        self.removed = True
+        with self._storing, self._reading, self._mutex:
             self._close_reader()
             self._close_tail()
             self._fresh.clear()
@@ -172,7 +201,7 @@ class RunLog:
         """Leave the file for the next publisher."""
         self._next_store = self._next_try = 0.0
         self.sync()
-        with self._storing, self._mutex:
+        with self._storing, self._reading, self._mutex:
             if self._unsafe_from is not None:
                 log.error(
                     "%d documents of run %s are lost: the spool file %s failed, and this process ends.",
@@ -223,10 +252,9 @@ class RunLog:
             self._tail = None
 
     def _close_reader(self) -> None:
-        with self._reading:
-            if self._reader is not None:
-                self._reader.close()
-                self._reader = None
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
 
     def _create(self) -> Journal:
         journal = Journal(self._path, "create", run_uid=self.run_uid, durability="callback")
@@ -324,11 +352,6 @@ class Spool:
                 self.more_to_adopt = True
                 break
         return adopted
-
-    @property
-    def pressing(self) -> bool:
-        """Whether `sync` is to come at once, for the sake of memory."""
-        return any(run.pressing for run in self.runs())
 
     def abandon(self) -> None:
         """No more documents will come: runs that are open stay without a stop."""
