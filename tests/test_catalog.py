@@ -105,7 +105,7 @@ class Run:
 
     def audit(self, stop):
         digest = ColumnDigest()
-        digest.add(list(range(stop)), "int64")
+        digest.add(pyarrow.array(range(stop), pyarrow.int64()))
         return Audit(self.table, stop, (("seq_num", digest.value), ("time", None)))
 
     def containers(self):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +53,9 @@ def frozen(value: Any) -> Any:
     if isinstance(value, numpy.ndarray):
         return (value.dtype.str, value.shape, value.tobytes())
     return (type(value).__name__, repr(value))
+
+
+_THAWED: Mapping[str, Callable[[str], Any]] = {"int": int, "float": float, "NoneType": lambda _: None}
 
 
 @dataclass
@@ -164,7 +166,8 @@ class Tiled:
             position = [column.name for column in node.layout[0]].index(name)
             column = node.layout[0][position]
             read = ColumnDigest()
-            read.add([ast.literal_eval(row[position][1]) for row in node.rows], column.type)
+            values = [_THAWED[kind](text) for kind, text in (row[position] for row in node.rows)]
+            read.add(pyarrow.array(values, arrow_type(column.type)))
             assert digest == (read.value if node.layout[1] else None)
 
     def RemoveNode(self, operation: RemoveNode) -> None:

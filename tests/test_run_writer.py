@@ -56,7 +56,7 @@ def rows(operations, path):
     columns = {}
     for operation in at(operations, path, AppendRows):
         for column, values in zip(operation.columns, operation.values, strict=True):
-            columns.setdefault(column.name, []).extend(values)
+            columns.setdefault(column.name, []).extend(values.to_pylist())
     return columns
 
 

@@ -331,6 +331,17 @@ def test_values_that_do_not_fit_are_left_out_counted_and_noted():
     assert notes == ["Stream 'primary': 2 values of 'x' do not fit its type and are not here as they were."]
 
 
+@pytest.mark.parametrize("batches", [[], [2], [3]])
+def test_the_first_value_that_does_not_fit_decides_which_type_a_column_needs_next(batches):
+    writer = internal({"b": {"dtype": "boolean"}}, [])
+    for i, value in enumerate([True, 2**60, 1.5, 2.5]):
+        writer.add(event(i, {"b": value}))
+        if i + 1 in batches:
+            writer.flush()
+    writer.flush()
+    assert writer.too_narrow == {"b": "int64"}
+
+
 def test_a_column_too_narrow_for_its_values_says_which_type_it_needs():
     count = {"dtype": "integer", "shape": [], "source": "test"}
     writer = internal({"n": count, "w": array_key(2, "<i8"), "s": TEXT}, [])

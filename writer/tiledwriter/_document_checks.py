@@ -76,6 +76,10 @@ class DocumentChecks:
         if not valid:
             self._judge(name, document, schema)
 
+    def tolerates(self, name: str) -> bool:
+        """Whether documents of this name deviated so far."""
+        return any(kind == name for kind, *_ in self._deviations)
+
     @property
     def notes(self) -> list[str]:
         """The deviations that were tolerated, each kind once."""

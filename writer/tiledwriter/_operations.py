@@ -6,12 +6,13 @@ Paths are relative to the container that runs are written to, first the run's ui
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy
 import numpy.typing
+import pyarrow
 
 Specs: TypeAlias = tuple[tuple[str, str | None], ...]
 
@@ -48,12 +49,12 @@ class CreateTable:
 
 @dataclass(frozen=True)
 class AppendRows:
-    """Rows `first` up to `stop` of a table, column by column (pyarrow-compatible lists of equal length)."""
+    """Rows `first` up to `stop` of a table, column by column."""
 
     path: str
     first: int
     columns: tuple[Column, ...]
-    values: tuple[Sequence[Any], ...]
+    values: tuple[pyarrow.Array, ...]
 
     @property
     def stop(self) -> int:
@@ -178,12 +179,12 @@ class ColumnDigest:
         self._hash = hashlib.blake2b(digest_size=16)
         self._comparable = True
 
-    def add(self, values: Sequence[Any], type_name: str) -> None:
+    def add(self, values: pyarrow.Array) -> None:
         """Go on with these values of an "int64" or "float64" column; a missing one cannot be compared."""
-        if not self._comparable or None in values:
+        if not self._comparable or values.null_count:
             self._comparable = False
             return
-        self.add_bytes(numpy.asarray(values, "<i8" if type_name == "int64" else "<f8").tobytes())
+        self.add_bytes(values.to_numpy().tobytes())
 
     def add_bytes(self, values: bytes) -> None:
         """Go on with values as they are in memory."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ._alike import AlikeEvents
 from ._consolidators import Consolidator, Patch, consolidator_for
 from ._errors import DocumentError
 from ._json import to_json
@@ -145,6 +146,15 @@ class RunWriter:
             raise DocumentError(
                 f"{name} document {document.get('uid', '')!r} lacks or refers to unknown {error}."
             ) from error
+
+    def takes_alike(self, descriptor: str) -> bool:
+        """Whether further events of a descriptor can be given to `add_alike`."""
+        stream = self._stream_of.get(descriptor)
+        return stream is not None and stream.internal.takes_alike
+
+    def add_alike(self, descriptor: str, events: AlikeEvents) -> None:
+        """Take in events of one descriptor that look alike."""
+        self._stream_of[descriptor].internal.add_alike(events)
 
     def flush(self) -> list[Operation]:
         """Operations for all events and datums since the last flush."""

@@ -9,8 +9,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+import numpy
+
+from ._alike import AlikeEvents
+from ._alike import Column as Values
 from ._arrays import InternalArray, as_array, declared_shape, declared_type, element_type, takes_lists
-from ._columns import arrow_size, exceeds_float, fit, list_type, scalar_type, wider
+from ._columns import arrow_column, arrow_size, exceeds_float, fit, list_type, scalar_type, wider
 from ._json import to_json
 from ._names import TIMESTAMP, column_name, node_key
 from ._operations import (
@@ -48,6 +52,18 @@ class RowOrder:
         self._fits = {_BY_SEQ_NUM: True, _BY_TIME: True}
         self._last = (-math.inf, -math.inf)
 
+    def add_alike(self, events: AlikeEvents) -> None:
+        """Events that come one after the other."""
+        self.add(events.seq_num[0].item(), events.time[0].item())
+        for columns, first, second in (
+            (_BY_SEQ_NUM, events.seq_num, events.time),
+            (_BY_TIME, events.time, events.seq_num),
+        ):
+            back = (first[1:] < first[:-1]) | ((first[1:] == first[:-1]) & (second[1:] < second[:-1]))
+            if back.any():
+                self._fits[columns] = False
+        self.add(events.seq_num[-1].item(), events.time[-1].item())
+
     def add(self, seq_num: float, time: float) -> None:
         last_seq_num, last_time = self._last
         if (seq_num, time) < (last_seq_num, last_time):
@@ -79,11 +95,24 @@ class Cell:
         if kind == "timestamp":
             return [event["timestamps"].get(key) for event in events]
         if kind == "text":
-            values = [event["data"].get(key) for event in events]
-            return [None if value is None else json.dumps(to_json(value, _ignore)) for value in values]
+            return _texts([event["data"].get(key) for event in events])
         if kind == "row":
             return list(range(first_row, first_row + len(events)))
         return [event[kind] for event in events]
+
+    def pick_alike(self, events: AlikeEvents, first_row: int) -> Values:
+        """The same of events that look alike."""
+        if self.kind in ("value", "text"):
+            values = events.data.get(self.key)
+        elif self.kind == "timestamp":
+            values = events.timestamps.get(self.key)
+        elif self.kind == "row":
+            values = numpy.arange(first_row, first_row + events.count)
+        else:
+            values = events.seq_num if self.kind == "seq_num" else events.time
+        if values is None:
+            return [None] * events.count
+        return _texts(values) if self.kind == "text" else values
 
 
 @dataclass
@@ -97,7 +126,9 @@ class InternalTable:
     created: bool = False
     digests: dict[str, ColumnDigest] = field(default_factory=dict)
     _events: list[Mapping[str, Any]] = field(default_factory=list)
-    _values: list[list[Any]] = field(default_factory=list)
+    _values: list[list[Any]] = field(default_factory=list)  # of events before those, by column
+    _parts: list[Sequence[Values]] = field(default_factory=list)  # the same of events before those
+    _pending: int = 0  # rows that are in columns
     _bytes: int = 0
     _names: set[str] = field(default_factory=set)
 
@@ -122,24 +153,40 @@ class InternalTable:
         if len(self._events) >= _AT_ONCE:
             self._collect()
 
+    def add_alike(self, events: AlikeEvents) -> None:
+        """Take in events that look alike."""
+        self._end_part()
+        first_row = self.rows + self._pending
+        self._parts.append([cell.pick_alike(events, first_row) for cell in self.cells])
+        self._pending += events.count
+
     @property
     def pending(self) -> bool:
         """Whether there are rows to `take`."""
-        return bool(self._events or self._values)
+        return bool(self._events or self._pending)
 
-    def take(self) -> list[list[Any]]:
-        """The rows since the last time, column by column."""
-        self._collect()
-        values, self._values = self._values, []
-        self.rows += len(values[0])
-        return values
+    def take(self) -> list[list[Values]]:
+        """The rows since the last time, column by column: each in as many parts."""
+        self._end_part()
+        parts, self._parts = self._parts, []
+        self.rows += self._pending
+        self._pending = 0
+        return [list(column) for column in zip(*parts, strict=True)]
+
+    def _end_part(self) -> None:
+        if self._events:
+            self._collect()
+        if self._values:
+            self._parts.append(self._values)
+            self._values = []
 
     def _collect(self) -> None:
         """Sort the values of some events into columns, while all of these events are in the processor's cache."""
         self._values = self._values or [[] for _ in self.cells]
-        first_row = self.rows + len(self._values[0])
+        first_row = self.rows + self._pending
         for column, cell in zip(self._values, self.cells, strict=True):
             column.extend(cell.pick(self._events, first_row))
+        self._pending += len(self._events)
         self._events = []
 
 
@@ -228,6 +275,21 @@ class InternalData:
             array.pending.append(data.get(key))
             self.pending_bytes += array.row_bytes
         self._order.add(event["seq_num"], event["time"])
+        self._look_for_unknown(data)
+
+    @property
+    def takes_alike(self) -> bool:
+        """Whether `add_alike` can be used: not before the first event, nor with arrays."""
+        return bool(self.tables) and not self.arrays
+
+    def add_alike(self, events: AlikeEvents) -> None:
+        """Take in events that look alike."""
+        for table in self.tables:
+            table.add_alike(events)
+        self._order.add_alike(events)
+        self._look_for_unknown(events.data)
+
+    def _look_for_unknown(self, data: Mapping[str, Any]) -> None:
         if not data.keys() <= self._keys:
             self._unknown.update(data.keys() - self._keys)
 
@@ -385,7 +447,7 @@ class InternalData:
         for value in misfits:
             needed = array.column_for(value, lists=self._max_array_size != 0)
             if needed is not None:
-                self.too_narrow[array.key] = needed
+                self.too_narrow.setdefault(array.key, needed)
                 break
         operations: list[Operation] = []
         if not array.created:
@@ -409,28 +471,29 @@ class InternalData:
             metadata = {key: self._metadata_of(key) for key in keys}
             operations.append(CreateTable(table.path, columns, table.order, metadata, self._access_tags))
         first = table.rows
-        values = [self._fitted(cell, items) for cell, items in zip(table.cells, table.take(), strict=True)]
-        for cell, items in zip(table.cells, values, strict=True):
+        values = []
+        for cell, parts in zip(table.cells, table.take(), strict=True):
+            values.append(arrow_column([self._fitted(cell, part) for part in parts], cell.column.type))
             if cell.column.name in table.digests:
-                table.digests[cell.column.name].add(items, cell.column.type)
+                table.digests[cell.column.name].add(values[-1])
         operations.append(AppendRows(table.path, first, columns, tuple(values)))
         return operations
 
-    def _fitted(self, cell: Cell, values: Sequence[Any]) -> Sequence[Any]:
+    def _fitted(self, cell: Cell, values: Values) -> Values:
         fitted, misfits = fit(values, cell.column.type)
         if cell.kind == "value":
             for misfit in misfits:
                 needed = wider(cell.column.type, values[misfit])
                 if needed is not None:
                     if not self._exceeds_float(cell, fitted[:misfit]):
-                        self.too_narrow[cell.key] = needed
+                        self.too_narrow.setdefault(cell.key, needed)
                     break
             if self._exceeds_float(cell, fitted):
                 self._exact.add(cell.key)
         self._count_misfits(cell.key or cell.column.name, len(misfits))
         return fitted
 
-    def _exceeds_float(self, cell: Cell, values: Sequence[Any]) -> bool:
+    def _exceeds_float(self, cell: Cell, values: Values) -> bool:
         return cell.column.type == "int64" and (cell.key in self._exact or exceeds_float(values))
 
     def _count_misfits(self, key: str, count: int) -> None:
@@ -440,6 +503,12 @@ class InternalData:
     def _metadata_of(self, key: str) -> dict[str, Any]:
         metadata = to_json(self._data_keys.get(key, {}), self._note, f"{self._stream_name}.data_keys.{key}")
         return dict(metadata)
+
+
+def _texts(values: Values) -> list[str | None]:
+    """Values as JSON."""
+    plain = values.tolist() if isinstance(values, numpy.ndarray) else values
+    return [None if value is None else json.dumps(to_json(value, _ignore)) for value in plain]
 
 
 def _bytes(cells: Sequence[Cell]) -> int:

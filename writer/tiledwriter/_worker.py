@@ -13,6 +13,7 @@ import queue
 import signal
 import socket
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from typing import Any, Final
 
 import zmq
 
-from tiledbroker import Journal, JournalInvalid
+from tiledbroker import Journal, JournalInvalid, Record
 from tiledbroker import _messages as messages
 from tiledbroker._crash_points import crash_point
 from tiledbroker._limited import LimitedLog
@@ -39,6 +40,9 @@ MAX_TAKEN: Final = 32 * 2**20
 DISK_PAUSE: Final = 1.0
 STOP_TIMEOUT: Final = 5.0
 ORPHAN_TIMEOUT: Final = 1.0
+_SWITCH_INTERVAL: Final = (
+    5e-4  # seconds for which a thread that computes has others wait: those that journal, above all
+)
 PARK_AFTER: Final = 10.0
 ORPHANED: Final = 3  # exit code
 
@@ -102,6 +106,7 @@ def run_worker(task: WorkerTask, *, options: WorkerOptions) -> None:
     # Ctrl-C and systemd signal every process of a group; the supervisor tells a worker when to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.setswitchinterval(_SWITCH_INTERVAL)
     options.logging.configure(worker=task.run_uid)
     Worker(task, options).run()
 
@@ -273,7 +278,7 @@ class Worker:
         if not (arrived or end):
             return
         try:
-            gap = self._store(arrived, end)
+            stored, gap = self._store(arrived, end)
         except JournalInvalid as error:
             self._send(messages.Refused(self._task.run_uid, self._journal.length, str(error)))
         except sqlite3.OperationalError as error:
@@ -284,22 +289,23 @@ class Worker:
             crash_point("worker: documents committed")
             self._send(messages.Durable(self._task.run_uid, self._journal.length, self._journal.ended))
             crash_point("worker: documents acknowledged")
-            self._writing.notify()
+            self._writing.notify(stored)
             if gap and self._ask_again_at == float("inf"):
                 self._ask_again()
 
-    def _store(self, arrived: list[messages.Documents], end: messages.Abandoned | None) -> bool:
-        """Store what continues the journal; whether something was left out because it does not."""
+    def _store(self, arrived: list[messages.Documents], end: messages.Abandoned | None) -> tuple[list[Record], bool]:
+        """Store what continues the journal: which documents that was, and whether others were left out for a gap."""
+        stored: list[Record] = []
         with self._journal.atomic():
             for message in arrived:
                 if message.first > self._journal.length:
-                    return True
-                self._journal.append(message.first, list(message.unpack()))
+                    return stored, True
+                stored += self._journal.admit(message.first, list(message.unpack()))
             # Whoever says that the run has ended has to know all of it.
             if end is not None and end.length == self._journal.length and not self._journal.ended:
                 self._journal.set("abandoned", True)
                 self._journal.note("abandoned", documents=self._journal.length)
-        return end is not None and end.length > self._journal.length
+        return stored, end is not None and end.length > self._journal.length
 
     def _ask_again(self) -> None:
         self._ask_again_at = float("inf")

@@ -6,9 +6,11 @@ import logging
 import sqlite3
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final
 
 from tiledbroker import Journal, Record
@@ -16,6 +18,7 @@ from tiledbroker._crash_points import crash_point
 from tiledbroker._limited import LimitedLog
 
 from ._access_tags import AccessTagLimits
+from ._alike import FEWEST, MOST_BYTES, AlikeReader
 from ._catalog import LATE_AUDIT, QUIET_PERIOD, TiledCatalog
 from ._connection import POISON_AFTER, Client, Connection
 from ._document_checks import DocumentChecks, check_place, check_run
@@ -28,6 +31,8 @@ from ._errors import (
     UnwritableDocument,
     describe,
 )
+from ._handover import Handover
+from ._normalizer import RunNormalizer
 from ._operations import Operation
 from ._path_map import MappedUri, PathMap
 from ._plugins import Plugins
@@ -45,6 +50,7 @@ LATE_AUDIT_AFTER: Final = 300.0
 WRITE_SLOTS: Final = 2
 _SETTLING_POLL: Final = 0.25
 _IDLE: Final = 1.0
+_ALIKE_PAUSE: Final = 256  # documents, after which it is tried again whether events look alike
 
 WRITTEN: Final = "written"
 INTERRUPTED: Final = "interrupted"
@@ -119,6 +125,10 @@ class Fold:
         self._sieve = StreamSieve(options.streams)
         self._normalizer = options.plugins.make_normalizer(options.spec_to_mimetype)
         self._checks = self._normalizer.check = DocumentChecks()
+        self._alike = AlikeReader()
+        self._alike_from = 0
+        # Who brings code of his own sees each event.
+        self._reads_alike = type(self._normalizer) is RunNormalizer and "event" not in self._normalizer.patches
         self._writer = RunWriter(
             max_array_size=max_array_size,
             guessed_types=self._normalizer.guessed_types,
@@ -150,21 +160,60 @@ class Fold:
         A document that cannot be folded ends it: see `error`.
         """
         operations: list[Operation] = []
-        for record in records:
-            if self.finished:  # what comes after the stop document stays in the journal
-                break
+        at = 0
+        while at < len(records) and not self.finished:  # what comes after the stop document stays in the journal
+            record = records[at]
             try:
                 if record.idx != self.cursor:
                     raise DocumentError(f"It follows where document {self.cursor} should be; the journal is damaged.")
                 check_place(record.idx, record.name)
-                operations += self._write(self._normalizer(record.name, record.document()))
+                document = record.document()
+                translated = self._normalizer(record.name, document)
+                operations += self._write(translated)
             except Exception as error:
                 self.error = UnwritableDocument(record.idx, record.name, error)
                 break
             self.cursor = record.idx + 1
             if self._writer.crowded:
                 break
+            at += 1
+            if record.name == "event" and self._can_read_alike(document, translated):
+                taken = self._feed_alike(record.body, document["descriptor"], records, at)
+                self.cursor += taken
+                at += taken
         return operations + self._end_of_batch(self._writer.flush)
+
+    def _can_read_alike(self, event: Mapping[str, Any], translated: list[tuple[str, dict[str, Any]]]) -> bool:
+        """Whether events that differ from this one in values only come to rows as it did: by way of nothing else."""
+        if not self._reads_alike or self.cursor < self._alike_from or len(translated) != 1:
+            return False
+        (_, modern) = translated[0]
+        return (
+            modern["data"] is event["data"]
+            and modern["timestamps"] is event["timestamps"]
+            and self._writer.takes_alike(event["descriptor"])
+            and self._sieve.keeps("event", modern)
+            and not self._checks.tolerates("event")
+        )
+
+    def _feed_alike(self, model: bytes, descriptor: str, records: Sequence[Record], start: int) -> int:
+        """Take in the records from `start` on that differ from a `model` in values only; how many that are."""
+        size = len(model)
+        nearest = records[start + FEWEST - 1 : start + FEWEST]
+        if not nearest or len(nearest[0].body) != size:
+            return 0
+        bodies: list[bytes] = []
+        for record in islice(records, start, start + max(FEWEST, MOST_BYTES // size)):
+            idx, name, _, crc, body = record
+            if len(body) != size or name != "event" or idx != self.cursor + len(bodies) or zlib.crc32(body) != crc:
+                break
+            bodies.append(body)
+        events = self._alike.read(model, bodies) if len(bodies) >= FEWEST else None
+        if events is None:
+            self._alike_from = self.cursor + _ALIKE_PAUSE
+            return 0
+        self._writer.add_alike(descriptor, events)
+        return events.count
 
     def abandon(self) -> list[Operation]:
         """Operations that end a run without a stop document."""
@@ -223,7 +272,8 @@ class Folded:
 class RunWriting:
     """Writes one run until it is complete, has failed, or the process ends.
 
-    `start` begins, `stop` ends it and joins the thread. New documents in the journal are announced by `notify`.
+    `start` begins, `stop` ends it and joins the thread. New documents in the journal are announced, and handed over, by
+    `notify`.
 
     Parameters
     ----------
@@ -259,6 +309,7 @@ class RunWriting:
         self._on_end = on_end
         self._stopping = threading.Event()
         self._news = threading.Event()
+        self._handover = Handover(BATCH_BYTES)
         self._connection = Connection(
             connect,
             self._stopping,
@@ -282,8 +333,9 @@ class RunWriting:
         if self._thread.is_alive():
             self._thread.join(timeout)
 
-    def notify(self) -> None:
-        """There are new documents in the journal."""
+    def notify(self, records: Sequence[Record] = ()) -> None:
+        """There are new documents in the journal; `records` are the last of them."""
+        self._handover.put(records)
         self._news.set()
 
     @property
@@ -390,13 +442,20 @@ class RunWriting:
 
     def _fold_more(self, fold: Fold) -> Folded:
         """The next documents of the journal, folded."""
-        ended = self._journal.ended
         records: list[Record] = []
         operations: list[Operation] = []
         if not fold.finished and fold.error is None:
-            records = self._journal.read(fold.cursor, BATCH_DOCUMENTS, BATCH_BYTES)
+            records = self._read_on(fold.cursor)
+            if not records and self._journal.ended:
+                records = self._read_on(fold.cursor)  # there may be some now
+                if not records:
+                    operations = fold.abandon()
             if records:
                 operations = fold.feed(records)
-            elif ended:
-                operations = fold.abandon()
         return Folded(len(records), operations, fold.cursor, fold.finished, fold.error, fold.too_narrow)
+
+    def _read_on(self, start: int) -> list[Record]:
+        """Some documents from index `start` on."""
+        if self._journal.length <= start:
+            return []
+        return self._handover.take(start, BATCH_DOCUMENTS) or self._journal.read(start, BATCH_DOCUMENTS, BATCH_BYTES)
