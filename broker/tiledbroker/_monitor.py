@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from typing import Final
 
@@ -20,6 +21,7 @@ _EVENTS: Final = (
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 )
+_numbers: Final = itertools.count()  # an address is taken until libzmq has tidied up
 _FAILURES: Final = {
     zmq.EVENT_CLOSED: "nothing listens there",
     zmq.EVENT_DISCONNECTED: "the connection broke",
@@ -60,7 +62,12 @@ class ConnectionMonitor:
         self._secured = secured
         self._failed = self._there = False
         self._tried = False
-        self.socket = connection.get_monitor_socket(_EVENTS)
+        self._connection = connection
+        address = f"inproc://tiledbroker-monitor-{next(_numbers)}"
+        connection.monitor(address, _EVENTS)
+        self.socket = connection.context.socket(zmq.PAIR)
+        self.socket.setsockopt(zmq.RCVHWM, 0)  # else libzmq's thread waits for us when many events come at once
+        self.socket.connect(address)
 
     def read(self) -> None:
         """Take in what has happened."""
@@ -108,4 +115,6 @@ class ConnectionMonitor:
 
     def close(self) -> None:
         """Before the connection is closed."""
+        # First: libzmq's thread would wait for ever, and with it all connections, to tell a socket that is closed.
+        self._connection.disable_monitor()
         self.socket.close(linger=0)
