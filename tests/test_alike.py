@@ -86,28 +86,28 @@ def test_columns_have_what_each_document_has(kind, data):
     values = data.draw(st.lists(ALIKE[kind], min_size=FEWEST + 1, max_size=FEWEST + 1))
     bodies = encoded([event(100 + i, {"x": value, "y": 1.5}) for i, value in enumerate(values)])
     model, *others = bodies
-    alike = AlikeReader().read(model, others)
+    alike = AlikeReader().read("event", model, others)
     documents = [decode(body) for body in others]
     assert alike is not None
     assert alike.count == FEWEST
-    assert alike.seq_num.tolist() == [document["seq_num"] for document in documents]
-    assert alike.time.tolist() == [document["time"] for document in documents]
+    assert alike.numbers("seq_num").tolist() == [document["seq_num"] for document in documents]
+    assert alike.numbers("time").tolist() == [document["time"] for document in documents]
     for key in ("x", "y"):
-        assert listed(alike.data[key]) == [plain(document["data"][key]) for document in documents]
-        assert listed(alike.timestamps[key]) == [document["timestamps"][key] for document in documents]
+        assert listed(alike.within("data")[key]) == [plain(document["data"][key]) for document in documents]
+        assert listed(alike.within("timestamps")[key]) == [document["timestamps"][key] for document in documents]
 
 
 @pytest.mark.parametrize("kind", NOT_ALIKE)
 def test_other_values_are_left_to_who_decodes_one_by_one(kind):
     model, *others = encoded([event(200 + i, {"x": NOT_ALIKE[kind]}) for i in range(2 * FEWEST)])
-    assert AlikeReader().read(model, others) is None
+    assert AlikeReader().read("event", model, others) is None
 
 
 def test_they_end_with_the_first_that_looks_different():
     events = [event(200 + i, {"x": 1.0}) for i in range(3 * FEWEST)]
     events[2 * FEWEST]["data"] = {"y": 1.0}
     model, *others = encoded(events)
-    alike = AlikeReader().read(model, others)
+    alike = AlikeReader().read("event", model, others)
     assert alike is not None
     assert alike.count == 2 * FEWEST - 1
 
@@ -122,12 +122,12 @@ def test_they_end_with_the_first_that_looks_different():
 )
 def test_events_of_which_more_has_to_be_seen_are_not_alike(different, why):
     model, *others = encoded([event(200 + i, {"x": 1.0}) | different for i in range(2 * FEWEST)])
-    assert AlikeReader().read(model, others) is None, why
+    assert AlikeReader().read("event", model, others) is None, why
 
 
 def test_integers_that_no_column_takes_are_left_to_others():
     model, *others = encoded([event(200 + i, {"x": 2**63 - 5 + i}) for i in range(2 * FEWEST)])
-    assert AlikeReader().read(model, others) is None
+    assert AlikeReader().read("event", model, others) is None
 
 
 @settings(max_examples=200, deadline=None)
@@ -137,17 +137,21 @@ def test_bytes_that_are_no_event_raise_nothing(data):
     for position in data.draw(st.lists(st.integers(0, len(body) - 1), min_size=1, max_size=4)):
         body[position] = data.draw(st.integers(0, 255))
     size = data.draw(st.integers(1, len(body)))
-    AlikeReader().read(bytes(body[:size]), [bytes(body[:size])] * FEWEST)
+    AlikeReader().read("event", bytes(body[:size]), [bytes(body[:size])] * FEWEST)
 
 
 # Folding
 
 
 def records(events: Sequence[dict[str, Any]], data_keys: dict[str, Any]) -> list[Record]:
+    return run_with([("event", event) for event in events], data_keys)
+
+
+def run_with(given: Sequence[tuple[str, dict[str, Any]]], data_keys: dict[str, Any]) -> list[Record]:
     documents: list[tuple[str, dict[str, Any]]] = [
         ("start", {"uid": RUN, "time": 0.0}),
         ("descriptor", {"uid": "d", "run_start": RUN, "name": "primary", "time": 0.0, "data_keys": data_keys}),
-        *(("event", event) for event in events),
+        *given,
         ("stop", {"uid": "s", "run_start": RUN, "time": 1.0, "exit_status": "success"}),
     ]
     bodies = [(name, Encoder().encode(document)) for name, document in documents]
@@ -209,7 +213,7 @@ def floods(draw: st.DrawFn) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             data = {**data, changed: draw(KINDS[keys[changed]]) if draw(st.booleans()) else data[changed]}
             events.append(event(max(1, number), data))
             if draw(st.integers(0, 5)) == 0:
-                events[-1]["time"] = draw(st.floats(allow_nan=True) | st.integers(0, 3))
+                events[-1]["time"] = draw(st.floats(allow_nan=False) | st.just(math.nan) | st.integers(0, 3))
     return events, data_keys
 
 
@@ -311,3 +315,54 @@ def test_sequence_numbers_that_run_backwards_among_them_are_seen(one_by_one):
     audits = [[operation for operation in some if isinstance(operation, Audit)] for some in (operations, expected)]
     assert audits[0] == audits[1]
     assert effect(operations).state == effect(expected).state
+
+
+# Frames in files
+
+CAMERA = {"source": "test", "dtype": "array", "shape": [1, 2, 3], "dtype_numpy": "<u2", "external": "STREAM:"}
+
+
+def frames(ranges: Sequence[tuple[int, int]], mimetype: str = "application/x-hdf5", **parameters: Any) -> list[Record]:
+    """A run with a stream datum for each of these ranges of frames."""
+    resource = {"uid": "r", "run_start": RUN, "data_key": "camera", "mimetype": mimetype}
+    resource |= {"uri": "file://localhost/data/r", "parameters": {"dataset": "/data", "chunk_shape": [1], **parameters}}
+    datums = [
+        {
+            "uid": f"r/{i:04d}",
+            "stream_resource": "r",
+            "descriptor": "d",
+            "indices": {"start": start, "stop": stop},
+            "seq_nums": {"start": start + 1, "stop": stop + 1},
+        }
+        for i, (start, stop) in enumerate(ranges)
+    ]
+    return run_with([("stream_resource", resource), *(("stream_datum", datum) for datum in datums)], {"camera": CAMERA})
+
+
+def test_a_flood_of_frames_is_decoded_together(monkeypatch):
+    decoded: list[str] = []
+    document = Record.document
+    monkeypatch.setattr(Record, "document", lambda record: decoded.append(record.name) or document(record))
+    fold, operations = folded(frames([(i, i + 1) for i in range(300, 1300)]))
+    assert fold.error is None
+    (external,) = [node for node in effect(operations).nodes.values() if node.kind == "external"]
+    assert external.source["structure"]["shape"] == [1000, 1, 2, 3]
+    assert decoded.count("stream_datum") < 10
+
+
+@pytest.mark.parametrize("mimetype", ["application/x-hdf5", "multipart/related;type=image/tiff"])
+@pytest.mark.parametrize(
+    "oddity",
+    [[], [(10, 11)], [(60, 60)], [(200, 199)], [(200, 230)], [(20, 10), (20, 21)], [(-1, 0)], [(70, 71), (70, 71)]],
+)
+def test_frames_have_the_effect_that_they_have_one_by_one(oddity, mimetype):
+    parameters = {"template": "{:04d}.tif"} if "tiff" in mimetype else {}
+    ranges = [(i, i + 1) for i in range(10, 70)]
+    for place in (0, 1, 30, 60):
+        given_records = frames([*ranges[:place], *oddity, *ranges[place:]], mimetype, **parameters)
+        fold, operations = folded(given_records)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(AlikeReader, "read", lambda *_: None)
+            expected_fold, expected = folded(given_records)
+        assert (fold.cursor, repr(fold.error)) == (expected_fold.cursor, repr(expected_fold.error))
+        assert effect(operations).state == effect(expected).state

@@ -1,10 +1,10 @@
-"""Events whose bytes differ in values only, decoded together: a column at a time instead of a document at a time."""
+"""Documents whose bytes differ in values only, decoded together: a column at a time instead of a document at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, TypeAlias, TypeGuard
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy
 import numpy.typing
@@ -13,14 +13,38 @@ Numbers: TypeAlias = "numpy.typing.NDArray[Any]"
 Column: TypeAlias = "Sequence[Any] | Numbers"
 _Bytes: TypeAlias = "numpy.typing.NDArray[numpy.uint8]"
 
-_NESTED: Final = ("data", "timestamps")
+# What the fields of a document may hold: of what is "same" all that look alike have the same; "values" are a mapping to
+# values of any kind that has a place. Documents with other fields are decoded one by one.
+_FIELDS: Final[Mapping[str, Mapping[str, str]]] = {
+    "event": {
+        "uid": "text",
+        "descriptor": "same",
+        "seq_num": "integer",
+        "time": "number",
+        "data": "values",
+        "timestamps": "values",
+        "filled": "booleans",
+    },
+    "stream_datum": {
+        "uid": "text",
+        "descriptor": "same",
+        "stream_resource": "same",
+        "indices": "integers",
+        "seq_nums": "integers",
+    },
+}
+
 _UID: Final = ("uid",)
+_OPTIONAL: Final = frozenset({"filled"})
+_KINDS: Final = {"integer": "iu", "number": "iuf", "text": "t"}
+_ANY: Final = "iufbtn"
+_OTHERS: Final = frozenset({"text", "none"})
 
 FEWEST: Final = 16
-"""Events for which it is worth while."""
+"""Documents for which it is worth while."""
 
 MOST_BYTES: Final = 4 * 2**20
-"""Of events decoded at a time."""
+"""Of documents decoded at a time."""
 
 _CACHED_BYTES: Final = 256 * 2**10  # what a processor's cache holds
 _MOST_LAYOUTS: Final = 64
@@ -53,26 +77,36 @@ _SCALARS: Final = frozenset(
 )
 
 
+_Path: TypeAlias = "tuple[str, ...]"
+
+
 @dataclass(frozen=True)
-class AlikeEvents:
-    """Events of one descriptor that have the same keys, and values of the same types, column by column.
+class AlikeDocuments:
+    """Documents of one kind that have the same keys, and values of the same types, column by column.
 
     Columns are NumPy arrays of int64, float64 or bool, or lists of text or None.
     """
 
     count: int
-    seq_num: Numbers
-    time: Numbers
-    data: dict[str, Column]
-    timestamps: dict[str, Column]
+    columns: Mapping[_Path, Column]
+
+    def numbers(self, *path: str) -> Numbers:
+        """The column of a field, or of one in a field, that holds numbers in any case."""
+        column = self.columns[path]
+        assert isinstance(column, numpy.ndarray)
+        return column
+
+    def within(self, name: str) -> dict[str, Column]:
+        """The columns of a field that is a mapping."""
+        return {path[1]: column for path, column in self.columns.items() if path[0] == name and len(path) > 1}
 
 
 class _Unlike(Exception):
-    """Raised when events are to be decoded one by one."""
+    """Raised when documents are to be decoded one by one."""
 
 
 class _Place(NamedTuple):
-    """Where a value is in an event's bytes, and how it is written: `dtype` is a NumPy type, "text" or "none".
+    """Where a value is in a document's bytes, and how it is written: `dtype` is a NumPy type, "text" or "none".
 
     Bits of `fixed` in each of its bytes are the same for all values of the kind.
     """
@@ -83,22 +117,24 @@ class _Place(NamedTuple):
     fixed: int
 
     @property
-    def boolean(self) -> bool:
-        """Whether it is true or false: its last bit says which."""
-        return self.fixed == _BOOLEAN
+    def kind(self) -> str:
+        """NumPy's letter for the kind of its values, "t" for text, "n" for none."""
+        return (
+            "b" if self.fixed == _BOOLEAN else self.dtype[0] if self.dtype in _OTHERS else numpy.dtype(self.dtype).kind
+        )
 
 
 @dataclass
 class _Layout:
-    """What is the same in all events that look like one: all bits of `mask`."""
+    """What is the same in all documents that look like one: all bits of `mask`."""
 
     mask: _Bytes
     pattern: _Bytes
-    places: dict[tuple[str, ...], _Place] = field(default_factory=dict)
+    places: dict[_Path, _Place] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, body: bytes) -> _Layout:
-        """The layout of events that look like this one.
+    def of(cls, name: str, body: bytes) -> _Layout:
+        """The layout of documents that look like this one.
 
         Raises
         ------
@@ -107,24 +143,24 @@ class _Layout:
         """
         layout = cls(numpy.full(len(body), 0xFF, numpy.uint8), numpy.frombuffer(body, numpy.uint8))
         try:
-            end = layout._read_event(body)
+            end = layout._read(_FIELDS[name], body)
         except (IndexError, UnicodeDecodeError) as error:
             raise _Unlike from error
-        if end != len(body) or not {("seq_num",), ("time",)} <= layout.places.keys():
+        if end != len(body):
             raise _Unlike
         layout.pattern = layout.pattern & layout.mask
         return layout
 
-    def fits(self, events: _Bytes) -> int:
-        """How many events, from the first one on, have this layout; `events` is two-dimensional."""
+    def fits(self, rows: _Bytes) -> int:
+        """How many documents, from the first one on, have this layout: one in each row."""
         at_once = max(1, _CACHED_BYTES // len(self.mask))
-        for start in range(0, len(events), at_once):
-            unlike = ((events[start : start + at_once] & self.mask) != self.pattern).any(axis=1)
+        for start in range(0, len(rows), at_once):
+            unlike = ((rows[start : start + at_once] & self.mask) != self.pattern).any(axis=1)
             if unlike.any():
                 return start + int(unlike.argmax())
-        return len(events)
+        return len(rows)
 
-    def column(self, place: _Place, events: _Bytes) -> Column:
+    def column(self, place: _Place, rows: _Bytes) -> Column:
         """The values at a place.
 
         Raises
@@ -132,16 +168,16 @@ class _Layout:
         _Unlike
             There is one that no column of numbers takes.
         """
-        count, size = events.shape
+        count, size = rows.shape
         if place.dtype == "none":
             return [None] * count
         if place.dtype == "text":
-            text = events[:, place.offset : place.offset + place.size].tobytes().decode("ascii")
+            text = rows[:, place.offset : place.offset + place.size].tobytes().decode("ascii")
             return [text[row * place.size : (row + 1) * place.size] for row in range(count)]
-        values = numpy.ndarray((count,), place.dtype, events, place.offset, (size,))
+        values = numpy.ndarray((count,), place.dtype, rows, place.offset, (size,))
         if values.dtype.kind == "f":
             return values.astype(numpy.float64)
-        if place.boolean:
+        if place.kind == "b":
             return (values & 1).astype(bool)
         if values.dtype.kind == "u" and values.dtype.itemsize == 8 and values.max() > _LARGEST:
             raise _Unlike
@@ -149,35 +185,43 @@ class _Layout:
 
     # Reading MessagePack
 
-    def _read_event(self, body: bytes) -> int:
-        """Note the places of an event's values; returns where it ends."""
+    def _read(self, fields: Mapping[str, str], body: bytes) -> int:
+        """Note the places of a document's values; returns where it ends."""
         size, at = _entries(body, 0)
+        missing = fields.keys() - _OPTIONAL
         for _ in range(size):
             name, at = _text(body, at)
-            if name in _NESTED:
-                at = self._read_mapping(body, at, name)
-            elif name in ("seq_num", "time", "uid"):
-                at = self._read_value(body, at, (name,))
-            elif name == "descriptor":
-                _, at = _text(body, at)
-            elif name == "filled":
-                at = _past_booleans(body, at)
-            else:
-                raise _Unlike
+            missing.discard(name)
+            at = self._read_field(fields.get(name, ""), body, at, name)
+        if missing:
+            raise _Unlike
         return at
 
-    def _read_mapping(self, body: bytes, at: int, name: str) -> int:
+    def _read_field(self, what: str, body: bytes, at: int, name: str) -> int:
+        if what in _KINDS:
+            return self._read_value(_KINDS[what], body, at, (name,))
+        if what == "same":
+            return _text(body, at)[1]
+        if what == "booleans":
+            return _past_booleans(body, at)
+        if what == "values":
+            return self._read_mapping(_ANY, body, at, name)
+        if what == "integers":
+            return self._read_mapping(_KINDS["integer"], body, at, name)
+        raise _Unlike
+
+    def _read_mapping(self, kinds: str, body: bytes, at: int, name: str) -> int:
         size, at = _entries(body, at)
         for _ in range(size):
             key, at = _text(body, at)
-            at = self._read_value(body, at, (name, key))
+            at = self._read_value(kinds, body, at, (name, key))
         return at
 
-    def _read_value(self, body: bytes, at: int, path: tuple[str, ...]) -> int:
+    def _read_value(self, kinds: str, body: bytes, at: int, path: _Path) -> int:
         """Note the place of a value; returns where it ends."""
         place = _place(body, at)
         end = place.offset + place.size
-        if end > len(body):
+        if end > len(body) or place.kind not in kinds:
             raise _Unlike
         self.mask[place.offset : end] = place.fixed
         self.places[path] = place
@@ -255,43 +299,37 @@ def _size(body: bytes, at: int, longer: Mapping[int, int], *, short: int, mask: 
 
 
 class AlikeReader:
-    """Finds and decodes events that look alike.
+    """Finds and decodes documents that look alike.
 
     Layouts are kept: events of one descriptor have few.
     """
 
-    def __init__(self) -> None:
-        self._layouts: dict[int, _Layout] = {}  # by length
+    names: Final = frozenset(_FIELDS)
 
-    def read(self, model: bytes, bodies: Sequence[bytes]) -> AlikeEvents | None:
-        """The first of these events, which are all as long as `model`, that look like it.
+    def __init__(self) -> None:
+        self._layouts: dict[tuple[str, int], _Layout] = {}  # by length
+
+    def read(self, name: str, model: bytes, bodies: Sequence[bytes]) -> AlikeDocuments | None:
+        """The first of these documents, which are all as long as `model`, that look like it.
 
         None if they are few, or if there are values of other kinds among them.
         """
-        events = numpy.frombuffer(b"".join(bodies), numpy.uint8).reshape(len(bodies), len(model))
+        rows = numpy.frombuffer(b"".join(bodies), numpy.uint8).reshape(len(bodies), len(model))
         try:
-            layout = self._layout(model)
-            if layout.fits(events[:FEWEST]) < FEWEST:
+            layout = self._layout(name, model)
+            if layout.fits(rows[:FEWEST]) < FEWEST:
                 return None
-            events = events[: layout.fits(events)]
-            columns = {path: layout.column(place, events) for path, place in layout.places.items() if path != _UID}
+            rows = rows[: layout.fits(rows)]
+            columns = {path: layout.column(place, rows) for path, place in layout.places.items() if path != _UID}
         except _Unlike:
             return None
-        seq_num, time = columns["seq_num",], columns["time",]
-        if not (_are_numbers(seq_num, "i") and _are_numbers(time, "if")):
-            return None
-        data, timestamps = ({path[1]: columns[path] for path in columns if path[0] == name} for name in _NESTED)
-        return AlikeEvents(len(events), seq_num, time, data, timestamps)
+        return AlikeDocuments(len(rows), columns)
 
-    def _layout(self, model: bytes) -> _Layout:
-        layout = self._layouts.get(len(model))
+    def _layout(self, name: str, model: bytes) -> _Layout:
+        layout = self._layouts.get((name, len(model)))
         if layout is None or not layout.fits(numpy.frombuffer(model, numpy.uint8)[None]):
-            layout = _Layout.of(model)
+            layout = _Layout.of(name, model)
             if len(self._layouts) >= _MOST_LAYOUTS:
                 self._layouts.clear()
-            self._layouts[len(model)] = layout
+            self._layouts[name, len(model)] = layout
         return layout
-
-
-def _are_numbers(column: Column, kinds: str) -> TypeGuard[Numbers]:
-    return isinstance(column, numpy.ndarray) and column.dtype.kind in kinds

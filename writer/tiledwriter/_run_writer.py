@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ._alike import AlikeEvents
-from ._consolidators import Consolidator, Patch, consolidator_for
+from ._alike import AlikeDocuments
+from ._consolidators import ArrayConsolidator, Consolidator, Patch, consolidator_for
 from ._errors import DocumentError
 from ._json import to_json
 from ._names import node_key, run_key
@@ -43,6 +43,11 @@ class ExternalData:
     def consume(self, stream_datum: Mapping[str, Any]) -> None:
         patch = self.consolidator.consume(stream_datum)
         self.patch = patch if self.patch is None else self.patch.union(patch)
+
+    @property
+    def only_counts(self) -> bool:
+        """Whether of its datums only the number of rows matters, and that they follow each other."""
+        return type(self.consolidator).consume is ArrayConsolidator.consume
 
     def flush(self) -> list[Operation]:
         if self.patch is None:
@@ -147,14 +152,29 @@ class RunWriter:
                 f"{name} document {document.get('uid', '')!r} lacks or refers to unknown {error}."
             ) from error
 
-    def takes_alike(self, descriptor: str) -> bool:
-        """Whether further events of a descriptor can be given to `add_alike`."""
-        stream = self._stream_of.get(descriptor)
-        return stream is not None and stream.internal.takes_alike
+    def takes_alike(self, name: str, document: Mapping[str, Any]) -> bool:
+        """Whether documents that differ from this one, which came last, in values only can be given to `add_alike`."""
+        stream = self._stream_of[document["descriptor"]]
+        if name == "event":
+            return stream.internal.takes_alike
+        return stream.external[self._resources[document["stream_resource"]]["data_key"]].only_counts
 
-    def add_alike(self, descriptor: str, events: AlikeEvents) -> None:
-        """Take in events of one descriptor that look alike."""
-        self._stream_of[descriptor].internal.add_alike(events)
+    def add_alike(self, name: str, model: Mapping[str, Any], documents: AlikeDocuments) -> int:
+        """Take in the first of documents that differ from a model in values only; how many that were."""
+        stream = self._stream_of[model["descriptor"]]
+        if name == "event":
+            stream.internal.add_alike(documents)
+            return documents.count
+        starts, stops = documents.numbers("indices", "start"), documents.numbers("indices", "stop")
+        # As one datum, as long as each begins where the one before ends.
+        follows = (starts[1:] == stops[:-1]) & (stops[1:] >= starts[1:])
+        count = documents.count if follows.all() else int(follows.argmin()) + 1
+        if stops[0] < starts[0]:
+            return 0
+        indices = {"start": starts[0].item(), "stop": stops[count - 1].item()}
+        external = stream.external[self._resources[model["stream_resource"]]["data_key"]]
+        external.consume({**model, "indices": indices})
+        return count
 
     def flush(self) -> list[Operation]:
         """Operations for all events and datums since the last flush."""

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 import numpy
 
-from ._alike import AlikeEvents
+from ._alike import AlikeDocuments
 from ._alike import Column as Values
 from ._arrays import InternalArray, as_array, declared_shape, declared_type, element_type, takes_lists
 from ._columns import arrow_column, arrow_size, exceeds_float, fit, list_type, scalar_type, wider
@@ -52,17 +52,15 @@ class RowOrder:
         self._fits = {_BY_SEQ_NUM: True, _BY_TIME: True}
         self._last = (-math.inf, -math.inf)
 
-    def add_alike(self, events: AlikeEvents) -> None:
+    def add_alike(self, events: AlikeDocuments) -> None:
         """Events that come one after the other."""
-        self.add(events.seq_num[0].item(), events.time[0].item())
-        for columns, first, second in (
-            (_BY_SEQ_NUM, events.seq_num, events.time),
-            (_BY_TIME, events.time, events.seq_num),
-        ):
+        seq_num, time = events.numbers("seq_num"), events.numbers("time")
+        self.add(seq_num[0].item(), time[0].item())
+        for columns, first, second in ((_BY_SEQ_NUM, seq_num, time), (_BY_TIME, time, seq_num)):
             back = (first[1:] < first[:-1]) | ((first[1:] == first[:-1]) & (second[1:] < second[:-1]))
             if back.any():
                 self._fits[columns] = False
-        self.add(events.seq_num[-1].item(), events.time[-1].item())
+        self.add(seq_num[-1].item(), time[-1].item())
 
     def add(self, seq_num: float, time: float) -> None:
         last_seq_num, last_time = self._last
@@ -100,16 +98,12 @@ class Cell:
             return list(range(first_row, first_row + len(events)))
         return [event[kind] for event in events]
 
-    def pick_alike(self, events: AlikeEvents, first_row: int) -> Values:
+    def pick_alike(self, events: AlikeDocuments, first_row: int) -> Values:
         """The same of events that look alike."""
-        if self.kind in ("value", "text"):
-            values = events.data.get(self.key)
-        elif self.kind == "timestamp":
-            values = events.timestamps.get(self.key)
-        elif self.kind == "row":
-            values = numpy.arange(first_row, first_row + events.count)
-        else:
-            values = events.seq_num if self.kind == "seq_num" else events.time
+        if self.kind == "row":
+            return numpy.arange(first_row, first_row + events.count)
+        field = "timestamps" if self.kind == "timestamp" else "data"
+        values = events.columns.get((self.kind,) if self.kind in ("seq_num", "time") else (field, self.key))
         if values is None:
             return [None] * events.count
         return _texts(values) if self.kind == "text" else values
@@ -153,7 +147,7 @@ class InternalTable:
         if len(self._events) >= _AT_ONCE:
             self._collect()
 
-    def add_alike(self, events: AlikeEvents) -> None:
+    def add_alike(self, events: AlikeDocuments) -> None:
         """Take in events that look alike."""
         self._end_part()
         first_row = self.rows + self._pending
@@ -282,12 +276,12 @@ class InternalData:
         """Whether `add_alike` can be used: not before the first event, nor with arrays."""
         return bool(self.tables) and not self.arrays
 
-    def add_alike(self, events: AlikeEvents) -> None:
+    def add_alike(self, events: AlikeDocuments) -> None:
         """Take in events that look alike."""
         for table in self.tables:
             table.add_alike(events)
         self._order.add_alike(events)
-        self._look_for_unknown(events.data)
+        self._look_for_unknown(events.within("data"))
 
     def _look_for_unknown(self, data: Mapping[str, Any]) -> None:
         if not data.keys() <= self._keys:

@@ -50,7 +50,8 @@ LATE_AUDIT_AFTER: Final = 300.0
 WRITE_SLOTS: Final = 2
 _SETTLING_POLL: Final = 0.25
 _IDLE: Final = 1.0
-_ALIKE_PAUSE: Final = 256  # documents, after which it is tried again whether events look alike
+_ALIKE_PAUSE: Final = 256  # documents, after which it is tried again whether they look alike
+_VALUES: Final = {"event": ("data", "timestamps"), "stream_datum": ("indices",)}
 
 WRITTEN: Final = "written"
 INTERRUPTED: Final = "interrupted"
@@ -127,8 +128,9 @@ class Fold:
         self._checks = self._normalizer.check = DocumentChecks()
         self._alike = AlikeReader()
         self._alike_from = 0
-        # Who brings code of his own sees each event.
-        self._reads_alike = type(self._normalizer) is RunNormalizer and "event" not in self._normalizer.patches
+        # Who brings code of his own sees each document.
+        alike = AlikeReader.names - self._normalizer.patches.keys()
+        self._read_alike = alike if type(self._normalizer) is RunNormalizer else frozenset()
         self._writer = RunWriter(
             max_array_size=max_array_size,
             guessed_types=self._normalizer.guessed_types,
@@ -177,43 +179,43 @@ class Fold:
             if self._writer.crowded:
                 break
             at += 1
-            if record.name == "event" and self._can_read_alike(document, translated):
-                taken = self._feed_alike(record.body, document["descriptor"], records, at)
+            if self._can_read_alike(record.name, document, translated):
+                taken = self._feed_alike(record, document, records, at)
                 self.cursor += taken
                 at += taken
         return operations + self._end_of_batch(self._writer.flush)
 
-    def _can_read_alike(self, event: Mapping[str, Any], translated: list[tuple[str, dict[str, Any]]]) -> bool:
-        """Whether events that differ from this one in values only come to rows as it did: by way of nothing else."""
-        if not self._reads_alike or self.cursor < self._alike_from or len(translated) != 1:
+    def _can_read_alike(
+        self, name: str, document: Mapping[str, Any], translated: list[tuple[str, dict[str, Any]]]
+    ) -> bool:
+        """Whether documents that differ from this one in values only come to rows as it did, by way of nothing else."""
+        if name not in self._read_alike or self.cursor < self._alike_from or len(translated) != 1:
             return False
         (_, modern) = translated[0]
         return (
-            modern["data"] is event["data"]
-            and modern["timestamps"] is event["timestamps"]
-            and self._writer.takes_alike(event["descriptor"])
-            and self._sieve.keeps("event", modern)
-            and not self._checks.tolerates("event")
+            all(modern[field] is document[field] for field in _VALUES[name])
+            and self._sieve.keeps(name, modern)
+            and not self._checks.tolerates(name)
+            and self._writer.takes_alike(name, modern)
         )
 
-    def _feed_alike(self, model: bytes, descriptor: str, records: Sequence[Record], start: int) -> int:
-        """Take in the records from `start` on that differ from a `model` in values only; how many that are."""
-        size = len(model)
+    def _feed_alike(self, model: Record, document: Mapping[str, Any], records: Sequence[Record], start: int) -> int:
+        """Take in the records from `start` on that differ from a model in values only; how many that are."""
+        size = len(model.body)
         nearest = records[start + FEWEST - 1 : start + FEWEST]
         if not nearest or len(nearest[0].body) != size:
             return 0
         bodies: list[bytes] = []
         for record in islice(records, start, start + max(FEWEST, MOST_BYTES // size)):
             idx, name, _, crc, body = record
-            if len(body) != size or name != "event" or idx != self.cursor + len(bodies) or zlib.crc32(body) != crc:
+            if len(body) != size or name != model.name or idx != self.cursor + len(bodies) or zlib.crc32(body) != crc:
                 break
             bodies.append(body)
-        events = self._alike.read(model, bodies) if len(bodies) >= FEWEST else None
-        if events is None:
+        alike = self._alike.read(model.name, model.body, bodies) if len(bodies) >= FEWEST else None
+        if alike is None:
             self._alike_from = self.cursor + _ALIKE_PAUSE
             return 0
-        self._writer.add_alike(descriptor, events)
-        return events.count
+        return self._writer.add_alike(model.name, document, alike)
 
     def abandon(self) -> list[Operation]:
         """Operations that end a run without a stop document."""
