@@ -122,7 +122,7 @@ def test_benchmarks_run_and_write_their_figures(tmp_path: Path) -> None:
     ]
     assert [figure.title for figure in report.figures["growth"]] == [
         f"{leg}, {documents} documents per run"
-        for leg in ("callback", "durable", "writing", "core")
+        for leg in ("callback", "callback, waiting included", "durable", "writing", "core")
         for documents in ("1,000", "10,000")
     ]
     assert all(value > 0 for some in report.figures.values() for figure in some for value in figure.values[OURS])

@@ -195,13 +195,11 @@ class TestAFlood:
             connection.close()
 
     def test_stays_in_memory_while_it_is_shipped(self, spool: Spool, run: RunLog, directory: Path) -> None:
-        run.shipped = 8
-        spool.sync()
-        assert self.in_file(directory) == 8
-        run.shipped = 14
-        spool.sync()
-        assert self.in_file(directory) == 14
-        assert len(on_disk(directory, "run")) == 20
+        for shipped in (8, 14):
+            run.shipped = shipped
+            spool.sync()
+            assert self.in_file(directory) == 0
+            assert len(on_disk(directory, "run")) == 20
         run.shipped = 16  # few are left
         spool.sync()
         assert self.in_file(directory) == 20
@@ -210,26 +208,31 @@ class TestAFlood:
     def test_is_brought_into_the_file_when_it_is_not_shipped(self, spool: Spool, run: RunLog, directory: Path) -> None:
         run.shipped = 8
         spool.sync()
-        assert self.in_file(directory) == 8
+        assert self.in_file(directory) == 0
         spool.sync()
         assert self.in_file(directory) == 20
 
-    def test_is_brought_into_the_file_when_it_takes_much_memory(
-        self, spool: Spool, run: RunLog, directory: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(("shipped", "stored"), [(2, 10), (14, 14)])
+    def test_is_brought_into_the_file_in_part_when_it_takes_much_memory(
+        self, spool: Spool, run: RunLog, monkeypatch: pytest.MonkeyPatch, shipped: int, stored: int
     ) -> None:
+        directory = spool.directory
         monkeypatch.setattr(spool_module, "_MUCH_MEMORY", 100)
-        run.shipped = 8
+        run.shipped = shipped
         spool.sync()
-        assert self.in_file(directory) == 20
+        assert self.in_file(directory) == stored
+        assert len(on_disk(directory, "run")) == 20
+        assert seq_nums(run) == list(range(18))
 
     def test_is_read_without_going_through_its_tail(
         self, spool: Spool, run: RunLog, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        run.shipped = 8
+        monkeypatch.setattr(spool_module, "_MUCH_MEMORY", 100)
+        run.shipped = 12
         spool.sync()
         monkeypatch.setattr("tiledbroker._journal.read_tail", lambda _: pytest.fail("The tail can be long."))
-        assert [record.idx for record in run.read(0, 100, 2**20)] == list(range(8))
-        assert [record.idx for record in run.read(8, 100, 2**20)] == list(range(8, 20))
+        assert [record.idx for record in run.read(0, 100, 2**20)] == list(range(12))
+        assert [record.idx for record in run.read(12, 100, 2**20)] == list(range(12, 20))
 
     def test_that_is_removed_meanwhile_is_brought_nowhere(
         self, spool: Spool, run: RunLog, directory: Path, monkeypatch: pytest.MonkeyPatch

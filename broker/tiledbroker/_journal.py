@@ -12,7 +12,8 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import chain
+from functools import partial
+from itertools import chain, count, repeat
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -55,6 +56,7 @@ _INSERT: Final = "INSERT INTO documents VALUES(?, ?, ?, ?, ?)"
 # SQLite takes 999 values in one at least, and 32,766 since 3.32.
 _ROWS_AT_ONCE: Final = (1024, 256, 64, 16, 4, 1) if sqlite3.sqlite_version_info >= (3, 32) else (64, 16, 4, 1)
 _INSERT_MANY: Final = {rows: _INSERT + ", (?, ?, ?, ?, ?)" * (rows - 1) for rows in _ROWS_AT_ONCE}
+_new_record: Final = partial(tuple.__new__, Record)  # a named tuple's own goes through Python
 _RECORD_TYPES: Final = (int, str, float, int, bytes)
 _INTENT_TYPES: Final = (int, type(None))
 _ENTRY_TYPES: Final = (float, str, dict)
@@ -316,17 +318,19 @@ class Journal:
             if first > self._length:
                 raise JournalGap(self.path, self._length, first)
             self._check_same(first, documents)
-            received = time.time()
-            known = max(self._length - first, 0)
-            fresh = [
-                Record(idx, name, received, crc, body)
-                for idx, (name, crc, body) in enumerate(documents[known:], first + known)
-            ]
-            for record in fresh:
-                if zlib.crc32(record.body) != record.crc:
-                    raise JournalInvalid(self.path, f"document {record.idx} was damaged on its way here.")
-            self.extend(fresh)
-            return fresh
+            start = max(self._length, first)
+            fresh = documents[start - first :]
+            if not fresh:
+                return []
+            names, crcs, bodies = zip(*fresh, strict=True)
+            if (found := tuple(map(zlib.crc32, bodies))) != crcs:
+                damaged = next(
+                    idx for idx, pair in enumerate(zip(found, crcs, strict=True), start) if pair[0] != pair[1]
+                )
+                raise JournalInvalid(self.path, f"document {damaged} was damaged on its way here.")
+            records = list(map(_new_record, zip(count(start), names, repeat(time.time()), crcs, bodies, strict=False)))
+            self.extend(records)
+            return records
 
     def extend(self, records: Sequence[Record]) -> int:
         """Append documents that have their numbers, as one transaction; those that are here already are skipped.

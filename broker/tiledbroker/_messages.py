@@ -8,6 +8,7 @@ bodies of all its documents one after the other. Headers are msgpack arrays of t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Final, TypeAlias
 
 import msgspec
@@ -81,11 +82,9 @@ class Documents(msgspec.Struct, frozen=True, array_like=True):
 
     def unpack(self) -> Iterator[tuple[str, int, bytes]]:
         """`(name, crc, body)` of each document."""
-        view = memoryview(self.body)
-        start = 0
-        for name, size, crc in zip(self.names, self.sizes, self.crcs, strict=True):
-            yield name, crc, bytes(view[start : start + size])
-            start += size
+        ends = list(accumulate(self.sizes))
+        bodies = [self.body[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        return zip(self.names, self.crcs, bodies, strict=True)
 
 
 class Abandoned(msgspec.Struct, frozen=True, array_like=True):
@@ -207,14 +206,8 @@ _encoder: Final = msgspec.msgpack.Encoder()
 
 def documents(run: str, first: int, records: Sequence[tuple[str, int, bytes]]) -> Documents:
     """The message that carries `(name, crc, body)` documents of one run."""
-    return Documents(
-        run,
-        first,
-        [name for name, _, _ in records],
-        [len(body) for _, _, body in records],
-        [crc for _, crc, _ in records],
-        b"".join([body for _, _, body in records]),
-    )
+    names, crcs, bodies = zip(*records, strict=True)
+    return Documents(run, first, list(names), list(map(len, bodies)), list(crcs), b"".join(bodies))
 
 
 def encode(message: Message) -> list[bytes]:

@@ -14,6 +14,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Final
 
 import zmq
@@ -41,6 +42,7 @@ SILENCE: Final = 6.0  # seconds without a word from the supervisor before the co
 NAME_TIMEOUT: Final = 60.0  # the same while a name server is asked for its host
 ADOPT_INTERVAL: Final = 15.0
 PAUSE: Final = 0.1  # seconds between two connections
+_NAME_CRC_BODY: Final = itemgetter(1, 3, 4)  # of a record
 LATER: Final = 1.0  # seconds until a run is tried again that the supervisor does not take now
 
 
@@ -330,24 +332,25 @@ class Shipper:
         return more and room > 0
 
     def _send_batch(self, connection: zmq.Socket[bytes], shipment: Shipment, max_bytes: int) -> int:
+        assert self._welcome is not None
         records = shipment.run.read(shipment.sent, BATCH_DOCUMENTS, max_bytes)
-        fitting = list(itertools.takewhile(self._fits, records))
-        if not fitting:
-            if records:
-                self._refuse_for_size(shipment, records[0])
+        documents = list(map(_NAME_CRC_BODY, records))
+        if not documents:
             return 0
-        batch = messages.documents(
-            shipment.run.run_uid, shipment.sent, [(record.name, record.crc, record.body) for record in fitting]
-        )
+        limit = self._welcome.max_document
+        sizes = [len(body) for _, _, body in documents]
+        if max(sizes) > limit:
+            if sizes[0] > limit:
+                self._refuse_for_size(shipment, records[0])
+                return 0
+            documents = documents[: next(i for i, size in enumerate(sizes) if size > limit)]
+        batch = messages.documents(shipment.run.run_uid, shipment.sent, documents)
         if not self._send(connection, batch):
             return 0
         crash_point("shipper: batch sent")
         shipment.sent = shipment.run.shipped = batch.next
         shipment.in_flight.append((batch.next, len(batch.body)))
         return max(len(batch.body), 1)
-
-    def _fits(self, record: Record) -> bool:
-        return self._welcome is not None and len(record.body) <= self._welcome.max_document
 
     def _refuse_for_size(self, shipment: Shipment, record: Record) -> None:
         assert self._welcome is not None

@@ -132,7 +132,7 @@ class RunLog:
             self._limited.log(logging.ERROR, "store", "The spool file %s cannot be written: %s", self._path, error)
 
     def _store(self) -> None:
-        """In slices, while the callback goes on; of a flood that is being shipped, what is on its way."""
+        """In slices, while the callback goes on; of a flood that is being shipped, what memory has no room for."""
         with self._storing:
             if self.removed:
                 return
@@ -156,8 +156,9 @@ class RunLog:
         """Up to where documents are to be brought into the file now."""
         shipped, before = self.shipped, self._shipped_before
         self._shipped_before = shipped
-        is_flood = shipped > before and self.length - shipped > _FLOOD and not self._pressing
-        return shipped if is_flood else sys.maxsize
+        if shipped <= before or self.length - shipped <= _FLOOD:
+            return sys.maxsize
+        return max(shipped, self._stored + len(self._fresh) // 2) if self._pressing else self._stored
 
     def read(self, start: int, limit: int, max_bytes: int) -> list[Record]:
         """Documents from index `start`, as `Journal.read` does."""

@@ -54,10 +54,10 @@ def _loads(place: Path, divisor: int) -> list[Load]:
     def events(keys: int, documents: int) -> Load:
         return Load(f"events of {keys} keys", documents, partial(run_of, keys=keys), _rows, keys)
 
-    frames = 100_000 // divisor
+    frames = 200_000 // divisor
     return [
-        events(5, 120_000 // divisor),
-        events(50, 30_000 // divisor),
+        events(5, 200_000 // divisor),
+        events(50, 60_000 // divisor),
         events(500, 3_000 // divisor),
         Load("frames in an HDF5 file", frames, partial(_frames, file=place / "frames.h5", most=frames), _frames_there),
     ]

@@ -119,9 +119,9 @@ class _Place(NamedTuple):
     @property
     def kind(self) -> str:
         """NumPy's letter for the kind of its values, "t" for text, "n" for none."""
-        return (
-            "b" if self.fixed == _BOOLEAN else self.dtype[0] if self.dtype in _OTHERS else numpy.dtype(self.dtype).kind
-        )
+        if self.fixed == _BOOLEAN:
+            return "b"
+        return self.dtype[0] if self.dtype in _OTHERS else numpy.dtype(self.dtype).kind
 
 
 @dataclass
@@ -314,9 +314,9 @@ class AlikeReader:
 
         None if they are few, or if there are values of other kinds among them.
         """
-        rows = numpy.frombuffer(b"".join(bodies), numpy.uint8).reshape(len(bodies), len(model))
         try:
             layout = self._layout(name, model)
+            rows = numpy.frombuffer(b"".join(bodies), numpy.uint8).reshape(len(bodies), len(model))
             if layout.fits(rows[:FEWEST]) < FEWEST:
                 return None
             rows = rows[: layout.fits(rows)]

@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, Final
 
 from tiledbroker import Journal, Record
@@ -206,7 +205,7 @@ class Fold:
         if not nearest or len(nearest[0].body) != size:
             return 0
         bodies: list[bytes] = []
-        for record in islice(records, start, start + max(FEWEST, MOST_BYTES // size)):
+        for record in records[start : start + max(FEWEST, MOST_BYTES // size)]:
             idx, name, _, crc, body = record
             if len(body) != size or name != model.name or idx != self.cursor + len(bodies) or zlib.crc32(body) != crc:
                 break
@@ -458,6 +457,7 @@ class RunWriting:
 
     def _read_on(self, start: int) -> list[Record]:
         """Some documents from index `start` on."""
-        if self._journal.length <= start:
-            return []
-        return self._handover.take(start, BATCH_DOCUMENTS) or self._journal.read(start, BATCH_DOCUMENTS, BATCH_BYTES)
+        records = self._handover.take(start, BATCH_DOCUMENTS)
+        if records or self._journal.length <= start:
+            return records
+        return self._journal.read(start, BATCH_DOCUMENTS, BATCH_BYTES)
