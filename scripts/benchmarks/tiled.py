@@ -58,7 +58,7 @@ def _loads(place: Path, divisor: int) -> list[Load]:
     return [
         events(5, 200_000 // divisor),
         events(50, 60_000 // divisor),
-        events(500, 3_000 // divisor),
+        events(500, 6_000 // divisor),
         Load("frames in an HDF5 file", frames, partial(_frames, file=place / "frames.h5", most=frames), _frames_there),
     ]
 
