@@ -101,7 +101,7 @@ def test_asking_makes_nobody_fail_to_acquire(path: Path, monkeypatch: pytest.Mon
         flock(descriptor, operation)
         monkeypatch.setattr(lock_module.fcntl, "flock", flock)
         another.start()
-        another.join(0.01)
+        another.join(0.2)
 
     monkeypatch.setattr(lock_module.fcntl, "flock", flock_while_another_acquires)
     assert not FileLock(path).held
