@@ -125,6 +125,15 @@ def test_events_of_which_more_has_to_be_seen_are_not_alike(different, why):
     assert AlikeReader().read("event", model, others) is None, why
 
 
+def test_a_field_that_is_there_twice_is_left_to_who_knows_which_counts():
+    again = Encoder().encode({"data": {"y": 1.0}})[1:]
+    bodies = [
+        bytes([body[0] + 1]) + body[1:] + again for body in encoded([event(200 + i, {"x": 1.0}) for i in range(20)])
+    ]
+    assert decode(bodies[0])["data"] == {"y": 1.0}
+    assert AlikeReader().read("event", bodies[0], bodies[1:]) is None
+
+
 def test_integers_that_no_column_takes_are_left_to_others():
     model, *others = encoded([event(200 + i, {"x": 2**63 - 5 + i}) for i in range(2 * FEWEST)])
     assert AlikeReader().read("event", model, others) is None

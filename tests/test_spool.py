@@ -571,9 +571,8 @@ def test_a_document_after_the_stop_is_kept_with_its_run(tmp_path):
     (run, _) = spool.runs()
     run.append("event", b"late")
     assert not run.degraded
-    assert [record.name for start in (0, 3) for record in run.read(start, 10, 1000)] == [
-        *("start", "descriptor", "stop", "event")
-    ]
+    names = [record.name for start in (0, 3) for record in run.read(start, 10, 1000)]
+    assert names == ["start", "descriptor", "stop", "event"]
     run.remove()
     spool.close()
     assert len(list(tmp_path.glob("*.sqlite"))) == 1

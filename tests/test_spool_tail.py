@@ -156,6 +156,13 @@ class TestDamage:
 
 
 class TestAJournal:
+    def test_takes_a_tail_in_before_it_deletes_it_whatever_it_is_told(self, file: Path) -> None:
+        journal_with(file, 3)
+        tail_with(file, record(3)).close()
+        with Journal(file, "write", with_tail=False) as journal:
+            assert journal.length == 4
+        assert not tail_of(file).exists()
+
     """Of which the file has the first documents, and the tail the last ones."""
 
     @pytest.fixture

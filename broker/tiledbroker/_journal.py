@@ -119,7 +119,7 @@ class Journal:
     lock_timeout
         Seconds to wait for another process to release the file.
     with_tail
-        Whether to look for documents in the file's tail; not for whoever has them at hand, as a tail can be long.
+        Whether a reader looks for documents in the file's tail; not if it has them at hand, as a tail can be long.
 
     Raises
     ------
@@ -140,7 +140,7 @@ class Journal:
         with_tail: bool = True,
     ) -> None:
         self.path = Path(path)
-        self._with_tail = with_tail
+        self._with_tail = with_tail or mode in _WRITING  # which delete the tail once they have taken it in
         self._mutex = FairLock()
         self._rooted = False  # whether `sync` has made the file itself durable, and its name
         self._lock: FileLock | None = None

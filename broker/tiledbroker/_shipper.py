@@ -42,8 +42,8 @@ SILENCE: Final = 6.0  # seconds without a word from the supervisor before the co
 NAME_TIMEOUT: Final = 60.0  # the same while a name server is asked for its host
 ADOPT_INTERVAL: Final = 15.0
 PAUSE: Final = 0.1  # seconds between two connections
-_NAME_CRC_BODY: Final = itemgetter(1, 3, 4)  # of a record
 LATER: Final = 1.0  # seconds until a run is tried again that the supervisor does not take now
+_NAME_CRC_BODY: Final = itemgetter(1, 3, 4)  # of a record
 
 
 @dataclass
@@ -334,17 +334,13 @@ class Shipper:
     def _send_batch(self, connection: zmq.Socket[bytes], shipment: Shipment, max_bytes: int) -> int:
         assert self._welcome is not None
         records = shipment.run.read(shipment.sent, BATCH_DOCUMENTS, max_bytes)
-        documents = list(map(_NAME_CRC_BODY, records))
-        if not documents:
-            return 0
         limit = self._welcome.max_document
-        sizes = [len(body) for _, _, body in documents]
-        if max(sizes) > limit:
-            if sizes[0] > limit:
+        fitting = list(itertools.takewhile(lambda record: len(record.body) <= limit, records))
+        if not fitting:
+            if records:
                 self._refuse_for_size(shipment, records[0])
-                return 0
-            documents = documents[: next(i for i, size in enumerate(sizes) if size > limit)]
-        batch = messages.documents(shipment.run.run_uid, shipment.sent, documents)
+            return 0
+        batch = messages.documents(shipment.run.run_uid, shipment.sent, list(map(_NAME_CRC_BODY, fitting)))
         if not self._send(connection, batch):
             return 0
         crash_point("shipper: batch sent")

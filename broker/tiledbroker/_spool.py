@@ -26,9 +26,7 @@ log = logging.getLogger(__name__)
 
 _STORE_INTERVAL: Final = 1.0
 _SLICE: Final = 4_096  # documents
-_FLOOD: Final = (
-    5_000  # documents, which are shipped before they are brought into the file, lest they be read from there
-)
+_FLOOD: Final = 5_000  # documents that wait to be shipped: these wait in memory, and may never need the file
 _FEW: Final = 50  # documents, for which the callback may have to wait
 _FEW_BYTES: Final = 2**20
 _MUCH_MEMORY: Final = 64 * 2**20  # in which a flood waits for the shipper, which is faster than the disk

@@ -10,7 +10,7 @@ import numpy
 import numpy.typing
 
 Numbers: TypeAlias = "numpy.typing.NDArray[Any]"
-Column: TypeAlias = "Sequence[Any] | Numbers"
+Values: TypeAlias = "Sequence[Any] | Numbers"
 _Bytes: TypeAlias = "numpy.typing.NDArray[numpy.uint8]"
 
 # What the fields of a document may hold: of what is "same" all that look alike have the same; "values" are a mapping to
@@ -88,7 +88,7 @@ class AlikeDocuments:
     """
 
     count: int
-    columns: Mapping[_Path, Column]
+    columns: Mapping[_Path, Values]
 
     def numbers(self, *path: str) -> Numbers:
         """The column of a field, or of one in a field, that holds numbers in any case."""
@@ -96,7 +96,7 @@ class AlikeDocuments:
         assert isinstance(column, numpy.ndarray)
         return column
 
-    def within(self, name: str) -> dict[str, Column]:
+    def within(self, name: str) -> dict[str, Values]:
         """The columns of a field that is a mapping."""
         return {path[1]: column for path, column in self.columns.items() if path[0] == name and len(path) > 1}
 
@@ -160,7 +160,7 @@ class _Layout:
                 return start + int(unlike.argmax())
         return len(rows)
 
-    def column(self, place: _Place, rows: _Bytes) -> Column:
+    def column(self, place: _Place, rows: _Bytes) -> Values:
         """The values at a place.
 
         Raises
@@ -188,12 +188,14 @@ class _Layout:
     def _read(self, fields: Mapping[str, str], body: bytes) -> int:
         """Note the places of a document's values; returns where it ends."""
         size, at = _entries(body, 0)
-        missing = fields.keys() - _OPTIONAL
+        left = set(fields)
         for _ in range(size):
             name, at = _text(body, at)
-            missing.discard(name)
-            at = self._read_field(fields.get(name, ""), body, at, name)
-        if missing:
+            if name not in left:  # unknown, or there twice
+                raise _Unlike
+            left.discard(name)
+            at = self._read_field(fields[name], body, at, name)
+        if left - _OPTIONAL:
             raise _Unlike
         return at
 
@@ -206,9 +208,7 @@ class _Layout:
             return _past_booleans(body, at)
         if what == "values":
             return self._read_mapping(_ANY, body, at, name)
-        if what == "integers":
-            return self._read_mapping(_KINDS["integer"], body, at, name)
-        raise _Unlike
+        return self._read_mapping(_KINDS["integer"], body, at, name)
 
     def _read_mapping(self, kinds: str, body: bytes, at: int, name: str) -> int:
         size, at = _entries(body, at)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy
 import pyarrow
 
-from ._alike import Column
+from ._alike import Values
 from ._dtypes import declared_dtype
 
 ARROW_TYPES: Final[dict[str, pyarrow.DataType]] = {
@@ -32,7 +32,7 @@ _ALWAYS: Final[dict[str, frozenset[type]]] = {
     "float64": frozenset({float, NoneType}),
 }
 
-_KINDS: Final = {"bool": "b", "int64": "i", "float64": "f"}  # of the NumPy arrays that `AlikeEvents` has
+_KINDS: Final = {"bool": "b", "int64": "i", "float64": "f"}  # of the NumPy arrays that `AlikeDocuments` has
 
 # The widest type of each kind: exact for whatever a device declared, and the same on every table storage.
 _BY_KIND: Final = {"b": "bool", "i": "int64", "u": "int64", "f": "float64", "U": "string", "S": "string"}
@@ -71,7 +71,7 @@ def wider(type_name: str, value: Any) -> str | None:
     return next((name for name in candidates if not fit([value], name)[1]), None)
 
 
-def exceeds_float(values: Column) -> bool:
+def exceeds_float(values: Values) -> bool:
     """Whether there are integers among the values (which are of a column of integers) that float64 may not hold."""
     if isinstance(values, numpy.ndarray):
         return len(values) > 0 and not -MAX_EXACT <= values.min() <= values.max() <= MAX_EXACT
@@ -108,13 +108,13 @@ def arrow_type(name: str) -> pyarrow.DataType:
     return ARROW_TYPES[name]
 
 
-def arrow_column(parts: Sequence[Column], type_name: str) -> pyarrow.Array:
+def arrow_column(parts: Sequence[Values], type_name: str) -> pyarrow.Array:
     """Values that fit a column type, which are in several parts, as one Arrow array."""
     arrays = [pyarrow.array(part, arrow_type(type_name)) for part in parts]
     return arrays[0] if len(arrays) == 1 else pyarrow.concat_arrays(arrays)
 
 
-def fit(values: Column, type_name: str) -> tuple[Column, list[int]]:
+def fit(values: Values, type_name: str) -> tuple[Values, list[int]]:
     """Values as Arrow takes them for a column type, and the positions of those that had to be left out (None).
 
     A value that converts without loss is converted; any other counts as left out.

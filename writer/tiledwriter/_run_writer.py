@@ -155,9 +155,7 @@ class RunWriter:
     def takes_alike(self, name: str, document: Mapping[str, Any]) -> bool:
         """Whether documents that differ from this one, which came last, in values only can be given to `add_alike`."""
         stream = self._stream_of[document["descriptor"]]
-        if name == "event":
-            return stream.internal.takes_alike
-        return stream.external[self._resources[document["stream_resource"]]["data_key"]].only_counts
+        return stream.internal.takes_alike if name == "event" else self._external_of(stream, document).only_counts
 
     def add_alike(self, name: str, model: Mapping[str, Any], documents: AlikeDocuments) -> int:
         """Take in the first of documents that differ from a model in values only; how many that were."""
@@ -166,15 +164,18 @@ class RunWriter:
             stream.internal.add_alike(documents)
             return documents.count
         starts, stops = documents.numbers("indices", "start"), documents.numbers("indices", "stop")
+        if stops[0] < starts[0]:
+            return 0
         # As one datum, as long as each begins where the one before ends.
         follows = (starts[1:] == stops[:-1]) & (stops[1:] >= starts[1:])
         count = documents.count if follows.all() else int(follows.argmin()) + 1
-        if stops[0] < starts[0]:
-            return 0
         indices = {"start": starts[0].item(), "stop": stops[count - 1].item()}
-        external = stream.external[self._resources[model["stream_resource"]]["data_key"]]
-        external.consume({**model, "indices": indices})
+        self._external_of(stream, model).consume({**model, "indices": indices})
         return count
+
+    def _external_of(self, stream: Stream, stream_datum: Mapping[str, Any]) -> ExternalData:
+        """What a datum belongs to of which there were others before."""
+        return stream.external[self._resources[stream_datum["stream_resource"]]["data_key"]]
 
     def flush(self) -> list[Operation]:
         """Operations for all events and datums since the last flush."""

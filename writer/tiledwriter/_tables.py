@@ -11,8 +11,7 @@ from typing import Any, Final, Literal
 
 import numpy
 
-from ._alike import AlikeDocuments
-from ._alike import Column as Values
+from ._alike import AlikeDocuments, Values
 from ._arrays import InternalArray, as_array, declared_shape, declared_type, element_type, takes_lists
 from ._columns import arrow_column, arrow_size, exceeds_float, fit, list_type, scalar_type, wider
 from ._json import to_json

@@ -40,9 +40,7 @@ MAX_TAKEN: Final = 32 * 2**20
 DISK_PAUSE: Final = 1.0
 STOP_TIMEOUT: Final = 5.0
 ORPHAN_TIMEOUT: Final = 1.0
-_SWITCH_INTERVAL: Final = (
-    5e-4  # seconds for which a thread that computes has others wait: those that journal, above all
-)
+_SWITCH_INTERVAL: Final = 5e-4  # seconds for which a thread that computes lets the one that journals wait
 PARK_AFTER: Final = 10.0
 ORPHANED: Final = 3  # exit code
 
