@@ -1,18 +1,21 @@
 """A supervisor whose workers die: of what comes after a replay, or of looking at a run that is written.
 
-The latter are few and soon: what is said of pauses in `tiledbroker._audits` is shortened.
+The latter are few and soon: what is said of pauses in `tiledbroker._audits` is shortened. Or they take so long to begin
+that the supervisor is told to stop before they can be told anything.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 import zmq
 
 from tiledbroker import Journal, _audits
-from tiledbroker._messages import Progress, Ready, encode
+from tiledbroker._messages import Finish, Progress, Ready, decode, encode
 from tiledbroker._runs import WorkerCommand, WorkerTask
 from tiledbroker._supervisor import Supervisor
 
@@ -32,6 +35,27 @@ def begin_and_die(task: WorkerTask) -> None:
     os._exit(1)
 
 
+def begin_late(task: WorkerTask) -> None:
+    directory = task.journal.parent
+    (directory / "begun").touch()
+    while not (directory / "stopping").exists():
+        time.sleep(0.01)
+    with zmq.Context() as context, context.socket(zmq.DEALER) as mailbox:
+        mailbox.setsockopt(zmq.ROUTING_ID, task.token)
+        mailbox.connect(task.mailbox)
+        if isinstance(decode(mailbox.recv_multipart()), Finish):
+            sys.stdout.write("told to end\n")
+            sys.stdout.flush()
+
+
+class Stopping(Supervisor):
+    """Tells its workers before any of them listens."""
+
+    def _tell_workers_to_stop(self) -> None:
+        super()._tell_workers_to_stop()
+        (self.journal_dir / "stopping").touch()
+
+
 def drain(directory: Path) -> None:
     supervisor = Supervisor(directory, WorkerCommand(replay_and_die), listen=None, drain=True)
     (run,) = supervisor.run()
@@ -45,5 +69,17 @@ def audit(directory: Path) -> None:
     supervisor.run()
 
 
+def stop(directory: Path) -> None:
+    supervisor = Stopping(directory, WorkerCommand(begin_late), listen=None)
+
+    def stop_it() -> None:
+        while not (directory / "begun").exists():
+            time.sleep(0.01)
+        supervisor.stop()
+
+    threading.Thread(target=stop_it).start()
+    supervisor.run()
+
+
 if __name__ == "__main__":
-    {"drain": drain, "audit": audit}[sys.argv[1]](Path(sys.argv[2]))
+    {"drain": drain, "audit": audit, "stop": stop}[sys.argv[1]](Path(sys.argv[2]))

@@ -14,7 +14,8 @@ from event_model import compose_run
 
 from tiledbroker import Encoder, Journal
 from tiledwriter import _writing
-from tiledwriter._writing import RunWriting, WritingOptions
+from tiledwriter._writing import RunWriting
+from tiledwriter._writing_options import WritingOptions
 
 Documents = list[tuple[str, dict[str, Any]]]
 

@@ -12,7 +12,8 @@ import tifffile
 from event_model import compose_run
 
 from tiledbroker import Encoder, Journal, Record, journal_filename
-from tiledwriter._writing import RunWriting, WritingOptions
+from tiledwriter._writing import RunWriting
+from tiledwriter._writing_options import WritingOptions
 from tiledwriter.testing import TiledServer
 
 Documents = list[tuple[str, dict[str, Any]]]

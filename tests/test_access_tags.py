@@ -14,8 +14,9 @@ from tiledbroker import ZMQPublisher
 from tiledwriter._access_tags import AccessTagLimits
 from tiledwriter._config import load_settings
 from tiledwriter._errors import DocumentError
+from tiledwriter._fold import Fold
 from tiledwriter._operations import CreateContainer
-from tiledwriter._writing import Fold, WritingOptions
+from tiledwriter._writing_options import WritingOptions
 from tiledwriter.testing import journal_of
 
 LISTED = AccessTagLimits({"beamline": ("beamline", "public"), "*": ("public",)})

@@ -17,8 +17,9 @@ from runs import metadata, seq_nums, wait_for_outcome
 from stored_runs import Documents, a_run, journaled, uid_of
 
 from tiledbroker import Journal, JournalError
+from tiledwriter._fold import BATCH_BYTES, BATCH_DOCUMENTS, Fold
 from tiledwriter._verification import verify
-from tiledwriter._writing import BATCH_BYTES, BATCH_DOCUMENTS, Fold, WritingOptions
+from tiledwriter._writing_options import WritingOptions
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of
 
 pytestmark = [pytest.mark.filterwarnings("default:::tiled")]

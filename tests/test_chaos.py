@@ -30,7 +30,8 @@ from chaos.site import Setting, publishing_environment, read_witness
 
 from tiledbroker import Encoder, Journal, ZMQPublisher, run_files
 from tiledbroker._tail import tail_of
-from tiledwriter._writing import RunWriting, WritingOptions
+from tiledwriter._writing import RunWriting
+from tiledwriter._writing_options import WritingOptions
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
 
 SECONDS = float(os.environ.get("TILEDWRITER_TEST_CHAOS", "15"))

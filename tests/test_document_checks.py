@@ -26,10 +26,11 @@ from tiledwriter import RunNormalizer
 from tiledwriter._callback_run import CallbackFold, RunOptions
 from tiledwriter._document_checks import RELIED_ON, DocumentChecks
 from tiledwriter._errors import DocumentInvalid
+from tiledwriter._fold import Fold
 from tiledwriter._normalizer import _REQUIRED
 from tiledwriter._operations import UpdateMetadata
 from tiledwriter._plugins import Plugins
-from tiledwriter._writing import Fold, WritingOptions
+from tiledwriter._writing_options import WritingOptions
 from tiledwriter.cli.journal import main
 from tiledwriter.testing import SupervisorProcess, TiledServer, free_port, journal_of, wait_until
 

@@ -21,7 +21,7 @@ from tiledwriter._connection import Connection
 from tiledwriter._export import FURTHER, MAX_COLUMNS
 from tiledwriter._replay import replay
 from tiledwriter._verification import verify
-from tiledwriter._writing import WritingOptions
+from tiledwriter._writing_options import WritingOptions
 from tiledwriter.cli._exit import ExitCode
 from tiledwriter.cli.journal import main
 from tiledwriter.testing import TiledServer

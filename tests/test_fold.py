@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tiledbroker import Encoder, Record
 from tiledwriter import RunNormalizer, RunWriter
 from tiledwriter._columns import arrow_type
+from tiledwriter._fold import Fold
 from tiledwriter._operations import (
     AppendRows,
     Audit,
@@ -33,7 +34,7 @@ from tiledwriter._operations import (
     WriteArray,
 )
 from tiledwriter._run_writer import MAX_PENDING
-from tiledwriter._writing import Fold, WritingOptions
+from tiledwriter._writing_options import WritingOptions
 
 Documents = list[tuple[str, dict[str, Any]]]
 ColumnTypes = dict[tuple[str, str], str]

@@ -246,12 +246,22 @@ def test_a_worker_that_outlives_its_supervisor_is_not_taken_for_one_of_the_next(
     assert "out of order" not in log
 
 
-def test_a_worker_that_dies_over_and_over_without_progress_puts_its_run_in_quarantine(tmp_path: Path) -> None:
-    with Journal(tmp_path / "run.sqlite", "create", run_uid="run") as journal:
+def supervise_dying_workers(how: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run dying_workers.py on a run that has begun."""
+    with Journal(directory / "run.sqlite", "create", run_uid="run") as journal:
         journal.append_one("start", Encoder().encode({"uid": "run", "time": 1.0}))
-    script = Path(__file__).with_name("dying_workers.py")
-    command = [sys.executable, str(script), "drain", str(tmp_path)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, str(Path(__file__).with_name("dying_workers.py")), how, str(directory)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+
+
+def test_a_worker_that_listens_only_when_the_supervisor_stops_is_told(tmp_path: Path) -> None:
+    done = supervise_dying_workers("stop", tmp_path)
+    assert done.stdout == "told to end\n"
+    assert "by force" not in done.stderr
+
+
+def test_a_worker_that_dies_over_and_over_without_progress_puts_its_run_in_quarantine(tmp_path: Path) -> None:
+    done = supervise_dying_workers("drain", tmp_path)
     assert done.stdout == f"failed after {MAX_DEATHS} deaths\n"
     with Journal(tmp_path / "run.sqlite") as journal:
         assert journal.get("outcome") == "failed"

@@ -25,7 +25,7 @@ from ophyd.sim import det, motor
 from tiledbroker import Encoder, Journal
 from tiledwriter import TiledWriter
 from tiledwriter._replay import Replayed, replay
-from tiledwriter._writing import WritingOptions
+from tiledwriter._writing_options import WritingOptions
 from tiledwriter.cli._exit import ExitCode
 from tiledwriter.testing import TiledServer
 

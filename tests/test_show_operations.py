@@ -13,7 +13,7 @@ from event_model import compose_run
 from tiledbroker import Encoder, Journal
 from tiledwriter._catalog import TiledCatalog
 from tiledwriter._dry_run import DryRun
-from tiledwriter._writing import WritingOptions
+from tiledwriter._writing_options import WritingOptions
 
 NUMBER = {"dtype": "number", "dtype_numpy": "<f8", "shape": [], "source": "test"}
 WAVE = {"dtype": "array", "dtype_numpy": "<f8", "shape": [40], "source": "test"}

@@ -19,8 +19,9 @@ from bluesky.utils import RunEngineInterrupted
 from ophyd.sim import SynSignal, SynSignalWithRegistry, det, motor
 
 from tiledbroker import Encoder, Journal
-from tiledwriter import _writing as writing_module
-from tiledwriter._writing import RunWriting, WritingOptions
+from tiledwriter import _fold as fold_module
+from tiledwriter._writing import RunWriting
+from tiledwriter._writing_options import WritingOptions
 from tiledwriter.testing import TiledServer, wait_until
 
 Documents = list[tuple[str, dict[str, Any]]]
@@ -90,7 +91,7 @@ def acquire() -> Iterator[Acquired]:
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run is many appends, as one that is written while it is acquired."""
-    monkeypatch.setattr(writing_module, "BATCH_DOCUMENTS", 5)
+    monkeypatch.setattr(fold_module, "MAX_PENDING", 1000)
 
 
 def write(server: TiledServer, directory: Path, *runs: Documents) -> list[Any]:

@@ -447,7 +447,6 @@ def test_the_supervisor_can_be_stopped_while_a_worker_waits_for_space_on_the_jou
         publisher = publisher_to(supervisor)
         publish(publisher, documents())
         wait_for_workers(supervisor)
-        began = time.monotonic()
         assert supervisor.stop() == 0
-        assert time.monotonic() - began < 8
         filling.unlink()
+    assert "by force" not in supervisor.log.read_text()

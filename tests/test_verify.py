@@ -28,7 +28,7 @@ from tiledwriter._nodes import Nodes
 from tiledwriter._operations import CreateContainer, WriteArray
 from tiledwriter._plugins import Plugins
 from tiledwriter._verification import Verification, verify
-from tiledwriter._writing import WritingOptions
+from tiledwriter._writing_options import WritingOptions
 from tiledwriter.cli._exit import ExitCode
 from tiledwriter.cli.journal import main
 from tiledwriter.testing import TiledServer

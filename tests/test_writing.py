@@ -16,8 +16,10 @@ import pytest
 from event_model import compose_run
 
 from tiledbroker import Encoder, Journal
+from tiledwriter import _fold as fold_module
 from tiledwriter import _writing as writing_module
-from tiledwriter._writing import RunWriting, WritingOptions
+from tiledwriter._writing import RunWriting
+from tiledwriter._writing_options import WritingOptions
 from tiledwriter.testing import TiledServer, wait_until
 
 pytestmark = [pytest.mark.filterwarnings("default")]  # the reading client warns about itself
@@ -123,7 +125,7 @@ def test_a_run_that_is_written_already_is_left_as_it_is(
     assert seq_nums(tiled_server, journal.run_uid) == list(range(1, 21))
 
 
-@pytest.mark.parametrize("batch", [1, 3, 10_000])
+@pytest.mark.parametrize("batch", [0, 500, 10**6])  # bytes
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -142,16 +144,16 @@ def test_columns_are_as_wide_as_the_values_that_come(
     batch: int,
     expected: list[Any],
 ) -> None:
-    monkeypatch.setattr(writing_module, "BATCH_DOCUMENTS", batch)
+    monkeypatch.setattr(fold_module, "MAX_PENDING", batch)
     assert write() == ("written", "")
     stored = tiled_server.client()[journal.run_uid]["primary"]["x"].read().tolist()
     assert [None if isinstance(x, float) and math.isnan(x) else x for x in stored] == expected
     assert [type(x) for x in stored] == [type(x) if x is not None else float for x in expected]
     rewritten = "rewritten" in [entry.event for entry in journal.history()]
-    assert rewritten == (batch < 10_000 and 0.5 in expected)
+    assert rewritten == (batch < 10**6 and 0.5 in expected)
 
 
-@pytest.mark.parametrize("batch", [1, 10_000])
+@pytest.mark.parametrize("batch", [0, 10**6])  # bytes
 @pytest.mark.parametrize("values", [[[0.5] * 20, [1.5] * 24, [], [2.5]]])
 def test_arrays_of_unequal_length_are_kept_whole(
     journal: Journal,
@@ -162,7 +164,7 @@ def test_arrays_of_unequal_length_are_kept_whole(
     *,
     batch: int,
 ) -> None:
-    monkeypatch.setattr(writing_module, "BATCH_DOCUMENTS", batch)
+    monkeypatch.setattr(fold_module, "MAX_PENDING", batch)
     assert write() == ("written", "")
     stream = tiled_server.client()[journal.run_uid]["primary"]
     assert list(stream) == ["seq_num", "time", "x", "ts_x"]

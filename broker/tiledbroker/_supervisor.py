@@ -212,7 +212,8 @@ class Supervisor:
             self._wake_receiver.recv(4096)
             if self._front.socket in self._poller:
                 self._poller.unregister(self._front.socket)
-            self._tell_workers_to_stop()
+        if self._stop_deadline is not None:
+            self._tell_workers_to_stop()  # each time, as one that was just started does not listen yet
         if self._back in events:
             self._hear_workers()
         if self._front.socket in events and self._stop_deadline is None:
@@ -656,5 +657,6 @@ class Supervisor:
     def _end_workers(self) -> None:
         for run in self._by_token.values():
             if run.process is not None and run.process.is_alive():
+                log.warning("The worker of run %s does not end, and is ended by force; nothing is lost.", run.uid)
                 run.process.kill()
                 run.process.join()

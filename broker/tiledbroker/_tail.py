@@ -97,12 +97,29 @@ class Tail:
         descriptor = os.open(self._path, os.O_RDWR | flags, 0o600)
         try:
             there = os.fstat(descriptor).st_size
-            lacking = max(0, capacity - there)
-            if os.pwrite(descriptor, bytes(lacking), there) < lacking:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+            if there < capacity:
+                _allocate(descriptor, there, capacity - there)
             return mmap.mmap(descriptor, capacity)
         finally:
             os.close(descriptor)
+
+
+def _allocate(descriptor: int, start: int, size: int) -> None:
+    """Append so many zeros to a file.
+
+    Raises
+    ------
+    OSError
+        There is no space for them.
+    """
+    try:
+        # Takes half the time of writing them, the first access to each page included.
+        os.posix_fallocate(descriptor, start, size)
+    except (AttributeError, OSError) as error:  # some systems do not have it, some file systems neither
+        if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        if os.pwrite(descriptor, bytes(size), start) < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
 
 
 class TailContents(NamedTuple):

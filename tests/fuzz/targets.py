@@ -28,9 +28,10 @@ from tiledbroker import (
 )
 from tiledbroker import _messages as messages
 from tiledbroker._runs import Run
+from tiledwriter._fold import BATCH_BYTES, BATCH_DOCUMENTS, Fold
 from tiledwriter._operations import Operation
 from tiledwriter._verification import verify
-from tiledwriter._writing import BATCH_BYTES, BATCH_DOCUMENTS, Fold, WritingOptions
+from tiledwriter._writing_options import WritingOptions
 from tiledwriter.cli.journal import main
 
 from . import framing

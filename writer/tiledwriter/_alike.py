@@ -49,6 +49,7 @@ MOST_BYTES: Final = 4 * 2**20
 _CACHED_BYTES: Final = 256 * 2**10  # what a processor's cache holds
 _MOST_LAYOUTS: Final = 64
 _LARGEST: Final = 2**63 - 1
+_NUMBER_BYTES: Final = 8
 
 # What MessagePack's first byte of a number says of the bytes after it, as NumPy's types.
 _NUMBERS: Final = {
@@ -89,6 +90,11 @@ class AlikeDocuments:
 
     count: int
     columns: Mapping[_Path, Values]
+
+    @property
+    def nbytes(self) -> int:
+        """About what the values take."""
+        return _NUMBER_BYTES * self.count * len(self.columns)
 
     def numbers(self, *path: str) -> Numbers:
         """The column of a field, or of one in a field, that holds numbers in any case."""

@@ -50,7 +50,7 @@ from ._plugins import Plugins, installed_consolidators, load_consolidators, load
 from ._run_writer import MAX_ARRAY_SIZE
 from ._stream_filter import StreamFilter
 from ._worker import PARK_AFTER, TiledAddress, WorkerOptions
-from ._writing import LATE_AUDIT_AFTER, WRITE_SLOTS, WritingOptions
+from ._writing_options import LATE_AUDIT_AFTER, WRITE_SLOTS, WritingOptions
 
 WORKER_MEMORY: Final = 2048  # MiB
 

@@ -14,9 +14,10 @@ from tiled.structures.array import BuiltinDtype, StructDtype
 from tiledbroker import Journal
 
 from ._errors import UnwritableDocument
+from ._fold import BATCH_BYTES, BATCH_DOCUMENTS, Fold
 from ._operations import Audit, Column, CreateArray, ExtendExternal, Operation
 from ._path_map import MappedUri
-from ._writing import BATCH_BYTES, BATCH_DOCUMENTS, Fold, WritingOptions
+from ._writing_options import WritingOptions
 
 _NOT_SHOWN: Final = frozenset({"path", "identity", "values"})
 _SHAPES: Final = {
@@ -103,12 +104,12 @@ class DryRun:
         return False
 
     def _operations(self) -> Iterator[Operation]:
-        while not self._fold.finished and self.error is None:
+        while self._fold.goes_on:
             records = self._journal.read(self._fold.cursor, BATCH_DOCUMENTS, BATCH_BYTES)
             if not records:
                 break
             yield from self._seen(self._fold.feed(records))
-        if self._journal.ended and not self._fold.finished and self.error is None:
+        if self._journal.ended and self._fold.goes_on:
             yield from self._seen(self._fold.abandon())
 
     def paths(self) -> list[ResourcePaths]:

@@ -23,12 +23,26 @@ class Handover:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
+        self._news = threading.Event()
         self._bytes = 0
         self._mutex = threading.Lock()
         self._batches: deque[Sequence[Record]] = deque()  # without a gap
 
+    def wait(self, timeout: float) -> None:
+        """Block until there may be something new in the journal, or somebody calls `wake`; for so many seconds."""
+        self._news.wait(timeout)
+        self._news.clear()
+
+    def wake(self) -> None:
+        """Have the reader look again."""
+        self._news.set()
+
     def put(self, records: Sequence[Record]) -> None:
-        """Offer documents that follow each other."""
+        """Offer documents that follow each other, the newest in the journal, and wake the reader."""
+        self._keep(records)
+        self.wake()
+
+    def _keep(self, records: Sequence[Record]) -> None:
         size = _bytes(records)
         with self._mutex:
             if not records or self._bytes + size > self._max_bytes:

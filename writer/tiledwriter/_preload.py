@@ -17,4 +17,6 @@ __all__ = ["_worker", "pyarrow", "tiled"]
 
 pyarrow.array([0.0])  # looks for pandas
 _document_checks.load_schemas()
+# Searches all installed packages, which the first client of a process would do.
+tiled.client.container.Container.discover_clients_from_entrypoints()
 gc.freeze()  # what workers never collect they share

@@ -15,7 +15,8 @@ from tiledbroker._routing import RunRouting
 from ._backup import read_backup
 from ._connection import Client
 from ._errors import BackupUnreadable
-from ._writing import FAILED, RunWriting, WritingOptions
+from ._writing import FAILED, RunWriting
+from ._writing_options import WritingOptions
 
 UNREADABLE: Final = "unreadable"
 UNFINISHED: Final = "unfinished"

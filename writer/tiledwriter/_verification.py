@@ -18,7 +18,8 @@ from ._dry_run import DryRun
 from ._findings import Example, Finding
 from ._journal_check import CONFIGURE, MEND, DocumentsCheck, ProgressCheck
 from ._stored import StoredNodes
-from ._writing import FAILED, WritingOptions
+from ._writing import FAILED
+from ._writing_options import WritingOptions
 
 PATIENCE: Final = 30.0  # seconds for a request
 

@@ -31,7 +31,8 @@ from tiledbroker._runs import WorkerTask
 from ._connection import Client
 from ._logging import LogOptions
 from ._processes import Processes
-from ._writing import FAILED, RunWriting, WritingOptions
+from ._writing import FAILED, RunWriting
+from ._writing_options import WritingOptions
 
 log = logging.getLogger(__name__)
 

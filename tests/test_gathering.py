@@ -1,0 +1,177 @@
+"""Documents that come while nobody asks for them are handed on together, and nobody waits for those that do not come."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from event_model import compose_run
+
+from tiledbroker import Encoder, Journal, JournalInvalid, Record
+from tiledwriter import _fold as fold_module
+from tiledwriter._fold import Fold
+from tiledwriter._gathering import Folded, Gathering
+from tiledwriter._handover import Handover
+from tiledwriter._operations import AppendRows, UpdateMetadata
+from tiledwriter._writing_options import WritingOptions
+
+EVENTS = 100
+
+
+def documents() -> list[tuple[str, Any]]:
+    run = compose_run()
+    stream = run.compose_descriptor(
+        name="primary", data_keys={"x": {"source": "s", "dtype": "number", "shape": []}}, validate=False
+    )
+    events = [stream.compose_event(data={"x": i + 0.5}, timestamps={"x": 1.0}) for i in range(EVENTS)]
+    return [
+        ("start", run.start_doc),
+        ("descriptor", stream.descriptor_doc),
+        *(("event", event) for event in events),
+        ("stop", run.compose_stop()),
+    ]
+
+
+class Run:
+    """A run of which documents are put in the journal one after the other."""
+
+    def __init__(self, path: Path) -> None:
+        self.documents = documents()
+        self.journal = Journal(path, "create", run_uid=self.documents[0][1]["uid"])
+        self.handover = Handover(2**20)
+        self._encoder = Encoder()
+
+    def add(self, count: int, *, handed_over: bool = True) -> None:
+        start = self.journal.length
+        for name, document in self.documents[start : start + count]:
+            self.journal.append_one(name, self._encoder.encode(document))
+        if handed_over:
+            self.handover.put(self.journal.read(start, count))
+        else:
+            self.handover.wake()
+
+    def gathering(self) -> Gathering:
+        return Gathering(Fold(self.journal.run_uid, WritingOptions(), 16), self.journal, self.handover)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    run = Run(tmp_path / "run.sqlite")
+    with run.journal:
+        yield run
+
+
+def rows(folded: Folded) -> list[tuple[int, int]]:
+    return [(each.first, each.stop) for each in folded.operations if isinstance(each, AppendRows)]
+
+
+def in_a_thread(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
+    thread.start()
+    return thread, results
+
+
+@pytest.mark.parametrize("handed_over", [True, False], ids=["in memory", "from the journal"])
+def test_what_came_since_the_last_time_is_one_batch(run: Run, handed_over: bool) -> None:
+    with run.gathering() as gathering:
+        run.add(3, handed_over=handed_over)
+        first = gathering.take(wait=True)
+        for _ in range(7):
+            run.add(5, handed_over=handed_over)
+        second = gathering.take(wait=True)
+        assert (first.documents, first.cursor, rows(first)) == (3, 3, [(0, 1)])
+        assert (second.documents, second.cursor, rows(second)) == (35, 38, [(1, 36)])
+
+
+def test_one_document_is_enough_when_somebody_waits(run: Run) -> None:
+    with run.gathering() as gathering:
+        run.add(2)
+        gathering.take(wait=True)
+        thread, results = in_a_thread(lambda: gathering.take(wait=True))
+        run.add(1)
+        thread.join(30)
+        assert [rows(folded) for folded in results] == [[(0, 1)]]
+
+
+def test_who_does_not_wait_gets_nothing_when_there_is_nothing(run: Run) -> None:
+    with run.gathering() as gathering:
+        folded = gathering.take(wait=False)
+        assert (folded.documents, folded.operations, gathering.goes_on) == (0, [], True)
+
+
+def test_a_run_ends_with_its_stop_document(run: Run) -> None:
+    run.add(EVENTS + 3)
+    with run.gathering() as gathering:
+        folded = gathering.take(wait=True)
+        assert folded.finished
+        assert not gathering.goes_on
+    assert rows(folded) == [(0, EVENTS)]
+    assert any(isinstance(each, UpdateMetadata) for each in folded.operations)
+
+
+def test_a_run_that_was_abandoned_ends_when_all_of_it_is_folded(run: Run) -> None:
+    run.add(10)
+    with run.gathering() as gathering:
+        gathering.take(wait=True)
+        thread, results = in_a_thread(lambda: gathering.take(wait=True))
+        run.journal.set("abandoned", True)
+        run.handover.wake()
+        thread.join(30)
+        assert [(folded.documents, folded.finished) for folded in results] == [(0, True)]
+        assert not gathering.goes_on
+
+
+def test_a_document_that_cannot_be_folded_comes_with_all_before_it(run: Run) -> None:
+    run.add(10)
+    run.journal.append_one("event", b"\xc1")
+    run.journal.append_one("event", b"\xc1")
+    with run.gathering() as gathering:
+        folded = gathering.take(wait=True)
+        assert not gathering.goes_on
+    assert folded.error is not None
+    assert (folded.error.index, rows(folded)) == (10, [(0, 8)])
+
+
+def test_memory_is_bounded_while_nobody_takes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fold_module, "MAX_PENDING", 1000)
+    monkeypatch.setattr(fold_module, "MOST_BYTES", 5000)
+    run.add(EVENTS + 3)
+    batches = []
+    with run.gathering() as gathering:
+        while gathering.goes_on:
+            batches += rows(gathering.take(wait=True))
+    assert len(batches) > 2
+    assert [first for first, _ in batches[1:]] == [stop for _, stop in batches[:-1]]
+    assert (batches[0][0], batches[-1][1]) == (0, EVENTS)
+
+
+def test_who_waits_is_let_go_when_it_is_closed(run: Run) -> None:
+    with run.gathering() as gathering:
+        run.add(2)
+        gathering.take(wait=True)
+        thread, results = in_a_thread(lambda: gathering.take(wait=True))
+        gathering.close()
+        thread.join(30)
+        assert [folded.documents for folded in results] == [0]
+
+
+def test_leaving_it_with_an_error_ends_its_thread(run: Run) -> None:
+    run.add(2)
+    with pytest.raises(ZeroDivisionError), run.gathering() as gathering:
+        gathering.take(wait=True)
+        raise ZeroDivisionError
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("tiledwriter-folding")]
+
+
+def test_what_is_wrong_with_the_journal_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(*_: object) -> list[Record]:
+        raise JournalInvalid(run.journal.path, "it is damaged.")
+
+    run.add(5, handed_over=False)
+    monkeypatch.setattr(run.journal, "read", damaged)
+    with run.gathering() as gathering, pytest.raises(JournalInvalid, match="damaged"):
+        gathering.take(wait=True)
