@@ -13,7 +13,7 @@ from bluesky_tiled_plugins.writing.tiled_writer import TiledWriter as BlueskyTil
 from event_model import compose_run
 
 from tiledbroker import Encoder, Journal
-from tiledwriter import _writing
+from tiledwriter import _fold
 from tiledwriter._writing import RunWriting
 from tiledwriter._writing_options import WritingOptions
 
@@ -36,17 +36,17 @@ def uid_of(documents: Documents) -> str:
     return str(documents[0][1]["uid"])
 
 
-def write_ours(client: Any, documents: Documents, directory: Path, *, batch: int = 1, quiet_period: float = 1.0) -> str:
-    """Write as a worker does, `batch` documents at a time; returns the outcome."""
+def write_ours(client: Any, documents: Documents, directory: Path, *, quiet_period: float = 1.0) -> str:
+    """Write as a worker does, one document at a time; returns the outcome."""
     encoder = Encoder()
     uid = uid_of(documents)
     with Journal(directory / f"{uid}.sqlite", "create", run_uid=uid, durability="callback") as journal:
         for name, document in documents:
             journal.append_one(name, encoder.encode(document))
-        return write_journal(client, journal, batch=batch, quiet_period=quiet_period)
+        return write_journal(client, journal, quiet_period=quiet_period)
 
 
-def write_journal(client: Any, journal: Journal, *, batch: int = 1, quiet_period: float = 1.0) -> str:
+def write_journal(client: Any, journal: Journal, *, quiet_period: float = 1.0) -> str:
     """Write what a journal holds, from wherever it is; returns the outcome."""
     ended = threading.Event()
     ends: list[tuple[str, str]] = []
@@ -57,13 +57,13 @@ def write_journal(client: Any, journal: Journal, *, batch: int = 1, quiet_period
 
     options = WritingOptions(quiet_period=quiet_period)
     writing = RunWriting(journal, lambda: client, options, drain=True, on_progress=lambda _: None, on_end=on_end)
-    before, _writing.BATCH_DOCUMENTS = _writing.BATCH_DOCUMENTS, batch  # type: ignore[misc]
+    before, _fold.MAX_PENDING = _fold.MAX_PENDING, 0  # type: ignore[misc]
     try:
         writing.start()
         ended.wait(PATIENCE)
     finally:
         writing.stop(5.0)
-        _writing.BATCH_DOCUMENTS = before  # type: ignore[misc]
+        _fold.MAX_PENDING = before  # type: ignore[misc]
     return ends[0][0] if ends and ends[0][0] else f"not in {PATIENCE:.0f} s"
 
 

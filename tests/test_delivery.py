@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from runs import length_of, publish, supervisor_without_tiled
 
 from tiledbroker import Journal, ZMQPublisher, decode
 from tiledbroker import _messages as messages
+from tiledbroker import _storing as storing_module
 from tiledbroker._front import DEFAULT_WINDOW
 from tiledwriter.testing import SupervisorProcess, journal_of, wait_until
 
@@ -295,6 +297,26 @@ def test_whatever_is_started_again_in_whatever_order_nothing_is_lost_or_doubled(
         uids = [emitted[0][1]["uid"] for emitted in runs]
         wait_until(lambda: all(length_of(ingest, uid) == 303 for uid in uids), 60, "what was adopted is shipped, too")
         assert_delivered(ingest, *runs)
+
+
+def test_an_ingest_host_that_has_lost_its_disk_gets_what_is_no_longer_in_memory_either(
+    ingest: SupervisorProcess, publish_to: Callable[..., ZMQPublisher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storing_module, "INTERVAL", 1000.0)
+    emitted = documents(500)
+    with ingest:
+        publisher = publish_to(ingest.address)
+        publish(publisher, emitted[:300])
+        assert publisher.flush(timeout=60)
+        (run,) = publisher._spool.runs()
+        run._release()
+        assert run._in_tail == 300
+        ingest.kill()
+        shutil.rmtree(ingest.journal_dir)
+        ingest.start()
+        publish(publisher, emitted[300:])
+        wait_until(lambda: not publisher.status().waiting and not publisher._spool.runs(), 60, "all is shipped")
+        assert_delivered(ingest, emitted)
 
 
 # Several publishers

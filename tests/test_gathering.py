@@ -1,4 +1,4 @@
-"""Documents that come while nobody asks for them are handed on together, and nobody waits for those that do not come."""
+"""Documents that come while nobody asks for them are handed on together; nobody waits for those that do not come."""
 
 from __future__ import annotations
 
@@ -161,9 +161,14 @@ def test_who_waits_is_let_go_when_it_is_closed(run: Run) -> None:
 
 def test_leaving_it_with_an_error_ends_its_thread(run: Run) -> None:
     run.add(2)
-    with pytest.raises(ZeroDivisionError), run.gathering() as gathering:
-        gathering.take(wait=True)
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with run.gathering() as gathering:
+            gathering.take(wait=True)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("tiledwriter-folding")]
 
 

@@ -23,7 +23,7 @@ from disks import fill
 from tiledbroker import Journal, decode, journal_filename, run_files
 from tiledbroker import _spool as spool_module
 from tiledbroker._spool import RunLog, Spool
-from tiledbroker._tail import Tail
+from tiledbroker._tail import Tail, read_tail, tail_of
 from tiledwriter.testing import wait_until
 
 
@@ -233,6 +233,103 @@ class TestAFlood:
         monkeypatch.setattr("tiledbroker._journal.read_tail", lambda _: pytest.fail("The tail can be long."))
         assert [record.idx for record in run.read(0, 100, 2**20)] == list(range(12))
         assert [record.idx for record in run.read(12, 100, 2**20)] == list(range(12, 20))
+
+    @pytest.fixture
+    def released(self, spool: Spool, run: RunLog, monkeypatch: pytest.MonkeyPatch) -> RunLog:
+        """Ten documents are durable elsewhere; there is no room for more than the others in memory."""
+        monkeypatch.setattr(spool_module, "_MUCH_MEMORY", 500)
+        run.shipped, run.acknowledged = 12, 10
+        spool.sync()
+        return run
+
+    def test_takes_no_memory_at_all_if_the_ingest_host_has_more_of_it(
+        self, spool: Spool, run: RunLog, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(spool_module, "_MUCH_MEMORY", 500)
+        run.shipped, run.acknowledged = 12, 25
+        spool.sync()
+        event(spool, "run", 18)
+        assert run.length == 21
+        assert [record.idx for record in run.read(20, 100, 2**20)] == [20]
+        assert seq_nums(run) == list(range(19))
+
+    def test_is_not_brought_into_the_file_at_the_end_of_its_run(
+        self, spool: Spool, run: RunLog, directory: Path
+    ) -> None:
+        stop(spool, "run")
+        run.shipped = 20
+        spool.sync()
+        assert self.in_file(directory) == 0
+        spool.sync()
+        assert self.in_file(directory) == 21
+
+    def test_takes_no_memory_for_what_is_durable_elsewhere(self, released: RunLog, directory: Path) -> None:
+        assert [record.idx for record in released._fresh] == list(range(10, 20))
+        assert self.in_file(directory) == 0
+        assert len(on_disk(directory, "run")) == released.length == 20
+
+    def test_gives_single_documents_that_are_in_the_tail_only(
+        self, released: RunLog, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(spool_module, "_FEW", 2)
+        assert [released.read(idx, 1, 1)[0].idx for idx in (0, 9, 10, 19)] == [0, 9, 10, 19]
+        assert [record.idx for record in released.read(8, 2, 2**20)] == [8, 9]
+        assert self.in_file(directory) == 0
+
+    def test_is_there_from_the_beginning_if_the_ingest_host_has_lost_it(
+        self, released: RunLog, directory: Path
+    ) -> None:
+        assert seq_nums(released) == list(range(18))
+        assert self.in_file(directory) == 10
+        assert len(on_disk(directory, "run")) == 20
+
+    def test_is_brought_into_the_file_when_it_ends_in_the_tail_or_in_memory(
+        self, released: RunLog, spool: Spool, directory: Path
+    ) -> None:
+        event(spool, "run", 18)
+        spool.sync()
+        spool.sync()
+        assert self.in_file(directory) == 21
+        assert not read_tail(directory / journal_filename("run")).records
+        assert seq_nums(released) == list(range(19))
+
+    def test_is_whole_for_the_next_session(self, released: RunLog, spool: Spool, directory: Path) -> None:
+        spool.close()
+        with Journal(directory / journal_filename("run"), "write") as journal:
+            assert journal.length == 20
+
+    def test_of_which_the_disk_has_lost_something_is_not_given_with_a_gap(
+        self, released: RunLog, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tail = tail_of(directory / journal_filename("run"))
+        with tail.open("r+b") as file:
+            file.seek(tail.read_bytes().index(b"TWT1", 4))
+            file.write(b"XXXX")
+        with pytest.raises(OSError, match="no document"):
+            released.read(0, 100, 2**20)
+        monkeypatch.setattr(spool_module, "_FEW", 2)
+        with pytest.raises(OSError, match="no document"):
+            released.read(5, 1, 1)
+        with tail.open("r+b") as file:
+            file.write(bytes(4))
+        with pytest.raises(OSError, match="document 0 is not there any more"):
+            released.read(0, 100, 2**20)
+        assert [record.idx for record in released.read(10, 100, 2**20)] == list(range(10, 20))
+
+    def test_is_not_given_back_while_it_is_in_memory_only(
+        self, spool: Spool, run: RunLog, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise OSError("the disk fails")
+
+        monkeypatch.setattr(spool_module, "_MUCH_MEMORY", 500)
+        with monkeypatch.context() as failing:
+            failing.setattr(Tail, "append", fail)
+            event(spool, "run", 18)
+        assert run.degraded
+        run.shipped, run.acknowledged = 12, 10
+        spool.sync()
+        assert seq_nums(run) == list(range(19))
 
     def test_that_is_removed_meanwhile_is_brought_nowhere(
         self, spool: Spool, run: RunLog, directory: Path, monkeypatch: pytest.MonkeyPatch

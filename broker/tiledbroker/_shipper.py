@@ -80,7 +80,7 @@ class Shipment:
         self.in_flight.clear()
 
     def acknowledge(self, index: int) -> None:
-        self.durable = max(self.durable, index)
+        self.durable = self.run.acknowledged = max(self.durable, index)
         self.sent = max(self.sent, self.durable)
         while self.in_flight and self.in_flight[0][0] <= index:
             self.in_flight.popleft()

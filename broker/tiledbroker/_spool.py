@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sqlite3
@@ -9,7 +10,8 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +22,7 @@ from ._journal import SUFFIX, Journal, journal_filename, run_files
 from ._limited import LimitedLog
 from ._record import Record, take
 from ._routing import RunRouting
-from ._tail import Tail
+from ._tail import Tail, tail_of
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +43,13 @@ class RunLog:
     """One run's documents: those in its spool file, and the newest ones behind them.
 
     The newest are in memory, where the shipper reads them, and in the file's tail, which outlives the process. `sync`
-    brings them into the file, with more time than the callback has. `mutex` is held by whoever calls `append`.
+    brings them into the file, with more time than the callback has. In a flood it only sees to it that memory suffices:
+    what has been acknowledged stays in the tail alone. `mutex` is held by whoever calls `append`.
 
     Attributes
     ----------
-    shipped
-        Up to where documents are on their way; the shipper says so.
+    shipped, acknowledged
+        Up to where documents are on their way, and up to where they are durable elsewhere; the shipper says so.
     removed
         Whether nobody wants it any more.
     """
@@ -63,10 +66,12 @@ class RunLog:
         self._stored = 0 if adopted is None else adopted.length
         self._reader: Journal | None = None
         self._tail: Tail | None = None
+        self._in_tail = 0  # documents behind those in the file that are no longer in memory
         self._fresh: list[Record] = []
         self._fresh_bytes = 0
         self._unsafe_from: int | None = None  # the first document that is in memory only
         self.shipped = self._shipped_before = 0
+        self.acknowledged = 0
         self.removed = False
         self._next_store = self._next_try = 0.0
         self._resting = False
@@ -76,7 +81,12 @@ class RunLog:
     def length(self) -> int:
         """Number of documents."""
         with self._mutex:
-            return self._stored + len(self._fresh)
+            return self._first_fresh + len(self._fresh)
+
+    @property
+    def _first_fresh(self) -> int:
+        """Index of the first document in memory."""
+        return self._stored + self._in_tail
 
     @property
     def degraded(self) -> bool:
@@ -91,13 +101,18 @@ class RunLog:
     @property
     def _settled(self) -> bool:
         """Whether all of it is in the file."""
-        in_file = not self._fresh and self._unsafe_from is None and (self._tail is None or self._tail.empty)
+        in_file = (
+            not self._fresh
+            and not self._in_tail
+            and self._unsafe_from is None
+            and (self._tail is None or self._tail.empty)
+        )
         return in_file or self.removed
 
     def append(self, name: str, body: bytes) -> None:
         """Keep one document: on disk, or in memory where the disk fails. This is what the RunEngine waits for."""
         self.stopped = name == "stop"
-        idx = self._stored + len(self._fresh)
+        idx = self._stored + self._in_tail + len(self._fresh)
         record = _new(Record, (idx, name, time.time(), zlib.crc32(body), body))
         if self._unsafe_from is None:
             try:
@@ -136,34 +151,65 @@ class RunLog:
                 return
             with self._mutex:
                 journal = self._open_file()
-            end = self._end_of_store()
-            for _ in range(2 + len(self._fresh) // _SLICE):
-                if self.removed or self._are_few or self._stored >= end:
-                    break
-                self._move(journal, min(_SLICE, end - self._stored))
+            flood = self._is_flood()
+            if flood and self._pressing:
+                self._release()
+            if not flood or self._pressing:
+                half = self._stored + (self.length - self._stored) // 2
+                self._move_many(journal, max(half, self.shipped) if flood else sys.maxsize)
             with self._mutex:
                 if self._are_few:
-                    self._move(journal, _FEW)
+                    self._move(journal, self._fresh[:_FEW])
                     crash_point("publisher: documents in the file and in its tail")
                     self._clear_tail()
             journal.sync()
             if self._tail is not None:
                 self._tail.sync()
 
-    def _end_of_store(self) -> int:
-        """Up to where documents are to be brought into the file now."""
+    def _is_flood(self) -> bool:
+        """Whether documents that wait are being shipped, and are many, or the last ones."""
         shipped, before = self.shipped, self._shipped_before
         self._shipped_before = shipped
-        if shipped <= before or self.length - shipped <= _FLOOD:
-            return sys.maxsize
-        return max(shipped, self._stored + len(self._fresh) // 2) if self._pressing else self._stored
+        return shipped > before and (self.stopped or self.length - shipped > _FLOOD)
+
+    def _release(self) -> None:
+        """Give back the memory of documents that are in the tail and, for good, elsewhere."""
+        while True:
+            with self._mutex:
+                count = min(_SLICE, len(self._fresh), self.acknowledged - self._first_fresh)
+                if self._unsafe_from is not None or count <= 0:
+                    return
+                self._forget(count)
+                self._in_tail += count
+
+    def _forget(self, count: int) -> None:
+        """Have the oldest documents in memory there no longer."""
+        self._fresh_bytes -= sum([len(record.body) for record in self._fresh[:count]])
+        del self._fresh[:count]
+
+    def _move_many(self, journal: Journal, end: int) -> None:
+        """Bring documents up to index `end` into the file; of those that come meanwhile, some are left."""
+        records = self._tail_from(self._stored)
+        while self._in_tail and not self.removed and self._stored < end:
+            self._move(journal, list(islice(records, min(_SLICE, self._in_tail))))
+        for _ in range(2 + len(self._fresh) // _SLICE):
+            if self.removed or self._are_few or self._stored >= end:
+                break
+            self._move(journal, self._fresh[: min(_SLICE, end - self._stored)])
 
     def read(self, start: int, limit: int, max_bytes: int) -> list[Record]:
         """Documents from index `start`, as `Journal.read` does."""
         with self._mutex:
-            first = start - self._stored
+            first = start - self._first_fresh
             if first >= 0:
                 return take(self._fresh[first : first + limit], max_bytes)
+        # What was acknowledged is asked for again.
+        if start >= self._stored and limit <= _FEW:
+            with self._storing:
+                return take(islice(self._tail_from(start), limit), max_bytes)
+        if start >= self._stored:
+            with self._storing:
+                self._move_many(self._open_file(), self._first_fresh)
         # Outside the mutex, and on a connection of its own: the callback does not wait for this.
         with self._reading:
             if self._resting:
@@ -191,7 +237,7 @@ class RunLog:
             self._close_reader()
             self._close_tail()
             self._fresh.clear()
-            self._stored = 0
+            self._stored = self._in_tail = 0
             if self._journal is not None:
                 self._journal.remove()
                 self._journal = None
@@ -204,7 +250,7 @@ class RunLog:
             if self._unsafe_from is not None:
                 log.error(
                     "%d documents of run %s are lost: the spool file %s failed, and this process ends.",
-                    self._stored + len(self._fresh) - max(self._stored, self._unsafe_from),
+                    self.length - max(self._stored, self._unsafe_from),
                     self.run_uid,
                     self._path,
                 )
@@ -226,16 +272,28 @@ class RunLog:
     @property
     def _are_few(self) -> bool:
         """Whether the callback can wait for what is new to be moved."""
-        return len(self._fresh) <= _FEW and self._fresh_bytes <= _FEW_BYTES
+        return not self._in_tail and len(self._fresh) <= _FEW and self._fresh_bytes <= _FEW_BYTES
 
-    def _move(self, journal: Journal, limit: int) -> None:
-        """Bring the oldest of the new documents into the file."""
-        moved = self._fresh[:limit]
-        journal.extend(moved)
+    def _tail_from(self, start: int) -> Iterator[Record]:
+        """Documents from index `start` on that are in the tail alone."""
+        expected = start
+        for record in () if self._tail is None else self._tail.records(start):
+            if record.idx != expected or expected >= self._first_fresh:
+                break
+            yield record
+            expected += 1
+        if expected < self._first_fresh and not self.removed:
+            raise OSError(errno.EIO, f"document {expected} is not there any more", str(tail_of(self._path)))
+
+    def _move(self, journal: Journal, oldest: list[Record]) -> None:
+        """Bring the oldest of the documents that are not in the file there."""
+        journal.extend(oldest)
         with self._mutex:
-            del self._fresh[: len(moved)]
-            self._fresh_bytes -= sum(len(record.body) for record in moved)
-            self._stored += len(moved)
+            self._stored += len(oldest)
+            if self._in_tail:
+                self._in_tail -= len(oldest)
+            else:
+                self._forget(len(oldest))
 
     def _clear_tail(self) -> None:
         if self._tail is None:

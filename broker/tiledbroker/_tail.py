@@ -11,6 +11,8 @@ import mmap
 import os
 import struct
 import zlib
+from collections.abc import Iterator
+from itertools import dropwhile
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -73,6 +75,20 @@ class Tail:
         finally:
             os.close(descriptor)
         self._synced = size
+
+    def records(self, start: int) -> Iterator[Record]:
+        """Documents from index `start` on, while others may be appended.
+
+        Raises
+        ------
+        OSError
+            They cannot be read.
+        """
+        with self._path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
+            try:
+                yield from dropwhile(lambda record: record.idx < start, _records(contents))
+            except _Damaged as error:
+                raise OSError(errno.EIO, str(error), str(self._path)) from error
 
     @property
     def empty(self) -> bool:
@@ -155,6 +171,20 @@ def read_tail(file: Path) -> TailContents:
     except FileNotFoundError:
         return TailContents([], "")
     records: list[Record] = []
+    try:
+        for record in _records(contents):
+            records.append(record)  # noqa: PERF402  those before the damage count
+    except _Damaged as error:
+        return TailContents(records, str(error))
+    return TailContents(records, "")
+
+
+class _Damaged(Exception):
+    """Raised when there is something else where a document or the end should be."""
+
+
+def _records(contents: bytes | mmap.mmap) -> Iterator[Record]:
+    """The documents in a tail's bytes."""
     position = 0
     while (magic := contents[position : position + len(_MAGIC)]) == _MAGIC:
         start = position + len(_MAGIC)
@@ -166,7 +196,7 @@ def read_tail(file: Path) -> TailContents:
         body = contents[start + _HEADER + name_size : start + _HEADER + name_size + size]
         if zlib.crc32(contents[start + _CHECK.size : start + _HEADER] + name) != check or zlib.crc32(body) != crc:
             break
-        records.append(Record(idx, name.decode(errors="backslashreplace"), received, crc, body))
+        yield Record(idx, name.decode(errors="backslashreplace"), received, crc, body)
         position = start + _HEADER + name_size + size
-    ends = magic in (_END, b"")
-    return TailContents(records, "" if ends else f"what is at byte {position} of it is no document")
+    if magic not in (_END, b""):
+        raise _Damaged(f"what is at byte {position} of it is no document")
