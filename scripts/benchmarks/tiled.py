@@ -127,9 +127,13 @@ def _requests(running: Service, load: Load) -> Mapping[str, float]:
 
 
 def _part(load: Load, rows: int) -> pyarrow.Table:
-    numbers = [float(number) for number in range(rows)]
-    columns = {"seq_num": list(range(rows)), "time": numbers}
-    return pyarrow.table(columns | {f"{kind}key_{key}": numbers for key in range(load.keys) for kind in ("", "ts_")})
+    """The first rows of such a run."""
+    events = [document for name, document in run_of(rows, keys=load.keys) if name == "event"]
+    columns: dict[str, list[Any]] = {field: [event[field] for event in events] for field in ("seq_num", "time")}
+    for key in events[0]["data"]:
+        columns[key] = [event["data"][key] for event in events]
+        columns[f"ts_{key}"] = [event["timestamps"][key] for event in events]
+    return pyarrow.table(columns)
 
 
 def _check(running: Service, load: Load, emitted: Emitted, documents: int) -> None:
