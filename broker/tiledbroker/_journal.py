@@ -21,7 +21,6 @@ from ._errors import JournalGap, JournalInvalid
 from ._fair_lock import FairLock
 from ._journal_schema import (
     APPLICATION_ID,
-    PAGE_SIZE,
     SCHEMA_VERSION,
     create_file,
     objects_of,
@@ -65,7 +64,6 @@ _SMALLEST_ROW: Final = 8  # bytes
 
 _GLANCES: Final = 5  # at a tail that somebody writes
 _LARGE_LOG: Final = 16 * 2**20
-_LARGEST_LOG: Final = {"acknowledge": 256 * 2**20, "callback": 2**30}  # bytes
 _WRITING: Final = frozenset({"create", "write"})
 
 _PLAIN_UID: Final = re.compile(r"(?!sha256-)[0-9a-z][0-9a-z._-]{0,99}")
@@ -611,9 +609,9 @@ class Journal:
     def _configure(self, durability: Durability) -> None:
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'acknowledge' else 'OFF'}")
-        # Who appends is stalled by a checkpoint, and one at the end is enough; a spool's log is stored by `sync`.
-        pages = _LARGEST_LOG[durability] // PAGE_SIZE
-        self._connection.execute(f"PRAGMA wal_autocheckpoint = {pages}")
+        if durability == "callback":
+            # A checkpoint inside the callback would stall it; `sync` makes the log durable instead.
+            self._connection.execute("PRAGMA wal_autocheckpoint = 100000")
 
     def _check_format(self) -> None:
         self._connection.execute("PRAGMA trusted_schema = OFF")
