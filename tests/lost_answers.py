@@ -40,7 +40,7 @@ def write_ours(client: Any, documents: Documents, directory: Path, *, quiet_peri
     """Write as a worker does, one document at a time; returns the outcome."""
     encoder = Encoder()
     uid = uid_of(documents)
-    with Journal(directory / f"{uid}.sqlite", "create", run_uid=uid, durability="callback") as journal:
+    with Journal(directory / f"{uid}.sqlite", "create", run_uid=uid) as journal:
         for name, document in documents:
             journal.append_one(name, encoder.encode(document))
         return write_journal(client, journal, quiet_period=quiet_period)

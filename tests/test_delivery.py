@@ -498,7 +498,7 @@ def test_a_hello_with_a_thousand_runs_is_answered_whole_and_makes_nobody_wait(
     uids = [f"run-{number}" for number in range(messages.MAX_RUNS)]
     with ingest:
         for uid in uids:
-            with Journal(ingest.journal_dir / f"{uid}.sqlite", "create", run_uid=uid, durability="callback") as journal:
+            with Journal(ingest.journal_dir / f"{uid}.sqlite", "create", run_uid=uid) as journal:
                 journal.append_one("start", b"")
                 journal.append_one("stop", b"")
         dealer = peer(ingest)

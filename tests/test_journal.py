@@ -680,20 +680,20 @@ class TestWhatBecameOfTheRun:
 
 class TestSync:
     def test_with_a_write_ahead_log(self, path: Path) -> None:
-        with Journal(path, "create", durability="callback") as journal:
+        with Journal(path, "create") as journal:
             journal.append(0, documents(0, 3))
             journal.sync()
             assert journal.append(3, documents(3, 4)) == 4
 
     def test_without_one(self, path: Path) -> None:
         Journal(path, "create").close()
-        with Journal(path, "write", durability="callback") as journal:
+        with Journal(path, "write") as journal:
             path.with_name("run.sqlite-wal").unlink(missing_ok=True)
             journal.sync()
 
     def test_a_large_log_goes_into_the_file(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(_journal, "_LARGE_LOG", 10_000)
-        with Journal(path, "create", durability="callback") as journal:
+        with Journal(path, "create") as journal:
             journal.append_one("event", b"x" * 200_000)
             assert path.stat().st_size < 200_000
             journal.sync()

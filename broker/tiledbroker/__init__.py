@@ -15,11 +15,13 @@ from ._errors import (
     PublisherClosed,
     RoutingError,
     RunNotWritten,
+    SpoolDamaged,
 )
-from ._journal import HistoryEntry, Journal, NodeProgress, journal_filename, run_files
+from ._journal import HistoryEntry, Journal, NodeProgress, journal_filename
 from ._places import default_journal_dir, default_spool_dir
 from ._publisher import PublisherStatus, ZMQPublisher
 from ._record import Record
+from ._run_reader import RunReader, SpooledRun, open_run, run_files
 from ._security import ClientCurve
 
 __all__ = [
@@ -44,10 +46,14 @@ __all__ = [
     "ReplacedByRepr",
     "RoutingError",
     "RunNotWritten",
+    "RunReader",
+    "SpoolDamaged",
+    "SpooledRun",
     "ZMQPublisher",
     "decode",
     "default_journal_dir",
     "default_spool_dir",
     "journal_filename",
+    "open_run",
     "run_files",
 ]

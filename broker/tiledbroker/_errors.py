@@ -56,6 +56,10 @@ class JournalInvalid(JournalError):
     """Raised when a file is not a journal, is damaged, or was written by a newer version."""
 
 
+class SpoolDamaged(JournalInvalid):
+    """Raised when a spool file does not hold what was appended to it."""
+
+
 class JournalGap(JournalError):
     """Raised when documents do not continue where the journal ends."""
 

@@ -1,4 +1,4 @@
-"""The log of one run: an append-only SQLite file. The spool and the journal are both made of these."""
+"""The log of one run on the ingest host: an append-only SQLite file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain, count, repeat
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from ._errors import JournalGap, JournalInvalid
 from ._fair_lock import FairLock
@@ -25,25 +25,13 @@ from ._journal_schema import (
     create_file,
     objects_of,
     schema_objects,
-    sync_directory,
 )
 from ._lock import FileLock
 from ._record import Record, take
-from ._tail import TAIL_SUFFIX, TailContents, read_tail, tail_of
 
 log = logging.getLogger(__name__)
 
 SUFFIX: Final = ".sqlite"
-
-# For readers: the file's documents, followed by those of its tail.
-_WITH_TAIL: Final = """
-DROP VIEW IF EXISTS temp.documents;
-DROP TABLE IF EXISTS temp.tail;
-CREATE TEMP TABLE tail(idx INTEGER PRIMARY KEY, name, received, crc, body);
-CREATE TEMP VIEW documents AS
-SELECT * FROM main.documents
-UNION ALL SELECT * FROM tail WHERE idx > (SELECT coalesce(max(idx), -1) FROM main.documents);
-"""
 
 # In SQLite's messages. "Could not decode" is the sqlite3 module's about text that is no UTF-8.
 _SIGNS_OF_DAMAGE: Final = (
@@ -62,13 +50,12 @@ _INTENT_TYPES: Final = (int, type(None))
 _ENTRY_TYPES: Final = (float, str, dict)
 _SMALLEST_ROW: Final = 8  # bytes
 
-_GLANCES: Final = 5  # at a tail that somebody writes
-_LARGE_LOG: Final = 16 * 2**20
+BUSY_TIMEOUT_SECONDS: Final = 10.0
 _WRITING: Final = frozenset({"create", "write"})
 
 _PLAIN_UID: Final = re.compile(r"(?!sha256-)[0-9a-z][0-9a-z._-]{0,99}")
 
-Durability = Literal["acknowledge", "callback"]
+Mode: TypeAlias = Literal["create", "write", "read", "inspect"]
 
 
 class NodeProgress(NamedTuple):
@@ -110,16 +97,11 @@ class Journal:
     mode
         "create" makes the file or opens it, "write" opens an existing one, both lock it against other processes;
         "read" opens it beside a writer, and tidies up after a dead one; "inspect" leaves the file as it is, whatever
-        it is. All see the documents in the file's tail, which those that write bring into the file.
+        it is.
     run_uid
         Stored in a new file, checked against an existing one.
-    durability
-        "acknowledge": what `append` returned from survives a power cut. "callback": it survives the end of this
-        process, and a power cut once `sync` returned.
     lock_timeout
         Seconds to wait for another process to release the file.
-    with_tail
-        Whether a reader looks for documents in the file's tail; not if it has them at hand, as a tail can be long.
 
     Raises
     ------
@@ -132,17 +114,13 @@ class Journal:
     def __init__(
         self,
         path: str | Path,
-        mode: Literal["create", "write", "read", "inspect"] = "read",
+        mode: Mode = "read",
         *,
         run_uid: str | None = None,
-        durability: Durability = "acknowledge",
         lock_timeout: float = 0.0,
-        with_tail: bool = True,
     ) -> None:
         self.path = Path(path)
-        self._with_tail = with_tail or mode in _WRITING  # which delete the tail once they have taken it in
         self._mutex = FairLock()
-        self._rooted = False  # whether `sync` has made the file itself durable, and its name
         self._lock: FileLock | None = None
         if mode != "create" and not self.path.is_file():
             raise JournalInvalid(self.path, "it is no file." if self.path.exists() else "there is no such file.")
@@ -150,79 +128,30 @@ class Journal:
             self._lock = FileLock(_lock_path(self.path))
             self._lock.acquire(lock_timeout)
         try:
-            self._open(mode, run_uid, durability)
+            self._open(mode, run_uid)
         except BaseException:
             if self._lock is not None:
                 self._lock.release()
             raise
 
-    def _open(self, mode: str, run_uid: str | None, durability: Durability) -> None:
+    def _open(self, mode: Mode, run_uid: str | None) -> None:
         if mode == "create" and not self.path.exists():
-            create_file(self.path, durable=durability == "acknowledge")
-        tail = self._read_tail()
+            create_file(self.path)
         with self._access():
-            # The callback waits for nobody who has the file locked; what it cannot store it keeps in memory.
-            self._connection = self._connect(mode, 10.0 if durability == "acknowledge" else 0.02)
+            self._connection = self._connect(mode)
             try:
                 self._check_format()
                 if mode in _WRITING:
-                    self._configure(durability)
+                    self._connection.execute("PRAGMA journal_mode = WAL")
+                    self._connection.execute("PRAGMA synchronous = FULL")
                 if mode == "create" and self.get("run_uid") is None:
                     self.set("run_uid", run_uid)
                 self.run_uid = self._stored_uid(run_uid)
                 self._length = self._count()
                 self._check_length()
-                if mode in _WRITING:
-                    self._take_in(tail)
-                else:
-                    self._show(tail)
             except BaseException:
                 self._connection.close()
                 raise
-
-    def _read_tail(self) -> TailContents:
-        """What is in the tail: read before the file, as documents move from there to here."""
-        if not self._with_tail:
-            return TailContents([], "")
-        try:
-            for _ in range(_GLANCES):
-                tail = read_tail(self.path)
-                if not tail.damage or not self.being_written:
-                    break
-            return tail
-        except OSError as error:
-            raise JournalInvalid(self.path, f"its tail cannot be read ({error}).") from error
-
-    def _take_in(self, tail: TailContents) -> None:
-        """Bring what a session has left in the tail into the file."""
-        path, damage = tail_of(self.path), tail.damage
-        if tail.records:
-            try:
-                self.extend(tail.records)
-            except JournalGap as error:
-                damage = str(error)
-            self.sync()
-        if not damage:
-            path.unlink(missing_ok=True)
-            return
-        aside = path.with_name(f"{path.name}.{time.time_ns()}.damaged")
-        path.rename(aside)
-        log.error("Documents that this run's tail had are missing: %s. The tail is kept as %s.", damage, aside)
-
-    def _show(self, tail: TailContents) -> None:
-        """Have readers find the tail's documents behind the file's, for as long as they are not in there."""
-        following = [record for record in tail.records if record.idx >= self._length]
-        contiguous = not following or following[0].idx == self._length
-        if tail.damage or not contiguous:
-            log.warning("The tail of %s is damaged; not all of its documents are shown.", self.path)
-        if not following or not contiguous:
-            return
-        (query_only,) = self._connection.execute("PRAGMA query_only").fetchone()
-        self._connection.execute("PRAGMA query_only = OFF")
-        self._connection.executescript(_WITH_TAIL)
-        self._connection.executemany("INSERT INTO tail VALUES(?, ?, ?, ?, ?)", following)
-        self._connection.execute(f"PRAGMA query_only = {query_only}")
-        self._length = following[-1].idx + 1
 
     def __enter__(self) -> Journal:
         return self
@@ -237,11 +166,9 @@ class Journal:
             if self._lock is not None:
                 self._lock.release()
 
-    def rest(self) -> None:
+    def detach(self) -> None:
         """Give the file's descriptors back, but for the lock: the file can only be removed or closed after this."""
         with self._mutex:
-            with suppress(sqlite3.Error):  # as on a full disk, where the log stays, and is as good
-                self._connection.execute("PRAGMA synchronous = FULL")  # for what closing does to the log
             self._connection.close()
 
     def remove(self) -> None:
@@ -250,7 +177,7 @@ class Journal:
             raise JournalInvalid(self.path, "it is open for reading only and cannot be removed.")
         with self._mutex:
             self._connection.close()
-            for suffix in ("", "-wal", "-shm", TAIL_SUFFIX):
+            for suffix in ("", "-wal", "-shm"):
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
             self._lock.release(remove=True)
 
@@ -268,23 +195,14 @@ class Journal:
 
     def refresh(self) -> int:
         """Count again, for a journal that another process appends to."""
-        tail = self._read_tail()
         with self._access():
             self._length = self._count()
-            self._show(tail)
         return self._length
 
     def append_one(self, name: str, body: bytes) -> int:
         """Append one document as a transaction of its own, and return its index."""
-        with self._mutex:
-            idx = self._length
-            row = (idx, name, time.time(), zlib.crc32(body), body)
-            try:
-                self._connection.execute(_INSERT, row)
-            except sqlite3.Error as error:
-                raise self._translated(error) from error
-            self._length = idx + 1
-        return idx
+        with self._access():
+            return self.extend([Record(self._length, name, time.time(), zlib.crc32(body), body)]) - 1
 
     def append(self, first: int, documents: Sequence[tuple[str, int, bytes]]) -> int:
         """Append documents as `admit` does.
@@ -401,10 +319,12 @@ class Journal:
                 cursor.close()
 
     def _sound(self, rows: Iterable[tuple[Any, ...]], start: int) -> Iterator[Record]:
-        """Records of rows that are what they should be, and in order: readers go on behind the last one."""
+        """Records of rows that are what they should be, and follow each other from index `start`."""
         for row in rows:
-            if tuple(map(type, row)) != _RECORD_TYPES or row[0] < start:
-                raise JournalInvalid(self.path, f"document {row[0]} is damaged, or not in its place.")
+            if tuple(map(type, row)) != _RECORD_TYPES:
+                raise JournalInvalid(self.path, f"it is damaged: document {row[0]} is none.")
+            if row[0] != start:
+                raise JournalInvalid(self.path, f"it is damaged: document {start} is missing; the next is {row[0]}.")
             yield Record._make(row)
             start = row[0] + 1
 
@@ -548,46 +468,19 @@ class Journal:
             self._connection.execute("ROLLBACK")
         self._length = self._count()
 
-    def sync(self) -> None:
-        """Bring what "callback" durability left in the page cache to the disk."""
-        wal = self.path.with_name(self.path.name + "-wal")
-        # No POSIX locks are ever taken on the log itself, so closing this descriptor does not drop SQLite's.
-        try:
-            descriptor = os.open(wal, os.O_RDONLY)
-        except FileNotFoundError:
-            return
-        try:
-            os.fsync(descriptor)
-            size = os.fstat(descriptor).st_size
-        finally:
-            os.close(descriptor)
-        if size > _LARGE_LOG or not self._rooted:
-            self._checkpoint()
-        if not self._rooted:
-            sync_directory(self.path.parent)
-            self._rooted = True
-
-    def _checkpoint(self) -> None:
-        # On a connection of its own: the callback's must neither wait for this nor skip its fsyncs.
-        connection = sqlite3.connect(self.path, isolation_level=None)
-        try:
-            connection.executescript("PRAGMA synchronous = NORMAL; PRAGMA wal_checkpoint(PASSIVE);")
-        finally:
-            connection.close()
-
-    def _connect(self, mode: str, timeout: float) -> sqlite3.Connection:
+    def _connect(self, mode: str) -> sqlite3.Connection:
         if mode in _WRITING:
-            return self._connect_as("mode=rw", timeout)
+            return self._connect_as("mode=rw")
         if mode == "inspect":
             log_file = self.path.with_name(self.path.name + "-wal")
-            return self._connect_as("mode=ro" if log_file.exists() else "mode=ro&immutable=1", timeout)
+            return self._connect_as("mode=ro" if log_file.exists() else "mode=ro&immutable=1")
         # A reader opens for writing, too, where it may: the last one to close the file has to tidy up after SQLite.
         accesses = ["mode=rw", "mode=ro"]
         if not self.path.with_name(self.path.name + "-wal").exists():
             accesses.append("mode=ro&immutable=1")  # all there is on a disk with no space for SQLite's own files
         for access in accesses:
             try:
-                connection = self._connect_as(access, timeout)
+                connection = self._connect_as(access)
             except sqlite3.OperationalError:
                 if access == accesses[-1]:
                     raise
@@ -596,22 +489,17 @@ class Journal:
         connection.execute("PRAGMA query_only = ON")
         return connection
 
-    def _connect_as(self, access: str, timeout: float) -> sqlite3.Connection:
+    def _connect_as(self, access: str) -> sqlite3.Connection:
         uri = f"{self.path.absolute().as_uri()}?{access}"
-        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=timeout)
+        connection = sqlite3.connect(
+            uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_SECONDS
+        )
         try:
             connection.execute("PRAGMA application_id").fetchone()  # SQLite opens the file only when it is used
         except BaseException:
             connection.close()
             raise
         return connection
-
-    def _configure(self, durability: Durability) -> None:
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'acknowledge' else 'OFF'}")
-        if durability == "callback":
-            # A checkpoint inside the callback would stall it; `sync` makes the log durable instead.
-            self._connection.execute("PRAGMA wal_autocheckpoint = 100000")
 
     def _check_format(self) -> None:
         self._connection.execute("PRAGMA trusted_schema = OFF")

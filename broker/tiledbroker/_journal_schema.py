@@ -48,22 +48,20 @@ PRAGMA user_version = {SCHEMA_VERSION};
 """
 
 
-def create_file(path: Path, *, durable: bool) -> None:
-    """A journal without documents, on the disk if `durable`. It appears at once: nobody ever sees half of one."""
+def create_file(path: Path) -> None:
+    """Make a journal without documents, durably. It appears at once: nobody ever sees half of one."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     contents = _empty_file(path.parent)
     try:
         with os.fdopen(os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as file:
             file.write(contents)
             file.flush()
-            if durable:
-                os.fsync(file.fileno())
+            os.fsync(file.fileno())
         draft.rename(path)
     except OSError:
         draft.unlink(missing_ok=True)
         raise
-    if durable:
-        sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def sync_directory(path: Path) -> None:

@@ -124,11 +124,13 @@ class Refused(msgspec.Struct, frozen=True, array_like=True):
     """Not accepted. "gap": go on from `index`; "later": after a pause; "hello": I do not know you, say Hello.
 
     Any other reason is an explanation why this run is not taken; without a run, why nothing of this publisher is.
+    `detail` explains a "later".
     """
 
     run: str
     index: int
     reason: str
+    detail: str = ""
 
 
 class Ping(msgspec.Struct, frozen=True, array_like=True):

@@ -50,6 +50,8 @@ class ConnectionMonitor:
     broken
         Whether the connection was there, and is gone. The socket would make another by itself, under the identity of
         this one, which the other end can still take for alive.
+    unresolved
+        Whether no address was found for the host's name.
     socket
         To be polled; `read` takes in what it says.
     """
@@ -57,7 +59,7 @@ class ConnectionMonitor:
     def __init__(self, connection: zmq.Socket[bytes], url: str, *, secured: bool, before: str) -> None:
         self.problem = before
         self.begun = False
-        self.broken = False
+        self.broken = self.unresolved = False
         self._url = url
         self._secured = secured
         self._failed = self._there = False
@@ -89,6 +91,7 @@ class ConnectionMonitor:
                 if not self._tried:  # there was no socket to be closed
                     host = self._url.partition("://")[2].rpartition(":")[0]
                     self._note(f"the name {host} cannot be resolved")
+                    self.unresolved = True
                 self._tried = False
                 continue
             self._tried = True

@@ -5,8 +5,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import sqlite3
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +12,15 @@ from typing import Any, Literal
 
 from ._address import Address, normalize_address
 from ._crash_points import crash_point
-from ._errors import JournalError, PublisherClosed, RunNotWritten
+from ._errors import BrokerError, PublisherClosed, RunNotWritten
+from ._filesystem import network_filesystem
+from ._flusher import Flusher
 from ._limited import LimitedLog
-from ._places import default_spool_dir
+from ._places import default_spool_dir, local_spool_dir
+from ._run_log import RunLog
 from ._security import ClientCurve, CurveArgument
 from ._shipper import Shipper
-from ._spool import RunLog, Spool
-from ._storing import Storing
+from ._spool import DEFAULT_SPOOL_LIMIT_BYTES, Adoption, Spool
 
 log = logging.getLogger(__name__)
 
@@ -34,17 +34,20 @@ class PublisherStatus:
     connected
         Whether the supervisor answers.
     waiting
-        Documents in the spool that are not yet durable on the ingest host.
+        Documents in the spool that are not known to be durable on the ingest host.
     oldest
         Unix time of the oldest of them, in seconds; None if there is none.
     degraded
-        Whether documents are held in memory because the spool's disk fails.
+        Whether documents are in memory only, because the spool cannot be written.
     unrouted
         Documents that belong to no known run; they are kept in the spool directory and not shipped.
     refused
-        Runs the supervisor does not take, with its reasons.
+        Runs in the spool that are not shipped, by uid, with the reasons: the supervisor does not take them, their files
+        are damaged or unreadable, or they were made for another supervisor or by another host.
     problem
-        Why it is not connected, as far as that is known; "" if it is.
+        Why documents are not shipped, acknowledged or stored as they should be; "" if all is well.
+    kept
+        Runs that are durable on the ingest host, and kept until they are in Tiled.
     """
 
     address: str
@@ -56,6 +59,7 @@ class PublisherStatus:
     unrouted: int
     refused: dict[str, str]
     problem: str
+    kept: int = 0
 
 
 class ZMQPublisher:
@@ -70,7 +74,9 @@ class ZMQPublisher:
     address
         Where the supervisor listens: `"tcp://host:port"`, `"host:port"`, `("host", port)` or `"ipc:///path"`.
     spool_dir
-        Directory of the spool, on a local disk. Default: `tiledwriter/spool` in the user's state directory.
+        Directory of the spool, on a local disk; a network file system is replaced by a directory in /var/tmp, with a
+        warning. "~" is the user's home; a relative path is made absolute at once. Default: in `tiledwriter/spool` in
+        the user's state directory, by host and address.
     curve
         Keys for a supervisor that lets in its clients only: the directory that `tiledwriter-supervisor keygen` made for
         this one, or a `ClientCurve`. Without it, nothing is encrypted.
@@ -78,6 +84,14 @@ class ZMQPublisher:
         How this publisher calls itself in the supervisor's log. Default: the host name.
     on_error
         What the callback does about its own failures: "log" them, or "raise" into the RunEngine.
+    keep_until
+        When a run's spool files go: once the run is "written" to Tiled, so that the loss of the ingest host's disk
+        costs nothing, or once it is "durable" on the ingest host.
+    spool_limit
+        Bytes of spool files beyond which runs go once they are durable, the oldest first.
+    adopt
+        Which runs that dead sessions left in `spool_dir` are shipped, too: "own", those made on this host for this
+        address; "any-destination", also those for other addresses; "any-host", also those of other hosts.
 
     Raises
     ------
@@ -99,21 +113,31 @@ class ZMQPublisher:
         curve: CurveArgument | None = None,
         name: str | None = None,
         on_error: Literal["log", "raise"] = "log",
+        keep_until: Literal["written", "durable"] = "written",
+        spool_limit: int = DEFAULT_SPOOL_LIMIT_BYTES,
+        adopt: Adoption = "own",
     ) -> None:
-        if on_error not in ("log", "raise"):
-            raise ValueError(f'on_error is "log" or "raise", not {on_error!r}.')
+        _check("on_error", on_error, ("log", "raise"))
+        _check("keep_until", keep_until, ("written", "durable"))
+        _check("adopt", adopt, ("own", "any-destination", "any-host"))
         self.address = normalize_address(address)
         keys = None if curve is None else ClientCurve.of(curve).load()
         self._raise = on_error == "raise"
         self._limited = LimitedLog(log)
-        self._spool = Spool(default_spool_dir() if spool_dir is None else Path(spool_dir))
+        self._spool = Spool(
+            _spool_directory(spool_dir, self.address),
+            destination=self.address,
+            adopt=adopt,
+            released_directory=default_spool_dir() if spool_dir is None else None,
+            limit_bytes=spool_limit if keep_until == "written" else 0,
+        )
         self._shipper = Shipper(self._spool, self.address, name=name, keys=keys)
-        self._storing = Storing(self._spool)
+        self._flusher = Flusher(self._spool)
         self._closed = False
         self._complete = False
         self._shipper.start()
-        self._storing.start()
-        _close_at_exit.add(self)
+        self._flusher.start()
+        _open_publishers.add(self)
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Append one document to the spool."""
@@ -131,7 +155,7 @@ class ZMQPublisher:
             self._limited.log(logging.ERROR, type(error).__name__, "A %s document was not stored.", name, exc_info=True)
 
     def insert(self, name: str, doc: Mapping[str, Any]) -> None:
-        """The same, under the name that `databroker` gave it."""
+        """Append one document to the spool, under the name that `databroker` gave it."""
         self(name, doc)
 
     def flush(self, timeout: float | None = None) -> bool:
@@ -145,12 +169,15 @@ class ZMQPublisher:
         Returns
         -------
         bool
-            Whether they are.
+            Whether they are; False as soon as nothing is left but runs that are refused.
         """
         if self._closed:
             return self._complete
         lengths = {run.run_uid: run.length for run in self._spool.runs()}
-        return self._shipper.wait(lambda: self._are_durable(lengths), timeout)
+        self._shipper.wait(
+            lambda: all(self._is_durable(uid, n) or self._shipper.refusal(uid) for uid, n in lengths.items()), timeout
+        )
+        return not self._spool.has_repeated and all(self._is_durable(uid, n) for uid, n in lengths.items())
 
     def wait_written(self, run_uid: str, timeout: float | None = None) -> bool:
         """Wait until a run is in Tiled, complete: for plans that read it back.
@@ -163,7 +190,7 @@ class ZMQPublisher:
         Raises
         ------
         RunNotWritten
-            The run was put in quarantine, or ended without a stop document.
+            The run was put in quarantine, ended without a stop document, or is not shipped at all.
         """
         outcome = self._shipper.outcome(run_uid, timeout)
         if outcome is not None and outcome[0] != "written":
@@ -172,12 +199,13 @@ class ZMQPublisher:
 
     def status(self) -> PublisherStatus:
         """How things are; see `PublisherStatus`."""
-        waiting = 0
+        waiting = kept = 0
         oldest: float | None = None
         runs = self._spool.runs()
         for run in runs:
             durable = self._shipper.durable(run.run_uid) or 0
             behind = run.length - durable
+            kept += run.is_durable
             if behind > 0:
                 waiting += behind
                 oldest = min(filter(None, (oldest, _received(run, durable))), default=None)
@@ -187,10 +215,11 @@ class ZMQPublisher:
             connected=self._shipper.connected,
             waiting=waiting,
             oldest=oldest,
-            degraded=any(run.degraded for run in runs),
+            degraded=self._spool.degraded,
             unrouted=self._spool.unrouted,
-            refused=self._shipper.refused,
-            problem=self._shipper.problem,
+            refused={**self._spool.refused, **self._shipper.refused},
+            problem="; ".join(filter(None, (self._shipper.problem, self._spool.problem))),
+            kept=kept,
         )
 
     def close(self, timeout: float = 5) -> bool:
@@ -206,32 +235,54 @@ class ZMQPublisher:
         if self._closed:
             return self._complete
         self._closed = True
-        _close_at_exit.discard(self)
+        _open_publishers.discard(self)
         self._complete = self._shipper.stop(timeout)
-        self._storing.stop()
+        self._flusher.stop()
         self._spool.close()
         return self._complete
 
-    def _are_durable(self, lengths: dict[str, int]) -> bool:
-        known = {run.run_uid for run in self._spool.runs()}
-        return all(uid not in known or (self._shipper.durable(uid) or 0) >= n for uid, n in lengths.items())
+    def _is_durable(self, uid: str, length: int) -> bool:
+        durable = self._shipper.durable(uid)
+        return all(run.run_uid != uid for run in self._spool.runs()) if durable is None else durable >= length
+
+
+def _check(argument: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{argument} is {' or '.join(map(repr, allowed))}, not {value!r}.")
+
+
+def _spool_directory(given: str | Path | None, url: str) -> Path:
+    """Return where the spool is to be; the user may leave the working directory later."""
+    directory = default_spool_dir(url) if given is None else Path(given)
+    try:
+        directory = directory.expanduser().absolute()
+        network = network_filesystem(directory)
+    except (OSError, RuntimeError) as error:
+        log.warning("The spool directory %s cannot be looked at: %s.", directory, error)
+        return directory
+    if network is None:
+        return directory
+    local = local_spool_dir(url)
+    log.warning("%s is on a network file system (%s); the spool is in %s instead.", directory, network, local)
+    return local
 
 
 def _received(run: RunLog, index: int) -> float | None:
     try:
         return next((record.received for record in run.read(index, 1, 1)), None)
-    except (JournalError, sqlite3.Error):
-        return None  # it has been shipped and removed this instant
+    except (BrokerError, OSError, ValueError):
+        return None  # it has been removed this instant, or is damaged, which `refused` says
 
 
-_close_at_exit: weakref.WeakSet[ZMQPublisher] = weakref.WeakSet()
+# Strong references: the RunEngine keeps bound methods weakly, and what it is given may be all there is.
+_open_publishers: set[ZMQPublisher] = set()
 
 
 def _forget_in_child() -> None:
     # Its threads are not in a forked child, and the spool belongs to the parent.
-    for publisher in list(_close_at_exit):
+    for publisher in list(_open_publishers):
         publisher._closed = True
-    _close_at_exit.clear()
+    _open_publishers.clear()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
@@ -239,5 +290,5 @@ os.register_at_fork(after_in_child=_forget_in_child)
 
 @atexit.register
 def _close_all() -> None:
-    for publisher in list(_close_at_exit):
+    for publisher in list(_open_publishers):
         publisher.close(timeout=5 if publisher._shipper.connected else 1)

@@ -1,363 +1,131 @@
-"""The acquisition host's store: every document the callback returned from, until the ingest host has it on disk."""
+"""The acquisition host's store: every document the callback returned from, until nobody needs it here any more.
+
+The callback copies a document into a mapped segment, under the spool's lock, and makes no system call. Making files,
+syncing, sealing, adopting and deleting them is `maintain`, which the flusher's thread calls outside that lock.
+`docs/explanations/states-of-a-document.md` draws the states and locks.
+"""
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import logging
 import os
-import sqlite3
-import sys
 import threading
 import time
-import zlib
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from ._codec import Encoder
-from ._crash_points import crash_point
-from ._errors import JournalError, JournalInvalid, JournalLocked, RoutingError
-from ._journal import SUFFIX, Journal, journal_filename, run_files
+from ._errors import PublisherClosed, RoutingError
+from ._identity import new_holder
+from ._left_runs import LeftRuns
 from ._limited import LimitedLog
-from ._record import Record, take
+from ._lock import FileLock
 from ._routing import RunRouting
-from ._tail import Tail, tail_of
+from ._run_log import RunLog
+from ._segment import Segment
+from ._spool_files import lock_path, spare_path
 
 log = logging.getLogger(__name__)
 
-_STORE_INTERVAL: Final = 1.0
-_SLICE: Final = 4_096  # documents
-_FLOOD: Final = 5_000  # documents that wait to be shipped: these wait in memory, and may never need the file
-_FEW: Final = 50  # documents, for which the callback may have to wait
-_FEW_BYTES: Final = 2**20
-_MUCH_MEMORY: Final = 64 * 2**20  # in which a flood waits for the shipper, which is faster than the disk
-_REMINDER: Final = 600.0  # seconds between two words on a file that cannot be shipped
-_MAX_ADOPTED: Final = 300  # runs here, beyond which no others are taken over: each takes a descriptor
-_ADOPTED_AT_ONCE: Final = 50
-_new: Final = tuple.__new__  # a named tuple's own goes through Python
-_DISK_ERRORS: Final = (sqlite3.Error, OSError, JournalError)
+FIRST_SEGMENT_BYTES: Final = 2**20
+SEGMENT_BYTES: Final = 4 * 2**20
+MAX_SEGMENT_BYTES: Final = 64 * 2**20
+SPARE_SEGMENTS: Final = 4
+MAX_SPARE_LARGE_SEGMENTS: Final = 4
+MAX_OPEN_SEGMENTS: Final = 64
+ADOPT_INTERVAL_SECONDS: Final = 15.0
+DEFAULT_SPOOL_LIMIT_BYTES: Final = 4 * 2**30
 
-
-class RunLog:
-    """One run's documents: those in its spool file, and the newest ones behind them.
-
-    The newest are in memory, where the shipper reads them, and in the file's tail, which outlives the process. `sync`
-    brings them into the file, with more time than the callback has. In a flood it only sees to it that memory suffices:
-    what has been acknowledged stays in the tail alone. `mutex` is held by whoever calls `append`.
-
-    Attributes
-    ----------
-    shipped, acknowledged
-        Up to where documents are on their way, and up to where they are durable elsewhere; the shipper says so.
-    removed
-        Whether nobody wants it any more.
-    """
-
-    def __init__(self, path: Path, run_uid: str, mutex: threading.RLock, *, adopted: Journal | None = None) -> None:
-        self.run_uid = run_uid
-        self.stopped = adopted is not None and adopted.stopped
-        self.abandoned = adopted is not None and not self.stopped
-        self._path = path
-        self._mutex = mutex
-        self._storing = threading.Lock()
-        self._reading = threading.Lock()
-        self._journal = adopted
-        self._stored = 0 if adopted is None else adopted.length
-        self._reader: Journal | None = None
-        self._tail: Tail | None = None
-        self._in_tail = 0  # documents behind those in the file that are no longer in memory
-        self._fresh: list[Record] = []
-        self._fresh_bytes = 0
-        self._unsafe_from: int | None = None  # the first document that is in memory only
-        self.shipped = self._shipped_before = 0
-        self.acknowledged = 0
-        self.removed = False
-        self._next_store = self._next_try = 0.0
-        self._resting = False
-        self._limited = LimitedLog(log)
-
-    @property
-    def length(self) -> int:
-        """Number of documents."""
-        with self._mutex:
-            return self._first_fresh + len(self._fresh)
-
-    @property
-    def _first_fresh(self) -> int:
-        """Index of the first document in memory."""
-        return self._stored + self._in_tail
-
-    @property
-    def degraded(self) -> bool:
-        """Whether some documents are in memory only."""
-        return self._unsafe_from is not None
-
-    @property
-    def _pressing(self) -> bool:
-        """Whether memory should be relieved of what is new."""
-        return self._fresh_bytes > _MUCH_MEMORY
-
-    @property
-    def _settled(self) -> bool:
-        """Whether all of it is in the file."""
-        in_file = (
-            not self._fresh
-            and not self._in_tail
-            and self._unsafe_from is None
-            and (self._tail is None or self._tail.empty)
-        )
-        return in_file or self.removed
-
-    def append(self, name: str, body: bytes) -> None:
-        """Keep one document: on disk, or in memory where the disk fails. This is what the RunEngine waits for."""
-        self.stopped = name == "stop"
-        idx = self._stored + self._in_tail + len(self._fresh)
-        record = _new(Record, (idx, name, time.time(), zlib.crc32(body), body))
-        if self._unsafe_from is None:
-            try:
-                if self._tail is None:
-                    self._open_file()
-                    self._tail = Tail(self._path)
-                self._tail.append(record)
-            except _DISK_ERRORS as error:
-                self._unsafe_from = idx
-                self._report(error)
-        self._fresh.append(record)
-        self._fresh_bytes += len(body)
-
-    def sync(self) -> None:
-        """Make what was appended survive a power cut, and bring it into the file once a second.
-
-        What fails is tried again after a second.
-        """
-        now = time.monotonic()
-        if self._settled or now < self._next_try:
-            return
-        try:
-            if self._pressing or now >= self._next_store:
-                self._next_store = now + _STORE_INTERVAL
-                self._store()
-            elif self._tail is not None:
-                self._tail.sync()
-        except _DISK_ERRORS as error:
-            self._next_try = now + _STORE_INTERVAL
-            self._limited.log(logging.ERROR, "store", "The spool file %s cannot be written: %s", self._path, error)
-
-    def _store(self) -> None:
-        """In slices, while the callback goes on; of a flood that is being shipped, what memory has no room for."""
-        with self._storing:
-            if self.removed:
-                return
-            with self._mutex:
-                journal = self._open_file()
-            flood = self._is_flood()
-            if flood and self._pressing:
-                self._release()
-            if not flood or self._pressing:
-                half = self._stored + (self.length - self._stored) // 2
-                self._move_many(journal, max(half, self.shipped) if flood else sys.maxsize)
-            with self._mutex:
-                if self._are_few:
-                    self._move(journal, self._fresh[:_FEW])
-                    crash_point("publisher: documents in the file and in its tail")
-                    self._clear_tail()
-            journal.sync()
-            if self._tail is not None:
-                self._tail.sync()
-
-    def _is_flood(self) -> bool:
-        """Whether documents that wait are being shipped, and are many, or the last ones."""
-        shipped, before = self.shipped, self._shipped_before
-        self._shipped_before = shipped
-        return shipped > before and (self.stopped or self.length - shipped > _FLOOD)
-
-    def _release(self) -> None:
-        """Give back the memory of documents that are in the tail and, for good, elsewhere."""
-        while True:
-            with self._mutex:
-                count = min(_SLICE, len(self._fresh), self.acknowledged - self._first_fresh)
-                if self._unsafe_from is not None or count <= 0:
-                    return
-                self._forget(count)
-                self._in_tail += count
-
-    def _forget(self, count: int) -> None:
-        """Have the oldest documents in memory there no longer."""
-        self._fresh_bytes -= sum([len(record.body) for record in self._fresh[:count]])
-        del self._fresh[:count]
-
-    def _move_many(self, journal: Journal, end: int) -> None:
-        """Bring documents up to index `end` into the file; of those that come meanwhile, some are left."""
-        records = self._tail_from(self._stored)
-        while self._in_tail and not self.removed and self._stored < end:
-            self._move(journal, list(islice(records, min(_SLICE, self._in_tail))))
-        for _ in range(2 + len(self._fresh) // _SLICE):
-            if self.removed or self._are_few or self._stored >= end:
-                break
-            self._move(journal, self._fresh[: min(_SLICE, end - self._stored)])
-
-    def read(self, start: int, limit: int, max_bytes: int) -> list[Record]:
-        """Documents from index `start`, as `Journal.read` does."""
-        with self._mutex:
-            first = start - self._first_fresh
-            if first >= 0:
-                return take(self._fresh[first : first + limit], max_bytes)
-        # What was acknowledged is asked for again.
-        if start >= self._stored and limit <= _FEW:
-            with self._storing:
-                return take(islice(self._tail_from(start), limit), max_bytes)
-        if start >= self._stored:
-            with self._storing:
-                self._move_many(self._open_file(), self._first_fresh)
-        # Outside the mutex, and on a connection of its own: the callback does not wait for this.
-        with self._reading:
-            if self._resting:
-                with Journal(self._path, with_tail=False) as reader:
-                    return reader.read(start, limit, max_bytes)
-            if self._reader is None:
-                self._reader = Journal(self._path, with_tail=False)
-            return self._reader.read(start, limit, max_bytes)
-
-    def rest(self) -> None:
-        """Keep no more of a finished run's file open than its lock: there can be hundreds when the network is away."""
-        if self._resting or not (self.stopped or self.abandoned):
-            return
-        with self._storing, self._reading, self._mutex:
-            if self._journal is not None and self._settled:
-                self._close_reader()
-                self._close_tail()
-                self._journal.rest()
-                self._resting = True
-
-    def remove(self) -> None:
-        """Forget the run: all of it is durable elsewhere."""
-        self.removed = True
-        with self._storing, self._reading, self._mutex:
-            self._close_reader()
-            self._close_tail()
-            self._fresh.clear()
-            self._stored = self._in_tail = 0
-            if self._journal is not None:
-                self._journal.remove()
-                self._journal = None
-
-    def close(self) -> None:
-        """Leave the file for the next publisher."""
-        self._next_store = self._next_try = 0.0
-        self.sync()
-        with self._storing, self._reading, self._mutex:
-            if self._unsafe_from is not None:
-                log.error(
-                    "%d documents of run %s are lost: the spool file %s failed, and this process ends.",
-                    self.length - max(self._stored, self._unsafe_from),
-                    self.run_uid,
-                    self._path,
-                )
-            self._close_reader()
-            self._close_tail()
-            if self._journal is not None:
-                self._journal.close()
-                self._journal = None
-
-    def _open_file(self) -> Journal:
-        if self._journal is None:
-            self._journal = self._create()
-        elif self._resting:  # a document comes after the stop, which it does not in a run as it should be
-            self._journal.close()
-            self._journal = Journal(self._path, "write", durability="callback")
-            self._resting = False
-        return self._journal
-
-    @property
-    def _are_few(self) -> bool:
-        """Whether the callback can wait for what is new to be moved."""
-        return not self._in_tail and len(self._fresh) <= _FEW and self._fresh_bytes <= _FEW_BYTES
-
-    def _tail_from(self, start: int) -> Iterator[Record]:
-        """Documents from index `start` on that are in the tail alone."""
-        expected = start
-        for record in () if self._tail is None else self._tail.records(start):
-            if record.idx != expected or expected >= self._first_fresh:
-                break
-            yield record
-            expected += 1
-        if expected < self._first_fresh and not self.removed:
-            raise OSError(errno.EIO, f"document {expected} is not there any more", str(tail_of(self._path)))
-
-    def _move(self, journal: Journal, oldest: list[Record]) -> None:
-        """Bring the oldest of the documents that are not in the file there."""
-        journal.extend(oldest)
-        with self._mutex:
-            self._stored += len(oldest)
-            if self._in_tail:
-                self._in_tail -= len(oldest)
-            else:
-                self._forget(len(oldest))
-
-    def _clear_tail(self) -> None:
-        if self._tail is None:
-            self._tail = Tail(self._path)
-        self._tail.clear()
-        if self._unsafe_from is not None:
-            self._unsafe_from = None
-            log.warning("The spool file %s takes documents again; nothing was lost.", self._path)
-
-    def _close_tail(self) -> None:
-        if self._tail is not None:
-            self._tail.close()
-            self._tail = None
-
-    def _close_reader(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
-
-    def _create(self) -> Journal:
-        journal = Journal(self._path, "create", run_uid=self.run_uid, durability="callback")
-        if journal.length:
-            journal.close()
-            raise JournalInvalid(self._path, "a run with the same uid is already spooled here.")
-        return journal
-
-    def _report(self, error: Exception) -> None:
-        log.error(
-            "The spool file %s cannot be written (%s). Documents of run %s are kept in memory and shipped from there; "
-            "they are lost if this process ends before they are shipped.",
-            self._path,
-            error,
-            self.run_uid,
-        )
+Adoption: TypeAlias = Literal["own", "any-destination", "any-host"]
 
 
 class Spool:
-    """A directory with one file per run, written by the callback and read by the shipper.
+    """A directory of run logs, written by the callback, maintained by the flusher and read by the shipper.
 
     Parameters
     ----------
     directory
         Made if missing, readable by its owner only. Several publishers may share it.
+    destination
+        URL of the supervisor that the runs are for.
+    adopt
+        Which runs of sessions that are gone are taken over: "own", those that were made on this host for this
+        destination; "any-destination", also those for other supervisors; "any-host", also those of other hosts.
+    released_directory
+        Where version 0.1 had its spool, if that is another directory.
+    limit_bytes
+        Size of the files beyond which runs that are durable on the ingest host are deleted.
+
+    Attributes
+    ----------
+    unrouted
+        Number of documents that belong to no known run.
+    problem
+        Why the directory cannot be used; "" if it can.
+    refused
+        Runs in the directory that are not shipped, by uid, with the reasons.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        destination: str = "",
+        adopt: Adoption = "own",
+        released_directory: Path | None = None,
+        limit_bytes: int = DEFAULT_SPOOL_LIMIT_BYTES,
+    ) -> None:
         self.directory = directory
         self.unrouted = 0
-        self.more_to_adopt = False
+        self.problem = ""
+        self._destination = destination
+        self._limit_bytes = limit_bytes
+        self._holder = new_holder()
         self._mutex = threading.RLock()
+        self._closed = False
         self._routing = RunRouting()
         self._encoder = Encoder()
         self._runs: dict[str, RunLog] = {}
+        self._open: dict[str, RunLog] = {}
+        self._others: list[RunLog] = []
+        self._deleted: list[RunLog] = []
         self._unrouted_log: RunLog | None = None
+        self._repeated: dict[str, str] = {}
+        self._lock: FileLock | None = None
+        self._spares: list[Segment] = []
+        self._spares_made = 0
+        self._large_bytes = SEGMENT_BYTES
+        self._large_wanted = 0
+        self._names_changed = False
+        self._wake = threading.Event()
         self._limited = LimitedLog(log)
-        self._left = LimitedLog(log, _REMINDER)
-        try:
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            log.error("The spool directory %s cannot be made (%s); documents are kept in memory.", directory, error)
+        self._left = LeftRuns(
+            directory,
+            self._holder,
+            destination,
+            released_directory=released_directory,
+            any_destination=adopt != "own",
+            any_host=adopt == "any-host",
+        )
+        self._adopt_at = 0.0
+        with self._noting_problem():
+            self._prepare()
+
+    # The callback's
 
     def append(self, name: str, document: Mapping[str, Any]) -> None:
-        """Store one document with each run it belongs to."""
+        """Store one document with each run it belongs to.
+
+        Raises
+        ------
+        PublisherClosed
+            The spool is closed.
+        """
         with self._mutex:
+            if self._closed:
+                raise PublisherClosed("This publisher is closed.")
             body = self._encoder.encode(document)
             if self._encoder.replaced:
                 self._limited.log(
@@ -373,42 +141,78 @@ class Spool:
                 self._keep_unrouted(name, body, error)
                 return
             for run_uid in run_uids:
-                run = self._runs.get(run_uid)
-                if run is None:
-                    run = self._runs[run_uid] = RunLog(self.directory / journal_filename(run_uid), run_uid, self._mutex)
-                run.append(name, body)
+                run = self._begin(run_uid) if name == "start" else self._open[run_uid]
+                if run.append(name, body, self._take_segment):
+                    self._wake.set()
+                if name == "stop":
+                    del self._open[run_uid]
+
+    def _begin(self, run_uid: str) -> RunLog:
+        run = self._open[run_uid] = RunLog(run_uid, self.directory, self._holder, self._destination)
+        if run_uid not in self._runs:
+            self._runs[run_uid] = run
+        else:
+            self._others.append(run)
+            self._repeated[run_uid] = (
+                "another run with the same uid is in the spool already; the second one is kept, and shipped by a later "
+                "session once the first one is gone"
+            )
+            log.error("Run %s is not shipped: %s.", run_uid, self._repeated[run_uid])
+        return run
+
+    def _take_segment(self, size: int, *, first: bool) -> Segment:
+        """Return an unused segment of at least so many bytes: a file if there is one, else memory."""
+        candidates = range(len(self._spares)) if first else reversed(range(len(self._spares)))
+        for number in candidates:
+            if self._spares[number].capacity >= size:
+                self._wake.set()
+                return self._spares.pop(number)
+        self._large_bytes = max(self._large_bytes, min(4 * size, max(size, MAX_SEGMENT_BYTES)))
+        self._wake.set()
+        return Segment.in_memory(max(size, FIRST_SEGMENT_BYTES if first else self._large_bytes))
+
+    def _keep_unrouted(self, name: str, body: bytes, error: RoutingError) -> None:
+        if self._unrouted_log is None:
+            label = f"_unrouted-{self._holder.session}"
+            self._unrouted_log = RunLog(label, self.directory, self._holder, self._destination, shipped=False)
+            self._others.append(self._unrouted_log)
+        self._unrouted_log.append(str(name)[:50], body, self._take_segment)
+        self.unrouted += 1
+        self._limited.log(
+            logging.ERROR,
+            "unrouted",
+            "%s It is kept in %s and not shipped.",
+            error,
+            next(iter(self._unrouted_log.files), "memory"),
+        )
+
+    # The shipper's, and everybody's
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Runs in the directory that are not shipped, by uid, with the reasons."""
+        with self._mutex:
+            return {**self._left.refused, **self._repeated}
+
+    @property
+    def degraded(self) -> bool:
+        """Whether documents are in memory only, as the disk fails."""
+        return bool(self.problem) and any(run.degraded for run in self._logs())
+
+    @property
+    def has_repeated(self) -> bool:
+        """Whether a run of this session is not shipped because another one has its uid."""
+        return bool(self._repeated)
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether everything is on the ingest host."""
+        return not self._repeated and all(run.is_durable for run in self.runs())
 
     def runs(self) -> list[RunLog]:
-        """All runs here, in the order of their start."""
-        return list(self._runs.values())
-
-    def adopt(self) -> list[RunLog]:
-        """Take over the runs that sessions which are gone have left in the directory, oldest first, some at a time."""
-        self.more_to_adopt = len(self._runs) >= _MAX_ADOPTED
-        if self.more_to_adopt:
-            return []
-        adopted = []
-        known = {run._path for run in self.runs()}
-        for path in sorted(run_files(self.directory), key=_modified):
-            if path in known:
-                continue
-            try:
-                journal = Journal(path, "write", durability="callback")
-            except JournalLocked:
-                continue
-            except _DISK_ERRORS as error:
-                self._left.log(logging.ERROR, str(path), "A spool file cannot be shipped: %s", error)
-                continue
-            if journal.length == 0:
-                journal.remove()
-                continue
-            run = self._runs[journal.run_uid] = RunLog(path, journal.run_uid, self._mutex, adopted=journal)
-            run.rest()
-            adopted.append(run)
-            if len(adopted) >= _ADOPTED_AT_ONCE:
-                self.more_to_adopt = True
-                break
-        return adopted
+        """Return all runs that are to be shipped or kept, in the order of their start."""
+        with self._mutex:
+            return list(self._runs.values())
 
     def abandon(self) -> None:
         """No more documents will come: runs that are open stay without a stop."""
@@ -416,40 +220,182 @@ class Spool:
             run.abandoned = not run.stopped
 
     def remove(self, run: RunLog) -> None:
-        """Delete a run's file."""
+        """Have a run's files deleted: nobody needs them here any more."""
         with self._mutex:
-            self._runs.pop(run.run_uid, None)
-        run.remove()
+            if self._runs.get(run.run_uid) is run:
+                del self._runs[run.run_uid]
+                self._deleted.append(run)
+        self._wake.set()
 
-    def sync(self) -> None:
-        """Make what was appended survive a power cut, and try a disk that failed again."""
-        for run in self.runs():
-            run.sync()
-            run.rest()
-        if self._unrouted_log is not None:
-            self._unrouted_log.sync()
+    # The flusher's
+
+    def wake(self) -> None:
+        """End `wait`."""
+        self._wake.set()
+
+    def wait(self, timeout: float) -> None:
+        """Wait until there is something to do at once, or the timeout in seconds has passed."""
+        self._wake.wait(timeout)
+        self._wake.clear()
+
+    def maintain(self) -> None:
+        """Make segments, bring documents to the disk, take over what others left, and delete what nobody needs.
+
+        What fails is tried again the next time; `problem` says what.
+        """
+        problem = ""
+        for step in (self._prepare, self._store, self._flush, self._delete, self._adopt):
+            try:
+                step()
+            except OSError as error:
+                problem = problem or str(error)
+        self._note_problem(problem)
+
+    def _prepare(self) -> None:
+        """Have segments ready for the callback."""
+        self._claim_directory()
+        with self._mutex:
+            small = sum(segment.capacity < SEGMENT_BYTES for segment in self._spares)
+            large = sum(segment.capacity >= self._large_bytes for segment in self._spares)
+        growing = sum(run.is_growing for run in self.runs())
+        self._large_wanted = min(max(self._large_wanted, growing), MAX_SPARE_LARGE_SEGMENTS)
+        sizes = [FIRST_SEGMENT_BYTES] * (SPARE_SEGMENTS - small) + [self._large_bytes] * (self._large_wanted - large)
+        for size in reversed(sizes):  # the large ones are more urgent
+            segment = self._create(size)
+            with self._mutex:
+                self._spares.append(segment)
+                self._spares.sort(key=lambda spare: spare.capacity)
+
+    def _claim_directory(self) -> None:
+        if self._lock is not None:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = FileLock(lock_path(self.directory, self._holder.session))
+        lock.acquire()
+        self._lock = lock
+
+    def _create(self, size: int) -> Segment:
+        self._claim_directory()
+        self._spares_made += 1
+        self._names_changed = True
+        return Segment.create(spare_path(self.directory, self._holder.session, self._spares_made), size)
+
+    def _store(self) -> None:
+        """Bring what is in memory only into files."""
+        for run in self._logs():
+            if run.degraded:
+                run.store(self._create, self._mutex)
+
+    def _flush(self, *, sealing: bool = False) -> None:
+        errors: list[OSError] = []
+        for run in self._logs():
+            names = run.files
+            errors += run.flush(sealing=sealing)
+            self._names_changed |= run.files != names
+        if self._names_changed:
+            _sync_directory(self.directory)
+            self._names_changed = False
+        if sum(run.open_segments for run in self._logs()) > MAX_OPEN_SEGMENTS:
+            for run in self._logs():
+                run.detach()
+        if errors:
+            raise errors[0]
+
+    def _delete(self) -> None:
+        """Delete runs that nobody needs, and beyond the limit those that are durable on the ingest host."""
+        runs = self.runs()
+        excess = sum(run.size for run in runs) - self._limit_bytes
+        for run in runs:
+            if excess <= 0 and self._limit_bytes:
+                break
+            if run.is_durable:
+                excess -= run.size
+                self.remove(run)
+            else:
+                size = run.size
+                run.forget_before(run.acknowledged)
+                excess -= size - run.size
+        with self._mutex:
+            deleted = self._deleted.copy()
+        for run in deleted:
+            run.delete()
+            with self._mutex:
+                self._deleted.remove(run)
+
+    def _adopt(self) -> None:
+        """Take over the runs that sessions which are gone have left in the directory, some at a time."""
+        if time.monotonic() < self._adopt_at:
+            return
+        with self._mutex:
+            known = {run.label for run in (*self._runs.values(), *self._others, *self._deleted)}
+            uids = set(self._runs)
+        adopted = self._left.adopt(known, uids)
+        with self._mutex:
+            for run in adopted:
+                if run.run_uid in self._runs:
+                    run.close()  # it began in this session meanwhile
+                else:
+                    self._runs[run.run_uid] = run
+        self._adopt_at = 0.0 if self._left.has_more else time.monotonic() + ADOPT_INTERVAL_SECONDS
+        if self._left.has_more:
+            self._wake.set()
 
     def close(self) -> None:
-        """Close all files, leaving their contents to the next publisher."""
+        """Bring everything to the disk, and leave it to the next publisher."""
         with self._mutex:
-            for run in self._runs.values():
-                run.close()
-            if self._unrouted_log is not None:
-                self._unrouted_log.close()
+            self._closed = True
+        with self._noting_problem():
+            self._store()
+        with self._noting_problem():
+            self._flush(sealing=True)
+        with self._noting_problem():
+            self._delete()
+        for run in self._logs():
+            if lost := run.documents_in_memory:
+                log.error(
+                    "%d documents of run %s are lost: the spool %s failed (%s), and this process ends.",
+                    lost - max(0, min(lost, run.acknowledged - (run.length - lost))),
+                    run.run_uid,
+                    self.directory,
+                    self.problem,
+                )
+            run.close()
+        for spare in self._spares:
+            with contextlib.suppress(OSError):
+                spare.delete()
+        self._spares.clear()
+        self._left.close()
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                self._lock.release(remove=True)
 
-    def _keep_unrouted(self, name: str, body: bytes, error: RoutingError) -> None:
-        if self._unrouted_log is None:
-            label = f"_unrouted-{os.getpid()}-{time.time_ns()}"
-            self._unrouted_log = RunLog(self.directory / (label + SUFFIX), label, self._mutex)
-        self._unrouted_log.append(name, body)
-        self.unrouted += 1
-        self._limited.log(
-            logging.ERROR, "unrouted", "%s It is kept in %s and not shipped.", error, self._unrouted_log._path
-        )
+    def _logs(self) -> list[RunLog]:
+        with self._mutex:
+            return [*self._runs.values(), *self._others]
+
+    @contextlib.contextmanager
+    def _noting_problem(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._note_problem(str(error))
+
+    def _note_problem(self, problem: str) -> None:
+        if problem and problem != self.problem:
+            log.error(
+                "The spool %s cannot be used as it should (%s). Documents that have no file are kept in memory and "
+                "shipped from there; they are lost if this process ends before that.",
+                self.directory,
+                problem,
+            )
+        elif self.problem and not problem:
+            log.warning("The spool %s can be used again.", self.directory)
+        self.problem = problem
 
 
-def _modified(path: Path) -> float:
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

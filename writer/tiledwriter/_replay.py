@@ -80,7 +80,7 @@ def replay(
         except (BackupUnreadable, JournalError, OSError) as error:
             yield Replayed(str(file), "", 0, UNREADABLE, str(error))
     for run in runs:
-        with Journal(run.journal, "write", durability="callback") as journal:
+        with Journal(run.journal, "write") as journal:
             outcome, reason = (UNFINISHED, "") if ending.is_set() else _write(journal, connect, options, ending)
             yield Replayed(str(run.file), journal.run_uid, journal.length, outcome, reason)
 
@@ -148,7 +148,7 @@ def _end(journal: Journal) -> None:
 
 
 def _new_journal(place: Path, run_uid: str) -> Journal:
-    return Journal(place, "create", run_uid=run_uid, durability="callback")
+    return Journal(place, "create", run_uid=run_uid)
 
 
 def _write(journal: Journal, connect: Callable[[], Client], options: WritingOptions, ending: Ending) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""The thread that makes what the callback has appended safe from power cuts, while the callback goes on."""
+"""The thread that does for a spool whatever can wait for a disk, while the callback goes on."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from ._spool import Spool
 
 log = logging.getLogger(__name__)
 
-INTERVAL: Final = 0.25
+FLUSH_INTERVAL_SECONDS: Final = 0.25
 
 
-class Storing:
-    """Brings a spool to its disk, four times a second.
+class Flusher:
+    """Maintains a spool, four times a second and whenever the callback needs segments.
 
     `start` begins, `stop` ends it and joins the thread; the spool is closed by whoever made it, afterwards.
     """
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="tiledbroker-storing", daemon=True)
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="tiledbroker-flusher", daemon=True)
         self._limited = LimitedLog(log)
 
     def start(self) -> None:
@@ -32,12 +32,14 @@ class Storing:
 
     def stop(self) -> None:
         """End the thread."""
-        self._stopping.set()
+        self._stopping = True
+        self._spool.wake()
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopping.wait(INTERVAL):
+        while not self._stopping:
+            self._spool.wait(FLUSH_INTERVAL_SECONDS)
             try:
-                self._spool.sync()
+                self._spool.maintain()
             except Exception:  # whatever it is, documents are in memory, and are shipped from there
-                self._limited.log(logging.ERROR, "sync", "The spool cannot be written.", exc_info=True)
+                self._limited.log(logging.ERROR, "maintain", "The spool cannot be maintained.", exc_info=True)

@@ -1,0 +1,50 @@
+"""Who writes a file: this host, this boot of it, this process."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from functools import lru_cache
+from pathlib import Path
+from typing import Final, NamedTuple
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Holder(NamedTuple):
+    """The process that holds a spool file, as the file names it.
+
+    Attributes
+    ----------
+    host
+        Name of the host.
+    boot
+        Identifier that the kernel draws at each boot; "" where there is none.
+    pid
+        Process id.
+    session
+        Drawn at random for each publisher.
+    """
+
+    host: str
+    boot: str
+    pid: int
+    session: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+def new_holder() -> Holder:
+    """Identify this process, as the holder of one publisher's files."""
+    return Holder(socket.gethostname(), boot_id(), os.getpid(), secrets.token_hex(8))
+
+
+@lru_cache(maxsize=1)
+def boot_id() -> str:
+    """Return the identifier of this boot of the kernel; "" where there is none."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,235 @@
+"""What sessions that are gone have left in a spool directory, and which of it this publisher may ship.
+
+A file says for whom it was made and who holds it. A run is taken over only if it was made on this host, for this
+destination, by a session that does not live any more; on a network file system, locks of another host cannot be
+trusted. Whatever else lies there stays, and is named with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Final
+
+from ._errors import JournalError, JournalLocked
+from ._identity import Holder
+from ._journal import run_files
+from ._limited import LimitedLog
+from ._lock import FileLock
+from ._released_spool import ReleasedRun
+from ._run_log import RunLog
+from ._segment import Segment, SegmentHeader, read_header
+from ._spool_files import SegmentFile, lock_path, segment_files, session_of_lock, session_of_spare
+
+log = logging.getLogger(__name__)
+
+ADOPTED_AT_ONCE: Final = 50
+REMINDER_SECONDS: Final = 600.0
+
+
+class LeftRuns:
+    """Looks through a spool directory.
+
+    Parameters
+    ----------
+    released_directory
+        Where version 0.1 had its spool, if that is another directory.
+    any_destination, any_host
+        Whether runs for other destinations, and of sessions on other hosts, are taken over, too.
+
+    Attributes
+    ----------
+    refused
+        Runs that are not taken over, by uid, with the reasons.
+    has_more
+        Whether there are more to be taken over now.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        holder: Holder,
+        destination: str,
+        *,
+        released_directory: Path | None = None,
+        any_destination: bool = False,
+        any_host: bool = False,
+    ) -> None:
+        self.refused: dict[str, str] = {}
+        self.has_more = False
+        self._directory = directory
+        self._released_directory = released_directory
+        self._holder = holder
+        self._destination = destination
+        self._any_destination = any_destination
+        self._any_host = any_host
+        self._claims: dict[str, FileLock] = {}
+        self._sessions: dict[str, str] = {}
+        self._found: dict[str, str] = {}
+        self._limited = LimitedLog(log, REMINDER_SECONDS)
+
+    def adopt(self, known: Collection[str], uids: Collection[str]) -> list[RunLog]:
+        """Take over some runs, the ones longest unchanged first.
+
+        Parameters
+        ----------
+        known
+            Labels of the run logs that this publisher has already.
+        uids
+            Uids of its runs.
+
+        Raises
+        ------
+        OSError
+            The directory cannot be read.
+        """
+        with os.scandir(self._directory) as entries:
+            paths = [Path(entry.path) for entry in entries]
+        own = self._holder.session
+        logs = segment_files([path for path in paths if session_of_spare(path) != own])
+        taken = set(uids)
+        adopted: list[RunLog] = []
+        if not self.has_more:
+            self._found = {}
+        self.has_more = False
+        for label in sorted(logs.keys() - set(known), key=lambda each: _changed(logs[each][0].path)):
+            if len(adopted) >= ADOPTED_AT_ONCE:
+                self.has_more = True
+                return adopted
+            try:
+                run = self._examine(logs[label], taken)
+            except FileNotFoundError:
+                continue  # it has been shipped this instant
+            except OSError as error:
+                self._refuse(logs[label][0].stem, str(error))
+                continue
+            if run is not None:
+                adopted.append(run)
+                taken.add(run.run_uid)
+        adopted += self._adopt_released(known, taken)
+        self.refused = self._found
+        if not self.has_more:
+            self._tidy_up(paths, logs)
+        return adopted
+
+    def close(self) -> None:
+        """Let go of the sessions that were taken over."""
+        for claim in self._claims.values():
+            claim.release(remove=True)
+        self._claims.clear()
+
+    def _examine(self, files: list[SegmentFile], taken: Collection[str]) -> RunLog | None:
+        """Return a run that is taken over; None if it is not, or there is nothing of it."""
+        path = files[0].path
+        header, damage = read_header(path)
+        if header is None:
+            self._refuse(files[0].stem, f"{path}: {damage or 'its header is empty'}")
+            return None
+        if not header.shipped or not self._may_take(header, path) or not self._claim(header.session):
+            return None
+        segments = [Segment.load(file.path) for file in files]
+        self._sessions[header.log] = header.session
+        run = RunLog.load(segments)
+        if segments[0].removed or (run.length == run.first and not run.damage):
+            _delete(segments)
+            return None
+        if run.run_uid in taken:
+            self._refuse(run.run_uid, f"{path}: another run with the same uid is in the spool; it is shipped first")
+            return None
+        for segment in segments:
+            if segment.header is not None and not run.damage:
+                run.name_file(segment)
+        return run
+
+    def _may_take(self, header: SegmentHeader, path: Path) -> bool:
+        if header.host != self._holder.host and not self._any_host:
+            reason = (
+                f"it was made by {header.holder}, which may be alive; a publisher on that host ships it, or "
+                "`tiledwriter-journal ship --any-host` once that session has ended"
+            )
+        elif header.destination != self._destination and not self._any_destination:
+            reason = (
+                f"it was published for {header.destination}; a publisher for that address ships it, or "
+                "`tiledwriter-journal ship`"
+            )
+        else:
+            return True
+        self._refuse(header.run, f"{path}: {reason}")
+        return False
+
+    def _claim(self, session: str) -> bool:
+        """Lock what a session had locked while it lived; False if it lives."""
+        if session in self._claims:
+            return True
+        if session == self._holder.session:
+            return False
+        claim = FileLock(lock_path(self._directory, session))
+        if not claim.try_acquire():
+            return False
+        self._claims[session] = claim
+        return True
+
+    def _adopt_released(self, known: Collection[str], taken: set[str]) -> list[RunLog]:
+        """Take over the spool files of version 0.1, which name neither a host nor a destination."""
+        adopted: list[RunLog] = []
+        for directory in filter(None, (self._directory, self._released_directory)):
+            paths = run_files(directory) if directory.is_dir() else []
+            for path in sorted((path for path in paths if path.suffix == ".sqlite"), key=_changed):
+                if str(path) in known:
+                    continue
+                if len(adopted) >= ADOPTED_AT_ONCE:
+                    self.has_more = True
+                    return adopted
+                try:
+                    run = ReleasedRun(path)
+                except JournalLocked:
+                    continue  # a session of version 0.1 lives
+                except (JournalError, OSError) as error:
+                    self._refuse(path.stem, str(error))
+                    continue
+                if not run.length and not run.damage:
+                    run.delete()
+                elif run.run_uid in taken:
+                    run.close()
+                    self._refuse(run.run_uid, f"{path}: another run with the same uid is in the spool")
+                else:
+                    taken.add(run.run_uid)
+                    adopted.append(run)
+        return adopted
+
+    def _refuse(self, uid: str, reason: str) -> None:
+        self._found[uid] = reason
+        self._limited.log(logging.ERROR, reason, "Run %s is not shipped: %s. It stays in the spool.", uid, reason)
+
+    def _tidy_up(self, paths: Collection[Path], logs: Collection[str]) -> None:
+        """Delete what dead sessions left besides runs: segments that no run had begun to use, and lock files."""
+        used = {session for label, session in self._sessions.items() if label in logs}
+        for path in paths:
+            session = session_of_spare(path)
+            if session is None or session == self._holder.session:
+                continue
+            with contextlib.suppress(OSError):  # somebody else's, say
+                if read_header(path) != (None, ""):
+                    used.add(session)
+                elif self._claim(session):
+                    path.unlink(missing_ok=True)
+        for session in filter(None, map(session_of_lock, paths)):
+            with contextlib.suppress(OSError):
+                if session not in used and self._claim(session):
+                    self._claims.pop(session).release(remove=True)
+
+
+def _delete(segments: list[Segment]) -> None:
+    """Go on with what a session was killed at."""
+    for segment in reversed(segments):
+        segment.delete()
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -1,0 +1,79 @@
+"""The files in a spool directory: how they are called, and which make up a run.
+
+<run>.<log>.<first index>.segment    a segment of a run
+.spare-<session>-<number>.segment    a segment that no run had begun to use when it was named
+.session-<session>.lock              locked for as long as the session lives
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ._journal import SUFFIX, journal_filename
+from ._segment import SEGMENT_SUFFIX, SegmentHeader, read_header
+
+_SEGMENT: Final = re.compile(r"(?P<run>.+)\.(?P<log>[0-9a-f]{8})\.(?P<first>\d{12,})\.segment")
+_LOCK: Final = re.compile(r"\.session-(?P<session>[0-9a-f]+)\.lock")
+_SPARE: Final = re.compile(r"\.spare-(?P<session>[0-9a-f]+)-\d+\.segment")
+
+
+class SegmentFile(NamedTuple):
+    """A file of a run, by its name; `stem` is what the name has of the run's uid."""
+
+    path: Path
+    stem: str
+    log: str
+    first: int
+
+
+def segment_path(directory: Path, run_uid: str, log: str, first: int) -> Path:
+    """Return where a segment of a run lies."""
+    stem = journal_filename(run_uid).removesuffix(SUFFIX)
+    return directory / f"{stem}.{log}.{first:012d}{SEGMENT_SUFFIX}"
+
+
+def spare_path(directory: Path, session: str, number: int) -> Path:
+    """Return where a segment lies that no run uses yet."""
+    return directory / f".spare-{session}-{number}{SEGMENT_SUFFIX}"
+
+
+def lock_path(directory: Path, session: str) -> Path:
+    """Return the file that a living session has locked."""
+    return directory / f".session-{session}.lock"
+
+
+def session_of_spare(path: Path) -> str | None:
+    """Return the session that made a spare segment; None for any other file."""
+    match = _SPARE.fullmatch(path.name)
+    return match["session"] if match else None
+
+
+def session_of_lock(path: Path) -> str | None:
+    """Return the session that has, or had, locked a file; None for any other file."""
+    match = _LOCK.fullmatch(path.name)
+    return match["session"] if match else None
+
+
+def segment_files(paths: list[Path]) -> dict[str, list[SegmentFile]]:
+    """Sort files into run logs: by log, its files by their first index. Others are left out.
+
+    A spare that a run had begun to use when its session was killed is told by its header.
+    """
+    logs: defaultdict[str, list[SegmentFile]] = defaultdict(list)
+    for path in paths:
+        if match := _SEGMENT.fullmatch(path.name):
+            logs[match["log"]].append(SegmentFile(path, match["run"], match["log"], int(match["first"])))
+        elif session_of_spare(path) is not None and (header := _header_of(path)) is not None:
+            stem = journal_filename(header.run).removesuffix(SUFFIX)
+            logs[header.log].append(SegmentFile(path, stem, header.log, header.first))
+    return {log: sorted(files, key=lambda file: file.first) for log, files in logs.items()}
+
+
+def _header_of(spare: Path) -> SegmentHeader | None:
+    try:
+        return read_header(spare)[0]
+    except OSError:  # its session has named it after its run this instant, or it is somebody else's
+        return None
