@@ -12,9 +12,9 @@ from typing import Final
 
 POINTS: Final = (
     "publisher: document spooled",
-    "publisher: documents in the file and in its tail",
     "shipper: batch sent",
     "shipper: run durable, spool not removed",
+    "spool: segment of a removed run deleted",
     "supervisor: publisher welcomed",
     "supervisor: worker forked",
     "supervisor: documents relayed",

@@ -15,7 +15,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 
@@ -25,10 +25,10 @@ from ._record import Record
 
 SEGMENT_SUFFIX: Final = ".segment"
 MAX_HEADER_BYTES: Final = 2**24
+READ_AHEAD_BYTES: Final = 2**20
 
 _FILE_MAGIC: Final = b"TWSEG001"
 _RECORD_MAGIC: Final = b"TWR1"
-_NO_RECORD: Final = bytes(len(_RECORD_MAGIC))
 _PREFIX: Final = struct.Struct("<8sQII")  # magic, bytes of the file, bytes of the header, CRC-32 of header and size
 _SEAL: Final = struct.Struct("<QQII")  # records, position behind the last one, flags, CRC-32 of these three
 _SEAL_FIELDS: Final = struct.Struct("<QQI")
@@ -170,47 +170,59 @@ class Segment:
         OSError
             The file cannot be read.
         """
+        segment = cls._load_once(path)
+        while segment.damage:
+            # A document that is appended while the file is read can look like damage; only what stays is.
+            before, segment = segment.count, cls._load_once(path)
+            if segment.count == before:
+                break
+        return segment
+
+    @classmethod
+    def _load_once(cls, path: Path) -> Segment:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             segment = cls(path, size)
-            if size < _HEADER_AT:
+            contents = _read_beginning(file)
+            segment.header, segment.damage = _read_header(contents)
+            if segment.header is not None:
+                segment._load(file, contents, size)
+            elif size < _HEADER_AT:
                 segment.damage = f"it has {size} bytes, fewer than a header"
-                return segment
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
-                segment._load(contents)
         return segment
 
-    def _load(self, contents: mmap.mmap) -> None:
-        self.header, self.damage = _read_header(contents)
-        if self.header is None:
-            return
-        _, self.capacity, size, _ = _PREFIX.unpack_from(contents, 0)
-        self._begin(self.header, size)
-        count, end, flags, check = _SEAL.unpack_from(contents, _SEAL_AT)
-        if flags and zlib.crc32(contents[_SEAL_AT : _SEAL_AT + _SEAL_FIELDS.size]) == check:
+    def _load(self, file: BinaryIO, beginning: bytes, size: int) -> None:
+        assert self.header is not None
+        _, self.capacity, header_bytes, _ = _PREFIX.unpack_from(beginning, 0)
+        self._begin(self.header, header_bytes)
+        count, end, flags, check = _SEAL.unpack_from(beginning, _SEAL_AT)
+        if flags and zlib.crc32(beginning[_SEAL_AT : _SEAL_AT + _SEAL_FIELDS.size]) == check:
             self.sealed, self.stopped = True, bool(flags & _STOPPED)
             self.removed = bool(flags & _REMOVED)
             self.count, self.end = count, end
-            if len(contents) < end:
-                self.damage = f"it has {len(contents)} bytes, and {end} when it was finished"
-                self._scan(contents)
-            return
-        self._scan(contents)
-        if len(contents) < self.capacity:
-            self.damage = f"it has {len(contents)} bytes of {self.capacity}"
+            if size >= end:
+                return
+            self.damage = f"it has {size} bytes, and {end} when it was finished"
+        elif size < self.capacity:
+            self.damage = f"it has {size} bytes of {self.capacity}"
+        self._scan(beginning + file.read(max(min(size, self.capacity) - len(beginning), 0)))
 
-    def _scan(self, contents: mmap.mmap) -> None:
+    def _scan(self, contents: bytes) -> None:
         """Find out how many records there are, by reading them."""
         header = self.header
         assert header is not None
-        count, position, name = 0, self._start, ""
+        count, position, name, damage = 0, self._start, "", ""
         try:
-            for record, end in _records(contents, self._start, header.first, self._salt):
+            for record, end in _records(contents, position, header.first, self._salt):
                 count, position, name = count + 1, end, record.name
         except _Damaged as error:
+            damage = str(error)
+        if _has_record(contents, position, header.first + count, self._salt):
+            damage = damage or f"there are documents behind byte {position}, where document {header.first + count} was"
+        elif header.boot != boot_id():
             # After a power cut, what had not been synced can be there in part.
-            torn = header.boot != boot_id() and not _finds_record(contents, position + len(_RECORD_MAGIC))
-            self.damage = self.damage or ("" if torn else str(error))
+            damage = ""
+        self.damage = self.damage or damage
         self.count, self.end, self.stopped = count, position, name == "stop"
 
     # The callback's: no system call, no waiting
@@ -271,17 +283,32 @@ class Segment:
         """
         with self._mapping:
             if self._map is not None:
-                return self._read(self._map, start, limit, max_bytes)
-            with self._opened().open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
-                return self._read(contents, start, limit, max_bytes)
+                return self._read(self._map, 0, start, limit, max_bytes)
+            # Read, not mapped: a bad block of the disk is an error then, and does not end the process with SIGBUS.
+            with self._opened().open("rb") as file:
+                position = self._position(start)[1]
+                file.seek(position)
+                contents = file.read(min(2 * max_bytes + READ_AHEAD_BYTES, self.end - position))
+                try:
+                    return self._read(contents, position, start, limit, max_bytes)
+                except SpoolDamaged:
+                    contents += file.read(self.end - position - len(contents))
+                    return self._read(contents, position, start, limit, max_bytes)
 
-    def _read(self, contents: mmap.mmap, start: int, limit: int, max_bytes: int) -> list[Record]:
-        idx, position = self._cursor if self._cursor[0] <= start else (self.first, self._start)
+    def _position(self, idx: int) -> tuple[int, int]:
+        """Return where to begin to look for a record: an index that is not behind it, and where that one is."""
+        return self._cursor if self._cursor[0] <= idx else (self.first, self._start)
+
+    def _read(self, contents: bytes | mmap.mmap, offset: int, start: int, limit: int, max_bytes: int) -> list[Record]:
+        """Read from the bytes that the file has behind position `offset`."""
+        idx, position = self._position(start)
+        if position < offset:
+            idx, position = self.first, self._start
         limit = min(limit, self.next - start)
         taken: list[Record] = []
         size = 0
         try:
-            for record, end in _records(contents, position, idx, self._salt) if limit > 0 else ():
+            for record, end in _records(contents, position, idx, self._salt, offset) if limit > 0 else ():
                 if record.idx >= start:
                     size += len(record.body)
                     if taken and size > max_bytes:
@@ -419,17 +446,16 @@ def read_header(path: Path) -> tuple[SegmentHeader | None, str]:
         The file cannot be read.
     """
     with path.open("rb") as file:
-        prefix = file.read(_HEADER_AT)
-        size = _PREFIX.unpack_from(prefix, 0)[2] if len(prefix) == _HEADER_AT else 0
-        return _read_header(prefix + file.read(min(size, MAX_HEADER_BYTES)))
+        return _read_header(_read_beginning(file))
 
 
-def _read_header(contents: bytes | mmap.mmap) -> tuple[SegmentHeader | None, str]:
-    if len(contents) < _HEADER_AT:
+def _read_header(contents: bytes) -> tuple[SegmentHeader | None, str]:
+    if len(contents) < _HEADER_AT and any(contents):
         return None, f"it has {len(contents)} bytes, fewer than a header"
-    magic, capacity, size, crc = _PREFIX.unpack_from(contents, 0)
     if not any(contents[: _PREFIX.size]):
+        # Also what a process leaves that was killed while it made the file.
         return None, ""
+    magic, capacity, size, crc = _PREFIX.unpack_from(contents, 0)
     payload = contents[_HEADER_AT : _HEADER_AT + size]
     if magic[:5] == _FILE_MAGIC[:5] and magic != _FILE_MAGIC:
         return None, "it was written by a newer version; upgrade tiledwriter"
@@ -445,32 +471,52 @@ class _Damaged(Exception):
     """Raised when there is something else where a record or the end should be."""
 
 
-def _records(contents: bytes | mmap.mmap, position: int, idx: int, salt: int) -> Iterator[tuple[Record, int]]:
-    """Yield each record from `position`, which has the index `idx`, with the position behind it."""
-    end = len(contents)
+def _records(
+    contents: bytes | mmap.mmap, position: int, idx: int, salt: int, offset: int = 0
+) -> Iterator[tuple[Record, int]]:
+    """Yield each record from `position`, which has the index `idx`, with the position behind it.
+
+    `contents` is what the file has behind position `offset`.
+    """
+    end = len(contents) + offset
     crc32, unpack = zlib.crc32, _RECORD.unpack_from
     while position + _RECORD.size <= end:
-        magic, check, size, number, received, crc, name_size = unpack(contents, position)
+        magic, check, size, number, received, crc, name_size = unpack(contents, position - offset)
         if magic != _RECORD_MAGIC:
             break
-        fields = position + _FIELDS_AT
-        start = position + _RECORD.size + name_size
-        behind = start + size
-        named = contents[fields:start]
-        body = contents[start:behind]
-        if crc32(named, salt) != check or crc32(body) != crc:
+        start = position - offset + _RECORD.size + name_size
+        named = contents[position - offset + _FIELDS_AT : start]
+        # First: a mapping can reach beyond the end of its file, and a damaged size there, too.
+        body = contents[start : start + size] if crc32(named, salt) == check else None
+        if body is None or crc32(body) != crc:
             raise _Damaged(f"document {idx}, at byte {position}, does not match its checksum")
         if number != idx:
             raise _Damaged(f"document {number} is at byte {position}, where document {idx} should be")
-        yield _new(Record, (number, named[_FIELDS.size :].decode(), received, crc, body)), behind
-        idx, position = idx + 1, behind
-    if contents[position : position + len(_RECORD_MAGIC)] not in (_NO_RECORD, _NO_RECORD[: max(end - position, 0)]):
+        position = start + size + offset
+        yield _new(Record, (number, named[_FIELDS.size :].decode(), received, crc, body)), position
+        idx += 1
+    rest = contents[position - offset : position - offset + len(_RECORD_MAGIC)]
+    if any(rest):
         raise _Damaged(f"what is at byte {position} is no document")
 
 
-def _finds_record(contents: mmap.mmap, start: int) -> bool:
-    """Whether there seems to be a record behind a position."""
-    return contents.find(_RECORD_MAGIC, start) >= 0
+def _has_record(contents: bytes, position: int, idx: int, salt: int) -> bool:
+    """Whether there is a record of this log, with index `idx` or a later one, somewhere behind a position."""
+    while (position := contents.find(_RECORD_MAGIC, position)) >= 0:
+        if position + _RECORD.size <= len(contents):
+            _, check, _, number, _, _, name_size = _RECORD.unpack_from(contents, position)
+            named = contents[position + _FIELDS_AT : position + _RECORD.size + name_size]
+            if number > idx and zlib.crc32(named, salt) == check:
+                return True
+        position += 1
+    return False
+
+
+def _read_beginning(file: BinaryIO) -> bytes:
+    """Return the bytes up to the end of the header, as far as there are any."""
+    prefix = file.read(_HEADER_AT)
+    size = _PREFIX.unpack_from(prefix, 0)[2] if len(prefix) == _HEADER_AT else 0
+    return prefix + file.read(min(size, MAX_HEADER_BYTES))
 
 
 def _header_crc(payload: bytes, capacity: int) -> int:
