@@ -49,6 +49,16 @@ class FileLock:
         _held.discard(self)
 
     @property
+    def is_in_place(self) -> bool:
+        """Whether it is ours, and others find it by its name."""
+        if self._descriptor is None:
+            return False
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), self.path.stat())
+        except OSError:
+            return False
+
+    @property
     def held(self) -> bool:
         """Whether somebody holds it."""
         try:

@@ -148,8 +148,8 @@ class RunLog:
         before = 0 if segment is None else segment.end
         if segment is None or segment.sealed or not segment.append(idx, name, received, crc, body):
             segment = self._next_segment(idx, record_size(name, body), source)
-            segment.append(idx, name, received, crc, body)
             self._segments.append(segment)
+            segment.append(idx, name, received, crc, body)
             before = 0
         self._length = idx + 1
         self.stopped = name == "stop"
@@ -190,6 +190,7 @@ class RunLog:
     def flush(self, *, sealing: bool = False) -> list[OSError]:
         """Bring everything to the disk; a segment that is full, or was the last, is sealed. Return what failed."""
         errors = []
+        stopped = self.stopped  # before the segments: a stop that comes meanwhile can be in a further one
         segments = self._segments.copy()
         for number, segment in enumerate(segments):
             last = number == len(segments) - 1
@@ -197,8 +198,8 @@ class RunLog:
                 if segment.path is None or segment.sealed or not segment.is_mapped:
                     continue
                 self.name_file(segment)
-                if sealing or self.stopped or not last:
-                    segment.seal(stopped=self.stopped and last)
+                if sealing or stopped or not last:
+                    segment.seal(stopped=stopped and last)
                 else:
                     segment.sync()
             except OSError as error:
@@ -213,7 +214,8 @@ class RunLog:
         OSError
             It cannot be renamed.
         """
-        path = segment_path(self._directory, self.run_uid, self.label, segment.first)
+        assert segment.header is not None
+        path = segment_path(self._directory, segment.header)
         if segment.path != path:
             segment.move_to(path)
 
@@ -235,6 +237,11 @@ class RunLog:
         for segment in self._segments.copy():
             if segment.path is None:
                 self._store(segment, create(segment.capacity), lock)
+
+    def forget_deleted_files(self) -> None:
+        """Take segments whose files somebody has deleted for what they are now: memory, as long as they are mapped."""
+        for segment in self._segments.copy():
+            segment.forget_deleted_file()
 
     @staticmethod
     def _store(segment: Segment, target: Segment, lock: contextlib.AbstractContextManager[object]) -> None:

@@ -391,6 +391,12 @@ class Segment:
         self.path = path
         self._synced_end = 0  # of a file by this name
 
+    def forget_deleted_file(self) -> None:
+        """Let `path` be None if the file is mapped, and has no name any more."""
+        if self.path is not None and self._descriptor is not None and not os.fstat(self._descriptor).st_nlink:
+            self.path = None
+            self.sealed = False
+
     def copy_to(self, target: Segment, start: int) -> int:
         """Copy the bytes from position `start` on to a larger or equal segment; return the position reached."""
         end = self.end
@@ -403,11 +409,14 @@ class Segment:
         """Use the file of a segment that all bytes were copied to; whoever appends must wait meanwhile."""
         with self._mapping:
             memory, self._map = self._map, target._map
-            self._descriptor, self.path = target._descriptor, target.path
+            deleted, self._descriptor = self._descriptor, target._descriptor
+            self.path = target.path
             self._synced_end = 0
             target._map = target._descriptor = None
         if memory is not None:
             memory.close()
+        if deleted is not None:
+            os.close(deleted)
 
     def detach(self) -> None:
         """Close the file; readers open it anew."""

@@ -36,6 +36,8 @@ SPARE_SEGMENTS: Final = 4
 MAX_SPARE_LARGE_SEGMENTS: Final = 4
 MAX_OPEN_SEGMENTS: Final = 64
 ADOPT_INTERVAL_SECONDS: Final = 15.0
+LOCK_TIMEOUT_SECONDS: Final = 5.0
+"""Time for another publisher to find out that a lock file is not one that was left."""
 DEFAULT_SPOOL_LIMIT_BYTES: Final = 4 * 2**30
 
 Adoption: TypeAlias = Literal["own", "any-destination", "any-host"]
@@ -176,7 +178,8 @@ class Spool:
             label = f"_unrouted-{self._holder.session}"
             self._unrouted_log = RunLog(label, self.directory, self._holder, self._destination, shipped=False)
             self._others.append(self._unrouted_log)
-        self._unrouted_log.append(str(name)[:50], body, self._take_segment)
+        printable = str(name).encode("ascii", "backslashreplace")[:50].decode()
+        self._unrouted_log.append(printable, body, self._take_segment)
         self.unrouted += 1
         self._limited.log(
             logging.ERROR,
@@ -267,11 +270,16 @@ class Spool:
                 self._spares.sort(key=lambda spare: spare.capacity)
 
     def _claim_directory(self) -> None:
-        if self._lock is not None:
+        if self._lock is not None and self._lock.is_in_place:
             return
+        if self._lock is not None:
+            # The directory was deleted: whoever finds a new one must find a lock in it, too.
+            self._lock.release()
+            self._lock = None
+            self._names_changed = True
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = FileLock(lock_path(self.directory, self._holder.session))
-        lock.acquire()
+        lock.acquire(LOCK_TIMEOUT_SECONDS)
         self._lock = lock
 
     def _create(self, size: int) -> Segment:
@@ -282,9 +290,16 @@ class Spool:
 
     def _store(self) -> None:
         """Bring what is in memory only into files."""
+        errors: list[OSError] = []
         for run in self._logs():
-            if run.degraded:
-                run.store(self._create, self._mutex)
+            try:
+                run.forget_deleted_files()
+                if run.degraded:
+                    run.store(self._create, self._mutex)
+            except OSError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def _flush(self, *, sealing: bool = False) -> None:
         errors: list[OSError] = []
@@ -305,22 +320,32 @@ class Spool:
         """Delete runs that nobody needs, and beyond the limit those that are durable on the ingest host."""
         runs = self.runs()
         excess = sum(run.size for run in runs) - self._limit_bytes
-        for run in runs:
+        errors: list[OSError] = []
+        for run in sorted(runs, key=lambda run: not run.is_durable):
             if excess <= 0 and self._limit_bytes:
                 break
+            before = run.size
             if run.is_durable:
-                excess -= run.size
                 self.remove(run)
-            else:
-                size = run.size
+                excess -= before
+                continue
+            try:
                 run.forget_before(run.acknowledged)
-                excess -= size - run.size
+            except OSError as error:
+                errors.append(error)
+            excess -= before - run.size
         with self._mutex:
             deleted = self._deleted.copy()
         for run in deleted:
-            run.delete()
+            try:
+                run.delete()
+            except OSError as error:
+                errors.append(error)
+                continue
             with self._mutex:
                 self._deleted.remove(run)
+        if errors:
+            raise errors[0]
 
     def _adopt(self) -> None:
         """Take over the runs that sessions which are gone have left in the directory, some at a time."""

@@ -1,6 +1,7 @@
 """The files in a spool directory: how they are called, and which make up a run.
 
 <run>.<log>.<first index>.segment    a segment of a run
+_unrouted.<log>.<first index>.segment  documents that belong to no known run
 .spare-<session>-<number>.segment    a segment that no run had begun to use when it was named
 .session-<session>.lock              locked for as long as the session lives
 """
@@ -29,10 +30,14 @@ class SegmentFile(NamedTuple):
     first: int
 
 
-def segment_path(directory: Path, run_uid: str, log: str, first: int) -> Path:
-    """Return where a segment of a run lies."""
-    stem = journal_filename(run_uid).removesuffix(SUFFIX)
-    return directory / f"{stem}.{log}.{first:012d}{SEGMENT_SUFFIX}"
+def segment_path(directory: Path, header: SegmentHeader) -> Path:
+    """Return where a segment lies once it is named."""
+    return directory / f"{_stem(header)}.{header.log}.{header.first:012d}{SEGMENT_SUFFIX}"
+
+
+def _stem(header: SegmentHeader) -> str:
+    # No file of a run begins with "_", whatever its uid is.
+    return journal_filename(header.run).removesuffix(SUFFIX) if header.shipped else "_unrouted"
 
 
 def spare_path(directory: Path, session: str, number: int) -> Path:
@@ -67,8 +72,7 @@ def segment_files(paths: list[Path]) -> dict[str, list[SegmentFile]]:
         if match := _SEGMENT.fullmatch(path.name):
             logs[match["log"]].append(SegmentFile(path, match["run"], match["log"], int(match["first"])))
         elif session_of_spare(path) is not None and (header := _header_of(path)) is not None:
-            stem = journal_filename(header.run).removesuffix(SUFFIX)
-            logs[header.log].append(SegmentFile(path, stem, header.log, header.first))
+            logs[header.log].append(SegmentFile(path, _stem(header), header.log, header.first))
     return {log: sorted(files, key=lambda file: file.first) for log, files in logs.items()}
 
 
