@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from ._errors import JournalError, JournalLocked
+from ._filesystem import network_filesystem
 from ._identity import Holder
 from ._journal import run_files
 from ._limited import LimitedLog
@@ -109,7 +110,13 @@ class LeftRuns:
             if run is not None:
                 adopted.append(run)
                 taken.add(run.run_uid)
-        adopted += self._adopt_released(known, taken)
+        for directory in filter(None, (self._directory, self._released_directory)):
+            try:
+                adopted += self._adopt_released(directory, known, taken)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                self._limited.log(logging.ERROR, str(directory), "A spool of version 0.1 cannot be read: %s.", error)
         self.refused = self._found
         if not self.has_more:
             self._tidy_up(paths, logs)
@@ -172,32 +179,36 @@ class LeftRuns:
         self._claims[session] = claim
         return True
 
-    def _adopt_released(self, known: Collection[str], taken: set[str]) -> list[RunLog]:
+    def _adopt_released(self, directory: Path, known: Collection[str], taken: set[str]) -> list[RunLog]:
         """Take over the spool files of version 0.1, which name neither a host nor a destination."""
+        paths = [path for path in run_files(directory) if str(path) not in known]
+        if not paths:
+            return []
         adopted: list[RunLog] = []
-        for directory in filter(None, (self._directory, self._released_directory)):
-            paths = run_files(directory) if directory.is_dir() else []
-            for path in sorted((path for path in paths if path.suffix == ".sqlite"), key=_changed):
-                if str(path) in known:
-                    continue
-                if len(adopted) >= ADOPTED_AT_ONCE:
-                    self.has_more = True
-                    return adopted
-                try:
-                    run = ReleasedRun(path)
-                except JournalLocked:
-                    continue  # a session of version 0.1 lives
-                except (JournalError, OSError) as error:
-                    self._refuse(path.stem, str(error))
-                    continue
+        network = None if self._any_host else network_filesystem(directory)
+        for path in sorted(paths, key=_changed):
+            if len(adopted) >= ADOPTED_AT_ONCE:
+                self.has_more = True
+                break
+            if network is not None:
+                self._refuse(path.stem, f"{path}: a session of another host may be writing it, by {network}")
+                continue
+            try:
+                run = ReleasedRun(path)
                 if not run.length and not run.damage:
                     run.delete()
-                elif run.run_uid in taken:
-                    run.close()
-                    self._refuse(run.run_uid, f"{path}: another run with the same uid is in the spool")
-                else:
-                    taken.add(run.run_uid)
-                    adopted.append(run)
+                    continue
+            except JournalLocked:
+                continue  # a session of version 0.1 lives
+            except (JournalError, OSError) as error:
+                self._refuse(path.stem, str(error))
+                continue
+            if run.run_uid in taken:
+                run.close()
+                self._refuse(run.run_uid, f"{path}: another run with the same uid is in the spool")
+            else:
+                taken.add(run.run_uid)
+                adopted.append(run)
         return adopted
 
     def _refuse(self, uid: str, reason: str) -> None:

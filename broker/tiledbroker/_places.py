@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -18,8 +20,19 @@ def default_spool_dir(url: str | None = None) -> Path:
 
 
 def local_spool_dir(url: str) -> Path:
-    """Return a directory for this host's spool that is no user's home, which may be on a network file system."""
-    return Path("/var/tmp") / f"tiledwriter-{os.getuid()}" / "spool" / _part(url)  # noqa: S108  mode 0700, and checked
+    """Return a directory for this host's spool that is not in the user's home, which is on a network file system.
+
+    Raises
+    ------
+    OSError
+        It cannot be made, or somebody else can write there.
+    """
+    base = Path("/var/tmp") / f"tiledwriter-{os.getuid()}"  # noqa: S108  checked below
+    base.mkdir(mode=0o700, exist_ok=True)
+    found = base.lstat()
+    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != 0o700 or not stat.S_ISDIR(found.st_mode):
+        raise PermissionError(errno.EPERM, "others may write there", str(base))
+    return base / "spool" / _part(url)
 
 
 def default_journal_dir() -> Path:

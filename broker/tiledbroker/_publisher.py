@@ -262,7 +262,11 @@ def _spool_directory(given: str | Path | None, url: str) -> Path:
         return directory
     if network is None:
         return directory
-    local = local_spool_dir(url)
+    try:
+        local = local_spool_dir(url)
+    except OSError as error:
+        log.error("%s is on a network file system (%s), and there is no other place: %s.", directory, network, error)
+        return directory
     log.warning("%s is on a network file system (%s); the spool is in %s instead.", directory, network, local)
     return local
 

@@ -187,27 +187,41 @@ class RunLog:
 
     # The flusher's
 
-    def flush(self, *, sealing: bool = False) -> list[OSError]:
-        """Bring everything to the disk; a segment that is full, or was the last, is sealed. Return what failed."""
-        errors = []
+    def flush(self, *, sealing: bool = False) -> bool:
+        """Bring everything to the disk; a segment that is full, or was the last, is sealed.
+
+        Returns
+        -------
+        bool
+            Whether a file has another name now.
+
+        Raises
+        ------
+        OSError
+            The disk fails; the first error of all segments.
+        """
+        errors: list[OSError] = []
+        renamed = False
         stopped = self.stopped  # before the segments: a stop that comes meanwhile can be in a further one
         segments = self._segments.copy()
         for number, segment in enumerate(segments):
+            if segment.path is None or segment.sealed or not segment.is_mapped:
+                continue
             last = number == len(segments) - 1
             try:
-                if segment.path is None or segment.sealed or not segment.is_mapped:
-                    continue
-                self.name_file(segment)
+                renamed |= self.name_file(segment)
                 if sealing or stopped or not last:
                     segment.seal(stopped=stopped and last)
                 else:
                     segment.sync()
             except OSError as error:
                 errors.append(error)
-        return errors
+        if errors:
+            raise errors[0]
+        return renamed
 
-    def name_file(self, segment: Segment) -> None:
-        """Name a file after its run; until then, its header says whose it is.
+    def name_file(self, segment: Segment) -> bool:
+        """Name a file after its run; until then, its header says whose it is. Return whether it had another name.
 
         Raises
         ------
@@ -216,8 +230,10 @@ class RunLog:
         """
         assert segment.header is not None
         path = segment_path(self._directory, segment.header)
-        if segment.path != path:
-            segment.move_to(path)
+        if segment.path == path:
+            return False
+        segment.move_to(path)
+        return True
 
     def store(self, create: Callable[[int], Segment], lock: contextlib.AbstractContextManager[object]) -> None:
         """Bring what is in memory only into files.

@@ -304,9 +304,10 @@ class Spool:
     def _flush(self, *, sealing: bool = False) -> None:
         errors: list[OSError] = []
         for run in self._logs():
-            names = run.files
-            errors += run.flush(sealing=sealing)
-            self._names_changed |= run.files != names
+            try:
+                self._names_changed |= run.flush(sealing=sealing)
+            except OSError as error:
+                errors.append(error)
         if self._names_changed:
             _sync_directory(self.directory)
             self._names_changed = False

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from runs import supervisor_without_tiled
 
-from tiledbroker import ZMQPublisher
+from tiledbroker import ZMQPublisher, run_files
 from tiledwriter.testing import SupervisorProcess, wait_until
 
 from .documents import Emitted, run_of
@@ -65,8 +65,8 @@ def _spooled(supervisor: SupervisorProcess, place: Path, emitted: list[Emitted])
     documents = _emit(absent, emitted)
     absent.close(timeout=0)
     began = time.perf_counter()
-    publisher = connected_publisher(supervisor, spool)
-    wait_until(lambda: not list(spool.glob("*.sqlite")), 300, "all is durable")
+    publisher = connected_publisher(supervisor, spool, adopt="any-destination", keep_until="durable")
+    wait_until(lambda: not run_files(spool), 300, "all is durable")
     seconds = time.perf_counter() - began
     publisher.close()
     return documents / seconds

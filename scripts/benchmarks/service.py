@@ -53,9 +53,9 @@ def service(place: Path, *, storage: Storage = "sqlite", readable: Sequence[Path
             publisher.close(timeout=0)
 
 
-def connected_publisher(supervisor: SupervisorProcess, spool: Path) -> ZMQPublisher:
+def connected_publisher(supervisor: SupervisorProcess, spool: Path, **options: Any) -> ZMQPublisher:
     """A publisher that the supervisor has answered."""
-    publisher = ZMQPublisher(supervisor.address, spool_dir=spool)
+    publisher = ZMQPublisher(supervisor.address, spool_dir=spool, **options)
     wait_until(lambda: publisher.status().connected, 60, "the supervisor answers")
     return publisher
 

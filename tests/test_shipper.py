@@ -1,0 +1,381 @@
+"""What is shipped, kept, refused and said, whatever the other end and the log are like."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bluesky import RunEngine
+from bluesky.plans import count
+from ingest_host import IngestHost
+from ophyd.sim import det
+from runs import documents, publish
+
+from tiledbroker import RunNotWritten, ZMQPublisher, open_run, run_files
+from tiledbroker import _messages as messages
+from tiledbroker import _shipper as shipper_module
+from tiledbroker._messages import RunState
+from tiledwriter.testing import free_port, wait_until
+
+NOTHING = RunState(0, ended=False, outcome="")
+
+
+@pytest.fixture
+def ingest() -> Iterator[IngestHost]:
+    with IngestHost() as host:
+        yield host
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Path:
+    return tmp_path / "spool"
+
+
+def left_run(spool: Path, ingest: IngestHost | str, events: int = 3) -> str:
+    """Leave a run by a session that ends before it hears anything of its ingest host; its uid."""
+    address = ingest if isinstance(ingest, str) else ingest.address
+    with closing(ZMQPublisher(address, spool_dir=spool)) as publisher:
+        uid = publish(publisher, documents(events))
+        publisher.close(0.0)
+    while isinstance(ingest, IngestHost) and ingest.receive(0.2) is not None:
+        pass  # its Hello
+    return uid
+
+
+def flip_a_bit(file: Path, position: int) -> None:
+    contents = bytearray(file.read_bytes())
+    contents[position] ^= 0x10
+    file.write_bytes(contents)
+
+
+class TestARunIsKept:
+    def test_until_it_is_written(self, ingest: IngestHost, spool: Path) -> None:
+        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
+            ingest.welcome()
+            uid = publish(publisher, documents())
+            ingest.take_in(uid, 6)
+            ingest.say(messages.Durable(uid, 6, ended=True))
+            assert publisher.flush(20)
+            wait_until(lambda: publisher.status().kept == 1, 10, "it is kept")
+            assert len(run_files(spool)) == 1
+            ingest.say(messages.Written(uid, "written", ""))
+            assert publisher.wait_written(uid, 20)
+            wait_until(lambda: not run_files(spool), 10, "its files are gone")
+            publisher.close(0.0)
+
+    def test_until_it_is_durable_if_that_is_wanted(self, ingest: IngestHost, spool: Path) -> None:
+        with closing(ZMQPublisher(ingest.address, spool_dir=spool, keep_until="durable")) as publisher:
+            ingest.welcome()
+            uid = publish(publisher, documents())
+            ingest.take_in(uid, 6)
+            ingest.say(messages.Durable(uid, 6, ended=True))
+            wait_until(lambda: not run_files(spool), 10, "its files are gone")
+            publisher.close(0.0)
+
+    def test_while_it_is_in_quarantine(self, ingest: IngestHost, spool: Path) -> None:
+        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
+            ingest.welcome()
+            uid = publish(publisher, documents())
+            ingest.take_in(uid, 6)
+            ingest.say(messages.Durable(uid, 6, ended=True))
+            ingest.say(messages.Written(uid, "failed", "of all things"))
+            with pytest.raises(RunNotWritten, match="of all things"):
+                publisher.wait_written(uid, 20)
+            publisher.close(0.0)
+        assert len(run_files(spool)) == 1
+
+    def test_and_shipped_again_from_its_start_to_a_host_that_lost_its_disk(
+        self, ingest: IngestHost, spool: Path
+    ) -> None:
+        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
+            ingest.welcome()
+            uid = publish(publisher, documents())
+            ingest.take_in(uid, 6)
+            ingest.say(messages.Durable(uid, 6, ended=True))
+            assert publisher.flush(20)
+            publisher.close(0.0)
+        ingest.documents.clear()
+        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
+            hello = ingest.expect(messages.Hello, lambda hello: uid in hello.runs)
+            assert hello.runs == {uid: 6}
+            ingest.say(messages.Welcome(2**23, 2**28, {uid: NOTHING}))
+            assert ingest.take_in(uid, 6)[0] == "start"
+            publisher.close(0.0)
+
+    def test_by_the_next_session_that_hears_of_its_end(self, ingest: IngestHost, spool: Path) -> None:
+        uid = left_run(spool, ingest)
+        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
+            ingest.expect(messages.Hello, lambda hello: uid in hello.runs)
+            ingest.say(messages.Welcome(2**23, 2**28, {uid: RunState(6, ended=True, outcome="written")}))
+            wait_until(lambda: not run_files(spool), 10, "its files are gone")
+            publisher.close(0.0)
+
+    def test_within_the_limit_the_oldest_going_first(self, ingest: IngestHost, spool: Path) -> None:
+        with closing(ZMQPublisher(ingest.address, spool_dir=spool, spool_limit=9_000)) as publisher:
+            ingest.welcome()
+            uids = []
+            for _ in range(4):
+                uids.append(publish(publisher, documents()))
+                ingest.take_in(uids[-1], 6)
+                ingest.say(messages.Durable(uids[-1], 6, ended=True))
+            assert publisher.flush(20)
+            wait_until(lambda: sum(file.stat().st_size for file in run_files(spool)) <= 9_000, 10, "they fit")
+            kept = [open_run(file).run_uid for file in run_files(spool)]
+            assert sorted(kept) == sorted(uids[-len(kept) :])
+            assert kept
+            publisher.close(0.0)
+
+
+class TestADamagedRun:
+    def test_is_shipped_up_to_the_damage_and_named(self, ingest: IngestHost, spool: Path) -> None:
+        damaged, whole = left_run(spool, ingest, 100), left_run(spool, ingest)
+        (file,) = spool.glob(f"{damaged}*.segment")
+        flip_a_bit(file, file.stat().st_size // 2)
+        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
+            ingest.expect(messages.Hello, lambda hello: {damaged, whole} <= hello.runs.keys())
+            ingest.say(messages.Welcome(2**23, 2**28, {damaged: NOTHING, whole: NOTHING}))
+            ingest.take_in(whole, 6)
+            ingest.say(messages.Durable(whole, 6, ended=True))
+            wait_until(lambda: damaged in publisher.status().refused, 20, "it is refused")
+            assert str(file) in publisher.status().refused[damaged]
+            assert not publisher.flush(20)
+            with pytest.raises(RunNotWritten, match="checksum"):
+                publisher.wait_written(damaged, 20)
+            while ingest.receive(0.2) is not None:
+                pass
+            indexes = [idx for idx, _, _ in ingest.documents.get(damaged, [])]
+            assert indexes == list(range(len(indexes)))
+            assert len(indexes) < 103
+            publisher.close(0.0)
+        assert file.exists()
+
+    def test_is_never_declared_as_ended(self, ingest: IngestHost, spool: Path) -> None:
+        uid = left_run(spool, ingest, 100)
+        (file,) = spool.glob(f"{uid}*.segment")
+        os.truncate(file, file.stat().st_size // 2)
+        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
+            ingest.expect(messages.Hello, lambda hello: uid in hello.runs)
+            ingest.say(messages.Welcome(2**23, 2**28, {uid: NOTHING}))
+            wait_until(lambda: uid in publisher.status().refused, 20, "it is refused")
+            while (message := ingest.receive(0.2)) is not None:
+                assert not isinstance(message, messages.Abandoned)
+                if isinstance(message, messages.Documents):
+                    ingest.say(messages.Durable(uid, message.next, ended=False))
+            publisher.close(0.0)
+
+    def test_of_which_the_host_has_more_than_the_spool_can_continue(self, ingest: IngestHost, spool: Path) -> None:
+        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
+            ingest.welcome()
+            emitted = documents(30_000)
+            uid = publish(publisher, emitted)
+            wait_until(lambda: len(list(spool.glob(f"{uid}*.segment"))) > 1, 20, "it has several segments")
+            publisher.close(0.0)
+        min(spool.glob(f"{uid}*.segment")).unlink()
+        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
+            ingest.expect(messages.Hello, lambda hello: uid in hello.runs)
+            ingest.say(messages.Welcome(2**23, 2**28, {uid: NOTHING}))
+            wait_until(lambda: "given up" in publisher.status().refused.get(uid, ""), 20, "it is refused")
+            publisher.close(0.0)
+
+
+class TestWaiting:
+    def test_for_a_refused_run_ends(self, ingest: IngestHost, spool: Path) -> None:
+        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
+            ingest.welcome()
+            uid = publish(publisher, documents())
+            ingest.take_in(uid, 6)
+            ingest.say(messages.Refused(uid, 0, "the moon is full"))
+            with pytest.raises(RunNotWritten, match="the moon is full"):
+                publisher.wait_written(uid)
+            assert not publisher.flush()
+            publisher.close(0.0)
+
+    def test_for_a_second_run_of_a_uid_ends(self, spool: Path) -> None:
+        with closing(ZMQPublisher(f"tcp://127.0.0.1:{free_port()}", spool_dir=spool)) as publisher:
+            emitted = documents()
+            uid = publish(publisher, emitted)
+            publish(publisher, emitted)
+            assert "same uid" in publisher.status().refused[uid]
+            assert publisher.status().unrouted == 0
+            publisher.close(0.0)
+        assert [open_run(file).length for file in run_files(spool)] == [6, 6]
+
+
+class TestAProblem:
+    def test_is_what_the_host_says_of_its_disk(self, ingest: IngestHost, spool: Path) -> None:
+        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
+            ingest.welcome()
+            uid = publish(publisher, documents())
+            ingest.take_in(uid, 6)
+            ingest.say(messages.Refused(uid, 0, messages.LATER, "the journal's disk is full"))
+            wait_until(lambda: "disk is full" in publisher.status().problem, 10, "it is said")
+            ingest.documents.clear()
+            ingest.take_in(uid, 6)
+            ingest.say(messages.Durable(uid, 6, ended=True))
+            wait_until(lambda: not publisher.status().problem, 10, "it is over")
+            publisher.close(0.0)
+
+    def test_is_a_host_that_does_not_answer(
+        self, ingest: IngestHost, spool: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(shipper_module, "SILENCE_SECONDS", 2.0)
+        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
+            wait_until(lambda: "does not answer" in publisher.status().problem, 20, "it is said")
+            hellos = 0
+            while hellos < 3:  # of three connections, on each of which it goes on being said
+                hellos += isinstance(ingest.receive(10), messages.Hello)
+                assert "does not answer" in publisher.status().problem
+            publisher.close(0.0)
+
+    def test_is_a_host_of_another_protocol_version(self, ingest: IngestHost, spool: Path) -> None:
+        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
+            ingest.expect(messages.Hello)
+            ingest.say_frames(b"TW\x07\x02", b"\x93\x00\x00\x80")
+            wait_until(lambda: "version 7" in publisher.status().problem, 10, "it is said")
+            publisher.close(0.0)
+
+
+def test_a_name_with_an_ipv6_address_only_is_reached(tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 localhost\n::1 ingest6.test\n")
+    prefix = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', str(hosts)]
+    if os.geteuid() != 0 or subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("only root can give a process names of its own")
+    code = """
+        import sys, time
+        from tiledbroker import ZMQPublisher
+        publisher = ZMQPublisher(sys.argv[1], spool_dir=sys.argv[2])
+        deadline = time.monotonic() + 30
+        while not publisher.status().connected and time.monotonic() < deadline:
+            time.sleep(0.05)
+        print(publisher.status().connected, publisher.status().problem)
+        publisher.close(0)
+    """
+    with IngestHost("::1") as ingest:
+        command = [sys.executable, "-c", textwrap.dedent(code), f"tcp://ingest6.test:{ingest.port}", tmp_path / "spool"]
+        with subprocess.Popen([*prefix, *command], stdout=subprocess.PIPE, text=True) as process:
+            ingest.welcome()
+            output, _ = process.communicate(timeout=60)
+    assert output == "True \n"
+
+
+class TestHellos:
+    def test_name_all_runs_however_many_there_are(
+        self, ingest: IngestHost, spool: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(messages, "MAX_RUNS", 3)
+        uids = {left_run(spool, ingest) for _ in range(8)}
+        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
+            asked: set[str] = set()
+            while asked != uids:
+                hello = ingest.expect(messages.Hello)
+                assert len(hello.runs) <= 3
+                asked |= hello.runs.keys()
+                ingest.say(messages.Welcome(2**23, 2**28, dict.fromkeys((*hello.runs, *hello.awaited), NOTHING)))
+            for uid in uids:
+                ingest.take_in(uid, 6)
+            publisher.close(0.0)
+
+
+def test_a_file_that_cannot_be_read_holds_up_no_other_run(
+    ingest: IngestHost, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unreadable = left_run(spool, ingest)
+    read: Callable[..., Any] = shipper_module.RunLog.read
+
+    def fail(run: shipper_module.RunLog, *arguments: int) -> Any:
+        if run.run_uid == unreadable:
+            raise OSError(5, "Input/output error", "the file")
+        return read(run, *arguments)
+
+    with monkeypatch.context() as failing:
+        failing.setattr(shipper_module.RunLog, "read", fail)
+        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
+            ingest.expect(messages.Hello, lambda hello: unreadable in hello.runs)
+            ingest.say(messages.Welcome(2**23, 2**28, {unreadable: NOTHING}))
+            uid = publish(publisher, documents())
+            ingest.take_in(uid, 6)
+            wait_until(lambda: "Input/output error" in publisher.status().problem, 10, "it is said")
+            publisher.close(0.0)
+
+
+def test_the_bound_method_is_all_that_needs_to_be_subscribed(spool: Path, engine: RunEngine) -> None:
+    engine.subscribe(ZMQPublisher(f"tcp://127.0.0.1:{free_port()}", spool_dir=spool).insert)
+    gc.collect()
+    (uid,) = engine(count([det], 3))
+    (file,) = run_files(spool)
+    with open_run(file) as run:
+        assert (run.run_uid, run.length) == (uid, 6)
+    for publisher in list(_open_publishers()):
+        publisher.close(0.0)
+
+
+def _open_publishers() -> set[ZMQPublisher]:
+    from tiledbroker import _publisher
+
+    return {publisher for publisher in _publisher._open_publishers if isinstance(publisher, ZMQPublisher)}
+
+
+def test_a_relative_directory_is_meant_where_the_publisher_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with closing(ZMQPublisher(f"tcp://127.0.0.1:{free_port()}", spool_dir="spool")) as publisher:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        publish(publisher, documents())
+        assert publisher.status().spool_dir == tmp_path / "spool"
+        publisher.close(0.0)
+    assert len(run_files(tmp_path / "spool")) == 1
+    assert not list((tmp_path / "elsewhere").iterdir())
+    with closing(ZMQPublisher(f"tcp://127.0.0.1:{free_port()}", spool_dir="~/spool")) as publisher:
+        assert publisher.status().spool_dir == tmp_path / "home" / "spool"
+        publisher.close(0.0)
+
+
+def test_runs_for_another_address_or_of_another_host_are_named_and_left_alone(
+    ingest: IngestHost, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other_address = left_run(spool, f"tcp://127.0.0.1:{free_port()}")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(socket, "gethostname", lambda: "elsewhere")
+        other_host = left_run(spool, ingest)
+    with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
+        ingest.welcome()
+        wait_until(lambda: len(publisher.status().refused) == 2, 10, "both are named")
+        assert "published for" in publisher.status().refused[other_address]
+        assert "on elsewhere" in publisher.status().refused[other_host]
+        uid = publish(publisher, documents())
+        ingest.take_in(uid, 6)
+        assert set(ingest.documents) == {uid}
+        publisher.close(0.0)
+
+
+def test_close_raises_nothing_while_another_thread_publishes(spool: Path) -> None:
+    publisher = ZMQPublisher(f"tcp://127.0.0.1:{free_port()}", spool_dir=spool)
+    stopping = threading.Event()
+
+    def go_on() -> None:
+        while not stopping.is_set():
+            publish(publisher, documents(1))
+
+    threads = [threading.Thread(target=go_on) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    publisher.close(0.0)
+    stopping.set()
+    for thread in threads:
+        thread.join()
