@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Final
@@ -17,17 +16,28 @@ from typing import Final
 from ._errors import JournalError, JournalLocked
 from ._filesystem import network_filesystem
 from ._identity import Holder
-from ._journal import run_files
+from ._journal import SUFFIX, run_files
 from ._limited import LimitedLog
 from ._lock import FileLock
 from ._released_spool import ReleasedRun
 from ._run_log import RunLog
 from ._segment import Segment, SegmentHeader, read_header
-from ._spool_files import SegmentFile, lock_path, segment_files, session_of_lock, session_of_spare
+from ._spool_files import (
+    SegmentFile,
+    files_in,
+    lock_path,
+    segment_files,
+    segment_path,
+    session_of_lock,
+    session_of_spare,
+)
 
 log = logging.getLogger(__name__)
 
 ADOPTED_AT_ONCE: Final = 50
+MAX_CLAIMED_SESSIONS: Final = 256
+"""Sessions, and runs of version 0.1, that are taken over at once: each of them takes a descriptor."""
+_LATER: Final = "it is taken over later, once others that were left are gone"
 REMINDER_SECONDS: Final = 600.0
 
 
@@ -87,8 +97,7 @@ class LeftRuns:
         OSError
             The directory cannot be read.
         """
-        with os.scandir(self._directory) as entries:
-            paths = [Path(entry.path) for entry in entries]
+        paths = files_in(self._directory)
         own = self._holder.session
         logs = segment_files([path for path in paths if session_of_spare(path) != own])
         taken = set(uids)
@@ -104,7 +113,7 @@ class LeftRuns:
                 run = self._examine(logs[label], taken)
             except FileNotFoundError:
                 continue  # it has been shipped this instant
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 self._refuse(logs[label][0].stem, str(error))
                 continue
             if run is not None:
@@ -117,9 +126,9 @@ class LeftRuns:
                 continue
             except OSError as error:
                 self._limited.log(logging.ERROR, str(directory), "A spool of version 0.1 cannot be read: %s.", error)
-        self.refused = self._found
         if not self.has_more:
             self._tidy_up(paths, logs)
+        self.refused = self._found
         return adopted
 
     def close(self) -> None:
@@ -135,7 +144,15 @@ class LeftRuns:
         if header is None:
             self._refuse(files[0].stem, f"{path}: {damage or 'its header is empty'}")
             return None
-        if not header.shipped or not self._may_take(header, path) or not self._claim(header.session):
+        proper = segment_path(self._directory, header)
+        if path != proper and session_of_spare(path) is None:
+            self._refuse(files[0].stem, f"{path}: it holds a segment that is called {proper.name}")
+            return None
+        if not header.shipped or not self._may_take(header, path):
+            return None
+        if not self._claim(header.session):
+            if self._claims_all and not FileLock(lock_path(self._directory, header.session)).held:
+                self._refuse(header.run, f"{path}: {_LATER}")
             return None
         segments = [Segment.load(file.path) for file in files]
         self._sessions[header.log] = header.session
@@ -147,7 +164,7 @@ class LeftRuns:
             self._refuse(run.run_uid, f"{path}: another run with the same uid is in the spool; it is shipped first")
             return None
         for segment in segments:
-            if segment.header is not None and not run.damage:
+            if segment.path is not None and session_of_spare(segment.path) is not None and not run.damage:
                 run.name_file(segment)
         return run
 
@@ -167,11 +184,16 @@ class LeftRuns:
         self._refuse(header.run, f"{path}: {reason}")
         return False
 
+    @property
+    def _claims_all(self) -> bool:
+        """Whether this publisher has taken over as many sessions as it may at once."""
+        return len(self._claims) >= MAX_CLAIMED_SESSIONS
+
     def _claim(self, session: str) -> bool:
         """Lock what a session had locked while it lived; False if it lives."""
         if session in self._claims:
             return True
-        if session == self._holder.session:
+        if session == self._holder.session or self._claims_all:
             return False
         claim = FileLock(lock_path(self._directory, session))
         if not claim.try_acquire():
@@ -185,11 +207,15 @@ class LeftRuns:
         if not paths:
             return []
         adopted: list[RunLog] = []
+        released = sum(label.endswith(SUFFIX) for label in known)
         network = None if self._any_host else network_filesystem(directory)
         for path in sorted(paths, key=_changed):
             if len(adopted) >= ADOPTED_AT_ONCE:
                 self.has_more = True
                 break
+            if released >= MAX_CLAIMED_SESSIONS:
+                self._refuse(path.stem, f"{path}: {_LATER}")
+                continue
             if network is not None:
                 self._refuse(path.stem, f"{path}: a session of another host may be writing it, by {network}")
                 continue
@@ -209,6 +235,7 @@ class LeftRuns:
             else:
                 taken.add(run.run_uid)
                 adopted.append(run)
+                released += 1
         return adopted
 
     def _refuse(self, uid: str, reason: str) -> None:
@@ -223,10 +250,13 @@ class LeftRuns:
             if session is None or session == self._holder.session:
                 continue
             with contextlib.suppress(OSError):  # somebody else's, say
-                if read_header(path) != (None, ""):
+                header, damage = read_header(path)
+                if header is not None or damage:
                     used.add(session)
                 elif self._claim(session):
                     path.unlink(missing_ok=True)
+                if damage and self._claim(session):
+                    self._refuse(path.name, f"{path}: {damage}")
         for session in filter(None, map(session_of_lock, paths)):
             with contextlib.suppress(OSError):
                 if session not in used and self._claim(session):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from ._record import Record
 from ._released_spool import ReleasedSpoolFile
 from ._run_log import RunLog
 from ._segment import SEGMENT_SUFFIX, Segment, read_header
-from ._spool_files import lock_path, segment_files
+from ._spool_files import files_in, lock_path, segment_files
 
 _BATCH_DOCUMENTS: Final = 10_000
 _BATCH_BYTES: Final = 2**24
@@ -49,9 +48,7 @@ class SpooledRun:
         self._log = self._loaded(header.log)
 
     def _loaded(self, label: str) -> RunLog:
-        with os.scandir(self.path.parent) as entries:
-            paths = [Path(entry.path) for entry in entries if entry.name.endswith(SEGMENT_SUFFIX)]
-        files = segment_files(paths).get(label, [])
+        files = segment_files(files_in(self.path.parent)).get(label, [])
         return RunLog.load([Segment.load(file.path) for file in files] or [Segment.load(self.path)])
 
     def __enter__(self) -> SpooledRun:
@@ -177,9 +174,7 @@ def run_files(directory: Path) -> list[Path]:
     OSError
         The directory cannot be read.
     """
-    with os.scandir(directory) as entries:
-        paths = [Path(entry.path) for entry in entries if entry.name.endswith(SEGMENT_SUFFIX)]
-    logs = segment_files(paths).values()
+    logs = segment_files(files_in(directory)).values()
     segments = [files[0].path for files in logs if not files[0].stem.startswith("_")]
     return sorted([*journal_files(directory), *segments])
 

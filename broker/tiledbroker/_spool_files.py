@@ -8,6 +8,7 @@ _unrouted.<log>.<first index>.segment  documents that belong to no known run
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -60,6 +61,22 @@ def session_of_lock(path: Path) -> str | None:
     """Return the session that has, or had, locked a file; None for any other file."""
     match = _LOCK.fullmatch(path.name)
     return match["session"] if match else None
+
+
+def files_in(directory: Path) -> list[Path]:
+    """Return what is in a directory, without pipes and the like, at which whoever opens them would wait for ever.
+
+    Raises
+    ------
+    OSError
+        The directory cannot be read.
+    """
+    with os.scandir(directory) as entries:
+        return [
+            Path(entry.path)
+            for entry in entries
+            if entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False) or entry.is_symlink()
+        ]
 
 
 def segment_files(paths: list[Path]) -> dict[str, list[SegmentFile]]:
