@@ -267,10 +267,8 @@ class TestTheFile:
             assert plain.execute("PRAGMA user_version").fetchone() == (1,)
             assert plain.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
-    @pytest.mark.parametrize(("durability", "level"), [("acknowledge", 2), ("callback", 0)])
-    def test_its_durability_is_as_asked_for(self, path: Path, durability: Any, level: int) -> None:
-        with Journal(path, "create", durability=durability) as journal:
-            assert journal._connection.execute("PRAGMA synchronous").fetchone() == (level,)
+    def test_it_is_synced_at_every_commit(self, journal: Journal) -> None:
+        assert journal._connection.execute("PRAGMA synchronous").fetchone() == (2,)
 
     def test_closing_leaves_a_single_file(self, path: Path) -> None:
         with Journal(path, "create") as journal:
@@ -523,18 +521,17 @@ class TestSeveralProcesses:
                 assert bodies(journal) == [body for _, _, body in documents(0, 3)]
                 assert journal.append(3, documents(3, 4)) == 4
 
-    @pytest.mark.parametrize("durability", ["acknowledge", "callback"])
-    def test_what_append_one_returned_from_survives_a_kill(self, path: Path, durability: str) -> None:
+    def test_what_append_one_returned_from_survives_a_kill(self, path: Path) -> None:
         code = """
             import os, signal, sys
             from tiledbroker import Journal
-            journal = Journal(sys.argv[1], "create", durability=sys.argv[2])
+            journal = Journal(sys.argv[1], "create")
             for number in range(500):
                 index = journal.append_one("event", b"document %d" % number)
             os.write(1, b"%d" % index)
             os.kill(os.getpid(), signal.SIGKILL)
         """
-        ended = python(code, path, durability)
+        ended = python(code, path)
         assert ended.returncode == -signal.SIGKILL, ended.stderr
         assert ended.stdout == "499"
         with Journal(path, "write") as journal:

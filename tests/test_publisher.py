@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from runs import documents, publish
 
-from tiledbroker import AddressError, Journal, PublisherClosed, ZMQPublisher, run_files
-from tiledbroker._tail import Tail
-from tiledwriter.testing import free_port
+from tiledbroker import AddressError, PublisherClosed, ZMQPublisher, open_run, run_files
+from tiledbroker._segment import Segment
+from tiledbroker._spool import SPARE_SEGMENTS
+from tiledwriter.testing import free_port, wait_until
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_documents_are_on_disk_when_the_callback_returns(publisher: ZMQPublisher
     for i, (name, doc) in enumerate(emitted):
         publisher(name, doc)
         (file,) = run_files(publisher.status().spool_dir)
-        with Journal(file) as spooled:
+        with open_run(file) as spooled:
             assert spooled.length == i + 1
     assert publisher.status().waiting == len(emitted)
 
@@ -50,7 +51,7 @@ def test_status_says_how_long_documents_have_waited(publisher: ZMQPublisher) -> 
     publish(publisher, documents())
     status = publisher.status()
     (file,) = run_files(status.spool_dir)
-    with Journal(file) as spooled:
+    with open_run(file) as spooled:
         assert status.oldest == spooled.read(0, 1)[0].received
     assert not status.connected
     assert not status.degraded
@@ -80,9 +81,10 @@ def test_a_document_without_a_known_run_is_kept_and_reported(
     publisher("event", {"descriptor": "never seen", "uid": "e", "data": {"x": 1}})
     assert publisher.status().unrouted == 1
     assert "never seen" in caplog.text
-    (file,) = publisher.status().spool_dir.glob("_unrouted*.sqlite")
+    publisher.close(timeout=0)
+    (file,) = publisher.status().spool_dir.glob("_unrouted*.segment")
     assert run_files(publisher.status().spool_dir) == []
-    with Journal(file) as kept:
+    with open_run(file) as kept:
         assert [record.name for record in kept.records()] == ["event"]
 
 
@@ -112,19 +114,22 @@ def test_a_closed_publisher_says_so_and_does_not_raise(
 def test_a_disk_that_fails_costs_no_document(
     publisher: ZMQPublisher, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    emitted = documents(4)
-    publish(publisher, emitted[:3])
+    publish(publisher, documents(0))
     with monkeypatch.context() as failing:
 
-        def fail(*_: object) -> int:
-            raise sqlite3.OperationalError("database or disk is full")
+        def fail(*_: object) -> Segment:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
-        failing.setattr(Tail, "append", fail)
-        failing.setattr(Journal, "extend", fail)
-        publish(publisher, emitted[3:])
-        assert publisher.status().degraded
-        assert publisher.status().waiting == 7
-    assert "disk is full" in caplog.text
+        failing.setattr(Segment, "create", fail)
+        for _ in range(SPARE_SEGMENTS):
+            publish(publisher, documents(0))
+        emitted = documents(4)
+        publish(publisher, emitted)
+        wait_until(lambda: publisher.status().degraded, 10, "documents are in memory only")
+        assert publisher.status().waiting == 3 + 3 * SPARE_SEGMENTS + 7
+        assert "No space" in publisher.status().problem
+    wait_until(lambda: not publisher.status().degraded, 10, "they are in files")
+    assert "No space" in caplog.text
 
 
 def test_an_unusable_spool_directory_is_no_reason_to_fail(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -147,7 +152,7 @@ def test_several_threads_may_publish(publisher: ZMQPublisher) -> None:
         thread.join()
     assert publisher.status().waiting == 4 * 53
     for file in run_files(publisher.status().spool_dir):
-        with Journal(file) as spooled:
+        with open_run(file) as spooled:
             assert [record.name for record in spooled.records()] == ["start", "descriptor", *["event"] * 50, "stop"]
 
 
@@ -181,7 +186,7 @@ publisher("start", {{"uid": "r", "time": 1.0}})
         f"Documents are spooled, and not shipped to tcp://127.0.0.1:{port}: nothing listens there."
     }
     (file,) = run_files(tmp_path)
-    with Journal(file) as spooled:
+    with open_run(file) as spooled:
         assert spooled.length == 1
 
 

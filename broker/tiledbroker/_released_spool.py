@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import errno
 import logging
-import mmap
 import sqlite3
 import struct
 import time
 import zlib
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, Literal
 
@@ -28,11 +26,11 @@ log = logging.getLogger(__name__)
 TAIL_SUFFIX: Final = ".tail"
 
 _MAGIC: Final = b"TWT1"
-_END: Final = bytes(4)
 _FIELDS: Final = struct.Struct("<IQdIB")  # bytes of the body, index, received, CRC-32 of the body, bytes of the name
 _CHECK: Final = struct.Struct("<I")  # CRC-32 of the fields and the name
 _HEADER: Final = _CHECK.size + _FIELDS.size
-_RECORDS_AT_ONCE: Final = 4_096
+_BATCH_DOCUMENTS: Final = 4_096
+_BATCH_BYTES: Final = 8 * 2**20
 
 # For readers: the file's documents, followed by those of its tail.
 _WITH_TAIL: Final = """
@@ -71,8 +69,10 @@ class ReleasedRun(RunLog):
             self._length = self._journal.length
             self.stopped = self._journal.stopped
             self.started = next((record.received for record in self._journal.read(0, 1)), time.time())
-        except BaseException:
+        except BaseException as error:
             self._journal.close()
+            if isinstance(error, sqlite3.Error):
+                raise OSError(errno.EIO, str(error), str(path)) from error
             raise
         self.abandoned = not self.stopped
         self.is_adopted = True
@@ -110,7 +110,10 @@ class ReleasedRun(RunLog):
 
     def delete(self) -> None:
         """Delete the file."""
-        self._journal.remove()
+        try:
+            self._journal.remove()
+        except sqlite3.Error as error:
+            raise OSError(errno.EIO, str(error), str(self.path)) from error
 
     def close(self) -> None:
         """Leave the file to somebody else."""
@@ -157,8 +160,7 @@ def take_in_tail(journal: Journal) -> str:
     path = tail_of(journal.path)
     damage: list[str] = []
     try:
-        records = _sound_records(path, damage)
-        while batch := list(islice(records, _RECORDS_AT_ONCE)):
+        for batch in _batches(_sound_records(path, damage)):
             journal.extend(batch)
     except FileNotFoundError:
         return ""
@@ -175,6 +177,19 @@ def take_in_tail(journal: Journal) -> str:
     return f"{aside}: {damage[0]}"
 
 
+def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    batch: list[Record] = []
+    size = 0
+    for record in records:
+        batch.append(record)
+        size += len(record.body)
+        if len(batch) >= _BATCH_DOCUMENTS or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
 class _Damaged(Exception):
     """Raised when there is something else where a document or the end should be."""
 
@@ -188,27 +203,22 @@ def _sound_records(path: Path, damage: list[str]) -> Iterator[Record]:
 
 
 def _records(path: Path) -> Iterator[Record]:
-    """Yield the documents in a tail file."""
-    with path.open("rb") as file:
-        if not file.seek(0, 2):
-            return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
-            yield from _parse(contents)
-
-
-def _parse(contents: mmap.mmap) -> Iterator[Record]:
+    """Yield the documents in a tail file, which is read, not mapped: a bad block would end the process with SIGBUS."""
     position = 0
-    while (magic := contents[position : position + len(_MAGIC)]) == _MAGIC:
-        start = position + len(_MAGIC)
-        if len(contents) < start + _HEADER:
-            break
-        (check,) = _CHECK.unpack_from(contents, start)
-        size, idx, received, crc, name_size = _FIELDS.unpack_from(contents, start + _CHECK.size)
-        name = contents[start + _HEADER : start + _HEADER + name_size]
-        body = contents[start + _HEADER + name_size : start + _HEADER + name_size + size]
-        if zlib.crc32(contents[start + _CHECK.size : start + _HEADER] + name) != check or zlib.crc32(body) != crc:
-            break
-        yield Record(idx, name.decode(errors="backslashreplace"), received, crc, body)
-        position = start + _HEADER + name_size + size
-    if magic not in (_END, b""):
+    with path.open("rb") as file:
+        while (magic := file.read(len(_MAGIC))) == _MAGIC:
+            header = file.read(_HEADER)
+            if len(header) < _HEADER:
+                break
+            (check,) = _CHECK.unpack_from(header)
+            size, idx, received, crc, name_size = _FIELDS.unpack_from(header, _CHECK.size)
+            name = file.read(name_size)
+            if zlib.crc32(header[_CHECK.size :] + name) != check:
+                break
+            body = file.read(size)
+            if zlib.crc32(body) != crc:
+                break
+            yield Record(idx, name.decode(errors="backslashreplace"), received, crc, body)
+            position += len(_MAGIC) + _HEADER + name_size + size
+    if any(magic):
         raise _Damaged(f"what is at byte {position} of it is no document")

@@ -1,0 +1,149 @@
+"""Tools read a run wherever it is, beside whoever writes it, and say what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from segments import record, segment_with
+from spools import event, start, stop
+
+from tiledbroker import Journal, JournalInvalid, SpoolDamaged, SpooledRun, open_run, run_files
+from tiledbroker import _spool as spool_module
+from tiledbroker._spool import Spool
+
+
+@pytest.fixture
+def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spool]:
+    monkeypatch.setattr(spool_module, "FIRST_SEGMENT_BYTES", 1000)
+    monkeypatch.setattr(spool_module, "SEGMENT_BYTES", 2000)
+    spool = Spool(tmp_path / "spool", destination="tcp://here:5579")
+    yield spool
+    spool.close()
+
+
+@pytest.fixture
+def directory(spool: Spool) -> Path:
+    return spool.directory
+
+
+def indexes(run: SpooledRun) -> list[int]:
+    return [each.idx for each in run.records()]
+
+
+class TestASpooledRun:
+    def test_grows_while_it_is_read(self, spool: Spool, directory: Path) -> None:
+        start(spool, "run")
+        spool.maintain()
+        (path,) = run_files(directory)
+        with SpooledRun(path) as run:
+            assert (run.run_uid, run.destination, run.holder.pid) == ("run", "tcp://here:5579", os.getpid())
+            assert (run.length, run.being_written, run.ended) == (2, True, False)
+            for number in range(60):
+                event(spool, "run", number)
+                spool.maintain()
+            assert indexes(run) == [0, 1]
+            assert run.refresh() == 62
+            assert indexes(run) == list(range(62))
+            assert [each.idx for each in run.read(5, 3)] == [5, 6, 7]
+            stop(spool, "run")
+            assert run.refresh() == 63
+            assert (run.stopped, run.ended, run.abandoned) == (True, True, False)
+            assert run.names() == {"start": 1, "descriptor": 1, "event": 60, "stop": 1}
+            assert run.damage() == []
+            assert (run.get("outcome", ""), run.progress(), run.history()) == ("", {}, [])
+
+    def test_is_there_before_its_file_has_its_name(self, spool: Spool, directory: Path) -> None:
+        start(spool, "run")
+        (path,) = run_files(directory)
+        assert path.name.startswith(".spare-")
+        with open_run(path) as run:
+            assert (run.run_uid, run.length) == ("run", 2)
+
+    def test_without_a_stop_is_abandoned_once_its_session_is_gone(self, spool: Spool, directory: Path) -> None:
+        start(spool, "run")
+        spool.close()
+        with open_run(run_files(directory)[0]) as run:
+            assert (run.abandoned, run.ended, run.stopped) == (True, True, False)
+
+    def test_gives_what_is_sound_and_then_says_what_is_not(self, spool: Spool, directory: Path) -> None:
+        start(spool, "run")
+        for number in range(60):
+            event(spool, "run", number)
+            spool.maintain()
+        spool.close()
+        third = sorted(directory.glob("run.*"))[2]
+        contents = bytearray(third.read_bytes())
+        contents[contents.rindex(b"TWR1") + 40] ^= 1
+        third.write_bytes(contents)
+        with SpooledRun(run_files(directory)[0]) as run:
+            read = []
+            with pytest.raises(SpoolDamaged, match=third.name):
+                read += [read.append(each.idx) for each in run.records()]  # type: ignore[func-returns-value]
+            assert read == list(range(len(read)))
+            assert len(read) > 20
+            assert third.name in run.damage()[0]
+            assert sum(run.names().values()) == len(read)
+
+    def test_that_goes_on_in_a_segment_that_is_missing_says_so(self, spool: Spool, directory: Path) -> None:
+        start(spool, "run")
+        for number in range(60):
+            event(spool, "run", number)
+            spool.maintain()
+        spool.close()
+        second = sorted(directory.glob("run.*"))[1]
+        second.unlink()
+        with SpooledRun(run_files(directory)[0]) as run:
+            assert len(run.damage()) == 1
+            assert not run.stopped
+
+    def test_whose_first_documents_were_given_up_begins_later(self, spool: Spool, directory: Path) -> None:
+        start(spool, "run")
+        for number in range(60):
+            event(spool, "run", number)
+            spool.maintain()
+        spool.runs()[0].forget_before(30)
+        with SpooledRun(run_files(directory)[0]) as run:
+            assert run.length == 62
+            assert indexes(run) == list(range(spool.runs()[0].first, 62))
+            assert indexes(run)[0] > 0
+
+
+class TestADirectory:
+    def test_has_one_file_for_each_run_of_any_kind(self, spool: Spool, directory: Path) -> None:
+        for uid in ("a", "b"):
+            start(spool, uid)
+            for number in range(60):
+                event(spool, uid, number)
+                spool.maintain()
+        event(spool, "of no known run", 1)
+        spool.maintain()
+        Journal(directory / "c.sqlite", "create", run_uid="c").close()
+        os.mkfifo(directory / "pipe.0123abcd.000000000000.segment")
+        (directory / "d.0123abcd.000000000000.segment.copy").touch()
+        uids = []
+        for path in run_files(directory):
+            with open_run(path) as run:
+                uids.append(run.run_uid)
+        assert uids == ["a", "b", "c"]
+
+    def test_that_is_not_there_is_an_error(self, directory: Path) -> None:
+        with pytest.raises(FileNotFoundError):
+            run_files(directory / "missing")
+
+
+@pytest.mark.parametrize("contents", [b"", b"garbage " * 100, bytes(5000)])
+def test_a_file_that_is_no_segment_is_invalid(tmp_path: Path, contents: bytes) -> None:
+    path = tmp_path / "run.0123abcd.000000000000.segment"
+    path.write_bytes(contents)
+    with pytest.raises(JournalInvalid, match=path.name):
+        open_run(path)
+
+
+def test_a_segment_under_any_name_can_be_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "copy.segment"
+    segment_with(path, record(0), record(1)).detach()
+    with open_run(path) as run:
+        assert (run.run_uid, run.length) == ("run", 2)
