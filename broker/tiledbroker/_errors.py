@@ -45,6 +45,10 @@ class JournalError(BrokerError):
         self.path = str(path)
 
 
+class DirectoryUnusable(JournalError):
+    """Raised when a directory cannot hold journals."""
+
+
 class JournalLocked(JournalError):
     """Raised when another process is writing this journal."""
 

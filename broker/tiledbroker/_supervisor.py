@@ -28,7 +28,8 @@ import zmq
 from . import _messages as messages
 from ._audits import Audits
 from ._crash_points import crash_point
-from ._errors import JournalError, JournalLocked, LifecycleError, ProtocolError
+from ._errors import DirectoryUnusable, JournalError, JournalLocked, LifecycleError, ProtocolError
+from ._filesystem import network_filesystem
 from ._front import MESSAGES_PER_TURN, ClientLimits, Front, Publisher
 from ._greetings import Greetings
 from ._journal import run_files
@@ -87,6 +88,8 @@ class Supervisor:
     ------
     JournalLocked
         Another supervisor uses `journal_dir`.
+    DirectoryUnusable
+        `journal_dir` cannot be read or written, is on a network file system, or, when draining, is not there.
     """
 
     def __init__(
@@ -103,6 +106,9 @@ class Supervisor:
         limits: WorkerLimits = WorkerLimits(),  # noqa: B008  it is frozen
         processes: ProcessWatch | None = None,
     ) -> None:
+        _prepare_directory(journal_dir, make=not drain)
+        self._lock = FileLock(journal_dir / ".supervisor.lock")
+        self._lock.acquire()
         self.journal_dir = journal_dir
         self._command = command
         self._listen = listen
@@ -126,9 +132,6 @@ class Supervisor:
         self._limited = LimitedLog(log)
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_sender.setblocking(False)
-        journal_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = FileLock(journal_dir / ".supervisor.lock")
-        self._lock.acquire()
         self._processes: multiprocessing.context.ForkServerContext = multiprocessing.get_context("forkserver")
         self._processes.set_forkserver_preload(list(command.preload))
 
@@ -660,3 +663,21 @@ class Supervisor:
                 log.warning("The worker of run %s does not end, and is ended by force; nothing is lost.", run.uid)
                 run.process.kill()
                 run.process.join()
+
+
+def _prepare_directory(directory: Path, *, make: bool) -> None:
+    """Make a journal directory if it is not there, and see that it can be used."""
+    if not make and not directory.is_dir():
+        raise DirectoryUnusable(directory, "there is no such journal directory, so nothing can be drained.")
+    if (name := network_filesystem(directory)) is not None:
+        raise DirectoryUnusable(
+            directory, f"it is on a network file system ({name}), which does not keep journals safe. Take a local disk."
+        )
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with os.scandir(directory):
+            pass
+    except OSError as error:
+        raise DirectoryUnusable(directory, f"it cannot hold journals: {error.strerror}.") from error
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise DirectoryUnusable(directory, "it cannot hold journals: Permission denied to write into it.")
