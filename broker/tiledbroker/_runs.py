@@ -7,7 +7,6 @@ import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -17,6 +16,7 @@ from ._journal import Journal, journal_filename
 from ._lifecycle import FINAL, Event, State, next_state
 
 if TYPE_CHECKING:
+    from ._fork_server import WorkerProcess
     from ._front import Publisher
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,8 @@ class WorkerTask:
         Where the run stands among all runs, by the time at which it came.
     client
         Whose key its documents came with; "" without CURVE.
+    lifeline
+        Descriptor that can be read once the supervisor is gone; -1 if there is none. The fork server puts it in.
     """
 
     mailbox: str
@@ -61,6 +63,7 @@ class WorkerTask:
     drain: bool
     order: float = 0.0
     client: str = ""
+    lifeline: int = -1
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,9 @@ class Run:
     client: str = ""  # whose it is; "" as long as nobody has shown a key
     unusable: bool = False  # its journal can be neither read nor written
     unavailable: bool = False  # ... at the moment
-    process: BaseProcess | None = None
+    process: WorkerProcess | None = None
     worker: ProcessIdentity | None = None
     orphan: ProcessIdentity | None = None  # the worker that its journal names, of an earlier supervisor perhaps
-    orphan_until: float = 0.0  # time it is given to end by itself
     token: bytes = b""
     ready: bool = False
     resumed: bool = False  # the worker of now was started to write what is left

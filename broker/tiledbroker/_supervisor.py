@@ -8,16 +8,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import multiprocessing
-import multiprocessing.context
 import os
 import secrets
+import select
 import signal
 import socket
 import sqlite3
-import tempfile
 import time
-from multiprocessing import forkserver
 from pathlib import Path
 from types import FrameType
 from typing import Final, TypeAlias
@@ -30,6 +27,7 @@ from ._audits import Audits
 from ._crash_points import crash_point
 from ._errors import DirectoryUnusable, JournalError, JournalLocked, LifecycleError, ProtocolError
 from ._filesystem import network_filesystem
+from ._fork_server import ForkServer, WorkerProcess
 from ._front import MESSAGES_PER_TURN, ClientLimits, Front, Publisher
 from ._greetings import Greetings
 from ._journal import run_files
@@ -52,8 +50,8 @@ _IDLE: Final = 0.5
 _STOP_TIMEOUT: Final = 10.0
 _FORK_PAUSE: Final = 1.0
 _ORPHAN_PAUSE: Final = 0.1
-_ORPHANED_BY_FORK_SERVER: Final = 255  # what multiprocessing says of a process whose fork server is gone
-_LONGEST_IPC_PATH: Final = 90
+_KILL_TIMEOUT: Final = 2.0
+_LONGEST_SOCKET_PATH: Final = 100  # bytes; the kernel takes 107, other systems 103
 
 _Socket: TypeAlias = "zmq.Socket[bytes]"
 
@@ -124,7 +122,7 @@ class Supervisor:
         self._last_order = 0.0
         self._watch = WorkerWatch(limits, processes, ask=self._ask, end=self._end_worker)
         self._by_token: dict[bytes, Run] = {}
-        self._by_sentinel: dict[object, Run] = {}
+        self._by_process: dict[WorkerProcess, Run] = {}
         self._stop_deadline: float | None = None
         # Of this supervisor only: a worker of one that was killed may live on for a moment, and find our socket.
         session = secrets.token_hex(8)
@@ -132,8 +130,8 @@ class Supervisor:
         self._limited = LimitedLog(log)
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_sender.setblocking(False)
-        self._processes: multiprocessing.context.ForkServerContext = multiprocessing.get_context("forkserver")
-        self._processes.set_forkserver_preload(list(command.preload))
+        self._fork_server = ForkServer(command)
+        self._directory: int | None = None  # descriptor of the journal directory, if its path is too long
 
     def run(self) -> list[Run]:
         """Serve until `stop`, or when draining until there is nothing left to do.
@@ -147,7 +145,7 @@ class Supervisor:
         self._front = Front(context, self._clients, self._curve)
         try:
             self._open(context)
-            forkserver.ensure_running()
+            self._fork_server.check(time.monotonic())
             self._resume()
             while not self._finished():
                 self._turn()
@@ -160,6 +158,10 @@ class Supervisor:
 
     def close(self) -> None:
         """Release the journal directory; `run` does so when it returns."""
+        self._fork_server.close()
+        if self._directory is not None:
+            os.close(self._directory)
+            self._directory = None
         self._wake_receiver.close()
         self._wake_sender.close()
         self._lock.release()
@@ -191,21 +193,28 @@ class Supervisor:
         self._back = context.socket(zmq.ROUTER)
         self._back.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._back.setsockopt(zmq.SNDHWM, 0)  # what is under way is bounded by the publishers' windows
-        self._mailbox = f"ipc://{self._mailbox_path()}"
+        self._mailbox = f"ipc://{self._find_mailbox_path()}"
         self._back.bind(self._mailbox)
         self._poller = zmq.Poller()
         self._poller.register(self._front.socket, zmq.POLLIN)
         self._poller.register(self._back, zmq.POLLIN)
         self._poller.register(self._wake_receiver.fileno(), zmq.POLLIN)
+        self._poller.register(self._fork_server.fileno(), zmq.POLLIN)
 
-    def _mailbox_path(self) -> Path:
+    def _find_mailbox_path(self) -> Path:
+        """The socket for workers, in the journal directory; by a descriptor of that if its path is too long."""
         path = self.journal_dir.absolute() / ".workers.ipc"
-        if len(os.fsencode(path)) > _LONGEST_IPC_PATH:
-            path = Path(tempfile.mkdtemp(prefix="tiledwriter-")) / "workers.ipc"
-        return path
+        if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
+            return path
+        descriptors = Path(f"/proc/{os.getpid()}/fd")  # which workers may look at, being the same user's
+        if not descriptors.is_dir():
+            raise DirectoryUnusable(self.journal_dir, "its path is too long for a socket in it.")
+        self._directory = os.open(self.journal_dir, os.O_RDONLY | os.O_DIRECTORY)
+        return descriptors / str(self._directory) / path.name
 
     def _turn(self) -> None:
         if self._watch.look(list(self._by_token.values()), time.monotonic()):
+            self._fork_server.check(time.monotonic())
             self._look_for_retries()
         self._front.look()
         self._start_workers()
@@ -222,8 +231,7 @@ class Supervisor:
         if self._front.socket in events and self._stop_deadline is None:
             self._hear_publishers()
         self._answer_hellos()
-        for run in [self._by_sentinel[ready] for ready in events if ready in self._by_sentinel]:
-            self._worker_ended(run)
+        self._hear_fork_server()
 
     def _patience(self) -> float:
         """Seconds to wait for events: until the next worker is due, at most."""
@@ -237,7 +245,9 @@ class Supervisor:
 
     def _finished(self) -> bool:
         if self._stop_deadline is not None:
-            return not self._by_token or time.monotonic() >= self._stop_deadline
+            # One that is being forked ends by itself when the fork server does.
+            forked = any(process.pid is not None for process in self._by_process)
+            return not forked or time.monotonic() >= self._stop_deadline
         return self._drain and not (self._waiting or self._parking or self._audits or self._by_token)
 
     def _is_drained(self, run: Run) -> bool:
@@ -479,20 +489,27 @@ class Supervisor:
         run.token = next(self._tokens)
         run.ready, run.finish_by, run.accused = False, None, ""
         task = WorkerTask(self._mailbox, run.token, run.uid, run.journal, self._drain, run.order, run.client)
-        process = self._processes.Process(target=self._command.target, args=(task,), daemon=True)
         try:
-            process.start()
-        except (OSError, EOFError) as error:
-            log.error("No worker can be started (%s); trying again.", error)
+            process = self._fork_server.start_worker(task)
+        except OSError as error:
+            self._limited.log(logging.ERROR, "fork", "No worker can be started (%s); trying again.", error)
             self._postpone(run, _FORK_PAUSE)
             return
         run.process = process
-        crash_point("supervisor: worker forked")
-        self._watch.started(run)
         self._by_token[run.token] = run
-        self._by_sentinel[process.sentinel] = run
-        self._poller.register(process.sentinel, zmq.POLLIN)
-        log.debug("Worker %s writes run %s.", process.pid, run.uid)
+        self._by_process[process] = run
+
+    def _hear_fork_server(self) -> None:
+        for process in self._fork_server.receive():
+            run = self._by_process.get(process)
+            if run is None:
+                continue
+            if process.ended:
+                self._worker_ended(run)
+            else:
+                crash_point("supervisor: worker forked")
+                self._watch.started(run)
+                log.debug("Worker %s writes run %s.", process.pid, run.uid)
 
     def _postpone(self, run: Run, pause: float) -> None:
         run.start_at = time.monotonic() + pause
@@ -509,24 +526,20 @@ class Supervisor:
         process = run.process
         assert process is not None
         self._hear_workers()  # its last words
-        self._poller.unregister(process.sentinel)
-        del self._by_sentinel[process.sentinel]
-        process.join()
-        if process.exitcode != 0:
-            # If it was the fork server that died, the worker may be alive, and must go before its successor comes.
-            self._to_worker(run, messages.Finish())
+        del self._by_process[process]
         del self._by_token[run.token]
         run.process, run.ready, run.orphan = None, False, None
-        if process.exitcode == _ORPHANED_BY_FORK_SERVER:
-            run.orphan, run.orphan_until = run.worker, time.monotonic() + FINISH_TIMEOUT
+        if process.pid is None:  # it was never forked
+            self._postpone(run, _FORK_PAUSE)
+            return
         audited = run.auditing and run.complete
-        died = process.exitcode != 0 or bool(run.accused)
+        died = process.exit_code != 0 or bool(run.accused)
         if run.accused and self._stop_deadline is None:
             run.record("worker ended", {"reason": run.accused})
         if not run.final and not died:
             self._worker_left(run)
         elif not run.final:
-            self._worker_died(run, process.exitcode)
+            self._worker_died(run, process.exit_code)
         run.resumed = run.probe = run.auditing = False
         if run.relayed > run.next:  # it died with documents that it had not stored
             self._tell_publishers(run, messages.Refused(run.uid, run.next, messages.GAP))
@@ -658,11 +671,14 @@ class Supervisor:
             self._to_worker(run, messages.Finish())
 
     def _end_workers(self) -> None:
-        for run in self._by_token.values():
-            if run.process is not None and run.process.is_alive():
+        deadline = time.monotonic() + _KILL_TIMEOUT
+        for process, run in self._by_process.items():
+            if process.pid is not None and not process.ended:
                 log.warning("The worker of run %s does not end, and is ended by force; nothing is lost.", run.uid)
-                run.process.kill()
-                run.process.join()
+                process.kill()
+        while time.monotonic() < deadline and any(p.pid is not None and not p.ended for p in self._by_process):
+            select.select([self._fork_server], [], [], _ORPHAN_PAUSE)
+            self._fork_server.receive()
 
 
 def _prepare_directory(directory: Path, *, make: bool) -> None:

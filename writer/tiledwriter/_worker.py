@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import queue
 import signal
@@ -184,15 +183,11 @@ class Worker:
 
     def _told_to_end(self, timeout: float) -> bool:
         """Wait, without a journal to store documents in; none are sent before this worker says that it is ready."""
-        supervisor = multiprocessing.parent_process()
-        poller = zmq.Poller()
-        poller.register(self._mailbox, zmq.POLLIN)
-        if supervisor is not None:
-            poller.register(supervisor.sentinel, zmq.POLLIN)
+        poller = self._make_poller()
         deadline = time.monotonic() + timeout
         while (patience := deadline - time.monotonic()) > 0:
             events = dict(poller.poll(int(1000 * patience) + 1))
-            if supervisor is not None and supervisor.sentinel in events:
+            if self._task.lifeline in events:
                 os._exit(ORPHANED)
             if self._mailbox in events:
                 message = messages.decode(self._mailbox.recv_multipart(zmq.NOBLOCK))
@@ -201,21 +196,25 @@ class Worker:
                 self._answer(message)
         return False
 
+    def _make_poller(self) -> zmq.Poller:
+        """For messages of the supervisor, and for its end."""
+        poller = zmq.Poller()
+        poller.register(self._mailbox, zmq.POLLIN)
+        if self._task.lifeline >= 0:
+            poller.register(self._task.lifeline, zmq.POLLIN)
+        return poller
+
     def _serve(self) -> None:
         self._send(messages.Ready(self._task.run_uid, self._journal.length, self._journal.ended))
         if (outcome := self._journal.get("outcome")) == FAILED:
             self._on_end(outcome, self._journal.get("reason", ""))
         else:
             self._writing.start()
-        supervisor = multiprocessing.parent_process()
-        poller = zmq.Poller()
-        poller.register(self._mailbox, zmq.POLLIN)
+        poller = self._make_poller()
         poller.register(self._wake_receiver.fileno(), zmq.POLLIN)
-        if supervisor is not None:
-            poller.register(supervisor.sentinel, zmq.POLLIN)
         while not self._done():
             events = dict(poller.poll(int(1000 * DISK_PAUSE)))
-            if supervisor is not None and supervisor.sentinel in events:
+            if self._task.lifeline in events:
                 self._end_as_orphan()
             if self._mailbox in events:
                 self._take_in()
