@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from . import _messages as messages
-from ._errors import JournalError
-from ._journal import Journal, journal_filename
+from ._errors import JournalError, JournalInvalid
+from ._journal import Journal, find_run_file, journal_filename
 from ._lifecycle import FINAL, Event, State, next_state
 
 if TYPE_CHECKING:
@@ -116,13 +116,18 @@ class Run:
     @classmethod
     def load(cls, journal_dir: Path, uid: str) -> Run:
         """A run as its journal shows it; an unreadable journal gives a failed run."""
-        path = journal_dir / journal_filename(uid)
+        try:
+            path = find_run_file(journal_dir, uid)
+        except OSError as error:
+            return cls._unusable(journal_dir / journal_filename(uid), uid, error)
         return cls.from_file(path, uid) if path.exists() else cls(uid, path)
 
     @classmethod
     def from_file(cls, path: Path, uid: str | None = None) -> Run:
         try:
             with Journal(path, "read", run_uid=uid) as journal:
+                if journal_filename(journal.run_uid) != path.name:
+                    raise JournalInvalid(path, f"it is that of run {journal.run_uid!r}, and has another name.")
                 run = cls(journal.run_uid, path, next=journal.length, ended=journal.ended)
                 start = next(iter(journal.read(0, 1)), None)
                 run.start_crc = None if start is None else start.crc
@@ -137,10 +142,15 @@ class Run:
                     run.state = State(outcome)
                     run.reason = str(journal.get("reason", ""))
         except (JournalError, sqlite3.Error, OSError, ValueError, TypeError, LookupError, OverflowError) as error:
-            log.error("A journal cannot be used; it is left as it is: %s", error)
-            run = cls(uid or path.stem, path, State.FAILED, f"its journal cannot be used: {error}", unusable=True)
-            # Too many open files, say. The next one who asks may find it well.
-            run.unavailable = isinstance(error, sqlite3.OperationalError | OSError)
+            run = cls._unusable(path, uid or path.stem, error)
+        return run
+
+    @classmethod
+    def _unusable(cls, path: Path, uid: str, error: Exception) -> Run:
+        log.error("A journal cannot be used; it is left as it is: %s", error)
+        run = cls(uid, path, State.FAILED, f"its journal cannot be used: {error}", unusable=True)
+        # Too many open files, say. The next one who asks may find it well.
+        run.unavailable = isinstance(error, sqlite3.OperationalError | OSError)
         return run
 
     def begin(self, message: messages.Documents | messages.Abandoned) -> None:

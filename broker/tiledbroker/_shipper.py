@@ -108,6 +108,7 @@ class Shipper:
         self._awaited: dict[str, None] = {}
         self._outcomes: dict[str, tuple[str, str]] = {}
         self._welcome: messages.Welcome | None = None
+        self._delayed: dict[str, str] = {}  # why runs are to be sent again later, by uid
         self._rejected = ""  # why the supervisor does not take anything of this publisher
         self._asleep = False
         self._gather_until = 0.0
@@ -237,7 +238,7 @@ class Shipper:
                 monitor.read()
                 if monitor.broken:
                     return
-                self.problem = monitor.problem or self._rejected
+                self.problem = monitor.problem or self._rejected or next(iter(self._delayed.values()), "")
         finally:
             if self._welcome is not None and not self._stopping:
                 log.warning("The connection to %s is gone; documents are spooled.", self._url)
@@ -434,6 +435,8 @@ class Shipper:
         shipment = self._shipments.get(uid)
         if shipment is None or shipment.refused:
             return
+        if index > shipment.durable:
+            self._delayed.pop(uid, None)
         shipment.acknowledge(index)
         shipment.ended = ended
         if not (ended and shipment.delivered):
@@ -467,6 +470,8 @@ class Shipper:
                 self._hello_at = time.monotonic() + HELLO_INTERVAL
         elif message.reason in (messages.GAP, messages.LATER):
             shipment.rewind(message.index)
+            if message.detail:
+                self._delayed[message.run] = message.detail
             shipment.not_before = time.monotonic() + LATER * (message.reason == messages.LATER)
         else:
             self._refuse(shipment, message.reason)

@@ -21,9 +21,10 @@ from typing import Any, Final
 
 import zmq
 
-from tiledbroker import Journal, JournalInvalid, Record
+from tiledbroker import Journal, JournalInvalid, ProtocolError, Record
 from tiledbroker import _messages as messages
 from tiledbroker._crash_points import crash_point
+from tiledbroker._filesystem import explain_write_error
 from tiledbroker._limited import LimitedLog
 from tiledbroker._runs import WorkerTask
 
@@ -123,7 +124,8 @@ class Worker:
         self._writing_ended = False
         self._failed = False
         self._finishing = False
-        self._ask_again_at = float("inf")
+        self._disk_problem = ""
+        self._disk_problem_until = 0.0  # documents that are refused meanwhile are refused for that
         self._limited = LimitedLog(log)
 
     def run(self) -> None:
@@ -165,7 +167,8 @@ class Worker:
                     journal.close()
                     raise
             except (sqlite3.OperationalError, OSError) as error:
-                self._limited.log(logging.ERROR, "disk", "%s cannot be written: %s", self._task.journal, error)
+                self._note_disk_problem(self._task.journal, error)
+                self._refuse_documents(0)
                 if self._told_to_end(DISK_PAUSE):
                     return None
             else:
@@ -221,8 +224,6 @@ class Worker:
             if self._wake_receiver.fileno() in events:
                 self._wake_receiver.recv(4096)
             self._post()
-            if time.monotonic() >= self._ask_again_at:
-                self._ask_again()
             self._finishing = self._finishing or self._is_to_be_parked()
         self._writing.stop(STOP_TIMEOUT)
         self._post()
@@ -264,6 +265,9 @@ class Worker:
                 message = messages.decode(self._mailbox.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
                 break
+            except ProtocolError as error:
+                self._limited.log(logging.ERROR, "protocol", "The supervisor sent something else: %s", error)
+                continue
             if isinstance(message, messages.Documents):
                 arrived.append(message)
                 size += len(message.body)
@@ -280,16 +284,16 @@ class Worker:
         except JournalInvalid as error:
             self._send(messages.Refused(self._task.run_uid, self._journal.length, str(error)))
         except sqlite3.OperationalError as error:
-            # Nothing is acknowledged, so the spools keep it; they are asked to send it again later.
-            self._limited.log(logging.ERROR, "disk", "%s cannot be written: %s", self._journal.path, error)
-            self._ask_again_at = time.monotonic() + DISK_PAUSE
+            # Nothing is acknowledged, so the spools keep it, and their publishers send it again later.
+            self._note_disk_problem(self._journal.path, error)
+            self._refuse_documents(self._journal.length)
         else:
             crash_point("worker: documents committed")
             self._send(messages.Durable(self._task.run_uid, self._journal.length, self._journal.ended))
             crash_point("worker: documents acknowledged")
             self._writing.notify(stored)
-            if gap and self._ask_again_at == float("inf"):
-                self._ask_again()
+            if gap:
+                self._refuse_documents(self._journal.length)
 
     def _store(self, arrived: list[messages.Documents], end: messages.Abandoned | None) -> tuple[list[Record], bool]:
         """Store what continues the journal: which documents that was, and whether others were left out for a gap."""
@@ -305,9 +309,18 @@ class Worker:
                 self._journal.note("abandoned", documents=self._journal.length)
         return stored, end is not None and end.length > self._journal.length
 
-    def _ask_again(self) -> None:
-        self._ask_again_at = float("inf")
-        self._send(messages.Refused(self._task.run_uid, self._journal.length, messages.GAP))
+    def _note_disk_problem(self, path: Path, error: sqlite3.Error | OSError) -> None:
+        self._limited.log(logging.ERROR, "disk", "%s cannot be written: %s", path, error)
+        self._disk_problem = explain_write_error(path, error)
+        self._disk_problem_until = time.monotonic() + DISK_PAUSE
+
+    def _refuse_documents(self, index: int) -> None:
+        """Have documents from an index on sent again: at once, or after a pause if the disk does not take them."""
+        if time.monotonic() < self._disk_problem_until:
+            refusal = messages.Refused(self._task.run_uid, index, messages.LATER, self._disk_problem)
+        else:
+            refusal = messages.Refused(self._task.run_uid, index, messages.GAP)
+        self._send(refusal)
 
     def _answer(self, message: messages.Message) -> None:
         """Show that this process does not hang."""
