@@ -363,9 +363,7 @@ def test_a_flat_directory_of_an_earlier_version_is_sorted_while_its_open_run_is_
         wait_until(lambda: unfinished_run_files(supervisor.journal_dir) == [failed], 60, "they are filed away")
     assert len(run_files(supervisor.journal_dir)) == 302
     assert not FileLock(failed.with_name(failed.name + ".lock")).held
-    assert [path for path in everything_in(supervisor.journal_dir) if path.endswith((".lock", "-wal"))] == [
-        ".supervisor.lock"
-    ]
+    assert not [path for path in everything_in(supervisor.journal_dir) if path.startswith("run-")]
     assert seq_nums(tiled_server, open_run.stem) == [1, 2, 3]
 
 
