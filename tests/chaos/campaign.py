@@ -184,6 +184,6 @@ class Campaign:
         kept.mkdir()
         for verdict in verdicts:
             if not verdict.clean:
-                for file in site.journal_dir.glob(f"{verdict.run_uid}.sqlite*"):
+                for file in site.journal_dir.rglob(f"{verdict.run_uid}.sqlite*"):
                     shutil.copy(file, kept)
         return verdicts

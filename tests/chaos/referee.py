@@ -16,7 +16,8 @@ import httpx
 import numpy
 import pyarrow
 
-from tiledbroker import Journal, Record, decode, journal_filename
+from tiledbroker import Journal, Record, decode
+from tiledbroker._journal import find_run_file
 
 _ATTEMPTS: Final = 20
 _PAUSE: Final = 0.25
@@ -139,7 +140,7 @@ class Referee:
     def judge(self, run_uid: str, emitted: Sequence[Emitted], cut: Cut | None = None) -> Verdict:
         """What became of a run, whose spool may have been cut."""
         verdict = Verdict(run_uid, emitted=len(emitted), began=emitted[0].time if emitted else 0.0)
-        path = self._journal_dir / journal_filename(run_uid)
+        path = find_run_file(self._journal_dir, run_uid)
         records: list[Record] = []
         if path.exists():
             with closing(Journal(path)) as journal:

@@ -19,7 +19,8 @@ from typing import IO, Any, Final
 import psutil
 from paths import search_path
 
-from tiledbroker import Journal, JournalError, journal_filename
+from tiledbroker import Journal, JournalError
+from tiledbroker._journal import find_run_file
 from tiledwriter.testing import ServerProcess, Storage, SupervisorProcess, TiledServer, free_port, wait_until
 
 from .disk import SmallDisk
@@ -263,7 +264,7 @@ class Site:
 
     def journal(self, run_uid: str) -> Journal | None:
         """A run's journal, if there is one that can be opened just now."""
-        path = self.journal_dir / journal_filename(run_uid)
+        path = find_run_file(self.journal_dir, run_uid)
         try:
             return Journal(path) if path.exists() else None
         except (JournalError, OSError, sqlite3.Error):

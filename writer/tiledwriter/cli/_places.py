@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from tiledbroker import Journal, JournalError, default_journal_dir, journal_filename, run_files
+from tiledbroker._journal import find_run_file, follow_run_file
 
 _LABEL: Final = 8
 _HASHED: Final = "sha256-"  # how the names of files begin that are no uids
@@ -44,11 +45,11 @@ def label_of(uid: str) -> str:
 
 def find(run: str, directory: Path) -> Path | str:
     """The file of a run, or what is wrong."""
-    if run.endswith(".sqlite") and Path(run).is_file():
-        return Path(run)
+    if run.endswith(".sqlite") and (file := follow_run_file(Path(run))).is_file():
+        return file
     if not directory.is_dir():
         return f"there is no directory {directory}"
-    exact = directory / journal_filename(run)
+    exact = find_run_file(directory, run)
     if exact.is_file():
         return exact
     found = [path for path in run_files(directory) if run and _begins_with(path, run)]
