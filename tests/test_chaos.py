@@ -22,9 +22,9 @@ import numpy
 import pytest
 from chaos.campaign import Campaign, Options
 from chaos.composing import TRACE, RunPlan
-from chaos.faults import KINDS, plan
+from chaos.kinds import KINDS, plan
 from chaos.publishing import Acquisition
-from chaos.referee import Cut, Emitted, Referee, Tally, Verdict, compare
+from chaos.referee import Emitted, Harm, Referee, Tally, Verdict, compare
 from chaos.report import Injected, Report
 from chaos.site import Setting, publishing_environment, read_witness
 
@@ -301,10 +301,10 @@ def test_one_document_more_than_a_killed_process_could_write_down_is_no_error(
 def test_of_a_truncated_spool_only_what_was_safe_must_be_there(written: Written, judge: Callable[..., Verdict]) -> None:
     there = len(written.emitted)
     emitted = written.emitted + [Emitted("event", number, 0.0) for number in range(3)]
-    verdict = judge(written.uid, emitted, Cut(safe=there))
+    verdict = judge(written.uid, emitted, Harm(safe=there))
     assert verdict.clean
     assert verdict.cut == 3
-    verdict = judge(written.uid, emitted, Cut(safe=there + 2))
+    verdict = judge(written.uid, emitted, Harm(safe=there + 2))
     assert verdict.documents.lost == 2
     assert verdict.cut == 1
 
