@@ -328,7 +328,7 @@ def _(site: Site, planned: Planned) -> str:
     """As systemd-tmpfiles does; the fork server's socket is there, and maybe that of the workers."""
     removed = remove_all(site.temporary)
     site.pause(planned.seconds(0, 3))
-    return ", ".join(removed)
+    return f"{len(removed)} sockets, {removed[0]} among them" if removed else ""
 
 
 def remove_all(directory: Path) -> list[str]:

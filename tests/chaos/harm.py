@@ -57,7 +57,7 @@ def _(site: Site, planned: Planned) -> str:
             return ""
         seat.kill()
         try:
-            return _flip(site, seat.spool, _chosen(seat.spooled(), planned), planned)
+            return _flip(site, seat.spool, _chosen(_sound(site, seat.spooled()), planned), planned)
         finally:
             seat.start()
 
@@ -66,7 +66,7 @@ def _(site: Site, planned: Planned) -> str:
 def _(site: Site, planned: Planned) -> str:
     """While the supervisor is away, or under its hands; of runs that are not at their end, if there are any."""
     with held(site.locks["journals"], site.locks["supervisor"], site.locks["worker"]):
-        runs = runs_in(site.journal_dir, site.emitted())
+        runs = _sound(site, runs_in(site.journal_dir, site.emitted()))
         if planned.lasting < 0.7:
             runs = [run_uid for run_uid in runs if not site.outcome(run_uid)] or runs
         if planned.amount < 0.5:
@@ -86,6 +86,11 @@ def _flip(site: Site, directory: Path, run_uid: str, planned: Planned) -> str:
     chance = random.Random(planned.number)
     site.harm(run_uid, Harm(damaged=True))
     return flip_bit(chance.choice(files), chance)
+
+
+def _sound(site: Site, runs: list[str]) -> list[str]:
+    """Those of the runs that are not damaged yet."""
+    return [run_uid for run_uid in runs if not site.harms.get(run_uid, Harm()).damaged]
 
 
 def _chosen(runs: list[str], planned: Planned) -> str:

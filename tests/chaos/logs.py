@@ -86,7 +86,7 @@ def _first_index(directory: Path, run_uid: str) -> int:
 
 def copy_files(source: Path, target: Path) -> Path:
     """Copy a directory's regular files, below it, too; what disappears meanwhile is left out."""
-    target.mkdir(parents=True, mode=0o700)
+    target.mkdir(parents=True, mode=0o700, exist_ok=True)
     for path in sorted(source.iterdir()) if source.is_dir() else ():
         try:
             mode = path.lstat().st_mode

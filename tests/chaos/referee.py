@@ -253,7 +253,7 @@ class Referee:
         ends = [entry.time for entry in best.history if entry.event == best.outcome]
         verdict.ended = max(ends, default=float("inf"))
         if harm.damaged:
-            self._judge_damaged(verdict, emitted, best, published)
+            self._judge_damaged(verdict, emitted, best, harm, published)
         else:
             self._judge_sound(verdict, emitted, best, harm, published)
         for copy in copies:
@@ -352,7 +352,12 @@ class Referee:
                 verdict.problems.append(f"{what}: {tally}, which is no beginning of what was published")
 
     def _judge_damaged(
-        self, verdict: Verdict, emitted: Sequence[Emitted], best: Copy, published: Sequence[tuple[str, bytes]]
+        self,
+        verdict: Verdict,
+        emitted: Sequence[Emitted],
+        best: Copy,
+        harm: Harm,
+        published: Sequence[tuple[str, bytes]],
     ) -> None:
         """Whole, or a beginning of which somebody says that it is no more."""
         verdict.damaged = True
@@ -361,18 +366,20 @@ class Referee:
             verdict.problems.append(
                 f"the {len(stored)} documents of its journal are no beginning of what was published"
             )
-        whole = self._has_whole(verdict, emitted, published)
+        safe = len(emitted) if harm.safe is None else min(harm.safe, len(emitted))
+        whole = self._has_whole(verdict, published, safe)
         told = best.error or self._refused.get(verdict.run_uid) or (best.outcome == "failed" and best.reason)
         # The last record of a log may as well be one that a dying process could not finish.
-        torn = best.outcome == "interrupted" and len(best.records) >= len(emitted) - 1
+        torn = best.outcome == "interrupted" and len(best.records) >= safe - 1
+        nobody_knows = not harm.readable and not best.outcome
         if not whole and best.outcome == "written":
             verdict.problems.append("it is said to be written, and is not whole")
-        elif not whole and not told and not torn:
+        elif not (whole or told or torn or nobody_knows):
             verdict.problems.append(f"it is not whole, and nobody says so: the outcome is {best.outcome!r}")
 
-    def _has_whole(self, verdict: Verdict, emitted: Sequence[Emitted], published: Sequence[tuple[str, bytes]]) -> bool:
-        """Whether Tiled has all that the callback returned from; what is no beginning of that is a problem."""
-        certain = _records(published[: len(emitted)])
+    def _has_whole(self, verdict: Verdict, published: Sequence[tuple[str, bytes]], safe: int) -> bool:
+        """Whether Tiled has what so many documents amount to; what is no beginning of all of them is a problem."""
+        certain = _records(published[:safe])
         at_least = {what: len(wanted) for what, wanted, _ in self._rows(verdict.run_uid, certain, partial=True)}
         whole = True
         for what, wanted, found in self._rows(verdict.run_uid, _records(published), partial=True):
@@ -477,7 +484,8 @@ class Referee:
             path = f"{stream}/{key}"
             array = self._array(f"{run_uid}/{path}", nodes[path]) if path in nodes else ()
             wanted_rows: list[Hashable] = [_value(event["data"][key]) for event in events]
-            results.append((path, wanted_rows, [_value(row) for row in array]))
+            found_rows = [_value(row) for row in array]
+            results.append((path, wanted_rows, _written(found_rows) if partial else found_rows))
         return results
 
     def _nodes(self, run_uid: str) -> dict[str, dict[str, Any]]:
@@ -550,6 +558,14 @@ def removed(before: Holdings, now: Holdings) -> int:
 
 def _records(published: Sequence[tuple[str, bytes]]) -> list[Record]:
     return [Record(idx, name, 0.0, zlib.crc32(body), body) for idx, (name, body) in enumerate(published)]
+
+
+def _written(rows: list[Hashable]) -> list[Hashable]:
+    """Without the zeros at the end of an array that has been made, and not been filled; nothing published is zero."""
+    end = len(rows)
+    while end and isinstance(rows[end - 1], tuple) and not any(rows[end - 1]):  # type: ignore[arg-type]
+        end -= 1
+    return rows[:end]
 
 
 def _uid(document: Mapping[str, Any]) -> str:

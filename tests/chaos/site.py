@@ -39,6 +39,7 @@ _USUAL_START: Final = 5.0
 _AT_ONCE: Final = 2
 _MANY_COPIES: Final = 6
 _HOST_DIES: Final = 15.0
+_STOPS: Final = 10.0
 JOURNAL_DISK: Final = 256  # MB
 SPOOL_DISK: Final = 64
 
@@ -606,11 +607,19 @@ def suspended(processes: list[psutil.Process]) -> Iterator[None]:
             with suppress(psutil.NoSuchProcess):
                 process.suspend()
                 stopped.append(process)
+        wait_until(lambda: all(map(_stands_still, stopped)), _STOPS, "processes stand still")
         yield
     finally:
         for process in reversed(stopped):
             with suppress(psutil.NoSuchProcess):
                 process.resume()
+
+
+def _stands_still(process: psutil.Process) -> bool:
+    try:
+        return process.status() in {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _users(directory: Path) -> list[psutil.Process]:
