@@ -399,7 +399,7 @@ def test_a_doubled_row_may_go(written: Written, referee_of: Callable[..., Refere
         (lambda run: None, False, False),
         (lambda run: run.in_table(REMOVE + "7'"), False, True),
         (lambda run: run.in_table(REMOVE + "7'"), True, True),
-        (lambda run: (run.in_table(REMOVE + "7'"), run.say("interrupted")), False, False),
+        (lambda run: (run.in_table(REMOVE + "7'"), run.say("interrupted")), False, True),
         (lambda run: (run.in_table(REMOVE + "7'"), run.say("")), False, True),
         (lambda run: (run.in_table(REMOVE + "7'"), run.say("")), True, False),
         (lambda run: (run.in_table(REMOVE + "7'"), run.say("failed", "a checksum")), False, False),
@@ -423,6 +423,19 @@ def test_a_damaged_run_is_whole_or_a_beginning_of_which_somebody_says_so(
     assert (verdict.silently_wrong, verdict.clean) == (wrong, not wrong)
     assert verdict.documents.clean
     assert verdict.rows.clean
+
+
+@pytest.mark.parametrize(
+    ("missing", "outcome", "wrong"), [(1, "interrupted", False), (2, "interrupted", True), (1, "", True)]
+)
+def test_a_damaged_last_document_may_be_one_that_a_dying_process_did_not_finish(
+    missing: int, outcome: str, wrong: bool, written: Written, judge: Callable[..., Verdict]
+) -> None:
+    (name, body), *_ = [document for document in written.published if document[0] == "event"]
+    published = written.published + missing * [(name, body)]
+    emitted = written.emitted + missing * [Emitted(name, zlib.crc32(body), 0.0)]
+    written.say(outcome)
+    assert judge(written.uid, emitted, Harm(damaged=True), published).silently_wrong == wrong
 
 
 def test_documents_in_the_journal_of_a_damaged_run_must_be_a_beginning(

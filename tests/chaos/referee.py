@@ -367,14 +367,14 @@ class Referee:
                 f"the {len(stored)} documents of its journal are no beginning of what was published"
             )
         safe = len(emitted) if harm.safe is None else min(harm.safe, len(emitted))
+        if best.outcome == "interrupted" and len(stored) == safe - 1:
+            safe -= 1  # the last record of a log may as well be one that a dying process could not finish
         whole = self._has_whole(verdict, published, safe)
         told = best.error or self._refused.get(verdict.run_uid) or (best.outcome == "failed" and best.reason)
-        # The last record of a log may as well be one that a dying process could not finish.
-        torn = best.outcome == "interrupted" and len(best.records) >= safe - 1
         nobody_knows = not harm.readable and not best.outcome
         if not whole and best.outcome == "written":
             verdict.problems.append("it is said to be written, and is not whole")
-        elif not (whole or told or torn or nobody_knows):
+        elif not (whole or told or nobody_knows):
             verdict.problems.append(f"it is not whole, and nobody says so: the outcome is {best.outcome!r}")
 
     def _has_whole(self, verdict: Verdict, published: Sequence[tuple[str, bytes]], safe: int) -> bool:
