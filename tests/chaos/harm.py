@@ -171,7 +171,9 @@ def _put_back_spool(site: Site, seat: Seat, snapshot: Snapshot, *, stale: bool =
     replace_files(seat.spool, copy)
     for run_uid in concerned:
         left = survivors.get(run_uid, 0)
-        site.harm(run_uid, Harm(max(left, site.journaled(run_uid)), readable=left > 0, stale=stale))
+        # Where ingest hosts have come and gone, Tiled may have more of it than this one will be sent.
+        behind = stale or (left > 0 and bool(site.retired) and not site.outcome(run_uid))
+        site.harm(run_uid, Harm(max(left, site.journaled(run_uid)), readable=left > 0, stale=behind))
     return len(concerned)
 
 

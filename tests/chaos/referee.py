@@ -181,9 +181,11 @@ class Copy:
     error: str = ""
 
     @property
-    def rank(self) -> tuple[bool, int, bool]:
-        """Of several copies, the highest one says most of the run."""
-        return self.outcome in SETTLED, len(self.records), self.current
+    def rank(self) -> tuple[bool, int, int]:
+        """Of several copies, the highest one says most of the run: one of a host at work, unless one is at its end."""
+        if self.outcome in SETTLED:
+            return True, len(self.records), self.current
+        return False, self.current, len(self.records)
 
     @property
     def has_less(self) -> bool:

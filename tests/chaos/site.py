@@ -372,8 +372,8 @@ class Site:
 
     def journal(self, run_uid: str) -> Journal | None:
         """A run's journal, if there is one that can be opened just now."""
-        path = journal_path(self.journal_dir, run_uid)
         try:
+            path = journal_path(self.journal_dir, run_uid)
             return Journal(path) if path is not None else None
         except (JournalError, OSError, sqlite3.Error):
             return None
