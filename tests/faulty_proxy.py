@@ -250,7 +250,8 @@ class _Handler(BaseHTTPRequestHandler):
         if result is not None and (fault is PASS or fault.hold):
             self._answer(*result)
         elif fault.status is not None:
-            self._answer(fault.status, [("Content-Type", "application/json"), *fault.headers.items()], fault.body)
+            headers = {"Content-Type": "application/json", **fault.headers}
+            self._answer(fault.status, headers.items(), fault.body)
         else:
             self.close_connection = True
 
