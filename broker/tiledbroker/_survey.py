@@ -14,7 +14,9 @@ from ._journal import is_run_file
 log = logging.getLogger(__name__)
 
 SLICE_SECONDS: Final = 0.005
-"""Work at a time, after which as long a pause is made."""
+"""Work at a time."""
+
+_PAUSE_SHARE: Final = 3  # times as long as a slice has taken
 
 _LOG_SUFFIX: Final = "-wal"
 
@@ -50,7 +52,7 @@ class Survey:
                 self.done = True
                 return True
         now = time.monotonic()
-        self._next_at = 2 * now - began
+        self._next_at = now + _PAUSE_SHARE * (now - began)
         return False
 
     def _walk(self) -> Iterator[bool]:
