@@ -1,8 +1,9 @@
 """Runs a campaign of faults against the whole product on this machine, and says what became of every document.
 
 Real acquisition processes publish runs through a TCP proxy to a real supervisor, whose workers write to a real Tiled
-server through an HTTP proxy; processes are killed and stopped, cables cut, answers dropped, disks filled. Prints a
-table with a line per kind of fault. Exits with 1 if anything is lost, doubled or out of order.
+server through an HTTP proxy; processes are killed and stopped, cables cut, answers dropped, disks filled, logs damaged
+and put back, ingest hosts replaced. Prints a table with a line per kind of fault. Exits with 1 if anything is lost,
+doubled, out of order, removed, at a wrong destination, or wrong without a word.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests")]  # before this file's own directory: it has the name of the package
 
 from chaos.campaign import Campaign, Options  # noqa: E402
-from chaos.faults import KINDS  # noqa: E402
+from chaos.kinds import KINDS  # noqa: E402
 from chaos.site import Setting  # noqa: E402
 
 

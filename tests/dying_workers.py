@@ -81,5 +81,11 @@ def stop(directory: Path) -> None:
     supervisor.run()
 
 
-if __name__ == "__main__":
+def main() -> None:
     {"drain": drain, "audit": audit, "stop": stop}[sys.argv[1]](Path(sys.argv[2]))
+
+
+if __name__ == "__main__":
+    import dying_workers  # the fork server finds what workers run by the name of its module
+
+    dying_workers.main()

@@ -21,6 +21,9 @@ import msgspec
 from tiledwriter.testing import wait_until
 
 PREFIX = "/api/v1/"
+LOGIN = b"<html>Please log in.</html>"
+
+_NODE = b'{"data":{"attributes":{"structure":{"shape":[1]},"data_sources":[{"id":1,"parameters":{}}]}}}'
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,12 @@ def answer(status: int, detail: str = "as scripted", headers: Mapping[str, str] 
     """Answer with this status, and carry nothing out."""
     body = msgspec.json.encode({"detail": detail})
     return Fault(f"{status}", status=status, headers=headers or {}, body=body)
+
+
+def page(status: int, location: str = "") -> Fault:
+    """Answer with a page of HTML, as a gateway does, and carry nothing out."""
+    headers = {"Content-Type": "text/html", **({"Location": location} if location else {})}
+    return Fault(f"{status} page", status=status, headers=headers, body=LOGIN)
 
 
 def zombie(delay: float) -> Fault:
@@ -91,7 +100,7 @@ class _Rule:
 
 
 class ScriptedServer:
-    """A server that plays a script and records every request; what is not in the script is answered with `{}`.
+    """A server that plays a script and records every request; what is not in the script is answered as Tiled does.
 
     As a context manager it starts on entry; on exit it waits for its threads.
     """
@@ -155,7 +164,7 @@ class ScriptedServer:
 
     def carry_out(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> tuple[int, Any, bytes]:
         """Status, headers and body for a request that nothing is wrong with."""
-        return 200, [("Content-Type", "application/json")], b"{}"
+        return 200, [("Content-Type", "application/json")], _NODE if method == "GET" else b"null"
 
     def carry_out_later(self, delay: float, carry_out: Callable[[], tuple[int, Any, bytes]]) -> None:
         thread = threading.Timer(delay, lambda: self.late_answers.append(carry_out()))
@@ -188,7 +197,8 @@ def small_client(uri: str, api_key: str = "", path_parts: Sequence[str] = ()) ->
     """As much of a Tiled client as a `Connection` looks at."""
     headers = {"Authorization": f"Apikey {api_key}"} if api_key else {}
     with httpx.Client(headers=headers) as http_client:
-        context = SimpleNamespace(http_client=http_client, api_uri=httpx.URL(uri + PREFIX))
+        about = SimpleNamespace(library_version="0.2.20")
+        context = SimpleNamespace(http_client=http_client, api_uri=httpx.URL(uri + PREFIX), server_info=about)
         yield SimpleNamespace(context=context, path_parts=tuple(path_parts))
 
 
@@ -250,7 +260,8 @@ class _Handler(BaseHTTPRequestHandler):
         if result is not None and (fault is PASS or fault.hold):
             self._answer(*result)
         elif fault.status is not None:
-            self._answer(fault.status, [("Content-Type", "application/json"), *fault.headers.items()], fault.body)
+            headers = {"Content-Type": "application/json", **fault.headers}
+            self._answer(fault.status, headers.items(), fault.body)
         else:
             self.close_connection = True
 

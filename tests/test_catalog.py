@@ -30,6 +30,7 @@ from tiledwriter._errors import (
     OperationRefused,
     PoisonedOperation,
     Stopped,
+    TiledHasMore,
 )
 from tiledwriter._operations import (
     AppendRows,
@@ -239,7 +240,7 @@ def test_every_operation_applied_twice_has_its_effect_once(run, tiled, external)
     assert len(tiled[run.uid].metadata_revisions[:]) == 0
 
 
-def test_a_replay_from_the_start_changes_and_reads_nothing(run, proxy, tiled, external):
+def test_a_replay_from_the_start_changes_nothing(run, proxy, tiled, external):
     wave = f"{run.uid}/primary/wave"
     operations = [
         *run.with_table(),
@@ -255,7 +256,8 @@ def test_a_replay_from_the_start_changes_and_reads_nothing(run, proxy, tiled, ex
     run.apply(*operations)
 
     assert [(request.method, request.path) for request in proxy.requests[before:]] == [
-        ("PATCH", f"metadata/{run.uid}"),
+        ("GET", f"metadata/{run.uid}"),  # whether others have gone on with it
+        ("GET", f"metadata/{run.uid}"),
         ("DELETE", f"stream/close/{run.uid}"),
     ]
     assert read_column(tiled, run.table) == [0, 1, 2]
@@ -623,7 +625,6 @@ def test_a_worker_that_is_stopped_while_tiled_takes_no_append_leaves_nothing_to_
         stopper.join()
     assert run.progress[run.table] == (0, None)
     run.apply(*run.with_table(), run.append(0, 3), quiet_period=600)
-    assert proxy.count("GET") == 0
     assert read_column(tiled, run.table) == [0, 1, 2]
 
 
@@ -740,16 +741,23 @@ def append_behind_our_back(tiled, run, first, stop):
     tiled[run.table].append_partition(0, table)
 
 
-def test_a_table_with_rows_that_no_append_of_ours_explains_is_written_anew(run, proxy, tiled):
+@pytest.mark.parametrize("first", [0, 90], ids=["repeated", "unknown"])
+def test_rows_that_no_append_of_ours_explains_are_removed_if_the_journal_has_them(run, proxy, tiled, first):
     proxy.script("PATCH", "table/partition", PASS, CUT_BEFORE)
     operations = [*run.with_table(), run.append(0, 3), run.append(3, 5)]
     with run.catalog() as catalog:
         waiting = catalog.apply(operations)
-        append_behind_our_back(tiled, run, 90, 96)
-        with pytest.raises(NodeRewound, match="has 9 rows where 3 or 5 are expected"):
+        append_behind_our_back(tiled, run, first, first + 3)
+        with pytest.raises(NodeRewound, match="has 6 rows where 3 or 5 are expected"):
             finish(catalog, waiting)
-    run.write(*operations, run.audit(5))
-    assert read_column(tiled, run.table) == [0, 1, 2, 3, 4]
+    if first:
+        with pytest.raises(TiledHasMore, match="6 rows in primary, 5 here"):
+            run.write(*operations, run.audit(5))
+        assert read_column(tiled, run.table) == [0, 1, 2, 90, 91, 92]
+    else:
+        run.write(*operations, run.audit(5))
+        assert read_column(tiled, run.table) == [0, 1, 2, 3, 4]
+    assert list(tiled[run.uid]["primary"]) == ["internal"]
 
 
 # Audit
@@ -764,16 +772,11 @@ def test_a_run_that_is_as_it_should_be_passes(run, proxy, tiled):
     ]
 
 
-@pytest.mark.parametrize(
-    ("first", "stop", "reason"),
-    [(2, 5, "has 8 rows where 5"), (-1, 0, "has 6 rows where 5")],
-    ids=["doubled", "strange"],
-)
-def test_rows_too_many_are_found_before_the_stop_and_removed(run, tiled, first, stop, reason):
+def test_rows_that_are_there_twice_are_found_before_the_stop_and_removed(run, tiled):
     operations = [*run.with_table(), run.append(0, 5), run.audit(5), UpdateMetadata(run.uid, {"stop": {}})]
     run.apply(*operations[:-2])
-    append_behind_our_back(tiled, run, first, stop)
-    with pytest.raises(NodeRewound, match=reason):
+    append_behind_our_back(tiled, run, 2, 5)
+    with pytest.raises(NodeRewound, match="has 8 rows where 5"):
         run.apply(*operations)
     assert "stop" not in tiled[run.uid].metadata
     run.write(*operations)
@@ -783,11 +786,37 @@ def test_rows_too_many_are_found_before_the_stop_and_removed(run, tiled, first, 
     assert run.events()[-2:] == ["repairing", "rewritten"]
 
 
-def test_rows_that_are_missing_or_others_are_found(run, tiled):
-    operations = [*run.with_table(), run.append(0, 3), run.audit(3)]
+@pytest.mark.parametrize("confirmed", [5, 7], ids=["beyond what was confirmed", "as many as were confirmed"])
+def test_rows_that_the_journal_does_not_know_are_never_removed(run, tiled, proxy, confirmed):
+    operations = [*run.with_table(), run.append(0, 5), run.audit(5), UpdateMetadata(run.uid, {"stop": {}})]
     run.apply(*operations[:-2])
-    append_behind_our_back(tiled, run, 4, 7)
+    append_behind_our_back(tiled, run, 5, 7)
+    run.journal.set_progress(run.table, confirmed)
+    before = len(proxy.requests)
+    with pytest.raises(TiledHasMore, match="Tiled has more of this run than this journal: 7 rows in primary, 5 here"):
+        run.write(*operations)
+    assert {request.method for request in proxy.requests[before:]} == {"GET"}
+    assert read_column(tiled, run.table) == list(range(7))
+
+
+def test_rows_that_are_missing_at_the_end_are_sent_again(run, tiled):
+    operations = [*run.with_table(), run.append(0, 3), run.audit(3)]
+    run.apply(*operations[:-1])
+    run.journal.set_progress(run.table, 5)
+    more = [*run.with_table(), run.append(0, 5), run.audit(5)]
+    with pytest.raises(NodeRewound, match="has 3 rows where 5 are expected"):
+        run.apply(*more)
+    run.write(*more)
+    assert read_column(tiled, run.table) == [0, 1, 2, 3, 4]
+
+
+def test_rows_in_another_order_are_written_anew(run, tiled):
+    by_nothing = [*run.containers(), CreateTable(run.table, COLUMNS, ())]
+    run.apply(*by_nothing)
+    append_behind_our_back(tiled, run, 2, 3)
+    append_behind_our_back(tiled, run, 0, 2)
     run.journal.set_progress(run.table, 3)
+    operations = [*by_nothing, run.append(0, 3), run.audit(3)]
     with pytest.raises(NodeRewound, match="has other values of 'seq_num', or in another order"):
         run.apply(*operations)
     run.write(*operations)
@@ -1053,10 +1082,12 @@ def test_a_table_shows_its_old_rows_until_the_new_ones_are_complete(run, tiled):
     assert shown(tiled, run) == ([0, 1, 2], ["<0>", "<1>", "<2>"])
 
 
-def test_a_run_that_ends_shows_what_was_written_anew(run, tiled):
+def test_a_table_with_more_rows_than_the_run_has_in_the_end_stays_as_it_is(run, tiled):
     run.apply(*run.with_table(), run.append(0, 3))
-    run.apply(*widened(run, 2), UpdateMetadata(run.uid, {"stop": {}}))
-    assert shown(tiled, run) == ([0, 1], ["<0>", "<1>"])
+    with pytest.raises(TiledHasMore, match="3 rows in primary, 2 here"):
+        run.apply(*widened(run, 2), UpdateMetadata(run.uid, {"stop": {}}))
+    assert shown(tiled, run)[0] == [0, 1, 2]
+    assert "stop" not in tiled[run.uid].metadata
 
 
 def test_a_table_without_rows_gets_other_columns_at_once(run, tiled):

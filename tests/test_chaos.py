@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ import numpy
 import pytest
 from chaos.campaign import Campaign, Options
 from chaos.composing import TRACE, RunPlan
-from chaos.faults import KINDS, plan
+from chaos.keeper import Keeper
+from chaos.kinds import KINDS, plan
 from chaos.publishing import Acquisition
-from chaos.referee import Cut, Emitted, Referee, Tally, Verdict, compare
+from chaos.referee import Emitted, Harm, Referee, Tally, Verdict, compare
 from chaos.report import Injected, Report
 from chaos.site import Setting, publishing_environment, read_witness
 
@@ -88,7 +89,7 @@ def test_a_run_whose_spool_lost_its_end_is_interrupted_with_all_that_was_acknowl
         seed="",
         at_once=1,
         events=(60, 60),
-        pace=0.02,
+        pace=0.1,
         limit=1,
         crash_at="publisher: document spooled",
         crash_after=40,
@@ -150,11 +151,12 @@ class Written:
         encoder = Encoder()
         documents = list(RunPlan.with_everything(1, EVENTS).documents(directory))
         self.uid = documents[0][1]["uid"]
+        self.published = [(name, encoder.encode(document)) for name, document in documents]
         self.emitted = []
+        self.journal = directory / f"{self.uid}.sqlite"
         outcomes: list[str] = []
-        with Journal(directory / f"{self.uid}.sqlite", "create", run_uid=self.uid) as journal:
-            for name, document in documents:
-                body = encoder.encode(document)
+        with Journal(self.journal, "create", run_uid=self.uid) as journal:
+            for name, body in self.published:
                 journal.append_one(name, body)
                 self.emitted.append(Emitted(name, zlib.crc32(body), 0.0))
             writing = RunWriting(
@@ -201,6 +203,25 @@ class Written:
         )
         answer.raise_for_status()
 
+    def say(self, outcome: str, reason: str = "") -> None:
+        """Have the journal say what became of the run."""
+        with Journal(self.journal, "write") as journal:
+            journal.set("outcome", outcome)
+            journal.set("reason", reason)
+
+    def shorten_journal(self, directory: Path, documents: int, outcome: str, reason: str = "") -> None:
+        """Have a journal in a directory that knows a beginning of the run only."""
+        directory.mkdir()
+        with Journal(directory / self.journal.name, "create", run_uid=self.uid) as journal:
+            for name, body in self.published[:documents]:
+                journal.append_one(name, body)
+            journal.set("outcome", outcome)
+            journal.set("reason", reason)
+
+    def delete(self) -> None:
+        answer = self._http.delete(f"/metadata/{self.uid}", params={"recursive": True, "external_only": False})
+        answer.raise_for_status()
+
     def forget_stop(self) -> None:
         metadata = self._http.get(f"/metadata/{self.uid}").json()["data"]["attributes"]["metadata"]
         del metadata["stop"]
@@ -226,9 +247,19 @@ def written(tiled_server: TiledServer, tmp_path: Path) -> Iterator[Written]:
 
 
 @pytest.fixture
-def judge(tiled_server: TiledServer, tmp_path: Path) -> Iterator[Callable[..., Verdict]]:
-    with closing(Referee(tmp_path, tiled_server.uri, tiled_server.api_key)) as referee:
-        yield referee.judge
+def referee_of(tiled_server: TiledServer) -> Iterator[Callable[..., Referee]]:
+    """Makes a referee that looks at a journal directory, and at what else it is told of."""
+    with ExitStack() as stack:
+
+        def make(journal_dir: Path, **options: Any) -> Referee:
+            return stack.enter_context(closing(Referee(journal_dir, tiled_server.uri, tiled_server.api_key, **options)))
+
+        yield make
+
+
+@pytest.fixture
+def judge(referee_of: Callable[..., Referee], tmp_path: Path) -> Callable[..., Verdict]:
+    return referee_of(tmp_path).judge
 
 
 def test_a_run_that_is_as_it_should_be_is_clean(written: Written, judge: Callable[..., Verdict]) -> None:
@@ -301,12 +332,163 @@ def test_one_document_more_than_a_killed_process_could_write_down_is_no_error(
 def test_of_a_truncated_spool_only_what_was_safe_must_be_there(written: Written, judge: Callable[..., Verdict]) -> None:
     there = len(written.emitted)
     emitted = written.emitted + [Emitted("event", number, 0.0) for number in range(3)]
-    verdict = judge(written.uid, emitted, Cut(safe=there))
+    verdict = judge(written.uid, emitted, Harm(safe=there))
     assert verdict.clean
     assert verdict.cut == 3
-    verdict = judge(written.uid, emitted, Cut(safe=there + 2))
+    verdict = judge(written.uid, emitted, Harm(safe=there + 2))
     assert verdict.documents.lost == 2
     assert verdict.cut == 1
+
+
+REMOVE = "DELETE FROM {table} WHERE {mine} AND label LIKE '%row "
+
+
+class OneRun:
+    """What a keeper looks at of a site with one run."""
+
+    def __init__(self, written: Written) -> None:
+        self.setting = Setting(Path())
+        self._written = written
+
+    def published(self, run_uid: str) -> list[tuple[str, bytes]]:
+        return self._written.published
+
+    def outcome(self, run_uid: str) -> str:
+        return "written"
+
+
+@pytest.mark.parametrize(
+    ("tamper", "gone"),
+    [
+        (lambda run: None, 0),
+        (lambda run: run.in_table(REMOVE + "3'"), 1),
+        (lambda run: run.in_table("DELETE FROM {table} WHERE {mine}"), EVENTS),
+        (lambda run: run.tell_of_frames(EVENTS - 2), 2),
+        (lambda run: run.forget_stop(), 1),
+        (lambda run: run.delete(), 4 * EVENTS + EVENTS // 5 + 2),
+        (lambda run: run.in_table("INSERT INTO {table} SELECT * FROM {table} WHERE {mine} AND label LIKE '%row 3'"), 0),
+    ],
+    ids=["nothing", "a row", "all rows", "frames", "the stop", "the run", "nothing, one is doubled"],
+)
+def test_what_tiled_had_of_a_complete_run_and_has_no_longer_is_counted(
+    tamper: Callable[[Written], None],
+    gone: int,
+    written: Written,
+    referee_of: Callable[..., Referee],
+    tmp_path: Path,
+) -> None:
+    notes: list[str] = []
+    keeper = Keeper(OneRun(written), referee_of(tmp_path), notes.append)  # type: ignore[arg-type]
+    assert keeper.removed(written.uid) == 0
+    tamper(written)
+    assert keeper.removed(written.uid) == gone
+    assert len(notes) == (gone > 0)
+
+
+def test_a_doubled_row_may_go(written: Written, referee_of: Callable[..., Referee], tmp_path: Path) -> None:
+    written.in_table("INSERT INTO {table} SELECT * FROM {table} WHERE {mine} AND label LIKE '%row 3'")
+    keeper = Keeper(OneRun(written), referee_of(tmp_path), lambda _: None)  # type: ignore[arg-type]
+    assert keeper.removed(written.uid) == 0
+    written.in_table("DELETE FROM {table} WHERE rowid = (SELECT max(rowid) FROM {table} WHERE {mine})")
+    assert keeper.removed(written.uid) == 0
+
+
+@pytest.mark.parametrize(
+    ("tamper", "said", "wrong"),
+    [
+        (lambda run: None, False, False),
+        (lambda run: run.in_table(REMOVE + "7'"), False, True),
+        (lambda run: run.in_table(REMOVE + "7'"), True, True),
+        (lambda run: (run.in_table(REMOVE + "7'"), run.say("interrupted")), False, True),
+        (lambda run: (run.in_table(REMOVE + "7'"), run.say("")), False, True),
+        (lambda run: (run.in_table(REMOVE + "7'"), run.say("")), True, False),
+        (lambda run: (run.in_table(REMOVE + "7'"), run.say("failed", "a checksum")), False, False),
+        (lambda run: (run.in_table(REMOVE + "3'"), run.say("failed", "a checksum")), True, True),
+        (lambda run: (run.swap_array_rows(), run.say("failed", "a checksum")), True, True),
+        (lambda run: (run.in_table(REMOVE + "7'"), run.journal.write_bytes(b"x" * 5000)), False, False),
+    ],
+    ids=[
+        *("whole", "written with less", "written with less, and refused", "all documents, interrupted"),
+        *("less, no word", "less, refused", "less, failed", "a gap", "another order", "unreadable journal"),
+    ],
+)
+def test_a_damaged_run_is_whole_or_a_beginning_of_which_somebody_says_so(
+    tamper: Callable[[Written], None], said: bool, wrong: bool, written: Written, referee_of: Callable[..., Referee]
+) -> None:
+    tamper(written)
+    refused = {written.uid: "its file is damaged"} if said else {}
+    referee = referee_of(written.journal.parent, refused=refused)
+    verdict = referee.judge(written.uid, written.emitted, Harm(damaged=True), written.published)
+    assert verdict.damaged
+    assert (verdict.silently_wrong, verdict.clean) == (wrong, not wrong)
+    assert verdict.documents.clean
+    assert verdict.rows.clean
+
+
+@pytest.mark.parametrize(
+    ("missing", "outcome", "wrong"), [(1, "interrupted", False), (2, "interrupted", True), (1, "", True)]
+)
+def test_a_damaged_last_document_may_be_one_that_a_dying_process_did_not_finish(
+    missing: int, outcome: str, wrong: bool, written: Written, judge: Callable[..., Verdict]
+) -> None:
+    (name, body), *_ = [document for document in written.published if document[0] == "event"]
+    published = written.published + missing * [(name, body)]
+    emitted = written.emitted + missing * [Emitted(name, zlib.crc32(body), 0.0)]
+    written.say(outcome)
+    assert judge(written.uid, emitted, Harm(damaged=True), published).silently_wrong == wrong
+
+
+def test_documents_in_the_journal_of_a_damaged_run_must_be_a_beginning(
+    written: Written, judge: Callable[..., Verdict]
+) -> None:
+    published = [*written.published[:4], *written.published[5:]]
+    assert judge(written.uid, written.emitted, Harm(damaged=True), published).silently_wrong
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason", "clean"),
+    [
+        ("failed", "Tiled has more of it than the journal", True),
+        ("failed", "it failed", False),
+        ("interrupted", "", False),
+        ("", "", True),
+    ],
+)
+def test_an_old_copy_of_a_journal_fails_because_tiled_has_more(
+    outcome: str, reason: str, clean: bool, written: Written, referee_of: Callable[..., Referee]
+) -> None:
+    current = written.journal.parent / "current"
+    written.shorten_journal(current, 6, outcome, reason)
+    referee = referee_of(current, retired=[written.journal.parent])
+    verdict = referee.judge(written.uid, written.emitted, Harm(stale=True), written.published)
+    assert verdict.clean == clean
+    assert verdict.outcome == "written"
+
+
+@pytest.mark.parametrize("gap", [False, True])
+def test_what_tiled_has_beyond_an_old_copy_must_be_as_published(
+    gap: bool, written: Written, referee_of: Callable[..., Referee], tmp_path: Path
+) -> None:
+    written.shorten_journal(tmp_path / "current", 6, "failed", "Tiled has more of it than the journal")
+    if gap:
+        written.in_table(REMOVE + "5'")
+    harm = Harm(safe=6, stale=True)
+    verdict = referee_of(tmp_path / "current").judge(written.uid, written.emitted, harm, written.published)
+    assert verdict.clean != gap
+
+
+def test_a_run_that_was_published_for_another_supervisor_is_foreign_here(
+    written: Written, referee_of: Callable[..., Referee], tmp_path: Path
+) -> None:
+    referee = referee_of(tmp_path, elsewhere=tmp_path / "nothing")
+    assert referee.foreign(written.uid) == 0
+    verdict = referee.judge_away(written.uid, written.emitted, None)
+    assert verdict.foreign == len(written.emitted) + 1
+    assert not verdict.clean
+    referee = referee_of(tmp_path / "nothing", elsewhere=tmp_path)
+    assert referee.foreign(written.uid) == len(written.emitted)
+    assert not referee.judge_away("another", written.emitted, 3).clean
+    assert referee.judge_away("another", written.emitted, len(written.emitted)).clean
 
 
 def test_a_run_without_journal_is_lost(judge: Callable[..., Verdict]) -> None:
@@ -327,3 +509,16 @@ def test_the_report_has_a_line_for_each_kind_and_names_the_faults_that_hit_a_run
     assert [table[name]["runs"] for name in ("cable cut", "worker killed", "all runs")] == [1, 0, 2]
     assert [table[name]["lost"] for name in ("cable cut", "worker killed", "all runs")] == [1, 0, 1]
     assert Report(1, "sqlite", 60.0, faults, [unharmed]).clean
+    assert not Report(1, "sqlite", 60.0, faults, [unharmed], complaints=["status() raised"]).clean
+
+
+def test_the_report_counts_what_was_removed_foreign_and_damaged() -> None:
+    damaged = Verdict("abc", began=10.0, ended=20.0, damaged=True)
+    wrong = Verdict("def", began=10.0, ended=20.0, damaged=True, problems=["no word"])
+    removed = Verdict("ghi", began=30.0, ended=40.0, removed=5)
+    foreign = Verdict("jkl", began=30.0, ended=40.0, foreign=7)
+    assert [verdict.clean for verdict in (damaged, wrong, removed, foreign)] == [True, False, False, False]
+    report = Report(1, "sqlite", 60.0, [Injected(0, "bit", 11.0, 12.0, "")], [damaged, wrong, removed, foreign])
+    names = ("removed", "foreign", "damaged", "silently wrong", "lost")
+    assert [report.figures("bit")[name] for name in names] == [0, 0, 2, 1, 0]
+    assert [report.figures()[name] for name in names] == [5, 7, 2, 1, 0]

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-from faulty_proxy import CUT_BEFORE, PASS, ScriptedServer, answer, small_client
+from faulty_proxy import CUT_BEFORE, PASS, ScriptedServer, answer, page, small_client
 
 from tiledwriter import _connection
-from tiledwriter._connection import Connection, NotProcessed, Paused, ServerFailed, sort_answer
+from tiledwriter._answers import NotProcessed, NotTiled, Paused, ServerFailed, sort_answer
+from tiledwriter._connection import Connection, check_version
 from tiledwriter._errors import Ambiguous, PoisonedOperation, Refused, Stopped
 from tiledwriter.testing import free_port, wait_until
 
@@ -81,9 +82,41 @@ def response(status, **options):
     return httpx.Response(status, **options)
 
 
-@pytest.mark.parametrize("status", [200, 201, 204, 304])
-def test_a_good_answer_means_done(status):
-    assert sort_answer(response(status)) is None
+@pytest.mark.parametrize("content", [b"null", b'{"id":"x"}', b'{"data":{}}', b'{"data_type":{}}'], ids=repr)
+@pytest.mark.parametrize("status", [200, 201])
+def test_a_good_answer_means_done(status, content):
+    assert sort_answer(response(status, content=content, headers={"Content-Type": "application/json"})) is None
+
+
+def test_content_that_was_asked_for_means_done():
+    octets = {"Content-Type": "application/octet-stream"}
+    assert sort_answer(response(200, content=b"12345678", headers=octets), "application/octet-stream") is None
+    with pytest.raises(NotTiled):
+        sort_answer(response(200, json=None), "application/octet-stream")
+
+
+@pytest.mark.parametrize(
+    ("status", "options"),
+    [
+        (200, {"html": "<h1>Log in</h1>"}),
+        (200, {"json": {"status": "down for maintenance"}}),
+        (200, {"json": "ok"}),
+        (200, {"content": b"{broken", "headers": {"Content-Type": "application/json"}}),
+        (204, {}),
+        (301, {"headers": {"Location": "https://tiled.example"}}),
+        (302, {"headers": {"Location": "/login"}}),
+        (304, {}),
+        (404, {"html": "<h1>default backend</h1>"}),
+        (404, {"json": {"message": "no route"}}),
+        (405, {"html": "<h1>Not allowed</h1>"}),
+        (409, {"text": "Conflict"}),
+        (500, {"html": "<h1>Oops</h1>"}),
+    ],
+)
+def test_what_is_not_in_tiled_s_words_says_nothing_about_the_request(status, options):
+    with pytest.raises(NotTiled, match=f"^{status}: ") as raised:
+        sort_answer(response(status, **options))
+    assert raised.value.status == status
 
 
 @pytest.mark.parametrize(
@@ -114,10 +147,8 @@ def test_each_other_answer_has_its_meaning(status, error):
 def test_an_answer_without_json_gives_its_reason():
     with pytest.raises(Ambiguous, match="502: Bad Gateway"):
         sort_answer(response(502, html="<h1>Bad</h1>"))
-    with pytest.raises(Refused, match="404: Not Found"):
-        sort_answer(response(404, content=b"{broken", headers={"content-type": "application/json"}))
-    with pytest.raises(Refused, match="404: Not Found"):
-        sort_answer(response(404, json=["no", "object"]))
+    with pytest.raises(NotTiled, match="302: redirected to /login"):
+        sort_answer(response(302, headers={"Location": "/login"}))
 
 
 @pytest.mark.parametrize(
@@ -218,10 +249,17 @@ def test_credentials_that_are_not_accepted_pause_until_they_are(connection, serv
 
 
 def test_more_failures_than_are_tolerated_leave_it_open(connection, server):
-    server.script("POST", "metadata", *[answer(500)] * 5)
+    server.script("POST", "metadata/runs/run", *[answer(500)] * 5)
     with pytest.raises(ServerFailed):
         connection.send("POST", "metadata", "run", json={}, tolerated_failures=2)
-    assert server.count("POST") == 3
+    assert server.count("POST", "metadata/runs/run") == 3
+
+
+def test_failures_while_nothing_can_be_written_are_no_failures_that_have_to_be_tolerated(connection, server):
+    server.script("POST", "metadata/runs/run", *[answer(500)] * 8)
+    server.script("PATCH", "table/partition/runs/tiledwriter_probe", *[answer(500)] * 20)
+    connection.send("POST", "metadata", "run", json={}, tolerated_failures=2)
+    assert server.count("POST", "metadata/runs/run") == 9
 
 
 @pytest.mark.parametrize("fault", [answer(401), answer(429), answer(503), CUT_BEFORE], ids=lambda f: f.name)
@@ -325,7 +363,7 @@ def test_it_is_away_while_there_is_nobody_to_connect_to(server, stopping, report
 
 
 def test_a_500_means_that_it_is_away_if_its_probe_fails_too(connection, server, away):
-    server.script("GET", "/healthz", answer(503), answer(503), PASS)
+    server.script("GET", "metadata/", answer(503), answer(503), PASS)
     server.script("POST", "metadata", *[answer(500)] * 3)
     connection.send("POST", "metadata", "run", json={})
     assert away[0] == away[1] is not None
@@ -404,48 +442,154 @@ def test_a_refusal_is_told_even_when_stopping(connection, server, stopping):
         connection.send("GET", "metadata", "run")
 
 
+# Answers that are not Tiled's
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [page(302, "/login"), page(301, "/login"), page(200), page(404), page(405), page(500)],
+    ids=lambda f: f.name,
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
+def test_a_gateway_s_own_answers_are_waited_out_and_its_redirects_are_not_followed(
+    connection, server, away, fault, method
+):
+    server.script(method, "metadata/runs/run", *[fault] * 3)
+    connection.send(method, "metadata", "run")
+    assert [request.path for request in server.requests] == ["metadata/runs/run"] * 4
+    assert None not in away
+
+
+def test_a_gateway_s_answer_to_what_may_not_be_repeated_leaves_it_open(connection, server):
+    server.script("PATCH", "table", page(302, "/login"))
+    with pytest.raises(NotTiled, match="redirected to /login"):
+        connection.send("PATCH", "table/partition", "run", content=b"rows", repeat=False)
+    assert len(server.requests) == 1
+
+
+def test_a_refusal_tells_if_an_earlier_attempt_may_have_been_carried_out(connection, server):
+    server.script("POST", "metadata", answer(409), CUT_BEFORE, answer(409), answer(429), answer(409))
+    found = []
+    for _ in range(3):
+        with pytest.raises(Refused) as raised:
+            connection.send("POST", "metadata", "run", json={})
+        found.append(raised.value.may_be_ours)
+    assert found == [False, True, False]
+
+
+# Versions
+
+
+@pytest.mark.parametrize("version", ["0.2.12", "0.2.20", "0.3.0", "1.0", "0.2.13.dev4+g12", "unknown"])
+def test_a_server_that_knows_what_is_needed_is_taken(server, version):
+    with server.client() as client:
+        client.context.server_info.library_version = version
+        check_version(client)
+
+
+@pytest.mark.parametrize("version", ["0.2.11", "0.1.0b40", "0.2"])
+def test_a_server_that_is_too_old_is_named_and_waited_for(server, stopping, reports, monkeypatch, version):
+    with server.client() as client:
+        client.context.server_info.library_version = version
+        connection = Connection(lambda: client, stopping, reports)
+        away = []
+
+        def sleep(_):
+            away.append(connection.away_since)
+            client.context.server_info.library_version = "0.2.12"
+
+        monkeypatch.setattr(connection, "_sleep", sleep)
+        connection.send("POST", "metadata", "run", json={})
+    assert len(away) == 1
+    assert away[0] is not None
+    assert reports.events == ["waiting", "resumed"]
+    assert f"has version {version}, and 0.2.12 or newer is needed" in reports[0][1]["reason"]
+    assert len(server.requests) == 1
+
+
 # Poison
 
 
-def test_nothing_but_500_from_a_server_that_is_well_is_poison_after_a_time(impatient, server):
-    server.script("POST", "metadata", *[answer(500, "no such type")] * 20)
-    with pytest.raises(PoisonedOperation, match="no such type"):
+def test_nothing_but_500_while_other_writes_work_is_poison_after_a_time(impatient, server):
+    server.script("POST", "metadata/run", *[answer(500, "no such type")] * 20)
+    with pytest.raises(PoisonedOperation, match=r"no such type, [67] times in \d+ s, while others are done"):
         impatient.send("POST", "metadata", "run", json={})
-    assert server.count("POST") == 6
-    assert server.count("GET", "/healthz") == 6
+    assert server.count("POST", "metadata/run") in (6, 7)
+    assert server.count("PATCH", "table/partition/tiledwriter_probe") == 2
+    assert server.count("DELETE", "metadata/tiledwriter_probe") == 2
+
+
+def test_a_few_500_are_no_poison_however_long_they_last(server, stopping, reports, waits):
+    server.script("POST", "metadata/run", *[answer(500)] * (_connection.POISON_FAILURES - 1))
+    with server.client() as client:
+        Connection(lambda: client, stopping, reports, poison_after=0.0).send("POST", "metadata", "run", json={})
+    assert server.count("PATCH") == 0
 
 
 def test_poison_is_recognized_over_several_calls_too(impatient, server):
-    server.script("PATCH", "table", *[answer(500)] * 20)
-    for _ in range(5):
-        with pytest.raises(Ambiguous):
-            impatient.send("PATCH", "table/partition", "run", content=b"", repeat=False)
-        impatient.send("GET", "metadata", "run")
-    with pytest.raises(PoisonedOperation):
+    server.script("PATCH", "table/partition/run", *[answer(500)] * 20)
+
+    def append():
         impatient.send("PATCH", "table/partition", "run", content=b"", repeat=False)
 
+    for _ in range(5):
+        with pytest.raises(Ambiguous):
+            append()
+        impatient.send("GET", "metadata", "run")
+    with pytest.raises(Ambiguous):
+        append()
+    with pytest.raises(PoisonedOperation):
+        append()
 
-def test_500_is_no_poison_while_the_probe_fails(impatient, server):
-    server.script("GET", "/healthz", *[answer(503)] * 20)
-    server.script("POST", "metadata", *[answer(500)] * 20)
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "metadata/probed"),
+        ("GET", "metadata/table/x"),
+        ("POST", "metadata/probed"),
+        ("PATCH", "table/partition/probed"),
+        ("DELETE", "metadata/probed"),
+    ],
+)
+def test_500_is_no_poison_while_a_probe_fails(impatient, server, method, path):
+    impatient.probe.run, impatient.probe.column = "probed", "table/x"
+    server.script(method, path, *[answer(500)] * 200)
+    server.script("POST", "metadata/run", *[answer(500)] * 20)
     impatient.send("POST", "metadata", "run", json={})
-    assert server.count("POST") == 21
+    assert server.count("POST", "metadata/run") == 21
+
+
+@pytest.mark.usefixtures("waits")
+@pytest.mark.parametrize(("method", "endpoint"), [("GET", "metadata"), ("DELETE", "stream/close")])
+def test_reading_and_closing_is_never_poison(server, stopping, reports, method, endpoint):
+    server.script(method, f"{endpoint}/run", *[answer(500)] * 50)
+    with server.client() as client:
+        Connection(lambda: client, stopping, reports, poison_after=0.0).send(method, endpoint, "run")
+    assert server.count(method, f"{endpoint}/run") == 51
 
 
 def test_another_answer_in_between_starts_the_time_again(impatient, server):
-    server.script("POST", "metadata", *([answer(500)] * 5 + [answer(503)]) * 3)
+    server.script("POST", "metadata/run", *([answer(500)] * 5 + [answer(503)]) * 3)
     impatient.send("POST", "metadata", "run", json={})
-    assert server.count("POST") == 19
+    assert server.count("POST", "metadata/run") == 19
 
 
 def test_poison_is_recognized_by_wall_clock_time(server, stopping, reports, waits):
-    server.script("POST", "metadata", *[answer(500)] * 10_000)
+    server.script("POST", "metadata/run", *[answer(500)] * 10_000)
     started = time.monotonic()
     with server.client() as client, pytest.raises(PoisonedOperation):
         Connection(lambda: client, stopping, reports, poison_after=0.05).send("POST", "metadata", "run", json={})
     assert time.monotonic() - started >= 0.05
 
 
-def test_a_server_is_healthy_if_it_answers_its_probe(connection, server):
-    server.script("GET", "/healthz", PASS, answer(503), CUT_BEFORE, CUT_BEFORE)
-    assert [connection.healthy() for _ in range(3)] == [True, False, False]
+def test_databases_are_well_if_they_can_be_read_and_written(server, stopping, reports, waits):
+    with server.client() as client:
+        connection = Connection(lambda: client, stopping, reports)
+        assert connection.reads_well()
+        assert connection.writes_well()
+        server.script("GET", "metadata/", CUT_BEFORE, PASS, answer(500))
+        assert [connection.reads_well() for _ in range(2)] == [True, False]
+        server.script("POST", "metadata/", answer(409), answer(500))
+        # The first time, the table has no more rows than the one that was left by a probe before.
+        assert [connection.writes_well() for _ in range(2)] == [False, False]

@@ -41,7 +41,10 @@ CALLS: Final = {
     *("os.system", "os.popen", "builtins.eval", "builtins.exec", "builtins.compile", "numpy.fromstring"),
 }
 # From the configuration, and for names that are in the program.
-IMPORT_BY_NAME: Final = {"writer/tiledwriter/_plugins.py", "writer/tiledwriter/__init__.py"}
+IMPORT_BY_NAME: Final = {
+    *("writer/tiledwriter/_plugins.py", "writer/tiledwriter/__init__.py"),
+    "broker/tiledbroker/_fork_server.py",  # modules that the supervisor names
+}
 
 
 def findings(source: str) -> Iterator[str]:

@@ -65,7 +65,7 @@ def test_a_journal_that_somebody_writes_is_left_and_the_others_are_not(
 ) -> None:
     paths = [concluded(tmp_path, "written", 31) for _ in range(2)]
     with Journal(paths[0], "write"):
-        assert main(["prune", str(tmp_path)]) == ExitCode.FAILED
+        assert main(["prune", str(tmp_path)]) == ExitCode.LOCKED
         assert run_files(tmp_path) == [paths[0]]
     assert "left as it is" in capsys.readouterr().err
 

@@ -394,7 +394,7 @@ def test_the_command_waits_for_tiled_and_ends_when_told_to(own_tiled_server: Til
         assert "Tiled does not take requests" in process.stderr.readline()
     ended.send_signal(signal.SIGINT)
     output, _ = ended.communicate(timeout=60)
-    assert ended.returncode == ExitCode.INCOMPLETE
+    assert ended.returncode == ExitCode.INTERRUPTED
     assert output == f"{uid_of(documents)}  9 documents  unfinished\n"
     assert waits.poll() is None
     own_tiled_server.start()

@@ -59,7 +59,7 @@ def test_a_run_may_wait_for_tiled(journal):
     journal.note("waiting", reason="ConnectError: refused")
     summary = read_only(journal)
     assert summary.state == "open"
-    assert summary.why == "Tiled does not take requests since 0 s: ConnectError: refused"
+    assert summary.why == "Tiled has refused requests for 0 s: ConnectError: refused"
 
 
 def test_when_tiled_is_back_it_is_no_longer_waited_for(journal):
@@ -76,9 +76,19 @@ def test_what_an_earlier_worker_waited_for_is_not_what_the_present_one_waits_for
     assert summary.worker_starts == 2
 
 
+def test_a_parked_run_waits_for_tiled(journal):
+    journal.append_one("stop", Encoder().encode({"uid": "s"}))
+    journal.note("parked", documents=2)
+    assert read_only(journal).state == "closing"
+    journal.close()
+    summary = read_only(journal)
+    assert summary.state == "parked"
+    assert summary.why.startswith("Tiled was away")
+
+
 def test_a_request_of_unknown_fate_is_named(journal):
     journal.set_progress("run-1/primary/internal", 12, 20)
-    assert read_only(journal).why.endswith("its fate is being found out: run-1/primary/internal")
+    assert read_only(journal).why.endswith("its outcome is being determined: run-1/primary/internal")
 
 
 def test_a_failed_run_says_why(journal):

@@ -17,6 +17,8 @@ from paths import search_path
 from runs import Acquisition, documents, happenings, metadata, publish, seq_nums, wait_for_outcome
 
 from tiledbroker import Encoder, Journal, ZMQPublisher, journal_filename
+from tiledbroker._finished import bring_back
+from tiledbroker._journal import find_run_file
 from tiledbroker._lifecycle import State
 from tiledbroker._runs import MAX_DEATHS, Run
 from tiledbroker._watch import WorkerLimits, WorkerWatch
@@ -294,6 +296,12 @@ def test_a_worker_that_answers_is_left_in_peace(tmp_path: Path) -> None:
 # Late audits
 
 
+def plan_audit(journal_dir: Path, uid: str, at: float) -> None:
+    """Have a finished run looked at again: its journal was never among those of finished runs."""
+    with Journal(bring_back(find_run_file(journal_dir, uid)), "write") as journal:
+        journal.set("audit_at", at)
+
+
 def test_a_written_run_is_looked_at_again_when_its_journal_says_so_and_stays_written_meanwhile(
     supervise: Callable[..., SupervisorProcess],
     publisher_to: Callable[[SupervisorProcess], ZMQPublisher],
@@ -304,8 +312,7 @@ def test_a_written_run_is_looked_at_again_when_its_journal_says_so_and_stays_wri
         publisher = publisher_to(supervisor)
         uid = publish(publisher, documents())
         assert publisher.wait_written(uid, timeout=60)
-    with Journal(supervisor.journal_dir / journal_filename(uid), "write") as journal:
-        journal.set("audit_at", time.time() + 4)
+    plan_audit(supervisor.journal_dir, uid, time.time() + 4)
     with supervisor:
         began = time.time()
         assert happenings(supervisor.journal_dir, uid).count("worker started") == 1
@@ -338,8 +345,7 @@ def test_a_late_audit_finds_out_that_tiled_is_away_as_any_run_does(
         uids = [publish(publisher, documents()) for _ in range(3)]
         assert all(publisher.wait_written(uid, timeout=60) for uid in uids)
     for uid in uids:
-        with Journal(supervisor.journal_dir / journal_filename(uid), "write") as journal:
-            journal.set("audit_at", time.time())
+        plan_audit(supervisor.journal_dir, uid, time.time())
     own_tiled_server.stop()
     with supervisor:
         away = "Tiled is away: finished runs are parked, and one at a time is tried"
@@ -358,9 +364,8 @@ def test_runs_to_be_looked_at_again_wait_until_there_is_little_else_to_do(
         publisher = publisher_to(supervisor)
         uid = publish(publisher, documents())
         assert publisher.wait_written(uid, timeout=60)
-    with Journal(supervisor.journal_dir / journal_filename(uid), "write") as journal:
-        audit_at = time.time() + 8  # when the other run has its worker, also on a busy machine
-        journal.set("audit_at", audit_at)
+    audit_at = time.time() + 8  # when the other run has its worker, also on a busy machine
+    plan_audit(supervisor.journal_dir, uid, audit_at)
     with supervisor:
         emitted = documents()
         busy = publish(publisher, emitted[:-1])

@@ -182,7 +182,7 @@ def test_a_journal_of_a_newer_version_is_refused(path: Path) -> None:
     assert "format 99" in finding.problem
 
 
-def test_an_open_run_is_well(tmp_path: Path) -> None:
+def test_nothing_is_wrong_with_an_open_run(tmp_path: Path) -> None:
     result = verify(journaled(a_run()[:5], tmp_path), OPTIONS, None)
     assert (result.ok, result.state, result.documents) == (True, "open", 5)
 
@@ -473,17 +473,17 @@ def test_every_row_finds_one_of_its_key_or_none_is_left(wanted: list[int], have:
 # The command
 
 
-def test_the_command_names_each_run_and_says_with_its_code_if_one_is_not_well(
+def test_the_command_names_each_run_and_says_with_its_code_if_something_is_wrong(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = journaled(a_run(), tmp_path / "journals")
-    assert main(["verify", str(path.parent)]) == ExitCode.OK
-    assert capsys.readouterr().out.count("  well") == 2
+    assert main(["verify", str(path.parent)]) == ExitCode.INCOMPLETE
+    assert capsys.readouterr().out.count("  no finding so far") == 2
     flip_a_bit(path)
     assert main(["verify", str(path.parent)]) == ExitCode.DIFFERS
     assert "1 do not match their checksums" in capsys.readouterr().out
-    assert main(["verify", str(other)]) == ExitCode.OK
-    assert main(["verify", other.stem[:12], str(path.parent)]) == ExitCode.OK
+    assert main(["verify", str(other)]) == ExitCode.INCOMPLETE
+    assert main(["verify", other.stem[:12], str(path.parent)]) == ExitCode.INCOMPLETE
     monkeypatch.setenv("TILEDWRITER_JOURNAL_DIR", str(path.parent))
     assert main(["verify"]) == ExitCode.DIFFERS
 

@@ -21,7 +21,7 @@ from ._journal import HistoryEntry, Journal, NodeProgress, journal_filename
 from ._places import default_journal_dir, default_spool_dir
 from ._publisher import PublisherStatus, ZMQPublisher
 from ._record import Record
-from ._run_reader import RunReader, SpooledRun, open_run, run_files
+from ._run_reader import RunReader, SpooledRun, labelled_run_files, open_run, run_files
 from ._security import ClientCurve
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "default_journal_dir",
     "default_spool_dir",
     "journal_filename",
+    "labelled_run_files",
     "open_run",
     "run_files",
 ]

@@ -19,6 +19,8 @@ POINTS: Final = (
     "supervisor: worker forked",
     "supervisor: documents relayed",
     "supervisor: documents durable, publisher not told",
+    "supervisor: journal filed away",
+    "supervisor: journal brought back",
     "worker: journal made",
     "worker: documents committed",
     "worker: documents acknowledged",

@@ -29,6 +29,14 @@ class ProtocolError(BrokerError, ValueError):
     """Raised when frames from the network are not a message of ours."""
 
 
+class ProtocolVersionError(ProtocolError):
+    """Raised when a message is of another version of the protocol; `version` says which."""
+
+    def __init__(self, version: int, own: int) -> None:
+        super().__init__(f"The peer speaks protocol version {version}; this side speaks {own}.")
+        self.version = version
+
+
 class RoutingError(BrokerError, LookupError):
     """Raised when a document cannot be assigned to a run whose start was seen."""
 
@@ -43,6 +51,10 @@ class JournalError(BrokerError):
     def __init__(self, path: object, message: str) -> None:
         super().__init__(f"{path}: {message}")
         self.path = str(path)
+
+
+class DirectoryUnusable(JournalError):
+    """Raised when a directory cannot hold journals."""
 
 
 class JournalLocked(JournalError):

@@ -1,9 +1,14 @@
-"""Which file systems are reached over a network: their locks and memory maps do not keep what SQLite and we rely on."""
+"""What there is to know of file systems: whether one is reached over a network, and whether it is full.
+
+Locks and memory maps of a network file system do not keep what SQLite and we rely on.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Final
@@ -22,6 +27,7 @@ _NETWORK_FILESYSTEMS: Final = {
     0x19830326: "BeeGFS",
     0xAAD7AAEA: "PanFS",
 }
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _STATFS_BYTES: Final = 512  # more than the structure has anywhere; the type is its first field
 
 
@@ -46,6 +52,14 @@ def filesystem_type(path: Path) -> int | None:
         return None
     # A word of the machine's, of which the numbers take 32 bits; sign extension is cut off.
     return ctypes.c_long.from_buffer(status).value & 0xFFFFFFFF
+
+
+def explain_write_error(path: Path, error: OSError | sqlite3.Error) -> str:
+    """Why a file cannot be written, for people who wait for it: above all whether its disk is full."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in _FULL or "full" in str(error):
+        return f"the journal's disk is full: {os.strerror(number or errno.ENOSPC)} ({path.parent})"
+    return f"the journal cannot be written: {error} ({path})"
 
 
 def _nearest_existing(path: Path) -> Path:

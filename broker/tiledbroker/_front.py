@@ -18,7 +18,7 @@ from zmq.auth.thread import ThreadAuthenticator
 
 from . import _messages as messages
 from ._connections import Connections
-from ._errors import ProtocolError
+from ._errors import ProtocolError, ProtocolVersionError
 from ._limited import LimitedLog
 from ._security import ZAP_DOMAIN, ServerCurve
 
@@ -221,6 +221,11 @@ class Front:
                 continue
             try:
                 message = messages.decode([frame.bytes for frame in frames])
+            except ProtocolVersionError as error:
+                self._refuse("version", "%s speaks protocol version %d.", publisher, error.version)
+                own = f"this supervisor speaks protocol version {messages.VERSION}, this publisher {error.version}"
+                self._send(identity.bytes, messages.Refused("", 0, own))
+                continue
             except ProtocolError as error:
                 self._refuse("protocol", "Frames of %s that are no message of ours were dropped: %s", publisher, error)
                 continue
@@ -340,7 +345,8 @@ class Front:
 
     def refuse(self, topic: str, publisher: Publisher, refusal: messages.Refused) -> None:
         """Refuse what a publisher has sent, and say why."""
-        self._refuse(topic, "Run %s of %s is refused: %s.", refusal.run, publisher, refusal.reason)
+        why = refusal.detail or refusal.reason
+        self._refuse(topic, "Run %s of %s is refused: %s.", refusal.run, publisher, why)
         if refusal.reason not in (messages.GAP, messages.LATER):
             if len(publisher.refused) >= messages.MAX_RUNS:  # that many are forgotten, and looked at anew
                 publisher.refused.clear()

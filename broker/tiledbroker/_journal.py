@@ -10,8 +10,9 @@ import re
 import sqlite3
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain, count, repeat
 from pathlib import Path
@@ -32,6 +33,8 @@ from ._record import Record, take
 log = logging.getLogger(__name__)
 
 SUFFIX: Final = ".sqlite"
+FINISHED: Final = "finished"
+"""Folder in a journal directory, for the files of runs that need no process any more."""
 
 # In SQLite's messages. "Could not decode" is the sqlite3 module's about text that is no UTF-8.
 _SIGNS_OF_DAMAGE: Final = (
@@ -81,8 +84,52 @@ def journal_filename(run_uid: str) -> str:
 
 
 def run_files(directory: Path) -> list[Path]:
-    """The run files in a spool or journal directory, by name."""
-    return sorted(path for path in directory.glob("*" + SUFFIX) if not path.name.startswith(("_", ".")))
+    """The run files in a spool or journal directory and in its folder of finished runs, by name.
+
+    Raises
+    ------
+    OSError
+        The directory cannot be read.
+    """
+    found = set(unfinished_run_files(directory))
+    with suppress(FileNotFoundError):
+        found.update(unfinished_run_files(directory / FINISHED))
+    # A supervisor moves files while we look: one can be in both lists, or have come back in between.
+    found.update(unfinished_run_files(directory))
+    names = Counter(path.name for path in found)
+    return sorted((path for path in found if names[path.name] == 1 or path.exists()), key=lambda path: path.name)
+
+
+def unfinished_run_files(directory: Path) -> list[Path]:
+    """The run files in a spool or journal directory itself, by name: of runs that are open, failed or to be audited.
+
+    Raises
+    ------
+    OSError
+        The directory cannot be read.
+    """
+    with os.scandir(directory) as entries:
+        names = [entry.name for entry in entries]
+    return [directory / name for name in sorted(names) if is_run_file(name)]
+
+
+def is_run_file(name: str) -> bool:
+    """Whether a file of this name holds a run."""
+    return name.endswith(SUFFIX) and not name.startswith(("_", "."))
+
+
+def find_run_file(directory: Path, run_uid: str) -> Path:
+    """The file of a run in a journal directory: among the finished ones if it is there, else where it belongs."""
+    return follow_run_file(directory / journal_filename(run_uid))
+
+
+def follow_run_file(path: Path) -> Path:
+    """Where a run's file is by now: a supervisor moves it to the folder of finished runs, and back."""
+    if path.exists():
+        return path
+    above = path.parent
+    moved = above.parent / path.name if above.name == FINISHED else above / FINISHED / path.name
+    return moved if moved.exists() else path
 
 
 class Journal:
@@ -93,7 +140,7 @@ class Journal:
     Parameters
     ----------
     path
-        The file. Its directory must exist.
+        The file. Its directory must exist. One that has been moved to the folder of finished runs, or back, is found.
     mode
         "create" makes the file or opens it, "write" opens an existing one, both lock it against other processes;
         "read" opens it beside a writer, and tidies up after a dead one; "inspect" leaves the file as it is, whatever
@@ -119,7 +166,7 @@ class Journal:
         run_uid: str | None = None,
         lock_timeout: float = 0.0,
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(path) if mode == "create" else follow_run_file(Path(path))
         self._mutex = FairLock()
         self._lock: FileLock | None = None
         if mode != "create" and not self.path.is_file():

@@ -60,10 +60,16 @@ class FileLock:
 
     @property
     def held(self) -> bool:
-        """Whether somebody holds it."""
+        """Whether somebody holds it.
+
+        Raises
+        ------
+        OSError
+            It cannot be told, as the file may not be opened.
+        """
         try:
             descriptor = os.open(self.path, os.O_RDONLY)
-        except OSError:
+        except FileNotFoundError:
             return False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from ._errors import ProtocolError
+from ._errors import ProtocolError, ProtocolVersionError
 
 MAGIC: Final = b"TW"
 VERSION: Final = 1
@@ -25,6 +25,8 @@ MAX_HEADER_BYTES: Final = 16 * 2**20
 MAX_BODY_BYTES: Final = 2**30
 MAX_DOCUMENTS: Final = 100_000
 MAX_RUNS: Final = 1_000
+MAX_INDEX: Final = 2**62
+"""More documents than a run can have, and less than what SQLite and 64 bits take."""
 
 NO_HELLO: Final = "hello"
 GAP: Final = "gap"
@@ -124,7 +126,7 @@ class Refused(msgspec.Struct, frozen=True, array_like=True):
     """Not accepted. "gap": go on from `index`; "later": after a pause; "hello": I do not know you, say Hello.
 
     Any other reason is an explanation why this run is not taken; without a run, why nothing of this publisher is.
-    `detail` explains a "later".
+    `detail` explains the first three to people, where there is something to explain, such as a disk that is full.
     """
 
     run: str
@@ -233,7 +235,7 @@ def decode(frames: Sequence[bytes]) -> Message:
         raise ProtocolError("This is not a message of tiledwriter.")
     version, kind = frames[0][2], frames[0][3]
     if version != VERSION:
-        raise ProtocolError(f"The peer speaks protocol version {version}; this side speaks {VERSION}.")
+        raise ProtocolVersionError(version, VERSION)
     if kind not in _DECODERS:
         raise ProtocolError(f"Message kind {kind} is unknown.")
     cls, decoder = _DECODERS[kind]
@@ -249,6 +251,8 @@ def decode(frames: Sequence[bytes]) -> Message:
         raise ProtocolError(f"The header of {cls.__name__} cannot be read: {error}") from error
     if isinstance(message, Documents):
         return _with_body(message, frames[2])
+    if isinstance(message, Abandoned) and not 0 <= message.length <= MAX_INDEX:
+        raise ProtocolError(f"Abandoned: no run has {message.length} documents.")
     if isinstance(message, Hello) and max(len(message.runs), len(message.awaited)) > MAX_RUNS:
         raise ProtocolError(f"Hello: more than {MAX_RUNS} runs.")
     return message
@@ -257,8 +261,8 @@ def decode(frames: Sequence[bytes]) -> Message:
 def _with_body(header: Documents, body: bytes) -> Documents:
     if not (len(header.names) == len(header.sizes) == len(header.crcs) <= MAX_DOCUMENTS):
         raise ProtocolError("Documents: the header's lists differ in length, or are too long.")
-    if not header.names or header.first < 0 or min(header.sizes) < 0:
-        raise ProtocolError("Documents: empty, or with negative numbers.")
+    if not header.names or not 0 <= header.first <= MAX_INDEX or min(header.sizes) < 0:
+        raise ProtocolError("Documents: empty, or with numbers that no document has.")
     if len(body) > MAX_BODY_BYTES or sum(header.sizes) != len(body):
         raise ProtocolError(f"Documents: {len(body)} bytes of bodies where the header says {sum(header.sizes)}.")
     return Documents(header.run, header.first, header.names, header.sizes, header.crcs, body)

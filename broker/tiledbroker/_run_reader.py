@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,9 +175,22 @@ def run_files(directory: Path) -> list[Path]:
     OSError
         The directory cannot be read.
     """
-    logs = segment_files(files_in(directory)).values()
-    segments = [files[0].path for files in logs if not files[0].stem.startswith("_")]
-    return sorted([*journal_files(directory), *segments])
+    return sorted(labelled_run_files(directory).values(), key=lambda path: path.name)
 
 
-__all__ = ["RunReader", "SpooledRun", "open_run", "run_files"]
+def labelled_run_files(directory: Path) -> dict[str, Path]:
+    """Return the same by label: what tells a run from others, also of its uid, once its file has another name.
+
+    Raises
+    ------
+    OSError
+        The directory cannot be read.
+    """
+    with os.scandir(directory) as entries:
+        paths = [Path(entry.path) for entry in entries if entry.name.endswith(SEGMENT_SUFFIX)]
+    logs = segment_files(paths).items()
+    segments = {label: files[0].path for label, files in logs if not files[0].stem.startswith("_")}
+    return {**{path.name: path for path in journal_files(directory)}, **segments}
+
+
+__all__ = ["RunReader", "SpooledRun", "labelled_run_files", "open_run", "run_files"]

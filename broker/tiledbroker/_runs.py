@@ -7,16 +7,16 @@ import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from . import _messages as messages
-from ._errors import JournalError
-from ._journal import Journal, journal_filename
+from ._errors import JournalError, JournalInvalid
+from ._journal import Journal, find_run_file, journal_filename
 from ._lifecycle import FINAL, Event, State, next_state
 
 if TYPE_CHECKING:
+    from ._fork_server import WorkerProcess
     from ._front import Publisher
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,8 @@ class WorkerTask:
         Where the run stands among all runs, by the time at which it came.
     client
         Whose key its documents came with; "" without CURVE.
+    lifeline
+        Descriptor that can be read once the supervisor is gone; -1 if there is none. The fork server puts it in.
     """
 
     mailbox: str
@@ -61,6 +63,7 @@ class WorkerTask:
     drain: bool
     order: float = 0.0
     client: str = ""
+    lifeline: int = -1
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,9 @@ class Run:
     client: str = ""  # whose it is; "" as long as nobody has shown a key
     unusable: bool = False  # its journal can be neither read nor written
     unavailable: bool = False  # ... at the moment
-    process: BaseProcess | None = None
+    process: WorkerProcess | None = None
     worker: ProcessIdentity | None = None
     orphan: ProcessIdentity | None = None  # the worker that its journal names, of an earlier supervisor perhaps
-    orphan_until: float = 0.0  # time it is given to end by itself
     token: bytes = b""
     ready: bool = False
     resumed: bool = False  # the worker of now was started to write what is left
@@ -114,13 +116,18 @@ class Run:
     @classmethod
     def load(cls, journal_dir: Path, uid: str) -> Run:
         """A run as its journal shows it; an unreadable journal gives a failed run."""
-        path = journal_dir / journal_filename(uid)
+        try:
+            path = find_run_file(journal_dir, uid)
+        except OSError as error:
+            return cls._unusable(journal_dir / journal_filename(uid), uid, error)
         return cls.from_file(path, uid) if path.exists() else cls(uid, path)
 
     @classmethod
     def from_file(cls, path: Path, uid: str | None = None) -> Run:
         try:
             with Journal(path, "read", run_uid=uid) as journal:
+                if journal_filename(journal.run_uid) != path.name:
+                    raise JournalInvalid(path, f"it is that of run {journal.run_uid!r}, and has another name.")
                 run = cls(journal.run_uid, path, next=journal.length, ended=journal.ended)
                 start = next(iter(journal.read(0, 1)), None)
                 run.start_crc = None if start is None else start.crc
@@ -135,10 +142,15 @@ class Run:
                     run.state = State(outcome)
                     run.reason = str(journal.get("reason", ""))
         except (JournalError, sqlite3.Error, OSError, ValueError, TypeError, LookupError, OverflowError) as error:
-            log.error("A journal cannot be used; it is left as it is: %s", error)
-            run = cls(uid or path.stem, path, State.FAILED, f"its journal cannot be used: {error}", unusable=True)
-            # Too many open files, say. The next one who asks may find it well.
-            run.unavailable = isinstance(error, sqlite3.OperationalError | OSError)
+            run = cls._unusable(path, uid or path.stem, error)
+        return run
+
+    @classmethod
+    def _unusable(cls, path: Path, uid: str, error: Exception) -> Run:
+        log.error("A journal cannot be used; it is left as it is: %s", error)
+        run = cls(uid, path, State.FAILED, f"its journal cannot be used: {error}", unusable=True)
+        # Too many open files, say. The next one who asks may find it well.
+        run.unavailable = isinstance(error, sqlite3.OperationalError | OSError)
         return run
 
     def begin(self, message: messages.Documents | messages.Abandoned) -> None:

@@ -128,9 +128,10 @@ class Shipment:
         self.rewind(index)
 
     def acknowledge(self, index: int) -> None:
+        if index > self.durable:
+            self.delayed = ""
         self.durable = self.run.acknowledged = max(self.durable, index)
         self.sent = max(self.sent, self.durable)
-        self.delayed = ""
         while self.in_flight and self.in_flight[0][0] <= index:
             self.in_flight.popleft()
 
@@ -615,9 +616,9 @@ class Shipper:
                 self._hello_at = time.monotonic() + HELLO_INTERVAL_SECONDS
         elif message.reason in (messages.GAP, messages.LATER):
             shipment.rewind(message.index)
+            shipment.delayed = message.detail or shipment.delayed
             if message.reason == messages.LATER:
                 shipment.not_before = time.monotonic() + LATER_SECONDS
-                shipment.delayed = message.detail
         else:
             self._refuse(shipment, message.reason)
 

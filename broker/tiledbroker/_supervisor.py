@@ -8,16 +8,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import multiprocessing
-import multiprocessing.context
 import os
 import secrets
+import select
 import signal
 import socket
 import sqlite3
-import tempfile
 import time
-from multiprocessing import forkserver
 from pathlib import Path
 from types import FrameType
 from typing import Final, TypeAlias
@@ -26,19 +23,23 @@ import msgspec
 import zmq
 
 from . import _messages as messages
-from ._audits import Audits
+from ._audits import PUT_OFF, Audits
 from ._crash_points import crash_point
-from ._errors import JournalError, JournalLocked, LifecycleError, ProtocolError
+from ._errors import DirectoryUnusable, JournalError, JournalLocked, LifecycleError, ProtocolError
+from ._filesystem import network_filesystem
+from ._finished import bring_back, file_away, is_finished
+from ._fork_server import ForkServer, WorkerProcess
 from ._front import MESSAGES_PER_TURN, ClientLimits, Front, Publisher
 from ._greetings import Greetings
-from ._journal import run_files
+from ._journal import journal_filename
 from ._lifecycle import Event, State
 from ._limited import LimitedLog
 from ._lock import FileLock
 from ._parking import Parking, catching_up
-from ._retry import clear_failure, retry_is_requested, retry_requests, withdraw_retry
+from ._retry import RetryWatch, clear_failure, retry_is_requested, withdraw_retry
 from ._runs import Run, WorkerCommand, WorkerTask
 from ._security import ServerCurve
+from ._survey import Survey
 from ._watch import FINISH_TIMEOUT, ProcessWatch, WorkerLimits, WorkerWatch
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,10 @@ _IDLE: Final = 0.5
 _STOP_TIMEOUT: Final = 10.0
 _FORK_PAUSE: Final = 1.0
 _ORPHAN_PAUSE: Final = 0.1
-_ORPHANED_BY_FORK_SERVER: Final = 255  # what multiprocessing says of a process whose fork server is gone
-_LONGEST_IPC_PATH: Final = 90
+_KILL_TIMEOUT: Final = 2.0
+_SURVEY_LEAD: Final = 1.0  # seconds in which unfinished runs are sorted before the first is resumed
+_FILING_PAUSE: Final = 5.0
+_LONGEST_SOCKET_PATH: Final = 100  # bytes; the kernel takes 107, other systems 103
 
 _Socket: TypeAlias = "zmq.Socket[bytes]"
 
@@ -87,6 +90,8 @@ class Supervisor:
     ------
     JournalLocked
         Another supervisor uses `journal_dir`.
+    DirectoryUnusable
+        `journal_dir` cannot be read or written, is on a network file system, or, when draining, is not there.
     """
 
     def __init__(
@@ -103,6 +108,9 @@ class Supervisor:
         limits: WorkerLimits = WorkerLimits(),  # noqa: B008  it is frozen
         processes: ProcessWatch | None = None,
     ) -> None:
+        _prepare_directory(journal_dir, make=not drain)
+        self._lock = FileLock(journal_dir / ".supervisor.lock")
+        self._lock.acquire()
         self.journal_dir = journal_dir
         self._command = command
         self._listen = listen
@@ -115,10 +123,14 @@ class Supervisor:
         self._waiting: dict[str, None] = {}  # runs that have documents for a worker, in order
         self._parking = Parking(max_resumed)  # runs that have something to be written
         self._audits = Audits()  # written runs to be looked at again
+        self._survey = Survey(journal_dir, self._take_up)
+        self._retries = RetryWatch(journal_dir)
+        self._unfiled: dict[Path, None] = {}  # journals of finished runs that somebody uses
+        self._file_at = 0.0
         self._last_order = 0.0
         self._watch = WorkerWatch(limits, processes, ask=self._ask, end=self._end_worker)
         self._by_token: dict[bytes, Run] = {}
-        self._by_sentinel: dict[object, Run] = {}
+        self._by_process: dict[WorkerProcess, Run] = {}
         self._stop_deadline: float | None = None
         # Of this supervisor only: a worker of one that was killed may live on for a moment, and find our socket.
         session = secrets.token_hex(8)
@@ -126,11 +138,8 @@ class Supervisor:
         self._limited = LimitedLog(log)
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_sender.setblocking(False)
-        journal_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = FileLock(journal_dir / ".supervisor.lock")
-        self._lock.acquire()
-        self._processes: multiprocessing.context.ForkServerContext = multiprocessing.get_context("forkserver")
-        self._processes.set_forkserver_preload(list(command.preload))
+        self._fork_server = ForkServer(command)
+        self._directory: int | None = None  # descriptor of the journal directory, if its path is too long
 
     def run(self) -> list[Run]:
         """Serve until `stop`, or when draining until there is nothing left to do.
@@ -144,8 +153,9 @@ class Supervisor:
         self._front = Front(context, self._clients, self._curve)
         try:
             self._open(context)
-            forkserver.ensure_running()
-            self._resume()
+            self._fork_server.check(time.monotonic())
+            self._began = time.monotonic()
+            self._look_for_retries()
             while not self._finished():
                 self._turn()
         finally:
@@ -157,6 +167,10 @@ class Supervisor:
 
     def close(self) -> None:
         """Release the journal directory; `run` does so when it returns."""
+        self._fork_server.close()
+        if self._directory is not None:
+            os.close(self._directory)
+            self._directory = None
         self._wake_receiver.close()
         self._wake_sender.close()
         self._lock.release()
@@ -188,22 +202,31 @@ class Supervisor:
         self._back = context.socket(zmq.ROUTER)
         self._back.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._back.setsockopt(zmq.SNDHWM, 0)  # what is under way is bounded by the publishers' windows
-        self._mailbox = f"ipc://{self._mailbox_path()}"
+        self._mailbox = f"ipc://{self._find_mailbox_path()}"
         self._back.bind(self._mailbox)
         self._poller = zmq.Poller()
         self._poller.register(self._front.socket, zmq.POLLIN)
         self._poller.register(self._back, zmq.POLLIN)
         self._poller.register(self._wake_receiver.fileno(), zmq.POLLIN)
+        self._poller.register(self._fork_server.fileno(), zmq.POLLIN)
 
-    def _mailbox_path(self) -> Path:
+    def _find_mailbox_path(self) -> Path:
+        """The socket for workers, in the journal directory; by a descriptor of that if its path is too long."""
         path = self.journal_dir.absolute() / ".workers.ipc"
-        if len(os.fsencode(path)) > _LONGEST_IPC_PATH:
-            path = Path(tempfile.mkdtemp(prefix="tiledwriter-")) / "workers.ipc"
-        return path
+        if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
+            return path
+        descriptors = Path(f"/proc/{os.getpid()}/fd")  # which workers may look at, being the same user's
+        if not descriptors.is_dir():
+            raise DirectoryUnusable(self.journal_dir, "its path is too long for a socket in it.")
+        self._directory = os.open(self.journal_dir, os.O_RDONLY | os.O_DIRECTORY)
+        return descriptors / str(self._directory) / path.name
 
     def _turn(self) -> None:
         if self._watch.look(list(self._by_token.values()), time.monotonic()):
+            self._fork_server.check(time.monotonic())
             self._look_for_retries()
+            self._file_finished()
+        self._survey_journals()
         self._front.look()
         self._start_workers()
         patience = 0.0 if self._greetings else self._patience()
@@ -219,23 +242,26 @@ class Supervisor:
         if self._front.socket in events and self._stop_deadline is None:
             self._hear_publishers()
         self._answer_hellos()
-        for run in [self._by_sentinel[ready] for ready in events if ready in self._by_sentinel]:
-            self._worker_ended(run)
+        self._hear_fork_server()
 
     def _patience(self) -> float:
         """Seconds to wait for events: until the next worker is due, at most."""
-        if not self._room_for_workers():
-            return _IDLE
-        due = [self._runs[uid].start_at for uid in self._waiting]
-        parked = self._parking.next_at(catching_up(self._by_token.values()))
-        if parked is not None:
-            due.append(parked)
+        survey = self._survey.next_at()
+        due = [] if survey is None else [survey]
+        if self._room_for_workers():
+            due += [self._runs[uid].start_at for uid in self._waiting]
+            parked = self._parking.next_at(catching_up(self._by_token.values()))
+            if parked is not None and self._may_resume():
+                due.append(parked)
         return max(0.0, min([_IDLE, *(at - time.monotonic() for at in due)]))
 
     def _finished(self) -> bool:
         if self._stop_deadline is not None:
-            return not self._by_token or time.monotonic() >= self._stop_deadline
-        return self._drain and not (self._waiting or self._parking or self._audits or self._by_token)
+            # One that is being forked ends by itself when the fork server does.
+            forked = any(process.pid is not None for process in self._by_process)
+            return not forked or time.monotonic() >= self._stop_deadline
+        left = self._waiting or self._parking or self._audits or self._by_token
+        return self._drain and self._survey.done and not left
 
     def _is_drained(self, run: Run) -> bool:
         if run.state is State.PARKED:  # an open run, of which all there is may have been written
@@ -249,7 +275,12 @@ class Supervisor:
             if isinstance(message, messages.Hello):
                 self._greetings.put(publisher, message)
             elif isinstance(message, messages.Documents | messages.Abandoned):
-                self._relay(publisher, message)
+                try:
+                    self._relay(publisher, message)
+                except Exception as error:
+                    self._log_trouble(message.run)
+                    refusal = messages.Refused(message.run, message.first, messages.LATER, f"an error: {error}")
+                    self._front.refuse("later", publisher, refusal)
 
     def _answer_hellos(self) -> None:
         limits = self._clients
@@ -263,7 +294,14 @@ class Supervisor:
             crash_point("supervisor: publisher welcomed")
 
     def _view(self, publisher: Publisher, uid: str) -> messages.RunState:
-        """What a publisher is told of a run."""
+        """What a publisher is told of a run: nothing is known of one that cannot be looked at."""
+        try:
+            return self._look_at(publisher, uid)
+        except Exception:
+            self._log_trouble(uid)
+            return messages.RunState(0, ended=False, outcome="")
+
+    def _look_at(self, publisher: Publisher, uid: str) -> messages.RunState:
         # A run that is complete, or has not come yet, is not kept: a publisher may ask for any number.
         run = self._runs.get(uid) or Run.load(self.journal_dir, uid)
         if run.unavailable or not run.is_of(publisher.client):
@@ -305,7 +343,7 @@ class Supervisor:
         if not run.is_of(publisher.client):
             return "owner", messages.Refused(run.uid, 0, "a run of this uid belongs to another client")
         if run.unavailable:
-            return "later", messages.Refused(run.uid, message.first, messages.LATER)
+            return "later", messages.Refused(run.uid, message.first, messages.LATER, run.reason)
         if run.unusable:
             return "journal", messages.Refused(run.uid, run.next, run.reason)
         try:
@@ -313,12 +351,13 @@ class Supervisor:
                 return "uid", messages.Refused(run.uid, 0, messages.ANOTHER_RUN)
         except (JournalError, sqlite3.Error, OSError) as error:
             log.error("A journal cannot be looked into: %s", error)
-            return "later", messages.Refused(run.uid, message.first, messages.LATER)
+            return "later", messages.Refused(run.uid, message.first, messages.LATER, str(error))
         if run.uid not in self._runs and not run.next:
             if message.first > 0 or isinstance(message, messages.Abandoned):
                 return "gap", messages.Refused(run.uid, 0, messages.GAP)
-            if self._open_runs(publisher.party) >= self._clients.max_open_runs:
-                return "later", messages.Refused(run.uid, message.first, messages.LATER)
+            if (count := self._open_runs(publisher.party)) >= self._clients.max_open_runs:
+                detail = f"{count} runs of this client are open, which is the limit"
+                return "later", messages.Refused(run.uid, message.first, messages.LATER, detail)
         return None
 
     def _open_runs(self, party: str) -> int:
@@ -349,6 +388,8 @@ class Supervisor:
                 self._limited.log(logging.ERROR, "workers", "A worker sent something else: %s", error)
             except LifecycleError:
                 log.exception("A message came out of order; it is ignored.")
+            except Exception:
+                self._log_trouble("of a worker")
 
     def _from_worker(self, token: bytes, message: messages.Message) -> None:
         run = self._by_token.get(token)
@@ -363,6 +404,8 @@ class Supervisor:
             crash_point("supervisor: documents durable, publisher not told")
             self._tell_publishers(run, message)
         elif isinstance(message, messages.Refused):
+            if not run.ready:  # it has not seen what there is
+                message = msgspec.structs.replace(message, index=run.next)
             run.relayed = min(run.relayed, message.index)
             run.start_over()
             self._tell_publishers(run, message)
@@ -427,8 +470,8 @@ class Supervisor:
                 self._make_room(len(due) - number, now)
                 return
             del self._waiting[run.uid]
-            self._start_worker(run)
-        while self._parking.allows(catching_up(self._by_token.values()), now):
+            self._try_worker(run)
+        while self._may_resume() and self._parking.allows(catching_up(self._by_token.values()), now):
             if not self._room_for_workers():
                 self._make_room(min(1, len(self._parking)), now, idle_only=True)
                 return
@@ -436,7 +479,11 @@ class Supervisor:
             if resumed is None:
                 return
             resumed.resumed, resumed.probe = True, self._parking.away
-            self._start_worker(resumed)
+            self._try_worker(resumed)
+
+    def _may_resume(self) -> bool:
+        """Whether it is known what is to be resumed first, or has taken too long to find out."""
+        return self._survey.done or time.monotonic() >= self._began + _SURVEY_LEAD
 
     def _make_room(self, places: int, now: float, *, idle_only: bool = False) -> None:
         """Have workers ended that others need more: those of finished runs, the latest first, and of idle open ones."""
@@ -463,33 +510,54 @@ class Supervisor:
         audit = self._audits.take(time.time())
         if audit is None:
             return None
-        run = self._runs.get(audit) or self._keep(Run.load(self.journal_dir, audit))
+        run = self._runs.get(audit) or Run.load(self.journal_dir, audit)
+        if run.unavailable:
+            self._audits.plan(audit, time.time() + PUT_OFF)
         if not run.complete or run.process is not None:
             return self._next_left(now)  # documents have come for it: it is looked at when these are written
         run.auditing = True
-        return run
+        return self._keep(run)
+
+    def _try_worker(self, run: Run) -> None:
+        """Start a worker for the run, or see to it that it is tried again."""
+        try:
+            self._start_worker(run)
+        except (JournalError, sqlite3.Error, OSError) as error:
+            self._limited.log(logging.ERROR, "start", "Run %s has no worker; trying again: %s", run.uid, error)
+            self._postpone(run, _FORK_PAUSE)
+            detail = f"no worker can be started: {error}"
+            self._tell_publishers(run, messages.Refused(run.uid, run.next, messages.LATER, detail))
 
     def _start_worker(self, run: Run) -> None:
         if not self._watch.orphan_is_gone(run, time.monotonic()):
             self._postpone(run, _ORPHAN_PAUSE)
             return
+        run.journal = bring_back(run.journal)
         run.token = next(self._tokens)
         run.ready, run.finish_by, run.accused = False, None, ""
         task = WorkerTask(self._mailbox, run.token, run.uid, run.journal, self._drain, run.order, run.client)
-        process = self._processes.Process(target=self._command.target, args=(task,), daemon=True)
-        try:
-            process.start()
-        except (OSError, EOFError) as error:
-            log.error("No worker can be started (%s); trying again.", error)
-            self._postpone(run, _FORK_PAUSE)
-            return
+        process = self._fork_server.start_worker(task)
         run.process = process
-        crash_point("supervisor: worker forked")
-        self._watch.started(run)
         self._by_token[run.token] = run
-        self._by_sentinel[process.sentinel] = run
-        self._poller.register(process.sentinel, zmq.POLLIN)
-        log.debug("Worker %s writes run %s.", process.pid, run.uid)
+        self._by_process[process] = run
+
+    def _hear_fork_server(self) -> None:
+        for process in self._fork_server.receive():
+            run = self._by_process.get(process)
+            if run is None:
+                continue
+            try:
+                self._worker_changed(run, process)
+            except Exception:
+                self._log_trouble(run.uid)
+
+    def _worker_changed(self, run: Run, process: WorkerProcess) -> None:
+        if process.ended:
+            self._worker_ended(run)
+        else:
+            crash_point("supervisor: worker forked")
+            self._watch.started(run)
+            log.debug("Worker %s writes run %s.", process.pid, run.uid)
 
     def _postpone(self, run: Run, pause: float) -> None:
         run.start_at = time.monotonic() + pause
@@ -506,24 +574,20 @@ class Supervisor:
         process = run.process
         assert process is not None
         self._hear_workers()  # its last words
-        self._poller.unregister(process.sentinel)
-        del self._by_sentinel[process.sentinel]
-        process.join()
-        if process.exitcode != 0:
-            # If it was the fork server that died, the worker may be alive, and must go before its successor comes.
-            self._to_worker(run, messages.Finish())
+        del self._by_process[process]
         del self._by_token[run.token]
         run.process, run.ready, run.orphan = None, False, None
-        if process.exitcode == _ORPHANED_BY_FORK_SERVER:
-            run.orphan, run.orphan_until = run.worker, time.monotonic() + FINISH_TIMEOUT
+        if process.pid is None:  # it was never forked
+            self._postpone(run, _FORK_PAUSE)
+            return
         audited = run.auditing and run.complete
-        died = process.exitcode != 0 or bool(run.accused)
+        died = process.exit_code != 0 or bool(run.accused)
         if run.accused and self._stop_deadline is None:
             run.record("worker ended", {"reason": run.accused})
         if not run.final and not died:
             self._worker_left(run)
         elif not run.final:
-            self._worker_died(run, process.exitcode)
+            self._worker_died(run, process.exit_code)
         run.resumed = run.probe = run.auditing = False
         if run.relayed > run.next:  # it died with documents that it had not stored
             self._tell_publishers(run, messages.Refused(run.uid, run.next, messages.GAP))
@@ -547,9 +611,14 @@ class Supervisor:
         """Have a run that is written looked at later, if its journal says so."""
         if self._stop_deadline is not None or not run.complete:
             return
-        at = Run.from_file(run.journal, run.uid).audit_at
+        journal = Run.from_file(run.journal, run.uid)
+        at = journal.audit_at
+        if journal.unavailable:
+            at = time.time() + PUT_OFF
         if at is None:
             self._audits.discard(run.uid)
+            if journal.complete:
+                self._file_away(run.journal)
             return
         if audited and not died and at == run.audit_at and run.finish_by is None:  # nobody told the worker to end
             self._parking.found_away(run, time.monotonic())
@@ -562,6 +631,10 @@ class Supervisor:
     def _read_outcome(self, run: Run) -> None:
         """A worker has ended well; should its last words not have come through, the journal has them."""
         journal = Run.from_file(run.journal, run.uid)
+        if journal.unusable:  # it may be well again; if not, its next worker says so
+            run.happens(Event.PARKED)
+            run.start_at = time.monotonic() + PUT_OFF
+            return
         run.next, run.end = max(run.next, journal.next), journal.end
         self._note_end(run, journal.ended)
         if journal.final and run.state is State.CLOSING:
@@ -589,38 +662,84 @@ class Supervisor:
         if not self._drain and self._stop_deadline is None:
             del self._runs[run.uid]
 
-    def _resume(self) -> None:
-        for path in retry_requests(self.journal_dir):
-            self._retry(path, None)
-        for path in run_files(self.journal_dir):
-            run = Run.from_file(path)
-            self._last_order = max(self._last_order, run.order)
-            if run.uid in self._runs:
-                continue  # it is to be tried again
-            if run.complete and run.audit_at is not None:
+    def _survey_journals(self) -> None:
+        """Find out what earlier supervisors have left, a little at a time."""
+        if self._survey.done or self._stop_deadline is not None:
+            return
+        if self._survey.proceed():
+            log.info("%d journals looked at; resuming %d unfinished runs.", self._survey.seen, len(self._parking))
+
+    def _take_up(self, path: Path) -> None:
+        """Do for a journal that is there what there is to do: file it away, or have its run resumed."""
+        if self._run_with(path) is not None:
+            return  # documents have come for it, or it is to be tried again
+        if is_finished(path):
+            self._file_away(path)
+            return
+        run = Run.from_file(path)
+        if run.uid in self._runs:
+            return
+        self._last_order = max(self._last_order, run.order)
+        if run.complete:
+            if run.audit_at is not None:
                 self._plan_audit(run, run.audit_at)
-            if run.next == 0 and not run.final:
-                continue  # its publisher has the documents
-            if not run.final:
+            else:
+                self._file_away(path)
+        elif run.state is State.FAILED:
+            if self._drain:
                 self._runs[run.uid] = run
-                self._parking.add(run)
-            elif self._drain and run.state is State.FAILED:
-                self._runs[run.uid] = run
-        if self._parking:
-            log.info("Resuming %d unfinished runs.", len(self._parking))
+        elif run.next:  # of one without documents the publisher has them all
+            self._runs[run.uid] = run
+            self._parking.add(run)
+
+    def _run_with(self, path: Path) -> Run | None:
+        """The run in hand that has this journal."""
+        if journal_filename(path.stem) == path.name:
+            return self._runs.get(path.stem)
+        return next((run for run in self._runs.values() if run.journal == path), None)
+
+    def _file_away(self, path: Path) -> None:
+        """Move a finished run's journal to the others, now or once nobody uses it."""
+        try:
+            if file_away(path):
+                self._unfiled.pop(path, None)
+            else:
+                self._unfiled[path] = None
+        except FileNotFoundError:  # it has been pruned
+            self._unfiled.pop(path, None)
+        except (JournalError, OSError) as error:
+            self._unfiled.pop(path, None)  # the next supervisor tries again
+            self._limited.log(logging.WARNING, "filing", "A finished run's journal stays where it is: %s", error)
+
+    def _file_finished(self) -> None:
+        """Try again with the journals that were in use."""
+        now = time.monotonic()
+        if now < self._file_at:
+            return
+        self._file_at = now + _FILING_PAUSE
+        for path in [path for path in self._unfiled if self._run_with(path) is None][:MESSAGES_PER_TURN]:
+            del self._unfiled[path]
+            if Run.from_file(path).complete:  # which also removes what a killed worker has left beside the file
+                self._file_away(path)
 
     def _look_for_retries(self) -> None:
         """Failed runs that somebody wants to be tried again."""
         if self._stop_deadline is not None:
             return
-        for path in retry_requests(self.journal_dir):
-            run = next((run for run in self._runs.values() if run.journal == path), None)
-            if run is None or run.process is None:
-                self._retry(path, run)
-            elif Run.from_file(path, run.uid).state is not State.FAILED:  # a worker that begins is not failed yet
-                withdraw_retry(path)
-            elif run.finish_by is None:
-                self._end_worker(run)  # it only journals; its successor writes
+        try:
+            for path in self._retries.look():
+                self._try_again(path)
+        except Exception:
+            self._log_trouble("that is to be tried again")
+
+    def _try_again(self, path: Path) -> None:
+        run = self._run_with(path)
+        if run is None or run.process is None:
+            self._retry(path, run)
+        elif Run.from_file(path, run.uid).state is not State.FAILED:  # a worker that begins is not failed yet
+            withdraw_retry(path)
+        elif run.finish_by is None:
+            self._end_worker(run)  # it only journals; its successor writes
 
     def _retry(self, path: Path, run: Run | None) -> None:
         try:
@@ -650,13 +769,38 @@ class Supervisor:
         else:
             log.warning("Run %s wants to be looked at again later; the next supervisor does so.", run.uid)
 
+    def _log_trouble(self, uid: str) -> None:
+        """Log the exception that is being handled: one run's trouble never ends a loop that others share."""
+        self._limited.log(logging.ERROR, f"trouble {uid}", "There is trouble with run %s.", uid, exc_info=True)
+
     def _tell_workers_to_stop(self) -> None:
         for run in self._by_token.values():
             self._to_worker(run, messages.Finish())
 
     def _end_workers(self) -> None:
-        for run in self._by_token.values():
-            if run.process is not None and run.process.is_alive():
+        deadline = time.monotonic() + _KILL_TIMEOUT
+        for process, run in self._by_process.items():
+            if process.pid is not None and not process.ended:
                 log.warning("The worker of run %s does not end, and is ended by force; nothing is lost.", run.uid)
-                run.process.kill()
-                run.process.join()
+                process.kill()
+        while time.monotonic() < deadline and any(p.pid is not None and not p.ended for p in self._by_process):
+            select.select([self._fork_server], [], [], _ORPHAN_PAUSE)
+            self._fork_server.receive()
+
+
+def _prepare_directory(directory: Path, *, make: bool) -> None:
+    """Make a journal directory if it is not there, and see that it can be used."""
+    if not make and not directory.is_dir():
+        raise DirectoryUnusable(directory, "there is no such journal directory, so nothing can be drained.")
+    if (name := network_filesystem(directory)) is not None:
+        raise DirectoryUnusable(
+            directory, f"it is on a network file system ({name}), which does not keep journals safe. Take a local disk."
+        )
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with os.scandir(directory):
+            pass
+    except OSError as error:
+        raise DirectoryUnusable(directory, f"it cannot hold journals: {error.strerror}.") from error
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise DirectoryUnusable(directory, "it cannot hold journals: Permission denied to write into it.")

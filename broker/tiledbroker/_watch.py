@@ -96,7 +96,7 @@ class WorkerWatch:
         return True
 
     def started(self, run: Run) -> None:
-        """A worker was started for the run."""
+        """A worker was forked for the run."""
         assert run.process is not None
         run.answered = run.asked = time.monotonic()
         pid = run.process.pid
@@ -117,13 +117,15 @@ class WorkerWatch:
         orphan, processes = run.orphan, self._processes
         if orphan is None or processes is None or not processes.is_alive(orphan):
             run.orphan = None
-        elif now >= max(self._began + _ORPHAN_GRACE, run.orphan_until):
+        elif now >= self._began + _ORPHAN_GRACE:
             log.warning("Process %d, a worker of run %s that nobody waits for, hangs; ending it.", orphan[0], run.uid)
             processes.kill(orphan)
             run.orphan = None
         return run.orphan is None
 
     def _look_for_silence(self, run: Run, now: float) -> None:
+        if run.process is not None and run.process.pid is None:
+            return  # it is being forked, and the fork server is looked after by itself
         if now - run.answered >= self._limits.silence:
             if not run.accused:
                 run.accused = f"its worker did not answer for {self._limits.silence:g} s"

@@ -13,11 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
-from .faults import KINDS, Planned, plan, why_not
-from .referee import Referee, Verdict
+from . import faults, harm
+from .keeper import Keeper
+from .kinds import KINDS, Planned, plan
+from .logs import documents_in
+from .referee import Referee, Verdict, journal_path
 from .report import Injected, Report
 from .site import Setting, Site
 
+_REGISTERED: Final = (faults, harm)  # their kinds are in KINDS by now
 _OVERLAP: Final = 4
 _PATIENCE: Final = 3  # runs that wait to be written, for each that is open, until publishers begin no further ones
 
@@ -103,12 +107,21 @@ class Campaign:
         with closing(Timeline(setting.directory / "timeline.jsonl")) as timeline:
             self._timeline = timeline
             with Site(setting, self._note) as site:
-                impossible = {kind: why for kind in self._options.kinds if (why := why_not(kind, site))}
+                impossible = {kind: why for kind in self._options.kinds if (why := faults.why_not(kind, site))}
                 self._tell("Everything runs; faults begin.")
-                self._inject_all(site, [kind for kind in self._options.kinds if kind not in impossible])
-                self._tell(f"{len(self._injected)} faults were injected; waiting until all runs are written.")
-                site.finish(self._options.patience)
-                verdicts = self._judge(site)
+                with closing(self._referee(site, attempts=1)) as onlooker:
+                    keeper = Keeper(site, onlooker, self._note)
+                    keeper.start()
+                    try:
+                        self._inject_all(site, [kind for kind in self._options.kinds if kind not in impossible])
+                        self._tell(f"{len(self._injected)} faults were injected; waiting until all runs are written.")
+                        site.finish(self._options.patience)
+                    finally:
+                        keeper.stop()
+                self._tell(f"Judging {len(site.emitted())} runs.")
+                with closing(self._referee(site)) as referee:
+                    keeper.referee = referee
+                    verdicts = self._judge(site, referee, keeper)
         return Report(
             setting.seed,
             setting.storage,
@@ -118,6 +131,7 @@ class Campaign:
             dict(self._missed),
             impossible,
             self._notes,
+            site.complaints,
         )
 
     def _note(self, text: str) -> None:
@@ -170,20 +184,43 @@ class Campaign:
     def _hold_back(self, site: Site) -> None:
         """No further runs while many wait for a Tiled that is away."""
         runs = site.emitted()
-        self._done |= {uid for uid, cut in site.cuts().items() if not cut.readable and uid in runs}
+        refused = site.refused()
+        self._done |= {uid for uid, done in site.harms.items() if uid in runs and not done.readable}
+        self._done |= {uid for uid, done in site.harms.items() if uid in runs and done.damaged and uid in refused}
         self._done |= {uid for uid in runs.keys() - self._done if site.outcome(uid)}
         hold = len(runs) - len(self._done) > _PATIENCE * site.setting.runs
         for seat in site.seats:
             seat.tell("hold", on=hold)
 
-    def _judge(self, site: Site) -> list[Verdict]:
-        cuts = site.cuts()
-        with closing(Referee(site.journal_dir, site.server.uri, site.server.api_key)) as referee:
-            verdicts = [referee.judge(uid, emitted, cuts.get(uid)) for uid, emitted in site.emitted().items()]
-        kept = site.setting.directory / "wrong"
-        kept.mkdir()
+    @staticmethod
+    def _referee(site: Site, attempts: int = 20) -> Referee:
+        return Referee(
+            site.journal_dir,
+            site.server.uri,
+            site.server.api_key,
+            retired=site.retired,
+            refused=site.refused(),
+            elsewhere=site.elsewhere.journal_dir,
+            attempts=attempts,
+        )
+
+    def _judge(self, site: Site, referee: Referee, keeper: Keeper) -> list[Verdict]:
+        verdicts = []
+        for run_uid, emitted in site.emitted().items():
+            verdict = referee.judge(run_uid, emitted, site.harms.get(run_uid), site.published(run_uid))
+            verdict.removed = keeper.removed(run_uid)
+            verdict.foreign = referee.foreign(run_uid)
+            verdicts.append(verdict)
+        for seat in site.seats:
+            kept = documents_in(site.spool_elsewhere(seat))
+            for run_uid, emitted in seat.away.emitted().items():
+                left = None if run_uid in site.harms else kept.get(run_uid, 0)
+                verdicts.append(referee.judge_away(run_uid, emitted, left))
+        place = site.setting.directory / "wrong"
+        place.mkdir()
         for verdict in verdicts:
-            if not verdict.clean:
-                for file in site.journal_dir.glob(f"{verdict.run_uid}.sqlite*"):
-                    shutil.copy(file, kept)
+            path = journal_path(site.journal_dir, verdict.run_uid)
+            if not verdict.clean and path is not None:
+                for file in path.parent.glob(f"{verdict.run_uid}.sqlite*"):
+                    shutil.copy(file, place)
         return verdicts

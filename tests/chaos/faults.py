@@ -1,93 +1,51 @@
-"""What is done to a site, by kind: each fault is injected, lasts a while, and is healed."""
+"""What is done to processes, cables, requests, databases and disks: each fault is injected, lasts, and is healed."""
 
 from __future__ import annotations
 
-import random
 import shutil
 import signal
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 import psutil
 from faulty_proxy import CUT_AFTER, CUT_BEFORE, Fault, answer, half_closed, late_answer, zombie
 
-from tiledbroker import Journal
-from tiledbroker._tail import TAIL_SUFFIX
 from tiledwriter.testing import ServerProcess, wait_until
 
-from .referee import Cut
-from .site import Seat, Site, held
+from .databases import tables_locked
+from .gateway import LOGIN, html
+from .kinds import Planned, kind
+from .permissions import permissions_away, subject_to_permissions
+from .site import Site, held
 
 _NO_REQUEST: Final = 15.0  # seconds to wait for one that a fault could hit
 _HEALED: Final = 120.0
+_AWAY: Final = 20.0  # seconds for a session to end in order
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A fault of a campaign: when it comes (seconds), and three numbers from 0 to 1 that say how and to whom."""
-
-    number: int
-    kind: str
-    at: float
-    victim: float
-    lasting: float
-    amount: float
-
-    def seconds(self, least: float, most: float) -> float:
-        """How long it lasts."""
-        return least + self.lasting * (most - least)
-
-
-Injection: TypeAlias = Callable[[Site, Planned], str]
-"""Injects a fault and heals it; returns what was done, "" if there was nothing that it could be done to."""
-
-KINDS: Final[dict[str, Injection]] = {}
-
-
-def plan(seed: int, kinds: list[str], seconds: float, interval: float) -> Iterator[Planned]:
-    """The faults of a campaign: all kinds in turn, shuffled anew each time."""
-    chance = random.Random(seed)
-    at, number = 0.0, 0
-    while True:
-        turn = sorted(kinds)
-        chance.shuffle(turn)
-        for kind in turn:
-            at += chance.uniform(0.5, 1.5) * interval
-            if at >= seconds:
-                return
-            yield Planned(number, kind, at, chance.random(), chance.random(), chance.random())
-            number += 1
-
-
-def why_not(kind: str, site: Site) -> str:
+def why_not(name: str, site: Site) -> str:
     """Why faults of this kind are not possible here; "" if they are."""
-    if kind.startswith("PostgreSQL") and site.postgresql is None:
+    if name.startswith("PostgreSQL") and site.postgresql is None:
         return f"storage is {site.setting.storage}"
-    if kind == "journal disk full":
+    if name == "journal disk full":
         return site.journal_disk.problem
-    if kind == "spool disk full":
+    if name == "spool disk full":
         return site.spool_disk.problem
+    if name.startswith("permissions"):
+        return subject_to_permissions()[1]
+    if name == "tables locked" and site.setting.storage == "duckdb":
+        return "nobody else can lock DuckDB"
     return ""
-
-
-def _kind(name: str) -> Callable[[Injection], Injection]:
-    def register(injection: Injection) -> Injection:
-        KINDS[name] = injection
-        return injection
-
-    return register
 
 
 # Processes
 
 
-@_kind("publisher killed")
+@kind("publisher killed")
 def _(site: Site, planned: Planned) -> str:
-    seat = _seat(site, planned)
+    seat = planned.seat(site)
     with seat.mutex:
         if seat.degraded:  # what a failing disk does not take is in memory only, and goes with it
             return ""
@@ -97,9 +55,9 @@ def _(site: Site, planned: Planned) -> str:
     return f"seat {seat.number}"
 
 
-@_kind("publisher stopped")
+@kind("publisher stopped")
 def _(site: Site, planned: Planned) -> str:
-    seat = _seat(site, planned)
+    seat = planned.seat(site)
     with seat.mutex:
         seat.send(signal.SIGSTOP)
         try:
@@ -109,7 +67,7 @@ def _(site: Site, planned: Planned) -> str:
     return f"seat {seat.number}"
 
 
-@_kind("supervisor killed")
+@kind("supervisor killed")
 def _(site: Site, planned: Planned) -> str:
     with site.locks["supervisor"]:
         site.supervisor.kill()
@@ -118,12 +76,12 @@ def _(site: Site, planned: Planned) -> str:
     return "killed"
 
 
-@_kind("supervisor stopped")
+@kind("supervisor stopped")
 def _(site: Site, planned: Planned) -> str:
     return _stop(site, "supervisor", site.supervisor, planned.seconds(0.5, 9))
 
 
-@_kind("worker killed")
+@kind("worker killed")
 def _(site: Site, planned: Planned) -> str:
     with site.locks["worker"], suppress(psutil.NoSuchProcess):
         if (worker := _worker(site, planned)) is not None:
@@ -132,7 +90,7 @@ def _(site: Site, planned: Planned) -> str:
     return ""
 
 
-@_kind("worker stopped")
+@kind("worker stopped")
 def _(site: Site, planned: Planned) -> str:
     with site.locks["worker"], suppress(psutil.NoSuchProcess):
         if (worker := _worker(site, planned)) is not None:
@@ -145,7 +103,7 @@ def _(site: Site, planned: Planned) -> str:
     return ""
 
 
-@_kind("Tiled killed")
+@kind("Tiled killed")
 def _(site: Site, planned: Planned) -> str:
     with held(site.locks["tiled"], site.locks["postgresql"]):
         site.server.kill()
@@ -154,12 +112,12 @@ def _(site: Site, planned: Planned) -> str:
     return "killed"
 
 
-@_kind("Tiled stopped")
+@kind("Tiled stopped")
 def _(site: Site, planned: Planned) -> str:
     return _stop(site, "tiled", site.server, planned.seconds(0.5, 4))
 
 
-@_kind("PostgreSQL killed")
+@kind("PostgreSQL killed")
 def _(site: Site, planned: Planned) -> str:
     assert site.postgresql is not None
     with site.locks["postgresql"]:
@@ -169,7 +127,7 @@ def _(site: Site, planned: Planned) -> str:
     return "killed"
 
 
-@_kind("PostgreSQL stopped")
+@kind("PostgreSQL stopped")
 def _(site: Site, planned: Planned) -> str:
     assert site.postgresql is not None
     return _stop(site, "postgresql", site.postgresql, planned.seconds(0.5, 4))
@@ -185,10 +143,6 @@ def _stop(site: Site, lock: str, process: ServerProcess, seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
-def _seat(site: Site, planned: Planned) -> Seat:
-    return site.seats[int(planned.victim * len(site.seats))]
-
-
 def _worker(site: Site, planned: Planned) -> psutil.Process | None:
     with suppress(TimeoutError):
         wait_until(lambda: site.ending.is_set() or site.supervisor.workers(), _NO_REQUEST, "there is a worker")
@@ -198,7 +152,7 @@ def _worker(site: Site, planned: Planned) -> psutil.Process | None:
 # The cable between publishers and supervisor
 
 
-@_kind("cable cut")
+@kind("cable cut")
 def _(site: Site, planned: Planned) -> str:
     with site.locks["wire"]:
         _wait_for_connections(site)
@@ -206,7 +160,7 @@ def _(site: Site, planned: Planned) -> str:
     return "cut"
 
 
-@_kind("cable slow")
+@kind("cable slow")
 def _(site: Site, planned: Planned) -> str:
     with site.locks["wire"]:
         site.wire.hold()
@@ -217,7 +171,7 @@ def _(site: Site, planned: Planned) -> str:
     return f"{planned.seconds(0.2, 9):.1f} s"
 
 
-@_kind("cable half closed")
+@kind("cable half closed")
 def _(site: Site, planned: Planned) -> str:
     of_clients = planned.victim < 0.5
     with site.locks["wire"]:
@@ -227,7 +181,7 @@ def _(site: Site, planned: Planned) -> str:
     return "towards publishers" if of_clients else "towards the supervisor"
 
 
-@_kind("cable dead")
+@kind("cable dead")
 def _(site: Site, planned: Planned) -> str:
     with site.locks["wire"]:
         site.wire.swallow()
@@ -249,7 +203,7 @@ def _wait_for_connections(site: Site) -> None:
 def _meeting(name: str, faults: Callable[[Site, Planned], list[Fault]]) -> None:
     """A kind of fault that requests meet on their way."""
 
-    @_kind(name)
+    @kind(name)
     def _(site: Site, planned: Planned) -> str:
         meant = faults(site, planned)
         with site.locks["http"]:
@@ -278,10 +232,40 @@ _meeting("status 429", _answers(429, {"Retry-After": "1"}))
 _meeting("status 401", _answers(401))
 
 
+@kind("gateway answers")
+def _(site: Site, planned: Planned) -> str:
+    """A gateway answers for Tiled: all writing requests for some seconds, now and then the others, too."""
+    fault = _GATEWAY[int(planned.victim * len(_GATEWAY))]
+    reads = planned.amount < 0.3
+    with site.locks["http"]:
+        met = site.gateway.answer_all(fault, planned.seconds(2, 10), site.pause, reads=reads)
+    what = "all requests" if reads else "writing requests"
+    return f"{fault.name} to {what} for {planned.seconds(2, 10):.1f} s, {met} came" if met else ""
+
+
+_GATEWAY: Final = (
+    html(302, "", location=LOGIN),
+    html(404, "default backend - 404"),
+    html(405, "405 Not Allowed"),
+    html(200, "We are down for maintenance."),
+    html(503, "503 Service Temporarily Unavailable"),
+)
+
+
+@kind("tables locked")
+def _(site: Site, planned: Planned) -> str:
+    """Tiled is well; the database of its tables is not, and for longer than a poisoned request is given."""
+    seconds = site.setting.poison_after + planned.seconds(1, 6)
+    servers = held(site.locks["tiled"], site.locks["postgresql"])
+    with site.locks["tables"], servers, tables_locked(site.server) as locked:
+        site.pause(seconds)
+    return f"{locked}, {seconds:.1f} s"
+
+
 # Disks
 
 
-@_kind("journal disk full")
+@kind("journal disk full")
 def _(site: Site, planned: Planned) -> str:
     with site.locks["journals"]:
         site.journal_disk.fill()
@@ -292,7 +276,7 @@ def _(site: Site, planned: Planned) -> str:
     return f"{planned.seconds(1, 5):.1f} s"
 
 
-@_kind("spool disk full")
+@kind("spool disk full")
 def _(site: Site, planned: Planned) -> str:
     # Until the disk has all that is in memory, no publisher is killed: that would lose documents, as is documented.
     with held(*(seat.mutex for seat in site.seats)):
@@ -307,70 +291,80 @@ def _(site: Site, planned: Planned) -> str:
     return f"{planned.seconds(1, 5):.1f} s, {degraded} publishers degraded"
 
 
-@_kind("spool truncated")
+# Permissions
+
+
+@kind("permissions of spools away")
 def _(site: Site, planned: Planned) -> str:
-    seat = _seat(site, planned)
-    with seat.mutex:
-        if seat.degraded:
+    # Of one spool, or of the directory above all. As with a full disk, no publisher is killed meanwhile.
+    seat = planned.seat(site)
+    above = planned.amount < 0.5
+    hit = site.seats if above else [seat]
+    with held(*(each.mutex for each in hit)):
+        if not all(each.spool.is_dir() for each in hit):
+            return ""
+        directory = seat.spool.parent if above else seat.spool
+        with permissions_away(directory):
+            site.pause(planned.seconds(2, 12))
+            degraded = sum(each.degraded for each in hit)
+        wait_until(lambda: not any(each.degraded for each in hit), _HEALED, "documents are in the spool or durable")
+        site.pause(0.5)
+    return f"{directory.name}, {planned.seconds(2, 12):.1f} s, {degraded} publishers degraded"
+
+
+@kind("permissions of journals away")
+def _(site: Site, planned: Planned) -> str:
+    above = planned.amount < 0.5
+    with site.locks["journals"], permissions_away(site.journal_dir.parent if above else site.journal_dir):
+        site.pause(planned.seconds(1, 8))
+    return f"of {'the directory above them' if above else 'their directory'}, {planned.seconds(1, 8):.1f} s"
+
+
+# What belongs to nobody
+
+
+@kind("temporary files removed")
+def _(site: Site, planned: Planned) -> str:
+    """As systemd-tmpfiles does; the fork server's socket is there, and maybe that of the workers."""
+    removed = remove_all(site.temporary)
+    site.pause(planned.seconds(0, 3))
+    return f"{len(removed)} sockets, {removed[0]} among them" if removed else ""
+
+
+def remove_all(directory: Path) -> list[str]:
+    """Delete whatever is in a directory; returns the names of the sockets that were among it."""
+    sockets = [str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_socket()]
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return sockets
+
+
+# Another destination
+
+
+@kind("destination changed")
+def _(site: Site, planned: Planned) -> str:
+    """A session on the same spool for another supervisor, which is there or not, and then the right one again."""
+    seat = planned.seat(site)
+    listens = planned.amount < 0.6
+    with seat.mutex, site.elsewhere.mutex:
+        if seat.degraded or not (left := seat.spooled()):
             return ""
         seat.kill()
         try:
-            done = _truncate(site, seat, planned)
+            if listens:
+                site.elsewhere.start()
+            seat.start(away=site.elsewhere.address)
+            site.pause(planned.seconds(4, 18))
+            seat.leave(_AWAY if listens else 0.0)
         finally:
+            site.elsewhere.stop()
+            seat.kill()
             seat.start()
-    return done
-
-
-def _truncate(site: Site, seat: Seat, planned: Planned) -> str:
-    """Cut the end off a file of a publisher that is dead, and note what has to survive that."""
-    logs = sorted(path for path in _beside_spooled(seat.spool) if _used(path))
-    if not logs:
-        return ""
-    log = logs[int(planned.victim * 997) % len(logs)]
-    spooled = log.with_name(log.name.removesuffix("-wal").removesuffix(TAIL_SUFFIX))
-    # Rarely the file itself, which is damaged then; mostly the log of what was written last, of which the rest holds.
-    target = spooled if planned.lasting < 0.2 else log
-    size = _used(target)
-    with target.open("r+b") as file:
-        file.truncate(max(0, size - 1 - int(planned.amount**2 * min(size, 100_000))))
-    survivors, run_uid = _survivors(spooled)
-    if not run_uid:
-        run_uid = next((uid for uid in seat.emitted() if spooled.name == f"{uid}.sqlite"), "")
-    before = seat.cuts.get(run_uid)
-    arrived = _journaled(site, run_uid)
-    safe = max(arrived, survivors)
-    readable = survivors > 0 and (before is None or before.readable)
-    seat.cuts[run_uid] = Cut(safe, readable)
+    published = len(seat.away.emitted())
     return (
-        f"{target.suffix} of run {run_uid} by {size - target.stat().st_size} bytes: {survivors} left, {arrived} durable"
+        f"seat {seat.number}, {'a supervisor' if listens else 'nobody'} there; {len(left)} runs left, {published} new"
     )
-
-
-def _beside_spooled(spool: Path) -> list[Path]:
-    return [*spool.glob("*.sqlite-wal"), *spool.glob("*.sqlite" + TAIL_SUFFIX)]
-
-
-def _used(path: Path) -> int:
-    """Bytes of a file; of a tail, those before the space that waits for more."""
-    return len(path.read_bytes().rstrip(b"\0")) if path.suffix == TAIL_SUFFIX else path.stat().st_size
-
-
-def _survivors(spooled: Path) -> tuple[int, str]:
-    """How many documents can still be read, from a copy of the file, and of which run."""
-    with tempfile.TemporaryDirectory() as place:
-        for suffix in ("", "-wal", TAIL_SUFFIX):
-            if (part := spooled.with_name(spooled.name + suffix)).exists():
-                shutil.copy(part, place)
-        try:
-            with Journal(Path(place) / spooled.name) as journal:
-                return sum(1 for _ in journal.records()), journal.run_uid
-        except Exception:
-            return 0, ""
-
-
-def _journaled(site: Site, run_uid: str) -> int:
-    journal = site.journal(run_uid)
-    if journal is None:
-        return 0
-    with journal:
-        return journal.length

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import http.client
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from faulty_proxy import PASS, Fault, FaultyProxy, Request
 
+LOGIN: Final = "/login"
+
 _WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+
+
+def html(status: int, text: str, location: str | None = None) -> Fault:
+    """What a gateway answers by itself: a page for people, or a redirect to one."""
+    headers = {"Content-Type": "text/html", **({} if location is None else {"Location": location})}
+    return Fault(f"{status} with HTML", status=status, headers=headers, body=f"<html>{text}</html>".encode())
+
+
+_LOGIN_PAGE: Final = html(200, "Please log in.")
 
 
 class Gateway(FaultyProxy):
@@ -19,7 +30,21 @@ class Gateway(FaultyProxy):
         super().__init__(uri)
         self._due: list[Fault] = []
         self._changed = threading.Condition()
+        self._by_itself: Fault | None = None
+        self._reads_too = False
+        self._answered = 0
         self.passed = 0
+
+    def answer_all(self, fault: Fault, seconds: float, pause: Callable[[float], None], *, reads: bool) -> int:
+        """Have all writing requests, or all there are, meet this fault for some seconds; returns how many came."""
+        with self._changed:
+            self._by_itself, self._reads_too, self._answered = fault, reads, 0
+        try:
+            pause(seconds)
+        finally:
+            with self._changed:
+                self._by_itself = None
+        return self._answered
 
     def meet(self, faults: list[Fault], timeout: float) -> int:
         """Let the next writing requests meet these faults, one each; returns how many came within `timeout` seconds."""
@@ -30,7 +55,12 @@ class Gateway(FaultyProxy):
         return len(faults) - left
 
     def fault_for(self, method: str, path: str) -> Fault:
+        if path == LOGIN:
+            return _LOGIN_PAGE
         with self._changed:
+            if self._by_itself is not None and (self._reads_too or method in _WRITES):
+                self._answered += 1
+                return self._by_itself
             if method not in _WRITES or not self._due:
                 return PASS
             fault = self._due.pop(0)

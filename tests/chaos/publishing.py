@@ -1,9 +1,10 @@
 """An acquisition process: a few runs at a time, and a witness file of all that its publisher has taken.
 
 A line is written to the witness file when the callback has returned: the run, the document's index in it and name, the
-checksum of what is to be stored of it, and the time. Files in the control directory tell the process what to do and
-what it does: "hold": begin no further runs; "finish": end those that are open, and then itself; "degraded": its spool's
-disk fails.
+checksum of what is to be stored of it, and the time. The document itself is put into a file of its run, in the
+directory "published", before the callback is called. Files in the control directory tell the process what to do and
+what it does: "hold": begin no further runs; "finish": end those that are open, and then itself; "degraded": its spool
+fails; "refused": runs that its publisher says are refused, and why; "raised": what it raised when asked for its status.
 """
 
 from __future__ import annotations
@@ -12,16 +13,21 @@ import json
 import logging
 import os
 import random
+import struct
 import sys
 import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 from tiledbroker import Encoder, ZMQPublisher, _crash_points
 
 from .composing import Document, RunPlan
+
+PUBLISHED: Final = "published"
+_FRAME: Final = struct.Struct(">HI")
 
 
 @dataclass(frozen=True)
@@ -62,19 +68,36 @@ class Acquisition:
 
 
 class Witness:
-    """Writes down what the callback has returned from."""
+    """Writes down what the callback is given, and what it has returned from."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, published: Path) -> None:
+        published.mkdir(exist_ok=True)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        self._encoder = Encoder()
+        self._published = published
         self._lengths: dict[str, int] = {}
         self.total = 0
+
+    def keep(self, run_uid: str, name: str, body: bytes) -> None:
+        """Keep a document that is about to be published, in one write: a process that is killed writes all or none."""
+        with (self._published / run_uid).open("ab", buffering=0) as file:
+            file.write(_FRAME.pack(len(name), len(body)) + name.encode() + body)
 
     def add(self, run_uid: str, name: str, checksum: int) -> None:
         index = self._lengths.get(run_uid, 0)
         self._lengths[run_uid] = index + 1
         os.write(self._descriptor, f"{run_uid} {index} {name} {checksum} {time.time():.3f}\n".encode())
         self.total += 1
+
+
+def read_published(path: Path) -> list[tuple[str, bytes]]:
+    """Names and bodies of a run's documents; the last one may not have got to the callback."""
+    content, documents, place = path.read_bytes(), [], 0
+    while place < len(content):
+        name_length, length = _FRAME.unpack_from(content, place)
+        body = place + _FRAME.size + name_length
+        documents.append((content[body - name_length : body].decode(), content[body : body + length]))
+        place = body + length
+    return documents
 
 
 class OpenRun:
@@ -100,7 +123,8 @@ class Session:
         self._control = Path(given.control)
         self._chance = random.Random(given.seed)
         self._encoder = Encoder()
-        self._witness = Witness(Path(given.witness))
+        self._witness = Witness(Path(given.witness), self._control / PUBLISHED)
+        self._refused: set[tuple[str, str]] = set()
         self._publisher = ZMQPublisher(given.address, spool_dir=given.spool, on_error="raise")
         self._runs: list[OpenRun] = []
         self._begun = 0
@@ -114,12 +138,24 @@ class Session:
                 run.plan.hurry = finishing
                 for _ in range(self._chance.randint(1, self._given.burst)):
                     self._emit(run)
-            degraded = self._publisher.status().degraded
+            degraded = self._look()
             self._tell("degraded", on=degraded)
             if not (self._runs or degraded) and (finishing or self._begun == self._given.limit):
                 break
             time.sleep(self._given.pace)
         self._publisher.close(timeout=60)
+
+    def _look(self) -> bool:
+        """Note what the publisher says of itself; whether documents are in its memory alone."""
+        try:
+            status = self._publisher.status()
+        except Exception as error:
+            self._note("raised", f"status() raised {error!r}")
+            return True
+        for refusal in status.refused.items() - self._refused:
+            self._refused.add(refusal)
+            self._note("refused", json.dumps(refusal))
+        return status.degraded
 
     def _begin_runs(self) -> None:
         given = self._given
@@ -138,14 +174,19 @@ class Session:
             if run in self._runs:
                 self._runs.remove(run)
             return
-        checksum = zlib.crc32(self._encoder.encode(document[1]))
+        body = self._encoder.encode(document[1])
+        self._witness.keep(run.uid, document[0], body)
         if self._given.crash_at and self._witness.total >= self._given.crash_after:
             vars(_crash_points)["_AT"] = self._given.crash_at
         self._publisher(*document)
-        self._witness.add(run.uid, document[0], checksum)
+        self._witness.add(run.uid, document[0], zlib.crc32(body))
 
     def _is_told(self, word: str) -> bool:
         return (self._control / word).exists()
+
+    def _note(self, word: str, line: str) -> None:
+        with (self._control / word).open("a") as file:
+            file.write(line + "\n")
 
     def _tell(self, word: str, *, on: bool) -> None:
         if on:

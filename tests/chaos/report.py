@@ -10,7 +10,11 @@ from typing import Any, Final
 
 from .referee import Verdict
 
-_COLUMNS: Final = ("emitted", "cut off", "durable", "rows expected", "rows found", "lost", "doubled", "out of order")
+_COLUMNS: Final = (
+    *("emitted", "cut off", "durable", "rows expected", "rows found", "lost", "doubled", "out of order"),
+    *("removed", "foreign", "damaged", "silently wrong"),
+)
+_WIDTHS: Final = {name: max(8, len(name)) for name in _COLUMNS}
 _ALL: Final = "all runs"
 
 
@@ -41,6 +45,8 @@ class Report:
         Kinds that cannot be injected here, and why.
     notes
         What happened that no fault did.
+    complaints
+        What should not have been, and is in no verdict.
     """
 
     seed: int
@@ -51,17 +57,20 @@ class Report:
     missed: Mapping[str, int] = field(default_factory=dict)
     impossible: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    complaints: Sequence[str] = ()
 
     @property
     def clean(self) -> bool:
-        """Whether nothing was lost, doubled or out of order, and every run has the outcome it should have."""
-        return all(verdict.clean for verdict in self.verdicts)
+        """Whether all that should be there is there, nothing else is, and every run has the outcome it should have."""
+        return all(verdict.clean for verdict in self.verdicts) and not self.complaints
 
     def lines(self) -> Iterator[str]:
         """The table, and whatever is wrong."""
         kinds = sorted({fault.kind for fault in self.injected} | self.impossible.keys() | self.missed.keys())
         width = max(map(len, [*kinds, _ALL]), default=0)
-        yield f"{'fault':<{width}} {'injected':>8} {'runs':>6} " + " ".join(f"{name:>13}" for name in _COLUMNS)
+        yield f"{'fault':<{width}} {'injected':>8} {'runs':>6} " + " ".join(
+            f"{name:>{_WIDTHS[name]}}" for name in _COLUMNS
+        )
         for kind in kinds:
             if any(fault.kind == kind for fault in self.injected):
                 yield f"{kind:<{width}} {_line(self.figures(kind))}"
@@ -73,6 +82,9 @@ class Report:
         yield "A run counts for each fault that came while it was open or not yet written. Rows are those of tables and"
         yield "arrays, frames of external files, and start and stop. Cut off: lost with the end of a truncated spool,"
         yield "before the ingest host had acknowledged them; nothing that it had acknowledged is counted there."
+        yield "Removed: rows that Tiled had when a run was said to be at its end. Foreign: at another destination than"
+        yield "was meant. Damaged: runs with a file in which a bit was flipped; they may be a beginning of themselves"
+        yield "if somebody says so. Silently wrong: those of them of which that does not hold."
         outcomes = Counter(verdict.outcome or "left open" for verdict in self.verdicts)
         yield f"Runs: {len(self.verdicts)} ({_counts(outcomes)})."
         yield f"Seed {self.seed}, {self.storage}, {self.seconds:.0f} s."
@@ -80,6 +92,8 @@ class Report:
         yield f"In the journals' histories: {_counts(history)}."
         for note in self.notes:
             yield f"note: {note}"
+        for complaint in self.complaints:
+            yield f"WRONG: {complaint}"
         for verdict in self.verdicts:
             if not verdict.clean:
                 hits = [f"{fault.number} {fault.kind}" for fault in self.injected if fault.hits(verdict)]
@@ -101,6 +115,10 @@ class Report:
             "lost": sum(verdict.documents.lost + verdict.rows.lost for verdict in hit),
             "doubled": sum(verdict.documents.doubled + verdict.rows.doubled for verdict in hit),
             "out of order": sum(verdict.documents.disordered + verdict.rows.disordered for verdict in hit),
+            "removed": sum(verdict.removed for verdict in hit),
+            "foreign": sum(verdict.foreign for verdict in hit),
+            "damaged": sum(verdict.damaged for verdict in hit),
+            "silently wrong": sum(verdict.silently_wrong for verdict in hit),
         }
 
     def as_json(self) -> dict[str, Any]:
@@ -114,7 +132,7 @@ class Report:
 
 
 def _line(figures: Mapping[str, int]) -> str:
-    columns = " ".join(f"{figures[name]:>13,}" for name in _COLUMNS)
+    columns = " ".join(f"{figures[name]:>{_WIDTHS[name]},}" for name in _COLUMNS)
     return f"{figures['injected']:>8} {figures['runs']:>6} {columns}"
 
 

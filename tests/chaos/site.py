@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, Final
@@ -19,20 +21,25 @@ from typing import IO, Any, Final
 import psutil
 from paths import search_path
 
-from tiledbroker import Journal, JournalError, journal_filename
+from tiledbroker import Journal, JournalError
 from tiledwriter.testing import ServerProcess, Storage, SupervisorProcess, TiledServer, free_port, wait_until
 
 from .disk import SmallDisk
+from .elsewhere import Elsewhere
 from .gateway import Gateway
-from .publishing import Acquisition
-from .referee import Cut, Emitted
+from .logs import JOURNAL_COMMAND, copy_files, files_of, replace_files, runs_in
+from .permissions import subject_to_permissions
+from .publishing import PUBLISHED, Acquisition, read_published
+from .referee import SETTLED, Emitted, Harm, journal_path
 from .wire import Wire
 
 _TESTS: Final = Path(__file__).resolve().parent.parent
 _START_TIMEOUT: Final = 600.0
 _USUAL_START: Final = 5.0
 _AT_ONCE: Final = 2
-_JOURNAL_COMMAND: Final = (sys.executable, "-m", "tiledwriter.cli.journal")
+_MANY_COPIES: Final = 6
+_HOST_DIES: Final = 15.0
+_STOPS: Final = 10.0
 JOURNAL_DISK: Final = 256  # MB
 SPOOL_DISK: Final = 64
 
@@ -47,6 +54,8 @@ class Setting:
         Open at a time, all publishers together.
     quiet_period, late_audit
         Of the supervisor's workers, in seconds; the audit comes after the latest zombie.
+    poison_after
+        Seconds for which Tiled, though well, may fail a request until that is taken for the request's fault.
     events
         Fewest and most events of a run.
     pace, burst
@@ -59,6 +68,7 @@ class Setting:
     storage: Storage = "sqlite"
     quiet_period: float = 1.5
     late_audit: float = 15.0
+    poison_after: float = 8.0
     events: tuple[int, int] = (60, 240)
     pace: float = 1.0
     burst: int = 6
@@ -90,35 +100,71 @@ def _read_on(path: Path, start: int, emitted: dict[str, list[Emitted]]) -> int:
     return start + len(seen)
 
 
+class Notebook:
+    """What sessions of one destination write down in a directory: what was published, what was refused."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True)
+        self.directory = directory
+        self.witness = directory / "witness"
+        self._read_to = 0
+        self._emitted: dict[str, list[Emitted]] = {}
+        self._mutex = threading.Lock()
+
+    def emitted(self) -> dict[str, list[Emitted]]:
+        """What the witness has seen so far, by run."""
+        with self._mutex:
+            self._read_to = _read_on(self.witness, self._read_to, self._emitted)
+            return dict(self._emitted)
+
+    def published(self, run_uid: str) -> list[tuple[str, bytes]]:
+        """Names and bodies of a run's documents; the last one may not have got to the callback."""
+        path = self.directory / PUBLISHED / run_uid
+        return read_published(path) if path.exists() else []
+
+    def refused(self) -> dict[str, str]:
+        """Runs that a publisher said are refused, and why."""
+        return dict(json.loads(line) for line in self._lines("refused"))
+
+    def raised(self) -> list[str]:
+        """What a publisher raised when it was asked for its status."""
+        return sorted(set(self._lines("raised")))
+
+    def _lines(self, name: str) -> list[str]:
+        path = self.directory / name
+        return path.read_text().splitlines() if path.exists() else []
+
+
 class Seat:
-    """One spool, and the acquisition processes that use it one after the other."""
+    """One spool, and the acquisition processes that use it one after the other.
+
+    `away` is of sessions that have another destination than the site's supervisor.
+    """
 
     def __init__(self, number: int, site: Site, spool: Path, directory: Path, *, at_once: int) -> None:
-        directory.mkdir(parents=True)
         self.number = number
         self.spool = spool
         self.mutex = threading.Lock()
-        self.cuts: dict[str, Cut] = {}
+        self.home = Notebook(directory)
+        self.away = Notebook(directory / "away")
         self._directory = directory
         self._site = site
         self._at_once = at_once
         self._sessions = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._output: IO[bytes] | None = None
-        self._witness = directory / "witness"
-        self._read_to = 0
-        self._emitted: dict[str, list[Emitted]] = {}
 
-    def start(self) -> None:
-        """Begin a session; returns at once."""
+    def start(self, *, away: str = "") -> None:
+        """Begin a session, with the supervisor at `away` if there is one given; returns at once."""
         self._sessions += 1
         setting = self._site.setting
+        notebook = self.away if away else self.home
         given = Acquisition(
-            address=self._site.wire.address,
+            address=away or self._site.wire.address,
             spool=str(self.spool),
-            witness=str(self._witness),
+            witness=str(notebook.witness),
             files=str(self._site.files),
-            control=str(self._directory),
+            control=str(notebook.directory),
             number=1000 * (1000 * self.number + self._sessions),
             seed=f"{setting.seed} {self.number} {self._sessions}",
             at_once=self._at_once,
@@ -128,7 +174,7 @@ class Seat:
         )
         self._output = self._output or (self._directory / "publisher.log").open("ab")
         self._process = subprocess.Popen(
-            given.command(),
+            [*subject_to_permissions()[0], *given.command()],
             env=publishing_environment(),
             stdout=self._output,
             stderr=subprocess.STDOUT,
@@ -142,6 +188,15 @@ class Seat:
     @property
     def returncode(self) -> int | None:
         return None if self._process is None else self._process.poll()
+
+    @property
+    def process(self) -> psutil.Process | None:
+        """The one that runs."""
+        if not self.running or self._process is None:
+            return None
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(self._process.pid)
+        return None
 
     @property
     def degraded(self) -> bool:
@@ -165,15 +220,39 @@ class Seat:
             self._process.kill()
             self._process.wait()
 
+    def leave(self, timeout: float) -> None:
+        """End a session that is away in order, if it takes no longer than `timeout` seconds."""
+        finish = self.away.directory / "finish"
+        finish.touch()
+        try:
+            if self._process is not None:
+                self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        finally:
+            finish.unlink()
+
     def close(self) -> None:
         self.kill()
         if self._output is not None:
             self._output.close()
 
     def emitted(self) -> dict[str, list[Emitted]]:
-        """What the witness has seen so far, by run."""
-        self._read_to = _read_on(self._witness, self._read_to, self._emitted)
-        return self._emitted
+        """What was published for the site's supervisor so far, by run."""
+        return self.home.emitted()
+
+    def spooled(self) -> list[str]:
+        """Those of these runs that have files in the spool."""
+        return runs_in(self.spool, self.emitted())
+
+
+@dataclass
+class Snapshot:
+    """Copies of the journal directory and of all spools, of one moment."""
+
+    journals: Path
+    spools: list[Path]
+    emitted: set[str] = field(default_factory=set)
 
 
 class Site:
@@ -188,8 +267,15 @@ class Site:
         self.files = setting.directory / "files"
         self.locks = {
             name: threading.Lock()
-            for name in ("supervisor", "worker", "tiled", "postgresql", "wire", "http", "journals")
+            for name in ("supervisor", "worker", "tiled", "postgresql", "wire", "http", "journals", "tables")
         }
+        self.harms: dict[str, Harm] = {}
+        self.retired: list[Path] = []  # journal directories of ingest hosts that are gone, the newest last
+        self.snapshots: list[Snapshot] = []
+        self.complaints: list[str] = []  # what no run shows, and should not have been
+        self._retired_outcomes: dict[str, str] = {}
+        self._said: dict[str, str] = {}
+        self._journals_stay = threading.RLock()  # held by this process's readers, and while the directory is replaced
         self._note = note
         self._watch_ends = threading.Event()
         self._coming_up: dict[ServerProcess, float] = {}
@@ -208,6 +294,8 @@ class Site:
             self.gateway = enter(Gateway(self.server.uri))
             port = free_port()
             self.journal_dir = self.journal_disk.directory / "journals"
+            # Short, since sockets are in there.
+            self.temporary = Path(enter(tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True)))
             self.supervisor = SupervisorProcess(
                 self.journal_dir,
                 SimpleNamespace(uri=self.gateway.uri, api_key=self.server.api_key, storage=self.server.storage),
@@ -215,12 +303,17 @@ class Site:
                 environment={
                     "TILEDWRITER_QUIET_PERIOD": str(self.setting.quiet_period),
                     "TILEDWRITER_LATE_AUDIT": str(self.setting.late_audit),
+                    "TILEDWRITER_POISON_AFTER": str(self.setting.poison_after),
+                    "TMPDIR": str(self.temporary),
                 },
             )
+            self.supervisor._command[:0] = subject_to_permissions()[0]
             self.supervisor.log = directory / "supervisor.log"  # not on a disk that is full now and then
             self._stack.callback(self.supervisor.stop)
             self.bring_up(self.supervisor)
             self.wire = enter(Wire(port))
+            self.elsewhere = Elsewhere(directory / "elsewhere", self.server)
+            self._stack.callback(self.elsewhere.stop)
             self.seats = [self._seat(number, count) for number, count in enumerate(_shares(self.setting.runs))]
             for seat in self.seats:
                 seat.start()
@@ -258,37 +351,111 @@ class Site:
         """All documents that publishers' callbacks have returned from, by run."""
         return {run_uid: documents for seat in self.seats for run_uid, documents in seat.emitted().items()}
 
-    def cuts(self) -> dict[str, Cut]:
-        return {run_uid: cut for seat in self.seats for run_uid, cut in seat.cuts.items()}
+    def emitted_elsewhere(self) -> dict[str, list[Emitted]]:
+        """The same of sessions with another destination."""
+        return {run_uid: documents for seat in self.seats for run_uid, documents in seat.away.emitted().items()}
+
+    def published(self, run_uid: str) -> list[tuple[str, bytes]]:
+        """Names and bodies of what was published of a run."""
+        return next((found for seat in self.seats if (found := seat.home.published(run_uid))), [])
+
+    def harm(self, run_uid: str, done: Harm) -> None:
+        """Note that a run's logs were harmed."""
+        self.harms[run_uid] = self.harms.get(run_uid, Harm()) + done
+
+    def refused(self) -> dict[str, str]:
+        """Runs of which somebody said that they cannot go on, and why."""
+        refused = dict(self._said)
+        for seat in self.seats:
+            refused |= seat.home.refused()
+        return refused
 
     def journal(self, run_uid: str) -> Journal | None:
         """A run's journal, if there is one that can be opened just now."""
-        path = self.journal_dir / journal_filename(run_uid)
         try:
-            return Journal(path) if path.exists() else None
+            path = journal_path(self.journal_dir, run_uid)
+            return Journal(path) if path is not None else None
         except (JournalError, OSError, sqlite3.Error):
             return None
 
+    def journaled(self, run_uid: str) -> int:
+        """How many documents of a run are durable."""
+        with self._journals_stay:
+            journal = self.journal(run_uid)
+            if journal is None:
+                return 0
+            with journal:
+                return journal.length
+
     def outcome(self, run_uid: str) -> str:
-        journal = self.journal(run_uid)
-        if journal is None:
-            return ""
-        with journal:
-            try:
-                return str(journal.get("outcome", ""))
-            except sqlite3.Error:
-                return ""
+        """What became of a run, at this ingest host or at one that is gone."""
+        with self._journals_stay:
+            journal = self.journal(run_uid)
+            if journal is not None:
+                with journal, suppress(sqlite3.Error, JournalError):
+                    if outcome := str(journal.get("outcome", "")):
+                        return outcome
+            return self._retired_outcomes.get(run_uid, "")
 
     def settled(self, run_uid: str) -> bool:
-        """Whether the run has an outcome, and its late audit is over."""
-        journal = self.journal(run_uid)
-        if journal is None:
-            return False
-        with journal:
-            try:
-                return bool(journal.get("outcome")) and journal.get("audit_at") is None
-            except sqlite3.Error:
+        """Whether the run has an outcome here, and its late audit is over."""
+        with self._journals_stay:
+            journal = self.journal(run_uid)
+            if journal is None:
                 return False
+            with journal:
+                try:
+                    return bool(journal.get("outcome")) and journal.get("audit_at") is None
+                except (sqlite3.Error, JournalError):
+                    return False
+
+    def was_settled(self, run_uid: str) -> bool:
+        """Whether an ingest host that is gone had brought the run to its end."""
+        return self._retired_outcomes.get(run_uid, "") in SETTLED
+
+    # Copies, and ingest hosts that come and go. Whoever calls this holds the locks.
+
+    def take_snapshot(self) -> Snapshot:
+        """Copy the journal directory and all spools as of one moment, at which all processes stand still."""
+        place = self.setting.directory / "snapshots" / str(time.monotonic_ns())
+        family = [*self.ingest_processes(), *(seat.process for seat in self.seats if seat.process is not None)]
+        with suspended(family):
+            journals = copy_files(self.journal_dir, place / "journals")
+            spools = [copy_files(seat.spool, place / seat.spool.name) for seat in self.seats]
+        snapshot = Snapshot(journals, spools, set(self.emitted()))
+        self.snapshots.append(snapshot)
+        for old in self.snapshots[1:-_MANY_COPIES]:  # the first one stays: it is the oldest that can come back
+            shutil.rmtree(old.journals.parent)
+            self.snapshots.remove(old)
+        return snapshot
+
+    def ingest_processes(self) -> list[psutil.Process]:
+        """The supervisor and all that it has started."""
+        try:
+            supervisor = psutil.Process(self.supervisor.pid)
+            return [supervisor, *supervisor.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def kill_ingest_host(self) -> None:
+        """End the supervisor and all its processes at once, and wait for those of supervisors killed before."""
+        family = self.ingest_processes()
+        self.supervisor.kill()
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        wait_until(lambda: not _users(self.journal_dir), _HOST_DIES, "nobody uses the journal directory")
+
+    def replace_journals(self, copy: Path | None) -> None:
+        """Have the journal directory hold what a copy holds, or nothing; what it held is kept for the referee."""
+        retired = self.setting.directory / f"retired-{len(self.retired)}"
+        with self._journals_stay:
+            for run_uid in self.emitted():
+                if outcome := self.outcome(run_uid):
+                    self._retired_outcomes[run_uid] = outcome
+            copy_files(self.journal_dir, retired)
+            self.retired.append(retired)
+            replace_files(self.journal_dir, copy)
 
     # Processes
 
@@ -362,27 +529,57 @@ class Site:
                 seat.kill()
             self._ship(seat, patience)
         self.gateway.wait_for_late_requests()
-        waiting = set(self.emitted()) - {run_uid for run_uid, cut in self.cuts().items() if not cut.readable}
+        left = self._wait_until_settled(set(self.emitted()), patience)
+        if waiting := {run_uid for run_uid in left if self._has_to_settle(run_uid)}:
+            self._note(f"{len(waiting)} runs do not settle.")
+        for seat in self.seats:
+            self.complaints += [f"a publisher's {raised}" for raised in seat.home.raised()]
+
+    def _wait_until_settled(self, runs: set[str], patience: float) -> set[str]:
+        """Until all runs have their outcome that have to; those that need not have one are given some time, too."""
+        waiting = set(runs)
+        spare = 2 * self.setting.late_audit
         deadline = time.monotonic() + patience
+        lenient_deadline = time.monotonic() + spare
         while waiting and time.monotonic() < deadline:
             time.sleep(0.5)
             if settled := {run_uid for run_uid in waiting if self.settled(run_uid)}:
                 waiting -= settled
-                deadline = time.monotonic() + patience
-        if waiting:
-            self._note(f"{len(waiting)} runs do not settle.")
+                deadline, lenient_deadline = time.monotonic() + patience, time.monotonic() + spare
+            if time.monotonic() > lenient_deadline and not any(map(self._has_to_settle, waiting)):
+                break
+        return waiting
+
+    def _has_to_settle(self, run_uid: str) -> bool:
+        """Whether nothing was done to a run, or came about before, for which it may be left open."""
+        harm = self.harms.get(run_uid, Harm())
+        told = harm.damaged and (run_uid in self.refused() or self.journal(run_uid) is None)
+        return harm.readable and not told and not self.was_settled(run_uid)
+
+    @staticmethod
+    def spool_elsewhere(seat: Seat) -> Path:
+        """Where files are put in the end that are in a spool for the other destination."""
+        return seat.spool.with_name(f"{seat.spool.name}-elsewhere")
 
     def _ship(self, seat: Seat, timeout: float) -> None:
-        """What is left in a spool is brought to the supervisor."""
-        if not any(seat.spool.glob("*.sqlite")):
+        """What is left in a spool is brought to the supervisor, but for what was published for another one."""
+        elsewhere = self.spool_elsewhere(seat)
+        elsewhere.mkdir(exist_ok=True)
+        for run_uid in seat.away.emitted():
+            for path in files_of(seat.spool, run_uid):
+                path.rename(elsewhere / path.name)
+        if not (left := seat.spooled()):
             return
-        command = [*_JOURNAL_COMMAND, "ship", str(seat.spool), self.wire.address]
+        command = [*JOURNAL_COMMAND, "ship", str(seat.spool), self.wire.address]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
-            if done.returncode:
-                self._note(f"ship ended with {done.returncode}: {done.stdout[-300:]} {done.stderr[-300:]}")
         except subprocess.TimeoutExpired:
             self._note(f"The spool of seat {seat.number} could not be shipped in {timeout:.0f} s.")
+            return
+        if done.returncode:
+            said = f"{done.stdout} {done.stderr}"
+            self._note(f"ship ended with {done.returncode}: {said[-600:]}")
+            self._said |= {run_uid: f"ship: {said[-300:]}" for run_uid in left if run_uid in said}
 
 
 def _shares(runs: int) -> Iterator[int]:
@@ -399,3 +596,39 @@ def held(*locks: Any) -> Iterator[None]:
         for lock in locks:
             stack.enter_context(lock)
         yield
+
+
+@contextmanager
+def suspended(processes: list[psutil.Process]) -> Iterator[None]:
+    """Have processes stand still, as all do when a file system makes a snapshot."""
+    stopped = []
+    try:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+                stopped.append(process)
+        wait_until(lambda: all(map(_stands_still, stopped)), _STOPS, "processes stand still")
+        yield
+    finally:
+        for process in reversed(stopped):
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
+def _stands_still(process: psutil.Process) -> bool:
+    try:
+        return process.status() in {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _users(directory: Path) -> list[psutil.Process]:
+    """Processes, but for this one, that have files below a directory open."""
+    users = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.pid != os.getpid() and any(
+                Path(file.path).is_relative_to(directory) for file in process.open_files()
+            ):
+                users.append(process)
+    return users

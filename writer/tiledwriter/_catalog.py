@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, NoReturn, Protocol
+
+import msgspec
+import numpy
 
 from tiledbroker import NodeProgress
 from tiledbroker._crash_points import crash_point
 
-from ._connection import Connection, ServerFailed
+from ._answers import NotTiled, ServerFailed
+from ._connection import Connection
 from ._errors import (
     Ambiguous,
     AuditFailed,
@@ -21,26 +25,32 @@ from ._errors import (
     OperationRefused,
     Refused,
     Stopped,
+    TiledHasMore,
     WriterError,
 )
-from ._nodes import Nodes, arrow_columns, difference
+from ._nodes import Nodes, arrow_columns, difference, extent, order_of
 from ._operations import (
     AppendRows,
     Audit,
     CloseStream,
+    Column,
     ColumnDigest,
     CreateArray,
+    CreateContainer,
     CreateTable,
     Creation,
     ExtendExternal,
     Growth,
     Operation,
     OrderTable,
+    RegisterExternal,
     RemoveNode,
     UpdateMetadata,
     WriteArray,
     describe_operation,
 )
+from ._probe import PROBE_KEY
+from ._row_proof import RowProof, key_columns, keys_of_append
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +66,12 @@ _COLUMNS: Final = "columns"
 _REWRITES: Final = "rewrites"
 _REPAIRS: Final = "repairs"
 _DISTURBED: Final = "disturbed"
+_DOUBTED: Final = "doubted"
+_ARRAYS: Final = "arrays"
+_COMPLETE_BEFORE: Final = "complete_before"
+
+_REWRITE_SUFFIX: Final = "_rewrite"
+_ORDERS: Final = (("seq_num", "time"), ("time", "seq_num"), ())  # a run comes to a later one, never back
 
 LATE_AUDIT: Final = "late_audit"
 """Key of the ledger, set when a request may outlive the run's end."""
@@ -66,6 +82,8 @@ _NEVER: Final = 2**53
 class Ledger(Protocol):
     """Where progress is kept: `tiledbroker.Journal`."""
 
+    @property
+    def stopped(self) -> bool: ...
     def progress(self) -> dict[str, NodeProgress]: ...
     def set_progress(self, node: str, rows: int, intent: int | None = None) -> None: ...
     def drop_progress(self, node: str) -> None: ...
@@ -110,6 +128,11 @@ class Rewrite:
 class TiledCatalog:
     """One run's nodes in Tiled.
 
+    What Tiled holds that this process did not write is believed to be right, and never undone: another host may have
+    written it, from more documents than are here. Nothing is done to a table before the journal has proved to know all
+    of its rows (`RowProof`), and nothing at all to a run that has a stop document which the journal does not have. If
+    the journal comes to its end without that, `TiledHasMore` is raised.
+
     Parameters
     ----------
     connection
@@ -141,6 +164,34 @@ class TiledCatalog:
         self._disturbed: set[str] = set(ledger.get(_DISTURBED, ()))
         self._rewrites = {path: Rewrite(**state) for path, state in ledger.get(_REWRITES, {}).items()}
         self._max_rows: dict[str, int] = {}
+        self._inherited = set(self._progress)  # nodes that others than this process have written to
+        self._unseen = set(self._progress)  # those of them that were not looked at yet
+        self._doubted: dict[str, str] = ledger.get(_DOUBTED, {})  # why each table is to be written anew, "" if not
+        self._proofs: dict[str, RowProof] = {}
+        self._floors: dict[str, int] = {}  # how much of an array or of files there was before
+        self._known: set[str] = set()  # all nodes that the journal leads to
+        self._journaled: dict[str, int] = {}  # how many rows of each node it has so far
+        self._keys: dict[str, tuple[Column, ...]] = {}  # of tables
+        self._more: list[str] = []  # what Tiled has beside rows that the journal does not know
+        self._removed: set[str] = set()
+        self._has_stop = False
+        self._hands_off = False
+        self._concluded = False
+
+    @property
+    def waits_for_stop(self) -> bool:
+        """Whether nothing is done because Tiled has a stop document that the journal does not have yet."""
+        return self._hands_off
+
+    def refuse(self) -> NoReturn:
+        """Give up waiting: the journal does not come to know what Tiled has.
+
+        Raises
+        ------
+        TiledHasMore
+            With what it is.
+        """
+        raise TiledHasMore([*self._rows_beyond(), *self._more, *(["a stop document"] if self._has_stop else [])])
 
     def apply(self, operations: Iterable[Operation]) -> list[Operation]:
         """Carry out operations in order.
@@ -154,9 +205,16 @@ class TiledCatalog:
         ------
         OperationRefused
             Tiled will never do it.
+        TiledHasMore
+            Tiled knows more of the run than the journal, which has ended.
+        NodeRewound
+            All operations have to be given again, from the first one.
         Stopped
             The process is told to end.
         """
+        if self._hands_off and self._ledger.stopped:
+            self._hands_off = False
+            raise NodeRewound("run", "has come to its stop document here, too")
         waiting: list[Operation] = []
         blocked: set[str] = set()
         for operation in operations:
@@ -180,33 +238,117 @@ class TiledCatalog:
         return final and any(path.startswith(operation.path + "/") for path in blocked)
 
     def _apply(self, operation: Operation) -> None:
-        if isinstance(operation, AppendRows | WriteArray | ExtendExternal):
+        self._take_note(operation)
+        if self._hands_off:
+            # What comes last in a run: the journal has no more to say.
+            if isinstance(operation, Audit | CloseStream):
+                self.refuse()
+        elif isinstance(operation, AppendRows | WriteArray | ExtendExternal):
             self._grow(self._target(operation.path), operation)
             self._finish_rewrite(operation.path)
         elif isinstance(operation, OrderTable):
-            self._nodes.set_order(self._target(operation.path), operation.order)
-            crash_point("catalog: order set")
+            self._set_order(operation)
         elif isinstance(operation, Audit):
             self._audit(operation)
         elif isinstance(operation, UpdateMetadata):
             self._finish_rewrites_of(operation.path)
-            self._nodes.set_metadata(operation.path, operation.metadata)
-            crash_point("catalog: metadata set")
+            self._update_metadata(operation)
         elif isinstance(operation, RemoveNode):
-            self._remove(operation.path)
+            self._remove_replaced(operation.path)
         elif isinstance(operation, CloseStream):
-            self._nodes.close_stream(operation.path)
-            crash_point("catalog: stream closed")
+            self._close_stream(operation.path)
         elif isinstance(operation, CreateTable) and operation.path in self._progress:
             self._check_columns(operation)
         else:
             self._create(operation)
 
+    def _take_note(self, operation: Operation) -> None:
+        """Remember what the journal knows of the run."""
+        if isinstance(operation, AppendRows | WriteArray | ExtendExternal):
+            self._journaled[operation.path] = operation.stop
+        elif isinstance(operation, CreateContainer | CreateTable | CreateArray | RegisterExternal):
+            self._known.add(operation.path)
+        if isinstance(operation, CreateTable | AppendRows):
+            self._keys[operation.path] = key_columns(operation.columns)
+        if isinstance(operation, AppendRows):  # the table exists
+            self._nodes.probe.column = f"{operation.path}/{self._keys[operation.path][0].name}"
+
+    def _set_order(self, operation: OrderTable) -> None:
+        path = self._target(operation.path)
+        if path in self._inherited:
+            found = order_of(self._nodes.data_source(path))
+            if found == operation.order or _ORDERS.index(found) > _ORDERS.index(operation.order):
+                return
+        self._nodes.set_order(path, operation.order)
+        crash_point("catalog: order set")
+
+    def _update_metadata(self, operation: UpdateMetadata) -> None:
+        path, metadata = operation.path, operation.metadata
+        if path in self._inherited:
+            found = self._nodes.read(path)["metadata"]
+            wanted: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(metadata))
+            self._check_same_stop(operation, wanted.get("stop"), found.get("stop"))
+            metadata = {key: value for key, value in wanted.items() if not self._is_known(path, value, found.get(key))}
+        if metadata:
+            self._nodes.set_metadata(path, metadata)
+        self._concluded = self._concluded or "stop" in operation.metadata
+        crash_point("catalog: metadata set")
+
+    def _is_known(self, path: str, wanted: Any, found: Any) -> bool:
+        """Whether metadata need not be set: they are there, or as the beginning of a list that is longer."""
+        if isinstance(wanted, list) and isinstance(found, list) and found[: len(wanted)] == wanted:
+            if len(found) > len(wanted):
+                self._more.append(f"{len(found)} changes of configuration in {_below(path)}, {len(wanted)} here")
+            return True
+        return bool(wanted == found)
+
+    @staticmethod
+    def _check_same_stop(operation: UpdateMetadata, wanted: Any, found: Any) -> None:
+        if isinstance(wanted, dict) and isinstance(found, dict) and wanted.get("uid") != found.get("uid"):
+            raise NotOurs(describe_operation(operation), f"the run has another stop document, {found.get('uid')!r}")
+
+    def _close_stream(self, path: str) -> None:
+        if not self._concluded:
+            self._check_end(path.partition("/")[0])
+            self._concluded = True
+        if not self._ledger.get(_COMPLETE_BEFORE):
+            self._nodes.close_stream(path)
+            crash_point("catalog: stream closed")
+
+    def _check_end(self, run: str) -> None:
+        """A run without a stop document ends: Tiled must not know more of it."""
+        self._has_stop = self._nodes.read(run)["metadata"].get("stop") is not None
+        ours = {*self._known, *(path + _REWRITE_SUFFIX for path in self._known), f"{run}/{PROBE_KEY}"}
+        if unknown := sorted(path for path in self._nodes.below(run) if path not in ours):
+            self._more.append(f"{len(unknown)} nodes, such as {_below(unknown[0])}")
+        if self._has_stop or self._more:
+            self.refuse()
+
+    def _rows_beyond(self) -> list[str]:
+        """What rows of the nodes that the journal knows are not in the journal."""
+        beyond = []
+        for path, journaled in self._journaled.items():
+            try:
+                found = self._size(path)
+            except Refused as error:
+                if error.status != 404:
+                    raise
+                continue
+            if found > journaled or path in self._doubted:
+                beyond.append(f"{found} rows in {_below(path).removesuffix('/internal')}, {journaled} here")
+        return beyond
+
+    def _size(self, path: str) -> int:
+        keys = self._keys.get(path.removesuffix(_REWRITE_SUFFIX)) or self._keys.get(path)
+        return self._nodes.size(f"{path}/{keys[0].name}" if keys else path)
+
     # Nodes
 
     def _create(self, operation: Creation) -> None:
         if operation.path in self._progress:
-            return
+            self._meet_again(operation)
+            if operation.path in self._progress:
+                return
         # A 500 for list columns is SQLite's answer to them: no use to wait for another, unless it has taken some.
         lists = isinstance(operation, CreateTable) and any(c.type.startswith("list<") for c in operation.columns)
         unproven = lists and not self._ledger.get(_LISTS_TAKEN)
@@ -224,36 +366,198 @@ class TiledCatalog:
             self._ledger.set(_LISTS_TAKEN, True)
 
     def _create_or_adopt(self, operation: Creation, *, tolerated_failures: int | None = None) -> None:
+        path = operation.path
+        if path in self._settling:
+            self._adopt(operation, made_here=False)
+            return
         try:
             self._nodes.create(operation, tolerated_failures=tolerated_failures)
         except Refused as error:
             if error.status != 409:
                 raise
-            self._adopt(operation)
+            self._adopt(operation, made_here=error.may_be_ours)
         else:
             crash_point("catalog: node created")
             if isinstance(operation, CreateTable):
-                self._set_columns(operation.path, arrow_columns(operation.columns))
-            self._record(operation.path, 0)
+                self._set_columns(path, arrow_columns(operation.columns))
+            if isinstance(operation, CreateArray):
+                self._remember_array(operation)
+            self._record(path, 0)
+        if "/" not in path:
+            self._nodes.probe.run = path
 
-    def _adopt(self, operation: Creation) -> None:
-        """The node exists: it is ours from before a crash, or somebody else's."""
-        attributes = self._nodes.read(operation.path)
+    def _adopt(self, operation: Creation, *, made_here: bool) -> None:
+        """The node exists: it is ours from before a crash, another host's who wrote the run, or somebody else's."""
+        path = operation.path
+        attributes = self._nodes.read(path)
         if reason := difference(operation, attributes):
             raise NotOurs(describe_operation(operation), f"the node exists and {reason}")
-        self._ledger.note("adopted", node=operation.path)
-        if not isinstance(operation, CreateTable):
-            self._record(operation.path, 0)
-            return
-        columns = self._nodes.columns(operation.path)
-        self._set_columns(operation.path, columns)
-        self._record(operation.path, self._nodes.size(f"{operation.path}/{columns[0][0]}"))
+        if "/" not in path:
+            self._meet_run(attributes)
+            if self._has_stop and not self._hands_off:
+                self._ledger.set(_COMPLETE_BEFORE, True)
+        elif not made_here and not isinstance(operation, CreateContainer):
+            self._wait_until_unchanged(operation)
+        if not made_here:
+            self._plan_late_audit()
+        self._inherited.add(path)
+        self._ledger.note("adopted", node=path)
+        if isinstance(operation, CreateTable):
+            self._adopt_table(operation)
+        else:
+            self._floors[path] = self._extent_of(operation, attributes)
+            self._record(path, 0)
+
+    def _adopt_table(self, operation: CreateTable) -> None:
+        path = operation.path
+        columns = self._nodes.columns(path)
+        self._set_columns(path, columns)
+        if self._nodes.size(f"{path}/{columns[0][0]}"):
+            self._doubt(path, "")
+        self._record(path, 0)
         self._check_columns(operation)
+
+    def _wait_until_unchanged(self, operation: Creation) -> None:
+        """Somebody else has written this node, and may have a request under way: raise `Settling` until it is quiet.
+
+        A run is not written to any more when it has its stop document.
+        """
+        if self._has_stop:
+            return
+        path, asked = operation.path, self._clock()
+        if isinstance(operation, CreateTable):
+            size = self._nodes.size(f"{path}/{self._nodes.columns(path)[0][0]}")
+        else:
+            size = self._extent_of(operation, self._nodes.read(path))
+        quiet = self._settling.setdefault(path, Settlement()).observe(size, asked, self._clock())
+        if quiet < self._needed_quiet:
+            raise Settling
+        del self._settling[path]
+
+    @staticmethod
+    def _extent_of(operation: Creation, attributes: Mapping[str, Any]) -> int:
+        """How much of an array or of files a node has; nothing of a container."""
+        return 0 if isinstance(operation, CreateContainer) else extent(attributes["data_sources"][0])
+
+    def _meet_again(self, operation: Creation) -> None:
+        """A node that an earlier process made: find out what became of it since."""
+        path = operation.path
+        if "/" not in path:
+            self._nodes.probe.run = path
+            if path in self._unseen:
+                self._unseen.discard(path)
+                self._meet_run(self._nodes.read(path))
+        elif isinstance(operation, CreateArray):
+            self._remake_array(operation)
+
+    def _meet_run(self, attributes: Mapping[str, Any]) -> None:
+        """Keep the hands off a run that is complete in Tiled, unless the journal is complete, too."""
+        self._has_stop = attributes["metadata"].get("stop") is not None
+        if self._has_stop and not self._ledger.stopped:
+            self._hands_off = True
+            log.warning("Tiled has a stop document of this run, which the journal does not have; nothing is written.")
+            self._ledger.note("tiled has more", reason="it has a stop document")
+
+    # Arrays that have to be others than they were made
+
+    def _remember_array(self, operation: CreateArray) -> None:
+        arrays = self._ledger.get(_ARRAYS, {})
+        made = [operation.dtype, list(operation.shape), operation.chunk_rows]
+        self._ledger.set(_ARRAYS, {**arrays, operation.path: made})
+
+    def _remake_array(self, operation: CreateArray) -> None:
+        """Delete an array that this journal had made for values of another type or shape."""
+        path = operation.path
+        arrays = self._ledger.get(_ARRAYS, {})
+        if path not in arrays:
+            return
+        dtype, shape, chunk_rows = arrays[path]
+        if (dtype, shape) == (operation.dtype, list(operation.shape)):
+            return
+        progress = self._progress[path]
+        if self._nodes.size(path) > max(progress.rows, progress.intent or 0, chunk_rows):
+            self._more.append(f"rows in {_below(path)}")
+            self.refuse()
+        self._ledger.note("array made anew", node=path, type=operation.dtype, shape=list(operation.shape))
+        self._remove(path)
+
+    # Tables whose rows this journal has not written
+
+    def _doubt(self, path: str, reason: str) -> None:
+        """From now on nothing is done to a table, until the journal has proved to know all of its rows.
+
+        With a reason they are written anew then.
+        """
+        self._proofs.pop(path, None)
+        self._doubted = {**self._doubted, path: reason}
+        self._ledger.set(_DOUBTED, self._doubted)
+
+    def _reject_rows(self, path: str, shown: str, reason: str) -> NoReturn:
+        """Have a table that is wrong written anew: at once if it is our copy, which nobody reads; else if that may be.
+
+        It must not if the table, which is at `shown`, has rows that the journal does not know.
+        """
+        if path != shown:
+            self._repair(shown, reason, rewrite=True)
+        self._doubt(path, reason)
+        raise NodeRewound(path, reason)
+
+    def _trust(self, path: str) -> None:
+        self._proofs.pop(path, None)
+        if path in self._doubted:
+            self._doubted = {other: reason for other, reason in self._doubted.items() if other != path}
+            self._ledger.set(_DOUBTED, self._doubted)
+
+    def _prove(self, path: str, operation: AppendRows) -> None:
+        """Take in further rows that the journal knows; return if the table is to be trusted now, or is not yet.
+
+        A table with the journal's first rows goes on behind them. One that has some of them twice is written anew.
+        """
+        proof = self._proofs.get(path)
+        if proof is None:
+            if operation.first:
+                raise NodeRewound(path, "is compared with the journal")
+            found = self._nodes.row_keys(path, [column.name for column in key_columns(operation.columns)])
+            proof = self._proofs[path] = RowProof(found)
+        if operation.first != proof.journaled:
+            raise NodeRewound(path, "is compared with the journal")
+        proof.add(keys_of_append(operation))
+        if not proof.explained:
+            return
+        reason = self._doubted[path]
+        if not reason and not proof.is_beginning:
+            reason = f"has {proof.found} rows, some of them more than once"
+        self._trust(path)
+        if reason:
+            self._repair(operation.path, reason, rewrite=True)
+        self._record(path, proof.found)
+        if self._columns[path] != arrow_columns(operation.columns):
+            raise NodeRewound(path, "needs other columns")
+
+    def _look_for_foreign_rows(self, path: str, operation: AppendRows | CreateTable) -> None:
+        """Before an earlier process's table is changed: others may have written to it since."""
+        if path not in self._unseen:
+            return
+        self._unseen.discard(path)
+        found = self._nodes.size(f"{path}/{key_columns(operation.columns)[0].name}")
+        if found > (known := self._progress[path].rows):
+            self._doubt(path, "")
+            raise NodeRewound(path, f"has {found} rows where {known} are expected")
+
+    def _look_for_foreign_frames(self, path: str) -> None:
+        """The same for arrays and files: remember how much there is."""
+        if path in self._unseen:
+            self._unseen.discard(path)
+            self._floors[path] = extent(self._nodes.read(path)["data_sources"][0])
 
     # Tables whose columns have to change
 
     def _check_columns(self, operation: CreateTable) -> None:
         """The table exists: have it rewritten if it is to have other columns."""
+        path = self._target(operation.path)
+        if path in self._doubted:
+            self._proofs.pop(path, None)  # the rows come from the first one on
+            return
         wanted = arrow_columns(operation.columns)
         rewrite = self._rewrites.get(operation.path)
         if rewrite is not None and rewrite.swapped:
@@ -265,9 +569,10 @@ class TiledCatalog:
             progress = self._progress[operation.path]
             if progress.intent is not None:
                 self._settle(operation.path, operation, progress.rows, progress.intent)
+            self._look_for_foreign_rows(operation.path, operation)
             if rewrite is not None:
                 self._discard(rewrite.copy)
-            rewrite = Rewrite(f"{operation.path}_rewrite", wanted, self._progress[operation.path].rows)
+            rewrite = Rewrite(operation.path + _REWRITE_SUFFIX, wanted, self._progress[operation.path].rows)
             self._ledger.note("rewriting", node=operation.path, rows=rewrite.until)
             self._set_rewrite(operation.path, rewrite)
             crash_point("catalog: rewrite begun")
@@ -293,6 +598,8 @@ class TiledCatalog:
             rows = self._progress[rewrite.copy].rows
             if rows < rewrite.until and not complete:
                 return
+            if rows < rewrite.until < _NEVER:
+                self.refuse()
             copy = self._nodes.data_source(rewrite.copy)
             shown = {"structure": copy["structure"], "parameters": copy["parameters"]}
             self._nodes.put_data_source(path, {**self._nodes.data_source(path), **shown}, repeat=True)
@@ -316,7 +623,32 @@ class TiledCatalog:
         except Refused as error:
             if error.status != 404:
                 raise
+        self._trust(copy)
         self._remove(copy)
+
+    def _remove_replaced(self, path: str) -> None:
+        """Delete an array whose values are in a column now: ours, or of another host that died before it did so."""
+        if path in self._removed:
+            return
+        if path not in self._progress:
+            try:
+                attributes = self._nodes.read(path)
+            except Refused as error:
+                if error.status != 404:
+                    raise
+            else:
+                source = attributes["data_sources"][0] if attributes["structure_family"] == "array" else None
+                if source is None or source["management"] != "writable":
+                    raise NotOurs(describe_operation(RemoveNode(path)), "the node is no array of ours")
+                stream = path.rpartition("/")[0]
+                journaled = [rows for node, rows in self._journaled.items() if node.startswith(stream + "/")]
+                if extent(source) > max(journaled, default=0):
+                    self._more.append(f"rows in {_below(path)}")
+                    self.refuse()
+                self._ledger.note("removed", node=path)
+                self._record(path, 0)
+        self._remove(path)
+        self._removed.add(path)
 
     def _remove(self, path: str) -> None:
         if path in self._progress:
@@ -333,9 +665,13 @@ class TiledCatalog:
         An answer that was lost may have hidden a request that the server carried out later than anybody waited for.
         """
         path = self._target(operation.path)
-        reason = self._compare_rows(path, operation) if operation.columns else self._compare_shape(path, operation)
-        if reason:
-            self._repair(operation.path, reason, rewrite=bool(operation.columns))
+        if path in self._doubted:
+            self.refuse()
+        if operation.columns:
+            if reason := self._compare_rows(path, operation):
+                self._reject_rows(path, operation.path, reason)
+        elif reason := self._compare_shape(path, operation):
+            self._repair(operation.path, reason, rewrite=False)
         crash_point("catalog: audited")
         self._finish_rewrite(operation.path, complete=True)
 
@@ -345,10 +681,11 @@ class TiledCatalog:
             if digest is None:
                 rows, found = self._nodes.size(f"{path}/{name}"), None
             else:
-                content = self._nodes.column(path, name)
-                read = ColumnDigest()
-                read.add_bytes(content)
-                rows, found = len(content) // 8, read.value
+                read, rows = ColumnDigest(), 0
+                for content in self._nodes.column(path, name):
+                    read.add_bytes(content)
+                    rows += len(content) // 8
+                found = read.value
             if rows != operation.rows:
                 return f"has {rows} rows where {operation.rows} are expected"
             if found != digest:
@@ -362,6 +699,9 @@ class TiledCatalog:
             self._ledger.set(_DISTURBED, sorted(self._disturbed))
             return "may have been written to by a request whose answer was lost"
         rows = self._nodes.size(path)
+        if rows > operation.rows:
+            self._journaled[path] = operation.rows
+            self.refuse()
         return "" if rows == operation.rows else f"has a length of {rows} where {operation.rows} is expected"
 
     def _repair(self, path: str, reason: str, *, rewrite: bool) -> NoReturn:
@@ -378,7 +718,7 @@ class TiledCatalog:
             if (unfinished := self._rewrites.get(path)) is not None:
                 columns = unfinished.columns
                 self._discard(unfinished.copy)
-            self._set_rewrite(path, Rewrite(f"{path}_rewrite", columns, _NEVER))
+            self._set_rewrite(path, Rewrite(path + _REWRITE_SUFFIX, columns, _NEVER))
         else:
             self._record(path, 0)
         raise NodeRewound(path, reason)
@@ -388,8 +728,16 @@ class TiledCatalog:
         if path not in self._disturbed:
             self._disturbed.add(path)
             self._ledger.set(_DISTURBED, sorted(self._disturbed))
+        self._plan_late_audit()
+
+    def _plan_late_audit(self) -> None:
         if not self._ledger.get(LATE_AUDIT):
             self._ledger.set(LATE_AUDIT, True)
+
+    @property
+    def _needed_quiet(self) -> float:
+        """Seconds for which a node must not have moved."""
+        return max(self._quiet_period, 3 * self._slowest_append)
 
     def _set_columns(self, path: str, columns: list[list[str]]) -> None:
         self._columns = {**self._columns, path: columns}
@@ -404,6 +752,10 @@ class TiledCatalog:
     # Rows
 
     def _grow(self, path: str, operation: Growth) -> None:
+        if isinstance(operation, AppendRows) and path in self._doubted:
+            self._prove(path, operation)
+            if path in self._doubted:
+                return
         progress = self._progress[path]
         if progress.intent is not None:
             self._settle(path, operation, progress.rows, progress.intent)
@@ -412,11 +764,28 @@ class TiledCatalog:
             return
         if operation.first > done:
             raise WriterError(f"{describe_operation(operation)} does not continue at row {done}; this is a defect.")
+        if isinstance(operation, AppendRows):
+            self._look_for_foreign_rows(path, operation)
+        else:
+            self._look_for_foreign_frames(path)
         if isinstance(operation, ExtendExternal):
-            self._attempt(path, operation)
+            if extent(operation.data_source) <= self._floors.get(path, -1):
+                self._record(path, operation.stop)
+            else:
+                self._attempt(path, operation)
             return
         for piece in self._pieces(path, operation.rows(done, operation.stop)):
-            self._attempt(path, piece)
+            if isinstance(piece, WriteArray) and self._is_there(path, piece):
+                self._record(path, piece.stop)
+            else:
+                self._attempt(path, piece)
+
+    def _is_there(self, path: str, operation: WriteArray) -> bool:
+        """Whether an array has these rows, which another process may have written."""
+        if operation.stop > self._floors.get(path, 0):
+            return False
+        found = self._nodes.rows_of_array(path, operation.first, operation.stop)
+        return found == numpy.ascontiguousarray(operation.values).tobytes()
 
     def _pieces(self, path: str, operation: AppendRows | WriteArray) -> Iterator[AppendRows | WriteArray]:
         """The operation in parts of a size that one request may have; the limit may shrink on the way."""
@@ -444,6 +813,10 @@ class TiledCatalog:
         try:
             self._nodes.grow(path, operation)
         except Ambiguous as error:
+            if isinstance(error, NotTiled) and self._can_be_split(error.status, operation):
+                self._record(path, rows)  # a gateway does not pass on what is too large for it
+                self._max_rows[path] = (operation.stop - operation.first) // 2
+                return
             self._note_disturbance(path)
             self._took(self._clock() - started)
             self._ledger.note("ambiguous", operation=describe_operation(operation), reason=str(error))
@@ -454,13 +827,18 @@ class TiledCatalog:
             raise
         except Refused as error:
             self._record(path, rows)
-            if error.status != 413 or operation.stop - operation.first <= 1 or isinstance(operation, ExtendExternal):
+            if not self._can_be_split(error.status, operation):
                 raise
             self._max_rows[path] = (operation.stop - operation.first) // 2
         else:
             crash_point("catalog: growth done")
             self._took(self._clock() - started)
             self._record(path, operation.stop)
+
+    @staticmethod
+    def _can_be_split(status: int, operation: Growth) -> bool:
+        """Whether smaller requests may succeed."""
+        return status == 413 and operation.stop - operation.first > 1 and not isinstance(operation, ExtendExternal)
 
     def _took(self, seconds: float) -> None:
         """Remember the slowest of the growths so far, the longer ago the less; across restarts if that matters."""
@@ -482,14 +860,21 @@ class TiledCatalog:
         quiet = self._settling.setdefault(path, Settlement()).observe(size, asked, self._clock())
         # An array has its shape before its content; of files it is the frames that have a shape, not the datums.
         arrived = table and size == intent
-        if not arrived and quiet < max(self._quiet_period, 3 * self._slowest_append):
+        if not arrived and quiet < self._needed_quiet:
             raise Settling
         del self._settling[path]
         if table and size not in (rows, intent):
-            self._repair(operation.path, f"has {size} rows where {rows} or {intent} are expected", rewrite=True)
+            self._reject_rows(path, operation.path, f"has {size} rows where {rows} or {intent} are expected")
+        if table:
+            self._unseen.discard(path)
         self._ledger.note("reconciled", node=path, found=size, confirmed=rows, intent=intent, quiet=round(quiet, 3))
         self._record(path, intent if arrived else rows)
 
     def _record(self, path: str, rows: int, intent: int | None = None) -> None:
         self._ledger.set_progress(path, rows, intent)
         self._progress[path] = NodeProgress(rows, intent)
+
+
+def _below(path: str) -> str:
+    """A node's path below its run; "the run" for the run."""
+    return path.partition("/")[2] or "the run"

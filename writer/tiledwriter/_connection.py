@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, Final, NoReturn, Protocol
 from urllib.parse import quote
 
@@ -14,7 +16,9 @@ import httpx
 import msgspec
 import tenacity
 
-from ._errors import Ambiguous, PoisonedOperation, Refused, ServerError, Stopped, TiledUnavailable
+from ._answers import NotProcessed, Paused, ServerFailed, sort_answer
+from ._errors import Ambiguous, PoisonedOperation, Refused, Stopped, TiledUnavailable
+from ._probe import DatabaseProbe
 from ._turns import Turns
 
 log = logging.getLogger(__name__)
@@ -23,28 +27,19 @@ TIMEOUT: Final = httpx.Timeout(connect=10.0, read=120.0, write=120.0, pool=10.0)
 """A long read timeout: a request that we give up on may still be carried out."""
 
 POISON_AFTER: Final = 60.0
-"""Seconds of nothing but 500 for one operation, from a server that is well, until it counts as poison."""
+"""Seconds of nothing but 500 for one operation, while the databases are well, until it counts as poison."""
+
+POISON_FAILURES: Final = 6
+"""How many of them there have to be: PostgreSQL's restart alone answers five requests with 500."""
+
+OLDEST_TILED: Final = (0, 2, 12)
+"""The first version that knows `order_by_args`; earlier ones answer 500 for ever to tables that have it."""
 
 _MAX_WAIT: Final = 30.0
+_PROBE_TIMEOUT_SECONDS: Final = 20.0
+_WRITE_PROBES_TO_CONDEMN: Final = 2  # with one more failure between them: an outage may end just before the first
+_VERSION: Final = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
 _NEVER_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
-_PAUSE_STATUSES: Final = frozenset({401, 403})
-_AMBIGUOUS_4XX: Final = frozenset({408})
-
-
-class NotProcessed(ServerError):
-    """Raised when a request certainly had no effect; `retry_after` in seconds, if the server named it."""
-
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-class Paused(NotProcessed):
-    """Raised when the server does not accept our credentials: nothing can be written until that is mended."""
-
-
-class ServerFailed(Ambiguous):
-    """Raised when the server answered 500: something broke there, perhaps because of what was asked."""
 
 
 class Client(Protocol):
@@ -56,52 +51,32 @@ class Client(Protocol):
     def path_parts(self) -> Any: ...
 
 
-def sort_answer(response: httpx.Response) -> None:
-    """Return if the request was carried out; else raise what that means.
-
-    Raises
-    ------
-    NotProcessed, Paused
-        It had no effect, and may be sent again.
-    Refused
-        The server will not do it.
-    Ambiguous
-        It may have been carried out.
-    """
-    status = response.status_code
-    if status < 400:
-        return
-    detail = _detail(response)
-    if status == 429:
-        raise NotProcessed(f"429: {detail}", _seconds(response.headers.get("Retry-After")))
-    if status in _PAUSE_STATUSES:
-        raise Paused(f"{status}: {detail}")
-    if status == 500:
-        raise ServerFailed(f"500: {detail}")
-    if status > 500 or status in _AMBIGUOUS_4XX:
-        raise Ambiguous(f"{status}: {detail}")
-    raise Refused(status, detail)
+class TiledTooOld(Paused):
+    """Raised when the server's version is older than what can store our runs."""
 
 
-def _detail(response: httpx.Response) -> str:
-    if response.headers.get("content-type", "").startswith("application/json"):
-        try:
-            return str(response.json().get("detail", ""))[:2000]
-        except (ValueError, AttributeError):
-            pass
-    return response.reason_phrase
+def check_version(client: Client) -> None:
+    """Raise `TiledTooOld` if the client's server cannot store what we write."""
+    version = str(client.context.server_info.library_version)
+    match = _VERSION.match(version)
+    if match is not None and tuple(int(part or 0) for part in match.groups()) < OLDEST_TILED:
+        needed = ".".join(map(str, OLDEST_TILED))
+        raise TiledTooOld(
+            f"Tiled at {client.context.api_uri} has version {version}, and {needed} or newer is needed. Upgrade it."
+        )
+
+
+@dataclass
+class _Failing:
+    """An operation that got nothing but 500 since a time (`time.monotonic`), while the databases were well."""
+
+    since: float
+    failures: int = 0
+    write_probes: int = 0
 
 
 def _shortened(timeout: httpx.Timeout, limit: float) -> httpx.Timeout:
     return httpx.Timeout(**{phase: min(seconds or limit, limit) for phase, seconds in timeout.as_dict().items()})
-
-
-def _seconds(header: str | None) -> float | None:
-    try:
-        seconds = float(header or "")
-    except ValueError:
-        return None
-    return min(seconds, 600.0) if seconds >= 0 else None
 
 
 class _Wait(tenacity.wait.wait_base):
@@ -156,6 +131,11 @@ class Connection:
         accept are then given up at once.
     on_reached
         Called when the server answers for the first time, and again after it was away.
+
+    Attributes
+    ----------
+    probe
+        How it is found out that the databases are well; whoever makes nodes tells it of them.
     """
 
     def __init__(
@@ -178,7 +158,8 @@ class Connection:
         self._turns = turns
         self._timeout = TIMEOUT if patience is None else _shortened(TIMEOUT, patience)
         self._client: Client | None = None
-        self._failing_since: dict[str, float] = {}
+        self.probe = DatabaseProbe()
+        self._failing: dict[str, _Failing] = {}
         self._away_since: float | None = None
         self._present = False
         self._reported: set[str] = set()
@@ -187,8 +168,9 @@ class Connection:
     def away_since(self) -> float | None:
         """Since when (`time.monotonic`) the server takes no requests; None while it does.
 
-        It does not while there is no answer, or one that asks to come again or for other credentials, or a 500 from a
-        server that is not well. Any other answer ends it, a 500 from a server that is well, too.
+        It does not while there is no answer, or one that is not Tiled's, or asks to come again or for other
+        credentials, or a 500 while its databases are not well. Any other answer ends it, a 500 while they are well,
+        too.
         """
         return self._away_since
 
@@ -214,16 +196,16 @@ class Connection:
         repeat
             Whether the request may be sent again when it is not known if it was carried out.
         tolerated_failures
-            Raise `ServerFailed` when the server has answered 500 more often than this.
+            Raise `ServerFailed` when the server has answered 500 more often than this, and takes other writes.
 
         Raises
         ------
         Refused
-            With a 4xx status.
+            With a 4xx status; `may_be_ours` says if an earlier attempt may have been carried out.
         Ambiguous
             Not known if it was carried out, and `repeat` is False.
         PoisonedOperation
-            The server is well, but keeps answering 500 to this.
+            Other writes work, but the server keeps answering 500 to this.
         TiledUnavailable
             Patience has an end, and was at it.
         Stopped
@@ -235,33 +217,58 @@ class Connection:
         if body is not None:
             headers["Content-Type"] = content_type
         what = f"{method} {endpoint}/{path}"
+        failures = 0
+        may_be_done = False
 
         def once() -> httpx.Response:
-            return self._once(what, method, endpoint, path, content=body, headers=headers, params=params)
-
-        failures = 0
+            try:
+                return self._once(what, method, endpoint, path, content=body, headers=headers, params=params)
+            except Refused as error:
+                error.may_be_ours = may_be_done
+                raise
 
         def again(error: BaseException) -> bool:
-            nonlocal failures
+            nonlocal failures, may_be_done
+            may_be_done = may_be_done or isinstance(error, Ambiguous)
             failures += isinstance(error, ServerFailed)
             if tolerated_failures is not None and failures > tolerated_failures:
-                return False
+                if self.writes_well():
+                    return False
+                failures = 0
             return isinstance(error, NotProcessed) or (repeat and isinstance(error, Ambiguous))
 
         return self._persistently(what, once, again, failures_expected=tolerated_failures is not None)
 
-    def healthy(self) -> bool:
-        """Whether the server answers at all."""
-        for _ in range(2):  # uvicorn closes a connection after it has answered 500 on it
-            try:
-                client = self._connected()
-                url = str(client.context.api_uri).partition("/api/")[0] + "/healthz"
-                return bool(client.context.http_client.get(url, timeout=10.0).status_code == 200)
-            except httpx.ConnectError:
-                return False
-            except (httpx.HTTPError, NotProcessed):
-                continue
-        return False
+    def reads_well(self) -> bool:
+        """Whether the server reads from its databases."""
+        return self.probe.reads(self._ask)
+
+    def writes_well(self) -> bool:
+        """Whether the server writes to its databases, too."""
+        return self.reads_well() and self.probe.writes(self._ask)
+
+    def _ask(
+        self,
+        method: str,
+        endpoint: str,
+        path: str,
+        *,
+        json: Any = None,
+        content: bytes | None = None,
+        content_type: str = "application/json",
+        params: Mapping[str, Any] | None = None,
+    ) -> httpx.Response:
+        """Send a request for a probe: it is not repeated, and not part of what is known about other requests."""
+        body = msgspec.json.encode(json) if json is not None else content
+        headers = {"Accept-Encoding": "identity", **({} if body is None else {"Content-Type": content_type})}
+        arguments = {"content": body, "headers": headers, "params": params, "timeout": _PROBE_TIMEOUT_SECONDS}
+        try:
+            response = self._request(method, endpoint, path, **arguments)
+        except (NotProcessed, Ambiguous):
+            # uvicorn closes a connection after it has answered 500 on it.
+            response = self._request(method, endpoint, path, **arguments)
+        sort_answer(response)
+        return response
 
     def _persistently(
         self,
@@ -301,7 +308,11 @@ class Connection:
     def _connected(self) -> Client:
         if self._client is None:
             try:
-                self._client = self._connect()
+                client = self._connect()
+                check_version(client)
+                self._client = client
+            except TiledTooOld:
+                raise
             except httpx.HTTPStatusError as error:
                 try:
                     sort_answer(error.response)
@@ -319,9 +330,12 @@ class Connection:
         """Send a request, and note what its answer, or that there is none, says about the server."""
         try:
             response = self._request(method, endpoint, path, **arguments)
-            sort_answer(response)
+            sort_answer(response, str((arguments["params"] or {}).get("format", "application/json")))
         except ServerFailed as error:
-            self._note_failure(what, str(error))
+            if method == "GET" or endpoint == "stream/close":
+                self._note_answer(what, well=False)
+            else:
+                self._note_failure(what, str(error))
             raise
         except (NotProcessed, Ambiguous) as error:
             if isinstance(error, Paused):
@@ -340,8 +354,9 @@ class Connection:
         turns = None if method == "GET" else self._turns
         try:
             with nullcontext() if turns is None else turns.turn(self._stopping):
+                # A redirect of a write leads to a login page, and never to what was asked for.
                 response: httpx.Response = client.context.http_client.request(
-                    method, url, timeout=self._timeout, **arguments
+                    method, url, **{"timeout": self._timeout, "follow_redirects": False, **arguments}
                 )
         except _NEVER_SENT as error:
             raise NotProcessed(f"{type(error).__name__}: {error}") from error
@@ -350,21 +365,28 @@ class Connection:
         return response
 
     def _note_answer(self, what: str, *, well: bool) -> None:
-        self._failing_since.pop(what, None)
+        self._failing.pop(what, None)
         self._note_presence(well=well)
 
     def _note_failure(self, what: str, error: str) -> None:
-        """A 500 of a server that is well is the request's own fault, perhaps; of another, it is part of an outage.
-
-        Poison is told by time and not by count: PostgreSQL's restart alone answers five requests with 500.
-        """
-        since = self._failing_since.setdefault(what, time.monotonic())
-        if not self.healthy():
+        """A 500 while the databases are well is the request's own fault, perhaps; another one is part of an outage."""
+        failing = self._failing.setdefault(what, _Failing(time.monotonic()))
+        failing.failures += 1
+        if not self.reads_well():
             self._note_answer(what, well=False)
             return
         self._note_presence(well=True)
-        if time.monotonic() - since > self._poison_after:
-            raise PoisonedOperation(what, f"{error}, for {self._poison_after:.0f} s, while the server is well")
+        if failing.failures < POISON_FAILURES or time.monotonic() - failing.since <= self._poison_after:
+            return
+        if not self.probe.writes(self._ask):
+            self._note_answer(what, well=False)
+            return
+        failing.write_probes += 1
+        if failing.write_probes >= _WRITE_PROBES_TO_CONDEMN:
+            seconds = time.monotonic() - failing.since
+            raise PoisonedOperation(
+                what, f"{error}, {failing.failures} times in {seconds:.0f} s, while others are done"
+            )
 
     def _note_presence(self, *, well: bool) -> None:
         if well:

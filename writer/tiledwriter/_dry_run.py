@@ -11,7 +11,7 @@ from urllib.parse import urlparse
 import numpy
 from tiled.structures.array import BuiltinDtype, StructDtype
 
-from tiledbroker import Journal
+from tiledbroker import RunReader
 
 from ._errors import UnwritableDocument
 from ._fold import BATCH_BYTES, BATCH_DOCUMENTS, Fold
@@ -66,7 +66,7 @@ class DryRun:
         The document that cannot be folded, if there is one; there are no operations for it and what follows.
     """
 
-    def __init__(self, journal: Journal, options: WritingOptions) -> None:
+    def __init__(self, journal: RunReader, options: WritingOptions) -> None:
         self.max_array_size = int(journal.get("max_array_size", options.max_array_size))
         self._journal = journal
         self._options = options

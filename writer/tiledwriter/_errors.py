@@ -55,6 +55,15 @@ class NotOurs(OperationRefused):
     """Raised when a node that a run needs exists and belongs to something else."""
 
 
+class TiledHasMore(ServerError):
+    """Raised when Tiled holds something of a run that the journal does not know, and that must not be undone."""
+
+    def __init__(self, what: list[str]) -> None:
+        listed = ", and ".join([", ".join(what[:-1]), what[-1]] if len(what) > 1 else what)
+        super().__init__(f"Tiled has more of this run than this journal: {listed}. Nothing of that was changed.")
+        self.what = what
+
+
 class FoldAgain(WriterError):
     """Base of what makes it necessary to fold the run anew, from its first document."""
 
@@ -111,7 +120,12 @@ class Stopped(WriterError):
 
 
 class Refused(ServerError):
-    """Raised when one request was answered with a client error (4xx): `status` and the server's `detail`."""
+    """Raised when Tiled answered one request with a client error (4xx): `status` and the server's `detail`.
+
+    `may_be_ours` is set if an earlier attempt at the same request may have been carried out.
+    """
+
+    may_be_ours = False
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(f"{status}: {detail}")

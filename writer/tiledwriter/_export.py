@@ -12,7 +12,7 @@ import event_model
 import sqlite_utils
 from sqlite_utils.db import Table
 
-from tiledbroker import Journal, Record
+from tiledbroker import JournalInvalid, Record, RunReader
 
 from ._backup import _Plain, to_entry
 
@@ -39,30 +39,60 @@ _TABLES: Final = {
 }
 
 
-def export_json_lines(journal: Journal, file: IO[str]) -> None:
-    """Write all documents as a backup has them, which can be replayed."""
-    for record in journal.records():
+def export_json_lines(journal: RunReader, file: IO[str]) -> int:
+    """Write all documents as a backup has them, which can be replayed; returns how many.
+
+    Raises
+    ------
+    JournalInvalid, CodecError
+        A document is missing or damaged. What was written then is not all of the run.
+    """
+    count = 0
+    for record in _consecutive(journal):
         file.write(json.dumps(to_entry(record.name, record.checked().body)) + "\n")
+        count += 1
+    return count
 
 
-def export_sqlite(journal: Journal, path: Path) -> None:
+def export_sqlite(journal: RunReader, path: Path) -> int:
     """Make tables of all documents, one for each kind of them, with one row for each event and datum.
 
     Columns of events are their data keys, and their timestamps after `ts_`. What SQLite has no type for is JSON.
+
+    Returns
+    -------
+    int
+        How many documents there are.
+
+    Raises
+    ------
+    JournalInvalid, CodecError
+        A document is missing or damaged. What was written then is not all of the run.
     """
+    count = 0
     database = sqlite_utils.Database(sqlite3.connect(path))
     try:
         tables = {name: _Table(database, name) for name in _TABLES.values()}
         streams: dict[str, str] = {}
-        for record in journal.records():
+        for record in _consecutive(journal):
             for name, row in _rows(record, streams):
                 tables[_TABLES[name]].add(row)
+            count += 1
         for table in tables.values():
             table.flush()
         entries = [{**entry._asdict(), "detail": json.dumps(entry.detail)} for entry in journal.history()]
         Table(database, "history").insert_all(entries)
     finally:
         database.close()
+    return count
+
+
+def _consecutive(journal: RunReader) -> Iterator[Record]:
+    """All documents, of which none may be missing."""
+    for expected, record in enumerate(journal.records()):
+        if record.idx != expected:
+            raise JournalInvalid(journal.path, f"documents {expected} to {record.idx - 1} are missing.")
+        yield record
 
 
 class _Table:

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from tiledbroker import Journal, Record
+from tiledbroker import Record, RunReader
 
 from ._alike import FEWEST, MOST_BYTES, AlikeReader
 from ._document_checks import DocumentChecks, check_place, check_run
@@ -71,7 +71,7 @@ class Fold:
     @classmethod
     def of(
         cls,
-        journal: Journal,
+        journal: RunReader,
         options: WritingOptions,
         max_array_size: int,
         column_types: Mapping[tuple[str, str], str],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from tiledbroker import CodecError, HistoryEntry, Journal, Record
+from tiledbroker import CodecError, HistoryEntry, Record, RunReader
 
 from ._plain_text import text_of
 
@@ -25,7 +25,7 @@ class Happening(NamedTuple):
 class Happenings:
     """Follows a journal from its last `documents` documents on."""
 
-    def __init__(self, journal: Journal, documents: int) -> None:
+    def __init__(self, journal: RunReader, documents: int) -> None:
         self._journal = journal
         self._next = max(0, journal.length - max(documents, 0))
         self._entries = 0

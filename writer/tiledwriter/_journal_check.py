@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from tiledbroker import CodecError, Journal, JournalInvalid, NodeProgress, Record, RoutingError, decode
+from tiledbroker import CodecError, JournalInvalid, NodeProgress, Record, RoutingError, RunReader, decode
 from tiledbroker._routing import RunRouting
 
 from ._findings import Finding, Tally
@@ -36,7 +36,7 @@ _BATCH: Final = 10_000
 class DocumentsCheck:
     """Reads every document: checksums, numbers, order, and what refers to what."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: RunReader) -> None:
         self._journal = journal
         self._routing = RunRouting()
         self._next = 0
@@ -110,7 +110,7 @@ class DocumentsCheck:
 class ProgressCheck:
     """Compares what the journal says of Tiled with what its documents amount to."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: RunReader) -> None:
         # Read before the documents are: there may be more of both, meanwhile.
         self.outcome: str | None = journal.get("outcome")
         self.confirmed: Mapping[str, NodeProgress] = journal.progress()

@@ -18,6 +18,11 @@ class MemoryLedger:
         self._progress: dict[str, NodeProgress] = {}
         self._values: dict[str, Any] = {}
 
+    @property
+    def stopped(self) -> bool:
+        """Whether the run's stop document is known: it may come, as nothing else tells that the run has ended."""
+        return True
+
     def progress(self) -> dict[str, NodeProgress]:
         """How far each node is."""
         return dict(self._progress)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import quote_plus
 
 import numpy
 import pyarrow
-from tiled.structures.array import BuiltinDtype
+from tiled.structures.array import BuiltinDtype, StructDtype
 from tiled.structures.table import TableStructure
 
+from ._arrays import Array
 from ._columns import arrow_type
 from ._connection import Connection
 from ._errors import Refused
@@ -27,8 +28,12 @@ from ._operations import (
     Specs,
     WriteArray,
 )
+from ._probe import ARROW_FILE, DatabaseProbe
+from ._row_proof import row_keys
 
-ARROW_FILE: Final = "application/vnd.apache.arrow.file"
+_BYTES_PER_VALUE: Final = 8  # in the columns that are read back
+_BYTES_PER_SLICE: Final = 32 * 2**20  # Tiled's own limit for an answer is 300 MB, unless it is configured
+_NODES_PER_PAGE: Final = 100
 
 
 class Nodes:
@@ -37,6 +42,12 @@ class Nodes:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._data_sources: dict[str, dict[str, Any]] = {}
+        self._rows_per_slice = _BYTES_PER_SLICE // _BYTES_PER_VALUE
+
+    @property
+    def probe(self) -> DatabaseProbe:
+        """Of the connection; see there."""
+        return self._connection.probe
 
     def create(self, operation: Creation, *, tolerated_failures: int | None = None) -> None:
         """Make a node; a `Refused` with status 409 says that its key is taken."""
@@ -108,12 +119,54 @@ class Nodes:
         structure = response.json()["data"]["attributes"]["structure"] or {}
         return int((structure.get("shape") or [0])[0])
 
-    def column(self, path: str, name: str) -> bytes:
-        """The values of a table's column, in the order of its rows, as they are in memory."""
-        response = self._connection.send(
-            "GET", "array/full", f"{path}/{name}", params={"format": "application/octet-stream"}
-        )
-        return response.content
+    def column(self, path: str, name: str) -> Iterator[bytes]:
+        """The values of a table's column, in the order of its rows, as they are in memory: a slice at a time."""
+        first = 0
+        while True:
+            rows = self._rows_per_slice
+            params = {"slice": f"{first}:{first + rows}", "format": "application/octet-stream"}
+            try:
+                content = self._connection.send("GET", "array/full", f"{path}/{name}", params=params).content
+            except Refused as error:
+                if error.status != 400 or rows == 1:
+                    raise
+                self._rows_per_slice = rows // 2  # the server has a lower limit for the size of an answer
+                continue
+            yield content
+            count = len(content) // _BYTES_PER_VALUE
+            if count < rows:
+                return
+            first += count
+
+    def row_keys(self, path: str, names: Sequence[str]) -> Array:
+        """The keys of a table's rows, made of the values in these columns; see `RowProof`."""
+        types = {column[0]: column[1] for column in self.columns(path)}
+        columns = []
+        for name in names:
+            dtype = numpy.dtype(pyarrow.type_for_alias(types[name]).to_pandas_dtype())
+            columns.append(numpy.frombuffer(b"".join(self.column(path, name)), dtype))
+        shortest = min(map(len, columns))  # rows may come between two requests
+        return row_keys([values[:shortest] for values in columns])
+
+    def rows_of_array(self, path: str, first: int, stop: int) -> bytes:
+        """Rows of an array, as they are in memory."""
+        params = {"slice": f"{first}:{stop}", "format": "application/octet-stream"}
+        return self._connection.send("GET", "array/full", path, params=params).content
+
+    def below(self, path: str) -> Iterator[str]:
+        """Paths of all nodes below a container."""
+        offset = 0
+        while True:
+            params = {"fields": "structure_family", "page[offset]": offset, "page[limit]": _NODES_PER_PAGE}
+            nodes = self._connection.send("GET", "search", path, params=params).json()["data"]
+            for node in nodes:
+                child = f"{path}/{node['id']}"
+                yield child
+                if node["attributes"]["structure_family"] == "container":
+                    yield from self.below(child)
+            if len(nodes) < _NODES_PER_PAGE:
+                return
+            offset += len(nodes)
 
     def grow(self, path: str, operation: Growth) -> None:
         """Send rows to a node, once: whether an ambiguous answer may be repeated is for the caller to find out."""
@@ -253,7 +306,38 @@ def difference(operation: Creation, existing: Mapping[str, Any]) -> str:
             wanted, found = wanted.get(key), found.get(key) if isinstance(found, Mapping) else None
         if operation.identity and wanted != found:
             return f"has {'.'.join(operation.identity)} {found!r}, not {wanted!r}"
+    if isinstance(operation, CreateArray | RegisterExternal):
+        wanted = _kind_of(_data_source_of(operation)["structure"])
+        found = _kind_of(existing["structure"])
+        if wanted != found:
+            return f"has {found}, not {wanted}"
+    if isinstance(operation, RegisterExternal):
+        wanted = operation.data_source["mimetype"]
+        found = existing["data_sources"][0]["mimetype"]
+        if wanted != found:
+            return f"has files of type {found}, not {wanted}"
     return ""
+
+
+def _kind_of(structure: Mapping[str, Any]) -> str:
+    """What all rows of an array have in common; the columns of a table."""
+    if "shape" not in structure:
+        return f"columns {', '.join(structure.get('columns') or ())}"
+    data_type = structure["data_type"]
+    kind = StructDtype if "fields" in data_type else BuiltinDtype
+    dtype: numpy.dtype[Any] = kind.from_json(data_type).to_numpy_dtype()
+    return f"rows of type {dtype.descr if dtype.fields else dtype.str} and shape {tuple(structure['shape'][1:])}"
+
+
+def extent(source: Mapping[str, Any]) -> int:
+    """How much of its files a data source shows: rows of an array, else how many files."""
+    shape = source["structure"].get("shape")
+    return int(shape[0]) if shape else len(source["assets"])
+
+
+def order_of(source: Mapping[str, Any]) -> tuple[str, ...]:
+    """The columns by which a table's rows come back in order."""
+    return tuple(item["column"] for item in source["parameters"].get("order_by_args") or ())
 
 
 def _specs(specs: Specs) -> list[dict[str, str | None]]:

@@ -15,6 +15,7 @@ from tiledbroker._routing import RunRouting
 from ._backup import read_backup
 from ._connection import Client
 from ._errors import BackupUnreadable
+from ._run_files import opened, reason_of
 from ._writing import FAILED, RunWriting
 from ._writing_options import WritingOptions
 
@@ -78,7 +79,7 @@ def replay(
         try:
             runs += _collect(file, places)
         except (BackupUnreadable, JournalError, OSError) as error:
-            yield Replayed(str(file), "", 0, UNREADABLE, str(error))
+            yield Replayed(str(file), "", 0, UNREADABLE, reason_of(error))
     for run in runs:
         with Journal(run.journal, "write") as journal:
             outcome, reason = (UNFINISHED, "") if ending.is_set() else _write(journal, connect, options, ending)
@@ -87,8 +88,8 @@ def replay(
 
 def _collect(file: Path, places: Iterator[Path]) -> list[_Run]:
     """Journals of the runs in a file."""
-    with file.open("rb") as opened:
-        is_journal = opened.read(len(_SQLITE)) == _SQLITE
+    with file.open("rb") as stream:
+        is_journal = stream.read(len(_SQLITE)) == _SQLITE
     runs = [_copied(file, next(places))] if is_journal else _sorted(file, places)
     if not runs:
         raise BackupUnreadable(file, None, "there is no document in it.")
@@ -97,7 +98,7 @@ def _collect(file: Path, places: Iterator[Path]) -> list[_Run]:
 
 def _copied(file: Path, place: Path) -> _Run:
     """The journal's documents; how far they got is of no interest, as that may have been another server."""
-    with Journal(file) as source, _new_journal(place, source.run_uid) as journal:
+    with opened(file) as source, _new_journal(place, source.run_uid) as journal:
         with journal.atomic():
             for record in source.records():
                 journal.append(record.idx, [(record.name, record.crc, record.body)])

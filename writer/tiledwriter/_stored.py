@@ -13,7 +13,7 @@ import pyarrow
 from ._arrays import Array
 from ._connection import Connection
 from ._errors import Refused
-from ._nodes import ARROW_FILE
+from ._probe import ARROW_FILE
 
 MAX_BYTES: Final = 32 * 2**20
 

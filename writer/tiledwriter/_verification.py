@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tiledbroker import Journal, JournalError
+from tiledbroker import JournalError, JournalInvalid, RunReader, SpooledRun
 from tiledbroker._lock import FileLock
 
 from ._comparison import Comparison
@@ -17,7 +16,9 @@ from ._connection import Connection
 from ._dry_run import DryRun
 from ._findings import Example, Finding
 from ._journal_check import CONFIGURE, MEND, DocumentsCheck, ProgressCheck
+from ._run_files import opened, reason_of
 from ._stored import StoredNodes
+from ._summary import SPOOLED, UNREADABLE
 from ._writing import FAILED
 from ._writing_options import WritingOptions
 
@@ -33,7 +34,9 @@ class Verification:
     Attributes
     ----------
     state
-        As `tiledwriter-journal ls` has it; "damaged" if that cannot be told.
+        As `tiledwriter-journal ls` has it; "damaged" or "unreadable" if that cannot be told.
+    documents
+        How many there are; None if the file cannot be used.
     nodes, rows
         How many were compared with Tiled; None if nothing was.
     """
@@ -41,14 +44,14 @@ class Verification:
     uid: str
     file: str
     state: str
-    documents: int
+    documents: int | None
     findings: tuple[Finding, ...] = ()
     nodes: int | None = None
     rows: int | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether all is well."""
+        """Whether nothing was found to be wrong."""
         return not self.findings
 
     def as_dict(self) -> dict[str, Any]:
@@ -77,24 +80,32 @@ def verify(path: Path, options: WritingOptions, connection: Connection | None) -
 
 
 def _verify(path: Path, options: WritingOptions, connection: Connection | None) -> Verification:
-    uid, state, length = path.stem, "damaged", 0
+    uid, state = path.stem, "damaged"
+    length: int | None = None
     try:
-        with Journal(path, "inspect") as journal:
+        with opened(path, "inspect") as journal:
             uid, length = journal.run_uid, journal.length
             damage = [Example(None, found=line) for line in journal.damage()]
-            state = journal.get("outcome") or ("closing" if journal.ended else "open")
+            state = SPOOLED if isinstance(journal, SpooledRun) else _state_of(journal)
             findings, comparison = _check(journal, options, connection)
-    except (JournalError, sqlite3.Error, OSError, ValueError) as error:
+    except (JournalInvalid, ValueError) as error:
         unusable = Finding("file", f"it cannot be used: {error}", advice=MEND)
         return Verification(uid, str(path), state, length, (unusable,))
+    except (JournalError, OSError) as error:
+        unreadable = Finding("file", f"it cannot be read: {reason_of(error)}")
+        return Verification(uid, str(path), UNREADABLE, None, (unreadable,))
     if damage:
-        findings.insert(0, Finding("file", "SQLite finds it damaged", None, len(damage), tuple(damage[:3]), MEND))
+        findings.insert(0, Finding("file", "it is damaged", None, len(damage), tuple(damage[:3]), MEND))
     compared = (None, None) if comparison is None else (comparison.nodes, comparison.rows)
     return Verification(uid, str(path), state, length, tuple(findings), *compared)
 
 
+def _state_of(journal: RunReader) -> str:
+    return str(journal.get("outcome") or ("closing" if journal.ended else "open"))
+
+
 def _check(
-    journal: Journal, options: WritingOptions, connection: Connection | None
+    journal: RunReader, options: WritingOptions, connection: Connection | None
 ) -> tuple[list[Finding], Comparison | None]:
     documents = DocumentsCheck(journal)
     findings = documents.findings()
@@ -130,5 +141,8 @@ def _fold_findings(dry_run: DryRun, progress: ProgressCheck) -> Sequence[Finding
 
 
 def _in_use(path: Path) -> bool:
-    """Whether somebody writes the file, or has left something of it elsewhere since."""
-    return FileLock(path.with_name(path.name + ".lock")).held or path.with_name(path.name + "-wal").exists()
+    """Whether somebody writes the file, or has left something of it elsewhere since; also if that cannot be told."""
+    try:
+        return FileLock(path.with_name(path.name + ".lock")).held or path.with_name(path.name + "-wal").exists()
+    except OSError:
+        return True

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import queue
 import signal
@@ -22,9 +21,10 @@ from typing import Any, Final
 
 import zmq
 
-from tiledbroker import Journal, JournalInvalid, Record
+from tiledbroker import Journal, JournalInvalid, ProtocolError, Record
 from tiledbroker import _messages as messages
 from tiledbroker._crash_points import crash_point
+from tiledbroker._filesystem import explain_write_error
 from tiledbroker._limited import LimitedLog
 from tiledbroker._runs import WorkerTask
 
@@ -124,7 +124,8 @@ class Worker:
         self._writing_ended = False
         self._failed = False
         self._finishing = False
-        self._ask_again_at = float("inf")
+        self._disk_problem = ""
+        self._disk_problem_until = 0.0  # documents that are refused meanwhile are refused for that
         self._limited = LimitedLog(log)
 
     def run(self) -> None:
@@ -166,7 +167,8 @@ class Worker:
                     journal.close()
                     raise
             except (sqlite3.OperationalError, OSError) as error:
-                self._limited.log(logging.ERROR, "disk", "%s cannot be written: %s", self._task.journal, error)
+                self._note_disk_problem(self._task.journal, error)
+                self._refuse_documents(0)
                 if self._told_to_end(DISK_PAUSE):
                     return None
             else:
@@ -184,15 +186,11 @@ class Worker:
 
     def _told_to_end(self, timeout: float) -> bool:
         """Wait, without a journal to store documents in; none are sent before this worker says that it is ready."""
-        supervisor = multiprocessing.parent_process()
-        poller = zmq.Poller()
-        poller.register(self._mailbox, zmq.POLLIN)
-        if supervisor is not None:
-            poller.register(supervisor.sentinel, zmq.POLLIN)
+        poller = self._make_poller()
         deadline = time.monotonic() + timeout
         while (patience := deadline - time.monotonic()) > 0:
             events = dict(poller.poll(int(1000 * patience) + 1))
-            if supervisor is not None and supervisor.sentinel in events:
+            if self._task.lifeline in events:
                 os._exit(ORPHANED)
             if self._mailbox in events:
                 message = messages.decode(self._mailbox.recv_multipart(zmq.NOBLOCK))
@@ -201,29 +199,31 @@ class Worker:
                 self._answer(message)
         return False
 
+    def _make_poller(self) -> zmq.Poller:
+        """For messages of the supervisor, and for its end."""
+        poller = zmq.Poller()
+        poller.register(self._mailbox, zmq.POLLIN)
+        if self._task.lifeline >= 0:
+            poller.register(self._task.lifeline, zmq.POLLIN)
+        return poller
+
     def _serve(self) -> None:
         self._send(messages.Ready(self._task.run_uid, self._journal.length, self._journal.ended))
         if (outcome := self._journal.get("outcome")) == FAILED:
             self._on_end(outcome, self._journal.get("reason", ""))
         else:
             self._writing.start()
-        supervisor = multiprocessing.parent_process()
-        poller = zmq.Poller()
-        poller.register(self._mailbox, zmq.POLLIN)
+        poller = self._make_poller()
         poller.register(self._wake_receiver.fileno(), zmq.POLLIN)
-        if supervisor is not None:
-            poller.register(supervisor.sentinel, zmq.POLLIN)
         while not self._done():
             events = dict(poller.poll(int(1000 * DISK_PAUSE)))
-            if supervisor is not None and supervisor.sentinel in events:
+            if self._task.lifeline in events:
                 self._end_as_orphan()
             if self._mailbox in events:
                 self._take_in()
             if self._wake_receiver.fileno() in events:
                 self._wake_receiver.recv(4096)
             self._post()
-            if time.monotonic() >= self._ask_again_at:
-                self._ask_again()
             self._finishing = self._finishing or self._is_to_be_parked()
         self._writing.stop(STOP_TIMEOUT)
         self._post()
@@ -265,6 +265,9 @@ class Worker:
                 message = messages.decode(self._mailbox.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
                 break
+            except ProtocolError as error:
+                self._limited.log(logging.ERROR, "protocol", "The supervisor sent something else: %s", error)
+                continue
             if isinstance(message, messages.Documents):
                 arrived.append(message)
                 size += len(message.body)
@@ -281,16 +284,16 @@ class Worker:
         except JournalInvalid as error:
             self._send(messages.Refused(self._task.run_uid, self._journal.length, str(error)))
         except sqlite3.OperationalError as error:
-            # Nothing is acknowledged, so the spools keep it; they are asked to send it again later.
-            self._limited.log(logging.ERROR, "disk", "%s cannot be written: %s", self._journal.path, error)
-            self._ask_again_at = time.monotonic() + DISK_PAUSE
+            # Nothing is acknowledged, so the spools keep it, and their publishers send it again later.
+            self._note_disk_problem(self._journal.path, error)
+            self._refuse_documents(self._journal.length)
         else:
             crash_point("worker: documents committed")
             self._send(messages.Durable(self._task.run_uid, self._journal.length, self._journal.ended))
             crash_point("worker: documents acknowledged")
             self._writing.notify(stored)
-            if gap and self._ask_again_at == float("inf"):
-                self._ask_again()
+            if gap:
+                self._refuse_documents(self._journal.length)
 
     def _store(self, arrived: list[messages.Documents], end: messages.Abandoned | None) -> tuple[list[Record], bool]:
         """Store what continues the journal: which documents that was, and whether others were left out for a gap."""
@@ -306,9 +309,18 @@ class Worker:
                 self._journal.note("abandoned", documents=self._journal.length)
         return stored, end is not None and end.length > self._journal.length
 
-    def _ask_again(self) -> None:
-        self._ask_again_at = float("inf")
-        self._send(messages.Refused(self._task.run_uid, self._journal.length, messages.GAP))
+    def _note_disk_problem(self, path: Path, error: sqlite3.Error | OSError) -> None:
+        self._limited.log(logging.ERROR, "disk", "%s cannot be written: %s", path, error)
+        self._disk_problem = explain_write_error(path, error)
+        self._disk_problem_until = time.monotonic() + DISK_PAUSE
+
+    def _refuse_documents(self, index: int) -> None:
+        """Have documents from an index on sent again: at once, or after a pause if the disk does not take them."""
+        if time.monotonic() < self._disk_problem_until:
+            refusal = messages.Refused(self._task.run_uid, index, messages.LATER, self._disk_problem)
+        else:
+            refusal = messages.Refused(self._task.run_uid, index, messages.GAP)
+        self._send(refusal)
 
     def _answer(self, message: messages.Message) -> None:
         """Show that this process does not hang."""

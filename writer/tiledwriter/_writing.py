@@ -27,7 +27,11 @@ log = logging.getLogger(__name__)
 
 MAX_WAITING: Final = 32  # operations that wait for a node to settle while others go on
 DISK_PAUSE: Final = 1.0
-_SETTLING_POLL: Final = 0.25
+REST_PATIENCE_SECONDS: Final = 15.0
+"""How long a journal may take to get its next document, while Tiled has the run's stop document already."""
+
+_SHORTEST_POLL_SECONDS: Final = 0.25
+_LONGEST_POLL_SECONDS: Final = 2.0
 
 WRITTEN: Final = "written"
 INTERRUPTED: Final = "interrupted"
@@ -175,20 +179,30 @@ class RunWriting:
     def _follow(self, fold: Fold, catalog: TiledCatalog) -> str:
         """Fold and write until the run has ended."""
         waiting: list[Operation] = []
+        poll = _SHORTEST_POLL_SECONDS
+        latest_document = time.monotonic()
         with Gathering(fold, self._journal, self._handover) as gathering:
             self._gathering = gathering
             while not self._stopping.is_set():
                 if len(waiting) <= MAX_WAITING and gathering.goes_on:
-                    folded = gathering.take(wait=not (self._drain or waiting))
+                    folded = gathering.take(wait=not (self._drain or waiting or catalog.waits_for_stop))
                     waiting += folded.operations
+                    if folded.documents:
+                        latest_document = time.monotonic()
                 if folded.too_narrow:
                     raise ColumnsTooNarrow(folded.too_narrow)
-                waiting = catalog.apply(waiting)
+                before, waiting = len(waiting), catalog.apply(waiting)
                 if waiting:
-                    self._stopping.wait(_SETTLING_POLL)
+                    self._stopping.wait(poll)
+                    poll = min(_LONGEST_POLL_SECONDS, 1.5 * poll) if len(waiting) == before else _SHORTEST_POLL_SECONDS
                     continue
+                poll = _SHORTEST_POLL_SECONDS
                 if folded.error is not None:
                     raise folded.error
+                if catalog.waits_for_stop and not self._journal.ended and not folded.documents:
+                    if time.monotonic() - latest_document > REST_PATIENCE_SECONDS:
+                        catalog.refuse()
+                    self._stopping.wait(_SHORTEST_POLL_SECONDS)
                 if folded.cursor != self._told:
                     self._told = folded.cursor
                     self._on_progress(folded.cursor)

@@ -25,7 +25,8 @@ from typing import IO, Any, ClassVar, Final, Literal, TypeAlias
 import httpx
 import psutil
 
-from tiledbroker import Journal, journal_filename
+from tiledbroker import Journal
+from tiledbroker._journal import find_run_file
 
 START_TIMEOUT: Final = 120.0
 STOP_TIMEOUT: Final = 20.0
@@ -429,7 +430,7 @@ def journal_of(journal_dir: Path, run_uid: str) -> Journal:
     LookupError
         There is none yet.
     """
-    path = journal_dir / journal_filename(run_uid)
+    path = find_run_file(journal_dir, run_uid)
     if not path.exists():
         raise LookupError(f"There is no journal of run {run_uid} in {journal_dir}.")
     return Journal(path, run_uid=run_uid)

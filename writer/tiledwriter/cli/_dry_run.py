@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
-from tiledbroker import Journal
+from tiledbroker import RunReader
 
 from .._dry_run import DryRun, ResourcePaths, summary_of
 from .._errors import UnwritableDocument
@@ -20,7 +20,7 @@ _MANY: Final = 4
 class Report:
     """The dry run of one journal, as lines for people or as one object for programs."""
 
-    def __init__(self, journal: Journal, config: Path | None, *, operations: bool, paths: bool) -> None:
+    def __init__(self, journal: RunReader, config: Path | None, *, operations: bool, paths: bool) -> None:
         self._dry_run = DryRun(journal, settings_of(config, {}, server=False).writing_options())
         self._run_uid = journal.run_uid
         self._operations = operations

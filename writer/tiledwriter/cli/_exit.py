@@ -1,23 +1,51 @@
-"""Exit codes of all commands."""
+"""Exit codes of all commands, and the error that ends a command with one."""
 
 from __future__ import annotations
 
+import textwrap
 from enum import IntEnum
+from typing import Final
+
+_WIDTH: Final = 100
 
 
 class ExitCode(IntEnum):
-    """What a command's end means."""
+    """How a command ended. 0 is given only by what has looked, and was not interrupted."""
 
-    OK = 0
-    FAILED = 1
-    """Something went wrong that the message explains."""
-    USAGE = 2
-    """The command line or the configuration is wrong."""
-    LOCKED = 3
-    """Another process uses the directory or file."""
-    NOT_FOUND = 4
-    """There is no such run or directory."""
-    INCOMPLETE = 5
-    """Something is left to do: runs not in Tiled, documents not shipped."""
-    DIFFERS = 6
-    """A journal is damaged, or Tiled holds something else than it should."""
+    meaning: str
+
+    def __new__(cls, value: int, meaning: str) -> ExitCode:
+        """Make a code that knows what it means."""
+        code = int.__new__(cls, value)
+        code._value_ = value
+        code.meaning = meaning
+        return code
+
+    OK = 0, "done, or ended as asked"
+    FAILED = 1, "something failed or could not be read; the message says what"
+    USAGE = 2, "the command line or the configuration is wrong, or a uid is ambiguous"
+    LOCKED = 3, "another process uses the directory or file"
+    NOT_FOUND = 4, "no such run, directory or file, or no runs to verify"
+    INCOMPLETE = 5, "something is left to be shipped or written"
+    DIFFERS = 6, "something is damaged, or not in Tiled as it should be"
+    INTERRUPTED = 130, "ended by Ctrl-C (SIGINT)"
+    BROKEN_PIPE = 141, "the reader of the output went away"
+    TERMINATED = 143, "ended by SIGTERM"
+
+
+class CommandFailed(Exception):
+    """Raised when a command cannot go on: `code` is what it ends with."""
+
+    def __init__(self, code: ExitCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Terminated(KeyboardInterrupt):
+    """Raised in the main thread by SIGTERM, as Ctrl-C raises its base class."""
+
+
+def exit_codes_help() -> str:
+    """All codes, as `--help` lists them."""
+    text = "exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in ExitCode)
+    return "\n".join(textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)) + "\n"

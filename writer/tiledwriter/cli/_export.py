@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sqlite3
 import sys
 from pathlib import Path
 
-from tiledbroker import CodecError, Journal
+from tiledbroker import CodecError, RunReader
 
-from ._exit import ExitCode
+from .._run_files import opened, status_of
+from ._exit import CommandFailed, ExitCode
 from ._places import directory_of, find
 from ._terminal import fail, plain
 
@@ -36,35 +39,48 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _export(arguments: argparse.Namespace) -> ExitCode:
     try:
-        from .._export import export_json_lines, export_sqlite
+        from .._export import export_json_lines
     except ImportError as error:
         return fail(ExitCode.FAILED, f'{error}. This needs: pip install "tiledwriter[ingest]"')
+    to_standard_output = arguments.out == Path("-")
+    if to_standard_output and arguments.format != "jsonl":
+        return fail(ExitCode.USAGE, "a database cannot go to standard output")
     path = find(arguments.run, directory_of(arguments.directory))
-    if isinstance(path, str):
-        return fail(ExitCode.NOT_FOUND, path)
-    out: Path = arguments.out
-    if out == Path("-"):
-        if arguments.format != "jsonl":
-            return fail(ExitCode.USAGE, "a database cannot go to standard output")
-        with Journal(path) as journal:
-            export_json_lines(journal, sys.stdout)
-        return ExitCode.OK
-    if out.exists():
-        return fail(ExitCode.FAILED, f"{out} exists; it is left as it is")
-    draft = out.with_name(f".{out.name}.draft")
-    draft.unlink(missing_ok=True)
     try:
-        with Journal(path) as journal:
-            if arguments.format == "sqlite":
-                export_sqlite(journal, draft)
+        with opened(path) as journal:
+            if to_standard_output:
+                export_json_lines(journal, sys.stdout)
             else:
-                with draft.open("w", encoding="utf-8") as file:
-                    export_json_lines(journal, file)
-            length = journal.length
-        draft.rename(out)
+                told = _export_to_file(journal, arguments.out, arguments.format)
+                print(plain(told))
+            if not journal.ended:
+                print("tiledwriter-journal: the run is open: more may come", file=sys.stderr)
     except CodecError as error:
-        return fail(ExitCode.FAILED, f"{path} is damaged ({error}): tiledwriter-journal verify tells more")
+        raise CommandFailed(
+            ExitCode.FAILED, f"{path} is damaged ({error}): tiledwriter-journal verify tells more"
+        ) from error
+    return ExitCode.OK
+
+
+def _export_to_file(journal: RunReader, out: Path, kind: str) -> str:
+    """Make a file that is there under its name only when all of it is on the disk; returns what to say of it."""
+    from .._export import export_json_lines, export_sqlite
+
+    if status_of(out, follow_symlinks=False) is not None:
+        raise CommandFailed(ExitCode.FAILED, f"{out} exists; it is left as it is")
+    draft = out.with_name(f".{out.name}.{os.getpid()}.draft")
+    try:
+        if kind == "sqlite":
+            count = export_sqlite(journal, draft)
+        else:
+            with draft.open("x", encoding="utf-8") as file:
+                count = export_json_lines(journal, file)
+                file.flush()
+                os.fsync(file.fileno())
+        draft.rename(out)
+    except (OSError, sqlite3.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CommandFailed(ExitCode.FAILED, f"{out} was not made: {reason}") from error
     finally:
         draft.unlink(missing_ok=True)
-    print(plain(f"{length} documents are in {out}."))
-    return ExitCode.OK
+    return f"{count} documents are in {out}."

@@ -4,35 +4,47 @@ from __future__ import annotations
 
 import argparse
 import json
-import sqlite3
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from tiledbroker import Journal, JournalError, run_files
+from tiledbroker import JournalError
 
 from .._happenings import Happening, Happenings
-from .._summary import RunSummary, summarize
-from ._exit import ExitCode
-from ._places import add_directory, directory_of, find, label_of
+from .._run_files import gone, opened, reason_of
+from .._summary import DAMAGED, STATES, UNREADABLE, RunSummary, summarize, unreadable
+from ._exit import CommandFailed, ExitCode
+from ._places import (
+    add_directory,
+    count_of_runs,
+    directory_of,
+    find,
+    label_of,
+    no_runs_in,
+    relocated,
+    runs_in,
+    unrouted_in,
+)
 from ._terminal import fail, local, plain, print_table
 
-_POLL: Final = 0.3
+_POLL_SECONDS: Final = 0.3
+_UNKNOWN: Final = "?"
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Tell the command line of them."""
     ls = commands.add_parser("ls", help="list the runs: what each is, how far it got, and why it waits")
     add_directory(ls)
-    ls.set_defaults(command=_ls)
+    ls.set_defaults(command=_ls, json_failure=_ls_failure)
     show = commands.add_parser("show", help="all about one run, with its history")
     show.add_argument("run", metavar="UID", help="the run's uid, the beginning of it, or a journal file")
     add_directory(show)
     show.add_argument("--operations", action="store_true", help="what it becomes in Tiled; no server is asked")
     show.add_argument("--paths", action="store_true", help="where its files are, before and after the path map")
     show.add_argument("--config", type=Path, metavar="FILE", help="for these two: the supervisor's configuration")
-    show.set_defaults(command=_show)
+    show.set_defaults(command=_show, json_failure=lambda _, message: {"uid": None, "error": message})
     tail = commands.add_parser("tail", help="the last that happened to one run, and what happens to it")
     tail.add_argument("run", metavar="UID", help="the run's uid, the beginning of it, or a journal file")
     add_directory(tail, json=False)
@@ -43,46 +55,71 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _ls(arguments: argparse.Namespace) -> ExitCode:
     directory = directory_of(arguments.directory)
-    if not directory.is_dir():
-        return fail(ExitCode.NOT_FOUND, f"there is no directory {directory}")
-    summaries: list[RunSummary] = []
-    code = ExitCode.OK
-    for path in run_files(directory):
-        try:
-            with Journal(path) as journal:
-                summaries.append(summarize(journal))
-        except (JournalError, sqlite3.Error) as error:
-            code = fail(ExitCode.FAILED, str(error))
-    summaries.sort(key=lambda summary: summary.started or 0.0)
+    listed = [_summary_of(path, directory) for path in runs_in(directory)]
+    summaries = sorted(filter(None, listed), key=lambda summary: summary.started or 0.0)
     if arguments.json:
         print(json.dumps([summary.as_dict() for summary in summaries], indent=2))
-        return code
-    rows = [
-        (
-            label_of(s.uid),
-            local(s.started),
-            s.plan,
-            s.scan_id or "",
-            sum(s.documents.values()),
-            sum(s.rows.values()),
-            s.state,
-            s.why,
-        )
-        for s in summaries
-    ]
-    print_table(("RUN", "STARTED", "PLAN", "SCAN", "DOCUMENTS", "IN TILED", "STATE", "WAITS"), rows)
-    return code
+    else:
+        _print_runs(summaries, directory)
+    counts = Counter(summary.state for summary in summaries)
+    total = f"{count_of_runs(len(summaries))} in {directory}"
+    if counts[UNREADABLE]:
+        return fail(ExitCode.FAILED, f"{counts[UNREADABLE]} of {total} cannot be read")
+    if counts[DAMAGED]:
+        return fail(ExitCode.DIFFERS, f"{counts[DAMAGED]} of {total} cannot be read to the end")
+    return ExitCode.OK
+
+
+def _ls_failure(arguments: argparse.Namespace, message: str) -> list[dict[str, Any]]:
+    return [unreadable("", str(directory_of(arguments.directory)), message).as_dict()]
+
+
+def _summary_of(path: Path, directory: Path) -> RunSummary | None:
+    """What a file tells of its run; None if it was deleted since it was listed."""
+    try:
+        with opened(path) as journal:
+            return summarize(journal)
+    except (JournalError, OSError) as error:
+        if not gone(path):
+            return unreadable(path.stem, str(path), reason_of(error))
+    moved = relocated(path, directory)
+    return None if moved is None else _summary_of(moved, directory)
+
+
+def _print_runs(summaries: Sequence[RunSummary], directory: Path) -> None:
+    if summaries:
+        header = ("RUN", "STARTED", "PLAN", "SCAN", "DOCUMENTS", "IN TILED", "STATE", "WAITS")
+        print_table(header, map(_row, summaries))
+        counts = Counter(summary.state for summary in summaries)
+        told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+        print(plain(f"{count_of_runs(len(summaries))} in {directory}: {told}"))
+    else:
+        print(plain(no_runs_in(directory)))
+    if unrouted := unrouted_in(directory):
+        files = ", ".join(str(path) for path in unrouted)
+        print(plain(f"documents of no known run, which nobody ships: {files}"))
+
+
+def _row(summary: RunSummary) -> Sequence[object]:
+    return (
+        label_of(summary.uid),
+        local(summary.started),
+        summary.plan,
+        summary.scan_id or "",
+        _UNKNOWN if summary.document_count is None else summary.document_count,
+        _UNKNOWN if summary.row_count is None else summary.row_count,
+        summary.state,
+        summary.why,
+    )
 
 
 def _show(arguments: argparse.Namespace) -> ExitCode:
     path = find(arguments.run, directory_of(arguments.directory))
-    if isinstance(path, str):
-        return fail(ExitCode.NOT_FOUND, path)
     if arguments.operations or arguments.paths:
         return _show_dry_run(path, arguments)
     if arguments.config is not None:
         return fail(ExitCode.USAGE, "--config is for --operations and --paths")
-    with Journal(path) as journal:
+    with opened(path) as journal:
         summary = summarize(journal)
         history = journal.history()
         progress = journal.progress()
@@ -95,11 +132,10 @@ def _show(arguments: argparse.Namespace) -> ExitCode:
     print(f"plan       {plain(summary.plan)}  scan {summary.scan_id}  started {local(summary.started)}")
     print(f"file       {plain(summary.file)}")
     print(f"state      {summary.state}" + (f" ({plain(summary.why)})" if summary.why else ""))
-    print(
-        f"documents  {sum(summary.documents.values())}: "
-        + ", ".join(f"{n} {plain(k)}" for k, n in summary.documents.items())
-    )
-    print(f"worker     {'at work' if summary.worker else 'none'}, started {summary.worker_starts} times")
+    names = summary.documents or {}
+    print(f"documents  {summary.document_count}: " + ", ".join(f"{n} {plain(k)}" for k, n in names.items()))
+    worker = {True: "at work", False: "none", None: "unknown"}[summary.worker]
+    print(f"worker     {worker}, started {summary.worker_starts} times")
     print("in Tiled")
     for node, item in progress.items():
         intent = "" if item.intent is None else f"  (a request to {item.intent} rows is not confirmed)"
@@ -122,11 +158,11 @@ def _show_dry_run(path: Path, arguments: argparse.Namespace) -> ExitCode:
         from ._settings import WrongConfiguration
     except ImportError as error:
         return fail(ExitCode.FAILED, f'{error}. This needs: pip install "tiledwriter[ingest]"')
-    with Journal(path) as journal:
+    with opened(path) as journal:
         try:
             report = Report(journal, arguments.config, operations=arguments.operations, paths=arguments.paths)
         except WrongConfiguration as error:
-            return fail(ExitCode.USAGE, str(error))
+            raise CommandFailed(ExitCode.USAGE, str(error)) from error
         if arguments.json:
             print(json.dumps(report.as_dict(), indent=2))
         else:
@@ -136,16 +172,36 @@ def _show_dry_run(path: Path, arguments: argparse.Namespace) -> ExitCode:
 
 
 def _tail(arguments: argparse.Namespace) -> ExitCode:
-    path = find(arguments.run, directory_of(arguments.directory))
-    if isinstance(path, str):
-        return fail(ExitCode.NOT_FOUND, path)
-    with Journal(path) as journal:
+    directory = directory_of(arguments.directory)
+    path = find(arguments.run, directory)
+    with opened(path) as journal:
         happenings = Happenings(journal, arguments.lines)
         _print_happenings(happenings.take()[-arguments.lines :] if arguments.lines > 0 else [])
-        while arguments.follow and not happenings.ended:
-            time.sleep(_POLL)
-            _print_happenings(happenings.take())
+        if not arguments.follow:
+            return ExitCode.OK
+        try:
+            _follow(happenings, path)
+        except KeyboardInterrupt as interrupt:
+            # Ctrl-C is how one stops to look on; SIGTERM is not.
+            if type(interrupt) is not KeyboardInterrupt:
+                raise
     return ExitCode.OK
+
+
+def _follow(happenings: Happenings, path: Path) -> None:
+    """Print what happens until the run has an outcome.
+
+    Raises
+    ------
+    CommandFailed
+        The file was pruned, shipped or moved before.
+    """
+    while not happenings.ended:
+        was_gone = gone(path)
+        time.sleep(_POLL_SECONDS)
+        _print_happenings(happenings.take())
+        if was_gone and not happenings.ended:
+            raise CommandFailed(ExitCode.NOT_FOUND, f"{path} is not there any more: it was shipped, pruned or moved")
 
 
 def _print_happenings(happenings: Iterable[Happening]) -> None:

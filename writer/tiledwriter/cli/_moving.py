@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import stat
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Final
 
-from tiledbroker import ZMQPublisher, run_files
+from tiledbroker import JournalError, PublisherStatus, ZMQPublisher
 
-from ._exit import ExitCode
+from .._run_files import gone, opened, reason_of, status_of
+from ._exit import CommandFailed, ExitCode
+from ._places import count_of_runs, labelled_runs_in, no_runs_in, runs_in, unrouted_in
 from ._terminal import fail, plain
+
+_POLL_SECONDS: Final = 0.05
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -19,6 +27,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     ship.add_argument("address", metavar="ADDRESS", help="where the supervisor listens, e.g. tcp://ingest:5579")
     ship.add_argument("--curve", type=Path, metavar="KEYS", help="directory of this client's keys, as keygen makes it")
     ship.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="give up after (default 60)")
+    ship.add_argument(
+        "--any-host", action="store_true", help="also runs of other hosts' sessions, which must have ended"
+    )
     ship.set_defaults(command=_ship)
     replay = commands.add_parser("replay", help="write runs from backups, exported documents or journals to Tiled")
     replay.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON lines, a JSON array, or a journal")
@@ -27,31 +38,71 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     server.add_argument("--profile", metavar="NAME", help="a profile of Tiled's client, instead of --tiled")
     replay.add_argument("--config", type=Path, metavar="FILE", help="the supervisor's configuration")
     replay.add_argument("--json", action="store_true", help="for programs: JSON instead of text")
-    replay.set_defaults(command=_replay)
+    replay.set_defaults(command=_replay, json_failure=_replay_failure)
 
 
 def _ship(arguments: argparse.Namespace) -> ExitCode:
     directory: Path = arguments.directory
-    if not directory.is_dir():
-        return fail(ExitCode.NOT_FOUND, f"there is no directory {directory}")
-    before = len(run_files(directory))
+    before = labelled_runs_in(directory)
+    if before:
+        status = _shipped(arguments)
+        left = [path for label, path in labelled_runs_in(directory).items() if label in before]
+        total = len(before)
+        durable = f"{total - len(left)} of {total} runs are durable on the ingest host"
+        print(plain(f"{durable}; {len(left)} left in {directory}."))
+    else:
+        left = []
+        print(plain(f"{no_runs_in(directory)}: nothing to ship"))
+    unrouted = unrouted_in(directory)
+    for path in unrouted:
+        fail(ExitCode.INCOMPLETE, f"{path} has documents of no known run, which are not shipped")
+    if left:
+        for why in _reasons(left, status, arguments.timeout):
+            fail(ExitCode.INCOMPLETE, why)
+    return ExitCode.INCOMPLETE if left or unrouted else ExitCode.OK
+
+
+def _shipped(arguments: argparse.Namespace) -> PublisherStatus:
+    """Ship until nothing is left or the time is over; how the publisher was then."""
+    directory: Path = arguments.directory
     publisher = ZMQPublisher(
-        arguments.address, spool_dir=directory, curve=arguments.curve, name="tiledwriter-journal ship"
+        arguments.address,
+        spool_dir=directory,
+        curve=arguments.curve,
+        name="tiledwriter-journal ship",
+        keep_until="durable",
+        adopt="any-host" if arguments.any_host else "any-destination",
     )
     deadline = time.monotonic() + arguments.timeout
-    while run_files(directory) and time.monotonic() < deadline:
-        publisher.flush(0.2)
-        time.sleep(0.05)
-    status = publisher.status()
+    try:
+        while runs_in(directory) and time.monotonic() < deadline:
+            publisher.flush(0.2)
+            time.sleep(_POLL_SECONDS)
+        status = publisher.status()
+    except BaseException:
+        publisher.close(timeout=0)
+        raise
     publisher.close()
-    left = len(run_files(directory))
-    print(f"{before - left} of {before} runs are durable on the ingest host.")
-    if not left:
-        return ExitCode.OK
-    why = "other processes use them, or they are damaged"
+    return status
+
+
+def _reasons(left: Sequence[Path], status: PublisherStatus, timeout: float) -> Iterator[str]:
+    """Why runs were not shipped: in one line if the supervisor is the reason, else one for each."""
     if not status.connected:
-        why = status.problem or "the supervisor does not answer"
-    return fail(ExitCode.INCOMPLETE, f"{left} runs are left in {directory}: {why}")
+        problem = status.problem or f"the supervisor at {status.address} does not answer"
+        yield f"{count_of_runs(len(left))} left in {status.spool_dir}: {problem}"
+    for path in left:
+        try:
+            with opened(path, "inspect") as journal:
+                if journal.run_uid in status.refused:
+                    yield f"{path} was refused: {status.refused[journal.run_uid]}"
+                elif journal.being_written:
+                    yield f"{path} is used by another process"
+                elif status.connected:
+                    yield f"{path} was not acknowledged within {timeout:g} s"
+        except (JournalError, OSError) as error:
+            if not gone(path):
+                yield reason_of(error)
 
 
 def _replay(arguments: argparse.Namespace) -> ExitCode:
@@ -61,8 +112,7 @@ def _replay(arguments: argparse.Namespace) -> ExitCode:
     except ImportError as error:
         return fail(ExitCode.FAILED, f'{error}. This needs: pip install "tiledwriter[ingest]"')
     for file in arguments.files:
-        if not file.is_file():
-            return fail(ExitCode.NOT_FOUND, f"there is no file {file}")
+        _require_file(file)
     try:
         return replaying.run(
             arguments.files,
@@ -73,4 +123,18 @@ def _replay(arguments: argparse.Namespace) -> ExitCode:
             tell=lambda line: print(plain(line), flush=True),
         )
     except WrongConfiguration as error:
-        return fail(ExitCode.USAGE, str(error))
+        raise CommandFailed(ExitCode.USAGE, str(error)) from error
+
+
+def _require_file(file: Path) -> None:
+    status = status_of(file)
+    if status is None:
+        raise CommandFailed(ExitCode.NOT_FOUND, f"there is no file {file}")
+    if not stat.S_ISREG(status.st_mode):
+        raise CommandFailed(ExitCode.NOT_FOUND, f"{file} is not a file")
+
+
+def _replay_failure(_: argparse.Namespace, message: str) -> list[dict[str, Any]]:
+    from .._replay import UNREADABLE, Replayed
+
+    return [asdict(Replayed("", "", 0, UNREADABLE, message))]

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import sqlite3
 import time
 from pathlib import Path
 from typing import Final
 
-from tiledbroker import Journal, JournalError, run_files
+from tiledbroker import JournalError, JournalLocked, RunReader
 from tiledbroker._lifecycle import State
 
+from .._run_files import gone, opened, opened_for_writing, reason_of
 from ._exit import ExitCode
-from ._places import directory_of
+from ._places import directory_of, no_runs_in, runs_in
 from ._terminal import fail, local, plain
 
 _DAYS: Final = 30.0
-_DAY: Final = 24 * 60 * 60.0
+_DAY_SECONDS: Final = 24 * 60 * 60.0
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -38,26 +38,34 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _prune(arguments: argparse.Namespace) -> ExitCode:
     directory = directory_of(arguments.directory)
-    if not directory.is_dir():
-        return fail(ExitCode.NOT_FOUND, f"there is no directory {directory}")
-    before = time.time() - arguments.older_than * _DAY
+    before = time.time() - arguments.older_than * _DAY_SECONDS
+    paths = runs_in(directory)
+    if not paths:
+        print(plain(f"{no_runs_in(directory)}: nothing to delete"))
+        return ExitCode.OK
     code, count, size = ExitCode.OK, 0, 0
-    for path in run_files(directory):
+    for path in paths:
         try:
-            told = _pruned(path, before, dry_run=arguments.dry_run)
-        except (JournalError, sqlite3.Error, OSError) as error:
-            code = fail(ExitCode.FAILED, f"left as it is: {error}")
+            pruned = _pruned(path, before, dry_run=arguments.dry_run)
+        except JournalLocked as error:
+            code = code or fail(ExitCode.LOCKED, f"left as it is: {error}")
             continue
-        if told:
-            count, size = count + 1, size + told[0]
-            print(plain(told[1]))
-    print(f"{'To be deleted' if arguments.dry_run else 'Deleted'}: journals {count}, MiB {size / 2**20:.1f}")
+        except (JournalError, OSError) as error:
+            if not gone(path):
+                code = fail(ExitCode.FAILED, f"left as it is: {reason_of(error)}")
+            continue
+        if pruned:
+            count, size = count + 1, size + pruned[0]
+            print(plain(pruned[1]))
+    done = "To be deleted" if arguments.dry_run else "Deleted"
+    kept = len(paths) - count
+    print(plain(f"{done}: journals {count} ({size / 2**20:.1f} MiB) of {len(paths)} in {directory}; {kept} kept."))
     return code
 
 
 def _pruned(path: Path, before: float, *, dry_run: bool) -> tuple[int, str] | None:
     """Delete a journal if that may be; its size and a line about it."""
-    with Journal(path) as journal:
+    with opened(path) as journal:
         written = _written(journal)
         line = f"{journal.run_uid}  written {local(written)}"
         if written is None or written > before:
@@ -65,14 +73,14 @@ def _pruned(path: Path, before: float, *, dry_run: bool) -> tuple[int, str] | No
     size = path.stat().st_size
     if dry_run:
         return size, line
-    with Journal(path, "write") as journal:
+    with opened_for_writing(path) as journal:
         if _written(journal) != written:  # documents have come for it
             return None
         journal.remove()
     return size, line
 
 
-def _written(journal: Journal) -> float | None:
+def _written(journal: RunReader) -> float | None:
     """Since when nobody needs the journal any more; None if somebody does."""
     if journal.get("outcome") != State.WRITTEN.value or journal.get("audit_at") is not None:
         return None

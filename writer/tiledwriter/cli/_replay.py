@@ -7,12 +7,14 @@ import logging
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from .._replay import UNREADABLE, Replayed, replay
-from ._exit import ExitCode
+from ._exit import ExitCode, Terminated
 from ._settings import settings_of
 
 
@@ -28,20 +30,46 @@ def run(
     """Replay files and tell what became of each run."""
     options = settings_of(config, {"tiled": tiled, "profile": profile}).worker_options()
     logging.getLogger("tiledwriter._writing").addFilter(_without_traceback)
-    ending = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ending.set())
     results: list[Replayed] = []
-    with tempfile.TemporaryDirectory(prefix="tiledwriter-replay-") as directory:
+    with (
+        _ended_by_signals() as ending,
+        tempfile.TemporaryDirectory(prefix="tiledwriter-replay-") as directory,
+    ):
         for result in replay(files, options.tiled.connect, options.writing, Path(directory), ending):
             results.append(result)
             if not as_json:
                 tell(_line(result))
     if as_json:
         print(json.dumps([asdict(result) for result in results], indent=2))
+    if ending.signal is not None:
+        return ExitCode.INTERRUPTED if ending.signal == signal.SIGINT else ExitCode.TERMINATED
     if any(result.outcome == UNREADABLE for result in results):
         return ExitCode.FAILED
     return ExitCode.OK if all(result.done for result in results) else ExitCode.INCOMPLETE
+
+
+class _Ending(threading.Event):
+    """Set by the first signal, which `signal` tells; the second one is raised."""
+
+    signal: int | None = None
+
+    def on_signal(self, number: int, _frame: Any) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+        self.signal = number
+        self.set()
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[_Ending]:
+    ending = _Ending()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.signal(number, ending.on_signal) for number in numbers]
+    try:
+        yield ending
+    finally:
+        for number, handler in zip(numbers, previous, strict=True):
+            signal.signal(number, handler)
 
 
 def _line(result: Replayed) -> str:

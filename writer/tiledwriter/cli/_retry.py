@@ -1,18 +1,18 @@
-"""`tiledwriter-journal retry`: has runs in quarantine tried again, once the cause is mended."""
+"""`tiledwriter-journal retry`: has runs in quarantine tried again, once the cause is fixed."""
 
 from __future__ import annotations
 
 import argparse
-import sqlite3
 from pathlib import Path
 
-from tiledbroker import Journal, JournalError, JournalLocked, run_files
+from tiledbroker import JournalError, JournalLocked
 from tiledbroker._lifecycle import State
 from tiledbroker._lock import FileLock
 from tiledbroker._retry import clear_failure, request_retry, withdraw_retry
 
+from .._run_files import gone, opened, reason_of
 from ._exit import ExitCode
-from ._places import directory_of, find
+from ._places import count_of_runs, directory_of, find, no_runs_in, runs_in
 from ._terminal import fail, plain
 
 
@@ -39,8 +39,6 @@ def _retry(arguments: argparse.Namespace) -> ExitCode:
     if arguments.run is None:
         return fail(ExitCode.USAGE, "give a run, or --all")
     path = find(arguments.run, directory_of(arguments.directory))
-    if isinstance(path, str):
-        return fail(ExitCode.NOT_FOUND, path)
     if not _is_failed(path):
         return fail(ExitCode.FAILED, f"run {_uid(path)} is not in quarantine")
     print(plain(_try_again(path)))
@@ -48,18 +46,20 @@ def _retry(arguments: argparse.Namespace) -> ExitCode:
 
 
 def _retry_all(directory: Path) -> ExitCode:
-    if not directory.is_dir():
-        return fail(ExitCode.NOT_FOUND, f"there is no directory {directory}")
+    paths = runs_in(directory)
     code, count = ExitCode.OK, 0
-    for path in run_files(directory):
+    for path in paths:
         try:
             if _is_failed(path):
                 print(plain(_try_again(path)))
                 count += 1
-        except (JournalError, sqlite3.Error) as error:
-            code = fail(ExitCode.FAILED, str(error))
-    if not count:
-        print(plain(f"No run in {directory} is in quarantine."))
+        except (JournalError, OSError) as error:
+            if not gone(path):
+                code = fail(ExitCode.FAILED, reason_of(error))
+    if not paths:
+        print(plain(no_runs_in(directory)))
+    elif not count and code is ExitCode.OK:
+        print(plain(f"none of the {count_of_runs(len(paths))} in {directory} is in quarantine"))
     return code
 
 
@@ -84,10 +84,10 @@ def _supervised(directory: Path) -> bool:
 
 
 def _is_failed(path: Path) -> bool:
-    with Journal(path) as journal:
+    with opened(path) as journal:
         return bool(journal.get("outcome") == State.FAILED.value)
 
 
 def _uid(path: Path) -> str:
-    with Journal(path) as journal:
+    with opened(path) as journal:
         return journal.run_uid

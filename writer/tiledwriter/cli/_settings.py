@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from tiledbroker import AddressError
 
 from .._config import Settings, load_settings
+from .._run_files import status_of
 
 
 class WrongConfiguration(Exception):
@@ -25,8 +27,8 @@ def settings_of(config: Path | None, flags: dict[str, Any], *, server: bool = Tr
     WrongConfiguration
         They cannot be used.
     """
-    if config is not None and not config.is_file():
-        raise WrongConfiguration(f"there is no configuration file {config}")
+    if config is not None:
+        _require_file(config)
     try:
         return load_settings(config, flags, server=server)
     except ValidationError as error:
@@ -36,6 +38,13 @@ def settings_of(config: Path | None, flags: dict[str, Any], *, server: bool = Tr
     except (yaml.YAMLError, TypeError, ValueError) as error:
         problem = " ".join(str(error).split())
         raise WrongConfiguration(f"{config} is no YAML mapping of settings: {problem}") from error
+
+
+def _require_file(config: Path) -> None:
+    """Refuse what the settings would ignore without a word."""
+    status = status_of(config)
+    if status is None or not stat.S_ISREG(status.st_mode):
+        raise WrongConfiguration(f"there is no configuration file {config}")
 
 
 def _problem(item: dict[str, object]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -11,7 +12,7 @@ from typing import Final
 from .._plain_text import plain
 from ._exit import ExitCode
 
-__all__ = ["fail", "local", "plain", "print_table", "take_any_text"]
+__all__ = ["discard_output", "fail", "flush_output", "local", "plain", "print_table", "take_any_text"]
 
 _WIDEST: Final = 40
 
@@ -49,3 +50,22 @@ def fail(code: ExitCode, message: str) -> ExitCode:
     """Say why the command fails; returns the code."""
     print(f"tiledwriter-journal: {plain(message)}", file=sys.stderr)
     return code
+
+
+def flush_output() -> None:
+    """Hand over what was printed, while a failure to do so can still be told.
+
+    Raises
+    ------
+    OSError
+        Not all of it was taken: a full disk, or a pipe without a reader.
+    """
+    sys.stdout.flush()
+
+
+def discard_output() -> None:
+    """Have nothing more printed: Python's own flush at its end must neither fail nor wait."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(descriptor, sys.stdout.fileno())
+        os.close(descriptor)

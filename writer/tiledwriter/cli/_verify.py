@@ -1,21 +1,33 @@
-"""`tiledwriter-journal verify`: whether journals are whole, and whether Tiled holds what it should of their runs."""
+"""`tiledwriter-journal verify`: whether journals are sound, and whether Tiled holds what it should of their runs."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from tiledbroker import run_files
-
-from ._exit import ExitCode
-from ._places import directory_of, find
+from .._run_files import gone, status_of
+from .._summary import STATES, UNREADABLE
+from ._exit import CommandFailed, ExitCode
+from ._places import count_of_runs, directory_of, find, looks_like_path, no_runs_in, relocated, runs_in
 from ._terminal import fail, plain
 
 if TYPE_CHECKING:
     from .._verification import Verification
+
+_WRITTEN: Final = "written"
+
+
+class _Subject(NamedTuple):
+    """What is to be verified: files of runs, and the directories and files that were named for them."""
+
+    files: Sequence[Path]
+    places: str
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -33,7 +45,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     server.add_argument("--profile", metavar="NAME", help="a profile of Tiled's client, instead of --tiled")
     verify.add_argument("--config", type=Path, metavar="FILE", help="the supervisor's configuration")
     verify.add_argument("--json", action="store_true", help="for programs: JSON instead of text")
-    verify.set_defaults(command=_verify)
+    verify.set_defaults(command=_verify, json_failure=lambda _, message: [_failure(message)])
 
 
 def _verify(arguments: argparse.Namespace) -> ExitCode:
@@ -42,23 +54,46 @@ def _verify(arguments: argparse.Namespace) -> ExitCode:
         from ._settings import WrongConfiguration
     except ImportError as error:
         return fail(ExitCode.FAILED, f'{error}. This needs: pip install "tiledwriter[ingest]"')
-    files = _files(arguments.runs)
-    if isinstance(files, str):
-        return fail(ExitCode.NOT_FOUND, files)
-    results = []
+    subject = _subject_of(arguments.runs)
+    if not subject.files:
+        raise CommandFailed(ExitCode.NOT_FOUND, f"nothing was verified: {no_runs_in(Path(subject.places))}")
+    results: list[Verification] = []
     try:
-        for result in _results(files, arguments):
+        for result in _results(subject.files, arguments):
             results.append(result)
             if not arguments.json:
                 for line in _lines(result):
                     print(plain(line), flush=True)
     except WrongConfiguration as error:
-        return fail(ExitCode.USAGE, str(error))
+        raise CommandFailed(ExitCode.USAGE, str(error)) from error
     except ServerError as error:
-        return fail(ExitCode.FAILED, str(error))
+        unknown = count_of_runs(len(subject.files) - len(results))
+        message = f"nothing is known about {unknown} of {len(subject.files)} in {subject.places}: {error}"
+        if arguments.json:
+            print(json.dumps([*(result.as_dict() for result in results), _failure(message)], indent=2))
+        return fail(ExitCode.FAILED, message)
     if arguments.json:
         print(json.dumps([result.as_dict() for result in results], indent=2))
-    return ExitCode.OK if all(result.ok for result in results) else ExitCode.DIFFERS
+    else:
+        for line in _summary(results, subject, arguments):
+            print(plain(line))
+    return _code(results)
+
+
+def _failure(message: str) -> dict[str, Any]:
+    """What programs are told instead of a verification."""
+    from .._findings import Finding
+    from .._verification import Verification
+
+    return Verification("", "", UNREADABLE, None, (Finding("command", message),)).as_dict()
+
+
+def _code(results: Sequence[Verification]) -> ExitCode:
+    if any(result.findings and result.state != UNREADABLE for result in results):
+        return ExitCode.DIFFERS
+    if any(result.state == UNREADABLE for result in results):
+        return ExitCode.FAILED
+    return ExitCode.OK if all(result.state == _WRITTEN for result in results) else ExitCode.INCOMPLETE
 
 
 def _results(files: Sequence[Path], arguments: argparse.Namespace) -> Iterator[Verification]:
@@ -75,36 +110,99 @@ def _results(files: Sequence[Path], arguments: argparse.Namespace) -> Iterator[V
     if compares:
         connect = settings.worker_options().tiled.connect
         connection = Connection(connect, threading.Event(), lambda _event, **_detail: None, patience=PATIENCE)
-    for file in files:
-        yield verify(file, settings.writing_options(), connection)
+    for listed in files:
+        file: Path | None = listed
+        while file is not None:
+            result = verify(file, settings.writing_options(), connection)
+            if result.ok or not gone(file):
+                yield result
+                break
+            # It was pruned, shipped or moved since it was listed.
+            file = relocated(file, listed.parent)
 
 
-def _files(named: Sequence[str]) -> list[Path] | str:
-    """The journals to check, or what is wrong."""
-    directories = [Path(name) for name in named if Path(name).is_dir()]
-    uids = [name for name in named if not Path(name).is_dir()]
-    if not uids:
-        directories = directories or [directory_of(None)]
-        missing = [directory for directory in directories if not directory.is_dir()]
-        return f"there is no directory {missing[0]}" if missing else _of(directories)
-    files = []
-    for uid in uids:
-        found = [find(uid, directory) for directory in directories or [directory_of(None)]]
-        paths = [path for path in found if isinstance(path, Path)]
-        if not paths:
-            return str(found[0])
-        files.append(paths[0])
-    return files
+def _subject_of(named: Sequence[str]) -> _Subject:
+    """The journals to verify.
+
+    Raises
+    ------
+    CommandFailed
+        Something that was named is not there.
+    OSError
+        It may not be looked at.
+    """
+    kinds = {name: _kind_of(name) for name in named}
+    directories = [Path(name) for name, kind in kinds.items() if kind == "directory"]
+    runs = [name for name, kind in kinds.items() if kind != "directory"]
+    places = directories if directories or runs else [directory_of(None)]
+    if not runs:
+        files = [file for directory in places for file in runs_in(directory)]
+        return _Subject(files, ", ".join(map(str, places)))
+    found: list[Path] = []
+    # A mistyped path first: it says more than that a run is not in the default directory.
+    for run in sorted(runs, key=lambda name: os.sep not in name):
+        found += [Path(run)] if kinds[run] == "file" else _find_in(run, directories or [directory_of(None)])
+    return _Subject(found, ", ".join(map(str, dict.fromkeys(file.parent for file in found))))
 
 
-def _of(directories: Sequence[Path]) -> list[Path]:
-    return [file for directory in directories for file in run_files(directory)]
+def _kind_of(name: str) -> str:
+    """What is meant: "directory", "file" or "uid"."""
+    status = status_of(Path(name))
+    if status is None:
+        return "uid"
+    if stat.S_ISDIR(status.st_mode):
+        return "directory"
+    return "file" if looks_like_path(name) else "uid"
+
+
+def _find_in(run: str, directories: Sequence[Path]) -> list[Path]:
+    """A run in each of the directories that has it; it has to be in one."""
+    found: list[Path] = []
+    missing: CommandFailed | None = None
+    for directory in directories:
+        try:
+            found.append(find(run, directory))
+        except CommandFailed as error:
+            if error.code is not ExitCode.NOT_FOUND:
+                raise
+            missing = error
+    if missing is not None and not found:
+        raise missing
+    return found
 
 
 def _lines(result: Verification) -> Iterator[str]:
-    compared = "" if result.nodes is None else f"  {result.nodes} nodes with {result.rows} rows compared with Tiled"
-    verdict = "well" if result.ok else f"{len(result.findings)} findings"
-    yield f"{result.uid}  {result.state}  {result.documents} documents  {verdict}{compared}"
+    parts = [result.uid, result.state]
+    if result.documents is not None:
+        parts.append(f"{result.documents} documents")
+    parts.append(_verdict(result))
+    if result.nodes is not None:
+        parts.append(f"{result.nodes} nodes with {result.rows} rows compared with Tiled")
+    yield "  ".join(parts)
+    if result.state in (UNREADABLE, "damaged"):
+        yield f"    {result.file}"
     for finding in result.findings:
         for line in finding.lines():
             yield f"    {line}"
+
+
+def _verdict(result: Verification) -> str:
+    if result.findings:
+        return "1 finding" if len(result.findings) == 1 else f"{len(result.findings)} findings"
+    if result.state != _WRITTEN:
+        return "no finding so far"
+    return "journal OK" if result.nodes is None else "OK"
+
+
+def _summary(results: Sequence[Verification], subject: _Subject, arguments: argparse.Namespace) -> Iterator[str]:
+    """What was verified, where, and what was not compared."""
+    counts = Counter((result.state, result.ok) for result in results)
+    told = [
+        f"{counts[state, ok]} {state}, {'without a finding' if ok else 'with findings'}"
+        for state in STATES
+        for ok in (True, False)
+        if counts[state, ok]
+    ]
+    yield f"{count_of_runs(len(results))} in {subject.places}: {'; '.join(told)}"
+    if not (arguments.tiled or arguments.profile):
+        yield "Only journals were checked. Tiled was not asked: give --tiled or --profile to compare"

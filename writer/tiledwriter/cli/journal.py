@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import os
+import json
+import signal
 import sqlite3
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-from tiledbroker import AddressError, JournalError, JournalLocked, KeyFileError
+from tiledbroker import AddressError, BrokerError, JournalLocked, KeyFileError
 
+from .._run_files import reason_of
 from . import _export, _looking, _moving, _prune, _retry, _verify
-from ._exit import ExitCode
-from ._terminal import fail, take_any_text
+from ._exit import CommandFailed, ExitCode, Terminated, exit_codes_help
+from ._terminal import discard_output, fail, flush_output, take_any_text
 
 _EXAMPLES = """\
 examples:
@@ -27,8 +31,6 @@ examples:
   tiledwriter-journal replay backups/*.jsonl --tiled http://tiled.example:8000
   tiledwriter-journal prune /var/lib/tiledwriter --older-than 90
 
-exit codes: 0 done; 1 failed; 2 wrong usage; 3 in use by another process; 4 no such run, directory or file;
-  5 something is left to be shipped or written; 6 something is damaged, or not in Tiled as it should be
 """
 
 
@@ -37,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         "tiledwriter-journal",
         description="Look into the journals of runs, check them, try runs again, ship spools, and replay backups.",
-        epilog=_EXAMPLES,
+        epilog=f"{_EXAMPLES}{exit_codes_help()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = result.add_subparsers(required=True, metavar="COMMAND")
@@ -50,19 +52,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     arguments = parser().parse_args(argv)
     take_any_text()
+    with _terminated_by_exception():
+        try:
+            code = int(arguments.command(arguments))
+            flush_output()
+            return code
+        except KeyboardInterrupt as interrupt:
+            discard_output()
+            code = ExitCode.TERMINATED if isinstance(interrupt, Terminated) else ExitCode.INTERRUPTED
+            return fail(code, f"{code.meaning}: not all was done")
+        except BrokenPipeError:  # as in `tiledwriter-journal ls | head`
+            discard_output()
+            return ExitCode.BROKEN_PIPE
+        except (BrokerError, CommandFailed, OSError, sqlite3.Error) as error:
+            return _failed(arguments, _code_of(error), reason_of(error))
+
+
+def _code_of(error: Exception) -> ExitCode:
+    if isinstance(error, CommandFailed):
+        return error.code
+    if isinstance(error, JournalLocked):
+        return ExitCode.LOCKED
+    return ExitCode.USAGE if isinstance(error, AddressError | KeyFileError) else ExitCode.FAILED
+
+
+def _failed(arguments: argparse.Namespace, code: ExitCode, message: str) -> ExitCode:
+    """Tell people and programs why the command fails."""
     try:
-        return int(arguments.command(arguments))
-    except (AddressError, KeyFileError) as error:
-        return fail(ExitCode.USAGE, str(error))
-    except BrokenPipeError:  # as in `tiledwriter-journal ls | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.OK
-    except KeyboardInterrupt:  # how `tail -f` is ended
-        return ExitCode.OK
-    except JournalLocked as error:
-        return fail(ExitCode.LOCKED, str(error))
-    except (JournalError, OSError, sqlite3.Error) as error:
-        return fail(ExitCode.FAILED, str(error))
+        if getattr(arguments, "json", False):
+            print(json.dumps(arguments.json_failure(arguments, message), indent=2))
+        flush_output()
+    except OSError:  # most likely the reason of the failure, too
+        discard_output()
+    return fail(code, message)
+
+
+@contextmanager
+def _terminated_by_exception() -> Iterator[None]:
+    """Have SIGTERM raise, so that temporary files are deleted."""
+
+    def terminate(*_: Any) -> None:
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ examples:
   tiledwriter-supervisor --tiled http://localhost:8000 --journal-dir /var/lib/tiledwriter --drain
 
 exit codes: 0 ended as asked; 1 failed; 2 wrong usage; 3 another supervisor uses the journals;
-  5 after --drain, when runs are left that are not in Tiled
+  4 no journal directory to drain; 5 after --drain, when runs are left that are not in Tiled
 """
 
 
@@ -82,6 +82,7 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
         import zmq
 
         from tiledbroker import JournalLocked, KeyFileError
+        from tiledbroker._errors import DirectoryUnusable
         from tiledbroker._runs import WorkerCommand
         from tiledbroker._supervisor import Supervisor
 
@@ -116,8 +117,12 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
         return _fail(ExitCode.USAGE, str(error))
     except JournalLocked:
         return _fail(ExitCode.LOCKED, f"another tiledwriter-supervisor uses {settings.journal_dir}")
-    except (OSError, zmq.ZMQError) as error:
-        return _fail(ExitCode.FAILED, f"cannot listen at {settings.listen} or use {settings.journal_dir}: {error}")
+    except DirectoryUnusable as error:
+        return _fail(ExitCode.FAILED if settings.journal_dir.exists() else ExitCode.NOT_FOUND, str(error))
+    except zmq.ZMQError as error:
+        return _fail(ExitCode.FAILED, f"cannot listen at {settings.listen}: {error}")
+    except OSError as error:
+        return _fail(ExitCode.FAILED, f"cannot use {settings.journal_dir}: {error}")
     if drain and left:
         for run in left:
             log.error("Run %s is not completely in Tiled: %s.", run.uid, run.reason or run.state)

@@ -1,0 +1,106 @@
+"""Journals of finished runs lie in a folder of their own: whoever looks for open runs does not come across them."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+from ._crash_points import crash_point
+from ._errors import JournalInvalid, JournalLocked
+from ._journal import FINISHED, journal_filename
+from ._journal_schema import APPLICATION_ID, sync_directory
+from ._lifecycle import State
+from ._lock import FileLock
+
+_COMPLETE: Final = (State.WRITTEN.value, State.INTERRUPTED.value)
+_KEYS: Final = "SELECT key, value FROM state WHERE key IN ('run_uid', 'outcome', 'audit_at')"
+
+
+def is_finished(journal: Path) -> bool:
+    """Whether a journal at rest says that its run is in Tiled, and is not to be audited.
+
+    This is far quicker than opening it as a `Journal`, for directories with many. False for one that is in use, and for
+    one that is damaged or misnamed: whoever needs it looks closer.
+    """
+    if _log_of(journal).exists():
+        return False
+    try:
+        uri = f"{journal.absolute().as_uri()}?mode=ro&immutable=1"
+        with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
+            if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+                return False
+            state = {key: json.loads(value) for key, value in connection.execute(_KEYS)}
+    except (sqlite3.Error, OSError, ValueError, TypeError):
+        return False
+    named = isinstance(uid := state.get("run_uid"), str) and journal_filename(uid) == journal.name
+    return named and state.get("outcome") in _COMPLETE and state.get("audit_at") is None
+
+
+def file_away(journal: Path) -> bool:
+    """Move a finished run's journal to the folder of those; False if somebody uses it at the moment.
+
+    Nothing is synced: after a power cut the file is in one place or the other, and whole.
+
+    Raises
+    ------
+    JournalInvalid
+        There is another file of its name.
+    OSError
+        It cannot be moved.
+    """
+    folder = journal.parent / FINISHED
+    lock = FileLock(journal.with_name(journal.name + ".lock"))
+    if not lock.try_acquire():
+        return False
+    try:
+        # What is in SQLite's log would be left behind. The last one to close the file removes it.
+        if _log_of(journal).exists():
+            return False
+        folder.mkdir(mode=0o700, exist_ok=True)
+        _move(journal, folder / journal.name)
+        crash_point("supervisor: journal filed away")
+    finally:
+        lock.release(remove=True)
+    return True
+
+
+def bring_back(journal: Path) -> Path:
+    """Move a journal out of the folder of finished runs, since there is something to do for its run; its new path.
+
+    Raises
+    ------
+    JournalLocked
+        Somebody writes it.
+    JournalInvalid
+        There is another file of its name.
+    OSError
+        It cannot be moved.
+    """
+    if journal.parent.name != FINISHED:
+        return journal
+    lock = FileLock(journal.with_name(journal.name + ".lock"))
+    if not lock.try_acquire():
+        raise JournalLocked(journal)
+    try:
+        home = journal.parent.parent / journal.name
+        _move(journal, home)
+        crash_point("supervisor: journal brought back")
+        # What is acknowledged from now on is in a log beside the new name, which has to survive a power cut with it.
+        sync_directory(home.parent)
+        sync_directory(journal.parent)
+    finally:
+        lock.release(remove=True)
+    return home
+
+
+def _move(journal: Path, target: Path) -> None:
+    if target.exists():  # as from a backup that was put back
+        raise JournalInvalid(journal, f"{target} has the same name; both are left as they are.")
+    journal.rename(target)
+
+
+def _log_of(journal: Path) -> Path:
+    return journal.with_name(journal.name + "-wal")

@@ -1,0 +1,217 @@
+"""What is done to the logs themselves: cut short, a bit flipped, old copies put back, an ingest host without any."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from .kinds import Planned, kind
+from .logs import SEGMENT, documents_in, files_of, flip_bit, replace_files, runs_in, used
+from .referee import Harm
+from .site import Seat, Site, Snapshot, held
+
+_MAIN_FILE: Final = ".sqlite"
+
+
+# Files that are damaged
+
+
+@kind("spool truncated")
+def _(site: Site, planned: Planned) -> str:
+    seat = planned.seat(site)
+    with seat.mutex:
+        if seat.degraded:
+            return ""
+        seat.kill()
+        try:
+            return _truncate(site, seat, planned)
+        finally:
+            seat.start()
+
+
+def _truncate(site: Site, seat: Seat, planned: Planned) -> str:
+    """Cut the end off a file of a publisher that is dead, and note what has to survive that."""
+    if not (run_uid := _chosen(seat.spooled(), planned)):
+        return ""
+    files = [path for path in files_of(seat.spool, run_uid) if used(path)]
+    # Rarely the file itself, which is damaged then; mostly the log of what was written last, of which the rest holds.
+    logs = [path for path in files if path.suffix != _MAIN_FILE] or files
+    target = files[0] if planned.lasting < 0.2 and files[0].suffix != SEGMENT else logs[-1]
+    size = used(target)
+    with target.open("r+b") as file:
+        file.truncate(max(0, size - 1 - int(planned.amount**2 * min(size, 100_000))))
+    survivors = documents_in(seat.spool).get(run_uid, 0)
+    arrived = site.journaled(run_uid)
+    site.harm(run_uid, Harm(max(arrived, survivors), readable=survivors > 0))
+    cut = size - target.stat().st_size
+    return f"{target.name} by {cut} bytes: {survivors} left, {arrived} durable"
+
+
+@kind("bit flipped in spool")
+def _(site: Site, planned: Planned) -> str:
+    seat = planned.seat(site)
+    with seat.mutex:
+        if seat.degraded:
+            return ""
+        seat.kill()
+        try:
+            return _flip(site, seat.spool, _chosen(_sound(site, seat.spooled()), planned), planned)
+        finally:
+            seat.start()
+
+
+@kind("bit flipped in journal")
+def _(site: Site, planned: Planned) -> str:
+    """While the supervisor is away, or under its hands; of runs that are not at their end, if there are any."""
+    with held(site.locks["journals"], site.locks["supervisor"], site.locks["worker"]):
+        runs = _sound(site, runs_in(site.journal_dir, site.emitted()))
+        if planned.lasting < 0.7:
+            runs = [run_uid for run_uid in runs if not site.outcome(run_uid)] or runs
+        if planned.amount < 0.5:
+            return _flip(site, site.journal_dir, _chosen(runs, planned), planned)
+        site.kill_ingest_host()
+        try:
+            return _flip(site, site.journal_dir, _chosen(runs, planned), planned)
+        finally:
+            site.bring_up(site.supervisor)
+
+
+def _flip(site: Site, directory: Path, run_uid: str, planned: Planned) -> str:
+    """Flip a bit of any file of a run."""
+    files = [path for path in files_of(directory, run_uid) if used(path)] if run_uid else []
+    if not files:
+        return ""
+    chance = random.Random(planned.number)
+    site.harm(run_uid, Harm(damaged=True))
+    return flip_bit(chance.choice(files), chance)
+
+
+def _sound(site: Site, runs: list[str]) -> list[str]:
+    """Those of the runs that are not damaged yet."""
+    return [run_uid for run_uid in runs if not site.harms.get(run_uid, Harm()).damaged]
+
+
+def _chosen(runs: list[str], planned: Planned) -> str:
+    """One of the runs, "" if there are none."""
+    return runs[int(planned.victim * 997) % len(runs)] if runs else ""
+
+
+# Copies of earlier times
+
+
+@kind("old spool put back")
+def _(site: Site, planned: Planned) -> str:
+    snapshot, age = _old(site, planned)
+    seat = planned.seat(site)
+    with seat.mutex:
+        if seat.degraded:
+            return ""
+        seat.kill()
+        try:
+            concerned = _put_back_spool(site, seat, snapshot)
+        finally:
+            seat.start()
+    return f"seat {seat.number}, {age}: {concerned} runs concerned"
+
+
+@kind("old journals put back")
+def _(site: Site, planned: Planned) -> str:
+    snapshot, age = _old(site, planned)
+    with held(site.locks["journals"], site.locks["supervisor"], site.locks["worker"]):
+        site.kill_ingest_host()
+        try:
+            concerned = _put_back_journals(site, snapshot.journals)
+        finally:
+            site.bring_up(site.supervisor)
+    return f"{age}: {concerned} runs concerned"
+
+
+@kind("old spools and journals put back")
+def _(site: Site, planned: Planned) -> str:
+    snapshot, age = _old(site, planned)
+    hosts = (site.locks["journals"], site.locks["supervisor"], site.locks["worker"])
+    with held(*hosts, *(seat.mutex for seat in site.seats)):
+        if any(seat.degraded for seat in site.seats):
+            return ""
+        for seat in site.seats:
+            seat.kill()
+        site.kill_ingest_host()
+        try:
+            concerned = _put_back_journals(site, snapshot.journals)
+            concerned += sum(_put_back_spool(site, seat, snapshot, stale=True) for seat in site.seats)
+        finally:
+            for seat in site.seats:
+                seat.start()
+            site.bring_up(site.supervisor)
+    return f"{age}: {concerned} runs concerned"
+
+
+def _old(site: Site, planned: Planned) -> tuple[Snapshot, str]:
+    """A copy of some seconds ago, or one that an earlier fault made."""
+    if site.snapshots and planned.victim < 0.5:
+        return site.snapshots[int(planned.amount * len(site.snapshots))], "as of an earlier fault"
+    hosts = (site.locks["journals"], site.locks["supervisor"], site.locks["worker"])
+    with held(*hosts, *(seat.mutex for seat in site.seats)):
+        snapshot = site.take_snapshot()
+    seconds = planned.seconds(3, 15)
+    site.pause(seconds)
+    return snapshot, f"as of {seconds:.0f} s ago"
+
+
+def _put_back_spool(site: Site, seat: Seat, snapshot: Snapshot, *, stale: bool = False) -> int:
+    """Put a spool back and note what goes with that; `stale`: the journals have been put back, too."""
+    copy = snapshot.spools[seat.number]
+    known = [*seat.emitted(), *seat.away.emitted()]
+    concerned = {*runs_in(seat.spool, known), *runs_in(copy, known)}
+    if stale:
+        concerned |= {run_uid for run_uid in seat.emitted() if not site.was_settled(run_uid)}
+    survivors = documents_in(copy)
+    replace_files(seat.spool, copy)
+    for run_uid in concerned:
+        left = survivors.get(run_uid, 0)
+        # Where ingest hosts have come and gone, Tiled may have more of it than this one will be sent.
+        behind = stale or (left > 0 and bool(site.retired) and not site.outcome(run_uid))
+        site.harm(run_uid, Harm(max(left, site.journaled(run_uid)), readable=left > 0, stale=behind))
+    return len(concerned)
+
+
+def _put_back_journals(site: Site, copy: Path) -> int:
+    """Put the journal directory back; runs that it has, and that were not at their end, may be behind Tiled then."""
+    site.replace_journals(copy)
+    return _note_stale(site, runs_in(site.journal_dir, site.emitted()))
+
+
+def _note_stale(site: Site, run_uids: Iterable[str]) -> int:
+    stale = [run_uid for run_uid in run_uids if not site.settled(run_uid)]
+    for run_uid in stale:
+        site.harm(run_uid, Harm(stale=True))
+    return len(stale)
+
+
+# Another ingest host
+
+
+@kind("second ingest host")
+def _(site: Site, planned: Planned) -> str:
+    """The ingest host dies, and one without journals takes over its address; now and then the old one comes back."""
+    returns = planned.victim < 0.5
+    with held(site.locks["journals"], site.locks["supervisor"], site.locks["worker"]):
+        site.kill_ingest_host()
+        try:
+            site.replace_journals(None)
+            first = site.retired[-1]
+            site.pause(planned.seconds(0, 3))
+        finally:
+            site.bring_up(site.supervisor)
+    if not returns:
+        return "one without journals took over"
+    site.pause(planned.seconds(4, 15))
+    with held(site.locks["journals"], site.locks["supervisor"], site.locks["worker"]):
+        site.kill_ingest_host()
+        try:
+            concerned = _put_back_journals(site, first)
+        finally:
+            site.bring_up(site.supervisor)
+    return f"one without journals took over for {planned.seconds(4, 15):.0f} s; the old one, back, has {concerned} runs"

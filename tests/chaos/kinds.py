@@ -1,0 +1,61 @@
+"""The kinds of faults there are, and the plan that a seed makes of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from .site import Seat, Site
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A fault of a campaign: when it comes (seconds), and three numbers from 0 to 1 that say how and to whom."""
+
+    number: int
+    kind: str
+    at: float
+    victim: float
+    lasting: float
+    amount: float
+
+    def seconds(self, least: float, most: float) -> float:
+        """How long it lasts."""
+        return least + self.lasting * (most - least)
+
+    def seat(self, site: Site) -> Seat:
+        """The publisher that it hits."""
+        return site.seats[int(self.victim * len(site.seats))]
+
+
+Injection: TypeAlias = Callable[[Site, Planned], str]
+"""Injects a fault and heals it; returns what was done, "" if there was nothing that it could be done to."""
+
+KINDS: Final[dict[str, Injection]] = {}
+
+
+def kind(name: str) -> Callable[[Injection], Injection]:
+    """Register a kind of fault."""
+
+    def register(injection: Injection) -> Injection:
+        KINDS[name] = injection
+        return injection
+
+    return register
+
+
+def plan(seed: int, kinds: list[str], seconds: float, interval: float) -> Iterator[Planned]:
+    """The faults of a campaign: all kinds in turn, shuffled anew each time."""
+    chance = random.Random(seed)
+    at, number = 0.0, 0
+    while True:
+        turn = sorted(kinds)
+        chance.shuffle(turn)
+        for name in turn:
+            at += chance.uniform(0.5, 1.5) * interval
+            if at >= seconds:
+                return
+            yield Planned(number, name, at, chance.random(), chance.random(), chance.random())
+            number += 1

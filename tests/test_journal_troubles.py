@@ -1,0 +1,261 @@
+"""Trouble with one run's journal stays with that run: it is refused with the reason, and all others go on."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+from disks import fill
+from peers import ask, dial
+from runs import documents, length_of, publish, supervisor_without_tiled
+from stored_runs import journaled, records_of
+from users import without_privileges
+
+from tiledbroker import Journal, ZMQPublisher
+from tiledbroker import _messages as messages
+from tiledbroker._filesystem import explain_write_error
+from tiledbroker._journal import FINISHED
+from tiledbroker._retry import request_retry
+from tiledbroker._runs import Run, WorkerCommand, WorkerTask
+from tiledbroker._supervisor import Supervisor
+from tiledwriter.testing import free_port, wait_until
+
+pytestmark = [pytest.mark.filterwarnings("default:::tiled"), pytest.mark.timeout(180)]
+
+
+def take_nothing(task: WorkerTask) -> None:
+    """A worker that is of no interest here."""
+
+
+@contextmanager
+def supervising(directory: Path) -> Iterator[tuple[Supervisor, zmq.Socket[bytes]]]:
+    """A supervisor in a thread of this process, and a publisher that it has welcomed."""
+    address = f"tcp://127.0.0.1:{free_port()}"
+    supervisor = Supervisor(directory, WorkerCommand(take_nothing), listen=address)
+    thread = threading.Thread(target=supervisor.run)
+    thread.start()
+    try:
+        with zmq.Context() as context, dial(context, address) as dealer:
+            assert isinstance(ask(dealer, messages.Hello("test", {}, [])), messages.Welcome)
+            yield supervisor, dealer
+            assert ask(dealer, messages.Ping(7)) == messages.Pong(7)
+            assert thread.is_alive()
+    finally:
+        supervisor.stop()
+        thread.join(30)
+
+
+def documents_of(uid: str) -> messages.Documents:
+    return messages.documents(uid, 0, [("start", 0, b"")])
+
+
+def make_rubbish(path: Path) -> None:
+    path.write_bytes(b"rubbish" * 5000)
+
+
+def make_directory(path: Path) -> None:
+    path.mkdir()
+
+
+def make_another_runs_file(path: Path) -> None:
+    other = journaled(documents(), path.parent / "elsewhere")
+    shutil.copyfile(other, path)
+
+
+def make_cut_file(path: Path) -> None:
+    make_another_runs_file(path)
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def make_dangling_link(path: Path) -> None:
+    path.symlink_to(path)
+
+
+TROUBLES = [make_rubbish, make_directory, make_another_runs_file, make_cut_file]
+
+
+@pytest.mark.parametrize("make", [*TROUBLES, make_dangling_link])
+def test_a_supervisor_starts_beside_what_is_no_journal(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "run.sqlite")
+    request_retry(tmp_path / "run.sqlite")
+    with supervising(tmp_path) as (supervisor, _):
+        wait_until(lambda: supervisor._survey.done, 30, "all is looked at")
+        wait_until(lambda: not (tmp_path / "run.sqlite.retry").exists(), 30, "the request is answered")
+    assert os.path.lexists(tmp_path / "run.sqlite")
+
+
+@pytest.mark.parametrize("folder", [".", FINISHED])
+@pytest.mark.parametrize("make", TROUBLES)
+def test_documents_for_what_is_no_journal_are_refused_with_the_reason(
+    make: Callable[[Path], None], folder: str, tmp_path: Path
+) -> None:
+    with supervising(tmp_path) as (_, dealer):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        make(tmp_path / folder / "run.sqlite")
+        welcome = ask(dealer, messages.Hello("test", {"run": 1}, []))
+        assert isinstance(welcome, messages.Welcome)
+        refusal = ask(dealer, documents_of("run"))
+        assert isinstance(refusal, messages.Refused)
+        assert refusal.reason not in (messages.LATER, messages.GAP)
+        assert "run.sqlite" in refusal.reason
+
+
+def test_a_file_of_another_run_s_name_is_not_taken_for_that_run(tmp_path: Path) -> None:
+    path = journaled(documents(), tmp_path)
+    path.rename(tmp_path / "other.sqlite")
+    run = Run.from_file(tmp_path / "other.sqlite")
+    assert run.unusable
+    assert "has another name" in run.reason
+
+
+class Unlucky(Supervisor):
+    """Fails in one of its steps, whenever a certain run is concerned."""
+
+    def __init__(self, directory: Path, step: str, address: str) -> None:
+        super().__init__(directory, WorkerCommand(take_nothing), listen=address)
+        whole: Callable[..., Any] = getattr(self, step)
+
+        def broken(*arguments: Any) -> Any:
+            if any("unlucky" in str(getattr(each, "uid", getattr(each, "run", each))) for each in arguments):
+                raise PermissionError(13, "Permission denied", "unlucky.sqlite")
+            return whole(*arguments)
+
+        setattr(self, step, broken)
+
+
+@pytest.mark.parametrize("step", ["_relay", "_look_at", "_start_worker", "_worker_ended", "_try_again"])
+def test_an_exception_for_one_run_ends_no_loop(step: str, tmp_path: Path) -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    request_retry(tmp_path / "unlucky.sqlite")
+    supervisor = Unlucky(tmp_path, step, address)
+    thread = threading.Thread(target=supervisor.run)
+    thread.start()
+    try:
+        with zmq.Context() as context, dial(context, address) as dealer:
+            welcome = ask(dealer, messages.Hello("test", {"unlucky": 1}, []))
+            assert isinstance(welcome, messages.Welcome)
+            assert welcome.runs["unlucky"].next == 0
+            dealer.send_multipart(messages.encode(documents_of("unlucky")))
+            if step in ("_relay", "_start_worker"):
+                refusal = messages.decode(dealer.recv_multipart())
+                assert isinstance(refusal, messages.Refused)
+                assert (refusal.run, refusal.reason) == ("unlucky", messages.LATER)
+                assert "Permission denied" in refusal.detail
+            dealer.send_multipart(messages.encode(documents_of("lucky")))
+            wait_until(lambda: "lucky" in supervisor._runs or "lucky" in supervisor._waiting, 20, "it is taken")
+            dealer.send_multipart(messages.encode(messages.Ping(7)))
+            while messages.decode(dealer.recv_multipart()) != messages.Pong(7):
+                pass
+            assert thread.is_alive()
+    finally:
+        supervisor.stop()
+        thread.join(30)
+
+
+def test_a_journal_that_may_not_be_read_is_refused_for_now_with_the_reason(tmp_path: Path) -> None:
+    run = documents()
+    path = journaled(run, tmp_path)
+    path.chmod(0)
+    code = f"""
+from pathlib import Path
+from tiledbroker._runs import Run
+run = Run.load(Path({str(tmp_path)!r}), {path.stem!r})
+print(run.unusable, run.unavailable, run.reason)
+"""
+    done = subprocess.run(
+        [*without_privileges(), sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.startswith("True True its journal cannot be used: ")
+
+
+def test_a_publisher_of_another_protocol_version_is_told_so(tmp_path: Path) -> None:
+    with supervising(tmp_path) as (_, dealer):
+        preamble, header = messages.encode(messages.Hello("test", {}, []))
+        dealer.send_multipart([preamble[:2] + b"\x02" + preamble[3:], header])
+        refusal = messages.decode(dealer.recv_multipart())
+    assert refusal == messages.Refused("", 0, "this supervisor speaks protocol version 1, this publisher 2")
+
+
+# A full disk
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "the journal's disk is full: No space left on device"),
+        (OSError(122, "Disk quota exceeded"), "the journal's disk is full: Disk quota exceeded"),
+        (PermissionError(13, "Permission denied"), "the journal cannot be written: [Errno 13] Permission denied"),
+    ],
+)
+def test_why_a_journal_cannot_be_written_is_said(error: OSError, said: str) -> None:
+    assert explain_write_error(Path("/journals/run.sqlite"), error).startswith(said)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before the run", "in mid-run"])
+def test_a_publisher_is_told_of_a_full_disk_and_all_is_delivered_when_there_is_space(
+    before: bool, small_disk: Path, tmp_path: Path
+) -> None:
+    emitted = documents(50, padding="x" * 20_000)
+    with supervisor_without_tiled(small_disk / "journals") as supervisor:
+        publisher = ZMQPublisher(supervisor.address, spool_dir=tmp_path / "spool")
+        try:
+            if not before:
+                publish(publisher, emitted[:5])
+                assert publisher.flush(60)
+            filling = fill(small_disk)
+            uid = publish(publisher, emitted if before else emitted[5:])
+            uid = str(emitted[0][1]["uid"])
+            told = re.compile("the journal's disk is full: No space left on device")
+            wait_until(lambda: told.search(publisher.status().problem), 60, "the publisher is told")
+            filling.unlink()
+            assert publisher.flush(60)
+            wait_until(lambda: not publisher.status().problem, 20, "all is well")
+        finally:
+            publisher.close(timeout=0)
+        assert length_of(supervisor, uid) == len(emitted)
+
+
+def test_a_worker_that_hears_nonsense_goes_on(tmp_path: Path) -> None:
+    from tiledwriter._worker import TiledAddress, Worker, WorkerOptions
+
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as mailbox:
+        mailbox.setsockopt(zmq.RCVTIMEO, 20_000)
+        mailbox.bind(f"ipc://{tmp_path}/workers.ipc")
+        task = WorkerTask(f"ipc://{tmp_path}/workers.ipc", b"token", "run", tmp_path / "run.sqlite", drain=False)
+        options = WorkerOptions(TiledAddress(f"http://127.0.0.1:{free_port()}"))
+        thread = threading.Thread(target=Worker(task, options).run)
+        thread.start()
+
+        def hear(kind: type[messages.Message]) -> messages.Message:
+            while not isinstance(message := messages.decode(mailbox.recv_multipart()[1:]), kind):
+                pass
+            return message
+
+        try:
+            hear(messages.Ready)
+            mailbox.send_multipart([b"token", b"TW\x01\x03", b"nonsense", b""])
+            mailbox.send_multipart([b"token", b"nonsense"])
+            records = [(record.name, record.crc, record.body) for record in records_of(documents())]
+            damaged = [*records[:2], (records[2][0], records[2][1] ^ 1, records[2][2])]
+            mailbox.send_multipart([b"token", *messages.encode(messages.documents("run", 0, damaged))])
+            refusal = hear(messages.Refused)
+            assert isinstance(refusal, messages.Refused)
+            assert "document 2 was damaged" in refusal.reason
+            mailbox.send_multipart([b"token", *messages.encode(messages.documents("run", 0, records))])
+            durable = hear(messages.Durable)
+            assert durable == messages.Durable("run", len(records), ended=True)
+        finally:
+            mailbox.send_multipart([b"token", *messages.encode(messages.Finish())])
+            thread.join(30)
+    with Journal(tmp_path / "run.sqlite") as journal:
+        assert journal.length == len(records)
