@@ -26,13 +26,17 @@ def stop(spool: Spool, run: str) -> None:
 
 def on_disk(directory: Path, run: str) -> list[dict[str, Any]]:
     """The documents of a run that another process would find, all of them sound."""
-    for path in sorted(directory.glob(f"*{SEGMENT_SUFFIX}")):
-        header, _ = read_header(path)
-        if header is not None and header.run == run:
-            with SpooledRun(path) as spooled:
-                assert spooled.damage() == []
-                return [decode(record.body) for record in spooled.records()]
-    return []
+    while True:
+        try:
+            for path in sorted(directory.glob(f"*{SEGMENT_SUFFIX}")):
+                header, _ = read_header(path)
+                if header is not None and header.run == run:
+                    with SpooledRun(path) as spooled:
+                        assert spooled.damage() == []
+                        return [decode(record.body) for record in spooled.records()]
+            return []
+        except FileNotFoundError:
+            continue  # it has been named after its run this instant
 
 
 def seq_nums(run: RunLog, *, growing: bool = False) -> list[int]:

@@ -27,7 +27,7 @@ from tiledbroker._crash_points import POINTS
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
 
 EVENTS = 8
-KILLED_IN_PUBLISHER = [point for point in POINTS if point.startswith(("publisher", "shipper"))]
+KILLED_IN_PUBLISHER = [point for point in POINTS if point.startswith(("publisher", "shipper", "spool"))]
 FILING = ["supervisor: journal filed away", "supervisor: journal brought back"]  # see test_finished.py
 KILLED_BEHIND = [point for point in POINTS if point not in KILLED_IN_PUBLISHER + FILING]
 
@@ -104,7 +104,7 @@ def test_a_run_is_complete_though_its_supervisor_or_worker_was_killed(
             emitted.append(Emitted(name, zlib.crc32(encoder.encode(document)), 0.0))
             publisher(name, document)
         assert service.wait_for_outcome(run_uid) == "written"
-        service.wait(lambda: publisher.flush(0) and not list((tmp_path / "spool").glob("*.sqlite")), "all is shipped")
+        service.wait(lambda: publisher.flush(0) and not list((tmp_path / "spool").glob("*.segment")), "all is shipped")
     assert service.died.exists()
     verdict = referee.judge(run_uid, emitted)
     assert verdict.clean, str(verdict)
@@ -144,7 +144,7 @@ def test_what_a_killed_publisher_has_taken_is_shipped_by_its_successor(
         verdict = referee.judge(run_uid, emitted)
         assert verdict.clean, str(verdict)
         assert verdict.rows.found > 0
-    assert not list((tmp_path / "spool").glob("*.sqlite"))
+    assert not list((tmp_path / "spool").glob("*.segment"))
 
 
 def test_every_crash_point_is_somewhere_in_the_product() -> None:

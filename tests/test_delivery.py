@@ -29,7 +29,6 @@ from runs import length_of, publish, supervisor_without_tiled
 
 from tiledbroker import Journal, ZMQPublisher, decode
 from tiledbroker import _messages as messages
-from tiledbroker import _storing as storing_module
 from tiledbroker._front import DEFAULT_WINDOW
 from tiledwriter.testing import SupervisorProcess, journal_of, wait_until
 

@@ -675,30 +675,6 @@ class TestWhatBecameOfTheRun:
         assert first.time <= second.time
 
 
-class TestSync:
-    def test_with_a_write_ahead_log(self, path: Path) -> None:
-        with Journal(path, "create") as journal:
-            journal.append(0, documents(0, 3))
-            journal.sync()
-            assert journal.append(3, documents(3, 4)) == 4
-
-    def test_without_one(self, path: Path) -> None:
-        Journal(path, "create").close()
-        with Journal(path, "write") as journal:
-            path.with_name("run.sqlite-wal").unlink(missing_ok=True)
-            journal.sync()
-
-    def test_a_large_log_goes_into_the_file(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_journal, "_LARGE_LOG", 10_000)
-        with Journal(path, "create") as journal:
-            journal.append_one("event", b"x" * 200_000)
-            assert path.stat().st_size < 200_000
-            journal.sync()
-            assert path.stat().st_size >= 200_000
-            assert journal.append_one("event", b"y") == 1
-            assert [record.body[:1] for record in journal.records()] == [b"x", b"y"]
-
-
 class TestFileNames:
     def test_a_plain_uid_is_the_name(self) -> None:
         uid = "2d4fd1b8-7a7c-4c1d-9f4e-5a1a3a0e6c11"
