@@ -30,7 +30,6 @@ from chaos.report import Injected, Report
 from chaos.site import Setting, publishing_environment, read_witness
 
 from tiledbroker import Encoder, Journal, ZMQPublisher, run_files
-from tiledbroker._tail import tail_of
 from tiledwriter._writing import RunWriting
 from tiledwriter._writing_options import WritingOptions
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
@@ -76,7 +75,7 @@ def test_a_seed_gives_the_same_faults_again_and_all_kinds_come_equally_often() -
 # What a truncated spool leaves
 
 
-def test_a_run_whose_spool_lost_its_end_is_interrupted_with_all_that_was_acknowledged(
+def test_a_run_whose_spool_lost_its_end_is_named_and_keeps_all_that_was_acknowledged(
     tmp_path: Path, supervisor: SupervisorProcess
 ) -> None:
     given = Acquisition(
@@ -107,18 +106,12 @@ def test_a_run_whose_spool_lost_its_end_is_interrupted_with_all_that_was_acknowl
 
     wait_until(lambda: durable() > 30, 30, "documents are acknowledged")
     (spooled,) = run_files(tmp_path / "spool")
-    tail = tail_of(spooled)
-    os.truncate(tail, len(tail.read_bytes().rstrip(b"\0")) // 3)
-    with closing(ZMQPublisher(supervisor.address, spool_dir=tmp_path / "spool")):
-        wait_until(lambda: outcome_of(supervisor.journal_dir, run_uid), 60, "the run has an outcome")
-        wait_until(lambda: not run_files(tmp_path / "spool"), 30, "the spool is empty")
-    assert outcome_of(supervisor.journal_dir, run_uid) == "interrupted"
+    os.truncate(spooled, len(spooled.read_bytes().rstrip(b"\0")) // 3)
+    with closing(ZMQPublisher(supervisor.address, spool_dir=tmp_path / "spool")) as publisher:
+        wait_until(lambda: run_uid in publisher.status().refused, 60, "the run is refused")
+        assert spooled.name in publisher.status().refused[run_uid]
+    assert spooled.exists()
     assert durable() > 30
-
-
-def outcome_of(journal_dir: Path, run_uid: str) -> str:
-    with journal_of(journal_dir, run_uid) as journal:
-        return str(journal.get("outcome", ""))
 
 
 # The referee

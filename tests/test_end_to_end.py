@@ -18,8 +18,8 @@ from ophyd.sim import SynSignal, SynSignalWithRegistry, det, det1, motor
 from ophyd_async.core import StaticPathProvider, UUIDFilenameProvider, init_devices
 from ophyd_async.sim import PatternGenerator, SimBlobDetector
 
-from tiledbroker import RunNotWritten, ZMQPublisher
-from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of
+from tiledbroker import RunNotWritten, ZMQPublisher, run_files
+from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
 
 pytestmark = [
     # The reading client and the simulated devices warn about themselves.
@@ -173,7 +173,7 @@ def test_everything_published_before_a_supervisor_runs_arrives_when_one_does(
             assert publisher.flush(timeout=60)
             assert publisher.wait_written(uid, timeout=60)
             assert publisher.status().waiting == 0
-            assert list((tmp_path / "spool").glob("*.sqlite")) == []
+            wait_until(lambda: not run_files(tmp_path / "spool"), 10, "the spool is empty")
         assert list(tiled_server.client()[uid].primary["seq_num"].read()) == list(range(1, 201))
     finally:
         publisher.close()

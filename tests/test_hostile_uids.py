@@ -17,7 +17,7 @@ from corpus._documents import RunDocuments, key
 from stored_runs import Documents, journaled
 from tiled.queries import Key
 
-from tiledbroker import Journal, ZMQPublisher, run_files
+from tiledbroker import Journal, ZMQPublisher, open_run, run_files
 from tiledbroker._errors import RunNotWritten
 from tiledwriter._names import run_key
 from tiledwriter.cli._exit import ExitCode
@@ -186,9 +186,9 @@ def test_verify_and_replay_take_every_run(site: Site, tmp_path: Path) -> None:
 
 
 def test_what_has_no_usable_uid_is_kept_where_it_was_made(site: Site) -> None:
-    (kept,) = site.spool.glob("_unrouted-*.sqlite")
-    with Journal(kept) as journal:
-        assert journal.names() == {"start": 2, "descriptor": 2, "event": 4, "stop": 2}
+    (kept,) = site.spool.glob("_unrouted.*.segment")
+    with open_run(kept) as run:
+        assert run.names() == {"start": 2, "descriptor": 2, "event": 4, "stop": 2}
     assert site.unrouted == 10
 
 
