@@ -29,7 +29,6 @@ from tiledbroker import (
     JournalInvalid,
     JournalLocked,
     Record,
-    _journal,
     _journal_schema,
     journal_filename,
     run_files,

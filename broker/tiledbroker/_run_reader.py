@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -186,9 +185,7 @@ def labelled_run_files(directory: Path) -> dict[str, Path]:
     OSError
         The directory cannot be read.
     """
-    with os.scandir(directory) as entries:
-        paths = [Path(entry.path) for entry in entries if entry.name.endswith(SEGMENT_SUFFIX)]
-    logs = segment_files(paths).items()
+    logs = segment_files(files_in(directory)).items()
     segments = {label: files[0].path for label, files in logs if not files[0].stem.startswith("_")}
     return {**{path.name: path for path in journal_files(directory)}, **segments}
 
