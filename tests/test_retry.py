@@ -91,7 +91,7 @@ def test_all_runs_in_quarantine_are_tried_again_at_once(tmp_path: Path, capsys: 
     with Journal(fine) as journal:
         assert journal.history() == []
     assert main(["retry", "--all", str(tmp_path)]) == ExitCode.OK
-    assert "No run" in capsys.readouterr().out
+    assert f"none of the 4 runs in {tmp_path} is in quarantine" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
