@@ -18,7 +18,7 @@ from typing import Any, Final
 from ._codec import Encoder
 from ._crash_points import crash_point
 from ._errors import JournalError, JournalInvalid, JournalLocked, RoutingError
-from ._journal import SUFFIX, Journal, journal_filename, run_files
+from ._journal import SUFFIX, Journal, journal_filename, unfinished_run_files
 from ._limited import LimitedLog
 from ._record import Record, take
 from ._routing import RunRouting
@@ -389,7 +389,12 @@ class Spool:
             return []
         adopted = []
         known = {run._path for run in self.runs()}
-        for path in sorted(run_files(self.directory), key=_modified):
+        try:
+            left = sorted(unfinished_run_files(self.directory), key=_modified)
+        except OSError as error:
+            self._left.log(logging.ERROR, str(self.directory), "What others have left cannot be shipped: %s", error)
+            return []
+        for path in left:
             if path in known:
                 continue
             try:
