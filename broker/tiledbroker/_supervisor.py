@@ -548,6 +548,24 @@ class Supervisor:
                 self._worker_changed(run, process)
             except Exception:
                 self._log_trouble(run.uid)
+                if process.ended:
+                    self._begin_anew(run, process)
+
+    def _begin_anew(self, run: Run, process: WorkerProcess) -> None:
+        """Go on with a run as its journal has it, when the end of its worker could not be dealt with."""
+        self._by_process.pop(process, None)
+        self._by_token.pop(run.token, None)
+        self._waiting.pop(run.uid, None)
+        self._parking.discard(run)
+        fresh = Run.from_file(run.journal, run.uid)
+        fresh.publishers, fresh.start_at = run.publishers, time.monotonic() + FINISH_TIMEOUT
+        if fresh.final or self._stop_deadline is not None:
+            self._runs.pop(run.uid, None)
+        else:
+            self._runs[run.uid] = fresh
+            self._parking.add(fresh)
+        detail = "there was an error about it on the ingest host"
+        self._tell_publishers(fresh, messages.Refused(run.uid, fresh.next, messages.LATER, detail))
 
     def _worker_changed(self, run: Run, process: WorkerProcess) -> None:
         if process.ended:
