@@ -153,6 +153,11 @@ def test_an_exception_for_one_run_ends_no_loop(step: str, tmp_path: Path) -> Non
                 assert "Permission denied" in refusal.detail
             dealer.send_multipart(messages.encode(documents_of("lucky")))
             wait_until(lambda: "lucky" in supervisor._runs or "lucky" in supervisor._waiting, 20, "it is taken")
+            if step == "_worker_ended":
+                while not isinstance(message := messages.decode(dealer.recv_multipart()), messages.Refused):
+                    pass
+                assert "there was an error" in message.detail
+                assert not [run for run in supervisor._by_process.values() if run.uid == "unlucky"]
             dealer.send_multipart(messages.encode(messages.Ping(7)))
             while messages.decode(dealer.recv_multipart()) != messages.Pong(7):
                 pass

@@ -3,20 +3,58 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 from ._crash_points import crash_point
-from ._errors import JournalInvalid, JournalLocked
+from ._errors import JournalError, JournalInvalid, JournalLocked
 from ._journal import FINISHED, journal_filename
 from ._journal_schema import APPLICATION_ID, sync_directory
 from ._lifecycle import State
+from ._limited import LimitedLog
 from ._lock import FileLock
+from ._runs import Run
+
+log = logging.getLogger(__name__)
 
 _COMPLETE: Final = (State.WRITTEN.value, State.INTERRUPTED.value)
+_RETRY_PAUSE_SECONDS: Final = 5.0
+_RETRIED_AT_ONCE: Final = 200
 _KEYS: Final = "SELECT key, value FROM state WHERE key IN ('run_uid', 'outcome', 'audit_at')"
+
+
+class Filing:
+    """Puts finished runs' journals aside: at once, or later if somebody uses them."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Path, None] = {}
+        self._retry_at = 0.0
+        self._limited = LimitedLog(log)
+
+    def file(self, journal: Path) -> None:
+        """Move a journal to the folder of finished runs, now or once nobody uses it."""
+        self._waiting.pop(journal, None)
+        try:
+            if not file_away(journal):
+                self._waiting[journal] = None
+        except FileNotFoundError:
+            pass  # it has been pruned
+        except (JournalError, OSError) as error:  # the next supervisor tries again
+            self._limited.log(logging.WARNING, "filing", "A finished run's journal stays where it is: %s", error)
+
+    def retry(self, now: float, is_needed: Callable[[Path], bool]) -> None:
+        """Try again with those that were in use, if it is time to; not with one that is needed for its run again."""
+        if now < self._retry_at:
+            return
+        self._retry_at = now + _RETRY_PAUSE_SECONDS
+        for journal in [path for path in self._waiting if not is_needed(path)][:_RETRIED_AT_ONCE]:
+            del self._waiting[journal]
+            if Run.from_file(journal).complete:  # which also removes what a killed worker has left beside the file
+                self.file(journal)
 
 
 def is_finished(journal: Path) -> bool:

@@ -27,7 +27,7 @@ from ._audits import PUT_OFF, Audits
 from ._crash_points import crash_point
 from ._errors import DirectoryUnusable, JournalError, JournalLocked, LifecycleError, ProtocolError
 from ._filesystem import network_filesystem
-from ._finished import bring_back, file_away, is_finished
+from ._finished import Filing, bring_back, is_finished
 from ._fork_server import ForkServer, WorkerProcess
 from ._front import MESSAGES_PER_TURN, ClientLimits, Front, Publisher
 from ._greetings import Greetings
@@ -54,7 +54,6 @@ _FORK_PAUSE: Final = 1.0
 _ORPHAN_PAUSE: Final = 0.1
 _KILL_TIMEOUT: Final = 2.0
 _SURVEY_LEAD: Final = 1.0  # seconds in which unfinished runs are sorted before the first is resumed
-_FILING_PAUSE: Final = 5.0
 _LONGEST_SOCKET_PATH: Final = 100  # bytes; the kernel takes 107, other systems 103
 
 _Socket: TypeAlias = "zmq.Socket[bytes]"
@@ -125,8 +124,7 @@ class Supervisor:
         self._audits = Audits()  # written runs to be looked at again
         self._survey = Survey(journal_dir, self._take_up)
         self._retries = RetryWatch(journal_dir)
-        self._unfiled: dict[Path, None] = {}  # journals of finished runs that somebody uses
-        self._file_at = 0.0
+        self._filing = Filing()
         self._last_order = 0.0
         self._watch = WorkerWatch(limits, processes, ask=self._ask, end=self._end_worker)
         self._by_token: dict[bytes, Run] = {}
@@ -225,7 +223,7 @@ class Supervisor:
         if self._watch.look(list(self._by_token.values()), time.monotonic()):
             self._fork_server.check(time.monotonic())
             self._look_for_retries()
-            self._file_finished()
+            self._filing.retry(time.monotonic(), lambda path: self._run_with(path) is not None)
         self._survey_journals()
         self._front.look()
         self._start_workers()
@@ -550,6 +548,24 @@ class Supervisor:
                 self._worker_changed(run, process)
             except Exception:
                 self._log_trouble(run.uid)
+                if process.ended:
+                    self._begin_anew(run, process)
+
+    def _begin_anew(self, run: Run, process: WorkerProcess) -> None:
+        """Go on with a run as its journal has it, when the end of its worker could not be dealt with."""
+        self._by_process.pop(process, None)
+        self._by_token.pop(run.token, None)
+        self._waiting.pop(run.uid, None)
+        self._parking.discard(run)
+        fresh = Run.from_file(run.journal, run.uid)
+        fresh.publishers, fresh.start_at = run.publishers, time.monotonic() + FINISH_TIMEOUT
+        if fresh.final or self._stop_deadline is not None:
+            self._runs.pop(run.uid, None)
+        else:
+            self._runs[run.uid] = fresh
+            self._parking.add(fresh)
+        detail = "there was an error about it on the ingest host"
+        self._tell_publishers(fresh, messages.Refused(run.uid, fresh.next, messages.LATER, detail))
 
     def _worker_changed(self, run: Run, process: WorkerProcess) -> None:
         if process.ended:
@@ -618,7 +634,7 @@ class Supervisor:
         if at is None:
             self._audits.discard(run.uid)
             if journal.complete:
-                self._file_away(run.journal)
+                self._filing.file(run.journal)
             return
         if audited and not died and at == run.audit_at and run.finish_by is None:  # nobody told the worker to end
             self._parking.found_away(run, time.monotonic())
@@ -674,7 +690,7 @@ class Supervisor:
         if self._run_with(path) is not None:
             return  # documents have come for it, or it is to be tried again
         if is_finished(path):
-            self._file_away(path)
+            self._filing.file(path)
             return
         run = Run.from_file(path)
         if run.uid in self._runs:
@@ -684,7 +700,7 @@ class Supervisor:
             if run.audit_at is not None:
                 self._plan_audit(run, run.audit_at)
             else:
-                self._file_away(path)
+                self._filing.file(path)
         elif run.state is State.FAILED:
             if self._drain:
                 self._runs[run.uid] = run
@@ -697,30 +713,6 @@ class Supervisor:
         if journal_filename(path.stem) == path.name:
             return self._runs.get(path.stem)
         return next((run for run in self._runs.values() if run.journal == path), None)
-
-    def _file_away(self, path: Path) -> None:
-        """Move a finished run's journal to the others, now or once nobody uses it."""
-        try:
-            if file_away(path):
-                self._unfiled.pop(path, None)
-            else:
-                self._unfiled[path] = None
-        except FileNotFoundError:  # it has been pruned
-            self._unfiled.pop(path, None)
-        except (JournalError, OSError) as error:
-            self._unfiled.pop(path, None)  # the next supervisor tries again
-            self._limited.log(logging.WARNING, "filing", "A finished run's journal stays where it is: %s", error)
-
-    def _file_finished(self) -> None:
-        """Try again with the journals that were in use."""
-        now = time.monotonic()
-        if now < self._file_at:
-            return
-        self._file_at = now + _FILING_PAUSE
-        for path in [path for path in self._unfiled if self._run_with(path) is None][:MESSAGES_PER_TURN]:
-            del self._unfiled[path]
-            if Run.from_file(path).complete:  # which also removes what a killed worker has left beside the file
-                self._file_away(path)
 
     def _look_for_retries(self) -> None:
         """Failed runs that somebody wants to be tried again."""
