@@ -69,7 +69,7 @@ def _(site: Site, planned: Planned) -> str:
         runs = _sound(site, runs_in(site.journal_dir, site.emitted()))
         if planned.lasting < 0.7:
             runs = [run_uid for run_uid in runs if not site.outcome(run_uid)] or runs
-        if planned.amount < 0.5:
+        if planned.amount < 0.5 or not runs:
             return _flip(site, site.journal_dir, _chosen(runs, planned), planned)
         site.kill_ingest_host()
         try:
