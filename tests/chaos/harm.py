@@ -83,7 +83,7 @@ def _flip(site: Site, directory: Path, run_uid: str, planned: Planned) -> str:
     files = [path for path in files_of(directory, run_uid) if used(path)] if run_uid else []
     if not files:
         return ""
-    chance = random.Random(planned.number)
+    chance = random.Random(f"{site.setting.seed} {planned.number} {planned.amount}")
     site.harm(run_uid, Harm(damaged=True))
     return flip_bit(chance.choice(files), chance)
 
