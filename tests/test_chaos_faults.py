@@ -157,9 +157,11 @@ def test_one_bit_of_a_journal_is_flipped_with_and_without_its_host(
     assert site.happened == happened
 
 
-def test_there_is_nothing_to_flip_in_an_empty_spool(site: IdleSite) -> None:
-    assert not KINDS["bit flipped in spool"](site, planned("bit flipped in spool"))
+def test_where_there_is_nothing_to_flip_no_host_is_killed(site: IdleSite) -> None:
+    for kind in ("bit flipped in spool", "bit flipped in journal"):
+        assert not KINDS[kind](site, planned(kind))
     assert site.harms == {}
+    assert site.happened == []
 
 
 def test_only_what_is_used_of_a_file_is_flipped(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def _(site: Site, planned: Planned) -> str:
         runs = _sound(site, runs_in(site.journal_dir, site.emitted()))
         if planned.lasting < 0.7:
             runs = [run_uid for run_uid in runs if not site.outcome(run_uid)] or runs
-        if planned.amount < 0.5:
+        if planned.amount < 0.5 or not runs:
             return _flip(site, site.journal_dir, _chosen(runs, planned), planned)
         site.kill_ingest_host()
         try:
@@ -83,7 +83,7 @@ def _flip(site: Site, directory: Path, run_uid: str, planned: Planned) -> str:
     files = [path for path in files_of(directory, run_uid) if used(path)] if run_uid else []
     if not files:
         return ""
-    chance = random.Random(planned.number)
+    chance = random.Random(f"{site.setting.seed} {planned.number} {planned.amount}")
     site.harm(run_uid, Harm(damaged=True))
     return flip_bit(chance.choice(files), chance)
 
@@ -103,7 +103,9 @@ def _chosen(runs: list[str], planned: Planned) -> str:
 
 @kind("old spool put back")
 def _(site: Site, planned: Planned) -> str:
-    snapshot, age = _old(site, planned)
+    if (old := _old(site, planned)) is None:
+        return ""
+    snapshot, age = old
     seat = planned.seat(site)
     with seat.mutex:
         if seat.degraded:
@@ -118,7 +120,9 @@ def _(site: Site, planned: Planned) -> str:
 
 @kind("old journals put back")
 def _(site: Site, planned: Planned) -> str:
-    snapshot, age = _old(site, planned)
+    if (old := _old(site, planned)) is None:
+        return ""
+    snapshot, age = old
     with held(site.locks["journals"], site.locks["supervisor"], site.locks["worker"]):
         site.kill_ingest_host()
         try:
@@ -130,7 +134,9 @@ def _(site: Site, planned: Planned) -> str:
 
 @kind("old spools and journals put back")
 def _(site: Site, planned: Planned) -> str:
-    snapshot, age = _old(site, planned)
+    if (old := _old(site, planned)) is None:
+        return ""
+    snapshot, age = old
     hosts = (site.locks["journals"], site.locks["supervisor"], site.locks["worker"])
     with held(*hosts, *(seat.mutex for seat in site.seats)):
         if any(seat.degraded for seat in site.seats):
@@ -148,12 +154,14 @@ def _(site: Site, planned: Planned) -> str:
     return f"{age}: {concerned} runs concerned"
 
 
-def _old(site: Site, planned: Planned) -> tuple[Snapshot, str]:
-    """A copy of some seconds ago, or one that an earlier fault made."""
+def _old(site: Site, planned: Planned) -> tuple[Snapshot, str] | None:
+    """A copy of some seconds ago, or one that an earlier fault made; none while there is no run to be copied."""
     if site.snapshots and planned.victim < 0.5:
         return site.snapshots[int(planned.amount * len(site.snapshots))], "as of an earlier fault"
     hosts = (site.locks["journals"], site.locks["supervisor"], site.locks["worker"])
     with held(*hosts, *(seat.mutex for seat in site.seats)):
+        if not runs_in(site.journal_dir, site.emitted()):
+            return None
         snapshot = site.take_snapshot()
     seconds = planned.seconds(3, 15)
     site.pause(seconds)

@@ -68,7 +68,7 @@ class Setting:
     storage: Storage = "sqlite"
     quiet_period: float = 1.5
     late_audit: float = 15.0
-    poison_after: float = 8.0
+    poison_after: float = 12.0
     events: tuple[int, int] = (60, 240)
     pace: float = 1.0
     burst: int = 6
