@@ -44,6 +44,7 @@ from tiledwriter._operations import (
     ExtendExternal,
     OrderTable,
     RegisterExternal,
+    RemoveNode,
     UpdateMetadata,
     WriteArray,
 )
@@ -1163,3 +1164,185 @@ def test_a_rewrite_that_is_killed_at_any_request_is_finished_by_the_next(run, ti
     assert shown(tiled, run) == ([0, 1, 2], ["<0>", "<1>", "<2>"])
     assert list(tiled[run.uid]["primary"]) == ["internal"]
     assert set(run.progress) == {run.uid, f"{run.uid}/primary", run.table}
+
+
+# What another host wrote
+
+
+@pytest.fixture
+def other(run, proxy, tiled_server, tmp_path):
+    """The same run at another ingest host, which has a journal of its own."""
+    with Journal(tmp_path / "other-host.sqlite", "create", run_uid=run.uid) as journal:
+        yield Run(proxy, tiled_server.api_key, journal)
+
+
+def stopped(journal):
+    """Give a journal documents that end with a stop."""
+    journal.append_one("stop", b"")
+
+
+STOP = {"stop": {"uid": "the stop", "exit_status": "success"}}
+
+
+def changes(proxy, start):
+    return [(request.method, request.path) for request in proxy.requests[start:] if request.method != "GET"]
+
+
+def test_a_run_with_a_stop_that_the_journal_lacks_is_left_alone(run, other, proxy, tiled):
+    run.apply(*run.with_table(), run.append(0, 10), UpdateMetadata(run.uid, STOP))
+    before = len(proxy.requests)
+    expected = "Tiled has more of this run than this journal: 10 rows in primary, 5 here, and a stop document"
+    with pytest.raises(TiledHasMore, match=expected):
+        other.apply(*other.with_table(), other.append(0, 5), other.audit(5), CloseStream(run.uid))
+    assert set(changes(proxy, before)) == {("POST", "metadata/")}  # answered with 409
+    assert read_column(tiled, run.table) == list(range(10))
+
+
+def test_nothing_is_done_while_the_journal_may_come_to_its_stop_and_all_is_well_when_it_has(run, other, proxy, tiled):
+    run.apply(*run.with_table(), run.append(0, 10), UpdateMetadata(run.uid, STOP))
+    before = len(proxy.requests)
+    whole = [*other.with_table(), other.append(0, 10), other.audit(10), UpdateMetadata(run.uid, STOP)]
+    with other.catalog() as catalog:
+        assert catalog.apply(whole[:3]) == []
+        assert catalog.waits_for_stop
+        stopped(other.journal)
+        with pytest.raises(NodeRewound, match="has come to its stop document"):
+            catalog.apply([])
+        assert not catalog.waits_for_stop
+    other.apply(*whole, CloseStream(run.table), CloseStream(run.uid))
+    assert [method for method, path in changes(proxy, before) if not path.startswith("metadata")] == []
+    assert {method for method, _ in changes(proxy, before)} == {"POST"}
+    assert read_column(tiled, run.table) == list(range(10))
+    assert other.journal.get("late_audit")
+
+
+def test_a_host_that_returns_with_less_leaves_the_rows_of_the_one_that_went_on(run, other, proxy, tiled):
+    run.apply(*run.with_table(), run.append(0, 3))
+    other.apply(*other.with_table(), other.append(0, 10))
+    before = len(proxy.requests)
+    with pytest.raises(TiledHasMore, match="10 rows in primary, 5 here"):
+        run.write(*run.with_table(), run.append(0, 5), run.audit(5))
+    assert changes(proxy, before) == []
+    assert read_column(tiled, run.table) == list(range(10))
+
+
+def test_a_host_that_returns_and_learns_the_rest_goes_on_behind_what_the_other_one_wrote(run, other, proxy, tiled):
+    run.apply(*run.with_table(), run.append(0, 3))
+    other.apply(*other.with_table(), other.append(0, 10))
+    run.write(*run.with_table(), run.append(0, 5), run.append(5, 12), run.audit(12))
+    assert appends(proxy)[-1] == [10, 11]
+    assert read_column(tiled, run.table) == list(range(12))
+    assert "repairing" not in run.events()
+
+
+def test_an_adopted_table_is_waited_for_until_it_is_quiet(run, other, proxy, tiled):
+    run.apply(*run.with_table(), run.append(0, 3))
+    proxy.script("PATCH", "table/partition", zombie(0.5))
+    with run.catalog() as catalog:
+        catalog.apply([*run.with_table(), run.append(0, 6)])
+    started = time.monotonic()
+    other.write(*other.with_table(), other.append(0, 8), quiet_period=1.0)
+    assert time.monotonic() - started > 1.0
+    assert read_column(tiled, run.table) == list(range(8))
+    assert appends(proxy)[-1] == [6, 7]
+
+
+def test_a_node_that_this_process_made_is_not_waited_for(run, proxy):
+    proxy.script("POST", f"metadata/{run.uid}/primary", CUT_AFTER)
+    run.apply(*run.with_table(), quiet_period=600)
+    assert "adopted" in run.events()
+    assert not run.journal.get("late_audit")
+
+
+def test_an_adopted_table_with_other_columns_is_rewritten_only_if_all_its_rows_are_known(run, other, tiled):
+    run.apply(*run.with_table(), run.append(0, 4))
+    with pytest.raises(TiledHasMore):
+        other.write(*widened(other, 2), other.audit(2))
+    assert len(shown(tiled, run)[0]) == 4
+    assert list(tiled[run.uid]["primary"]) == ["internal"]
+    other.write(*widened(other, 4), other.audit(4))
+    assert shown(tiled, run) == ([0, 1, 2, 3], ["<0>", "<1>", "<2>", "<3>"])
+
+
+@pytest.mark.parametrize("kind", ["array", "external"])
+def test_an_adopted_array_is_compared_and_never_shortened(run, other, tiled, external, kind):
+    wave = f"{run.uid}/primary/wave"
+    values = numpy.arange(12.0).reshape(6, 2)
+
+    def growth(host, stop):
+        if kind == "external":
+            return [*external.operations(min(stop, 4)), Audit(external.path, min(stop, 4))]
+        create = CreateArray(wave, "<f8", (2,), 2, ("time", "x"))
+        return [*host.containers(), create, WriteArray(wave, 0, values[:stop]), Audit(wave, stop)]
+
+    path, size = (wave, 6) if kind == "array" else (external.path, 4)
+    run.apply(*growth(run, 6))
+    before = len(run.proxy.requests)
+    with pytest.raises(TiledHasMore, match=f"{size} rows in primary/{path.rpartition('/')[2]}, 2 here"):
+        other.write(*growth(other, 2))
+    other.write(*growth(other, 6))
+    assert {method for method, _ in changes(run.proxy, before)} <= {"POST"}
+    assert tiled[path].shape[0] == size
+
+
+@pytest.mark.parametrize(("dtype", "shape"), [("<i8", (2,)), (">f8", (2,)), ("<f8", (3,))])
+def test_an_array_of_another_type_or_shape_is_not_adopted(run, other, tiled, dtype, shape):
+    wave = f"{run.uid}/primary/wave"
+    run.apply(
+        *run.containers(), CreateArray(wave, "<f8", (2,), 2, ("time", "x")), WriteArray(wave, 0, numpy.ones((2, 2)))
+    )
+    with pytest.raises(NotOurs, match="the node exists and has rows of type"):
+        other.apply(*other.containers(), CreateArray(wave, dtype, shape, 2, ("time", "x")))
+    assert tiled[wave].shape == (2, 2)
+
+
+def test_an_array_that_is_to_have_another_type_is_made_anew_by_the_journal_that_made_it(run, tiled):
+    wave = f"{run.uid}/primary/wave"
+    for dtype in ("<f8", "<i8"):
+        values = numpy.arange(4).reshape(2, 2).astype(dtype)
+        run.write(*run.containers(), CreateArray(wave, dtype, (2,), 2, ("time", "x")), WriteArray(wave, 0, values))
+    found = tiled.new_variation()[wave]
+    assert found.dtype == numpy.dtype("<i8")
+    numpy.testing.assert_array_equal(found.read(), numpy.arange(4).reshape(2, 2))
+
+
+def test_an_array_whose_values_are_in_a_column_now_is_deleted_whoever_made_it(run, other, tiled):
+    wave = f"{run.uid}/primary/wave"
+    run.apply(
+        *run.containers(), CreateArray(wave, "<f8", (2,), 2, ("time", "x")), WriteArray(wave, 0, numpy.ones((2, 2)))
+    )
+    other.write(*other.with_table(), other.append(0, 2), RemoveNode(wave))
+    assert list(tiled[run.uid]["primary"]) == ["internal"]
+
+
+def test_configuration_changes_and_the_order_of_rows_are_not_taken_back(run, other, proxy, tiled):
+    stream = f"{run.uid}/primary"
+    changed = UpdateMetadata(stream, {"_config_updates": [{"uid": "1"}, {"uid": "2"}]})
+    run.apply(*run.with_table(), run.append(0, 3), OrderTable(run.table, ()), changed)
+    before = len(proxy.requests)
+    with pytest.raises(TiledHasMore, match="2 changes of configuration in primary, 1 here"):
+        other.write(
+            *other.with_table(),
+            other.append(0, 3),
+            OrderTable(run.table, ("time", "seq_num")),
+            UpdateMetadata(stream, {"_config_updates": [{"uid": "1"}]}),
+            CloseStream(run.uid),
+        )
+    assert {method for method, _ in changes(proxy, before)} == {"POST"}
+    assert len(tiled[stream].metadata["_config_updates"]) == 2
+
+
+def test_a_stream_that_the_journal_does_not_know_is_more(run, other, proxy):
+    run.apply(*run.with_table())
+    before = len(proxy.requests)
+    with pytest.raises(TiledHasMore, match="2 nodes, such as primary"):
+        other.write(other.containers()[0], CloseStream(run.uid))
+    assert {method for method, _ in changes(proxy, before)} == {"POST"}
+
+
+def test_another_stop_document_is_not_replaced(run, other, tiled):
+    run.apply(*run.containers(), UpdateMetadata(run.uid, STOP))
+    stopped(other.journal)
+    with pytest.raises(NotOurs, match="the run has another stop document, 'the stop'"):
+        other.apply(*other.containers(), UpdateMetadata(run.uid, {"stop": {"uid": "another"}}))
+    assert tiled[run.uid].metadata["stop"] == STOP["stop"]

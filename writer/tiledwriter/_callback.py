@@ -15,6 +15,7 @@ from tiledbroker._routing import RunRouting
 
 from ._backup import Backup, DictionaryBackup, JSONLinesBackup
 from ._callback_run import CallbackRun, RunOptions
+from ._connection import check_version
 from ._normalizer import Patch, RunNormalizer
 from ._plugins import installed_consolidators, load_consolidators
 from ._run_writer import MAX_ARRAY_SIZE
@@ -62,6 +63,11 @@ class TiledWriter:
         Patterns of validation errors that do not matter.
     patience
         Seconds for which a request is tried.
+
+    Raises
+    ------
+    TiledTooOld
+        The server cannot store what is written here.
     """
 
     def __init__(
@@ -79,6 +85,8 @@ class TiledWriter:
         ignore_errors: Sequence[str] | None = None,
         patience: float = PATIENCE,
     ) -> None:
+        if client is not None:
+            check_version(client)
         self.client = client
         self.backup_directory = None if backup_directory is None else Path(backup_directory)
         self.backup_dictionary = backup_dictionary

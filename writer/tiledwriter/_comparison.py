@@ -50,6 +50,7 @@ class Comparison:
         self._found: dict[str, Mapping[str, Any]] = {}
         self._problems: list[Finding] = []
         self._skipped: set[str] = set()
+        self._led_to = set(confirmed or ())  # nodes that the journal leads to, or says that it made
         self._repeating: set[str] | None = None
 
     @property
@@ -92,10 +93,17 @@ class Comparison:
                 problems += self._compare_metadata(path, metadata, stopped=stopped)
         for check in self._checks.values():
             problems += check.findings()
-        return problems
+        return problems + self._strangers()
+
+    def _strangers(self) -> list[Finding]:
+        """Nodes that Tiled has of the run and that the journal does not lead to."""
+        runs = [path for path in self._found if "/" not in path]
+        strangers = sorted(path for run in runs for path in self._stored.below(run) if path not in self._led_to)
+        return [Finding(_below(path), "is in Tiled, and the journal does not lead to it") for path in strangers]
 
     def _open(self, operation: Creation) -> None:
         path = operation.path
+        self._led_to.add(path)
         progress = None if self._confirmed is None else self._confirmed.get(path)
         found = self._stored.attributes(path)
         if found is None:
@@ -119,6 +127,7 @@ class Comparison:
         self._checks[path] = kinds.get(type(operation), ExternalCheck)(operation, found, self._stored, required)
 
     def _remove(self, path: str) -> None:
+        self._led_to.add(path)
         if self._confirmed is None and self._stored.attributes(path) is not None:
             self._problems.append(Finding(_below(path), "is there, and should have been deleted"))
 

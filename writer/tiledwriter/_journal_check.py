@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import zlib
+from array import array
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
+
+import numpy
 
 from tiledbroker import CodecError, JournalInvalid, NodeProgress, Record, RoutingError, RunReader, decode
 from tiledbroker._routing import RunRouting
@@ -43,6 +47,7 @@ class DocumentsCheck:
         self.stopped = False  # whether there is a stop document, anywhere
         self._missing, self._unreadable, self._damaged = Tally(), Tally(), Tally()
         self._undecodable, self._misplaced, self._late = Tally(), Tally(), Tally()
+        self._events = EventsCheck()
 
     def findings(self) -> list[Finding]:
         """What is wrong with the documents."""
@@ -55,6 +60,7 @@ class DocumentsCheck:
             *self._undecodable.finding("documents", "{} are not in the journals' encoding", advice=MEND),
             *self._misplaced.finding("documents", "{} do not belong where they are"),
             *self._late.finding("documents", "{} came after the stop document, and are not written"),
+            *self._events.findings(),
         ]
 
     def _records(self) -> Iterator[Record]:
@@ -103,8 +109,54 @@ class DocumentsCheck:
             if not self._missing.count + self._unreadable.count + self._damaged.count + self._undecodable.count:
                 self._misplaced.add(record.idx, found=str(error))
             return
+        if record.name == "event":
+            self._events.add(record.idx, document)
+        elif record.name == "event_page":
+            self._events.begin_anew(document.get("descriptor"))
         if self._journal.run_uid not in runs:
             self._misplaced.add(record.idx, self._journal.run_uid, ", ".join(runs))
+
+
+class EventsCheck:
+    """Finds events that are missing or doubled although the documents' numbers follow each other.
+
+    A log that was damaged before it got its numbers is whole by itself. Sequence numbers of a stream rise by one, or go
+    back when a plan is rewound; and each event has a uid of its own.
+    """
+
+    def __init__(self) -> None:
+        self._latest: dict[Any, int] = {}  # sequence number by descriptor
+        self._digests = array("q")  # of uids: 8 bytes for each event
+        self._places = array("q")
+        self._skipping = Tally()
+
+    def add(self, idx: int, event: Mapping[str, Any]) -> None:
+        """Take in the next event, which is document `idx`."""
+        stream, seq_num = event.get("descriptor"), event.get("seq_num")
+        if isinstance(seq_num, int):
+            latest = self._latest.get(stream)
+            if latest is not None and seq_num > latest + 1:
+                self._skipping.add(idx, latest + 1, seq_num, times=seq_num - latest - 1)
+            self._latest[stream] = seq_num
+        digest = hashlib.blake2b(str(event.get("uid", idx)).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        self._digests.append(int.from_bytes(digest, "big", signed=True))
+        self._places.append(idx)
+
+    def begin_anew(self, descriptor: Any) -> None:
+        """Events of a stream came in another form, which is not looked at."""
+        self._latest.pop(descriptor, None)
+
+    def findings(self) -> list[Finding]:
+        """What is wrong with the events."""
+        doubled = Tally()
+        digests, places = numpy.asarray(self._digests), numpy.asarray(self._places)
+        order = numpy.argsort(digests, kind="stable")
+        for at in numpy.flatnonzero(digests[order][1:] == digests[order][:-1]):
+            doubled.add(int(places[order[at + 1]]), found=f"the event of document {places[order[at]]}")
+        return [
+            *self._skipping.finding("documents", "{} events are missing, by their sequence numbers"),
+            *doubled.finding("documents", "{} events are there twice"),
+        ]
 
 
 class ProgressCheck:

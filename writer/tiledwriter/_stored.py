@@ -13,6 +13,7 @@ import pyarrow
 from ._arrays import Array
 from ._connection import Connection
 from ._errors import Refused
+from ._nodes import Nodes
 from ._probe import ARROW_FILE
 
 MAX_BYTES: Final = 32 * 2**20
@@ -47,6 +48,10 @@ class StoredNodes:
             raise
         attributes: Mapping[str, Any] = response.json()["data"]["attributes"]
         return attributes
+
+    def below(self, path: str) -> Iterator[str]:
+        """Paths of all nodes below a container."""
+        return Nodes(self._connection).below(path)
 
     def table(self, path: str, columns: Sequence[str]) -> StoredTable:
         """The rows of a table as they are now."""
