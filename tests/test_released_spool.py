@@ -136,7 +136,7 @@ class TestAPublisher:
         self, directory: Path, spool_in: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(left_runs, "ADOPTED_AT_ONCE", 1)
-        monkeypatch.setattr(left_runs, "MAX_CLAIMED_SESSIONS", 2)
+        monkeypatch.setattr(left_runs, "MAX_RELEASED_RUNS", 2)
         spool = Spool(directory)
         counts = []
         for _ in range(4):

@@ -147,3 +147,18 @@ def test_a_segment_under_any_name_can_be_looked_at(tmp_path: Path) -> None:
     segment_with(path, record(0), record(1)).detach()
     with open_run(path) as run:
         assert (run.run_uid, run.length) == ("run", 2)
+
+
+def test_a_run_is_found_whose_file_is_named_after_it_was_listed(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.append("start", {"uid": "run", "time": 1.0})
+    (file,) = run_files(tmp_path)
+    assert not file.exists()
+    with open_run(file) as run:
+        assert (run.run_uid, run.length) == ("run", 1)
+        spool.append("stop", {"uid": "stop", "run_start": "run"})
+        spool.maintain()
+        assert file.exists()
+        assert run_files(tmp_path) == [file]
+        assert run.refresh() == 2
+    spool.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -20,7 +21,7 @@ import pytest
 from disks import fill
 from spools import event, on_disk, seq_nums, start, stop
 
-from tiledbroker import PublisherClosed, decode, run_files
+from tiledbroker import PublisherClosed, decode, open_run, run_files
 from tiledbroker import _spool as spool_module
 from tiledbroker._run_log import RunLog
 from tiledbroker._segment import Segment
@@ -749,3 +750,29 @@ def test_finished_runs_that_wait_keep_no_files_open(spool: Spool, monkeypatch: p
     assert psutil.Process().num_fds() - before <= 10
     assert [[record.name for record in run.read(0, 10, 1000)] for run in spool.runs()] == [["start", "stop"]] * 50
     assert psutil.Process().num_fds() - before <= 10
+
+
+def test_a_file_whose_sync_failed_is_not_trusted_again(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(directory)
+    start(spool, "run")
+    spool.maintain()
+    (run,) = spool.runs()
+    (before,) = (path.stat().st_ino for path in run.files)
+    event(spool, "run", 1)
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "fdatasync", fail)
+        spool.maintain()
+        assert "Input/output error" in spool.problem
+    spool.maintain()
+    (after,) = (path.stat().st_ino for path in run.files)
+    assert after != before
+    assert spool.problem == ""
+    assert seq_nums(run) == [1]
+    spool.close()
+    (file,) = run_files(directory)
+    with open_run(file) as left:
+        assert (left.length, left.damage()) == (3, [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -38,7 +39,17 @@ class Holder(NamedTuple):
 
 def new_holder() -> Holder:
     """Identify this process, as the holder of one publisher's files."""
-    return Holder(socket.gethostname(), boot_id(), os.getpid(), secrets.token_hex(8))
+    host = socket.gethostname()
+    return Holder(host, boot_id(), os.getpid(), _host_prefix(host) + secrets.token_hex(4))
+
+
+def is_session_of(host: str, session: str) -> bool:
+    """Whether a session was on this host, by its name: locks of other hosts may not be seen here."""
+    return session.startswith(_host_prefix(host))
+
+
+def _host_prefix(host: str) -> str:
+    return f"{zlib.crc32(host.encode()):08x}"
 
 
 @lru_cache(maxsize=1)

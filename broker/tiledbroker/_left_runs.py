@@ -15,7 +15,7 @@ from typing import Final
 
 from ._errors import JournalError, JournalLocked
 from ._filesystem import network_filesystem
-from ._identity import Holder
+from ._identity import Holder, is_session_of
 from ._journal import SUFFIX, run_files
 from ._limited import LimitedLog
 from ._lock import FileLock
@@ -24,6 +24,7 @@ from ._run_log import RunLog
 from ._segment import Segment, SegmentHeader, read_header
 from ._spool_files import (
     SegmentFile,
+    adopter_lock_path,
     files_in,
     lock_path,
     segment_files,
@@ -35,8 +36,8 @@ from ._spool_files import (
 log = logging.getLogger(__name__)
 
 ADOPTED_AT_ONCE: Final = 50
-MAX_CLAIMED_SESSIONS: Final = 256
-"""Sessions, and runs of version 0.1, that are taken over at once: each of them takes a descriptor."""
+MAX_RELEASED_RUNS: Final = 256
+"""Runs of version 0.1 that are taken over at once: each of them takes a descriptor."""
 _LATER: Final = "it is taken over later, once others that were left are gone"
 REMINDER_SECONDS: Final = 600.0
 
@@ -78,7 +79,6 @@ class LeftRuns:
         self._any_destination = any_destination
         self._any_host = any_host
         self._claims: dict[str, FileLock] = {}
-        self._sessions: dict[str, str] = {}
         self._found: dict[str, str] = {}
         self._limited = LimitedLog(log, REMINDER_SECONDS)
 
@@ -127,12 +127,12 @@ class LeftRuns:
             except OSError as error:
                 self._limited.log(logging.ERROR, str(directory), "A spool of version 0.1 cannot be read: %s.", error)
         if not self.has_more:
-            self._tidy_up(paths, logs)
+            self._tidy_up(paths)
         self.refused = self._found
         return adopted
 
     def close(self) -> None:
-        """Let go of the sessions that were taken over."""
+        """Let others take over what is left."""
         for claim in self._claims.values():
             claim.release(remove=True)
         self._claims.clear()
@@ -150,12 +150,9 @@ class LeftRuns:
             return None
         if not header.shipped or not self._may_take(header, path):
             return None
-        if not self._claim(header.session):
-            if self._claims_all and not FileLock(lock_path(self._directory, header.session)).held:
-                self._refuse(header.run, f"{path}: {_LATER}")
+        if self._lives(header.session) or not self._claim(header.destination):
             return None
         segments = [Segment.load(file.path) for file in files]
-        self._sessions[header.log] = header.session
         run = RunLog.load(segments)
         if segments[0].removed or (run.length == run.first and not run.damage):
             _delete(segments)
@@ -184,21 +181,18 @@ class LeftRuns:
         self._refuse(header.run, f"{path}: {reason}")
         return False
 
-    @property
-    def _claims_all(self) -> bool:
-        """Whether this publisher has taken over as many sessions as it may at once."""
-        return len(self._claims) >= MAX_CLAIMED_SESSIONS
+    def _lives(self, session: str) -> bool:
+        """Whether a session lives, as far as its lock tells here."""
+        return session == self._holder.session or FileLock(lock_path(self._directory, session)).held
 
-    def _claim(self, session: str) -> bool:
-        """Lock what a session had locked while it lived; False if it lives."""
-        if session in self._claims:
+    def _claim(self, destination: str) -> bool:
+        """Become the one that ships what was left for a destination; False if another publisher does."""
+        if destination in self._claims:
             return True
-        if session == self._holder.session or self._claims_all:
-            return False
-        claim = FileLock(lock_path(self._directory, session))
+        claim = FileLock(adopter_lock_path(self._directory, destination))
         if not claim.try_acquire():
             return False
-        self._claims[session] = claim
+        self._claims[destination] = claim
         return True
 
     def _adopt_released(self, directory: Path, known: Collection[str], taken: set[str]) -> list[RunLog]:
@@ -213,7 +207,7 @@ class LeftRuns:
             if len(adopted) >= ADOPTED_AT_ONCE:
                 self.has_more = True
                 break
-            if released >= MAX_CLAIMED_SESSIONS:
+            if released >= MAX_RELEASED_RUNS:
                 self._refuse(path.stem, f"{path}: {_LATER}")
                 continue
             if network is not None:
@@ -242,25 +236,31 @@ class LeftRuns:
         self._found[uid] = reason
         self._limited.log(logging.ERROR, reason, "Run %s is not shipped: %s. It stays in the spool.", uid, reason)
 
-    def _tidy_up(self, paths: Collection[Path], logs: Collection[str]) -> None:
-        """Delete what dead sessions left besides runs: segments that no run had begun to use, and lock files."""
-        used = {session for label, session in self._sessions.items() if label in logs}
+    def _tidy_up(self, paths: Collection[Path]) -> None:
+        """Delete what dead sessions of this host left besides runs: unused segments and lock files."""
+        used: set[str] = set()
         for path in paths:
             session = session_of_spare(path)
-            if session is None or session == self._holder.session:
+            if session is None or not self._is_dead_here(session):
                 continue
             with contextlib.suppress(OSError):  # somebody else's, say
                 header, damage = read_header(path)
+                if damage:
+                    self._refuse(path.name, f"{path}: {damage}")
                 if header is not None or damage:
                     used.add(session)
-                elif self._claim(session):
+                else:
                     path.unlink(missing_ok=True)
-                if damage and self._claim(session):
-                    self._refuse(path.name, f"{path}: {damage}")
-        for session in filter(None, map(session_of_lock, paths)):
-            with contextlib.suppress(OSError):
-                if session not in used and self._claim(session):
-                    self._claims.pop(session).release(remove=True)
+        for path in paths:
+            session = session_of_lock(path)
+            if session is not None and session not in used and self._is_dead_here(session):
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+
+    def _is_dead_here(self, session: str) -> bool:
+        with contextlib.suppress(OSError):
+            return is_session_of(self._holder.host, session) and not self._lives(session)
+        return False
 
 
 def _delete(segments: list[Segment]) -> None:

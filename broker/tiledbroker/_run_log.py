@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import secrets
 import time
@@ -216,6 +217,8 @@ class RunLog:
                     segment.sync()
             except OSError as error:
                 errors.append(error)
+                if error.errno == errno.EIO:
+                    segment.distrust_file()
         if errors:
             raise errors[0]
         return renamed

@@ -15,7 +15,7 @@ from ._record import Record
 from ._released_spool import ReleasedSpoolFile
 from ._run_log import RunLog
 from ._segment import SEGMENT_SUFFIX, Segment, read_header
-from ._spool_files import files_in, lock_path, segment_files
+from ._spool_files import files_in, find_segment, lock_path, segment_files, segment_path
 
 _BATCH_DOCUMENTS: Final = 10_000
 _BATCH_BYTES: Final = 2**24
@@ -38,10 +38,11 @@ class SpooledRun:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = find_segment(Path(path))
         header, damage = read_header(self.path)
         if header is None:
             raise JournalInvalid(self.path, f"{damage or 'no run has begun to use it'}.")
+        self._header = header
         self.run_uid = header.run
         self.destination = header.destination
         self.holder = header.holder
@@ -72,6 +73,7 @@ class SpooledRun:
 
     def refresh(self) -> int:
         """Count again, for a run that goes on."""
+        self.path = find_segment(segment_path(self.path.parent, self._header))
         header, _ = read_header(self.path)
         if header is not None:
             self._log = self._loaded(header.log)
@@ -186,7 +188,7 @@ def labelled_run_files(directory: Path) -> dict[str, Path]:
         The directory cannot be read.
     """
     logs = segment_files(files_in(directory)).items()
-    segments = {label: files[0].path for label, files in logs if not files[0].stem.startswith("_")}
+    segments = {label: directory / files[0].name for label, files in logs if not files[0].stem.startswith("_")}
     return {**{path.name: path for path in journal_files(directory)}, **segments}
 
 

@@ -397,6 +397,14 @@ class Segment:
             self.path = None
             self.sealed = False
 
+    def distrust_file(self) -> None:
+        """Let `path` be None after a failed sync: the kernel may have dropped what it could not write.
+
+        Another sync of the file would succeed all the same; what is mapped has to go to another file.
+        """
+        self.path = None
+        self.sealed = False
+
     def copy_to(self, target: Segment, start: int) -> int:
         """Copy the bytes from position `start` on to a larger or equal segment; return the position reached."""
         end = self.end

@@ -4,12 +4,14 @@
 _unrouted.<log>.<first index>.segment  documents that belong to no known run
 .spare-<session>-<number>.segment    a segment that no run had begun to use when it was named
 .session-<session>.lock              locked for as long as the session lives
+.adopter-<destination>.lock          locked by the publisher that ships what dead sessions left for a destination
 """
 
 from __future__ import annotations
 
 import os
 import re
+import zlib
 from collections import defaultdict
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -29,6 +31,11 @@ class SegmentFile(NamedTuple):
     stem: str
     log: str
     first: int
+
+    @property
+    def name(self) -> str:
+        """What the file is called, or will be once its session has named it."""
+        return f"{self.stem}.{self.log}.{self.first:012d}{SEGMENT_SUFFIX}"
 
 
 def segment_path(directory: Path, header: SegmentHeader) -> Path:
@@ -51,6 +58,11 @@ def lock_path(directory: Path, session: str) -> Path:
     return directory / f".session-{session}.lock"
 
 
+def adopter_lock_path(directory: Path, destination: str) -> Path:
+    """Return the file that the publisher has locked that ships what dead sessions left for a destination."""
+    return directory / f".adopter-{zlib.crc32(destination.encode()):08x}.lock"
+
+
 def session_of_spare(path: Path) -> str | None:
     """Return the session that made a spare segment; None for any other file."""
     match = _SPARE.fullmatch(path.name)
@@ -61,6 +73,21 @@ def session_of_lock(path: Path) -> str | None:
     """Return the session that has, or had, locked a file; None for any other file."""
     match = _LOCK.fullmatch(path.name)
     return match["session"] if match else None
+
+
+def find_segment(path: Path) -> Path:
+    """Return where a segment lies that is, or will be, called `path`: its session may not have named it yet.
+
+    Raises
+    ------
+    OSError
+        The directory cannot be read.
+    """
+    match = _SEGMENT.fullmatch(path.name)
+    if match is None or path.exists():
+        return path
+    files = segment_files(files_in(path.parent)).get(match["log"], [])
+    return next((file.path for file in files if file.first == int(match["first"])), path)
 
 
 def files_in(directory: Path) -> list[Path]:

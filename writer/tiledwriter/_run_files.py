@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from tiledbroker import Journal, JournalError, RunReader, open_run
 from tiledbroker._journal import follow_run_file
+from tiledbroker._spool_files import find_segment
 
 _COMPANIONS: Final = ("", "-wal", "-shm", ".tail", ".lock")
 
@@ -28,7 +29,7 @@ def opened(path: Path, mode: Literal["read", "inspect"] = "read") -> Iterator[Ru
         It cannot be read: permission, a disk that fails, or it is not there.
     """
     # Some versions of pathlib answer False to a question that the system refuses to answer.
-    path = follow_run_file(path)
+    path = find_segment(follow_run_file(path))
     path.stat()
     with _explaining(path), open_run(path, mode) as run:
         yield run
