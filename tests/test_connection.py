@@ -255,6 +255,15 @@ def test_more_failures_than_are_tolerated_leave_it_open(connection, server):
     assert server.count("POST", "metadata/runs/run") == 3
 
 
+def test_failures_that_are_tolerated_are_no_poison_however_slow_the_server_is(connection, server):
+    connection._poison_after = 0.0
+    server.script("POST", "metadata/runs/run", *[answer(500)] * 20)
+    with pytest.raises(ServerFailed) as caught:
+        connection.send("POST", "metadata", "run", json={}, tolerated_failures=10)
+    assert not isinstance(caught.value, PoisonedOperation)
+    assert server.count("POST", "metadata/runs/run") == 11
+
+
 def test_failures_while_nothing_can_be_written_are_no_failures_that_have_to_be_tolerated(connection, server):
     server.script("POST", "metadata/runs/run", *[answer(500)] * 8)
     server.script("PATCH", "table/partition/runs/tiledwriter_probe", *[answer(500)] * 20)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tiledbroker._lock import FileLock
+from tiledwriter._answers import NotProcessed
 from tiledwriter._errors import Stopped
 from tiledwriter._turns import Turns
 
@@ -59,4 +61,20 @@ def test_the_slot_of_a_process_that_was_killed_is_free(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     with Turns(tmp_path, 1).turn(threading.Event()):
+        pass
+
+
+def test_a_directory_that_cannot_be_used_is_no_fault_of_the_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = Turns(tmp_path, 2)
+
+    def fail(_: FileLock) -> bool:
+        raise PermissionError(13, "Permission denied", "slot-0.lock")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(FileLock, "try_acquire", fail)
+        with pytest.raises(NotProcessed, match="Permission denied"), turns.turn(threading.Event()):
+            pass
+    with turns.turn(threading.Event()):
         pass

@@ -222,7 +222,17 @@ class Connection:
 
         def once() -> httpx.Response:
             try:
-                return self._once(what, method, endpoint, path, content=body, headers=headers, params=params)
+                return self._once(
+                    what,
+                    method,
+                    endpoint,
+                    path,
+                    # A GET or a close is never poison, nor is what the caller has another way for.
+                    may_be_poison=not (method == "GET" or endpoint == "stream/close" or tolerated_failures is not None),
+                    content=body,
+                    headers=headers,
+                    params=params,
+                )
             except Refused as error:
                 error.may_be_ours = may_be_done
                 raise
@@ -326,16 +336,18 @@ class Connection:
         assert self._client is not None
         return self._client
 
-    def _once(self, what: str, method: str, endpoint: str, path: str, **arguments: Any) -> httpx.Response:
+    def _once(
+        self, what: str, method: str, endpoint: str, path: str, *, may_be_poison: bool, **arguments: Any
+    ) -> httpx.Response:
         """Send a request, and note what its answer, or that there is none, says about the server."""
         try:
             response = self._request(method, endpoint, path, **arguments)
             sort_answer(response, str((arguments["params"] or {}).get("format", "application/json")))
         except ServerFailed as error:
-            if method == "GET" or endpoint == "stream/close":
-                self._note_answer(what, well=False)
-            else:
+            if may_be_poison:
                 self._note_failure(what, str(error))
+            else:
+                self._note_answer(what, well=False)
             raise
         except (NotProcessed, Ambiguous) as error:
             if isinstance(error, Paused):

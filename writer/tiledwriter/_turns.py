@@ -12,6 +12,7 @@ from typing import Final
 
 from tiledbroker._lock import FileLock
 
+from ._answers import NotProcessed
 from ._errors import Stopped
 
 _POLL: Final = 0.01
@@ -36,6 +37,8 @@ class Turns:
         ------
         Stopped
             `stopping` was set while waiting.
+        NotProcessed
+            The directory cannot be used.
         """
         lock = self._take(stopping)
         try:
@@ -45,8 +48,15 @@ class Turns:
 
     def _take(self, stopping: threading.Event) -> FileLock:
         while True:
+            failure: OSError | None = None
             for lock in self._random.sample(self._locks, len(self._locks)):
-                if lock.try_acquire():
-                    return lock
+                try:
+                    if lock.try_acquire():
+                        return lock
+                except OSError as error:
+                    failure = error
+            if failure is not None:
+                # This host's trouble, such as a directory that may not be entered: no fault of the request.
+                raise NotProcessed(f"no write slot can be had: {failure}") from failure
             if stopping.wait(_POLL):
                 raise Stopped("Stopped while waiting for a turn.")
