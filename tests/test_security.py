@@ -528,3 +528,22 @@ def test_keys_of_a_process_are_its_own(keys: Path) -> None:
 
 def test_curve_is_there() -> None:
     assert zmq.has("curve"), "pyzmq's wheels have it; without it there is no security to be had"
+
+
+def test_a_directory_that_cannot_be_read_is_not_one_without_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_server_keys(tmp_path / "keys")
+    bundle = make_client_keys(tmp_path / "keys", "beamline")
+    curve = ServerCurve(tmp_path / "keys")
+
+    def fail(path: Path) -> Iterator[Path]:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as failing:
+        failing.setattr(Path, "iterdir", fail)
+        with pytest.raises(KeyFileError, match="Permission denied"):
+            ClientCurve.of(bundle)
+        curve._read_again_at = 0.0
+        assert curve.name_of("any") is None
+    assert "No client is let in" in caplog.text

@@ -65,9 +65,12 @@ class ClientCurve(NamedTuple):
                 raise TypeError(f"curve is the directory of a client's keys, or a ClientCurve, not {curve!r}.")
             return cls(Path(curve.secret_path).expanduser(), Path(curve.server_public_key).expanduser())
         directory = Path(curve).expanduser()
-        if not directory.is_dir():
-            raise KeyFileError(directory, "there is no such directory. Copy it from where `keygen` made it.")
-        secrets = sorted(directory.glob(f"*{SECRET_SUFFIX}"))
+        try:
+            secrets = sorted(path for path in directory.iterdir() if path.name.endswith(SECRET_SUFFIX))
+        except (FileNotFoundError, NotADirectoryError):
+            raise KeyFileError(directory, "there is no such directory. Copy it from where `keygen` made it.") from None
+        except OSError as error:
+            raise KeyFileError(directory, f"it cannot be read: {error.strerror}.") from error
         if len(secrets) != 1:
             raise KeyFileError(directory, f"it holds {len(secrets)} files *{SECRET_SUFFIX}; it should be one.")
         return cls(secrets[0], directory / (SERVER + PUBLIC_SUFFIX))
@@ -156,7 +159,11 @@ class ServerCurve:
         if now < self._read_again_at:
             return
         self._read_again_at = now + _READ_AGAIN
-        seen = _key_files(self._clients)
+        try:
+            seen = _key_files(self._clients)
+        except OSError as error:
+            self._limited.log(logging.ERROR, "directory", "No client is let in: %s cannot be read.", error)
+            seen = ()
         if seen == self._seen:
             return
         names: dict[str, str] = {}
@@ -171,9 +178,17 @@ class ServerCurve:
 
 
 def _key_files(directory: Path) -> tuple[tuple[Path, int, int], ...]:
-    """The clients' key files, with what changes when they do; editors leave links there, and files vanish."""
+    """The clients' key files, with what changes when they do; editors leave links there, and files vanish.
+
+    Raises
+    ------
+    OSError
+        The directory cannot be read.
+    """
     found = []
-    for file in sorted(directory.glob(f"?*{PUBLIC_SUFFIX}")):
+    for file in sorted(path for path in directory.iterdir() if path.name.endswith(PUBLIC_SUFFIX)):
+        if file.name == PUBLIC_SUFFIX:
+            continue
         try:
             status = file.stat()
         except OSError:
