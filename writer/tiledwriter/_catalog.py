@@ -394,7 +394,7 @@ class TiledCatalog:
             raise NotOurs(describe_operation(operation), f"the node exists and {reason}")
         if "/" not in path:
             self._meet_run(attributes)
-            if self._has_stop and not self._hands_off:
+            if self._has_stop:
                 self._ledger.set(_COMPLETE_BEFORE, True)
         elif not made_here and not isinstance(operation, CreateContainer):
             self._wait_until_unchanged(operation)
