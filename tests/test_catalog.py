@@ -1127,7 +1127,7 @@ def test_a_table_that_somebody_else_made_with_other_columns_is_written_anew(run,
     for node in list(run.progress):
         run.journal.drop_progress(node)
     run.journal.set("columns", {})
-    run.apply(*widened(run, 4))
+    run.write(*widened(run, 4))
     assert shown(tiled, run) == ([0, 1, 2, 3], ["<0>", "<1>", "<2>", "<3>"])
 
 

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stored_runs import FLAG, NUMBER, Documents, a_run, add, journaled, uid_of, write
 
-from tiledbroker import Encoder, Journal
+from tiledbroker import Encoder, Journal, decode
 from tiledwriter._alignment import Alignment
 from tiledwriter._connection import Connection
 from tiledwriter._nodes import Nodes
@@ -110,6 +110,21 @@ def start_another_run(path: Path) -> None:
         connection.execute("UPDATE documents SET name = 'start' WHERE idx = 3")
 
 
+def double_an_event(path: Path) -> None:
+    """As of a log that was damaged before its documents got their numbers."""
+    with opened(path) as connection:
+        events = "SELECT idx, body FROM documents WHERE name = 'event' ORDER BY idx LIMIT 3"
+        (_, body), _, (idx, _) = connection.execute(events).fetchall()
+        replaced(connection, idx, body)
+
+
+def skip_two_events(path: Path) -> None:
+    with opened(path) as connection:
+        (body,) = connection.execute("SELECT body FROM documents WHERE idx = 4").fetchone()
+        event = decode(body)
+        replaced(connection, 4, Encoder().encode({**event, "seq_num": event["seq_num"] + 2}))
+
+
 def go_on_after_the_stop(path: Path) -> None:
     with Journal(path, "write") as journal:
         add(journal, [("event", {"descriptor": "x"})])
@@ -140,6 +155,8 @@ def call_it_written(path: Path) -> None:
         (refer_to_nothing, "documents", "1 do not belong where they are"),
         (start_another_run, "documents", "1 do not belong where they are"),
         (go_on_after_the_stop, "documents", "1 came after the stop document, and are not written"),
+        (double_an_event, "documents", "1 events are there twice"),
+        (skip_two_events, "documents", "2 events are missing, by their sequence numbers"),
         (exaggerate, "progress", "1 nodes have more rows than the documents lead to"),
         (make_up_a_node, "progress", "1 nodes are named that the documents do not lead to"),
         (call_it_written, "progress", "the run is written, but not all rows of 2 nodes are confirmed"),
@@ -351,6 +368,9 @@ class Spoiler:
     def forget_the_stop(self) -> None:
         self.nodes.set_metadata(self.uid, {"stop": None})
 
+    def leave_a_copy(self) -> None:
+        self.nodes.create(CreateContainer(f"{self.uid}/primary/internal_rewrite", {}))
+
     def change_the_descriptor(self) -> None:
         self.nodes.set_metadata(f"{self.uid}/primary", {"hints": {"det": 1}})
 
@@ -370,6 +390,7 @@ class Spoiler:
         (Spoiler.replace_an_array, "primary/wave", None, "is a container, and should be a array"),
         (Spoiler.change_the_plan, "run", None, "has another 'start' in its metadata"),
         (Spoiler.forget_the_stop, "run", None, "has no 'stop' in its metadata"),
+        (Spoiler.leave_a_copy, "primary/internal_rewrite", None, "is in Tiled, and the journal does not lead to it"),
         (Spoiler.change_the_descriptor, "primary", None, "has another 'hints' in its metadata"),
     ],
 )

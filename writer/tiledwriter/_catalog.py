@@ -362,8 +362,13 @@ class TiledCatalog:
             directory = self._nodes.clear_array_key(operation)
             self._ledger.note("cleared away", node=operation.path, directory=directory)
             self._create_or_adopt(operation)
-        if unproven:
+        # A table that was adopted may have other columns, and tells nothing.
+        if unproven and isinstance(operation, CreateTable) and self._has_columns(operation):
             self._ledger.set(_LISTS_TAKEN, True)
+
+    def _has_columns(self, operation: CreateTable) -> bool:
+        """Whether the table has the columns that it is to have."""
+        return self._columns.get(operation.path) == arrow_columns(operation.columns)
 
     def _create_or_adopt(self, operation: Creation, *, tolerated_failures: int | None = None) -> None:
         path = operation.path
@@ -394,7 +399,7 @@ class TiledCatalog:
             raise NotOurs(describe_operation(operation), f"the node exists and {reason}")
         if "/" not in path:
             self._meet_run(attributes)
-            if self._has_stop and not self._hands_off:
+            if self._has_stop:
                 self._ledger.set(_COMPLETE_BEFORE, True)
         elif not made_here and not isinstance(operation, CreateContainer):
             self._wait_until_unchanged(operation)
@@ -564,6 +569,11 @@ class TiledCatalog:
             self._finish_rewrite(operation.path)
             rewrite = None
         if rewrite is None and self._columns.get(operation.path, wanted) == wanted:
+            return
+        if rewrite is not None and rewrite.until < _NEVER and self._columns.get(operation.path) == wanted:
+            # The table has the columns that are wanted after all: as when the server refused those of the copy.
+            self._discard(rewrite.copy)
+            self._set_rewrite(operation.path, None)
             return
         if rewrite is None or rewrite.columns != wanted:
             progress = self._progress[operation.path]
