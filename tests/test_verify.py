@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -530,3 +531,21 @@ def test_a_run_that_is_not_there_is_not_found(named: str, tmp_path: Path, monkey
 def test_credentials_that_tiled_does_not_accept_end_the_command(path: Path, tiled_server: TiledServer) -> None:
     result = run_command("verify", path, "--tiled", tiled_server.uri, TILED_API_KEY="wrong")
     assert (result.returncode, result.stdout) == (ExitCode.FAILED, "")
+
+
+def test_runs_in_tiled_that_no_journal_knows_are_named(
+    tmp_path: Path, readable: Path, written: tuple[Path, str], tiled_server: TiledServer
+) -> None:
+    path, uid = written
+    stranger = a_run(frames=readable / f"{tmp_path.name}-stranger")
+    assert write(journaled(stranger, tmp_path / "elsewhere"), tiled_server) == "written"
+    key = {"TILED_API_KEY": tiled_server.api_key}
+    told = run_command("verify", path.parent, "--tiled", tiled_server.uri, **key)
+    assert told.returncode == ExitCode.OK
+    assert re.search(rf"in Tiled without a journal in {re.escape(str(path.parent))}: ", told.stdout)
+    reports = json.loads(run_command("verify", path.parent, "--tiled", tiled_server.uri, "--json", **key).stdout)
+    unknown = {report["uid"] for report in reports if report["state"] == "no journal"}
+    assert uid_of(stranger) in unknown
+    assert uid not in unknown
+    # Of single runs, nothing is said about others.
+    assert "without a journal" not in run_command("verify", path, "--tiled", tiled_server.uri, **key).stdout

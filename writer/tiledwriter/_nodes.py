@@ -30,6 +30,7 @@ from ._operations import (
 )
 from ._probe import ARROW_FILE, DatabaseProbe
 from ._row_proof import row_keys
+from ._run_writer import RUN_SPEC
 
 _BYTES_PER_VALUE: Final = 8  # in the columns that are read back
 _BYTES_PER_SLICE: Final = 32 * 2**20  # Tiled's own limit for an answer is 300 MB, unless it is configured
@@ -155,15 +156,24 @@ class Nodes:
 
     def below(self, path: str) -> Iterator[str]:
         """Paths of all nodes below a container."""
+        for node in self._children(path, "structure_family"):
+            child = f"{path}/{node['id']}"
+            yield child
+            if node["attributes"]["structure_family"] == "container":
+                yield from self.below(child)
+
+    def runs(self) -> Iterator[str]:
+        """Keys of all runs in the container that runs are written to, whoever wrote them."""
+        for node in self._children("", "specs"):
+            if any(spec["name"] == RUN_SPEC[0] for spec in node["attributes"]["specs"] or ()):
+                yield str(node["id"])
+
+    def _children(self, path: str, fields: str) -> Iterator[dict[str, Any]]:
         offset = 0
         while True:
-            params = {"fields": "structure_family", "page[offset]": offset, "page[limit]": _NODES_PER_PAGE}
+            params = {"fields": fields, "page[offset]": offset, "page[limit]": _NODES_PER_PAGE}
             nodes = self._connection.send("GET", "search", path, params=params).json()["data"]
-            for node in nodes:
-                child = f"{path}/{node['id']}"
-                yield child
-                if node["attributes"]["structure_family"] == "container":
-                    yield from self.below(child)
+            yield from nodes
             if len(nodes) < _NODES_PER_PAGE:
                 return
             offset += len(nodes)

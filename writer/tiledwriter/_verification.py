@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,8 @@ from ._connection import Connection
 from ._dry_run import DryRun
 from ._findings import Example, Finding
 from ._journal_check import CONFIGURE, MEND, DocumentsCheck, ProgressCheck
+from ._names import run_key
+from ._nodes import Nodes
 from ._run_files import opened, reason_of
 from ._stored import StoredNodes
 from ._summary import SPOOLED, UNREADABLE
@@ -60,6 +62,18 @@ class Verification:
             **{name: getattr(self, name) for name in ("uid", "file", "state", "documents", "nodes", "rows", "ok")},
             "findings": [finding.as_dict() for finding in self.findings],
         }
+
+
+def runs_without_journal(connection: Connection, uids: Collection[str]) -> list[str]:
+    """Return the keys of runs that Tiled has, and that are none of these.
+
+    Raises
+    ------
+    TiledUnavailable
+        Tiled was not there, or does not accept the credentials.
+    """
+    known = set(map(run_key, uids))
+    return [key for key in Nodes(connection).runs() if key not in known]
 
 
 def verify(path: Path, options: WritingOptions, connection: Connection | None) -> Verification:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from tiledbroker import JournalError, default_journal_dir, journal_filename, labelled_run_files, run_files
-from tiledbroker._journal import follow_run_file
+from tiledbroker._journal import FINISHED, follow_run_file
 
 from .._run_files import gone, opened, reason_of, status_of
 from ._exit import CommandFailed, ExitCode
@@ -93,7 +93,10 @@ def unrouted_in(directory: Path) -> list[Path]:
 
 def relocated(path: Path, directory: Path) -> Path | None:
     """Where a file is that was listed and is not there any more; None if it was deleted."""
-    return next((other for other in run_files(directory) if other.name == path.name), None) if gone(path) else None
+    if not gone(path):
+        return None
+    directory = directory.parent if directory.name == FINISHED else directory
+    return next((other for other in run_files(directory) if other.name == path.name), None)
 
 
 def no_runs_in(directory: Path) -> str:

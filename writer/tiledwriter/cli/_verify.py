@@ -18,16 +18,25 @@ from ._places import count_of_runs, directory_of, find, looks_like_path, no_runs
 from ._terminal import fail, plain
 
 if TYPE_CHECKING:
+    from .._config import Settings
+    from .._connection import Connection
     from .._verification import Verification
+    from .._writing_options import WritingOptions
 
+NO_JOURNAL: Final = "no journal"
 _WRITTEN: Final = "written"
+_NAMED_RUNS: Final = 10
 
 
 class _Subject(NamedTuple):
-    """What is to be verified: files of runs, and the directories and files that were named for them."""
+    """What is to be verified: files of runs, and the directories and files that were named for them.
+
+    `whole` is whether these are all runs of the directories.
+    """
 
     files: Sequence[Path]
     places: str
+    whole: bool
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -51,6 +60,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _verify(arguments: argparse.Namespace) -> ExitCode:
     try:
         from .._errors import ServerError
+        from .._verification import runs_without_journal
         from ._settings import WrongConfiguration
     except ImportError as error:
         return fail(ExitCode.FAILED, f'{error}. This needs: pip install "tiledwriter[ingest]"')
@@ -58,24 +68,29 @@ def _verify(arguments: argparse.Namespace) -> ExitCode:
     if not subject.files:
         raise CommandFailed(ExitCode.NOT_FOUND, f"nothing was verified: {no_runs_in(Path(subject.places))}")
     results: list[Verification] = []
+    unknown: list[str] = []
     try:
-        for result in _results(subject.files, arguments):
+        settings, connection = _connect(arguments)
+        for result in _results(subject.files, settings.writing_options(), connection):
             results.append(result)
             if not arguments.json:
                 for line in _lines(result):
                     print(plain(line), flush=True)
+        if connection is not None and subject.whole:
+            unknown = runs_without_journal(connection, [result.uid for result in results])
     except WrongConfiguration as error:
         raise CommandFailed(ExitCode.USAGE, str(error)) from error
     except ServerError as error:
-        unknown = count_of_runs(len(subject.files) - len(results))
-        message = f"nothing is known about {unknown} of {len(subject.files)} in {subject.places}: {error}"
+        missing = count_of_runs(len(subject.files) - len(results))
+        message = f"nothing is known about {missing} of {len(subject.files)} in {subject.places}: {error}"
         if arguments.json:
             print(json.dumps([*(result.as_dict() for result in results), _failure(message)], indent=2))
         return fail(ExitCode.FAILED, message)
     if arguments.json:
-        print(json.dumps([result.as_dict() for result in results], indent=2))
+        strangers = [_stranger(key) for key in unknown]
+        print(json.dumps([*(result.as_dict() for result in results), *strangers], indent=2))
     else:
-        for line in _summary(results, subject, arguments):
+        for line in _summary(results, subject, unknown, compared=connection is not None):
             print(plain(line))
     return _code(results)
 
@@ -88,6 +103,13 @@ def _failure(message: str) -> dict[str, Any]:
     return Verification("", "", UNREADABLE, None, (Finding("command", message),)).as_dict()
 
 
+def _stranger(key: str) -> dict[str, Any]:
+    """What programs are told of a run in Tiled that no journal knows."""
+    from .._verification import Verification
+
+    return Verification(key, "", NO_JOURNAL, None).as_dict()
+
+
 def _code(results: Sequence[Verification]) -> ExitCode:
     if any(result.findings and result.state != UNREADABLE for result in results):
         return ExitCode.DIFFERS
@@ -96,11 +118,11 @@ def _code(results: Sequence[Verification]) -> ExitCode:
     return ExitCode.OK if all(result.state == _WRITTEN for result in results) else ExitCode.INCOMPLETE
 
 
-def _results(files: Sequence[Path], arguments: argparse.Namespace) -> Iterator[Verification]:
+def _connect(arguments: argparse.Namespace) -> tuple[Settings, Connection | None]:
     import threading
 
     from .._connection import Connection
-    from .._verification import PATIENCE, verify
+    from .._verification import PATIENCE
     from ._settings import settings_of
 
     flags = {"tiled": arguments.tiled, "profile": arguments.profile}
@@ -110,10 +132,16 @@ def _results(files: Sequence[Path], arguments: argparse.Namespace) -> Iterator[V
     if compares:
         connect = settings.worker_options().tiled.connect
         connection = Connection(connect, threading.Event(), lambda _event, **_detail: None, patience=PATIENCE)
+    return settings, connection
+
+
+def _results(files: Sequence[Path], options: WritingOptions, connection: Connection | None) -> Iterator[Verification]:
+    from .._verification import verify
+
     for listed in files:
         file: Path | None = listed
         while file is not None:
-            result = verify(file, settings.writing_options(), connection)
+            result = verify(file, options, connection)
             if result.ok or not gone(file):
                 yield result
                 break
@@ -137,12 +165,12 @@ def _subject_of(named: Sequence[str]) -> _Subject:
     places = directories if directories or runs else [directory_of(None)]
     if not runs:
         files = [file for directory in places for file in runs_in(directory)]
-        return _Subject(files, ", ".join(map(str, places)))
+        return _Subject(files, ", ".join(map(str, places)), whole=True)
     found: list[Path] = []
     # A mistyped path first: it says more than that a run is not in the default directory.
     for run in sorted(runs, key=lambda name: os.sep not in name):
         found += [Path(run)] if kinds[run] == "file" else _find_in(run, directories or [directory_of(None)])
-    return _Subject(found, ", ".join(map(str, dict.fromkeys(file.parent for file in found))))
+    return _Subject(found, ", ".join(map(str, dict.fromkeys(file.parent for file in found))), whole=False)
 
 
 def _kind_of(name: str) -> str:
@@ -194,7 +222,9 @@ def _verdict(result: Verification) -> str:
     return "journal OK" if result.nodes is None else "OK"
 
 
-def _summary(results: Sequence[Verification], subject: _Subject, arguments: argparse.Namespace) -> Iterator[str]:
+def _summary(
+    results: Sequence[Verification], subject: _Subject, unknown: Sequence[str], *, compared: bool
+) -> Iterator[str]:
     """What was verified, where, and what was not compared."""
     counts = Counter((result.state, result.ok) for result in results)
     told = [
@@ -204,5 +234,8 @@ def _summary(results: Sequence[Verification], subject: _Subject, arguments: argp
         if counts[state, ok]
     ]
     yield f"{count_of_runs(len(results))} in {subject.places}: {'; '.join(told)}"
-    if not (arguments.tiled or arguments.profile):
+    if unknown:
+        named = ", ".join(unknown[:_NAMED_RUNS]) + (", ..." if len(unknown) > _NAMED_RUNS else "")
+        yield f"{count_of_runs(len(unknown))} in Tiled without a journal in {subject.places}: {named}"
+    if not compared:
         yield "Only journals were checked. Tiled was not asked: give --tiled or --profile to compare"
