@@ -260,8 +260,8 @@ class _Handler(BaseHTTPRequestHandler):
         if result is not None and (fault is PASS or fault.hold):
             self._answer(*result)
         elif fault.status is not None:
-            headers = {"Content-Type": "application/json", **fault.headers}
-            self._answer(fault.status, headers.items(), fault.body)
+            answered = {"Content-Type": "application/json", **fault.headers}
+            self._answer(fault.status, answered.items(), fault.body)
         else:
             self.close_connection = True
 

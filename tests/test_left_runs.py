@@ -511,3 +511,18 @@ def test_what_a_power_cut_tore_is_shipped_as_far_as_it_goes(directory: Path, spo
     path.write_bytes(contents[: end + 1] + bytes(len(contents) - end - 1))
     (run,) = spool_for().runs()
     assert (run.length, run.damage, run.abandoned) == (4, "", True)
+
+
+def test_a_file_that_was_being_replaced_when_its_session_was_killed_counts_once(
+    directory: Path, spool_for: Callable[..., Spool]
+) -> None:
+    directory.mkdir()
+    records = [record(idx) for idx in range(5)]
+    path = directory / "run.0123abcd.000000000000.segment"
+    session = new_holder().session
+    segment_with(path, *records[:3], destination=HERE, session=session).detach()
+    copy = spare_path(directory, session, 7)
+    segment_with(copy, *records, destination=HERE, session=session).detach()
+    (run,) = spool_for().runs()
+    assert (run.length, run.damage, run.files) == (5, "", [path])
+    assert not copy.exists()

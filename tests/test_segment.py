@@ -100,7 +100,8 @@ class TestASegment:
         position = segment.copy_to(target, 0)
         segment.append(1, "event", 1e9 + 1, record(1).crc, b"body")
         segment.copy_to(target, position)
-        segment.become(target)
+        segment.exchange(target)
+        target.delete()
         segment.append(2, "event", 1e9 + 2, record(2).crc, b"body")
         assert segment.path == path
         assert contents_of(path) == ([record(idx) for idx in range(3)], "")

@@ -160,9 +160,8 @@ class LeftRuns:
         if run.run_uid in taken:
             self._refuse(run.run_uid, f"{path}: another run with the same uid is in the spool; it is shipped first")
             return None
-        for segment in segments:
-            if segment.path is not None and session_of_spare(segment.path) is not None and not run.damage:
-                run.name_file(segment)
+        if not run.damage:
+            run.name_files()
         return run
 
     def _may_take(self, header: SegmentHeader, path: Path) -> bool:

@@ -80,7 +80,7 @@ class RunLog:
         log_ = cls(header.run, segments[0].path.parent, header.holder, header.destination, shipped=header.shipped)
         log_.label, log_.started = header.log, header.created
         log_._length = header.first
-        for segment in segments:
+        for segment in _without_replaced(segments):
             if segment.header is None:
                 log_.damage = f"{segment.path}: {segment.damage or 'its header is empty'}"
                 break
@@ -211,6 +211,10 @@ class RunLog:
             last = number == len(segments) - 1
             try:
                 renamed |= self.name_file(segment)
+            except OSError as error:
+                errors.append(error)
+                continue
+            try:
                 if sealing or stopped or not last:
                     segment.seal(stopped=stopped and last)
                 else:
@@ -222,6 +226,17 @@ class RunLog:
         if errors:
             raise errors[0]
         return renamed
+
+    def name_files(self) -> None:
+        """Name all files after the run.
+
+        Raises
+        ------
+        OSError
+            One cannot be renamed.
+        """
+        for segment in self._segments.copy():
+            self.name_file(segment)
 
     def name_file(self, segment: Segment) -> bool:
         """Name a file after its run; until then, its header says whose it is. Return whether it had another name.
@@ -269,7 +284,8 @@ class RunLog:
             position = segment.copy_to(target, position)
         with lock:
             segment.copy_to(target, position)
-            segment.become(target)
+            segment.exchange(target)
+        target.delete()
 
     @property
     def open_segments(self) -> int:
@@ -315,3 +331,15 @@ class RunLog:
         for segment in self._segments.copy():
             if segment.path is not None:
                 segment.detach()
+
+
+def _without_replaced(segments: list[Segment]) -> list[Segment]:
+    """Leave files out that were being replaced by a copy of themselves when their session was killed."""
+    longest: dict[int, Segment] = {}
+    for segment in segments:
+        if segment.header is None:
+            return segments
+        rival = longest.get(segment.first)
+        if rival is None or (not segment.damage, segment.count) > (not rival.damage, rival.count):
+            longest[segment.first] = segment
+    return list(longest.values())

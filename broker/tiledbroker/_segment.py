@@ -126,6 +126,7 @@ class Segment:
         self._start = 0
         self._synced_end = 0
         self._map: mmap.mmap | None = None
+        self._untrusted: Path | None = None
         self._descriptor: int | None = None
         self._mapping = threading.Lock()
         self._cursor = (0, 0)
@@ -402,7 +403,7 @@ class Segment:
 
         Another sync of the file would succeed all the same; what is mapped has to go to another file.
         """
-        self.path = None
+        self._untrusted, self.path = self.path, None
         self.sealed = False
 
     def copy_to(self, target: Segment, start: int) -> int:
@@ -413,18 +414,17 @@ class Segment:
         target._map[start:end] = self._map[start:end]
         return end
 
-    def become(self, target: Segment) -> None:
-        """Use the file of a segment that all bytes were copied to; whoever appends must wait meanwhile."""
+    def exchange(self, target: Segment) -> None:
+        """Use the file of a segment that all bytes were copied to, and leave it the one used before.
+
+        Whoever appends must wait meanwhile. The caller deletes what is left, outside that lock.
+        """
         with self._mapping:
-            memory, self._map = self._map, target._map
-            deleted, self._descriptor = self._descriptor, target._descriptor
-            self.path = target.path
+            self._map, target._map = target._map, self._map
+            self._descriptor, target._descriptor = target._descriptor, self._descriptor
+            self.path, target.path = target.path, self._untrusted
+            self._untrusted = None
             self._synced_end = 0
-            target._map = target._descriptor = None
-        if memory is not None:
-            memory.close()
-        if deleted is not None:
-            os.close(deleted)
 
     def detach(self) -> None:
         """Close the file; readers open it anew."""

@@ -117,7 +117,9 @@ def segment_files(paths: list[Path]) -> dict[str, list[SegmentFile]]:
             logs[match["log"]].append(SegmentFile(path, match["run"], match["log"], int(match["first"])))
         elif session_of_spare(path) is not None and (header := _header_of(path)) is not None:
             logs[header.log].append(SegmentFile(path, _stem(header), header.log, header.first))
-    return {log: sorted(files, key=lambda file: file.first) for log, files in logs.items()}
+    return {
+        log: sorted(files, key=lambda file: (file.first, file.path.name != file.name)) for log, files in logs.items()
+    }
 
 
 def _header_of(spare: Path) -> SegmentHeader | None:
