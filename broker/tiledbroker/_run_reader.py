@@ -151,6 +151,7 @@ class SpooledRun:
 
 
 RunReader: TypeAlias = Journal | SpooledRun
+"""A run that is open for reading, wherever it is."""
 
 
 def open_run(path: str | Path, mode: Literal["read", "inspect"] = "read") -> RunReader:
