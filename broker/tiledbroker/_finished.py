@@ -63,7 +63,8 @@ def is_finished(journal: Path) -> bool:
     This is far quicker than opening it as a `Journal`, for directories with many. False for one that is in use, and for
     one that is damaged or misnamed: whoever needs it looks closer.
     """
-    if _log_of(journal).exists():
+    # SQLite would wait for ever for somebody to write into a pipe.
+    if not journal.is_file() or _log_of(journal).exists():
         return False
     try:
         uri = f"{journal.absolute().as_uri()}?mode=ro&immutable=1"
