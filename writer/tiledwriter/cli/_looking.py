@@ -174,17 +174,16 @@ def _show_dry_run(path: Path, arguments: argparse.Namespace) -> ExitCode:
 def _tail(arguments: argparse.Namespace) -> ExitCode:
     directory = directory_of(arguments.directory)
     path = find(arguments.run, directory)
-    with opened(path) as journal:
-        happenings = Happenings(journal, arguments.lines)
-        _print_happenings(happenings.take()[-arguments.lines :] if arguments.lines > 0 else [])
-        if not arguments.follow:
-            return ExitCode.OK
-        try:
-            _follow(happenings, path)
-        except KeyboardInterrupt as interrupt:
-            # Ctrl-C is how one stops to look on; SIGTERM is not.
-            if type(interrupt) is not KeyboardInterrupt:
-                raise
+    try:
+        with opened(path) as journal:
+            happenings = Happenings(journal, arguments.lines)
+            _print_happenings(happenings.take()[-arguments.lines :] if arguments.lines > 0 else [])
+            if arguments.follow:
+                _follow(happenings, path)
+    except KeyboardInterrupt as interrupt:
+        # Ctrl-C is how one stops following; SIGTERM is not, nor is it when nothing is followed.
+        if type(interrupt) is not KeyboardInterrupt or not arguments.follow:
+            raise
     return ExitCode.OK
 
 
