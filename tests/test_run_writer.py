@@ -307,8 +307,6 @@ def test_a_document_error_says_which_document(run):
             "event",
             {"uid": "the-event", "descriptor": "nobody", "seq_num": 1, "time": 0.0, "data": {}, "timestamps": {}},
         )
-    with pytest.raises(DocumentError, match=r"stream_datum document 'the-datum'.*'lost'"):
-        writer("stream_datum", {"uid": "the-datum", "descriptor": "lost", "stream_resource": "gone"})
 
 
 def test_documents_that_the_normalizer_has_to_see_first_are_refused():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -15,7 +14,7 @@ from ._alike import AlikeDocuments, Values
 from ._arrays import InternalArray, as_array, declared_shape, declared_type, element_type, takes_lists
 from ._columns import arrow_column, arrow_size, exceeds_float, fit, list_type, scalar_type, wider
 from ._json import to_json
-from ._names import TIMESTAMP, column_name, node_key
+from ._names import TABLE_KEY, TIME, TIMESTAMP, StreamNames
 from ._operations import (
     AppendRows,
     Audit,
@@ -29,12 +28,10 @@ from ._operations import (
     WriteArray,
 )
 
-TABLE_KEY: Final = "internal"
 MAX_COLUMNS: Final = 1024
 MAX_ROW_BYTES: Final = 7_900
 """PostgreSQL keeps a row in one page of 8 KiB; text and lists can be kept outside, for 20 bytes in the row."""
 
-_FURTHER_TABLE: Final = re.compile(rf"{TABLE_KEY}_\d+(_row)?")
 _AT_ONCE: Final = 32  # events
 _BY_SEQ_NUM: Final = ("seq_num", "time")
 _BY_TIME: Final = ("time", "seq_num")
@@ -154,6 +151,11 @@ class InternalTable:
         self._pending += events.count
 
     @property
+    def rows_taken_in(self) -> int:
+        """How many rows there are, with those that are not taken yet."""
+        return self.rows + self._pending + len(self._events)
+
+    @property
     def pending(self) -> bool:
         """Whether there are rows to `take`."""
         return bool(self._events or self._pending)
@@ -198,8 +200,8 @@ class InternalData:
         Arrays of up to this many numbers become list columns of the table; with 0 there are none, with -1 all do.
     column_types
         Types of columns that turned out to need another one than planned, by data key.
-    external
-        Data keys that have nodes of their own for external files.
+    names
+        Gives out the stream's names.
 
     Attributes
     ----------
@@ -217,7 +219,7 @@ class InternalData:
         guessed: Collection[str] = (),
         max_array_size: int,
         column_types: Mapping[str, str] | None = None,
-        external: Collection[str] = (),
+        names: StreamNames | None = None,
         access_tags: tuple[str, ...] | None = None,
         note: Callable[[str], None],
     ) -> None:
@@ -231,11 +233,11 @@ class InternalData:
         self._guessed = guessed
         self._max_array_size = max_array_size
         self._column_types = column_types or {}
-        self._external = external
+        self._names = names or StreamNames(self._stream_name, note)
+        self._names.declare(data_keys)
         self._access_tags = access_tags
         self._note = note
         self._keys: frozenset[str] = frozenset()
-        self._names: set[str] = set()
         self._replaced: list[str] = []  # array nodes of an earlier attempt, whose data is in columns now
         self._unknown: set[str] = set()
         self._misfits: dict[str, int] = {}
@@ -248,14 +250,10 @@ class InternalData:
         """Of all nodes that there are."""
         return [array.path for array in self.arrays.values()] + [table.path for table in self.tables]
 
-    def free_node_key(self, key: str) -> str:
-        """The key of a node for a data key's external files: its name, unless something else in the stream has it."""
-        name = node_key(key)
-        taken = self._names - {name} if key not in self._keys else self._names
-        while name in taken | {TABLE_KEY} or _FURTHER_TABLE.fullmatch(name):
-            name += "_"
-        self._note_name(key, name)
-        return name
+    @property
+    def rows(self) -> int:
+        """How many events there are so far."""
+        return self.tables[0].rows_taken_in if self.tables else 0
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Take in one event document."""
@@ -325,10 +323,8 @@ class InternalData:
 
     def _plan(self, data: Mapping[str, Any]) -> None:
         declared = [key for key, data_key in self._data_keys.items() if "external" not in data_key]
-        keys = [key for key in dict.fromkeys([*declared, *data]) if key in data or key not in self._external]
+        keys = list(dict.fromkeys([*declared, *data]))
         self._keys = frozenset(keys)
-        externals = {key for key, data_key in self._data_keys.items() if "external" in data_key} | set(self._external)
-        self._names = {TABLE_KEY, "seq_num", "time", *(node_key(key) for key in externals - data.keys())}
         self._new_table(Cell(Column("seq_num", "int64"), "seq_num"), Cell(Column("time", "float64"), "time"))
         for key in sorted(keys, key=lambda key: key.startswith(TIMESTAMP)):
             self._place(key, data.get(key))
@@ -345,33 +341,17 @@ class InternalData:
     def _place(self, key: str, value: Any) -> None:
         """Find a place for one data key: columns for value and timestamp, or an array node and a column."""
         cell = self._value_cell(key, value)
-        name = self._free_name(key, as_column=cell is not None)
-        cells = [Cell(Column(f"{TIMESTAMP}{column_name(name)}", "float64"), "timestamp", key)]
+        name, timestamps = self._names.of_values(key, as_column=cell is not None)
+        cells = [Cell(Column(timestamps, "float64"), "timestamp", key)]
         if cell is not None:
             cells.insert(0, Cell(Column(name, cell[0]), cell[1], key))
         else:
             self.arrays[key].path = f"{self._path}/{name}"
-        self._names |= {name, cells[-1].column.name}
         for table in self.tables:
             if table.has_room(cells):
                 table.extend(cells)
                 return
         self._new_table(Cell(Column(f"{TABLE_KEY}_{len(self.tables)}_row", "int64"), "row"), *cells)
-
-    def _free_name(self, key: str, *, as_column: bool) -> str:
-        """The data key, or the nearest name that Tiled takes and that nothing else in the stream's node has."""
-        name = column_name(key) if as_column else node_key(key)
-        while not self._is_free(name) or not self._is_free(f"{TIMESTAMP}{column_name(name)}"):
-            name += "_"
-        self._note_name(key, name)
-        return name
-
-    def _is_free(self, name: str) -> bool:
-        return name not in self._names and not _FURTHER_TABLE.fullmatch(name)
-
-    def _note_name(self, key: str, name: str) -> None:
-        if name != key:
-            self._note(f"{self._stream_name}: {key!r} is stored as {name!r}, as Tiled does not take that name here.")
 
     def _value_cell(self, key: str, value: Any) -> tuple[str, Literal["value", "text"]] | None:
         """Type and kind of the column for a key's values; None if they go to an array node."""
@@ -404,14 +384,15 @@ class InternalData:
         if shape is None or not readable:
             self._note_text(key)
             return "string", "text"
-        dims = ("time", *(self._dim_name(size) for size in shape))
+        names = (TIME, *(self._dim_name(size) for size in shape))
+        dims = tuple(self._names.of_dimensions(key, names, (0, *shape)))
         self.arrays[key] = InternalArray(key, "", shape, dtype, dims)
         self._note(f"{self._stream_name}: {key!r} is stored as an array of its own.")
         return None
 
     def _planned_column(self, key: str) -> tuple[str, Literal["value", "text"]]:
         """The column that a key's arrays have turned out to need, perhaps instead of a node that is there."""
-        self._replaced.append(f"{self._path}/{self._free_name(key, as_column=False)}")
+        self._replaced.append(f"{self._path}/{self._names.of_array(key)}")
         if self._column_types[key] != "text" and self._max_array_size:
             return self._column_types[key], "value"
         self._note_text(key)
