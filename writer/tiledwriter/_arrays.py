@@ -44,8 +44,15 @@ def as_array(value: Any, declared: numpy.dtype[Any] | None = None) -> Array | No
 
 
 def _to_numpy(value: Any, wanted: numpy.dtype[Any] | None) -> Array:
-    """NumPy takes small integers beside some of more than 63 bits for floats, unless it is told."""
+    """A value as an array; with NaN where numbers are missing, and numbers of extended precision rounded.
+
+    NumPy takes small integers beside some of more than 63 bits for floats, unless it is told.
+    """
     array = numpy.asarray(value)
+    if array.dtype.kind == "O":
+        array = _with_nan(array)
+    if is_extended(array.dtype):
+        return array.astype(stored_type(array.dtype))
     if wanted is not None and wanted.kind == "u" and array.dtype.kind == "f":
         try:
             integers = numpy.asarray(value, wanted)
@@ -53,6 +60,32 @@ def _to_numpy(value: Any, wanted: numpy.dtype[Any] | None) -> Array:
             return array
         return integers if numpy.array_equal(integers.astype(array.dtype), array) else array
     return array
+
+
+def _with_nan(array: Array) -> Array:
+    """Objects that are numbers or None as floats; as they are, if there are others, or none that floats hold."""
+    items = array.ravel().tolist()
+    if not all(item is None or isinstance(item, bool | int | float | numpy.number) for item in items):
+        return array
+    try:
+        numbers = [math.nan if item is None else float(item) for item in items]
+    except (OverflowError, TypeError):
+        return array
+    if any(isinstance(item, int) and number != item for item, number in zip(items, numbers, strict=True)):
+        return array
+    return numpy.array(numbers).reshape(array.shape)
+
+
+def is_extended(dtype: numpy.dtype[Any]) -> bool:
+    """Whether a type has a precision that Tiled does not store."""
+    return dtype != stored_type(dtype)
+
+
+def stored_type(dtype: numpy.dtype[Any]) -> numpy.dtype[Any]:
+    """The type itself, or the most exact one that Tiled stores of its kind."""
+    if dtype.kind == "f" and dtype.itemsize > 8:
+        return numpy.dtype("<f8")
+    return numpy.dtype("<c16") if dtype.kind == "c" and dtype.itemsize > 16 else dtype
 
 
 def _items(value: Any) -> list[Any]:
@@ -73,7 +106,7 @@ def declared_shape(data_key: Mapping[str, Any]) -> tuple[int, ...] | None:
 def declared_type(data_key: Mapping[str, Any]) -> numpy.dtype[Any] | None:
     """The declared NumPy type, None if there is none, or none that array nodes have."""
     kind = dtype_kind(data_key)
-    return declared_dtype(data_key["dtype_numpy"]) if kind is not None and kind in _KINDS else None
+    return stored_type(declared_dtype(data_key["dtype_numpy"])) if kind is not None and kind in _KINDS else None
 
 
 def element_type(data_key: Mapping[str, Any], first: Array | None, *, guessed: bool) -> numpy.dtype[Any]:
@@ -145,6 +178,8 @@ class InternalArray:
         row[...] = self._missing
         try:
             array = _to_numpy(value, self.dtype)
+            if array.ndim == 0 and value is not None and len(self.shape) == 1:
+                array = array.reshape(1)  # a waveform of one number
             if array.ndim != len(self.shape) or (array.dtype.kind in "US") != (self.dtype.kind == "U"):
                 return False
             part = tuple(slice(0, min(a, b)) for a, b in zip(array.shape, self.shape, strict=True))

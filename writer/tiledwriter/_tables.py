@@ -6,13 +6,24 @@ import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, Final, Literal
 
 import numpy
 
 from ._alike import AlikeDocuments, Values
-from ._arrays import InternalArray, as_array, declared_shape, declared_type, element_type, takes_lists
-from ._columns import arrow_column, arrow_size, exceeds_float, fit, list_type, scalar_type, wider
+from ._arrays import (
+    InternalArray,
+    as_array,
+    declared_shape,
+    declared_type,
+    element_type,
+    is_extended,
+    stored_type,
+    takes_lists,
+)
+from ._columns import arrow_column, arrow_size, dtype_kind, exceeds_float, fit, list_type, scalar_type, wider
+from ._dtypes import declared_dtype
 from ._json import to_json
 from ._names import TABLE_KEY, TIME, TIMESTAMP, StreamNames
 from ._operations import (
@@ -33,6 +44,7 @@ MAX_ROW_BYTES: Final = 7_900
 """PostgreSQL keeps a row in one page of 8 KiB; text and lists can be kept outside, for 20 bytes in the row."""
 
 _AT_ONCE: Final = 32  # events
+_TEXT: Final[frozenset[type]] = frozenset({str, numpy.str_, NoneType})
 _BY_SEQ_NUM: Final = ("seq_num", "time")
 _BY_TIME: Final = ("time", "seq_num")
 
@@ -241,6 +253,7 @@ class InternalData:
         self._replaced: list[str] = []  # array nodes of an earlier attempt, whose data is in columns now
         self._unknown: set[str] = set()
         self._misfits: dict[str, int] = {}
+        self._not_text: dict[str, set[str]] = {}  # names of types that are stored as text, by key
         self._exact: set[str] = set()  # keys of columns with integers that no wider type holds
         self._order = RowOrder()
         self._dim_names: dict[int, str] = {}
@@ -312,6 +325,10 @@ class InternalData:
             self._note(
                 f"{self._stream_name}: {count} values of {key!r} do not fit its type and are not here as they were."
             )
+        for key, names in sorted(self._not_text.items()):
+            for name in sorted(names):
+                what = "objects that no document can carry" if name == "ReplacedByRepr" else f"values of type {name}"
+                self._note(f"{self._stream_name}: {key!r} has {what}; they are stored as text.")
         for key in sorted(self._unknown):
             self._note(
                 f"{self._stream_name}: {key!r} is neither declared nor in the first event; its data is not here."
@@ -357,8 +374,12 @@ class InternalData:
         """Type and kind of the column for a key's values; None if they go to an array node."""
         data_key = self._data_keys.get(key, {})
         is_array = data_key.get("dtype") == "array"
-        if isinstance(value, Mapping) or hasattr(value, "model_dump"):
+        self._note_precision(key, data_key)
+        if isinstance(value, Mapping | numpy.void) or hasattr(value, "model_dump"):
+            self._note(f"{self._stream_name}: {key!r} has records, which have no column type; they are stored as JSON.")
             return "string", "text"
+        if not is_array and key in self._data_keys and _is_sequence(value) and len(value) == 1:
+            value = value[0]
         if is_array if value is None else _is_sequence(value):
             return self._plan_array(key, data_key, value)
         declared = {"dtype": "number"} if is_array else data_key
@@ -389,6 +410,13 @@ class InternalData:
         self.arrays[key] = InternalArray(key, "", shape, dtype, dims)
         self._note(f"{self._stream_name}: {key!r} is stored as an array of its own.")
         return None
+
+    def _note_precision(self, key: str, data_key: Mapping[str, Any]) -> None:
+        if dtype_kind(data_key) in ("f", "c") and is_extended(declared_dtype(data_key["dtype_numpy"])):
+            declared, stored = data_key["dtype_numpy"], stored_type(declared_dtype(data_key["dtype_numpy"])).str
+            self._note(
+                f"{self._stream_name}: {key!r} is declared as {declared!r}; its values are rounded to {stored!r}."
+            )
 
     def _planned_column(self, key: str) -> tuple[str, Literal["value", "text"]]:
         """The column that a key's arrays have turned out to need, perhaps instead of a node that is there."""
@@ -455,6 +483,8 @@ class InternalData:
 
     def _fitted(self, cell: Cell, values: Values) -> Values:
         fitted, misfits = fit(values, cell.column.type)
+        if cell.kind == "value" and cell.column.type == "string":
+            self._look_for_types(cell.key, values)
         if cell.kind == "value":
             for misfit in misfits:
                 needed = wider(cell.column.type, values[misfit])
@@ -466,6 +496,12 @@ class InternalData:
                 self._exact.add(cell.key)
         self._count_misfits(cell.key or cell.column.name, len(misfits))
         return fitted
+
+    def _look_for_types(self, key: str, values: Values) -> None:
+        """Take note of what is stored as text and is none."""
+        types = {values.dtype.type} if isinstance(values, numpy.ndarray) else set(map(type, values))
+        if not types <= _TEXT:
+            self._not_text.setdefault(key, set()).update(kind.__name__ for kind in types - _TEXT)
 
     def _exceeds_float(self, cell: Cell, values: Values) -> bool:
         return cell.column.type == "int64" and (cell.key in self._exact or exceeds_float(values))
