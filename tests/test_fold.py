@@ -26,6 +26,7 @@ from tiledwriter._operations import (
     CreateArray,
     CreateContainer,
     CreateTable,
+    DescribeExternal,
     ExtendExternal,
     OrderTable,
     RegisterExternal,
@@ -149,6 +150,12 @@ class Tiled:
             node.rows += [operation.data_source["mimetype"]] * (operation.stop - len(node.rows))
             node.source = operation.data_source
 
+    def DescribeExternal(self, operation: DescribeExternal) -> None:
+        node = self.nodes[operation.path]
+        assert operation.data_source["assets"] == []
+        assets = [] if node.source is None else node.source["assets"]
+        node.source = {**operation.data_source, "assets": assets}
+
     def OrderTable(self, operation: OrderTable) -> None:
         node = self.nodes[operation.path]
         node.layout = [node.layout[0], operation.order]
@@ -240,6 +247,20 @@ grids = st.builds(
 KEYS = ["x", "X", "y", "ts_x", "internal", "internal_1", "time", "seq_num", "a b", "a/b", "x_", "ä", ""]
 
 
+FILES: list[Callable[[str], dict[str, Any]]] = [
+    lambda file: {
+        "mimetype": "application/x-hdf5",
+        "uri": f"file://localhost/data/{file}.h5",
+        "parameters": {"dataset": "/data", "chunk_shape": [1, 5, 4]},
+    },
+    lambda file: {
+        "mimetype": "multipart/related;type=image/tiff",
+        "uri": "file://localhost/data/",
+        "parameters": {"template": f"{file.replace('{', '')}-%d.tiff"},
+    },
+]
+
+
 @dataclass
 class Source:
     """A data key: what its descriptor says, and what comes for it."""
@@ -249,6 +270,7 @@ class Source:
     values: st.SearchStrategy[Any]
     kind: str = "internal"  # or "datum", "stream"
     count: int = 0
+    named: list[tuple[int, str, int]] = field(default_factory=list)  # sequence number, file, frame
 
 
 @st.composite
@@ -319,27 +341,36 @@ class Recording:
         self._release()
 
     def stream_data(self, stream: str) -> None:
-        """Files that a detector writes by itself."""
+        """Files that a detector writes by itself: frames in order, dropped, repeated, or in another order."""
         for source in self._sources[stream]:
             if source.kind != "stream":
                 continue
-            resource = f"{stream}-{source.key}-{self._draw(st.integers(0, 1))}"
+            file = f"{source.key}-{self._draw(st.sampled_from([0, 0, 0, 1]))}"
+            resource = f"{stream}-{file}"
             if not any(document.get("uid") == resource for _, document in self.documents):
-                self._add(
-                    "stream_resource",
-                    uid=resource,
-                    run_start=RUN,
-                    data_key=source.key,
-                    mimetype="application/x-hdf5",
-                    uri=f"file://localhost/data/{resource}.h5",
-                    parameters={"dataset": "/data", "chunk_shape": [1]},
-                )
+                announcement: dict[str, Any] = {
+                    "uid": resource,
+                    "run_start": RUN,
+                    "data_key": source.key,
+                    **self._draw(st.sampled_from(FILES))(file),
+                }
+                if self._draw(st.integers(0, 5)):
+                    self._add("stream_resource", **announcement)
+                else:
+                    self._late.append(("stream_resource", announcement))
             count = self._draw(st.integers(1, 3))
-            rows = {"start": source.count, "stop": source.count + count}
-            source.count += count
+            start = max(0, source.count + self._draw(st.sampled_from([0, 0, 0, 1, -1, -3])))
+            source.count = start + count
+            first = len(source.named) + 1 + self._draw(st.sampled_from([0, 0, 0, 0, 2, -1]))
             descriptor = self._descriptors[stream]
             ids = {"uid": f"{resource}/{source.count}", "stream_resource": resource, "descriptor": descriptor}
-            self._add("stream_datum", **ids, indices=rows, seq_nums={key: n + 1 for key, n in rows.items()})
+            self._add(
+                "stream_datum",
+                **ids,
+                indices={"start": start, "stop": start + count},
+                seq_nums={"start": first, "stop": first + count},
+            )
+            source.named += [(first + n, file, start + n) for n in range(count)]
 
     def _event(self, stream: str) -> dict[str, Any]:
         self._seq_nums[stream] += 1
@@ -489,6 +520,42 @@ def test_no_number_is_lost_without_a_note(recording, batches):
                 kept = [row[i] for row in table.rows]
                 same = [a == frozen(float(b)) for a, b in zip(kept, sent, strict=True) if isinstance(b, float | int)]
                 assert all(same) or any(repr(column.name) in note for note in notes)
+
+
+@every_run
+@given(recordings(), batch_sizes)
+def test_a_node_has_the_frames_that_its_documents_name_in_the_order_of_the_events_or_a_note(recording, batches):
+    recording._add("stop", uid="stop", run_start=RUN, exit_status="success", reason="", num_events={})
+    tiled = effect(fold(recording.documents, batches)[0])
+    notes = tiled.nodes[RUN].metadata.get("notes", [])
+    for stream, described in recording._sources.items():
+        for source in described:
+            if source.kind != "stream" or not source.named:
+                continue
+            if any(repr(source.key) in note or f"{stream}-{source.key}-" in note for note in notes):
+                continue
+            node = tiled.nodes[f"{RUN}/{stream}/{source.key}"]
+            assert frames_of(node.source) == [(file, frame) for _, file, frame in in_order(source.named)]
+
+
+def frames_of(source: dict[str, Any]) -> list[tuple[str, int]]:
+    """The frames that a data source gives: of one HDF5 file, or a file each."""
+    names = [asset["data_uri"].rpartition("/")[2] for asset in source["assets"]]
+    count = source["structure"]["shape"][0]
+    if source["mimetype"] != "application/x-hdf5":
+        assert len(names) == count
+        return [(file, int(number)) for file, _, number in (n.removesuffix(".tiff").rpartition("-") for n in names)]
+    (name,) = names
+    selected = source["parameters"].get("slice", f"0:{count}")
+    rows = list(range(*map(int, selected.split(":")))) if isinstance(selected, str) else selected
+    assert len(rows) == count
+    return [(name.removesuffix(".h5"), row) for row in rows]
+
+
+def in_order(named: Sequence[tuple[int, str, int]]) -> list[tuple[int, str, int]]:
+    """Frames in the order of their events, unless events repeat: then as they came."""
+    numbers = [number for number, _, _ in named]
+    return sorted(named) if len(set(numbers)) == len(numbers) else list(named)
 
 
 def test_a_batch_ends_before_its_arrays_take_much_memory_though_no_event_has_one() -> None:

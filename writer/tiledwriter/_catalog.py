@@ -32,6 +32,7 @@ from ._operations import (
     CreateArray,
     CreateTable,
     Creation,
+    DescribeExternal,
     ExtendExternal,
     Growth,
     Operation,
@@ -186,6 +187,9 @@ class TiledCatalog:
         elif isinstance(operation, OrderTable):
             self._nodes.set_order(self._target(operation.path), operation.order)
             crash_point("catalog: order set")
+        elif isinstance(operation, DescribeExternal):
+            source = {**operation.data_source, "id": self._nodes.data_source(operation.path)["id"]}
+            self._nodes.put_data_source(operation.path, source, repeat=True)
         elif isinstance(operation, Audit):
             self._audit(operation)
         elif isinstance(operation, UpdateMetadata):

@@ -257,6 +257,11 @@ class Consolidator:
         advice = "Correct the documents with patches of the RunNormalizer."
         return DocumentError(f"External data of {self.data_key!r} cannot be registered: {what}. {advice}")
 
+    def _note(self, text: str) -> None:
+        note = f"Data key '{self.data_key}': {text}"
+        if note not in self.notes:
+            self.notes.append(note)
+
     def _indices(self, stream_datum: Document) -> range:
         indices = stream_datum["indices"]
         if not {"start", "stop"} <= indices.keys() or not 0 <= indices["start"] <= indices["stop"]:
@@ -278,6 +283,8 @@ class Consolidator:
             place = sum(self.announced.of(known).stop - where.base for known, where in self._joined.items())
             goes_on = place > 0 and self.announced.of(file).start == place
             joined = self._joined[file] = _Joined(place if goes_on else 0, place)
+            if goes_on:
+                self._note(f"frame {place} is taken to be the first of further files, as there were {place} before.")
         number = numbers.start - joined.base
         if number < 0:
             raise self._wrong(f"frame {numbers.start} comes before the first of its file, {joined.base}")
@@ -465,11 +472,6 @@ class ArrayConsolidator(Consolidator):
         rows, *rest = self.shape
         step = self.datum_shape[0] if self.join_method == "concat" and self.datum_shape else 1
         return Patch((first * step, *[0] * len(rest)), (rows - first * step, *rest))
-
-    def _note(self, text: str) -> None:
-        note = f"Data key '{self.data_key}': {text}"
-        if note not in self.notes:
-            self.notes.append(note)
 
     def adapter_parameters(self) -> dict[str, Any]:
         """What Tiled's adapter has to be told to read the files."""

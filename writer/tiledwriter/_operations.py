@@ -133,6 +133,14 @@ class ExtendExternal:
 
 
 @dataclass(frozen=True)
+class DescribeExternal:
+    """The files have no more datums, and these are the node's structure and parameters; its files are as they are."""
+
+    path: str
+    data_source: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class UpdateMetadata:
     """Set these top-level keys of a node's metadata."""
 
@@ -169,7 +177,9 @@ class CloseStream:
 
 Growth: TypeAlias = AppendRows | WriteArray | ExtendExternal
 Creation: TypeAlias = CreateContainer | CreateTable | CreateArray | RegisterExternal
-Operation: TypeAlias = Creation | Growth | OrderTable | RemoveNode | Audit | UpdateMetadata | CloseStream
+Operation: TypeAlias = (
+    Creation | Growth | OrderTable | DescribeExternal | RemoveNode | Audit | UpdateMetadata | CloseStream
+)
 
 
 class ColumnDigest:

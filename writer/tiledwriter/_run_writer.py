@@ -16,6 +16,7 @@ from ._operations import (
     Audit,
     CloseStream,
     CreateContainer,
+    DescribeExternal,
     ExtendExternal,
     Operation,
     RegisterExternal,
@@ -36,17 +37,18 @@ _NOT_METADATA: Final = frozenset({"name", "object_keys", "run_start"})
 class ExternalData:
     """One data key's external files, and what of them Tiled was told.
 
-    `described` is what its descriptor says of it. `updates` counts what Tiled was told beside rows.
+    `described` is what its descriptor says of it, `last` the number of the stream's document that added to it last.
     """
 
     path: str
+    mimetype: str
     consolidator: Consolidator
     described: Mapping[str, Any]
     resources: set[str]
     dims: list[str] | None = None
     registered: dict[str, Any] = field(default_factory=dict)
     told: int = 0
-    updates: int = 0
+    last: int = 0
     patch: Patch | None = None
 
     def consume(self, stream_datum: Mapping[str, Any]) -> None:
@@ -79,13 +81,9 @@ class ExternalData:
             return []
         return [ExtendExternal(self.path, told, self.told, self.data_source(), patch.offset, patch.shape)]
 
-    def redescribe(self) -> Operation:
-        """Tell Tiled the data source once more, after the last row."""
-        self.updates += 1
-        stop = self.told + self.updates
-        rows, *rest = self.shape
-        offset, shape = (rows, *(0 for _ in rest)), (0, *rest)
-        return ExtendExternal(self.path, stop - 1, stop, self.data_source(), offset, shape)
+    def describe(self) -> Operation:
+        """Tell Tiled once more what there is, of which there will not be more."""
+        return DescribeExternal(self.path, {**self.data_source(), "assets": []})
 
     def audit(self) -> Operation | None:
         """How many frames Tiled was told of; nothing for files without a shape."""
@@ -111,6 +109,7 @@ class Stream:
         self.names = names
         self.external: dict[str, ExternalData] = {}
         self.left_out: set[str] = set()  # keys of which no more files are taken
+        self.documents = 0  # events and stream datums
         self.updates: list[dict[str, Any]] = []
 
 
@@ -204,6 +203,7 @@ class RunWriter:
         stream = self._stream_of[model["descriptor"]]
         if name == "event":
             stream.internal.add_alike(documents)
+            stream.documents += documents.count
             return documents.count
         starts, stops = documents.numbers("indices", "start"), documents.numbers("indices", "stop")
         seq_starts, seq_stops = documents.numbers("seq_nums", "start"), documents.numbers("seq_nums", "stop")
@@ -317,9 +317,10 @@ class RunWriter:
         return [changed, *self._end_waiting(document["uid"])]
 
     def _event(self, document: Mapping[str, Any]) -> list[Operation]:
-        internal = self._stream_of[document["descriptor"]].internal
-        internal.add(document)
-        self.crowded = self.crowded or internal.pending_bytes > MAX_PENDING
+        stream = self._stream_of[document["descriptor"]]
+        stream.documents += 1
+        stream.internal.add(document)
+        self.crowded = self.crowded or stream.internal.pending_bytes > MAX_PENDING
         return []
 
     def _stream_resource(self, document: Mapping[str, Any]) -> list[Operation]:
@@ -355,22 +356,25 @@ class RunWriter:
     ) -> list[Operation]:
         """Take in a stream datum of a known resource; a DocumentError says why not."""
         described = self._descriptors[document["descriptor"]].get(key) or stream.data_keys.get(key, {})
-        operations: list[Operation] = []
+        stream.documents += 1
         external = stream.external.get(key)
         if external is None:
             external = self._make_external(stream, key, resource, described)
             external.consume(document)
-            # The node begins without rows, whatever its first documents amount to.
-            operations = [RegisterExternal(external.path, external.registered, {}, self._access_tags)]
+            external.last = stream.documents
             stream.external[key] = external
-            return operations
+            # The node begins without rows, whatever its first documents amount to.
+            return [RegisterExternal(external.path, external.registered, {}, self._access_tags)]
+        if resource["mimetype"] != external.mimetype:
+            raise DocumentError(f"Files of {resource['mimetype']} follow such of {external.mimetype}.")
         if any(described.get(field) != external.described.get(field) for field in _LAYOUT):
             raise DocumentError("A further descriptor gives its frames another shape or type.")
         if resource["uid"] not in external.resources:
             external.consolidator.add_resource(resource)
             external.resources.add(resource["uid"])
         external.consume(document)
-        return operations
+        external.last = stream.documents
+        return []
 
     def _make_external(
         self, stream: Stream, key: str, resource: Mapping[str, Any], described: Mapping[str, Any]
@@ -379,7 +383,8 @@ class RunWriter:
         consolidator.announced = self._announced
         source = consolidator.data_source()
         name = stream.names.of_files(key)
-        external = ExternalData(f"{stream.path}/{name}", consolidator, described, {resource["uid"]})
+        path, mimetype = f"{stream.path}/{name}", resource["mimetype"]
+        external = ExternalData(path, mimetype, consolidator, described, {resource["uid"]})
         if dims := source["structure"].get("dims"):
             external.dims = stream.names.of_dimensions(name, dims, source["structure"]["shape"])
         external.registered = external.data_source()
@@ -426,17 +431,18 @@ class RunWriter:
         operations = []
         for key, external in arrays.items():
             rows, *rest = external.shape
-            if rows == events:
-                continue
-            name = external.path.rpartition("/")[2]
-            own = stream.names.own_dimensions(name, 1 + len(rest))
-            external.dims = [own[0], *(external.dims or own)[1:]]
-            operations.append(external.redescribe())
-            belong = _belonging(external.consolidator)
-            self.note(
-                f"Stream {stream.name!r}: {key!r} has {rows} frames for {events} events, and a dimension "
-                f"{own[0]!r} of its own.{belong}"
-            )
+            if rows != events:
+                name = external.path.rpartition("/")[2]
+                own = stream.names.own_dimensions(name, 1 + len(rest))
+                external.dims = [own[0], *(external.dims or own)[1:]]
+                belong = _belonging(external.consolidator)
+                self.note(
+                    f"Stream {stream.name!r}: {key!r} has {rows} frames for {events} events, and a dimension "
+                    f"{own[0]!r} of its own.{belong}"
+                )
+            # An earlier attempt may have ended before the events that came after the last frame, and said otherwise.
+            if rows != events or external.last != stream.documents:
+                operations.append(external.describe())
         return operations
 
     def _audits(self) -> list[Operation]:
