@@ -309,12 +309,17 @@ class Recording:
         self._late: Documents = []
 
     def describe(self, stream: str) -> None:
-        """A stream's descriptor; a further one says that its configuration has changed."""
+        """A stream's descriptor; a further one says that its configuration has changed, or has another data key."""
         if stream not in self._sources:
             keys = self._draw(st.lists(st.sampled_from(KEYS), min_size=1, max_size=4, unique=True))
             self._sources[stream] = [self._draw(sources(key)) for key in keys]
             self.events[stream] = []
             self._seq_nums[stream] = 0
+        elif self._draw(st.booleans()):
+            used = {source.key for source in self._sources[stream]}
+            self._sources[stream].append(
+                self._draw(sources(self._draw(st.sampled_from([key for key in KEYS if key not in used]))))
+            )
         uid = f"{stream}-{len(self.documents)}"
         self._descriptors[stream] = uid
         self._add(

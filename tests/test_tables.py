@@ -359,7 +359,7 @@ def test_a_column_too_narrow_for_its_values_says_which_type_it_needs():
     [
         (array_key(6), [1.0] * 6, [1.0] * 9, 4, "list<float64>"),
         (array_key(6), [1.0] * 6, [], 4, "list<float64>"),
-        (array_key(6, "|u1"), [1] * 6, [300] * 6, 4, "list<int64>"),
+        (array_key(6, "|u1"), [1] * 6, [300] * 5, 4, "list<int64>"),
         (array_key(6, "<i4"), [1] * 6, [0.5] * 5, 4, "list<float64>"),
         (array_key(6), [1.0] * 6, [1.0] * 9, 0, "text"),
         (array_key(2, "<U1"), ["a", "b"], ["c", "d" * 33], 4, "text"),
@@ -387,6 +387,67 @@ def test_an_array_node_whose_shape_or_type_turns_out_wrong_becomes_a_column(
         stored = table(again)["w"]
         assert [json.loads(text) for text in stored] if needed == "text" else stored == [first, second]
         assert again[-1] == RemoveNode("run/primary/w")
+
+
+@pytest.mark.parametrize(
+    ("declared", "first", "second", "needed"),
+    [
+        (array_key(6, "|u1"), [1] * 6, [300] * 6, "array<i8"),
+        (array_key(6, "<i4"), [1] * 6, [0.5] * 6, "array<f8"),
+        (array_key(6, "<i4"), [1] * 6, [None, *[1] * 5], "array<f8"),
+        (array_key(6, "<f4"), [1] * 6, [0.1] * 6, "array<f8"),
+        (array_key(6, "<f8"), [1.0] * 6, [1j] * 6, "array<c16"),
+        ({**array_key(2, "<i2"), "shape": [1, 2]}, [[1, 2]], [[0.5, 1]], "array<f8"),
+        ({**array_key(2, "<i8"), "shape": [1, 2]}, [[2**53 + 1, 2]], [[0.5, 1]], None),
+    ],
+)
+def test_an_array_node_whose_type_turns_out_too_narrow_is_made_of_a_wider_one(declared, first, second, needed):
+    events = [event(1, {"w": first}), event(2, {"w": second})]
+    writer = internal({"w": declared}, [])
+    for document in events:
+        writer.add(document)
+    writer.flush()
+    assert writer.too_narrow == ({"w": needed} if needed else {})
+    if needed:
+        notes = []
+        rows = array(fold({"w": declared}, events, column_types={"w": needed}, notes=notes), "run/primary/w")
+        assert rows.dtype.str == needed.removeprefix("array")
+        expected = numpy.array([first, second], rows.dtype)
+        numpy.testing.assert_array_equal(rows, expected)
+        assert not any("do not fit" in note for note in notes)
+
+
+def test_keys_of_a_further_descriptor_get_columns_and_nodes_of_all_events():
+    later = {"mean": NUMBER, "wave": array_key(20), "n": {"dtype": "integer", "shape": [], "source": "test"}}
+    events = [event(1, {"x": 0.5}), event(2, {"x": 1.5, "mean": 2.5, "wave": [1.0] * 20, "n": 2**60})]
+
+    def folded(types, notes):
+        writer = internal({"x": NUMBER}, notes, column_types=types)
+        writer.add(events[0])
+        operations = writer.flush()
+        writer.declare({"x": NUMBER, **later})
+        writer.add(events[1])
+        operations += writer.flush()
+        writer.report()
+        return operations, writer.too_narrow
+
+    _, types = folded({}, [])
+    notes = []
+    operations, more = folded(types, notes)
+    assert more == {}
+    assert table(operations)["mean"] == [None, 2.5]
+    assert table(operations)["n"] == [None, 2**60]
+    assert numpy.isnan(array(operations, "run/primary/wave")[0]).all()
+    assert array(operations, "run/primary/wave")[1].tolist() == [1.0] * 20
+    assert notes == ["Stream 'primary': 'wave' is stored as an array of its own."]
+
+
+def test_keys_that_are_declared_before_the_first_event_need_nothing_else():
+    writer = internal({"x": NUMBER}, [])
+    writer.declare({"y": NUMBER})
+    writer.add(event(1, {"x": 1.0, "y": 2.0}))
+    assert table(writer.flush())["y"] == [2.0]
+    assert not writer.too_narrow
 
 
 def test_a_column_of_integers_that_no_float_holds_is_not_widened():

@@ -310,7 +310,7 @@ class RunWriter:
         """A further descriptor of a stream tells that its configuration or its data keys have changed."""
         self._add_descriptor(stream, document)
         stream.data_keys = {**document["data_keys"], **stream.data_keys}
-        stream.names.declare(document["data_keys"])
+        stream.internal.declare(document["data_keys"])
         update = {key: metadata[key] for key in ("uid", "time", "configuration") if metadata.get(key)}
         stream.updates.append(update)
         changed = UpdateMetadata(stream.path, {"_config_updates": list(stream.updates)})

@@ -13,6 +13,8 @@ import numpy
 
 from ._alike import AlikeDocuments, Values
 from ._arrays import (
+    ABSENT,
+    ARRAY,
     InternalArray,
     as_array,
     declared_shape,
@@ -44,6 +46,7 @@ MAX_ROW_BYTES: Final = 7_900
 """PostgreSQL keeps a row in one page of 8 KiB; text and lists can be kept outside, for 20 bytes in the row."""
 
 _AT_ONCE: Final = 32  # events
+_LATER: Final = "\0declared later"  # after the names of data keys
 _TEXT: Final[frozenset[type]] = frozenset({str, numpy.str_, NoneType})
 _BY_SEQ_NUM: Final = ("seq_num", "time")
 _BY_TIME: Final = ("time", "seq_num")
@@ -241,12 +244,12 @@ class InternalData:
         self.pending_bytes = 0
         self._path = path
         self._stream_name = f"Stream {path.rpartition('/')[2]!r}"
-        self._data_keys = data_keys
+        self._data_keys: dict[str, Mapping[str, Any]] = {**data_keys, **_declared_later(column_types or {})}
         self._guessed = guessed
         self._max_array_size = max_array_size
         self._column_types = column_types or {}
         self._names = names or StreamNames(self._stream_name, note)
-        self._names.declare(data_keys)
+        self._names.declare(self._data_keys)
         self._access_tags = access_tags
         self._note = note
         self._keys: frozenset[str] = frozenset()
@@ -268,6 +271,18 @@ class InternalData:
         """How many events there are so far."""
         return self.tables[0].rows_taken_in if self.tables else 0
 
+    def declare(self, data_keys: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take in the data keys of a further descriptor.
+
+        Those that are new need columns that the stream's table does not have, if there are events already: then they
+        are among what is `too_narrow`, with what the descriptor says of them as JSON.
+        """
+        self._names.declare(data_keys)
+        for key in [key for key in data_keys if key not in self._data_keys]:
+            self._data_keys[key] = data_keys[key]
+            if self.tables and "external" not in data_keys[key]:
+                self.too_narrow[key + _LATER] = json.dumps(to_json(data_keys[key], _ignore))
+
     def add(self, event: Mapping[str, Any]) -> None:
         """Take in one event document."""
         data = event["data"]
@@ -276,7 +291,7 @@ class InternalData:
         for table in self.tables:
             table.add(event)
         for key, array in self.arrays.items():
-            array.pending.append(data.get(key))
+            array.pending.append(data.get(key, ABSENT))
             self.pending_bytes += array.row_bytes
         self._order.add(event["seq_num"], event["time"])
         self._look_for_unknown(data)
@@ -388,26 +403,30 @@ class InternalData:
     def _plan_array(
         self, key: str, data_key: Mapping[str, Any], value: Any
     ) -> tuple[str, Literal["value", "text"]] | None:
-        if key in self._column_types:
-            return self._planned_column(key)
         first = None if value is None else as_array(value, declared_type(data_key))
         shape = declared_shape(data_key) if first is None else first.shape
         if None in (data_key.get("shape") or ()) or (first is not None and first.size == 0):
             shape = None  # it varies
-        dtype = element_type(
-            data_key, first if first is not None and first.size else None, guessed=key in self._guessed
+        # Numbered wherever the arrays go, so that names do not depend on that.
+        names = (TIME, *(self._dim_name(size) for size in shape or ()))
+        needed = self._column_types.get(key)
+        if needed is not None and not needed.startswith(ARRAY):
+            return self._planned_column(key)
+        dtype = (
+            element_type(data_key, first if first is not None and first.size else None, guessed=key in self._guessed)
+            if needed is None
+            else numpy.dtype(needed.removeprefix(ARRAY))
         )
         readable = value is None or first is not None
-        if readable and self._max_array_size and takes_lists(dtype):
+        if needed is None and readable and self._max_array_size and takes_lists(dtype):
             flat = len(data_key.get("shape") or (0,)) == 1 and (first is None or first.ndim == 1)
             if self._is_short(shape) or (shape is None and flat):
                 return list_type({"dtype_numpy": dtype.str}, first), "value"
         if shape is None or not readable:
             self._note_text(key)
             return "string", "text"
-        names = (TIME, *(self._dim_name(size) for size in shape))
         dims = tuple(self._names.of_dimensions(key, names, (0, *shape)))
-        self.arrays[key] = InternalArray(key, "", shape, dtype, dims)
+        self.arrays[key] = InternalArray(key, "", shape, dtype, dims, lists=self._max_array_size != 0)
         self._note(f"{self._stream_name}: {key!r} is stored as an array of its own.")
         return None
 
@@ -444,13 +463,10 @@ class InternalData:
     def _flush_array(self, array: InternalArray) -> list[Operation]:
         if not array.pending:
             return []
-        rows, misfits = array.take()
+        rows, misfits, needed = array.take()
         self._count_misfits(array.key, len(misfits))
-        for value in misfits:
-            needed = array.column_for(value, lists=self._max_array_size != 0)
-            if needed is not None:
-                self.too_narrow.setdefault(array.key, needed)
-                break
+        if needed is not None:
+            self.too_narrow.setdefault(array.key, needed)
         operations: list[Operation] = []
         if not array.created:
             array.created = True
@@ -513,6 +529,12 @@ class InternalData:
     def _metadata_of(self, key: str) -> dict[str, Any]:
         metadata = to_json(self._data_keys.get(key, {}), self._note, f"{self._stream_name}.data_keys.{key}")
         return dict(metadata)
+
+
+def _declared_later(column_types: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Data keys that an earlier attempt has found in further descriptors."""
+    later = {key: text for key, text in column_types.items() if key.endswith(_LATER)}
+    return {key.removesuffix(_LATER): json.loads(text) for key, text in later.items()}
 
 
 def _texts(values: Values) -> list[str | None]:
