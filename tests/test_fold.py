@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tiledbroker import Encoder, Record
-from tiledwriter import RunNormalizer, RunWriter
+from tiledwriter import RunNormalizer
 from tiledwriter._columns import arrow_type
 from tiledwriter._fold import Fold
 from tiledwriter._operations import (
@@ -34,7 +34,7 @@ from tiledwriter._operations import (
     UpdateMetadata,
     WriteArray,
 )
-from tiledwriter._run_writer import MAX_PENDING
+from tiledwriter._run_writer import MAX_PENDING, RunWriter
 from tiledwriter._writing_options import WritingOptions
 
 Documents = list[tuple[str, dict[str, Any]]]

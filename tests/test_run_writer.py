@@ -11,7 +11,7 @@ from bluesky import plan_stubs as bps
 from bluesky import plans as bp
 from bluesky import preprocessors as bpp
 
-from tiledwriter import DocumentError, RunNormalizer, RunWriter
+from tiledwriter import DocumentError, RunNormalizer
 from tiledwriter._operations import (
     AppendRows,
     Audit,
@@ -26,6 +26,7 @@ from tiledwriter._operations import (
     WriteArray,
     describe_operation,
 )
+from tiledwriter._run_writer import RunWriter
 
 NUMBER = {"dtype": "number", "dtype_numpy": "<f8", "shape": [], "source": "test"}
 

@@ -12,13 +12,14 @@ from typing import Any, Final
 
 import numpy
 
-from tiledbroker import ReplacedByRepr
-
 MAX_INTEGER: Final = 2**53 - 1
 
 # PostgreSQL makes integers of floats without a fraction, and the server fails on integers of more than 64 bits.
 _TOO_LARGE: Final = 2.0**63
 _SHOWN: Final = 80
+
+REPLACED: Final = "ReplacedByRepr"
+"""The name of tiledbroker's type, which is not imported: that would load the network's library."""
 
 
 def to_json(value: Any, note: Callable[[str], None], where: str = "") -> Any:
@@ -90,7 +91,7 @@ def _names(value: Mapping[Any, Any], note: Callable[[str], None], where: str) ->
 
 def _text(value: str, note: Callable[[str], None], where: str) -> str:
     text = str.__str__(value)
-    if isinstance(value, ReplacedByRepr):
+    if type(value).__name__ == REPLACED:
         note(f"{where}: an object that no document can carry is stored as Python prints it, {text[:_SHOWN]!r}.")
     if "\0" in text:
         note(f"{where}: text with a zero byte, which PostgreSQL does not take, is stored escaped.")

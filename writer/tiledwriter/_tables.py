@@ -26,7 +26,7 @@ from ._arrays import (
 )
 from ._columns import arrow_column, arrow_size, dtype_kind, exceeds_float, fit, list_type, scalar_type, wider
 from ._dtypes import declared_dtype
-from ._json import to_json
+from ._json import REPLACED, to_json
 from ._names import TABLE_KEY, TIME, TIMESTAMP, StreamNames
 from ._operations import (
     AppendRows,
@@ -342,7 +342,7 @@ class InternalData:
             )
         for key, names in sorted(self._not_text.items()):
             for name in sorted(names):
-                what = "objects that no document can carry" if name == "ReplacedByRepr" else f"values of type {name}"
+                what = "objects that no document can carry" if name == REPLACED else f"values of type {name}"
                 self._note(f"{self._stream_name}: {key!r} has {what}; they are stored as text.")
         for key in sorted(self._unknown):
             self._note(
