@@ -147,6 +147,9 @@ class Tiled:
         assert operation.first < operation.stop
         assert operation.first <= len(node.rows)
         if operation.stop > len(node.rows):
+            told = [] if node.source is None else node.source["assets"]
+            new = operation.new_data_source["assets"]
+            assert told[: operation.known_assets] + new == operation.data_source["assets"]
             node.rows += [operation.data_source["mimetype"]] * (operation.stop - len(node.rows))
             node.source = operation.data_source
 

@@ -122,7 +122,10 @@ class RegisterExternal:
 
 @dataclass(frozen=True)
 class ExtendExternal:
-    """The files have `stop` datums now; `data_source` is the node's whole state, `offset` and `shape` what is new."""
+    """The files have `stop` datums now; `data_source` is the node's whole state, `offset` and `shape` what is new.
+
+    Of its files Tiled was told so many before as `known_assets` says, and keeps them.
+    """
 
     path: str
     first: int
@@ -130,6 +133,12 @@ class ExtendExternal:
     data_source: Mapping[str, Any]
     offset: tuple[int, ...]
     shape: tuple[int, ...]
+    known_assets: int = 0
+
+    @property
+    def new_data_source(self) -> dict[str, Any]:
+        """The node's state with no other files than the new ones."""
+        return {**self.data_source, "assets": self.data_source["assets"][self.known_assets :]}
 
 
 @dataclass(frozen=True)

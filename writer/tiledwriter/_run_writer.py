@@ -48,6 +48,7 @@ class ExternalData:
     dims: list[str] | None = None
     registered: dict[str, Any] = field(default_factory=dict)
     told: int = 0
+    told_assets: int = 0
     last: int = 0
     patch: Patch | None = None
 
@@ -79,7 +80,9 @@ class ExternalData:
         patch, self.patch = self.patch, None
         if told == self.told:
             return []
-        return [ExtendExternal(self.path, told, self.told, self.data_source(), patch.offset, patch.shape)]
+        source = self.data_source()
+        known, self.told_assets = self.told_assets, len(source["assets"])
+        return [ExtendExternal(self.path, told, self.told, source, patch.offset, patch.shape, known)]
 
     def describe(self) -> Operation:
         """Tell Tiled once more what there is, of which there will not be more."""
@@ -309,12 +312,15 @@ class RunWriter:
     def _reconfigure(self, stream: Stream, document: Mapping[str, Any], metadata: dict[str, Any]) -> list[Operation]:
         """A further descriptor of a stream tells that its configuration or its data keys have changed."""
         self._add_descriptor(stream, document)
-        stream.data_keys = {**document["data_keys"], **stream.data_keys}
+        further = {key: data_key for key, data_key in document["data_keys"].items() if key not in stream.data_keys}
+        stream.data_keys |= further
         stream.internal.declare(document["data_keys"])
         update = {key: metadata[key] for key in ("uid", "time", "configuration") if metadata.get(key)}
         stream.updates.append(update)
-        changed = UpdateMetadata(stream.path, {"_config_updates": list(stream.updates)})
-        return [changed, *self._end_waiting(document["uid"])]
+        changes: dict[str, Any] = {"_config_updates": list(stream.updates)}
+        if further:
+            changes["data_keys"] = to_json(stream.data_keys, self.note, f"descriptor {stream.name!r}.data_keys")
+        return [UpdateMetadata(stream.path, changes), *self._end_waiting(document["uid"])]
 
     def _event(self, document: Mapping[str, Any]) -> list[Operation]:
         stream = self._stream_of[document["descriptor"]]
@@ -406,9 +412,8 @@ class RunWriter:
     def _finish(self) -> list[Operation]:
         """Operations for what is only known when all documents are there, and the notes on it."""
         for uid, documents in self._waiting.items():
-            self.note(
-                f"{uid!r} never came; the frames that {len(documents)} stream datum(s) announced of it are left out."
-            )
+            named = _many(len(documents), "stream datum")
+            self.note(f"{uid!r} never came; what {named} named of it is left out.")
         operations: list[Operation] = []
         for stream in self._streams.values():
             operations += self._set_apart(stream)
@@ -435,10 +440,10 @@ class RunWriter:
                 name = external.path.rpartition("/")[2]
                 own = stream.names.own_dimensions(name, 1 + len(rest))
                 external.dims = [own[0], *(external.dims or own)[1:]]
+                counts = f"{_many(rows, 'frame')} for {_many(events, 'event')}"
                 belong = _belonging(external.consolidator)
                 self.note(
-                    f"Stream {stream.name!r}: {key!r} has {rows} frames for {events} events, and a dimension "
-                    f"{own[0]!r} of its own.{belong}"
+                    f"Stream {stream.name!r}: {key!r} has {counts}, and a dimension {own[0]!r} of its own.{belong}"
                 )
             # An earlier attempt may have ended before the events that came after the last frame, and said otherwise.
             if rows != events or external.last != stream.documents:
@@ -460,6 +465,10 @@ class RunWriter:
             paths += [external.path for external in stream.external.values()]
             paths.append(stream.path)
         return [CloseStream(path) for path in [*paths, self._path]]
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" + "s" * (count != 1)
 
 
 def _belonging(consolidator: Consolidator) -> str:
