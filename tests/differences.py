@@ -195,6 +195,12 @@ RULES: Final[tuple[Rule, ...]] = (
         ),
     ),
     Rule(
+        "frames-by-slice",
+        "Frames of HDF5 files are told to Tiled by the rows that they are in, where those are not the first ones, and "
+        "where Tiled reshapes rows, which fails while the file has more of them than were announced.",
+        lambda it: it.aspect == "source.parameters.slice" and it.bluesky == ABSENT,
+    ),
+    Rule(
         "notes",
         "Notes are worded differently, and there are more of them: whatever could not be stored as it was is noted.",
         _notes,

@@ -259,7 +259,7 @@ class InternalData:
         self._not_text: dict[str, set[str]] = {}  # names of types that are stored as text, by key
         self._exact: set[str] = set()  # keys of columns with integers that no wider type holds
         self._order = RowOrder()
-        self._dim_names: dict[int, str] = {}
+        self._dim_names: dict[tuple[int, int], str] = {}  # by size, and how often that was there before
 
     @property
     def paths(self) -> list[str]:
@@ -408,7 +408,7 @@ class InternalData:
         if None in (data_key.get("shape") or ()) or (first is not None and first.size == 0):
             shape = None  # it varies
         # Numbered wherever the arrays go, so that names do not depend on that.
-        names = (TIME, *(self._dim_name(size) for size in shape or ()))
+        names = (TIME, *self._dimensions(shape or ()))
         needed = self._column_types.get(key)
         if needed is not None and not needed.startswith(ARRAY):
             return self._planned_column(key)
@@ -454,9 +454,16 @@ class InternalData:
             return False
         return self._max_array_size < 0 or shape[0] <= self._max_array_size
 
-    def _dim_name(self, size: int) -> str:
-        """One name per size, so that dimensions of equal size align when the stream is read as a data set."""
-        return self._dim_names.setdefault(size, f"dim_int_{len(self._dim_names) + 1}")
+    def _dimensions(self, shape: tuple[int, ...]) -> list[str]:
+        """One name per size, so that dimensions of equal size align when the stream is read as a data set.
+
+        Those of one array have different names in any case.
+        """
+        repeats = [shape[:i].count(size) for i, size in enumerate(shape)]
+        return [
+            self._dim_names.setdefault(dimension, f"dim_int_{len(self._dim_names) + 1}")
+            for dimension in zip(shape, repeats, strict=True)
+        ]
 
     # Operations
 
