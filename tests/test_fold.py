@@ -585,3 +585,23 @@ def test_a_batch_ends_before_its_arrays_take_much_memory_though_no_event_has_one
         assert sum(operation.values.nbytes for operation in batch) <= MAX_PENDING + 2**23
         written += [(operation.first, operation.stop) for operation in batch]
     assert written == [(0, 9), (9, 18), (18, 27), (27, 30)]
+
+
+def test_an_interrupted_run_has_the_notes_of_all_who_took_some() -> None:
+    run = compose_run(metadata={"odd": float("nan")})
+    key = {"source": "s", "dtype": "number", "shape": []}
+    stream = run.compose_descriptor(name="primary", data_keys={"time": key, "x": key})
+    events = [
+        ("event", stream.compose_event(data={"time": 1.0, "x": x}, timestamps={"time": 0.0, "x": 0.0}, validate=False))
+        for x in (0.5, "broken")
+    ]
+    encoder = Encoder()
+    emitted = [("start", run.start_doc), ("descriptor", stream.descriptor_doc), *events]
+    bodies = [(name, encoder.encode(document)) for name, document in emitted]
+    records = [Record(i, name, 0.0, zlib.crc32(body), body) for i, (name, body) in enumerate(bodies)]
+    fold = Fold(run.start_doc["uid"], WritingOptions(), 16)
+    fold.feed(records)
+    (notes,) = [operation.metadata["notes"] for operation in fold.abandon() if isinstance(operation, UpdateMetadata)]
+    assert fold.error is None
+    for part in ("start.odd: NaN", "data key 'time' is reserved", "1 values of 'x'"):
+        assert any(part in note for note in notes), part

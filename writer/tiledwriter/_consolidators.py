@@ -653,10 +653,12 @@ class SequenceConsolidator(ArrayConsolidator):
         self._split = self._split or (several and self.datum_shape[0] % per_datum == 0)
         return self._append(len(indices), _seq_num(stream_datum, len(indices)))
 
+    def selected_rows(self) -> None:
+        """All rows: which frames there are is said by the files."""
+
     def _append(self, count: int, seq_num: int | None) -> Patch:
         """Count frames after all others: files are numbered once and for all."""
-        expected = self.frames.row_of(count, seq_num)
-        if expected != self._rows and count:
+        if count and self.frames.row_of(count, seq_num) != self._rows:
             self._note("its frames are in the order in which they were announced, not in that of the events.")
         return self._insert(self._rows, count, seq_num, insert=False)
 
