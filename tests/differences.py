@@ -195,6 +195,22 @@ RULES: Final[tuple[Rule, ...]] = (
         ),
     ),
     Rule(
+        "frames-by-slice",
+        "Frames of HDF5 files are told to Tiled by the rows that they are in, where those are not the first ones, and "
+        "where Tiled reshapes rows, which fails while the file has more of them than were announced.",
+        lambda it: it.aspect == "source.parameters.slice" and it.bluesky == ABSENT,
+    ),
+    Rule(
+        "located-frames",
+        "A stream has the frames of a file that its documents name; bluesky-tiled-plugins' writer gives the first "
+        "stream all frames of a file that several share, and as many from the file's beginning as there are otherwise.",
+        lambda it: (
+            it.run in {"one-file-for-two-streams", "dropped-and-repeated-frames"}
+            and it.path.endswith("/cam")
+            and it.aspect in {"node", "values", "structure.shape", "structure.chunks"}
+        ),
+    ),
+    Rule(
         "notes",
         "Notes are worded differently, and there are more of them: whatever could not be stored as it was is noted.",
         _notes,

@@ -52,7 +52,7 @@ def test_tags_that_are_the_client_s_to_give_are_kept(
         (LISTED, "other", ["beamline"], "'beamline'"),
         (LISTED, "", ["beamline"], "'beamline'"),
         (AccessTagLimits({"beamline": ("beamline",)}), "other", ["beamline"], "'beamline'"),
-        (AccessTagLimits({"beamline": ("beamline",)}), "beamline", "beamline", "'b', 'e'"),
+        (LISTED, "beamline", "secret", "'secret'"),
         (LISTED, "beamline", [["public"], 7], "\\['public'\\]\"?, '7'"),
     ],
 )

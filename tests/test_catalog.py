@@ -20,7 +20,8 @@ from faulty_proxy import CUT_AFTER, CUT_BEFORE, PASS, FaultyProxy, answer, late_
 from tiled.utils import safe_json_dump
 
 from tiledbroker import Journal
-from tiledwriter import TiledCatalog, _connection
+from tiledwriter import _connection
+from tiledwriter._catalog import TiledCatalog
 from tiledwriter._connection import Connection
 from tiledwriter._errors import (
     AuditFailed,

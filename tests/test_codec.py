@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import datetime
+import decimal
 import enum
+import fractions
 import gc
 import pickle
 import struct
@@ -15,7 +17,7 @@ import textwrap
 import uuid
 from collections import ChainMap, OrderedDict, UserDict, deque, namedtuple
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
@@ -44,6 +46,19 @@ def round_trip(value: Any) -> Any:
     body, replaced = encode(value)
     assert replaced == []
     return decode(body)["value"]
+
+
+@pytest.mark.parametrize(
+    ("value", "arrives"),
+    [
+        (PurePosixPath("/data/a b.h5"), "/data/a b.h5"),
+        (decimal.Decimal("0.25"), 0.25),
+        (fractions.Fraction(1, 8), 0.125),
+    ],
+)
+def test_paths_arrive_as_text_and_exact_numbers_as_the_nearest_float(value: Any, arrives: Any) -> None:
+    assert round_trip([value, {"in": value}]) == [arrives, {"in": arrives}]
+    assert round_trip([value, 2**70]) == [arrives, 2**70]
 
 
 def replaced_by(value: Any) -> Any:

@@ -157,10 +157,10 @@ def test_a_ragged_nested_list_is_left_out_and_not_an_error(type_name):
     assert stored([[1, 2], [[1, 2], [3]]], type_name) == ([[1, 2], None], [1])
 
 
-def test_what_is_no_list_is_left_out_of_a_list_column():
+def test_what_is_no_list_is_left_out_of_a_list_column_but_for_single_numbers():
     assert stored(["ab", 5, b"cd", {"a": 1}, None, [1, "x"], (1, 2)], "list<int64>") == (
-        [None, None, None, None, None, None, [1, 2]],
-        [0, 1, 2, 3, 5],
+        [None, [5], None, None, None, None, [1, 2]],
+        [0, 2, 3, 5],
     )
 
 

@@ -242,11 +242,27 @@ def test_a_file_that_is_announced_again_is_there_once() -> None:
     assert files(consolidator.data_source()) == ["1.h5"]
 
 
-@pytest.mark.parametrize("change", [{"dataset": "/other"}, {"chunk_shape": [2]}])
-def test_files_that_do_not_fit_together_are_refused(change: dict[str, Any]) -> None:
+def test_files_that_do_not_fit_together_are_refused() -> None:
     consolidator = consolidator_for(resource(HDF5), descriptor([4]))
-    with pytest.raises(DocumentError, match=next(iter(change))):
-        consolidator.add_resource(resource(HDF5, "two", **change))
+    with pytest.raises(DocumentError, match="dataset"):
+        consolidator.add_resource(resource(HDF5, "two", dataset="/other"))
+
+
+@pytest.mark.parametrize("given", [1, 0, [0], [-1], "1", [1.5], {"a": 1}])
+def test_a_chunk_shape_that_is_none_is_taken_to_be_unknown(given: Any) -> None:
+    consolidator = consolidator_for(resource(HDF5, chunk_shape=given), descriptor([4]))
+    consolidator.consume(datum(0, 3))
+    assert layout(consolidator.data_source()) == ([3, 4], [[3], [4]])
+    assert [note for note in consolidator.notes if "chunk_shape" in note] or not given
+
+
+def test_a_chunk_shape_that_is_too_long_is_cut() -> None:
+    consolidator = consolidator_for(resource(HDF5, chunk_shape=[2, 1]), descriptor([]))
+    consolidator.consume(datum(0, 3))
+    assert layout(consolidator.data_source()) == ([3], [[2, 1]])
+    assert "'img'" in consolidator.notes[0]
+    consolidator.add_resource(resource(HDF5, "two", uri="file://localhost/2", chunk_shape=[3]))
+    assert any("differs" in note for note in consolidator.notes)
 
 
 @pytest.mark.parametrize("mimetype", [TIFF, JPEG, HDF5])
@@ -412,8 +428,6 @@ def test_an_unknown_mimetype_is_registered_as_arrays_for_the_server_s_own_adapte
         (HDF5, descriptor([None, 4]), {}, "varies"),
         (HDF5, descriptor([4], "|O"), {}, "dtype_numpy"),
         (HDF5, descriptor([4], "nonsense"), {}, "dtype_numpy"),
-        (HDF5, descriptor([4]), {"chunk_shape": [0]}, "chunk_shape"),
-        (HDF5, descriptor([4]), {"chunk_shape": [1, 1, 1]}, "chunk_shape"),
         (HDF5, descriptor([4]), {"join_method": "sideways"}, "sideways"),
         (HDF5, {"data_keys": {}}, {}, "data key"),
         (TIFF, descriptor([4, 5]), {}, "template"),
@@ -453,7 +467,6 @@ def test_files_are_limited_also_if_they_come_one_after_the_other(monkeypatch: py
     monkeypatch.setattr(_consolidators, "MAX_FILES", 10)
     consolidator = consolidator_for(resource(TIFF, template="%d.tif"), descriptor([4, 5]))
     consolidator.consume(datum(0, 10))
-    consolidator.consume(datum(0, 10))  # the same ones
     with pytest.raises(DocumentError, match="more than 10 files"):
         consolidator.consume(datum(10, 11))
 
@@ -461,9 +474,9 @@ def test_files_are_limited_also_if_they_come_one_after_the_other(monkeypatch: py
 def test_billions_of_chunks_are_refused_before_they_are_listed() -> None:
     source = resource(HDF5, dataset="d", chunk_shape=[1])
     consolidator = consolidator_for(source, descriptor([4, 5]))
-    consolidator.consume(datum(0, 2**32))
     with pytest.raises(DocumentError, match="more than 10000000 chunks"):
-        consolidator.data_source()
+        consolidator.consume(datum(0, 2**32))
+    assert layout(consolidator.data_source())[0] == [0, 4, 5]
 
 
 @pytest.mark.parametrize("template", ["%0999999999d.tif", "{:999999999d}.tif", "%.1000000000d.tif"])
@@ -477,3 +490,154 @@ def test_a_type_over_which_numpy_divides_by_zero_is_not_given_to_it(dtype: Any) 
     with pytest.raises(DocumentError, match="not understood"):
         consolidator_for(resource(HDF5, dataset="d"), descriptor([4, 5], dtype))
     assert dtype_kind({"dtype_numpy": dtype}) is None
+
+
+# Which frames a node has
+
+
+def located(*steps: tuple[int, int, int], **parameters: Any) -> Any:
+    """The HDF5 adapter's `slice` after datums of (start, stop, first sequence number) of one file."""
+    consolidator = consolidator_for(resource(HDF5, **parameters), descriptor([4, 5]))
+    for start, stop, seq_num in steps:
+        seq_nums = {"start": seq_num, "stop": seq_num + stop - start}
+        consolidator.consume({**datum(start, stop), "seq_nums": seq_nums})
+    source = consolidator.data_source()
+    assert source["structure"]["shape"][0] == sum(stop - start for start, stop, _ in steps)
+    return source["parameters"].get("slice")
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([(0, 2, 1), (2, 3, 3)], None),
+        ([(0, 2, 1), (2, 3, 7)], None),  # of events in between there are no frames
+        ([(1, 2, 1), (2, 4, 2)], "1:4"),
+        ([(0, 2, 1), (3, 5, 3)], [0, 1, 3, 4]),
+        ([(2, 3, 1), (0, 1, 2), (1, 2, 3)], [2, 0, 1]),
+        ([(2, 3, 1), (2, 3, 2)], [2, 2]),
+        ([(0, 3, 1), (2, 5, 3)], [0, 1, 2, 2, 3, 4]),  # rewound
+        ([(2, 5, 3), (0, 2, 1)], None),  # announced in another order than that of the events
+        ([(7, 9, 8), (1, 2, 2), (4, 6, 5)], [1, 4, 5, 7, 8]),
+        ([(0, 2, 1), (0, 2, 1), (4, 5, 5), (2, 4, 3)], [0, 1, 0, 1, 2, 3, 4]),
+    ],
+)
+def test_an_hdf5_node_has_the_frames_that_are_named_in_the_order_of_the_events(steps: list[Any], expected: Any) -> None:
+    assert located(*steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("parameters", "shape", "expected"),
+    [
+        ({"multiplier": 3}, [4, 5], "3:9"),
+        ({"multiplier": 1}, [4, 5], "1:3"),
+        ({"chunk_shape": [1, 5]}, [4, 5], "4:12"),
+        ({"chunk_shape": [1, 4, 5]}, [4, 5], "1:3"),
+        ({"join_method": "concat"}, [4, 5], "4:12"),
+        ({"chunk_shape": [1024]}, [4], "4:12"),
+        ({}, [], "1:3"),
+        ({}, [1], "1:3"),
+        ({"slice": ":,1:2,:"}, [5], "1:3,1:2,:"),
+    ],
+)
+def test_rows_of_a_file_are_as_many_as_its_frames_have(parameters: dict[str, Any], shape: Any, expected: str) -> None:
+    consolidator = consolidator_for(resource(HDF5, **parameters), descriptor(shape))
+    consolidator.consume(datum(1, 3))
+    assert consolidator.data_source()["parameters"]["slice"] == expected
+
+
+def test_a_file_that_may_have_more_rows_than_are_named_is_cut_where_tiled_would_reshape_them() -> None:
+    consolidator = consolidator_for(resource(HDF5, multiplier=2), descriptor([4, 5]))
+    consolidator.consume(datum(0, 3))
+    assert consolidator.data_source()["parameters"]["slice"] == "0:6"
+
+
+def test_how_many_rows_make_a_frame_is_noted_where_nothing_says_it() -> None:
+    consolidator = consolidator_for(resource(HDF5), descriptor([4]))
+    consolidator.consume(datum(0, 2))
+    assert consolidator.notes == []
+    consolidator.consume(datum(3, 4))
+    assert "how many rows" in consolidator.notes[0]
+
+
+def test_a_file_s_frames_are_counted_over_all_streams_of_a_run() -> None:
+    dark, light = (consolidator_for(resource(HDF5, "a", "file://localhost/a"), descriptor([4, 5])) for _ in range(2))
+    light.announced = dark.announced
+    dark.consume(datum(0, 1, "a"))
+    light.consume(datum(1, 4, "a"))
+    for consolidator in (dark, light):
+        consolidator.add_resource(resource(HDF5, "b", "file://localhost/b"))
+    dark.consume(datum(0, 1, "b"))
+    light.consume(datum(1, 2, "b"))
+    assert dark.data_source()["parameters"]["slice"] == [0, 4]
+    assert light.data_source()["parameters"]["slice"] == [1, 2, 3, 5]
+    assert any("several files" in note for note in light.notes)
+    with pytest.raises(DocumentError, match="further files"):
+        light.consume(datum(4, 5, "a"))
+
+
+def test_numbers_of_further_files_are_counted_over_all_streams_of_a_run() -> None:
+    dark, light = (consolidator_for(resource(TIFF, "a", template="a_%d"), descriptor([4, 5])) for _ in range(2))
+    light.announced = dark.announced
+    light.consume(datum(0, 1, "a"))
+    dark.consume(datum(1, 2, "a"))
+    for consolidator in (dark, light):
+        consolidator.add_resource(resource(TIFF, "b", template="b_%d"))
+    dark.consume(datum(0, 1, "b"))
+    light.consume(datum(1, 3, "b"))
+    assert files(light.data_source()) == ["d/a_0", "d/b_1", "d/b_2"]
+    assert files(dark.data_source()) == ["d/a_1", "d/b_0"]
+
+
+@pytest.mark.parametrize("mimetype", [TIFF, JPEG, NPY, HDF5])
+def test_a_file_that_is_named_again_is_there_again_by_another_spelling(mimetype: str) -> None:
+    consolidator = consolidator_for(resource(mimetype, template="%s_%d.npy", filename="f"), descriptor([4, 5]))
+    for start in (5, 2, 5, 5):
+        consolidator.consume({**datum(start, start + 1), "seq_nums": {"start": 1, "stop": 2}})
+    found = files(consolidator.data_source())
+    assert found == ["d/f_5.npy", "d/f_2.npy", "d/./f_5.npy", "d/././f_5.npy"]
+    assert consolidator.data_source()["structure"]["shape"][0] == 4
+
+
+def test_files_that_come_in_another_order_than_the_events_are_noted() -> None:
+    consolidator = consolidator_for(resource(TIFF, template="%d"), descriptor([4, 5]))
+    consolidator.consume(datum(3, 4))
+    consolidator.consume(datum(1, 2))
+    assert files(consolidator.data_source()) == ["d/3", "d/1"]
+    assert "order" in consolidator.notes[0]
+
+
+@pytest.mark.parametrize("mimetype", [CSV, "image/odd"])
+def test_rows_that_an_adapter_does_not_select_are_refused(mimetype: str) -> None:
+    consolidator = consolidator_for(resource(mimetype), descriptor([4, 5]))
+    consolidator.consume(datum(0, 2))
+    with pytest.raises(DocumentError, match="3 to 3"):
+        consolidator.consume(datum(3, 4))
+    assert consolidator.rows == 2
+    consolidator.consume(datum(2, 3))
+    with pytest.raises(DocumentError, match="slice"):
+        located((0, 1, 1), (2, 3, 2), slice="::2")
+
+
+events = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 3), st.integers(1, 12)), max_size=8)
+
+
+@given(events)
+def test_frames_are_in_the_order_of_their_events(steps: list[tuple[int, int, int]]) -> None:
+    consolidator = consolidator_for(resource(HDF5, chunk_shape=[1, 4, 5]), descriptor([4, 5]))
+    expected: list[tuple[int, int]] = []
+    begin = 0
+    for start, count, seq_num in steps:
+        known = {number for number, _ in expected[begin:]}
+        frames = [(seq_num + n, start + n) for n in range(count)]
+        if known & {number for number, _ in frames}:
+            begin = len(expected)
+        expected[begin:] = sorted([*expected[begin:], *frames])
+        seq_nums = {"start": seq_num, "stop": seq_num + count}
+        consolidator.consume({**datum(start, start + count), "seq_nums": seq_nums})
+    selected = consolidator.data_source()["parameters"].get("slice")
+    frames_there = [frame for _, frame in expected]
+    if selected is None:
+        selected = list(range(len(expected)))
+    elif isinstance(selected, str):
+        selected = list(range(*map(int, selected.split(":"))))
+    assert selected == frames_there

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tiledbroker import Encoder, Record
-from tiledwriter import RunNormalizer, RunWriter
+from tiledwriter import RunNormalizer
 from tiledwriter._columns import arrow_type
 from tiledwriter._fold import Fold
 from tiledwriter._operations import (
@@ -26,6 +26,7 @@ from tiledwriter._operations import (
     CreateArray,
     CreateContainer,
     CreateTable,
+    DescribeExternal,
     ExtendExternal,
     OrderTable,
     RegisterExternal,
@@ -33,7 +34,7 @@ from tiledwriter._operations import (
     UpdateMetadata,
     WriteArray,
 )
-from tiledwriter._run_writer import MAX_PENDING
+from tiledwriter._run_writer import MAX_PENDING, RunWriter
 from tiledwriter._writing_options import WritingOptions
 
 Documents = list[tuple[str, dict[str, Any]]]
@@ -146,8 +147,17 @@ class Tiled:
         assert operation.first < operation.stop
         assert operation.first <= len(node.rows)
         if operation.stop > len(node.rows):
+            told = [] if node.source is None else node.source["assets"]
+            new = operation.new_data_source["assets"]
+            assert told[: operation.known_assets] + new == operation.data_source["assets"]
             node.rows += [operation.data_source["mimetype"]] * (operation.stop - len(node.rows))
             node.source = operation.data_source
+
+    def DescribeExternal(self, operation: DescribeExternal) -> None:
+        node = self.nodes[operation.path]
+        assert operation.data_source["assets"] == []
+        assets = [] if node.source is None else node.source["assets"]
+        node.source = {**operation.data_source, "assets": assets}
 
     def OrderTable(self, operation: OrderTable) -> None:
         node = self.nodes[operation.path]
@@ -240,6 +250,20 @@ grids = st.builds(
 KEYS = ["x", "X", "y", "ts_x", "internal", "internal_1", "time", "seq_num", "a b", "a/b", "x_", "ä", ""]
 
 
+FILES: list[Callable[[str], dict[str, Any]]] = [
+    lambda file: {
+        "mimetype": "application/x-hdf5",
+        "uri": f"file://localhost/data/{file}.h5",
+        "parameters": {"dataset": "/data", "chunk_shape": [1, 5, 4]},
+    },
+    lambda file: {
+        "mimetype": "multipart/related;type=image/tiff",
+        "uri": "file://localhost/data/",
+        "parameters": {"template": f"{file.replace('{', '')}-%d.tiff"},
+    },
+]
+
+
 @dataclass
 class Source:
     """A data key: what its descriptor says, and what comes for it."""
@@ -249,6 +273,7 @@ class Source:
     values: st.SearchStrategy[Any]
     kind: str = "internal"  # or "datum", "stream"
     count: int = 0
+    named: list[tuple[int, str, int]] = field(default_factory=list)  # sequence number, file, frame
 
 
 @st.composite
@@ -287,12 +312,17 @@ class Recording:
         self._late: Documents = []
 
     def describe(self, stream: str) -> None:
-        """A stream's descriptor; a further one says that its configuration has changed."""
+        """A stream's descriptor; a further one says that its configuration has changed, or has another data key."""
         if stream not in self._sources:
             keys = self._draw(st.lists(st.sampled_from(KEYS), min_size=1, max_size=4, unique=True))
             self._sources[stream] = [self._draw(sources(key)) for key in keys]
             self.events[stream] = []
             self._seq_nums[stream] = 0
+        elif self._draw(st.booleans()):
+            used = {source.key for source in self._sources[stream]}
+            self._sources[stream].append(
+                self._draw(sources(self._draw(st.sampled_from([key for key in KEYS if key not in used]))))
+            )
         uid = f"{stream}-{len(self.documents)}"
         self._descriptors[stream] = uid
         self._add(
@@ -319,27 +349,36 @@ class Recording:
         self._release()
 
     def stream_data(self, stream: str) -> None:
-        """Files that a detector writes by itself."""
+        """Files that a detector writes by itself: frames in order, dropped, repeated, or in another order."""
         for source in self._sources[stream]:
             if source.kind != "stream":
                 continue
-            resource = f"{stream}-{source.key}-{self._draw(st.integers(0, 1))}"
+            file = f"{source.key}-{self._draw(st.sampled_from([0, 0, 0, 1]))}"
+            resource = f"{stream}-{file}"
             if not any(document.get("uid") == resource for _, document in self.documents):
-                self._add(
-                    "stream_resource",
-                    uid=resource,
-                    run_start=RUN,
-                    data_key=source.key,
-                    mimetype="application/x-hdf5",
-                    uri=f"file://localhost/data/{resource}.h5",
-                    parameters={"dataset": "/data", "chunk_shape": [1]},
-                )
+                announcement: dict[str, Any] = {
+                    "uid": resource,
+                    "run_start": RUN,
+                    "data_key": source.key,
+                    **self._draw(st.sampled_from(FILES))(file),
+                }
+                if self._draw(st.integers(0, 5)):
+                    self._add("stream_resource", **announcement)
+                else:
+                    self._late.append(("stream_resource", announcement))
             count = self._draw(st.integers(1, 3))
-            rows = {"start": source.count, "stop": source.count + count}
-            source.count += count
+            start = max(0, source.count + self._draw(st.sampled_from([0, 0, 0, 1, -1, -3])))
+            source.count = start + count
+            first = len(source.named) + 1 + self._draw(st.sampled_from([0, 0, 0, 0, 2, -1]))
             descriptor = self._descriptors[stream]
             ids = {"uid": f"{resource}/{source.count}", "stream_resource": resource, "descriptor": descriptor}
-            self._add("stream_datum", **ids, indices=rows, seq_nums={key: n + 1 for key, n in rows.items()})
+            self._add(
+                "stream_datum",
+                **ids,
+                indices={"start": start, "stop": start + count},
+                seq_nums={"start": first, "stop": first + count},
+            )
+            source.named += [(first + n, file, start + n) for n in range(count)]
 
     def _event(self, stream: str) -> dict[str, Any]:
         self._seq_nums[stream] += 1
@@ -491,6 +530,42 @@ def test_no_number_is_lost_without_a_note(recording, batches):
                 assert all(same) or any(repr(column.name) in note for note in notes)
 
 
+@every_run
+@given(recordings(), batch_sizes)
+def test_a_node_has_the_frames_that_its_documents_name_in_the_order_of_the_events_or_a_note(recording, batches):
+    recording._add("stop", uid="stop", run_start=RUN, exit_status="success", reason="", num_events={})
+    tiled = effect(fold(recording.documents, batches)[0])
+    notes = tiled.nodes[RUN].metadata.get("notes", [])
+    for stream, described in recording._sources.items():
+        for source in described:
+            if source.kind != "stream" or not source.named:
+                continue
+            if any(repr(source.key) in note or f"{stream}-{source.key}-" in note for note in notes):
+                continue
+            node = tiled.nodes[f"{RUN}/{stream}/{source.key}"]
+            assert frames_of(node.source) == [(file, frame) for _, file, frame in in_order(source.named)]
+
+
+def frames_of(source: dict[str, Any]) -> list[tuple[str, int]]:
+    """The frames that a data source gives: of one HDF5 file, or a file each."""
+    names = [asset["data_uri"].rpartition("/")[2] for asset in source["assets"]]
+    count = source["structure"]["shape"][0]
+    if source["mimetype"] != "application/x-hdf5":
+        assert len(names) == count
+        return [(file, int(number)) for file, _, number in (n.removesuffix(".tiff").rpartition("-") for n in names)]
+    (name,) = names
+    selected = source["parameters"].get("slice", f"0:{count}")
+    rows = list(range(*map(int, selected.split(":")))) if isinstance(selected, str) else selected
+    assert len(rows) == count
+    return [(name.removesuffix(".h5"), row) for row in rows]
+
+
+def in_order(named: Sequence[tuple[int, str, int]]) -> list[tuple[int, str, int]]:
+    """Frames in the order of their events, unless events repeat: then as they came."""
+    numbers = [number for number, _, _ in named]
+    return sorted(named) if len(set(numbers)) == len(numbers) else list(named)
+
+
 def test_a_batch_ends_before_its_arrays_take_much_memory_though_no_event_has_one() -> None:
     run = compose_run()
     data_keys = {"image": {"source": "s", "dtype": "array", "dtype_numpy": "<f8", "shape": [1024, 1024]}}
@@ -510,3 +585,23 @@ def test_a_batch_ends_before_its_arrays_take_much_memory_though_no_event_has_one
         assert sum(operation.values.nbytes for operation in batch) <= MAX_PENDING + 2**23
         written += [(operation.first, operation.stop) for operation in batch]
     assert written == [(0, 9), (9, 18), (18, 27), (27, 30)]
+
+
+def test_an_interrupted_run_has_the_notes_of_all_who_took_some() -> None:
+    run = compose_run(metadata={"odd": float("nan")})
+    key = {"source": "s", "dtype": "number", "shape": []}
+    stream = run.compose_descriptor(name="primary", data_keys={"time": key, "x": key})
+    events = [
+        ("event", stream.compose_event(data={"time": 1.0, "x": x}, timestamps={"time": 0.0, "x": 0.0}, validate=False))
+        for x in (0.5, "broken")
+    ]
+    encoder = Encoder()
+    emitted = [("start", run.start_doc), ("descriptor", stream.descriptor_doc), *events]
+    bodies = [(name, encoder.encode(document)) for name, document in emitted]
+    records = [Record(i, name, 0.0, zlib.crc32(body), body) for i, (name, body) in enumerate(bodies)]
+    fold = Fold(run.start_doc["uid"], WritingOptions(), 16)
+    fold.feed(records)
+    (notes,) = [operation.metadata["notes"] for operation in fold.abandon() if isinstance(operation, UpdateMetadata)]
+    assert fold.error is None
+    for part in ("start.odd: NaN", "data key 'time' is reserved", "1 values of 'x'"):
+        assert any(part in note for note in notes), part

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import datetime
+import decimal
+import fractions
 import json
 import math
+import pathlib
 
 import msgspec
 import numpy
@@ -11,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tiledbroker import ReplacedByRepr
 from tiledwriter._json import MAX_INTEGER, to_json
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
@@ -47,6 +51,10 @@ def test_what_json_carries_is_kept_as_it_is_and_not_noted(value):
         (b"bytes", "bytes"),
         (b"\xff", "\\xff"),
         (1 + 2j, "(1+2j)"),
+        (numpy.clongdouble(1 + 2j), "(1+2j)"),
+        (fractions.Fraction(10**400, 3), MAX_INTEGER),
+        (decimal.Decimal("1e400"), MAX_INTEGER),
+        (ReplacedByRepr("<Odd>"), "<Odd>"),
         (datetime.timedelta(1), "1 day, 0:00:00"),
         (numpy.float32("nan"), None),
         (numpy.int64(2**60), MAX_INTEGER),
@@ -77,6 +85,10 @@ def test_the_largest_integers_that_json_readers_agree_on_are_kept():
         (numpy.array(["x", "yz"]), ["x", "yz"]),
         ((1, (2, 3)), [1, [2, 3]]),
         ({1: {2.5: None}}, {"1": {"2.5": None}}),
+        (pathlib.PurePosixPath("/a b/c.h5"), "/a b/c.h5"),
+        (decimal.Decimal("0.25"), 0.25),
+        (fractions.Fraction(1, 8), 0.125),
+        (numpy.longdouble(0.5), 0.5),
     ],
 )
 def test_numpy_values_tuples_and_keys_of_other_types_become_plain(value, stored):
@@ -125,3 +137,9 @@ def test_a_pydantic_model_is_a_dict_of_its_fields():
     result, notes = converted(Energies(energy=[1.5, math.nan]))
     assert result == {"energy": [1.5, None]}
     assert len(notes) == 1
+
+
+def test_keys_that_would_be_one_text_keep_their_values():
+    result, notes = converted({1: "buffer", "1": "sample", "1_": "oil", 2: "water"})
+    assert result == {"1__": "buffer", "1": "sample", "1_": "oil", "2": "water"}
+    assert notes == ["start: key 1 is stored as '1__', as there is a text that reads the same."]

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -162,9 +163,13 @@ def test_reserved_data_keys_are_renamed_wherever_they_are_mentioned() -> None:
     assert "'primary': data key 'time'" in normalizer.notes[0]
 
 
-def test_a_reserved_name_whose_substitute_is_taken_is_refused() -> None:
-    with pytest.raises(DocumentError, match=r"'desc'.*'time'.*'time_'"):
-        RunNormalizer()(*descriptor({"time": NUMBER, "time_": NUMBER}))
+def test_a_reserved_name_whose_substitute_is_taken_gets_another_one() -> None:
+    normalizer = RunNormalizer()
+    [(_, modern)] = normalizer(*descriptor({"time": NUMBER, "time_": NUMBER}))
+    assert list(modern["data_keys"]) == ["time_", "time__"]
+    [(_, taken)] = normalizer(*event(1, {"time": 1, "time_": 2}))
+    assert taken["data"] == {"time_": 2, "time__": 1}
+    assert normalizer.notes == ["Stream 'primary': data key 'time' is reserved and was renamed to 'time__'."]
 
 
 def test_events_keep_internal_data_only() -> None:
@@ -276,27 +281,42 @@ def test_a_datum_may_be_referred_to_more_than_once() -> None:
     [
         ([{}, {}], [(0, 1), (1, 2)]),
         ([{"point_number": 0}, {"point_number": 7}], [(0, 1), (7, 8)]),
+        ([{"index": 3}, {"index": numpy.int64(1)}], [(3, 4), (1, 2)]),
         ([{"indices": {"start": 3, "stop": 9}}], [(3, 9)]),
         ([{"indices": {"start": 3, "stop": 9}, "point_number": 0, "frame": 1}], [(3, 9)]),
-        ([{"frame": 4}, {"frame": 9}], [(0, 5), (5, 10)]),
+        ([{"frame": 4}, {"frame": 9}, {"frame": 6}, {"frame": 12}], [(0, 5), (5, 10), (6, 7), (10, 13)]),
     ],
 )
-def test_a_datum_says_which_rows_it_stands_for(arguments: list[dict], expected: list[tuple[int, int]]) -> None:
+def test_a_datum_says_which_frames_of_its_resource_it_stands_for(
+    arguments: list[dict], expected: list[tuple[int, int]]
+) -> None:
     modern = normalize(external_run([("res", kwargs) for kwargs in arguments]))
     assert rows(modern) == expected
     seq_nums = [doc["seq_nums"] for doc in of("stream_datum", modern)]
-    assert seq_nums == [{"start": start + 1, "stop": stop + 1} for start, stop in expected]
+    assert seq_nums == [{"start": n, "stop": n + 1} for n in range(1, len(expected) + 1)]
 
 
-def test_frames_go_on_counting_when_the_next_resource_starts_again() -> None:
-    run = external_run([("r1", {"frame": 1}), ("r1", {"frame": 3}), ("r2", {"frame": 1}), ("r2", {"frame": 3})])
-    assert rows(normalize(run)) == [(0, 2), (2, 4), (4, 6), (6, 8)]
+@pytest.mark.parametrize("argument", [None, "frame", "point_number"])
+def test_frames_are_counted_in_each_resource_over_all_streams(argument: str | None) -> None:
+    documents: Documents = [descriptor({"img": IMAGE}, uid=uid, name=uid) for uid in ("dark", "light")]
+    order = [("one", "dark", 0), ("one", "light", 1), ("one", "light", 2), ("two", "dark", 0), ("two", "light", 1)]
+    documents += [resource("one"), resource("two")]
+    for n, (uid, stream, number) in enumerate(order):
+        kwargs = {} if argument is None else {argument: number}
+        documents += [datum(f"datum-{n}", uid, **kwargs), event(n, {"img": f"datum-{n}"}, uid=stream)]
+    assert rows(normalize([*documents, STOP])) == [(number, number + 1) for _, _, number in order]
+
+
+def test_datums_are_numbered_by_their_ids_where_one_is_lost_and_nothing_else_says_which_they_are() -> None:
+    documents: Documents = [descriptor({"img": IMAGE}), resource(), *(datum(f"res/{n}") for n in (4, 6))]
+    documents += [event(n, {"img": f"res/{n + 3}"}) for n in (1, 2, 3)]
+    assert rows(normalize([*documents, STOP])) == [(0, 1), (2, 3)]
 
 
 @given(st.integers(1, 4), st.integers(1, 3))
 def test_frames_of_resources_that_are_all_alike_leave_no_gap(per_resource: int, frames: int) -> None:
     arguments = [(f"r{r}", {"frame": (n + 1) * frames - 1}) for r in range(3) for n in range(per_resource)]
-    expected = [(n * frames, (n + 1) * frames) for n in range(3 * per_resource)]
+    expected = [(n * frames, (n + 1) * frames) for n in range(per_resource)] * 3
     assert rows(normalize(external_run(arguments))) == expected
 
 
@@ -324,7 +344,8 @@ def test_late_datums_are_served_in_the_order_of_their_events(order: list[int]) -
 
 
 def test_a_datum_that_never_comes_costs_only_its_reference() -> None:
-    documents: Documents = [descriptor({"img": IMAGE}), resource(), datum("d1"), datum("d3")]
+    documents: Documents = [descriptor({"img": IMAGE}), resource()]
+    documents += [datum("d1", point_number=0), datum("d3", point_number=2)]
     documents += [event(n, {"img": f"d{n}"}) for n in (1, 2, 3)]
     normalizer = RunNormalizer()
     modern = normalize([*documents, STOP], normalizer)
@@ -396,6 +417,11 @@ def test_a_modern_stream_resource_keeps_its_uri_and_loses_other_fields() -> None
         ("", "file:///a/b/", "file://localhost/a/b/"),
         ("", "s3://bucket/key", "s3://bucket/key"),
         ("C:\\data", "x.h5", "file://localhost/C:/data/x.h5"),
+        ("/data/", "/data/a/b.h5", "file://localhost/data/a/b.h5"),
+        ("/data", "/data/a/", "file://localhost/data/a/"),
+        ("/data", "/database/b.h5", "file://localhost/data/database/b.h5"),
+        ("data", "data/b.h5", "file://localhost/data/data/b.h5"),
+        ("C:\\data", "C:\\data\\x.h5", "file://localhost/C:/data/x.h5"),
     ],
 )
 def test_root_and_path_become_a_uri(root: str | None, path: str, uri: str) -> None:

@@ -11,7 +11,7 @@ from bluesky import plan_stubs as bps
 from bluesky import plans as bp
 from bluesky import preprocessors as bpp
 
-from tiledwriter import DocumentError, RunNormalizer, RunWriter
+from tiledwriter import DocumentError, RunNormalizer
 from tiledwriter._operations import (
     AppendRows,
     Audit,
@@ -19,6 +19,7 @@ from tiledwriter._operations import (
     CreateArray,
     CreateContainer,
     CreateTable,
+    DescribeExternal,
     ExtendExternal,
     OrderTable,
     RegisterExternal,
@@ -26,6 +27,7 @@ from tiledwriter._operations import (
     WriteArray,
     describe_operation,
 )
+from tiledwriter._run_writer import RunWriter
 
 NUMBER = {"dtype": "number", "dtype_numpy": "<f8", "shape": [], "source": "test"}
 
@@ -307,13 +309,158 @@ def test_a_document_error_says_which_document(run):
             "event",
             {"uid": "the-event", "descriptor": "nobody", "seq_num": 1, "time": 0.0, "data": {}, "timestamps": {}},
         )
-    with pytest.raises(DocumentError, match=r"stream_datum document 'the-datum'.*'lost'"):
-        writer("stream_datum", {"uid": "the-datum", "descriptor": "lost", "stream_resource": "gone"})
 
 
 def test_documents_that_the_normalizer_has_to_see_first_are_refused():
     with pytest.raises(DocumentError, match=r"'event_page'.*RunNormalizer"):
         RunWriter()("event_page", {})
+
+
+# What a data key can cost
+
+CAM = {"dtype": "array", "dtype_numpy": "<u2", "shape": [4, 6], "external": "STREAM:", "source": "test"}
+
+
+def start():
+    return "start", {"uid": "r", "time": 0.0}
+
+
+def descriptor(keys, uid="d", stream="primary"):
+    document = {"uid": uid, "run_start": "r", "time": 0.0, "name": stream, "data_keys": keys}
+    return "descriptor", {**document, "configuration": {}, "hints": {}, "object_keys": {}}
+
+
+def event(seq_num, data, uid="d"):
+    about = {"uid": f"e{seq_num}", "descriptor": uid, "seq_num": seq_num, "time": float(seq_num)}
+    return "event", {**about, "data": data, "timestamps": dict.fromkeys(data, 0.0)}
+
+
+def stream_resource(key="cam", uid="res", mimetype="application/x-hdf5", **parameters):
+    parameters = {"dataset": "/x", "chunk_shape": [1, 4, 6], **parameters}
+    where = {"mimetype": mimetype, "uri": f"file://localhost/{uid}.h5", "parameters": parameters}
+    return "stream_resource", {"uid": uid, "run_start": "r", "data_key": key, **where}
+
+
+def stream_datum(first, stop, *, uid="res", of="d", seq_num=None):
+    seq_num = first + 1 if seq_num is None else seq_num
+    about = {
+        "uid": f"{uid}/{first}",
+        "stream_resource": uid,
+        "descriptor": of,
+        "indices": {"start": first, "stop": stop},
+    }
+    return "stream_datum", {**about, "seq_nums": {"start": seq_num, "stop": seq_num + stop - first}}
+
+
+STOP = ("stop", {"uid": "s", "run_start": "r", "time": 9.0, "exit_status": "success"})
+
+
+def frames(operations, path="r/primary/cam"):
+    """How many frames Tiled was told of in the end, and the selection of rows that its adapter gets."""
+    told = at(operations, path, ExtendExternal)
+    source = told[-1].data_source
+    return source["structure"]["shape"][0], source["parameters"].get("slice")
+
+
+def notes(operations):
+    return at(operations, "r", UpdateMetadata)[-1].metadata.get("notes", [])
+
+
+def test_a_stream_datum_waits_for_its_resource_and_for_its_descriptor():
+    late = [start(), stream_datum(0, 1), descriptor({"cam": CAM}), stream_datum(1, 2), stream_resource()]
+    operations = fold([*late, stream_datum(2, 3), STOP])
+    assert frames(operations) == (3, None)
+    assert notes(operations) == []
+
+
+@pytest.mark.parametrize("end", [[STOP], []])
+def test_a_resource_that_never_comes_is_noted(end):
+    documents = [start(), descriptor({"cam": CAM, "x": NUMBER}), event(1, {"x": 1.0}), stream_datum(0, 1), *end]
+    operations = fold(documents, abandon=not end)
+    assert rows(operations, "r/primary/internal")["x"] == [1.0]
+    assert notes(operations) == ["'res' never came; what 1 stream datum named of it is left out."]
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "rest", "why"),
+    [
+        ([stream_resource(uid="b", dataset="/y"), stream_datum(2, 3, uid="b")], 2, "datasets"),
+        ([stream_resource(uid="b", mimetype="image/odd"), stream_datum(2, 3, uid="b")], 2, "image/odd"),
+        ([stream_datum(2, 1)], 2, "indices"),
+        ([descriptor({"cam": {**CAM, "shape": [8, 6]}}, "d2"), stream_datum(2, 3, of="d2")], 2, "another shape"),
+    ],
+)
+def test_what_cannot_be_followed_ends_the_data_of_its_key(spoilt, rest, why):
+    documents = [start(), descriptor({"cam": CAM, "two": CAM, "x": NUMBER}), stream_resource(), stream_datum(0, 2)]
+    documents += [*spoilt, stream_datum(2, 4), stream_resource("two", "other"), stream_datum(0, 4, uid="other")]
+    documents += [event(n, {"x": 0.5}) for n in (1, 2, 3, 4)]
+    operations = fold([*documents, STOP])
+    assert frames(operations) == (rest, None)
+    assert frames(operations, "r/primary/two") == (4, None)
+    first, second = notes(operations)
+    assert "the frames of 'cam' are left out from sequence number 3 on" in first
+    assert why in first
+    assert second == (
+        "Stream 'primary': 'cam' has 2 frames for 4 events, and a dimension 'cam_frame' of its own. "
+        "They belong to sequence numbers 1 to 2."
+    )
+    (described,) = at(operations, "r/primary/cam", DescribeExternal)
+    assert described.data_source["structure"]["dims"] == ["cam_frame", "cam_dim1", "cam_dim2"]
+
+
+def test_a_key_of_which_nothing_can_be_served_has_no_node():
+    documents = [start(), descriptor({"cam": {**CAM, "shape": [None, 6]}, "x": NUMBER}), stream_resource()]
+    operations = fold([*documents, stream_datum(0, 1), event(1, {"x": 1.0}), STOP])
+    assert not at(operations, "r/primary/cam", RegisterExternal)
+    (note,) = notes(operations)
+    assert "'cam' are left out" in note
+    assert "varies" in note
+
+
+def test_a_key_that_a_further_descriptor_declares_has_its_files_and_is_in_the_metadata():
+    documents = [start(), descriptor({"x": NUMBER}), event(1, {"x": 1.0}), descriptor({"x": NUMBER, "cam": CAM}, "d2")]
+    documents += [stream_resource(), event(2, {"x": 2.0}, "d2"), stream_datum(0, 1, of="d2", seq_num=2), STOP]
+    operations = fold(documents)
+    assert frames(operations) == (1, None)
+    (changed,) = [op.metadata for op in at(operations, "r/primary", UpdateMetadata)]
+    assert list(changed["data_keys"]) == ["x", "cam"]
+    assert "'cam' has 1 frame for 2 events" in notes(operations)[0]
+
+
+@pytest.mark.parametrize(("one", "two"), [("cam?1", "cam#1"), ("a/b", "a_b"), ("internal", "internal_")])
+def test_no_two_keys_have_one_node(one, two):
+    documents = [start(), descriptor({one: CAM, two: CAM}), stream_resource(one, "1"), stream_resource(two, "2")]
+    operations = fold([*documents, stream_datum(0, 1, uid="1"), stream_datum(0, 1, uid="2"), STOP])
+    paths = [operation.path for operation in operations if isinstance(operation, RegisterExternal)]
+    assert len(set(paths)) == 2
+    assert "r/primary/internal" not in paths
+    for key, path in zip((one, two), paths, strict=True):
+        name = path.rpartition("/")[2]
+        assert name == key or any(repr(key) in note and repr(name) in note for note in notes(operations))
+
+
+def test_dimensions_of_a_stream_have_one_size_and_a_node_has_each_once():
+    keys = {
+        "trace": {**CAM, "shape": [6], "dims": ["time"]},
+        "image": {**CAM, "dims": ["y", "y"]},
+        "small": {**CAM, "shape": [2, 3], "dims": ["y", "small"]},
+    }
+    documents = [start(), descriptor(keys)]
+    for key in keys:
+        documents += [stream_resource(key, key, chunk_shape=[1]), stream_datum(0, 1, uid=key)]
+    operations = fold([*documents, STOP])
+    dims = {
+        operation.path.rpartition("/")[2]: operation.data_source["structure"]["dims"]
+        for operation in operations
+        if isinstance(operation, RegisterExternal)
+    }
+    assert dims == {"trace": ["time", "time_"], "image": ["time", "y", "y_"], "small": ["time", "y__", "small_"]}
+    assert any("'time' of 'trace'" in note for note in notes(operations))
+
+
+def test_one_access_tag_may_be_a_text():
+    (container,) = RunWriter()("start", {"uid": "r", "time": 0.0, "tiled_access_tags": "public"})
+    assert container.access_tags == ("public",)
 
 
 # Layers

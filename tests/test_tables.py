@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiled.adapters.sql import COLUMN_NAME_PATTERN, is_safe_identifier
 
+from tiledbroker import ReplacedByRepr
 from tiledwriter._columns import arrow_type
 from tiledwriter._operations import AppendRows, CreateArray, CreateTable, OrderTable, RemoveNode, WriteArray
 from tiledwriter._tables import InternalData, RowOrder
@@ -358,7 +359,7 @@ def test_a_column_too_narrow_for_its_values_says_which_type_it_needs():
     [
         (array_key(6), [1.0] * 6, [1.0] * 9, 4, "list<float64>"),
         (array_key(6), [1.0] * 6, [], 4, "list<float64>"),
-        (array_key(6, "|u1"), [1] * 6, [300] * 6, 4, "list<int64>"),
+        (array_key(6, "|u1"), [1] * 6, [300] * 5, 4, "list<int64>"),
         (array_key(6, "<i4"), [1] * 6, [0.5] * 5, 4, "list<float64>"),
         (array_key(6), [1.0] * 6, [1.0] * 9, 0, "text"),
         (array_key(2, "<U1"), ["a", "b"], ["c", "d" * 33], 4, "text"),
@@ -386,6 +387,67 @@ def test_an_array_node_whose_shape_or_type_turns_out_wrong_becomes_a_column(
         stored = table(again)["w"]
         assert [json.loads(text) for text in stored] if needed == "text" else stored == [first, second]
         assert again[-1] == RemoveNode("run/primary/w")
+
+
+@pytest.mark.parametrize(
+    ("declared", "first", "second", "needed"),
+    [
+        (array_key(6, "|u1"), [1] * 6, [300] * 6, "array<i8"),
+        (array_key(6, "<i4"), [1] * 6, [0.5] * 6, "array<f8"),
+        (array_key(6, "<i4"), [1] * 6, [None, *[1] * 5], "array<f8"),
+        (array_key(6, "<f4"), [1] * 6, [0.1] * 6, "array<f8"),
+        (array_key(6, "<f8"), [1.0] * 6, [1j] * 6, "array<c16"),
+        ({**array_key(2, "<i2"), "shape": [1, 2]}, [[1, 2]], [[0.5, 1]], "array<f8"),
+        ({**array_key(2, "<i8"), "shape": [1, 2]}, [[2**53 + 1, 2]], [[0.5, 1]], None),
+    ],
+)
+def test_an_array_node_whose_type_turns_out_too_narrow_is_made_of_a_wider_one(declared, first, second, needed):
+    events = [event(1, {"w": first}), event(2, {"w": second})]
+    writer = internal({"w": declared}, [])
+    for document in events:
+        writer.add(document)
+    writer.flush()
+    assert writer.too_narrow == ({"w": needed} if needed else {})
+    if needed:
+        notes = []
+        rows = array(fold({"w": declared}, events, column_types={"w": needed}, notes=notes), "run/primary/w")
+        assert rows.dtype.str == needed.removeprefix("array")
+        expected = numpy.array([first, second], rows.dtype)
+        numpy.testing.assert_array_equal(rows, expected)
+        assert not any("do not fit" in note for note in notes)
+
+
+def test_keys_of_a_further_descriptor_get_columns_and_nodes_of_all_events():
+    later = {"mean": NUMBER, "wave": array_key(20), "n": {"dtype": "integer", "shape": [], "source": "test"}}
+    events = [event(1, {"x": 0.5}), event(2, {"x": 1.5, "mean": 2.5, "wave": [1.0] * 20, "n": 2**60})]
+
+    def folded(types, notes):
+        writer = internal({"x": NUMBER}, notes, column_types=types)
+        writer.add(events[0])
+        operations = writer.flush()
+        writer.declare({"x": NUMBER, **later})
+        writer.add(events[1])
+        operations += writer.flush()
+        writer.report()
+        return operations, writer.too_narrow
+
+    _, types = folded({}, [])
+    notes = []
+    operations, more = folded(types, notes)
+    assert more == {}
+    assert table(operations)["mean"] == [None, 2.5]
+    assert table(operations)["n"] == [None, 2**60]
+    assert numpy.isnan(array(operations, "run/primary/wave")[0]).all()
+    assert array(operations, "run/primary/wave")[1].tolist() == [1.0] * 20
+    assert notes == ["Stream 'primary': 'wave' is stored as an array of its own."]
+
+
+def test_keys_that_are_declared_before_the_first_event_need_nothing_else():
+    writer = internal({"x": NUMBER}, [])
+    writer.declare({"y": NUMBER})
+    writer.add(event(1, {"x": 1.0, "y": 2.0}))
+    assert table(writer.flush())["y"] == [2.0]
+    assert not writer.too_narrow
 
 
 def test_a_column_of_integers_that_no_float_holds_is_not_widened():
@@ -568,3 +630,102 @@ def test_no_room_is_made_for_missing_arrays_of_a_size_that_nobody_has_seen():
     operations = fold({"wave": array_key(2**32)}, [event(1, {}), event(2, {"wave": [1.0, 2.0]})])
     assert not of_type(operations, WriteArray)
     assert table(operations)["wave"] == [None, [1.0, 2.0]]
+
+
+# Values that are not what the descriptor says
+
+
+@pytest.mark.parametrize("limit", [16, 0])
+def test_missing_numbers_in_arrays_are_nan(limit):
+    nan = math.nan
+    masked = numpy.ma.masked_array([1, 2, 3], mask=[False, True, False]).tolist()
+    values = [[1.0, None, 3.0], [4.0, 5.0, 6.0], masked, numpy.array([7, None, 8.5], object), [None] * 3, None]
+    notes = []
+    events = [event(n + 1, {"w": value}) for n, value in enumerate(values)]
+    operations = fold({"w": array_key(3)}, events, notes=notes, max_array_size=limit)
+    stored = array(operations, "run/primary/w").tolist() if limit == 0 else table(operations)["w"]
+    wanted = [[1, nan, 3], [4, 5, 6], [1, nan, 3], [7, nan, 8.5], [nan] * 3, [nan] * 3 if limit == 0 else None]
+    assert str(stored) == str([value and list(map(float, value)) for value in wanted])
+    assert not any("JSON" in note for note in notes)
+
+
+def test_missing_numbers_among_integers_make_floats_of_them():
+    events = [event(1, {"w": [1, 2]}), event(2, {"w": [1, None]})]
+    internal_data = internal({"w": array_key(2, "<i8")}, [])
+    for document in events:
+        internal_data.add(document)
+    internal_data.flush()
+    assert internal_data.too_narrow == {"w": "list<float64>"}
+    operations = fold({"w": array_key(2, "<i8")}, events, column_types={"w": "list<float64>"})
+    assert str(table(operations)["w"]) == "[[1.0, 2.0], [1.0, nan]]"
+
+
+def test_a_number_among_waveforms_comes_first_in_its_row():
+    wave = numpy.arange(20.0)
+    notes = []
+    events = [event(n + 1, {"w": value}) for n, value in enumerate([wave, 5.5, wave])]
+    rows = array(fold({"w": array_key(20)}, events, notes=notes), "run/primary/w")
+    assert rows[1, 0] == 5.5
+    assert numpy.isnan(rows[1, 1:]).all()
+    assert any("1 values of 'w'" in note for note in notes)
+
+
+def test_arrays_of_one_among_numbers_are_numbers():
+    number = {"dtype": "number", "shape": [], "source": "test"}
+    integer = {"dtype": "integer", "shape": [], "source": "test"}
+    rows = [
+        {"n": numpy.array([1.5]), "i": [3], "a": 0.5},
+        {"n": 2.5, "i": 4, "a": [1.5]},
+        {"n": [3.5], "i": [5], "a": 2.5},
+    ]
+    keys = {"n": number, "i": integer, "a": array_key(1)}
+    stored = table(fold(keys, [event(n + 1, row) for n, row in enumerate(rows)]))
+    assert (stored["n"], stored["i"], stored["a"]) == ([1.5, 2.5, 3.5], [3, 4, 5], [0.5, 1.5, 2.5])
+
+
+def test_a_number_among_short_arrays_is_an_array_of_one():
+    stored = table(fold({"a": array_key(2)}, [event(1, {"a": [1.0, 2.0]}), event(2, {"a": 3.0})]))
+    assert stored["a"] == [[1.0, 2.0], [3.0]]
+
+
+@pytest.mark.parametrize("size", [2, 20])
+def test_numbers_of_extended_precision_are_rounded_and_noted(size):
+    notes = []
+    values = numpy.arange(size, dtype="longdouble") / 3
+    operations = fold({"w": array_key(size, "<f16")}, [event(1, {"w": values})], notes=notes)
+    stored = table(operations)["w"][0] if size == 2 else array(operations, "run/primary/w")[0]
+    assert list(stored) == list(values.astype("<f8"))
+    assert any("'w'" in note and "rounded" in note for note in notes)
+    assert not any("do not fit" in note for note in notes)
+
+
+def test_a_number_of_extended_precision_is_rounded():
+    key = {"dtype": "number", "dtype_numpy": "<f16", "shape": [], "source": "test"}
+    assert table(fold({"x": key}, [event(1, {"x": numpy.longdouble(1) / 4})]))["x"] == [0.25]
+
+
+@pytest.mark.parametrize(
+    ("value", "stored", "word"),
+    [
+        (1 + 2j, "(1+2j)", "complex"),
+        (ReplacedByRepr("<Odd>"), "<Odd>", "no document"),
+        (b"ab", "ab", "bytes"),
+        (1.5, "1.5", "float"),
+    ],
+)
+def test_what_is_stored_as_text_and_is_none_is_noted(value, stored, word):
+    notes = []
+    key = {"dtype": "string", "shape": [], "source": "test"}
+    assert table(fold({"z": key}, [event(1, {"z": value})], notes=notes))["z"] == [stored]
+    [note] = notes
+    assert "'z'" in note
+    assert word in note
+
+
+def test_records_are_stored_as_json_and_noted():
+    notes = []
+    record = numpy.array([("Rex", 9)], [("name", "U10"), ("age", "i4")])[0]
+    key = {"dtype": "array", "dtype_numpy": [["name", "<U10"], ["age", "<i4"]], "shape": [], "source": "test"}
+    assert table(fold({"dog": key}, [event(1, {"dog": record})], notes=notes))["dog"] == ['["Rex", 9]']
+    assert "'dog'" in notes[0]
+    assert "records" in notes[0]

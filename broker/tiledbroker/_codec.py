@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import struct
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from fractions import Fraction
 from itertools import takewhile
 from typing import Any, Final
 
@@ -53,8 +55,8 @@ class Encoder:
 
     Carried without loss: None, bool, int of any size, float, complex, str, bytes, list, dict, NumPy scalars and
     arrays of any type but object (object arrays element by element). Tuples and sets arrive as lists; datetimes,
-    UUIDs, enums and dataclasses as JSON would carry them, Pydantic models as dicts of their fields. Anything else is
-    replaced by its `repr`.
+    UUIDs, enums and dataclasses as JSON would carry them, Pydantic models as dicts of their fields, paths as text,
+    decimals and fractions as the nearest float. Anything else is replaced by its `repr`.
 
     Attributes
     ----------
@@ -63,7 +65,7 @@ class Encoder:
     """
 
     def __init__(self) -> None:
-        self._msgpack = msgspec.msgpack.Encoder(enc_hook=self._encode_other)
+        self._msgpack = msgspec.msgpack.Encoder(enc_hook=self._encode_other, decimal_format="number")
         self.replaced: list[str] = []
         self._path: set[int] = set()
 
@@ -99,6 +101,10 @@ class Encoder:
             return bytes(memoryview(value))
         if isinstance(value, complex):
             return msgspec.msgpack.Ext(_COMPLEX, struct.pack("<dd", value.real, value.imag))
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
+        if isinstance(value, Fraction):
+            return float(value)
         if isinstance(value, Mapping):
             return dict(value)
         if isinstance(value, deque | range | AbstractSet):

@@ -256,3 +256,39 @@ def skipped_rows(directory: Path) -> Documents:
         ids = {"uid": f"{resource}/{index}", "stream_resource": resource, "descriptor": descriptor}
         run.add("stream_datum", {**ids, "indices": {"start": index, "stop": index + 1}, "seq_nums": seq_nums})
     return run.stop()
+
+
+@entry("a file of which one stream has the first frame, and another one the others")
+def one_file_for_two_streams(directory: Path) -> Documents:
+    run = RunDocuments()
+    path = write_hdf5(directory / "shared.h5", frames(4), chunks=(1, *FRAME))
+    resource = run.stream_resource(
+        "cam", "application/x-hdf5", uri(path), dataset="/entry/data/data", chunk_shape=[1, *FRAME]
+    )
+    for stream, first, stop in (("dark", 0, 1), ("primary", 1, 4)):
+        descriptor = run.descriptor({"cam": external(FRAME), "x": key()}, stream)
+        run.events(descriptor, [{"x": float(n)} for n in range(first, stop)])
+        named_frames(run, resource, descriptor, range(first, stop), first_event=1)
+    return run.stop()
+
+
+@entry("frames of a file that were dropped, and some that come again")
+def dropped_and_repeated_frames(directory: Path) -> Documents:
+    run = RunDocuments()
+    path = write_hdf5(directory / "gaps.h5", frames(6), chunks=(1, *FRAME))
+    descriptor = run.descriptor({"cam": external(FRAME), "x": key()})
+    resource = run.stream_resource(
+        "cam", "application/x-hdf5", uri(path), dataset="/entry/data/data", chunk_shape=[1, *FRAME]
+    )
+    run.events(descriptor, [{"x": float(n)} for n in range(5)])
+    for numbers, first_event in ((range(2), 1), (range(3, 5), 3), (range(1, 2), 5)):
+        named_frames(run, resource, descriptor, numbers, first_event=first_event)
+    return run.stop()
+
+
+def named_frames(run: RunDocuments, resource: str, descriptor: str, numbers: range, *, first_event: int) -> None:
+    """A stream datum of frames that do not have the numbers of their events."""
+    indices = {"start": numbers.start, "stop": numbers.stop}
+    seq_nums = {"start": first_event, "stop": first_event + len(numbers)}
+    ids = {"uid": f"{resource}/{descriptor}/{first_event}", "stream_resource": resource, "descriptor": descriptor}
+    run.add("stream_datum", {**ids, "indices": indices, "seq_nums": seq_nums})

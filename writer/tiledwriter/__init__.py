@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._callback import TiledWriter
-    from ._catalog import TiledCatalog
     from ._consolidators import (
         ArrayConsolidator,
         BytesConsolidator,
@@ -16,12 +15,12 @@ if TYPE_CHECKING:
         HDF5Consolidator,
         JPEGConsolidator,
         NPYConsolidator,
+        Patch,
         SequenceConsolidator,
         TIFFConsolidator,
     )
     from ._errors import DocumentError, OperationRefused, TiledUnavailable, WriterError
     from ._normalizer import RunNormalizer
-    from ._run_writer import RunWriter
 
 __all__ = [
     "ArrayConsolidator",
@@ -33,11 +32,10 @@ __all__ = [
     "JPEGConsolidator",
     "NPYConsolidator",
     "OperationRefused",
+    "Patch",
     "RunNormalizer",
-    "RunWriter",
     "SequenceConsolidator",
     "TIFFConsolidator",
-    "TiledCatalog",
     "TiledUnavailable",
     "TiledWriter",
     "WriterError",
@@ -53,11 +51,10 @@ _MODULES = {
     "JPEGConsolidator": "_consolidators",
     "NPYConsolidator": "_consolidators",
     "OperationRefused": "_errors",
+    "Patch": "_consolidators",
     "RunNormalizer": "_normalizer",
-    "RunWriter": "_run_writer",
     "SequenceConsolidator": "_consolidators",
     "TIFFConsolidator": "_consolidators",
-    "TiledCatalog": "_catalog",
     "TiledUnavailable": "_errors",
     "TiledWriter": "_callback",
     "WriterError": "_errors",

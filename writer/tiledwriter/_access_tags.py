@@ -11,6 +11,13 @@ from ._errors import DocumentError
 ANY_CLIENT: Final = "*"
 
 
+def as_tags(tags: Any) -> tuple[str, ...] | None:
+    """The access tags of a start document; a text is one tag."""
+    if tags is None:
+        return None
+    return (tags,) if isinstance(tags, str) else tuple(tags)
+
+
 @dataclass(frozen=True)
 class AccessTagLimits:
     """What `tiled_access_tags` in a start document may name.
@@ -33,7 +40,7 @@ class AccessTagLimits:
         DocumentError
             It does.
         """
-        asked = start.get("tiled_access_tags")
+        asked = as_tags(start.get("tiled_access_tags"))
         if not self.allowed or asked is None:
             return
         allowed = self.allowed.get(client, self.allowed.get(ANY_CLIENT, ()))

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy
 import numpy.typing
 
-from ._columns import dtype_kind, list_type
+from ._columns import MAX_EXACT, dtype_kind, list_type
 from ._dtypes import declared_dtype
 
 Array = numpy.typing.NDArray[Any]
@@ -19,7 +19,14 @@ Array = numpy.typing.NDArray[Any]
 MAX_DECLARED_ITEMS: Final = 2**22
 """What a descriptor may say of the size of arrays that nobody has seen: room is made for the missing ones, too."""
 
+ABSENT: Final = object()
+"""In place of the value of a key that an event does not have."""
+
+ARRAY: Final = "array"
+"""What names of types begin with that are those of array nodes, not of columns."""
+
 _KINDS: Final = "biufcmMUS"
+_NUMBERS: Final = "biufc"
 _MIN_CHARACTERS: Final = 32
 
 
@@ -44,8 +51,15 @@ def as_array(value: Any, declared: numpy.dtype[Any] | None = None) -> Array | No
 
 
 def _to_numpy(value: Any, wanted: numpy.dtype[Any] | None) -> Array:
-    """NumPy takes small integers beside some of more than 63 bits for floats, unless it is told."""
+    """A value as an array; with NaN where numbers are missing, and numbers of extended precision rounded.
+
+    NumPy takes small integers beside some of more than 63 bits for floats, unless it is told.
+    """
     array = numpy.asarray(value)
+    if array.dtype.kind == "O":
+        array = _with_nan(array)
+    if is_extended(array.dtype):
+        return array.astype(stored_type(array.dtype))
     if wanted is not None and wanted.kind == "u" and array.dtype.kind == "f":
         try:
             integers = numpy.asarray(value, wanted)
@@ -53,6 +67,32 @@ def _to_numpy(value: Any, wanted: numpy.dtype[Any] | None) -> Array:
             return array
         return integers if numpy.array_equal(integers.astype(array.dtype), array) else array
     return array
+
+
+def _with_nan(array: Array) -> Array:
+    """Objects that are numbers or None as floats; as they are, if there are others, or none that floats hold."""
+    items = array.ravel().tolist()
+    if not all(item is None or isinstance(item, bool | int | float | numpy.number) for item in items):
+        return array
+    try:
+        numbers = [math.nan if item is None else float(item) for item in items]
+    except (OverflowError, TypeError):
+        return array
+    if any(isinstance(item, int) and number != item for item, number in zip(items, numbers, strict=True)):
+        return array
+    return numpy.array(numbers).reshape(array.shape)
+
+
+def is_extended(dtype: numpy.dtype[Any]) -> bool:
+    """Whether a type has a precision that Tiled does not store."""
+    return dtype != stored_type(dtype)
+
+
+def stored_type(dtype: numpy.dtype[Any]) -> numpy.dtype[Any]:
+    """The type itself, or the most exact one that Tiled stores of its kind."""
+    if dtype.kind == "f" and dtype.itemsize > 8:
+        return numpy.dtype("<f8")
+    return numpy.dtype("<c16") if dtype.kind == "c" and dtype.itemsize > 16 else dtype
 
 
 def _items(value: Any) -> list[Any]:
@@ -73,7 +113,7 @@ def declared_shape(data_key: Mapping[str, Any]) -> tuple[int, ...] | None:
 def declared_type(data_key: Mapping[str, Any]) -> numpy.dtype[Any] | None:
     """The declared NumPy type, None if there is none, or none that array nodes have."""
     kind = dtype_kind(data_key)
-    return declared_dtype(data_key["dtype_numpy"]) if kind is not None and kind in _KINDS else None
+    return stored_type(declared_dtype(data_key["dtype_numpy"])) if kind is not None and kind in _KINDS else None
 
 
 def element_type(data_key: Mapping[str, Any], first: Array | None, *, guessed: bool) -> numpy.dtype[Any]:
@@ -100,16 +140,21 @@ def element_type(data_key: Mapping[str, Any], first: Array | None, *, guessed: b
 
 @dataclass
 class InternalArray:
-    """One data key's values, an array each, as rows of one array node."""
+    """One data key's values, an array each, as rows of one array node.
+
+    `lists` says if there are list columns for what does not fit.
+    """
 
     key: str
     path: str
     shape: tuple[int, ...]
     dtype: numpy.dtype[Any]
     dims: tuple[str, ...]
+    lists: bool = True
     pending: list[Any] = field(default_factory=list)
     written: int = 0
     created: bool = False
+    _exceeds_float: bool = False
 
     @cached_property
     def row_bytes(self) -> int:
@@ -117,11 +162,14 @@ class InternalArray:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def column_for(self, value: Any, *, lists: bool) -> str | None:
-        """The column that would take a value which the node's rows do not take, None if there is no good one.
+        """What would take a value which the node's rows do not take, None if there is no good one.
 
-        A list column (if there are `lists`), or "text" for JSON. Images stay what they are: as text they would be huge.
+        An array node of a wider type, as in "array<f8". A list column (if there are `lists`), or "text" for JSON.
+        Images stay what they are: as text they would be huge.
         """
-        array = as_array(value, self.dtype) if value is not None else None
+        array = as_array(value, self.dtype) if value is not None and value is not ABSENT else None
+        if array is not None and array.shape == self.shape and (wider := self._wider(array)) is not None:
+            return f"{ARRAY}{wider.str}"
         if array is None or array.ndim != 1 or len(self.shape) != 1:
             return None
         dtype = self.dtype if _holds(self.dtype, array) else array.dtype
@@ -129,23 +177,42 @@ class InternalArray:
             return list_type({"dtype_numpy": dtype.str}, value)
         return "text"
 
-    def take(self) -> tuple[Array, list[Any]]:
+    def _wider(self, array: Array) -> numpy.dtype[Any] | None:
+        """The type of numbers that holds an array and all rows so far, if it is another one."""
+        if self.dtype.kind not in _NUMBERS or array.dtype.kind not in _NUMBERS:
+            return None
+        common: numpy.dtype[Any] = numpy.result_type(self.dtype, array.dtype)
+        if common == self.dtype or not _holds(common, array) or (self._exceeds_float and common.kind in "fc"):
+            return None
+        return common
+
+    def take(self) -> tuple[Array, list[Any], str | None]:
         """The pending rows as one array, and the values that had another shape or type than the node."""
         rows = numpy.zeros((len(self.pending), *self.shape), self.dtype)
         misfits = []
+        needed: str | None = None
         with numpy.errstate(invalid="ignore"):  # NaN among integers; it shows as a misfit
             for row, value in zip(rows, self.pending, strict=True):
                 if not self._place(row, value):
                     misfits.append(value)
+                    needed = needed or self.column_for(value, lists=self.lists)
+                elif self.dtype.kind in "iu" and self.dtype.itemsize == 8 and not self._exceeds_float:
+                    self._exceeds_float = bool((row > MAX_EXACT).any() or (row < -MAX_EXACT).any())
         self.pending = []
-        return rows, misfits
+        return rows, misfits, needed
 
     def _place(self, row: Array, value: Any) -> bool:
         """Put a value into its row, or as much of it as has a place there; whether that was all of it."""
         row[...] = self._missing
+        if value is ABSENT:
+            return self.dtype.kind in "fcmM"
         try:
             array = _to_numpy(value, self.dtype)
+            if array.ndim == 0 and value is not None and len(self.shape) == 1:
+                array = array.reshape(1)  # a waveform of one number
             if array.ndim != len(self.shape) or (array.dtype.kind in "US") != (self.dtype.kind == "U"):
+                return False
+            if array.dtype.kind == "c" != self.dtype.kind:
                 return False
             part = tuple(slice(0, min(a, b)) for a, b in zip(array.shape, self.shape, strict=True))
             row[part] = array[part]
@@ -164,7 +231,7 @@ class InternalArray:
 
 
 def _holds(dtype: numpy.dtype[Any], array: Array) -> bool:
-    if (dtype.kind in "US") != (array.dtype.kind in "US"):
+    if (dtype.kind in "US") != (array.dtype.kind in "US") or (array.dtype.kind == "c" != dtype.kind):
         return False
     with numpy.errstate(invalid="ignore", over="ignore"):
         return dtype == array.dtype or _equal(array.astype(dtype), array)

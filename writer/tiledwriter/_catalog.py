@@ -39,6 +39,7 @@ from ._operations import (
     CreateContainer,
     CreateTable,
     Creation,
+    DescribeExternal,
     ExtendExternal,
     Growth,
     Operation,
@@ -248,6 +249,9 @@ class TiledCatalog:
             self._finish_rewrite(operation.path)
         elif isinstance(operation, OrderTable):
             self._set_order(operation)
+        elif isinstance(operation, DescribeExternal):
+            source = {**operation.data_source, "id": self._nodes.data_source(operation.path)["id"]}
+            self._nodes.put_data_source(operation.path, source, repeat=True)
         elif isinstance(operation, Audit):
             self._audit(operation)
         elif isinstance(operation, UpdateMetadata):

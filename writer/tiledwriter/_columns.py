@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import NoneType
 from typing import Any, Final
@@ -156,6 +157,8 @@ def _fit_scalar(value: Any, type_name: str) -> Any:
         value = value.item()
     if isinstance(value, list | tuple | numpy.ndarray) and len(value) == 1:
         return _fit_scalar(value[0], type_name)
+    if isinstance(value, numpy.floating):  # of extended precision
+        value = float(value)
     if type_name == "string":
         return _fit_text(value)
     if not isinstance(value, bool | int | float):
@@ -181,16 +184,17 @@ def _exact_float(value: Any) -> float | None:
 
 
 def _fit_list(value: Any, type_name: str) -> list[Any] | None:
-    """One row of a list column; multi-dimensional ones are flattened."""
+    """One row of a list column; multi-dimensional ones are flattened, and missing numbers are NaN."""
     if isinstance(value, numpy.ndarray):
         value = value.ravel().tolist()
     if not isinstance(value, list | tuple):
-        return None
+        value = [value]
     if value and isinstance(value[0], list | tuple | numpy.ndarray):
         rows = [_fit_list(item, type_name) for item in value]
         first = rows[0]
         if first is None or any(row is None or len(row) != len(first) for row in rows):
             return None
         return [item for row in rows if row is not None for item in row]
-    items = [_fit_scalar(item, type_name) for item in value]
+    missing = math.nan if type_name == "float64" else None
+    items = [missing if item is None else _fit_scalar(item, type_name) for item in value]
     return None if None in items else items

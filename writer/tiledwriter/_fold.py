@@ -171,7 +171,17 @@ class Fold:
     def abandon(self) -> list[Operation]:
         """Operations that end a run without a stop document."""
         self.finished = True
-        return self._end_of_batch(lambda: [*self._write(self._normalizer.abandon()), *self._writer.abandon()])
+        return self._end_of_batch(self._abandon)
+
+    def _abandon(self) -> list[Operation]:
+        operations = self._write(self._normalizer.abandon())
+        self._pass_notes_on()
+        return [*operations, *self._writer.abandon()]
+
+    def _pass_notes_on(self) -> None:
+        """Tell the writer, which writes them to Tiled, all notes that others took."""
+        for note in [*self._checks.notes, *self._normalizer.notes, *self._sieve.notes]:
+            self._writer.note(note)
 
     def _end_of_batch(self, operations: Callable[[], list[Operation]]) -> list[Operation]:
         """Operations for what was kept back so far; should that fail, one of these documents was the cause."""
@@ -192,8 +202,7 @@ class Fold:
                 continue
             if name == "stop":
                 self.finished = True
-                for note in [*self._checks.notes, *self._normalizer.notes, *self._sieve.notes]:
-                    self._writer.note(note)
+                self._pass_notes_on()
             operations += self._writer(name, self._on_server(document) if name == "stream_resource" else document)
         return operations
 

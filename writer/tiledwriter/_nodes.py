@@ -202,7 +202,7 @@ class Nodes:
                 repeat=False,
             )
         else:
-            source = {**operation.data_source, "id": self.data_source(path)["id"]}
+            source = {**operation.new_data_source, "id": self.data_source(path)["id"]}
             params = {"patch_offset": _numbers(operation.offset), "patch_shape": _numbers(operation.shape)}
             self.put_data_source(path, source, repeat=False, params=params)
 

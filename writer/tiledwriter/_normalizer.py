@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import posixpath
 import re
 import sys
@@ -10,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from pathlib import PurePosixPath
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, SupportsIndex
 from urllib.parse import urlparse, urlunparse
 
 from tiledwriter._errors import DocumentError
@@ -36,7 +37,8 @@ _DATASETS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("XSP", "XSP3", "TPX_HDF5"), "/entry/instrument/detector/data"),
 }
 _DTYPES: Final = {"array": "<f8", "boolean": "|b1", "integer": "<i8", "number": "<f8", "string": "<U0"}
-_RENAMED: Final = {"time": "time_", "seq_num": "seq_num_"}
+_RENAMED: Final[Mapping[str, str]] = {"time": "time_", "seq_num": "seq_num_"}
+_NUMBERED_ID: Final = re.compile(r".*/(\d{1,9})", re.DOTALL)
 
 _LEGACY_RESOURCE: Final = frozenset({"uid", "spec", "root", "resource_path", "resource_kwargs"})
 _MODERN_RESOURCE: Final = frozenset({"uid", "mimetype", "uri", "parameters"})
@@ -61,11 +63,13 @@ class _Stream(NamedTuple):
     name: str
     internal: frozenset[str]
     external: frozenset[str]
+    renamed: Mapping[str, str]
 
 
 class _Datum(NamedTuple):
     resource: str
     kwargs: Document
+    number: int  # among those of its resource, from 0
 
 
 class _Reference(NamedTuple):
@@ -76,22 +80,34 @@ class _Reference(NamedTuple):
     seq_num: int
 
 
-class _FrameCount:
-    """How far the frames of one data key have got, over resources that each count from zero."""
+class _ResourceCounts:
+    """What is counted of a resource: its datums, and how many frames the datums had so far that each data key has."""
 
     def __init__(self) -> None:
-        self.carry = 0
-        self.index = 0
-        self.resource: str | None = None
+        self._datums = 0
+        self._first: int | None = None
+        self._frames: dict[str, int] = {}
 
-    def advance(self, frame: int, resource: str) -> tuple[int, int]:
-        """The range of rows that a datum ending with `frame` adds."""
-        start = self.carry + self.index
-        if frame + 1 < self.index or (frame + 1 == self.index and resource != self.resource):
-            self.carry = start
-        self.index = frame + 1
-        self.resource = resource
-        return start, self.carry + self.index
+    def number(self, datum_id: str) -> int:
+        """The number of a new datum.
+
+        Ids usually end with it; then it is right also if others are lost or late.
+        """
+        self._datums += 1
+        found = _NUMBERED_ID.fullmatch(datum_id)
+        if found is None:
+            return self._datums - 1
+        number = int(found[1])
+        self._first = number if self._first is None else self._first
+        return number - self._first if number >= self._first else self._datums - 1
+
+    def frames(self, data_key: str, last: int) -> tuple[int, int]:
+        """The frames of a datum that ends with this one: those after the datum before, or this one if it came back."""
+        start = self._frames.get(data_key, 0)
+        if last < start:
+            return last, last + 1
+        self._frames[data_key] = last + 1
+        return start, last + 1
 
 
 class RunNormalizer:
@@ -133,7 +149,7 @@ class RunNormalizer:
         self._resources: dict[str, dict[str, Any]] = {}
         self._datums: dict[str, _Datum] = {}
         self._announced: set[str] = set()
-        self._frames: dict[tuple[str, str], _FrameCount] = {}
+        self._counts: dict[str, _ResourceCounts] = {}
         # References are served in the order of their events, per data key: rows and frame numbers depend on it.
         self._queues: dict[tuple[str, str], deque[_Reference]] = {}
         self._blocked: dict[str, list[deque[_Reference]]] = {}
@@ -168,8 +184,9 @@ class RunNormalizer:
     def descriptor(self, doc: Document) -> None:
         """Bring the data keys up to date and remember which of them are external."""
         modern = dict(self._received("descriptor", doc))
-        for name in _rename_reserved_keys(modern):
-            self._note(f"Stream '{modern['name']}': data key '{name}' is reserved and was renamed to '{name}_'.")
+        renamed = _rename_reserved_keys(modern)
+        for name, other in renamed.items():
+            self._note(f"Stream '{modern['name']}': data key '{name}' is reserved and was renamed to '{other}'.")
         self.guessed_types |= {
             (modern["name"], name) for name, key in modern["data_keys"].items() if not _declares_dtype(key)
         }
@@ -181,7 +198,7 @@ class RunNormalizer:
         if modern.get("configuration"):
             modern["configuration"] = _modern_configuration(modern["configuration"], modern)
         external = frozenset(name for name, key in keys.items() if "external" in key)
-        self._streams[modern["uid"]] = _Stream(modern["name"], frozenset(keys) - external, external)
+        self._streams[modern["uid"]] = _Stream(modern["name"], frozenset(keys) - external, external, renamed)
         self.emit("descriptor", modern)
 
     def event(self, doc: Document) -> None:
@@ -190,9 +207,9 @@ class RunNormalizer:
         stream = self._streams.get(modern["descriptor"])
         if stream is None:
             raise _wrong("event", doc, f"belongs to descriptor {modern['descriptor']!r}, which did not come before it")
-        data: Document = _without_reserved_names(modern["data"])
-        timestamps = _without_reserved_names(modern["timestamps"])
-        filled = _without_reserved_names(modern.pop("filled", None) or {})
+        data: Document = _without_reserved_names(modern["data"], stream.renamed)
+        timestamps = _without_reserved_names(modern["timestamps"], stream.renamed)
+        filled = _without_reserved_names(modern.pop("filled", None) or {}, stream.renamed)
         internal = self._internal_keys(stream, data, filled)
         modern["data"] = _only(internal, data)
         modern["timestamps"] = _only(internal, timestamps)
@@ -228,8 +245,11 @@ class RunNormalizer:
             doc = {**doc, "datum_kwargs": {**(doc.get("datum_kwargs") or {}), "_resource_spec": spec}}
         received = self._received("datum", doc)
         # Kept until the run ends, since several events may refer to one datum: so keep it small.
-        datum = _Datum(sys.intern(str(received["resource"])), received.get("datum_kwargs") or {})
-        self._datums[received["datum_id"]] = datum
+        datum_id, uid = received["datum_id"], sys.intern(str(received["resource"]))
+        known = self._datums.get(datum_id)
+        counts = self._counts.setdefault(uid, _ResourceCounts())
+        number = counts.number(str(datum_id)) if known is None else known.number
+        self._datums[datum_id] = _Datum(uid, received.get("datum_kwargs") or {}, number)
         self._unblock(received["datum_id"])
 
     def datum_page(self, doc: Document) -> None:
@@ -358,23 +378,26 @@ class RunNormalizer:
             parameters = {**resource["parameters"], **parameters}
             own = {"uid": uid, "data_key": reference.data_key, "parameters": parameters}
             self.emit("stream_resource", {**resource, **own})
-        indices, seq_nums = {"start": start, "stop": stop}, {"start": start + 1, "stop": stop + 1}
+        indices = {"start": start, "stop": stop}
+        seq_nums = {"start": reference.seq_num, "stop": reference.seq_num + 1}
         ids = {"uid": reference.datum_id, "stream_resource": uid, "descriptor": reference.descriptor}
         self.emit("stream_datum", {**ids, "indices": indices, "seq_nums": seq_nums})
 
     def _rows_of(self, reference: _Reference, datum: _Datum) -> tuple[tuple[int, int], dict[str, Any]]:
-        """The rows that a datum stands for, and those of its arguments that say nothing about rows."""
+        """The frames of its resource that a datum stands for, and those of its arguments that say nothing of them."""
         kwargs = dict(datum.kwargs)
-        if indices := kwargs.pop("indices", None):
-            if not {"start", "stop"} <= indices.keys():
+        indices = kwargs.pop("indices", None)
+        points = [point for name in ("point_number", "index") if (point := _number(kwargs, name)) is not None]
+        frame = _number(kwargs, "frame")
+        if indices:
+            if not isinstance(indices, Mapping) or not {"start", "stop"} <= indices.keys():
                 raise _wrong("datum", {"uid": reference.datum_id}, "has 'indices' without 'start' and 'stop'")
             return (indices["start"], indices["stop"]), kwargs
-        if (point := kwargs.pop("point_number", None)) is not None:
-            return (point, point + 1), kwargs
-        if (frame := kwargs.pop("frame", None)) is not None:
-            frames = self._frames.setdefault((reference.stream, reference.data_key), _FrameCount())
-            return frames.advance(frame, datum.resource), kwargs
-        return (reference.seq_num - 1, reference.seq_num), kwargs
+        if points:
+            return (points[0], points[0] + 1), kwargs
+        if frame is not None:
+            return self._counts[datum.resource].frames(reference.data_key, frame), kwargs
+        return (datum.number, datum.number + 1), kwargs
 
     def _settle_all(self) -> None:
         for (stream, data_key), queue in self._queues.items():
@@ -402,7 +425,7 @@ def file_uri(root: str | None, path: str) -> str:
     because the working directory of the process that wrote it is not known.
     """
     path = str(path)
-    if root:
+    if root and not _is_below(path, str(root)):
         separator = "/" if path.startswith("/") else ""
         path = posixpath.join(str(root) + separator, path.lstrip("/"))
     tail = "/" if path.endswith("/") else ""
@@ -414,6 +437,21 @@ def file_uri(root: str | None, path: str) -> str:
             path = "/" + path.replace("\\", "/")
         uri = f"file://localhost{PurePosixPath('/', path)}"
     return uri.rstrip("/") + tail
+
+
+def _is_below(path: str, root: str) -> bool:
+    """Whether an absolute path begins with a root already."""
+    place, folder = (text.replace("\\", "/").rstrip("/") + "/" for text in (path, root))
+    return folder != "/" and place.startswith(folder) and re.match(r"/|[A-Za-z]:/", folder) is not None
+
+
+def _number(kwargs: dict[str, Any], name: str) -> int | None:
+    """Take an argument that is a number out of those of a datum."""
+    value = kwargs.get(name)
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        return None
+    del kwargs[name]
+    return operator.index(value)
 
 
 def _require(name: str, doc: Document, fields: frozenset[str]) -> None:
@@ -432,36 +470,36 @@ def _only(keys: frozenset[str], values: Document) -> Document:
     return values if values.keys() <= keys else {key: value for key, value in values.items() if key in keys}
 
 
-def _without_reserved_names(values: Document) -> Document:
-    if "time" not in values and "seq_num" not in values:
+def _without_reserved_names(values: Document, renamed: Mapping[str, str]) -> Document:
+    if not renamed or renamed.keys().isdisjoint(values):
         return values
-    kept = {key: value for key, value in values.items() if key not in _RENAMED}
-    return kept | {renamed: values[name] for name, renamed in _RENAMED.items() if name in values}
+    kept = {key: value for key, value in values.items() if key not in renamed}
+    return kept | {other: values[name] for name, other in renamed.items() if name in values}
 
 
-def _rename_reserved_keys(descriptor: dict[str, Any]) -> list[str]:
+def _rename_reserved_keys(descriptor: dict[str, Any]) -> dict[str, str]:
     """Rename reserved data keys wherever a descriptor has them, in new dicts; say which there were."""
     keys = descriptor["data_keys"]
-    reserved = [name for name in _RENAMED if name in keys]
-    if not reserved:
-        return reserved
-    for name in reserved:
-        if _RENAMED[name] in keys:
-            what = f"has data key '{name}', which is reserved and cannot become '{name}_', since there is one"
-            raise _wrong("descriptor", descriptor, what)
-    descriptor["data_keys"] = _without_reserved_names(keys)
+    renamed: dict[str, str] = {}
+    for name in [name for name in _RENAMED if name in keys]:
+        renamed[name] = _RENAMED[name]
+        while renamed[name] in keys:
+            renamed[name] += "_"
+    if not renamed:
+        return renamed
+    descriptor["data_keys"] = _without_reserved_names(keys, renamed)
     if descriptor.get("object_keys"):
         descriptor["object_keys"] = {
-            owner: list(_without_reserved_names(dict.fromkeys(names)))
+            owner: list(_without_reserved_names(dict.fromkeys(names), renamed))
             for owner, names in descriptor["object_keys"].items()
         }
     if descriptor.get("hints"):
-        descriptor["hints"] = {owner: _renamed_hint(hint) for owner, hint in descriptor["hints"].items()}
-    return reserved
+        descriptor["hints"] = {owner: _renamed_hint(hint, renamed) for owner, hint in descriptor["hints"].items()}
+    return renamed
 
 
-def _renamed_hint(hint: Document) -> Document:
-    return {**hint, "fields": [_RENAMED.get(field, field) for field in hint["fields"]]} if "fields" in hint else hint
+def _renamed_hint(hint: Document, renamed: Mapping[str, str]) -> Document:
+    return {**hint, "fields": [renamed.get(field, field) for field in hint["fields"]]} if "fields" in hint else hint
 
 
 def _modern_configuration(configuration: Document, descriptor: Document) -> dict[str, Any]:

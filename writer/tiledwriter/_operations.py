@@ -122,7 +122,10 @@ class RegisterExternal:
 
 @dataclass(frozen=True)
 class ExtendExternal:
-    """The files have `stop` datums now; `data_source` is the node's whole state, `offset` and `shape` what is new."""
+    """The files have `stop` datums now; `data_source` is the node's whole state, `offset` and `shape` what is new.
+
+    Of its files Tiled was told so many before as `known_assets` says, and keeps them.
+    """
 
     path: str
     first: int
@@ -130,6 +133,20 @@ class ExtendExternal:
     data_source: Mapping[str, Any]
     offset: tuple[int, ...]
     shape: tuple[int, ...]
+    known_assets: int = 0
+
+    @property
+    def new_data_source(self) -> dict[str, Any]:
+        """The node's state with no other files than the new ones."""
+        return {**self.data_source, "assets": self.data_source["assets"][self.known_assets :]}
+
+
+@dataclass(frozen=True)
+class DescribeExternal:
+    """The files have no more datums, and these are the node's structure and parameters; its files are as they are."""
+
+    path: str
+    data_source: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -169,7 +186,9 @@ class CloseStream:
 
 Growth: TypeAlias = AppendRows | WriteArray | ExtendExternal
 Creation: TypeAlias = CreateContainer | CreateTable | CreateArray | RegisterExternal
-Operation: TypeAlias = Creation | Growth | OrderTable | RemoveNode | Audit | UpdateMetadata | CloseStream
+Operation: TypeAlias = (
+    Creation | Growth | OrderTable | DescribeExternal | RemoveNode | Audit | UpdateMetadata | CloseStream
+)
 
 
 class ColumnDigest:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
+from ._access_tags import as_tags
 from ._alike import AlikeDocuments
-from ._consolidators import ArrayConsolidator, Consolidator, Patch, consolidator_for
+from ._consolidators import AnnouncedFrames, ArrayConsolidator, Consolidator, Patch, consolidator_for
 from ._errors import DocumentError
 from ._json import to_json
-from ._names import node_key, run_key
+from ._names import StreamNames, node_key, run_key
 from ._operations import (
     Audit,
     CloseStream,
     CreateContainer,
+    DescribeExternal,
     ExtendExternal,
     Operation,
     RegisterExternal,
@@ -27,17 +29,27 @@ MAX_PENDING: Final = 64 * 2**20  # bytes of arrays of one stream, beyond which t
 RUN_SPEC: Final = ("BlueskyRun", "3.0")
 STREAM_SPECS: Final = (("BlueskyEventStream", "3.0"), ("composite", None))
 
+_LAYOUT: Final = ("shape", "dtype_numpy")
 _NOT_METADATA: Final = frozenset({"name", "object_keys", "run_start"})
 
 
 @dataclass
 class ExternalData:
-    """One data key's external files, and what of them Tiled was told."""
+    """One data key's external files, and what of them Tiled was told.
+
+    `described` is what its descriptor says of it, `last` the number of the stream's document that added to it last.
+    """
 
     path: str
+    mimetype: str
     consolidator: Consolidator
+    described: Mapping[str, Any]
     resources: set[str]
+    dims: list[str] | None = None
+    registered: dict[str, Any] = field(default_factory=dict)
     told: int = 0
+    told_assets: int = 0
+    last: int = 0
     patch: Patch | None = None
 
     def consume(self, stream_datum: Mapping[str, Any]) -> None:
@@ -45,21 +57,40 @@ class ExternalData:
         self.patch = patch if self.patch is None else self.patch.union(patch)
 
     @property
-    def only_counts(self) -> bool:
-        """Whether of its datums only the number of rows matters, and that they follow each other."""
+    def takes_ranges(self) -> bool:
+        """Whether datums that follow each other are as good as one."""
         return type(self.consolidator).consume is ArrayConsolidator.consume
+
+    def data_source(self) -> dict[str, Any]:
+        """The data source as it is now, with names of dimensions that are the stream's."""
+        source = self.consolidator.data_source()
+        if self.dims is None:
+            return source
+        return {**source, "structure": {**source["structure"], "dims": list(self.dims)}}
+
+    @property
+    def shape(self) -> list[int]:
+        """Of the array; empty for files without a shape."""
+        return list(self.consolidator.data_source()["structure"].get("shape") or ())
 
     def flush(self) -> list[Operation]:
         if self.patch is None:
             return []
         told, self.told = self.told, self.consolidator.rows
         patch, self.patch = self.patch, None
-        source = self.consolidator.data_source()
-        return [ExtendExternal(self.path, told, self.told, source, patch.offset, patch.shape)]
+        if told == self.told:
+            return []
+        source = self.data_source()
+        known, self.told_assets = self.told_assets, len(source["assets"])
+        return [ExtendExternal(self.path, told, self.told, source, patch.offset, patch.shape, known)]
+
+    def describe(self) -> Operation:
+        """Tell Tiled once more what there is, of which there will not be more."""
+        return DescribeExternal(self.path, {**self.data_source(), "assets": []})
 
     def audit(self) -> Operation | None:
         """How many frames Tiled was told of; nothing for files without a shape."""
-        shape = self.consolidator.data_source()["structure"].get("shape")
+        shape = self.shape
         return Audit(self.path, shape[0]) if self.told and shape else None
 
 
@@ -68,15 +99,20 @@ class Stream:
 
     def __init__(
         self,
+        name: str,
         path: str,
         descriptor: Mapping[str, Any],
         internal: InternalData,
-        external: dict[str, ExternalData],
+        names: StreamNames,
     ) -> None:
+        self.name = name
         self.path = path
-        self.descriptor = descriptor
+        self.data_keys: dict[str, Any] = dict(descriptor["data_keys"])
         self.internal = internal
-        self.external = external
+        self.names = names
+        self.external: dict[str, ExternalData] = {}
+        self.left_out: set[str] = set()  # keys of which no more files are taken
+        self.documents = 0  # events and stream datums
         self.updates: list[dict[str, Any]] = []
 
 
@@ -124,7 +160,10 @@ class RunWriter:
         self._access_tags: tuple[str, ...] | None = None
         self._streams: dict[str, Stream] = {}
         self._stream_of: dict[str, Stream] = {}  # by descriptor uid
+        self._descriptors: dict[str, Mapping[str, Any]] = {}
         self._resources: dict[str, Mapping[str, Any]] = {}
+        self._waiting: dict[str, list[Mapping[str, Any]]] = {}  # stream datums, by uid of what they refer to
+        self._announced = AnnouncedFrames()
         self._handlers: dict[str, Callable[[Mapping[str, Any]], list[Operation]]] = {
             "start": self._start,
             "descriptor": self._descriptor,
@@ -154,28 +193,39 @@ class RunWriter:
 
     def takes_alike(self, name: str, document: Mapping[str, Any]) -> bool:
         """Whether documents that differ from this one, which came last, in values only can be given to `add_alike`."""
-        stream = self._stream_of[document["descriptor"]]
-        return stream.internal.takes_alike if name == "event" else self._external_of(stream, document).only_counts
+        stream = self._stream_of.get(document["descriptor"])
+        if stream is None:
+            return False
+        if name == "event":
+            return stream.internal.takes_alike
+        external = self._external_of(stream, document)
+        return external is not None and external.takes_ranges
 
     def add_alike(self, name: str, model: Mapping[str, Any], documents: AlikeDocuments) -> int:
         """Take in the first of documents that differ from a model in values only; how many that were."""
         stream = self._stream_of[model["descriptor"]]
         if name == "event":
             stream.internal.add_alike(documents)
+            stream.documents += documents.count
             return documents.count
         starts, stops = documents.numbers("indices", "start"), documents.numbers("indices", "stop")
-        if stops[0] < starts[0]:
-            return 0
-        # As one datum, as long as each begins where the one before ends.
-        follows = (starts[1:] == stops[:-1]) & (stops[1:] >= starts[1:])
+        seq_starts, seq_stops = documents.numbers("seq_nums", "start"), documents.numbers("seq_nums", "stop")
+        sizes = stops - starts
+        # As one datum, as long as each begins where the one before ends, in its file as in the events.
+        sound = (sizes >= 0) & (sizes == seq_stops - seq_starts)
+        follows = (starts[1:] == stops[:-1]) & (seq_starts[1:] == seq_stops[:-1]) & sound[1:] & sound[:-1]
         count = documents.count if follows.all() else int(follows.argmin()) + 1
         indices = {"start": starts[0].item(), "stop": stops[count - 1].item()}
-        self._external_of(stream, model).consume({**model, "indices": indices})
+        seq_nums = {"start": seq_starts[0].item(), "stop": seq_stops[count - 1].item()}
+        self._stream_datum({**model, "indices": indices, "seq_nums": seq_nums})
         return count
 
-    def _external_of(self, stream: Stream, stream_datum: Mapping[str, Any]) -> ExternalData:
-        """What a datum belongs to of which there were others before."""
-        return stream.external[self._resources[stream_datum["stream_resource"]]["data_key"]]
+    def _external_of(self, stream: Stream, stream_datum: Mapping[str, Any]) -> ExternalData | None:
+        """What a datum belongs to of which there were others before; None where no more are taken."""
+        resource = self._resources.get(stream_datum["stream_resource"])
+        if resource is None or resource["data_key"] in stream.left_out:
+            return None
+        return stream.external.get(resource["data_key"])
 
     def flush(self) -> list[Operation]:
         """Operations for all events and datums since the last flush."""
@@ -189,7 +239,10 @@ class RunWriter:
 
     def abandon(self) -> list[Operation]:
         """Operations that end a run which has no stop document."""
-        return [*self.flush(), *self._audits(), *self._close()]
+        operations = [*self.flush(), *self._finish()]
+        if self.notes:
+            operations.append(UpdateMetadata(self._path, {"notes": list(self.notes)}))
+        return [*operations, *self._close()]
 
     @property
     def too_narrow(self) -> dict[tuple[str, str], str]:
@@ -215,7 +268,7 @@ class RunWriter:
         if self._path != start["uid"]:
             self.note(f"The run is stored as {self._path!r}, as Tiled does not take its uid.")
         tags = start.pop("tiled_access_tags", None)
-        self._access_tags = None if tags is None else tuple(tags)
+        self._access_tags = as_tags(tags)
         specs = tuple(_spec(spec) for spec in start.pop("tiled_specs", None) or ())
         metadata = {"start": to_json(start, self.note, "start")}
         return [CreateContainer(self._path, metadata, (*specs, RUN_SPEC), self._access_tags, ("start", "uid"))]
@@ -227,20 +280,25 @@ class RunWriter:
         if name in self._streams:
             return self._reconfigure(self._streams[name], document, metadata)
         path = f"{self._path}/{self._free_key(name)}"
-        external: dict[str, ExternalData] = {}
+        names = StreamNames(f"Stream {path.rpartition('/')[2]!r}", self.note)
         internal = InternalData(
             path,
             document["data_keys"],
             guessed={key for stream, key in self._guessed_types if stream == name},
             max_array_size=self._max_array_size,
             column_types={key: kind for (stream, key), kind in self._column_types.items() if stream == name},
-            external=external.keys(),
+            names=names,
             access_tags=self._access_tags,
             note=self.note,
         )
-        stream = Stream(path, document, internal, external)
-        self._streams[name] = self._stream_of[document["uid"]] = stream
-        return [CreateContainer(path, metadata, STREAM_SPECS, self._access_tags, ("uid",))]
+        self._streams[name] = Stream(name, path, document, internal, names)
+        self._add_descriptor(self._streams[name], document)
+        container = CreateContainer(path, metadata, STREAM_SPECS, self._access_tags, ("uid",))
+        return [container, *self._end_waiting(document["uid"])]
+
+    def _add_descriptor(self, stream: Stream, document: Mapping[str, Any]) -> None:
+        self._stream_of[document["uid"]] = stream
+        self._descriptors[document["uid"]] = document["data_keys"]
 
     def _free_key(self, stream: str) -> str:
         """The key of a stream's node: its name, if Tiled takes that and no other stream has it."""
@@ -252,45 +310,114 @@ class RunWriter:
         return key
 
     def _reconfigure(self, stream: Stream, document: Mapping[str, Any], metadata: dict[str, Any]) -> list[Operation]:
-        """A further descriptor of a stream tells that its configuration has changed."""
-        self._stream_of[document["uid"]] = stream
+        """A further descriptor of a stream tells that its configuration or its data keys have changed."""
+        self._add_descriptor(stream, document)
+        further = {key: data_key for key, data_key in document["data_keys"].items() if key not in stream.data_keys}
+        stream.data_keys |= further
+        stream.internal.declare(document["data_keys"])
         update = {key: metadata[key] for key in ("uid", "time", "configuration") if metadata.get(key)}
         stream.updates.append(update)
-        return [UpdateMetadata(stream.path, {"_config_updates": list(stream.updates)})]
+        changes: dict[str, Any] = {"_config_updates": list(stream.updates)}
+        if further:
+            changes["data_keys"] = to_json(stream.data_keys, self.note, f"descriptor {stream.name!r}.data_keys")
+        return [UpdateMetadata(stream.path, changes), *self._end_waiting(document["uid"])]
 
     def _event(self, document: Mapping[str, Any]) -> list[Operation]:
-        internal = self._stream_of[document["descriptor"]].internal
-        internal.add(document)
-        self.crowded = self.crowded or internal.pending_bytes > MAX_PENDING
+        stream = self._stream_of[document["descriptor"]]
+        stream.documents += 1
+        stream.internal.add(document)
+        self.crowded = self.crowded or stream.internal.pending_bytes > MAX_PENDING
         return []
 
     def _stream_resource(self, document: Mapping[str, Any]) -> list[Operation]:
         self._resources[document["uid"]] = document
-        return []
+        return self._end_waiting(document["uid"])
+
+    def _end_waiting(self, uid: str) -> list[Operation]:
+        """Take in the stream datums that came before what they refer to."""
+        waiting = self._waiting.pop(uid, ())
+        return [operation for document in waiting for operation in self._stream_datum(document)]
 
     def _stream_datum(self, document: Mapping[str, Any]) -> list[Operation]:
+        for uid, known in (
+            (document["descriptor"], self._stream_of),
+            (document["stream_resource"], self._resources),
+        ):
+            if uid not in known:
+                self._waiting.setdefault(uid, []).append(document)
+                return []
         stream = self._stream_of[document["descriptor"]]
         resource = self._resources[document["stream_resource"]]
-        operations: list[Operation] = []
-        external = stream.external.get(resource["data_key"])
+        key = resource["data_key"]
+        if key in stream.left_out:
+            return []
+        try:
+            return self._consume(stream, key, resource, document)
+        except DocumentError as error:
+            self._leave_out(stream, key, document, str(error))
+            return []
+
+    def _consume(
+        self, stream: Stream, key: str, resource: Mapping[str, Any], document: Mapping[str, Any]
+    ) -> list[Operation]:
+        """Take in a stream datum of a known resource; a DocumentError says why not."""
+        described = self._descriptors[document["descriptor"]].get(key) or stream.data_keys.get(key, {})
+        stream.documents += 1
+        external = stream.external.get(key)
         if external is None:
-            external, operations = self._register(stream, resource)
-        elif resource["uid"] not in external.resources:
+            external = self._make_external(stream, key, resource, described)
+            external.consume(document)
+            external.last = stream.documents
+            stream.external[key] = external
+            # The node begins without rows, whatever its first documents amount to.
+            return [RegisterExternal(external.path, external.registered, {}, self._access_tags)]
+        if resource["mimetype"] != external.mimetype:
+            raise DocumentError(f"Files of {resource['mimetype']} follow such of {external.mimetype}.")
+        if any(described.get(field) != external.described.get(field) for field in _LAYOUT):
+            raise DocumentError("A further descriptor gives its frames another shape or type.")
+        if resource["uid"] not in external.resources:
             external.consolidator.add_resource(resource)
             external.resources.add(resource["uid"])
         external.consume(document)
-        return operations
+        external.last = stream.documents
+        return []
 
-    def _register(self, stream: Stream, resource: Mapping[str, Any]) -> tuple[ExternalData, list[Operation]]:
-        key = resource["data_key"]
-        consolidator = consolidator_for(resource, stream.descriptor, self._consolidators)
-        name = stream.internal.free_node_key(key)
-        external = ExternalData(f"{stream.path}/{name}", consolidator, {resource["uid"]})
-        stream.external[key] = external
-        return external, [RegisterExternal(external.path, consolidator.data_source(), {}, self._access_tags)]
+    def _make_external(
+        self, stream: Stream, key: str, resource: Mapping[str, Any], described: Mapping[str, Any]
+    ) -> ExternalData:
+        consolidator = consolidator_for(resource, {"data_keys": {key: described}}, self._consolidators)
+        consolidator.announced = self._announced
+        source = consolidator.data_source()
+        name = stream.names.of_files(key)
+        path, mimetype = f"{stream.path}/{name}", resource["mimetype"]
+        external = ExternalData(path, mimetype, consolidator, described, {resource["uid"]})
+        if dims := source["structure"].get("dims"):
+            external.dims = stream.names.of_dimensions(name, dims, source["structure"]["shape"])
+        external.registered = external.data_source()
+        return external
+
+    def _leave_out(self, stream: Stream, key: str, document: Mapping[str, Any], why: str) -> None:
+        """Take no more files of a data key: what Tiled has of it so far is right, and stays."""
+        stream.left_out.add(key)
+        since = f" from sequence number {_first_event(document)} on" if key in stream.external else ""
+        self.note(f"Stream {stream.name!r}: the frames of {key!r} are left out{since}. {why}")
 
     def _stop(self, document: Mapping[str, Any]) -> list[Operation]:
-        operations = [*self.flush(), *self._audits()]
+        operations = [*self.flush(), *self._finish()]
+        metadata = {"stop": to_json(document, self.note, "stop")}
+        if self.notes:
+            metadata["notes"] = list(self.notes)
+        return [*operations, UpdateMetadata(self._path, metadata), *self._close()]
+
+    def _finish(self) -> list[Operation]:
+        """Operations for what is only known when all documents are there, and the notes on it."""
+        for uid, documents in self._waiting.items():
+            named = _many(len(documents), "stream datum")
+            self.note(f"{uid!r} never came; what {named} named of it is left out.")
+        operations: list[Operation] = []
+        for stream in self._streams.values():
+            operations += self._set_apart(stream)
+        operations += self._audits()
         for stream in self._streams.values():
             stream.internal.report()
             for external in stream.external.values():
@@ -299,10 +426,29 @@ class RunWriter:
                 if external.consolidator.metadata:
                     metadata = to_json(external.consolidator.metadata, self.note, external.path)
                     operations.append(UpdateMetadata(external.path, metadata))
-        metadata = {"stop": to_json(document, self.note, "stop")}
-        if self.notes:
-            metadata["notes"] = list(self.notes)
-        return [*operations, UpdateMetadata(self._path, metadata), *self._close()]
+        return operations
+
+    def _set_apart(self, stream: Stream) -> list[Operation]:
+        """Give dimensions of its own to files' data that has not one frame for each event: it has no common time."""
+        arrays = {key: external for key, external in stream.external.items() if external.shape}
+        lengths = [external.shape[0] for external in arrays.values()]
+        events = stream.internal.rows or max(lengths, key=lambda length: (lengths.count(length), length), default=0)
+        operations = []
+        for key, external in arrays.items():
+            rows, *rest = external.shape
+            if rows != events:
+                name = external.path.rpartition("/")[2]
+                own = stream.names.own_dimensions(name, 1 + len(rest))
+                external.dims = [own[0], *(external.dims or own)[1:]]
+                counts = f"{_many(rows, 'frame')} for {_many(events, 'event')}"
+                belong = _belonging(external.consolidator)
+                self.note(
+                    f"Stream {stream.name!r}: {key!r} has {counts}, and a dimension {own[0]!r} of its own.{belong}"
+                )
+            # An earlier attempt may have ended before the events that came after the last frame, and said otherwise.
+            if rows != events or external.last != stream.documents:
+                operations.append(external.describe())
+        return operations
 
     def _audits(self) -> list[Operation]:
         return [
@@ -319,6 +465,23 @@ class RunWriter:
             paths += [external.path for external in stream.external.values()]
             paths.append(stream.path)
         return [CloseStream(path) for path in [*paths, self._path]]
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" + "s" * (count != 1)
+
+
+def _belonging(consolidator: Consolidator) -> str:
+    """To which events frames belong, in a sentence."""
+    ranges = consolidator.frames.seq_nums if isinstance(consolidator, ArrayConsolidator) else []
+    if not ranges:
+        return ""
+    named = ", ".join(str(part.start) if len(part) == 1 else f"{part.start} to {part.stop - 1}" for part in ranges[:10])
+    return f" They belong to sequence numbers {named}{', ...' if len(ranges) > 10 else ''}."
+
+
+def _first_event(stream_datum: Mapping[str, Any]) -> Any:
+    return (stream_datum.get("seq_nums") or {}).get("start", "unknown")
 
 
 def _spec(spec: Any) -> tuple[str, str | None]:

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, Final, Literal
 
 import numpy
 
 from ._alike import AlikeDocuments, Values
-from ._arrays import InternalArray, as_array, declared_shape, declared_type, element_type, takes_lists
-from ._columns import arrow_column, arrow_size, exceeds_float, fit, list_type, scalar_type, wider
-from ._json import to_json
-from ._names import TIMESTAMP, column_name, node_key
+from ._arrays import (
+    ABSENT,
+    ARRAY,
+    InternalArray,
+    as_array,
+    declared_shape,
+    declared_type,
+    element_type,
+    is_extended,
+    stored_type,
+    takes_lists,
+)
+from ._columns import arrow_column, arrow_size, dtype_kind, exceeds_float, fit, list_type, scalar_type, wider
+from ._dtypes import declared_dtype
+from ._json import REPLACED, to_json
+from ._names import TABLE_KEY, TIME, TIMESTAMP, StreamNames
 from ._operations import (
     AppendRows,
     Audit,
@@ -29,13 +41,13 @@ from ._operations import (
     WriteArray,
 )
 
-TABLE_KEY: Final = "internal"
 MAX_COLUMNS: Final = 1024
 MAX_ROW_BYTES: Final = 7_900
 """PostgreSQL keeps a row in one page of 8 KiB; text and lists can be kept outside, for 20 bytes in the row."""
 
-_FURTHER_TABLE: Final = re.compile(rf"{TABLE_KEY}_\d+(_row)?")
 _AT_ONCE: Final = 32  # events
+_LATER: Final = "\0declared later"  # after the names of data keys
+_TEXT: Final[frozenset[type]] = frozenset({str, numpy.str_, NoneType})
 _BY_SEQ_NUM: Final = ("seq_num", "time")
 _BY_TIME: Final = ("time", "seq_num")
 
@@ -154,6 +166,11 @@ class InternalTable:
         self._pending += events.count
 
     @property
+    def rows_taken_in(self) -> int:
+        """How many rows there are, with those that are not taken yet."""
+        return self.rows + self._pending + len(self._events)
+
+    @property
     def pending(self) -> bool:
         """Whether there are rows to `take`."""
         return bool(self._events or self._pending)
@@ -198,8 +215,8 @@ class InternalData:
         Arrays of up to this many numbers become list columns of the table; with 0 there are none, with -1 all do.
     column_types
         Types of columns that turned out to need another one than planned, by data key.
-    external
-        Data keys that have nodes of their own for external files.
+    names
+        Gives out the stream's names.
 
     Attributes
     ----------
@@ -217,7 +234,7 @@ class InternalData:
         guessed: Collection[str] = (),
         max_array_size: int,
         column_types: Mapping[str, str] | None = None,
-        external: Collection[str] = (),
+        names: StreamNames | None = None,
         access_tags: tuple[str, ...] | None = None,
         note: Callable[[str], None],
     ) -> None:
@@ -227,35 +244,44 @@ class InternalData:
         self.pending_bytes = 0
         self._path = path
         self._stream_name = f"Stream {path.rpartition('/')[2]!r}"
-        self._data_keys = data_keys
+        self._data_keys: dict[str, Mapping[str, Any]] = {**data_keys, **_declared_later(column_types or {})}
         self._guessed = guessed
         self._max_array_size = max_array_size
         self._column_types = column_types or {}
-        self._external = external
+        self._names = names or StreamNames(self._stream_name, note)
+        self._names.declare(self._data_keys)
         self._access_tags = access_tags
         self._note = note
         self._keys: frozenset[str] = frozenset()
-        self._names: set[str] = set()
         self._replaced: list[str] = []  # array nodes of an earlier attempt, whose data is in columns now
         self._unknown: set[str] = set()
         self._misfits: dict[str, int] = {}
+        self._not_text: dict[str, set[str]] = {}  # names of types that are stored as text, by key
         self._exact: set[str] = set()  # keys of columns with integers that no wider type holds
         self._order = RowOrder()
-        self._dim_names: dict[int, str] = {}
+        self._dim_names: dict[tuple[int, int], str] = {}  # by size, and how often that was there before
 
     @property
     def paths(self) -> list[str]:
         """Of all nodes that there are."""
         return [array.path for array in self.arrays.values()] + [table.path for table in self.tables]
 
-    def free_node_key(self, key: str) -> str:
-        """The key of a node for a data key's external files: its name, unless something else in the stream has it."""
-        name = node_key(key)
-        taken = self._names - {name} if key not in self._keys else self._names
-        while name in taken | {TABLE_KEY} or _FURTHER_TABLE.fullmatch(name):
-            name += "_"
-        self._note_name(key, name)
-        return name
+    @property
+    def rows(self) -> int:
+        """How many events there are so far."""
+        return self.tables[0].rows_taken_in if self.tables else 0
+
+    def declare(self, data_keys: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take in the data keys of a further descriptor.
+
+        Those that are new need columns that the stream's table does not have, if there are events already: then they
+        are among what is `too_narrow`, with what the descriptor says of them as JSON.
+        """
+        self._names.declare(data_keys)
+        for key in [key for key in data_keys if key not in self._data_keys]:
+            self._data_keys[key] = data_keys[key]
+            if self.tables and "external" not in data_keys[key]:
+                self.too_narrow[key + _LATER] = json.dumps(to_json(data_keys[key], _ignore))
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Take in one event document."""
@@ -265,7 +291,7 @@ class InternalData:
         for table in self.tables:
             table.add(event)
         for key, array in self.arrays.items():
-            array.pending.append(data.get(key))
+            array.pending.append(data.get(key, ABSENT))
             self.pending_bytes += array.row_bytes
         self._order.add(event["seq_num"], event["time"])
         self._look_for_unknown(data)
@@ -314,6 +340,10 @@ class InternalData:
             self._note(
                 f"{self._stream_name}: {count} values of {key!r} do not fit its type and are not here as they were."
             )
+        for key, names in sorted(self._not_text.items()):
+            for name in sorted(names):
+                what = "objects that no document can carry" if name == REPLACED else f"values of type {name}"
+                self._note(f"{self._stream_name}: {key!r} has {what}; they are stored as text.")
         for key in sorted(self._unknown):
             self._note(
                 f"{self._stream_name}: {key!r} is neither declared nor in the first event; its data is not here."
@@ -325,10 +355,8 @@ class InternalData:
 
     def _plan(self, data: Mapping[str, Any]) -> None:
         declared = [key for key, data_key in self._data_keys.items() if "external" not in data_key]
-        keys = [key for key in dict.fromkeys([*declared, *data]) if key in data or key not in self._external]
+        keys = list(dict.fromkeys([*declared, *data]))
         self._keys = frozenset(keys)
-        externals = {key for key, data_key in self._data_keys.items() if "external" in data_key} | set(self._external)
-        self._names = {TABLE_KEY, "seq_num", "time", *(node_key(key) for key in externals - data.keys())}
         self._new_table(Cell(Column("seq_num", "int64"), "seq_num"), Cell(Column("time", "float64"), "time"))
         for key in sorted(keys, key=lambda key: key.startswith(TIMESTAMP)):
             self._place(key, data.get(key))
@@ -345,40 +373,28 @@ class InternalData:
     def _place(self, key: str, value: Any) -> None:
         """Find a place for one data key: columns for value and timestamp, or an array node and a column."""
         cell = self._value_cell(key, value)
-        name = self._free_name(key, as_column=cell is not None)
-        cells = [Cell(Column(f"{TIMESTAMP}{column_name(name)}", "float64"), "timestamp", key)]
+        name, timestamps = self._names.of_values(key, as_column=cell is not None)
+        cells = [Cell(Column(timestamps, "float64"), "timestamp", key)]
         if cell is not None:
             cells.insert(0, Cell(Column(name, cell[0]), cell[1], key))
         else:
             self.arrays[key].path = f"{self._path}/{name}"
-        self._names |= {name, cells[-1].column.name}
         for table in self.tables:
             if table.has_room(cells):
                 table.extend(cells)
                 return
         self._new_table(Cell(Column(f"{TABLE_KEY}_{len(self.tables)}_row", "int64"), "row"), *cells)
 
-    def _free_name(self, key: str, *, as_column: bool) -> str:
-        """The data key, or the nearest name that Tiled takes and that nothing else in the stream's node has."""
-        name = column_name(key) if as_column else node_key(key)
-        while not self._is_free(name) or not self._is_free(f"{TIMESTAMP}{column_name(name)}"):
-            name += "_"
-        self._note_name(key, name)
-        return name
-
-    def _is_free(self, name: str) -> bool:
-        return name not in self._names and not _FURTHER_TABLE.fullmatch(name)
-
-    def _note_name(self, key: str, name: str) -> None:
-        if name != key:
-            self._note(f"{self._stream_name}: {key!r} is stored as {name!r}, as Tiled does not take that name here.")
-
     def _value_cell(self, key: str, value: Any) -> tuple[str, Literal["value", "text"]] | None:
         """Type and kind of the column for a key's values; None if they go to an array node."""
         data_key = self._data_keys.get(key, {})
         is_array = data_key.get("dtype") == "array"
-        if isinstance(value, Mapping) or hasattr(value, "model_dump"):
+        self._note_precision(key, data_key)
+        if isinstance(value, Mapping | numpy.void) or hasattr(value, "model_dump"):
+            self._note(f"{self._stream_name}: {key!r} has records, which have no column type; they are stored as JSON.")
             return "string", "text"
+        if not is_array and key in self._data_keys and _is_sequence(value) and len(value) == 1:
+            value = value[0]
         if is_array if value is None else _is_sequence(value):
             return self._plan_array(key, data_key, value)
         declared = {"dtype": "number"} if is_array else data_key
@@ -387,31 +403,43 @@ class InternalData:
     def _plan_array(
         self, key: str, data_key: Mapping[str, Any], value: Any
     ) -> tuple[str, Literal["value", "text"]] | None:
-        if key in self._column_types:
-            return self._planned_column(key)
         first = None if value is None else as_array(value, declared_type(data_key))
         shape = declared_shape(data_key) if first is None else first.shape
         if None in (data_key.get("shape") or ()) or (first is not None and first.size == 0):
             shape = None  # it varies
-        dtype = element_type(
-            data_key, first if first is not None and first.size else None, guessed=key in self._guessed
+        # Numbered wherever the arrays go, so that names do not depend on that.
+        names = (TIME, *self._dimensions(shape or ()))
+        needed = self._column_types.get(key)
+        if needed is not None and not needed.startswith(ARRAY):
+            return self._planned_column(key)
+        dtype = (
+            element_type(data_key, first if first is not None and first.size else None, guessed=key in self._guessed)
+            if needed is None
+            else numpy.dtype(needed.removeprefix(ARRAY))
         )
         readable = value is None or first is not None
-        if readable and self._max_array_size and takes_lists(dtype):
+        if needed is None and readable and self._max_array_size and takes_lists(dtype):
             flat = len(data_key.get("shape") or (0,)) == 1 and (first is None or first.ndim == 1)
             if self._is_short(shape) or (shape is None and flat):
                 return list_type({"dtype_numpy": dtype.str}, first), "value"
         if shape is None or not readable:
             self._note_text(key)
             return "string", "text"
-        dims = ("time", *(self._dim_name(size) for size in shape))
-        self.arrays[key] = InternalArray(key, "", shape, dtype, dims)
+        dims = tuple(self._names.of_dimensions(key, names, (0, *shape)))
+        self.arrays[key] = InternalArray(key, "", shape, dtype, dims, lists=self._max_array_size != 0)
         self._note(f"{self._stream_name}: {key!r} is stored as an array of its own.")
         return None
 
+    def _note_precision(self, key: str, data_key: Mapping[str, Any]) -> None:
+        if dtype_kind(data_key) in ("f", "c") and is_extended(declared_dtype(data_key["dtype_numpy"])):
+            declared, stored = data_key["dtype_numpy"], stored_type(declared_dtype(data_key["dtype_numpy"])).str
+            self._note(
+                f"{self._stream_name}: {key!r} is declared as {declared!r}; its values are rounded to {stored!r}."
+            )
+
     def _planned_column(self, key: str) -> tuple[str, Literal["value", "text"]]:
         """The column that a key's arrays have turned out to need, perhaps instead of a node that is there."""
-        self._replaced.append(f"{self._path}/{self._free_name(key, as_column=False)}")
+        self._replaced.append(f"{self._path}/{self._names.of_array(key)}")
         if self._column_types[key] != "text" and self._max_array_size:
             return self._column_types[key], "value"
         self._note_text(key)
@@ -426,22 +454,26 @@ class InternalData:
             return False
         return self._max_array_size < 0 or shape[0] <= self._max_array_size
 
-    def _dim_name(self, size: int) -> str:
-        """One name per size, so that dimensions of equal size align when the stream is read as a data set."""
-        return self._dim_names.setdefault(size, f"dim_int_{len(self._dim_names) + 1}")
+    def _dimensions(self, shape: tuple[int, ...]) -> list[str]:
+        """One name per size, so that dimensions of equal size align when the stream is read as a data set.
+
+        Those of one array have different names in any case.
+        """
+        repeats = [shape[:i].count(size) for i, size in enumerate(shape)]
+        return [
+            self._dim_names.setdefault(dimension, f"dim_int_{len(self._dim_names) + 1}")
+            for dimension in zip(shape, repeats, strict=True)
+        ]
 
     # Operations
 
     def _flush_array(self, array: InternalArray) -> list[Operation]:
         if not array.pending:
             return []
-        rows, misfits = array.take()
+        rows, misfits, needed = array.take()
         self._count_misfits(array.key, len(misfits))
-        for value in misfits:
-            needed = array.column_for(value, lists=self._max_array_size != 0)
-            if needed is not None:
-                self.too_narrow.setdefault(array.key, needed)
-                break
+        if needed is not None:
+            self.too_narrow.setdefault(array.key, needed)
         operations: list[Operation] = []
         if not array.created:
             array.created = True
@@ -474,6 +506,8 @@ class InternalData:
 
     def _fitted(self, cell: Cell, values: Values) -> Values:
         fitted, misfits = fit(values, cell.column.type)
+        if cell.kind == "value" and cell.column.type == "string":
+            self._look_for_types(cell.key, values)
         if cell.kind == "value":
             for misfit in misfits:
                 needed = wider(cell.column.type, values[misfit])
@@ -486,6 +520,12 @@ class InternalData:
         self._count_misfits(cell.key or cell.column.name, len(misfits))
         return fitted
 
+    def _look_for_types(self, key: str, values: Values) -> None:
+        """Take note of what is stored as text and is none."""
+        types = {values.dtype.type} if isinstance(values, numpy.ndarray) else set(map(type, values))
+        if not types <= _TEXT:
+            self._not_text.setdefault(key, set()).update(kind.__name__ for kind in types - _TEXT)
+
     def _exceeds_float(self, cell: Cell, values: Values) -> bool:
         return cell.column.type == "int64" and (cell.key in self._exact or exceeds_float(values))
 
@@ -496,6 +536,12 @@ class InternalData:
     def _metadata_of(self, key: str) -> dict[str, Any]:
         metadata = to_json(self._data_keys.get(key, {}), self._note, f"{self._stream_name}.data_keys.{key}")
         return dict(metadata)
+
+
+def _declared_later(column_types: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Data keys that an earlier attempt has found in further descriptors."""
+    later = {key: text for key, text in column_types.items() if key.endswith(_LATER)}
+    return {key.removesuffix(_LATER): json.loads(text) for key, text in later.items()}
 
 
 def _texts(values: Values) -> list[str | None]:
