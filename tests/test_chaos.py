@@ -431,6 +431,26 @@ def test_a_damaged_last_document_may_be_one_that_a_dying_process_did_not_finish(
     assert judge(written.uid, emitted, Harm(damaged=True), published).silently_wrong == wrong
 
 
+@pytest.mark.parametrize(
+    ("harm", "refused", "wrong"),
+    [
+        (Harm(), False, True),
+        (Harm(safe=3), True, False),
+        (Harm(stale=True), False, False),
+    ],
+    ids=["nobody says why", "its publisher has lost its end", "older copies of all logs were put back"],
+)
+def test_a_run_without_an_outcome_needs_a_reason(  # noqa: PLR0917
+    harm: Harm, refused: bool, wrong: bool, written: Written, referee_of: Callable[..., Referee], tmp_path: Path
+) -> None:
+    written.say("")
+    retired, at_work = written.journal.parent, tmp_path / "at work"
+    at_work.mkdir()
+    said = {written.uid: "its file is damaged"} if refused else {}
+    referee = referee_of(at_work, retired=[retired], refused=said)
+    assert referee.judge(written.uid, written.emitted, harm, written.published).clean is not wrong
+
+
 def test_documents_in_the_journal_of_a_damaged_run_must_be_a_beginning(
     written: Written, judge: Callable[..., Verdict]
 ) -> None:

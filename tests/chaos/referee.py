@@ -299,7 +299,7 @@ class Referee:
             verdict.problems.append(f"it is in quarantine: {best.reason}")
         self._judge_documents(verdict, emitted, best.records, 0 if excused else harm.safe)
         if not excused:
-            self._judge_end(verdict, best.records, harm)
+            self._judge_end(verdict, best, harm)
         if harm.stale and best.outcome not in SETTLED:
             self._judge_beginning(verdict, published)
             return
@@ -324,8 +324,12 @@ class Referee:
         if not verdict.documents.clean:
             verdict.problems.append(f"documents: {verdict.documents}")
 
-    @staticmethod
-    def _judge_end(verdict: Verdict, records: Sequence[Record], harm: Harm) -> None:
+    def _judge_end(self, verdict: Verdict, best: Copy, harm: Harm) -> None:
+        records = best.records
+        if not verdict.outcome and self._refused.get(verdict.run_uid):
+            return  # its publisher says that it has not all of the run any more
+        if not verdict.outcome and not best.current and harm.stale:
+            return  # older copies of all logs were put back: nobody at work knows of the run
         stopped = bool(records) and records[-1].name == "stop"
         if not records or verdict.outcome == ("written" if stopped else "interrupted"):
             return
@@ -376,7 +380,8 @@ class Referee:
             safe -= 1  # the last record of a log may as well be one that a dying process could not finish
         whole = self._has_whole(verdict, published, safe)
         told = best.error or self._refused.get(verdict.run_uid) or (best.outcome == "failed" and best.reason)
-        nobody_knows = not harm.readable and not best.outcome
+        # Nor does anybody know more than what older copies of the logs have, once these were put back.
+        nobody_knows = (not best.outcome and not harm.readable) or (harm.stale and best.outcome == "interrupted")
         if not whole and best.outcome == "written":
             verdict.problems.append("it is said to be written, and is not whole")
         elif not (whole or told or nobody_knows):
