@@ -265,7 +265,8 @@ class Consolidator:
     def _indices(self, stream_datum: Document) -> range:
         indices = stream_datum["indices"]
         if not {"start", "stop"} <= indices.keys() or not 0 <= indices["start"] <= indices["stop"]:
-            raise self._wrong(f"stream_datum {stream_datum.get('uid')!r} has {indices!r} as indices")
+            # Not which one: of frames that are read together, only the first document is at hand.
+            raise self._wrong(f"a stream_datum has {indices!r} as indices")
         return range(indices["start"], indices["stop"])
 
     def _locate(self, stream_datum: Document, numbers: range) -> tuple[int, int]:

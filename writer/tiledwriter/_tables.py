@@ -524,7 +524,7 @@ class InternalData:
         """Take note of what is stored as text and is none."""
         types = {values.dtype.type} if isinstance(values, numpy.ndarray) else set(map(type, values))
         if not types <= _TEXT:
-            self._not_text.setdefault(key, set()).update(kind.__name__ for kind in types - _TEXT)
+            self._not_text.setdefault(key, set()).update(map(_type_name, types - _TEXT))
 
     def _exceeds_float(self, cell: Cell, values: Values) -> bool:
         return cell.column.type == "int64" and (cell.key in self._exact or exceeds_float(values))
@@ -536,6 +536,13 @@ class InternalData:
     def _metadata_of(self, key: str) -> dict[str, Any]:
         metadata = to_json(self._data_keys.get(key, {}), self._note, f"{self._stream_name}.data_keys.{key}")
         return dict(metadata)
+
+
+def _type_name(kind: type) -> str:
+    """Name a type as Python does: values that are read together are NumPy's, and the same ones alone are Python's."""
+    if issubclass(kind, numpy.bool_ | numpy.number):
+        return type(numpy.zeros(1, kind).item()).__name__
+    return kind.__name__
 
 
 def _declared_later(column_types: Mapping[str, str]) -> dict[str, dict[str, Any]]:
