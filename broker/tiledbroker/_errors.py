@@ -68,6 +68,15 @@ class JournalInvalid(JournalError):
     """Raised when a file is not a journal, is damaged, or was written by a newer version."""
 
 
+class DocumentsMissing(JournalInvalid):
+    """Raised when a journal lacks documents from index `first` on; the next one it has is `following`."""
+
+    def __init__(self, path: object, first: int, following: int) -> None:
+        super().__init__(path, f"it is damaged: document {first} is missing; the next is {following}.")
+        self.first = first
+        self.following = following
+
+
 class SpoolDamaged(JournalInvalid):
     """Raised when a spool file does not hold what was appended to it."""
 

@@ -18,7 +18,7 @@ from itertools import chain, count, repeat
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from ._errors import JournalGap, JournalInvalid
+from ._errors import DocumentsMissing, JournalGap, JournalInvalid
 from ._fair_lock import FairLock
 from ._journal_schema import (
     APPLICATION_ID,
@@ -371,7 +371,7 @@ class Journal:
             if tuple(map(type, row)) != _RECORD_TYPES:
                 raise JournalInvalid(self.path, f"it is damaged: document {row[0]} is none.")
             if row[0] != start:
-                raise JournalInvalid(self.path, f"it is damaged: document {start} is missing; the next is {row[0]}.")
+                raise DocumentsMissing(self.path, start, row[0])
             yield Record._make(row)
             start = row[0] + 1
 

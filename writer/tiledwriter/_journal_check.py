@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy
 
 from tiledbroker import CodecError, JournalInvalid, NodeProgress, Record, RoutingError, RunReader, decode
+from tiledbroker._errors import DocumentsMissing
 from tiledbroker._routing import RunRouting
 
 from ._findings import Finding, Tally
@@ -60,15 +61,24 @@ class DocumentsCheck:
             *self._undecodable.finding("documents", "{} are not in the journals' encoding", advice=MEND),
             *self._misplaced.finding("documents", "{} do not belong where they are"),
             *self._late.finding("documents", "{} came after the stop document, and are not written"),
-            *self._events.findings(),
+            # Events that cannot be read are missing, too, by their numbers: that says nothing new.
+            *(self._events.findings() if not self._lost else []),
         ]
+
+    @property
+    def _lost(self) -> int:
+        """Number of documents that are missing, or not what they were."""
+        return self._missing.count + self._unreadable.count + self._damaged.count + self._undecodable.count
 
     def _records(self) -> Iterator[Record]:
         """All documents that can be read: one by one where not all of a batch can."""
-        start, one_by_one_until = 0, 0
+        start, one_by_one_until, gap = 0, 0, self._journal.length
         while start < self._journal.length:
             try:
-                batch = self._journal.read(start, 1 if start < one_by_one_until else _BATCH)
+                batch = self._journal.read(start, 1 if start < one_by_one_until else min(_BATCH, gap - start))
+            except DocumentsMissing as error:
+                start, gap = (start, error.first) if error.first > start else (error.following, self._journal.length)
+                continue
             except (JournalInvalid, sqlite3.DatabaseError) as error:
                 if start >= one_by_one_until:
                     one_by_one_until = start + _BATCH
@@ -81,6 +91,7 @@ class DocumentsCheck:
                 return
             yield from batch
             start = batch[-1].idx + 1
+            gap = self._journal.length if start >= gap else gap
 
     def _check(self, record: Record) -> None:
         if record.idx > self._next:
@@ -106,7 +117,7 @@ class DocumentsCheck:
         try:
             runs = self._routing.route(record.name, document)
         except RoutingError as error:
-            if not self._missing.count + self._unreadable.count + self._damaged.count + self._undecodable.count:
+            if not self._lost:
                 self._misplaced.add(record.idx, found=str(error))
             return
         if record.name == "event":
