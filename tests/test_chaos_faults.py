@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
+import socket
 import sqlite3
 import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -326,14 +326,20 @@ def test_permissions_come_back_as_they_were_when_a_fault_fails(tmp_path: Path) -
 # Sockets
 
 
-def test_the_socket_of_a_real_fork_server_is_removed(tmp_path: Path, tiled_server: TiledServer) -> None:
-    with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as temporary:
-        environment = {"TMPDIR": temporary}
-        with SupervisorProcess(tmp_path / "journals", tiled_server, environment=environment):
-            wait_until(lambda: [*Path(temporary).glob("*/listener-*")], 30, "the fork server has a socket")
-            removed = remove_all(Path(temporary))
-            assert any("listener" in name for name in removed)
-            assert list(Path(temporary).iterdir()) == []
+def test_all_that_processes_have_in_a_temporary_directory_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "pymp-abc").mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "pymp-abc" / "listener-1"))
+        (tmp_path / "a file").touch()
+        assert remove_all(tmp_path) == ["pymp-abc/listener-1"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_supervisor_has_nothing_in_the_temporary_directory(tmp_path: Path, tiled_server: TiledServer) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    with SupervisorProcess(tmp_path / "journals", tiled_server, environment={"TMPDIR": str(temporary)}):
+        assert list(temporary.iterdir()) == []
 
 
 # Destinations

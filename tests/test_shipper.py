@@ -379,3 +379,17 @@ def test_close_raises_nothing_while_another_thread_publishes(spool: Path) -> Non
     stopping.set()
     for thread in threads:
         thread.join()
+
+
+def test_what_became_of_another_run_of_a_uid_is_not_said_of_this_one(ingest: IngestHost, spool: Path) -> None:
+    uid = left_run(spool, ingest)
+    with closing(ZMQPublisher(ingest.address, spool_dir=spool, keep_until="durable")) as publisher:
+        ingest.expect(messages.Hello, lambda hello: uid in hello.runs)
+        other = RunState(9, ended=True, outcome="written", start_crc=1)
+        ingest.say(messages.Welcome(2**23, 2**28, {uid: other}))
+        wait_until(lambda: uid in publisher.status().refused, 20, "it is refused")
+        with pytest.raises(RunNotWritten, match="another run of this uid"):
+            publisher.wait_written(uid, 20)
+        assert publisher.status().waiting == 6
+        publisher.close(0.0)
+    assert [open_run(file).length for file in run_files(spool)] == [6]

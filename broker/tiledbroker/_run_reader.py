@@ -190,7 +190,7 @@ def labelled_run_files(directory: Path) -> dict[str, Path]:
     """
     logs = segment_files(files_in(directory)).items()
     segments = {label: directory / files[0].name for label, files in logs if not files[0].stem.startswith("_")}
-    return {**{path.name: path for path in journal_files(directory)}, **segments}
+    return {**{str(path): path for path in journal_files(directory)}, **segments}
 
 
 __all__ = ["RunReader", "SpooledRun", "labelled_run_files", "open_run", "run_files"]

@@ -526,8 +526,12 @@ class Shipper:
         for uid, state in message.runs.items():
             shipment = self._shipments.get(uid)
             if shipment is not None and not shipment.known:
-                shipment.begin(state.next)
-                self._compare(shipment, state)
+                refusal = self._compare(shipment.run, state)
+                shipment.begin(0 if refusal else state.next)
+                if refusal:
+                    self._refuse(shipment, refusal)
+            if shipment is not None and shipment.refused:
+                continue  # what became of a run of this uid can be said of another one
             self._on_durable(uid, state.next, state.ended)
             if state.outcome:
                 self._on_outcome(uid, state.outcome, state.reason)
@@ -543,15 +547,14 @@ class Shipper:
         self._ask_interval = ASK_INTERVAL_SECONDS if news else min(2 * self._ask_interval, MAX_ASK_INTERVAL_SECONDS)
         return time.monotonic() + self._ask_interval
 
-    def _compare(self, shipment: Shipment, state: messages.RunState) -> None:
-        """Refuse a run of which the supervisor has something else, or less than the spool can continue."""
-        run = shipment.run
+    @staticmethod
+    def _compare(run: RunLog, state: messages.RunState) -> str:
+        """Return why a run is not shipped of which the supervisor has this; "" if it is.
+
+        It may have something else under the run's uid, or less than the spool can continue.
+        """
         if state.next < run.first:
-            reason = (
-                f"the ingest host has {state.next} documents of it, and the spool has given up the first {run.first}"
-            )
-            self._refuse(shipment, reason)
-            return
+            return f"the ingest host has {state.next} documents of it, and the spool has given up the first {run.first}"
         places = ((0, state.start_crc), (state.next - 1, state.end_crc))
         try:
             is_another = state.next > 0 and any(
@@ -561,10 +564,8 @@ class Shipper:
                 for record in run.read(index, 1, 1)
             )
         except (JournalInvalid, OSError) as error:
-            self._refuse(shipment, str(error))
-            return
-        if is_another:
-            self._refuse(shipment, messages.ANOTHER_RUN)
+            return str(error)
+        return messages.ANOTHER_RUN if is_another else ""
 
     def _on_durable(self, uid: str, index: int, ended: bool) -> None:
         shipment = self._shipments.get(uid)
