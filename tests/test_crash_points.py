@@ -22,7 +22,7 @@ from chaos.site import publishing_environment, read_witness
 
 import tiledbroker
 import tiledwriter
-from tiledbroker import Encoder, ZMQPublisher
+from tiledbroker import Encoder, ZMQPublisher, run_files
 from tiledbroker._crash_points import POINTS
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
 
@@ -104,7 +104,7 @@ def test_a_run_is_complete_though_its_supervisor_or_worker_was_killed(
             emitted.append(Emitted(name, zlib.crc32(encoder.encode(document)), 0.0))
             publisher(name, document)
         assert service.wait_for_outcome(run_uid) == "written"
-        service.wait(lambda: publisher.flush(0) and not list((tmp_path / "spool").glob("*.segment")), "all is shipped")
+        service.wait(lambda: publisher.flush(0) and not run_files(tmp_path / "spool"), "all is shipped")
     assert service.died.exists()
     verdict = referee.judge(run_uid, emitted)
     assert verdict.clean, str(verdict)
@@ -144,7 +144,7 @@ def test_what_a_killed_publisher_has_taken_is_shipped_by_its_successor(
         verdict = referee.judge(run_uid, emitted)
         assert verdict.clean, str(verdict)
         assert verdict.rows.found > 0
-    assert not list((tmp_path / "spool").glob("*.segment"))
+    assert not run_files(tmp_path / "spool")
 
 
 def test_every_crash_point_is_somewhere_in_the_product() -> None:

@@ -54,6 +54,7 @@ _ENTRY_TYPES: Final = (float, str, dict)
 _SMALLEST_ROW: Final = 8  # bytes
 
 BUSY_TIMEOUT_SECONDS: Final = 10.0
+_MOVES_FOLLOWED: Final = 3
 _WRITING: Final = frozenset({"create", "write"})
 
 _PLAIN_UID: Final = re.compile(r"(?!sha256-)[0-9a-z][0-9a-z._-]{0,99}")
@@ -175,11 +176,25 @@ class Journal:
             self._lock = FileLock(_lock_path(self.path))
             self._lock.acquire(lock_timeout)
         try:
-            self._open(mode, run_uid)
+            self._open_where_it_is(mode, run_uid)
         except BaseException:
             if self._lock is not None:
                 self._lock.release()
             raise
+
+    def _open_where_it_is(self, mode: Mode, run_uid: str | None) -> None:
+        """Open the file, also if a supervisor moves it this instant; the one that has it locked is not moved."""
+        for _ in range(_MOVES_FOLLOWED):
+            try:
+                self._open(mode, run_uid)
+            except sqlite3.OperationalError:
+                moved = follow_run_file(self.path)
+                if mode in _WRITING or moved == self.path:
+                    raise
+                self.path = moved
+            else:
+                return
+        self._open(mode, run_uid)
 
     def _open(self, mode: Mode, run_uid: str | None) -> None:
         if mode == "create" and not self.path.exists():
