@@ -176,8 +176,8 @@ def test_a_cable_that_is_cut_again_and_again_costs_nothing(
         for number, (name, doc) in enumerate(itertools.chain.from_iterable(zip(*runs, strict=True))):
             publisher(name, doc)
             if number % 200 == 100:
-                connections = cable.connections
                 wait_until(lambda: cable.connections > 0, 30, "it is connected")
+                connections = cable.connections
                 time_of_cut = time.monotonic() + chance.random() * 0.05
                 wait_until(lambda: time.monotonic() > time_of_cut, 5, "a random moment comes")  # noqa: B023
                 cable.cut()
