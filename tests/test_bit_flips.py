@@ -17,6 +17,7 @@ from runs import metadata, seq_nums, wait_for_outcome
 from stored_runs import Documents, a_run, journaled, uid_of
 
 from tiledbroker import Journal, JournalError
+from tiledbroker._errors import DocumentsMissing
 from tiledwriter._fold import BATCH_BYTES, BATCH_DOCUMENTS, Fold
 from tiledwriter._verification import verify
 from tiledwriter._writing_options import WritingOptions
@@ -161,13 +162,19 @@ def test_a_run_with_a_flipped_document_is_quarantined_and_another_is_written(
     assert seq_nums(tiled_server, uid_of(sound)) == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_document_that_is_gone_is_not_passed_over(tmp_path: Path) -> None:
-    path = journaled(a_run(), tmp_path)
+def test_a_document_that_is_gone_is_not_passed_over(tmp_path: Path, tiled_server: TiledServer) -> None:
+    damaged, journals = a_run(), tmp_path / "journals"
+    path = journaled(damaged, journals)
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("DROP TRIGGER documents_are_never_deleted")
-        connection.execute("DELETE FROM documents WHERE idx = 3")
+        connection.execute("DELETE FROM documents WHERE idx = 4")
     with Journal(path) as journal:
-        fold = Fold(journal.run_uid, OPTIONS, OPTIONS.max_array_size)
-        fold.feed(journal.read(0))
-    assert fold.cursor == 3
-    assert "document 3 should be" in str(fold.error)
+        assert [record.idx for record in journal.read(0)] == [0, 1, 2, 3]
+        with pytest.raises(DocumentsMissing, match=r"document 4 is missing; the next is 5"):
+            journal.read(4)
+    with SupervisorProcess(journals, tiled_server, environment={"TILEDWRITER_QUIET_PERIOD": "1"}):
+        assert wait_for_outcome(journals, uid_of(damaged)) == "failed"
+    with journal_of(journals, uid_of(damaged)) as journal:
+        assert "document 4 is missing" in journal.get("reason")
+    assert seq_nums(tiled_server, uid_of(damaged)) == [1, 2]
+    assert "stop" not in metadata(tiled_server, uid_of(damaged))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import zmq
+from lone_workers import fail, live_while_supervised
 from runs import documents, publish
 
 from tiledbroker import ZMQPublisher, _fork_server
@@ -24,26 +23,6 @@ from tiledbroker._supervisor import Supervisor
 from tiledwriter.testing import SupervisorProcess, TiledServer, free_port, wait_until
 
 pytestmark = [pytest.mark.filterwarnings("default:::tiled"), pytest.mark.timeout(120)]
-
-
-def live_while_supervised(task: WorkerTask) -> None:
-    """Say that it lives, and end with the supervisor's end of the lifeline, or when a file is there."""
-    task.journal.with_suffix(".alive").touch()
-    lifeline = socket.socket(fileno=task.lifeline)
-    lifeline.settimeout(0.02)
-    while not task.journal.with_suffix(".end").exists():
-        try:
-            lifeline.recv(1)
-            task.journal.with_suffix(".orphaned").touch()
-            return
-        except TimeoutError:
-            pass
-
-
-def fail(task: WorkerTask) -> None:
-    if task.run_uid == "raises":
-        raise RuntimeError("as the test wants it")
-    sys.exit(int(task.run_uid))
 
 
 def task_of(directory: Path, name: str = "run") -> WorkerTask:

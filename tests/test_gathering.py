@@ -178,5 +178,26 @@ def test_what_is_wrong_with_the_journal_is_told(run: Run, monkeypatch: pytest.Mo
 
     run.add(5, handed_over=False)
     monkeypatch.setattr(run.journal, "read", damaged)
-    with run.gathering() as gathering, pytest.raises(JournalInvalid, match="damaged"):
-        gathering.take(wait=True)
+    with run.gathering() as gathering:
+        folded = gathering.take(wait=True)
+        assert isinstance(folded.error, JournalInvalid)
+        assert not gathering.goes_on
+
+
+def test_what_comes_before_a_damage_is_folded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = run.journal.read
+
+    def damaged(start: int, *limits: int) -> list[Record]:
+        if start >= 3:
+            raise JournalInvalid(run.journal.path, "it is damaged.")
+        return read(start, 3 - start)
+
+    run.add(5, handed_over=False)
+    monkeypatch.setattr(run.journal, "read", damaged)
+    with run.gathering() as gathering:
+        folded = gathering.take(wait=True)
+        while folded.error is None:
+            assert gathering.goes_on
+            folded = gathering.take(wait=True)
+    assert (folded.cursor, type(folded.error)) == (3, JournalInvalid)
+    assert not gathering.goes_on

@@ -105,6 +105,7 @@ def test_operations_are_those_that_a_worker_would_apply(write, documents):
         ("CreateTable", "/primary/internal"),
         ("AppendRows", "/primary/internal"),
         ("ExtendExternal", "/primary/camera"),
+        ("DescribeExternal", "/primary/camera"),
         ("UpdateMetadata", ""),
         ("CloseStream", "/primary/wave"),
         ("CloseStream", "/primary/internal"),
@@ -128,6 +129,8 @@ def test_operations_are_those_that_a_worker_would_apply(write, documents):
     assert (external["new_offset"], external["new_shape"]) == ([0, 0, 0], [3, 2, 3])
     assert (external["dtype"], external["mimetype"]) == ("<u2", "multipart/related;type=image/tiff")
     assert external["assets"] == [f"file://localhost/nsls2/data/img_{i:03d}.tif" for i in range(3)]
+    assert by_kind["DescribeExternal"]["shape"] == [3, 2, 3]
+    assert "assets" not in by_kind["DescribeExternal"]
     assert by_kind["UpdateMetadata"]["metadata"] == ["stop", "notes"]
 
 
@@ -141,7 +144,7 @@ def test_operations_are_shown_to_people(write, documents):
     assert "rows 0 to 3" in lines
     assert "chunks 3 x 1 | 2 | 3" in lines
     assert "dtype <u2" in lines
-    assert lines[-1] == f"14 CloseStream {uid}"
+    assert lines[-1] == f"15 CloseStream {uid}"
 
 
 def test_the_journal_is_only_looked_at(write, documents):

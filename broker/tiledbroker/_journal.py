@@ -366,10 +366,12 @@ class Journal:
     def read(self, start: int, limit: int = 10_000, max_bytes: int = 2**24) -> list[Record]:
         """Documents from index `start`: at most `limit` of them, and at most `max_bytes` but at least one.
 
+        Those before a damage are returned; who reads on behind them is told of it.
+
         Raises
         ------
         JournalInvalid
-            The file is damaged there.
+            The file is damaged at `start`; `DocumentsMissing` where a later document follows.
         """
         with self._access():
             cursor = self._connection.execute(
@@ -382,13 +384,19 @@ class Journal:
 
     def _sound(self, rows: Iterable[tuple[Any, ...]], start: int) -> Iterator[Record]:
         """Records of rows that are what they should be, and follow each other from index `start`."""
-        for row in rows:
-            if tuple(map(type, row)) != _RECORD_TYPES:
-                raise JournalInvalid(self.path, f"it is damaged: document {row[0]} is none.")
-            if row[0] != start:
-                raise DocumentsMissing(self.path, start, row[0])
-            yield Record._make(row)
-            start = row[0] + 1
+        for idx, row in enumerate(rows, start):
+            damage = self._damage_of(row, idx)
+            if damage is None:
+                yield Record._make(row)
+            elif idx == start:
+                raise damage
+            else:
+                return
+
+    def _damage_of(self, row: tuple[Any, ...], idx: int) -> JournalInvalid | None:
+        if tuple(map(type, row)) != _RECORD_TYPES:
+            return JournalInvalid(self.path, f"it is damaged: document {row[0]} is none.")
+        return None if row[0] == idx else DocumentsMissing(self.path, idx, row[0])
 
     def records(self) -> Iterator[Record]:
         """All documents, in order, read a batch at a time."""

@@ -15,7 +15,7 @@ from tiledbroker import RunReader
 
 from ._errors import UnwritableDocument
 from ._fold import BATCH_BYTES, BATCH_DOCUMENTS, Fold
-from ._operations import Audit, Column, CreateArray, ExtendExternal, Operation
+from ._operations import Audit, Column, CreateArray, DescribeExternal, ExtendExternal, Operation, RegisterExternal
 from ._path_map import MappedUri
 from ._writing_options import WritingOptions
 
@@ -120,8 +120,8 @@ class DryRun:
         for operation in operations:
             if isinstance(operation, Audit):  # it changes nothing
                 continue
-            source = getattr(operation, "data_source", None)
-            if source is not None:
+            if isinstance(operation, RegisterExternal | ExtendExternal):
+                source = operation.data_source
                 self._files[operation.path] = tuple(asset["data_uri"] for asset in source["assets"])
             yield operation
 
@@ -146,6 +146,8 @@ def summary_of(operation: Operation) -> dict[str, Any]:
             result |= _summary_of_field(name, getattr(operation, field.name))
     if (stop := getattr(operation, "stop", None)) is not None:
         result["stop"] = stop
+    if isinstance(operation, DescribeExternal):
+        del result["assets"]  # they are as they are
     values = getattr(operation, "values", None)
     if isinstance(values, numpy.ndarray):
         result |= {"dtype": values.dtype.str, "shape": list(values.shape)}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
 
-from tiledbroker import Journal, Record
+from tiledbroker import Journal, JournalInvalid, Record
 
 from ._errors import UnwritableDocument
 from ._fold import BATCH_BYTES, BATCH_DOCUMENTS, Fold
@@ -26,7 +26,8 @@ class Folded:
     operations: list[Operation]
     cursor: int
     finished: bool
-    error: UnwritableDocument | None
+    error: UnwritableDocument | JournalInvalid | None
+    """Why there is nothing after them: the next document cannot be folded, or not be read."""
     too_narrow: dict[tuple[str, str], str]
 
 
@@ -83,16 +84,22 @@ class Gathering:
         self._handover.wake()
         folded = self._next.result()
         self._wanted.clear()
-        self._next = self._thread.submit(self._gather) if self._fold.goes_on else None
+        self._next = self._thread.submit(self._gather) if self._fold.goes_on and folded.error is None else None
         return folded
 
     def _gather(self) -> Folded:
         fold = self._fold
         start = fold.cursor
         operations: list[Operation] = []
+        damage: JournalInvalid | None = None
         while not self._closed:
             wanted = self._wanted.is_set()
-            if records := self._read_on():
+            try:
+                records = self._read_on()
+            except JournalInvalid as error:
+                damage = error
+                break
+            if records:
                 operations += fold.collect(records)
             elif self._journal.ended and self._journal.length <= fold.cursor:
                 operations += fold.abandon()
@@ -103,7 +110,8 @@ class Gathering:
             if not records:
                 self._handover.wait(_IDLE)
         operations += fold.flush()
-        return Folded(fold.cursor - start, operations, fold.cursor, fold.finished, fold.error, fold.too_narrow)
+        reason = fold.error or damage
+        return Folded(fold.cursor - start, operations, fold.cursor, fold.finished, reason, fold.too_narrow)
 
     def _read_on(self) -> list[Record]:
         """The next documents, some at a time."""
