@@ -354,6 +354,8 @@ class Gate(FaultyProxy):
 
     def __init__(self, server: TiledServer, fault: Fault, health: Fault = PASS) -> None:
         super().__init__(server.uri)
+        self.node = ""
+        """Where the path of a request to be met with the fault ends, if not all are."""
         self.api_key, self.storage = server.api_key, server.storage
         self._health = health
         self.shut: Fault | None = fault
@@ -363,7 +365,7 @@ class Gate(FaultyProxy):
             return PASS
         if path == "/healthz":
             return self._health
-        return self.shut if method == "POST" else PASS
+        return self.shut if method in {"POST", "PATCH"} and path.endswith(self.node) else PASS
 
 
 @pytest.mark.parametrize(
@@ -398,6 +400,7 @@ def test_a_run_that_the_server_answers_500_is_not_taken_for_an_outage(
         Gate(tiled_server, answer(500)) as gate,
         supervisor_for(gate, tmp_path, TILEDWRITER_POISON_AFTER="4") as supervisor,
     ):
+        gate.node = "/primary/internal"  # and the databases take rows of other tables
         uid = publish_run(publisher_to(supervisor))
         assert wait_for_outcome(supervisor.journal_dir, uid) == "failed"
         history = happenings(supervisor.journal_dir, uid)
