@@ -33,8 +33,6 @@ KILLED_IN_SPOOL = [point for point in POINTS if point.startswith("spool")]
 FILING = ["supervisor: journal filed away", "supervisor: journal brought back"]  # see test_finished.py
 KILLED_BEHIND = [point for point in POINTS if point not in KILLED_IN_PUBLISHER + KILLED_IN_SPOOL + FILING]
 
-pytestmark = pytest.mark.timeout(60)
-
 
 class Service:
     """A supervisor that dies at a crash point, or whose workers do, and is started again as systemd would."""
@@ -58,7 +56,7 @@ class Service:
             return condition()
 
         try:
-            wait_until(revived, 30, what)
+            wait_until(revived, 120, what)
         except TimeoutError as error:
             pytest.fail(f"{error}; the supervisor's log:\n{self.process.log.read_text()}")
 

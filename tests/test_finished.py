@@ -28,7 +28,7 @@ from tiledwriter.cli._exit import ExitCode
 from tiledwriter.cli.journal import main
 from tiledwriter.testing import SupervisorProcess, TiledServer, wait_until
 
-pytestmark = [pytest.mark.filterwarnings("default:::tiled"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.filterwarnings("default:::tiled")]
 
 
 def finished_journal(directory: Path, uid: str = "run", outcome: str | None = "written", **state: Any) -> Path:

@@ -22,7 +22,7 @@ from tiledbroker._runs import WorkerCommand, WorkerTask
 from tiledbroker._supervisor import Supervisor
 from tiledwriter.testing import SupervisorProcess, TiledServer, free_port, wait_until
 
-pytestmark = [pytest.mark.filterwarnings("default:::tiled"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.filterwarnings("default:::tiled")]
 
 
 def task_of(directory: Path, name: str = "run") -> WorkerTask:

@@ -30,7 +30,7 @@ from tiledbroker._runs import Run, WorkerCommand, WorkerTask
 from tiledbroker._supervisor import Supervisor
 from tiledwriter.testing import free_port, wait_until
 
-pytestmark = [pytest.mark.filterwarnings("default:::tiled"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.filterwarnings("default:::tiled")]
 
 
 def take_nothing(task: WorkerTask) -> None:

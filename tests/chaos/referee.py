@@ -233,7 +233,9 @@ class Referee:
         self._elsewhere = elsewhere
         self._attempts = attempts
         self._api = f"{uri}/api/v1"
-        self._http = httpx.Client(headers={"Authorization": f"Apikey {api_key}"}, timeout=60.0)
+        # The server closes idle connections, perhaps just when the next request is sent.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self._http = httpx.Client(headers={"Authorization": f"Apikey {api_key}"}, timeout=60.0, limits=limits)
 
     def close(self) -> None:
         self._http.close()
