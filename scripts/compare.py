@@ -43,6 +43,13 @@ def print_report(report: Report) -> None:
     print(f"{report.entry.name:<30} {row} {', '.join(counts)}", flush=True)
     if report.bluesky != WRITTEN:
         print(f"{'':<30} bluesky-tiled-plugins {report.bluesky[:200]}")
+    for rule, difference in report.values:
+        reason = "UNEXPLAINED" if rule is None else rule.id
+        print(f"{'':<30} values of {difference.path} [{reason}]")
+        print(f"{'':<32} bluesky-tiled-plugins' {difference.bluesky}")
+        print(f"{'':<32} ours {difference.ours}")
+    if report.frames_of_bluesky:
+        print(f"{'':<30} frames of bluesky-tiled-plugins' are not those named: {report.frames_of_bluesky}")
     for problem in report.problems:
         print(f"{'':<30} UNEXPLAINED: {problem}")
 

@@ -59,10 +59,24 @@ class Report:
         return Counter(rule.id for rule, _ in self.explained)
 
     @property
+    def values(self) -> list[tuple[Rule | None, Difference]]:
+        """Differences in values, with their rules."""
+        known: list[tuple[Rule | None, Difference]] = [*self.explained]
+        both = [*known, *((None, difference) for difference in self.unexplained)]
+        return [(rule, difference) for rule, difference in both if difference.aspect == "values"]
+
+    @property
+    def frames_of_bluesky(self) -> str:
+        """Where what the other writer has of files is not what the documents name; "" if it is, or there is no run."""
+        return next((check.bluesky or "" for check in self.checks if check.name == "frames"), "")
+
+    @property
     def problems(self) -> list[str]:
         """What may not be."""
         found = [f"our writer: {self.ours}"] if self.ours != WRITTEN else []
         found += [f"unexplained: {difference}" for difference in self.unexplained]
+        if self.frames_of_bluesky and not self.rules["located-frames"]:
+            found.append(f"frames: bluesky-tiled-plugins' {self.frames_of_bluesky}, and no difference says so")
         return found + [
             f"{check.name}: {check.problem} (bluesky-tiled-plugins': {check.bluesky})"
             for check in self.checks
@@ -184,7 +198,7 @@ class Comparison:
         for name, check in READINGS.items():
             problem = attempt(check, runs[OURS], snapshots[OURS], emitted)
             theirs = None
-            if problem and BLUESKY in runs:
+            if (problem or name == "frames") and BLUESKY in runs:
                 theirs = attempt(check, runs[BLUESKY], snapshots[BLUESKY], emitted)
             limit = next(
                 (

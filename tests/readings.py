@@ -9,12 +9,15 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, TypeAlias
+from urllib.parse import urlparse
 
 import numpy
 from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRun
 from corpus import Documents
 from event_model import unpack_event_page
+from named_frames import NamedFrames
 from ophyd_async.core import Table
 
 _RENAMED: Final = {"time": "time_", "seq_num": "seq_num_"}
@@ -50,6 +53,7 @@ class EmittedRun:
     start: dict[str, Any]
     stop: dict[str, Any] | None = None
     streams: dict[str, EmittedStream] = field(default_factory=dict)
+    frames: NamedFrames = field(default_factory=NamedFrames)
 
 
 Reading: TypeAlias = Callable[[Any, Mapping[str, Node], EmittedRun], str]
@@ -58,10 +62,12 @@ Reading: TypeAlias = Callable[[Any, Mapping[str, Node], EmittedRun], str]
 def runs_of(documents: Documents) -> list[EmittedRun]:
     """The runs that the documents tell of."""
     runs: dict[str, EmittedRun] = {}
+    frames = NamedFrames()
     streams: dict[str, EmittedStream] = {}
     for name, document in documents:
+        frames.add(name, document)
         if name == "start":
-            runs[document["uid"]] = EmittedRun(document["uid"], document)
+            runs[document["uid"]] = EmittedRun(document["uid"], document, frames=frames)
         elif name == "stop":
             runs[document["run_start"]].stop = document
         elif name == "descriptor":
@@ -71,6 +77,7 @@ def runs_of(documents: Documents) -> list[EmittedRun]:
         for event in _events(name, document):
             stream = streams[event["descriptor"]]
             stream.events.append({**event, "data": dict(_internal(event, stream.data_keys))})
+    frames.end()
     return list(runs.values())
 
 
@@ -106,6 +113,23 @@ def values_are_as_emitted(_: Any, nodes: Mapping[str, Node], emitted: EmittedRun
             found = stored[place]
             if not same_reading(plain(expected), plain(found)) and not _same_text(expected, found):
                 return f"{name}: {key!r} is {shown(found)}, not {shown(expected)}"
+    return ""
+
+
+def frames_are_those_named(_: Any, nodes: Mapping[str, Node], emitted: EmittedRun) -> str:
+    """Every external node has the numbers of the frames that the documents name, in the order of the events."""
+    names = _stored_names(nodes[""])
+    for name in emitted.streams:
+        for key, expected in emitted.frames.of(emitted.uid, name):
+            node = nodes.get(f"{names.get(('', name), name)}/{names.get((name, key), key)}")
+            if node is None:
+                return f"{name}: {key!r} is not there"
+            if isinstance(expected, list):
+                found: Any = [Path(urlparse(asset["data_uri"]).path) for asset in node.source["assets"]]
+            else:
+                found = node.values.reshape(-1) if isinstance(node.values, numpy.ndarray) else node.values
+            if not same_values(found, expected):
+                return f"{name}: {key!r} has {shown(found)}, and the frames named are {shown(expected)}"
     return ""
 
 
@@ -207,6 +231,7 @@ def is_valid(run: Any, _nodes: Mapping[str, Node], _emitted: EmittedRun) -> str:
 
 READINGS: Final[dict[str, Reading]] = {
     "values": values_are_as_emitted,
+    "frames": frames_are_those_named,
     "documents": documents_are_as_emitted,
     "read": streams_can_be_read,
     "v2": v2_can_be_read,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import datetime
+import decimal
+import fractions
 import json
 import math
 import tempfile
@@ -74,6 +76,8 @@ def test_arrays_are_lists_for_others_and_arrays_of_their_type_for_us(dtype: str,
         (numpy.array([(1, 2.5)], [("a", "<i4"), ("b", "<f8")]), [[1, 2.5]]),
         (numpy.datetime64("2026-01-02"), "2026-01-02"),
         (numpy.longdouble(1) / 3, str(numpy.longdouble(1) / 3)),
+        (decimal.Decimal("0.250"), 0.25),
+        (fractions.Fraction(1, 3), 1 / 3),
     ],
     ids=repr,
 )

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy
 import pytest
 from comparison import WRITTEN, Comparison, Report, unmet
 from corpus import CORPUS
 from differences import LIMITS, RULES
 from event_model import DocumentNames, schema_validators
+from readings import EmittedRun, Node, frames_are_those_named, runs_of
 
 from tiledwriter.testing import TiledServer
 
@@ -29,6 +33,10 @@ MUST = (
     "missing-datum",
     "empty-array",
 )
+
+
+# Runs with files of each kind; that their frames are right is to be seen on all storages.
+EXTERNAL = ("one-file-for-two-streams", "several-files-for-a-key", "ad-tiff-files-per-point", "npy-seq", "csv-file")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +74,7 @@ def other_comparison(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("name", MUST)
+@pytest.mark.parametrize("name", [*MUST, *EXTERNAL])
 def test_difficult_runs_are_written_on_other_storages(name: str, other_comparison: Comparison) -> None:
     report = other_comparison.run(CORPUS[name])
     assert report.problems == []
@@ -79,9 +87,52 @@ def test_every_reason_is_needed(reports: dict[str, Report]) -> None:
     assert unmet(reports.values()) == set()
 
 
+def documented_values() -> set[str]:
+    """Names of the reasons why values differ, on the page."""
+    section = PAGE.read_text().partition("\n## Differences in values\n")[2].partition("\n## ")[0]
+    return set(re.findall(r"^\| `([\w-]+)` \|", section, flags=re.MULTILINE))
+
+
+def test_the_page_has_the_reasons_why_values_differ(reports: dict[str, Report]) -> None:
+    assert documented_values() <= {rule.id for rule in RULES}
+    met = {rule.id for report in reports.values() for rule, _ in report.values if rule is not None}
+    assert met <= documented_values()
+
+
+@pytest.fixture(scope="module")
+def emitted(tmp_path_factory: pytest.TempPathFactory) -> EmittedRun:
+    """Stream primary of this run has frames 1 to 3 of a file, stream dark the first."""
+    [run] = runs_of(CORPUS["one-file-for-two-streams"].make(tmp_path_factory.mktemp("files")))
+    return run
+
+
+@pytest.mark.parametrize(("first", "problem"), [(1, ""), (0, "primary: 'cam' has")])
+def test_frames_that_the_documents_do_not_name_are_found(emitted: EmittedRun, first: int, problem: str) -> None:
+    counted = numpy.arange(4 * 24, dtype="<u2").reshape(4, 4, 6)
+    nodes = {"": Node("", "container", [], {}, {}, {})}
+    for stream, frames in (("dark", counted[:1]), ("primary", counted[first : first + 3])):
+        nodes[f"{stream}/cam"] = Node(f"{stream}/cam", "array", [], {}, {}, {}, frames)
+    found = frames_are_those_named(None, nodes, emitted)
+    assert found.startswith(problem)
+    assert bool(found) == bool(problem)
+
+
+def test_a_node_that_is_not_there_has_not_the_frames_that_are_named(emitted: EmittedRun) -> None:
+    nodes = {"": Node("", "container", [], {}, {}, {})}
+    assert "is not there" in frames_are_those_named(None, nodes, emitted)
+
+
+def test_the_script_says_where_values_differ() -> None:
+    command = [sys.executable, ROOT / "scripts" / "compare.py", "--run", "one-file-for-two-streams"]
+    done = subprocess.run([*command, "--storage", "sqlite"], capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "values of dark/cam [located-frames]" in done.stdout
+    assert "frames of bluesky-tiled-plugins' are not those named: dark: 'cam' has" in done.stdout
+
+
 def test_the_corpus_is_large_and_has_what_it_must() -> None:
     assert len(CORPUS) >= 60
-    assert set(MUST) <= CORPUS.keys()
+    assert {*MUST, *EXTERNAL} <= CORPUS.keys()
 
 
 @pytest.mark.filterwarnings("default")

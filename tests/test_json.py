@@ -25,6 +25,9 @@ PLAIN = st.recursive(
 )
 
 
+BEYOND = f"an integer of {{}} bits is beyond what JSON carries; {MAX_INTEGER} is stored."
+
+
 def converted(value, where="start"):
     notes = []
     return to_json(value, notes.append, where), notes
@@ -56,6 +59,15 @@ def test_what_json_carries_is_kept_as_it_is_and_not_noted(value):
         (decimal.Decimal("1e400"), MAX_INTEGER),
         (ReplacedByRepr("<Odd>"), "<Odd>"),
         (datetime.timedelta(1), "1 day, 0:00:00"),
+        (numpy.timedelta64(1, "ns"), "1 nanoseconds"),
+        (numpy.array([1, 2], "m8[s]"), ["1 seconds", "2 seconds"]),
+        (numpy.array([(1, 2.5)], [("a", "i4"), ("b", "f4")]), [[1, 2.5]]),
+        (numpy.array([(1, "2024-01-01")], [("a", "i4"), ("b", "M8[ns]")])[0], [1, "2024-01-01T00:00:00.000000000"]),
+        (decimal.Decimal("0.12345678901234567890"), 0.12345678901234568),
+        (decimal.Decimal("sNaN"), None),
+        (fractions.Fraction(1, 3), 1 / 3),
+        (numpy.longdouble(1) / 3, 1 / 3),
+        ({1: "a", 2.5: None}, {"1": "a", "2.5": None}),
         (numpy.float32("nan"), None),
         (numpy.int64(2**60), MAX_INTEGER),
     ],
@@ -66,6 +78,10 @@ def test_what_json_cannot_carry_is_replaced_and_noted_with_its_place(value, stor
     assert result == {"a": {"b": [0, stored]}}
     assert len(notes) == 1
     assert notes[0].startswith("start.a.b[1]: ")
+
+
+def test_an_integer_that_python_refuses_to_write_is_noted_by_its_size():
+    assert converted(10**5000) == (MAX_INTEGER, [f"start: {BEYOND.format(16610)}"])
 
 
 def test_the_largest_integers_that_json_readers_agree_on_are_kept():
@@ -81,13 +97,15 @@ def test_the_largest_integers_that_json_readers_agree_on_are_kept():
         (numpy.bool_(True), True),
         (numpy.array([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
         (numpy.array(7), 7),
-        (numpy.array([(1, 2.5)], dtype=[("a", "i4"), ("b", "f4")]), [[1, 2.5]]),
         (numpy.array(["x", "yz"]), ["x", "yz"]),
         ((1, (2, 3)), [1, [2, 3]]),
-        ({1: {2.5: None}}, {"1": {"2.5": None}}),
         (pathlib.PurePosixPath("/a b/c.h5"), "/a b/c.h5"),
         (decimal.Decimal("0.25"), 0.25),
         (fractions.Fraction(1, 8), 0.125),
+        (decimal.Decimal("0.1"), 0.1),
+        (numpy.datetime64("2024-01-01T00:00:00.000000001"), "2024-01-01T00:00:00.000000001"),
+        (numpy.array(["2024-01-01", "NaT"], "M8[D]"), ["2024-01-01", "NaT"]),
+        (datetime.time(1, 2), "01:02:00"),
         (numpy.longdouble(0.5), 0.5),
     ],
 )
@@ -142,4 +160,18 @@ def test_a_pydantic_model_is_a_dict_of_its_fields():
 def test_keys_that_would_be_one_text_keep_their_values():
     result, notes = converted({1: "buffer", "1": "sample", "1_": "oil", 2: "water"})
     assert result == {"1__": "buffer", "1": "sample", "1_": "oil", "2": "water"}
-    assert notes == ["start: key 1 is stored as '1__', as there is a text that reads the same."]
+    assert notes == ["start: keys that are no text are stored as text: 1 (int) as '1__', 2 (int) as '2'."]
+
+
+@pytest.mark.parametrize(
+    ("value", "more"),
+    [
+        ([math.nan] * 10_000, "start: 9990 more values are not stored as they were."),
+        (numpy.full((100, 100), math.nan), "start: 9990 more values are not stored as they were."),
+        (dict.fromkeys(range(1000)), " and 990 more."),
+    ],
+)
+def test_of_many_changes_in_one_place_a_few_are_noted(value, more):
+    _, notes = converted(value)
+    assert notes[-1].endswith(more)
+    assert len(notes) <= 11

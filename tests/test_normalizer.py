@@ -356,6 +356,22 @@ def test_a_datum_that_never_comes_costs_only_its_reference() -> None:
     assert "seq_num 2" in note
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [({"point_number": 4}, [(4, 5)]), ({"indices": {"start": 2, "stop": 4}}, [(2, 4)]), ({"frame": 4}, []), ({}, [])],
+)
+def test_frames_of_a_resource_that_began_in_another_run_have_to_be_named(
+    arguments: dict[str, Any], expected: list[tuple[int, int]]
+) -> None:
+    _, begun = resource()
+    documents: Documents = [START, descriptor({"img": IMAGE}), ("resource", {**begun, "run_start": "another"})]
+    normalizer = RunNormalizer()
+    made = normalize([*documents, datum("res/4", **arguments), event(1, {"img": "res/4"}), STOP], normalizer)
+    assert rows(made) == expected
+    assert [event["seq_num"] for event in of("event", made)] == [1]
+    assert any("'res' began in another run" in note for note in normalizer.notes) is not bool(expected)
+
+
 def test_many_lost_datums_are_one_short_note() -> None:
     normalizer = RunNormalizer()
     documents: Documents = [descriptor({"img": IMAGE}), *(event(n, {"img": f"d{n}"}) for n in range(1, 1001)), STOP]

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiledbroker import RoutingError
+from tiledbroker import Encoder, RoutingError, decode
+from tiledbroker._recent_assets import MAX_DATUMS, MAX_RESOURCES, RecentAssets
 from tiledbroker._routing import RunRouting
 
 
@@ -68,9 +69,10 @@ def test_a_resource_of_no_run_and_its_datums_belong_to_every_open_run(routing: R
     routing.route("stop", {"run_start": "a"})
     assert routing.route("datum_page", {"resource": "r"}) == ["b"]
     routing.route("stop", {"run_start": "b"})
-    with pytest.raises(RoutingError):
-        routing.route("datum", {"resource": "r"})
+    assert routing.route("datum", {"resource": "r"}) == ["later"]
     routing.forget("later")
+    with pytest.raises(RoutingError):
+        routing.route("datum_page", {"resource": "r"})
     assert remembers_nothing(routing)
 
 
@@ -269,3 +271,140 @@ def test_a_uid_of_numpy_is_plain_text(routing: RunRouting) -> None:
     (uid,) = routing.route("start", {"uid": numpy.str_("run")})
     assert type(uid) is str
     assert routing.route("descriptor", {"uid": "d", "run_start": numpy.str_("run")}) == ["run"]
+
+
+# What several runs refer to
+
+
+class Runs:
+    """What each run gets, by way of one routing."""
+
+    def __init__(self, recent: RecentAssets | None = None) -> None:
+        self.routing = RunRouting(recent)
+        self.got: dict[str, list[str]] = {}
+
+    def __call__(self, name: str, **document: Any) -> None:
+        body = Encoder().encode(document)
+        for run_uid, kind, content in self.routing.deliver(name, document, body):
+            delivered = decode(content)
+            self.got.setdefault(run_uid, []).append(f"{kind} {delivered.get('uid') or delivered.get('datum_id')}")
+
+    def begin(self, run: str) -> None:
+        self("start", uid=run)
+        self("descriptor", uid=f"d-{run}", run_start=run)
+
+    def end(self, run: str) -> list[str]:
+        """All that the run got between its descriptor and its stop."""
+        self("stop", uid=f"s-{run}", run_start=run)
+        return self.got[run][2:-1]
+
+    def event(self, run: str, uid: str, **data: Any) -> None:
+        self("event", uid=uid, descriptor=f"d-{run}", data=data)
+
+
+@pytest.mark.parametrize("run_start", ["a", None])
+def test_a_resource_of_an_earlier_run_comes_before_its_datums(run_start: str | None) -> None:
+    runs = Runs()
+    runs.begin("a")
+    runs("resource", uid="r", run_start=run_start)
+    runs("datum", datum_id="r/0", resource="r")
+    assert runs.end("a") == ["resource r", "datum r/0"]
+    runs.begin("b")
+    runs("datum", datum_id="r/1", resource="r")
+    runs.event("b", "e", img="r/1")
+    runs("datum_page", datum_id=["r/2"], resource="r")
+    assert runs.end("b") == ["resource r", "datum r/1", "event e", "datum_page ['r/2']"]
+
+
+def test_a_stream_resource_of_an_earlier_run_comes_before_its_stream_datums() -> None:
+    runs = Runs()
+    runs.begin("a")
+    runs("stream_resource", uid="s", run_start="a")
+    runs.end("a")
+    runs.begin("b")
+    for n in range(2):
+        runs("stream_datum", uid=f"s/{n}", stream_resource="s", descriptor="d-b")
+    assert runs.end("b") == ["stream_resource s", "stream_datum s/0", "stream_datum s/1"]
+
+
+def test_a_resource_that_comes_again_with_the_uid_of_an_earlier_run_is_the_open_runs() -> None:
+    runs = Runs()
+    runs.begin("b")
+    runs("resource", uid="r", run_start="a")
+    runs("datum", datum_id="r/0", resource="r")
+    assert runs.end("b") == ["resource r", "datum r/0"]
+
+
+def test_datums_of_a_run_that_is_open_go_to_another_run_once_its_events_refer_to_them() -> None:
+    runs = Runs()
+    runs.begin("a")
+    runs.begin("b")
+    runs("resource", uid="r", run_start="a")
+    for n in range(4):
+        runs("datum", datum_id=f"r/{n}", resource="r")
+        runs.event("b" if n in (1, 3) else "a", f"e{n}", img=f"r/{n}", x=1.5)
+    for n in range(2):
+        runs.event("b", f"again {n}", img="r/0")
+    assert runs.end("a") == ["resource r", "datum r/0", "event e0", "datum r/1", "datum r/2", "event e2", "datum r/3"]
+    expected = ["resource r", "datum r/1", "event e1", "datum r/2", "datum r/3", "event e3"]
+    assert runs.end("b") == [*expected, "datum r/0", "event again 0", "event again 1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "document"),
+    [
+        ("event_page", {"uid": ["e"], "descriptor": "d-b", "data": {"x": numpy.zeros(1), "img": ["r/0"]}}),
+        ("bulk_events", {"primary": [{"uid": "e", "descriptor": "d-b", "data": {"img": "r/0"}}]}),
+    ],
+)
+def test_datums_follow_pages_of_events_too(name: str, document: dict[str, Any]) -> None:
+    runs = Runs()
+    runs.begin("a")
+    runs("resource", uid="r", run_start="a")
+    runs("bulk_datum", datum_ids=["r/0"], resource="r", datum_kwarg_list=[{}])
+    runs.end("a")
+    runs.begin("b")
+    runs(name, **document)
+    assert [text.split()[0] for text in runs.end("b")] == ["resource", "bulk_datum", name]
+
+
+def test_a_datum_of_a_resource_that_nobody_saw_goes_to_the_open_runs() -> None:
+    runs = Runs()
+    runs.begin("b")
+    runs("datum", datum_id="r/0", resource="r")
+    runs("stream_datum", uid="s/0", stream_resource="s", descriptor="d-b")
+    assert runs.end("b") == ["datum r/0", "stream_datum s/0"]
+
+
+def test_a_routing_that_is_made_anew_knows_the_resources_of_the_one_before() -> None:
+    recent = RecentAssets()
+    before = Runs(recent)
+    before.begin("a")
+    before("resource", uid="r", run_start="a")
+    before.end("a")
+    after = Runs(recent)
+    after.begin("b")
+    after("datum", datum_id="r/0", resource="r")
+    assert after.end("b") == ["resource r", "datum r/0"]
+
+
+def test_the_oldest_assets_are_forgotten() -> None:
+    recent = RecentAssets()
+    runs = Runs(recent)
+    runs.begin("a")
+    for n in range(MAX_RESOURCES + 5):
+        runs("resource", uid=f"r{n}", run_start="a")
+        runs("datum", datum_id=f"r{n}/0", resource=f"r{n}")
+    runs("datum_page", datum_id=[f"page/{n}" for n in range(2 * MAX_DATUMS)], resource="r0")
+    assert len(recent.resources) == MAX_RESOURCES
+    assert len(recent.datums) == MAX_DATUMS
+    assert "r4" not in recent.resources
+    assert "r5" in recent.resources
+
+
+@pytest.mark.parametrize("document", [{"descriptor": "d-b"}, {"descriptor": "d-b", "stream_resource": []}])
+def test_a_stream_datum_without_its_fields_goes_to_its_run(document: dict[str, Any]) -> None:
+    runs = Runs()
+    runs.begin("b")
+    runs("stream_datum", **document)
+    assert runs.end("b") == ["stream_datum None"]

@@ -8,8 +8,10 @@ import re
 import struct
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from decimal import Decimal
+from enum import Enum
 from fractions import Fraction
 from itertools import takewhile
 from typing import Any, Final
@@ -33,6 +35,9 @@ MAX_DEPTH: Final = 200
 MAX_EMPTY_ITEMS: Final = 1000
 """Arrays that have more items than this, and no bytes, are replaced by their `repr`."""
 
+MAX_EXACT_CHARACTERS: Final = 2**16
+"""Decimals and fractions whose text is longer than this are replaced by their `repr`."""
+
 _MAX_DIMENSIONS: Final = 64
 
 _INT_RANGE: Final = range(-(2**63), 2**64)
@@ -43,6 +48,12 @@ _DTYPE: Final = re.compile(
     r"|[mM]8(?:\[(?:[1-9][0-9]{0,9})?(?:[YMWDhms]|[munpfa]s)\])?)"
 )
 
+# What stands before the text of a decimal or a fraction: the nearest float, as a NumPy scalar.
+_FLOAT: Final = b"\x03<f8"
+
+# Types of which no value has a Decimal in it. Decimals have to be looked for: msgspec rounds them without asking.
+_PLAIN: Final = frozenset({bool, int, float, complex, str, bytes, bytearray, memoryview, Fraction, type(None)})
+
 
 class ReplacedByRepr(str):
     """The `repr` of a value that could not be encoded, marked as such by its type."""
@@ -50,13 +61,20 @@ class ReplacedByRepr(str):
     __slots__ = ()
 
 
+class _DecimalKey:
+    """A key of a mapping, which msgspec's extensions cannot be."""
+
+    def __init__(self, key: Decimal) -> None:
+        self.key = key
+
+
 class Encoder:
     """Turns documents into bytes without ever failing.
 
-    Carried without loss: None, bool, int of any size, float, complex, str, bytes, list, dict, NumPy scalars and
-    arrays of any type but object (object arrays element by element). Tuples and sets arrive as lists; datetimes,
-    UUIDs, enums and dataclasses as JSON would carry them, Pydantic models as dicts of their fields, paths as text,
-    decimals and fractions as the nearest float. Anything else is replaced by its `repr`.
+    Carried without loss: None, bool, int of any size, float, complex, Decimal, Fraction, str, bytes, list, dict, NumPy
+    scalars and arrays of any type but object (object arrays element by element). Tuples and sets arrive as lists,
+    masked arrays as lists with None for what is masked; datetimes, UUIDs, enums and dataclasses as JSON would carry
+    them, Pydantic models as dicts of their fields, paths as text. Anything else is replaced by its `repr`.
 
     Attributes
     ----------
@@ -65,24 +83,61 @@ class Encoder:
     """
 
     def __init__(self) -> None:
-        self._msgpack = msgspec.msgpack.Encoder(enc_hook=self._encode_other, decimal_format="number")
+        self._msgpack = msgspec.msgpack.Encoder(enc_hook=self._encode_other)
         self.replaced: list[str] = []
         self._path: set[int] = set()
+        self._plain = set(_PLAIN)
 
     def encode(self, document: Mapping[str, Any]) -> bytes:
         """Bytes of one document; see `take_replaced` for what could not be encoded."""
         kept = len(self.replaced)
         try:
-            return self._msgpack.encode(document)
+            if not self._may_round(document):
+                return self._msgpack.encode(document)
         except Exception:  # big integers, lone surrogates, cycles, objects that raise: take it apart
             del self.replaced[kept:]
             self._path.clear()
-            return self._msgpack.encode(self._rebuild(document, 0))
+        return self._msgpack.encode(self._rebuild(document, 0))
 
     def take_replaced(self) -> list[str]:
         """Type names of values replaced by their `repr` since the last call."""
         taken, self.replaced = self.replaced, []
         return taken
+
+    def _may_round(self, document: Mapping[str, Any]) -> bool:
+        """Whether there is a Decimal in a document. Most are events of plain values, on which this spends no time."""
+        try:
+            if self._plain.issuperset(map(type, document["data"].values())):
+                # A sum of floats with a Decimal among them fails.
+                return not isinstance(sum(document["timestamps"].values(), document["time"]), float)
+        except (KeyError, TypeError, AttributeError):
+            pass
+        return self._has_decimal(document)
+
+    def _has_decimal(self, value: Any) -> bool:
+        kind = type(value)
+        if kind in self._plain:
+            return False
+        if isinstance(value, Decimal):
+            return True
+        if isinstance(value, Mapping):
+            return self._any_has_decimal(value) or self._any_has_decimal(value.values())
+        if isinstance(value, list | tuple | AbstractSet | deque):
+            return self._any_has_decimal(value)
+        if isinstance(value, Enum):
+            return self._has_decimal(value.value)
+        if (fields := _fields_of(value)) is not None:
+            return self._any_has_decimal(fields.values())
+        if kind.__module__ == "numpy":
+            self._plain.add(kind)  # `_encode_other` looks into arrays of objects
+        return False
+
+    def _any_has_decimal(self, values: Iterable[Any]) -> bool:
+        return not self._plain.issuperset(map(type, values)) and any(map(self._has_decimal, values))
+
+    def _with_decimals(self, value: Any) -> Any:
+        """What `_encode_other` returns in place of an object, for msgspec to go on with."""
+        return self._rebuild(value, 1) if self._has_decimal(value) else value
 
     def _encode_other(self, value: Any) -> Any:
         numpy = sys.modules.get("numpy")  # values of NumPy's types exist only where NumPy is imported
@@ -103,15 +158,24 @@ class Encoder:
             return msgspec.msgpack.Ext(_COMPLEX, struct.pack("<dd", value.real, value.imag))
         if isinstance(value, os.PathLike):
             return os.fspath(value)
-        if isinstance(value, Fraction):
-            return float(value)
+        if isinstance(value, Decimal | Fraction):
+            return self._exact_number(value)
+        if isinstance(value, _DecimalKey):
+            return self._exact_number(value.key)
         if isinstance(value, Mapping):
-            return dict(value)
+            return self._with_decimals(dict(value))
         if isinstance(value, deque | range | AbstractSet):
-            return list(value)
+            return self._with_decimals(list(value))
         if callable(dump := getattr(value, "model_dump", None)):
-            return dump()
+            return self._with_decimals(dump())
         return self._repr(value)
+
+    def _exact_number(self, value: Decimal | Fraction) -> msgspec.msgpack.Ext:
+        """The nearest float, for readers that do not know better, and the exact number as text."""
+        text = Decimal.__str__(value) if isinstance(value, Decimal) else f"{value.numerator:x}/{value.denominator:x}"
+        if len(text) > MAX_EXACT_CHARACTERS:
+            return self._repr(value)
+        return msgspec.msgpack.Ext(_SCALAR, _FLOAT + struct.pack("<d", _nearest_float(value)) + text.encode())
 
     def _numpy_scalar(self, value: Any) -> msgspec.msgpack.Ext:
         dtype = value.dtype
@@ -124,7 +188,7 @@ class Encoder:
 
     def _numpy_array(self, numpy: Any, value: Any) -> Any:
         if isinstance(value, numpy.ma.MaskedArray):
-            return value.tolist()
+            return self._with_decimals(_masked_as_none(numpy, value))
         if not value.nbytes and _item_count(value.shape) > MAX_EMPTY_ITEMS:
             return self._repr(value)
         if value.dtype.hasobject:
@@ -132,7 +196,7 @@ class Encoder:
                 return self._repr(value)
             items = value.ravel().tolist()
             try:
-                payload = self._msgpack.encode([list(value.shape), items])
+                payload = self._msgpack.encode([list(value.shape), self._with_decimals(items)])
             except RecursionError:
                 return self._repr(value)
             except Exception:
@@ -176,21 +240,58 @@ class Encoder:
             return value if value in _INT_RANGE else msgspec.msgpack.Ext(_BIG_INT, _int_to_bytes(value))
         if isinstance(value, str):
             return _encodable_text(str.__str__(value))
+        if isinstance(value, Decimal):
+            return self._exact_number(value)
+        if isinstance(value, Enum):
+            return self._rebuild(value.value, depth)
         if isinstance(value, Mapping | list | tuple | AbstractSet | deque) and depth >= MAX_DEPTH:
             return self._repr(value)
         if isinstance(value, Mapping):
             return {self._key(key): self._rebuild(item, depth + 1) for key, item in value.items()}
         if isinstance(value, list | tuple | AbstractSet | deque):
             return [self._rebuild(item, depth + 1) for item in value]
+        if (fields := _fields_of(value)) is not None and self._any_has_decimal(fields.values()):
+            return self._rebuild(fields, depth)
         return msgspec.Raw(self._msgpack.encode(value))
 
     def _key(self, key: Any) -> Any:
+        if isinstance(key, Decimal):
+            return _DecimalKey(key)
         try:
             self._msgpack.encode(key)
             return str.__str__(key) if isinstance(key, str) else key
         except Exception:
             self.replaced.append(type(key).__qualname__)
             return repr(key)
+
+
+def _fields_of(value: Any) -> dict[str, Any] | None:
+    """The fields of a dataclass, or of one of msgspec's or attrs' objects, which msgspec takes for mappings."""
+    kind = type(value)
+    for attribute in ("__dataclass_fields__", "__struct_fields__", "__attrs_attrs__"):
+        if (fields := getattr(kind, attribute, None)) is not None:
+            names = [str(getattr(field, "name", field)) for field in getattr(fields, "values", lambda: fields)()]
+            return {name: getattr(value, name) for name in names if hasattr(value, name)}
+    return None
+
+
+def _nearest_float(value: Decimal | Fraction) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+    except ValueError:  # a signaling NaN
+        return math.nan
+
+
+def _masked_as_none(numpy: Any, value: Any) -> Any:
+    """A masked array as nested lists; `tolist` makes integers of times of nanoseconds, and rounds nothing else."""
+    if value.dtype.kind not in "mM":
+        return value.tolist()
+    items, masked = numpy.empty(value.shape, object), numpy.ma.getmaskarray(value)
+    for place in numpy.ndindex(value.shape):
+        items[place] = None if masked[place] else value.data[place]
+    return items.tolist()
 
 
 def _int_to_bytes(value: int) -> bytes:
@@ -243,6 +344,9 @@ def _decode_extension(code: int, data: memoryview) -> Any:
 
 
 def _decode_scalar(data: memoryview) -> Any:
+    exact = data[len(_FLOAT) + struct.calcsize("<d") :]
+    if exact and bytes(data[: len(_FLOAT)]) == _FLOAT:
+        return _decode_exact_number(bytes(exact).decode("ascii"))
     import numpy
 
     end = 1 + data[0]
@@ -250,6 +354,13 @@ def _decode_scalar(data: memoryview) -> Any:
     if dtype.itemsize == 0:
         return dtype.type("" if dtype.kind == "U" else b"")
     return numpy.frombuffer(data[end:], dtype=dtype, count=1)[0]
+
+
+def _decode_exact_number(text: str) -> Decimal | Fraction:
+    if len(text) > MAX_EXACT_CHARACTERS:
+        raise CodecError(f"A decimal or a fraction has {len(text)} characters.")
+    numerator, slash, denominator = text.partition("/")
+    return Fraction(int(numerator, 16), int(denominator, 16)) if slash else Decimal(text)
 
 
 def _decode_array(data: memoryview) -> Any:

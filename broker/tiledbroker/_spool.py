@@ -22,6 +22,7 @@ from ._identity import new_holder
 from ._left_runs import LeftRuns
 from ._limited import LimitedLog
 from ._lock import FileLock
+from ._recent_assets import RECENT_ASSETS
 from ._routing import RunRouting
 from ._run_log import RunLog
 from ._segment import Segment
@@ -87,7 +88,7 @@ class Spool:
         self._holder = new_holder()
         self._mutex = threading.RLock()
         self._closed = False
-        self._routing = RunRouting()
+        self._routing = RunRouting(RECENT_ASSETS)
         self._encoder = Encoder()
         self._runs: dict[str, RunLog] = {}
         self._open: dict[str, RunLog] = {}
@@ -138,13 +139,13 @@ class Spool:
                     ", ".join(sorted(set(self._encoder.take_replaced()))),
                 )
             try:
-                run_uids = self._routing.route(name, document)
+                deliveries = self._routing.deliver(name, document, body)
             except RoutingError as error:
                 self._keep_unrouted(name, body, error)
                 return
-            for run_uid in run_uids:
+            for run_uid, kind, content in deliveries:
                 run = self._begin(run_uid) if name == "start" else self._open[run_uid]
-                if run.append(name, body, self._take_segment):
+                if run.append(kind, content, self._take_segment):
                     self._wake.set()
                 if name == "stop":
                     del self._open[run_uid]

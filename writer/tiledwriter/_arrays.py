@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
@@ -13,6 +13,7 @@ import numpy.typing
 
 from ._columns import MAX_EXACT, dtype_kind, list_type
 from ._dtypes import declared_dtype
+from ._exact_numbers import EXACT_NUMBERS, loses_digits, nearest_float
 
 Array = numpy.typing.NDArray[Any]
 
@@ -50,16 +51,22 @@ def as_array(value: Any, declared: numpy.dtype[Any] | None = None) -> Array | No
     return array
 
 
-def _to_numpy(value: Any, wanted: numpy.dtype[Any] | None) -> Array:
-    """A value as an array; with NaN where numbers are missing, and numbers of extended precision rounded.
+def _to_numpy(value: Any, wanted: numpy.dtype[Any] | None, on_rounded: Callable[[], None] = lambda: None) -> Array:
+    """A value as an array; with NaN where numbers are missing, and the nearest floats of exact numbers.
 
-    NumPy takes small integers beside some of more than 63 bits for floats, unless it is told.
+    NumPy takes small integers beside some of more than 63 bits for floats, unless it is told. `on_rounded` is called if
+    digits are lost.
     """
     array = numpy.asarray(value)
     if array.dtype.kind == "O":
+        if any(map(loses_digits, array.flat)):
+            on_rounded()
         array = _with_nan(array)
     if is_extended(array.dtype):
-        return array.astype(stored_type(array.dtype))
+        stored = array.astype(stored_type(array.dtype))
+        if not _equal(stored, array):
+            on_rounded()
+        return stored
     if wanted is not None and wanted.kind == "u" and array.dtype.kind == "f":
         try:
             integers = numpy.asarray(value, wanted)
@@ -72,15 +79,19 @@ def _to_numpy(value: Any, wanted: numpy.dtype[Any] | None) -> Array:
 def _with_nan(array: Array) -> Array:
     """Objects that are numbers or None as floats; as they are, if there are others, or none that floats hold."""
     items = array.ravel().tolist()
-    if not all(item is None or isinstance(item, bool | int | float | numpy.number) for item in items):
+    if not all(item is None or isinstance(item, (bool, int, float, numpy.number, *EXACT_NUMBERS)) for item in items):
         return array
     try:
-        numbers = [math.nan if item is None else float(item) for item in items]
+        numbers = [math.nan if item is None else _nearest(item) for item in items]
     except (OverflowError, TypeError):
         return array
     if any(isinstance(item, int) and number != item for item, number in zip(items, numbers, strict=True)):
         return array
     return numpy.array(numbers).reshape(array.shape)
+
+
+def _nearest(item: Any) -> float:
+    return nearest_float(item) if isinstance(item, EXACT_NUMBERS) else float(item)
 
 
 def is_extended(dtype: numpy.dtype[Any]) -> bool:
@@ -142,7 +153,7 @@ def element_type(data_key: Mapping[str, Any], first: Array | None, *, guessed: b
 class InternalArray:
     """One data key's values, an array each, as rows of one array node.
 
-    `lists` says if there are list columns for what does not fit.
+    `lists` says if there are list columns for what does not fit, `rounded` how many arrays have lost digits.
     """
 
     key: str
@@ -154,6 +165,7 @@ class InternalArray:
     pending: list[Any] = field(default_factory=list)
     written: int = 0
     created: bool = False
+    rounded: int = 0
     _exceeds_float: bool = False
 
     @cached_property
@@ -207,7 +219,7 @@ class InternalArray:
         if value is ABSENT:
             return self.dtype.kind in "fcmM"
         try:
-            array = _to_numpy(value, self.dtype)
+            array = _to_numpy(value, self.dtype, self._count_rounded)
             if array.ndim == 0 and value is not None and len(self.shape) == 1:
                 array = array.reshape(1)  # a waveform of one number
             if array.ndim != len(self.shape) or (array.dtype.kind in "US") != (self.dtype.kind == "U"):
@@ -222,6 +234,9 @@ class InternalArray:
         if not same and self.dtype.kind != "U":  # better nothing than another number
             row[...] = self._missing
         return same and array.shape == self.shape
+
+    def _count_rounded(self) -> None:
+        self.rounded += 1
 
     @property
     def _missing(self) -> Any:

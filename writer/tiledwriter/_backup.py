@@ -17,6 +17,8 @@ import tempfile
 import weakref
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, Protocol
 
@@ -25,6 +27,7 @@ import numpy
 from tiledbroker import CodecError, Encoder, ReplacedByRepr, decode, journal_filename
 
 from ._errors import BackupUnreadable
+from ._exact_numbers import nearest_float
 
 log = logging.getLogger(__name__)
 
@@ -185,6 +188,9 @@ class _Plain:
             return str(value)
         if value is None or isinstance(value, bool | int | float | str):
             return value
+        if isinstance(value, Decimal | Fraction):
+            self.exact = False
+            return nearest_float(value)
         return self._other(value)
 
     def _key(self, key: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from tiledbroker import Encoder
 from tiledbroker._limited import LimitedLog
+from tiledbroker._recent_assets import RECENT_ASSETS
 from tiledbroker._routing import RunRouting
 
 from ._backup import Backup, DictionaryBackup, JSONLinesBackup
@@ -107,7 +108,7 @@ class TiledWriter:
             patience=patience,
         )
         self._encoder = Encoder()
-        self._routing = RunRouting()
+        self._routing = RunRouting(RECENT_ASSETS)
         self._runs: dict[str, CallbackRun] = {}
         self._limited = LimitedLog(log)
 
@@ -143,11 +144,11 @@ class TiledWriter:
         Exception
             Its run failed, and is not in a backup.
         """
-        run_uids = self._routing.route(name, doc)
         body = self._encoder.encode(doc)
+        deliveries = self._routing.deliver(name, doc, body)
         for kind in self._encoder.take_replaced():
             self._limited.log(logging.WARNING, kind, "A %s in a %s document is replaced by its repr.", kind, name)
-        errors = [error for run_uid in run_uids if (error := self._pass_on(run_uid, name, body)) is not None]
+        errors = [error for delivery in deliveries if (error := self._pass_on(*delivery)) is not None]
         if errors:
             raise errors[0]
 

@@ -12,6 +12,8 @@ import pyarrow
 
 from ._alike import Values
 from ._dtypes import declared_dtype
+from ._exact_numbers import EXACT_NUMBERS, ExactNumber, nearest_float
+from ._plain_text import text_of
 
 ARROW_TYPES: Final[dict[str, pyarrow.DataType]] = {
     "bool": pyarrow.bool_(),
@@ -153,14 +155,14 @@ def _arrow_takes(values: Sequence[Any], type_name: str) -> bool:
 
 def _fit_scalar(value: Any, type_name: str) -> Any:
     """`value` as the column's type, or None if that would lose something."""
-    if isinstance(value, numpy.generic | numpy.ndarray) and value.ndim == 0:
-        value = value.item()
-    if isinstance(value, list | tuple | numpy.ndarray) and len(value) == 1:
+    if isinstance(value, numpy.generic | numpy.ndarray) and value.ndim == 0 and value.dtype.kind not in "mM":
+        value = value.item()  # of times, some would be integers
+    if isinstance(value, list | tuple | numpy.ndarray) and numpy.ndim(value) and len(value) == 1:
         return _fit_scalar(value[0], type_name)
-    if isinstance(value, numpy.floating):  # of extended precision
-        value = float(value)
     if type_name == "string":
         return _fit_text(value)
+    if isinstance(value, EXACT_NUMBERS):
+        return _fit_exact_number(value, type_name)
     if not isinstance(value, bool | int | float):
         return None
     if type_name == "float64":
@@ -170,8 +172,19 @@ def _fit_scalar(value: Any, type_name: str) -> Any:
     return int(value) if -(2**63) <= value < 2**63 and value == int(value) else None
 
 
+def _fit_exact_number(value: ExactNumber, type_name: str) -> Any:
+    """The nearest float; among integers and booleans a number that is one, else None."""
+    number = nearest_float(value)
+    if type_name == "float64":
+        return number
+    # What is beyond 64 bits may be so large that Python would never end to make an integer of it.
+    if not abs(number) <= 2.0**63 or (integer := int(value)) != value:
+        return None
+    return _fit_scalar(integer, type_name)
+
+
 def _fit_text(value: Any) -> str:
-    text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+    text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else text_of(value)
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 

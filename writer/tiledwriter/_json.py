@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
-from datetime import date
-from decimal import Decimal
-from fractions import Fraction
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, time
 from typing import Any, Final
 
 import numpy
+
+from ._exact_numbers import EXACT_NUMBERS, ExactNumber, loses_digits, nearest_float
+from ._plain_text import text_of
 
 MAX_INTEGER: Final = 2**53 - 1
 
 # PostgreSQL makes integers of floats without a fraction, and the server fails on integers of more than 64 bits.
 _TOO_LARGE: Final = 2.0**63
 _SHOWN: Final = 80
+_LONG_BITS: Final = 1000
+_MOST_NOTES: Final = 10  # on the items of one list, or the keys of one mapping
 
 REPLACED: Final = "ReplacedByRepr"
 """The name of tiledbroker's type, which is not imported: that would load the network's library."""
@@ -25,22 +28,23 @@ REPLACED: Final = "ReplacedByRepr"
 def to_json(value: Any, note: Callable[[str], None], where: str = "") -> Any:
     """`value` with only dicts, lists, strings, finite numbers, booleans and None in it.
 
-    Paths become text, decimals and fractions the nearest float. NaN becomes None; infinities, floats from 2**63 on and
-    integers beyond 2**53 become the largest integer that JSON readers agree on. Of keys that would be one text, those
-    that are none get another. Whatever is changed is reported to `note` with its place. The exact values are in the
-    journal.
+    Paths, dates and times become text, and decimals, fractions and numbers of extended precision the nearest float.
+    NaN becomes None; infinities, floats from 2**63 on and integers beyond 2**53 become the largest integer that JSON
+    readers agree on. Keys become text; of those that would be one text, those that are none get another. Whatever is
+    changed is reported to `note` with its place, but for a few of many in one list. The journal has the exact values.
     """
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
         return _text(value, note, where)
+    if isinstance(value, EXACT_NUMBERS):
+        return _exact_number(value, note, where)
     if isinstance(value, numpy.generic | numpy.ndarray):
-        plain = value.tolist()
-        return to_json(_narrowed(plain) if isinstance(plain, numpy.generic) else plain, note, where)
+        return to_json(_plain(value, note, where), note, where)
     if isinstance(value, int):
         return _integer(value, note, where)
-    if isinstance(value, float | Decimal | Fraction):
-        return _float(_nearest(value), note, where)
+    if isinstance(value, float):
+        return _float(value, note, where)
     if isinstance(value, Mapping):
         names = _names(value, note, where)
         return {
@@ -48,44 +52,90 @@ def to_json(value: Any, note: Callable[[str], None], where: str = "") -> Any:
             for name, item in zip(names, value.values(), strict=True)
         }
     if isinstance(value, list | tuple):
-        return [to_json(item, note, f"{where}[{i}]") for i, item in enumerate(value)]
+        return _items(value, note, where)
     if isinstance(value, bytes):
         note(f"{where}: {len(value)} bytes are stored as text.")
         return value.decode("utf-8", "backslashreplace")
     if isinstance(value, os.PathLike):
         return to_json(os.fspath(value), note, where)
-    if isinstance(value, date):
+    if isinstance(value, date | time):
         return value.isoformat()
     if callable(dump := getattr(value, "model_dump", None)):
         return to_json(dump(), note, where)
     note(f"{where}: a {type(value).__name__} is stored as text.")
-    return str(value)
+    return text_of(value)
 
 
-def _narrowed(value: numpy.generic) -> Any:
-    """A number of extended precision, which has no Python type and comes back as it was from `tolist`."""
-    return float(value) if isinstance(value, numpy.floating) else complex(value)
+def _plain(value: Any, note: Callable[[str], None], where: str) -> Any:
+    """A value of NumPy's as Python has it; times, some of which Python makes integers of, are text."""
+    if value.dtype.kind == "M":
+        return numpy.datetime_as_string(value).tolist()
+    if value.dtype.kind == "m":
+        note(f"{where}: a timedelta64 is stored as text.")
+        texts = numpy.array([str(item) for item in value.reshape(-1)], object)
+        return texts.reshape(value.shape).tolist()
+    if value.dtype.names is not None:
+        note(f"{where}: a record is stored as a list of its values; its fields are {', '.join(value.dtype.names)}.")
+        return _records(value)
+    plain = value.tolist()
+    return complex(plain) if isinstance(plain, numpy.complexfloating) else plain
 
 
-def _nearest(value: float | Decimal | Fraction) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
+def _records(value: Any) -> list[Any]:
+    """A record as the list of its values, an array of such as lists of those."""
+    return [value[name] for name in value.dtype.names] if value.ndim == 0 else [_records(row) for row in value]
+
+
+def _items(value: Sequence[Any], note: Callable[[str], None], where: str) -> list[Any]:
+    """The items of a list, of which a few of many notes are passed on."""
+    if isinstance(note, _FewNotes):
+        return [to_json(item, note, f"{where}[{i}]") for i, item in enumerate(value)]
+    few = _FewNotes(note)
+    items = [to_json(item, few, f"{where}[{i}]") for i, item in enumerate(value)]
+    few.end(where)
+    return items
+
+
+class _FewNotes:
+    """Passes the first notes on, and then how many more there were."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
+        self._count = 0
+
+    def __call__(self, text: str) -> None:
+        self._count += 1
+        if self._count <= _MOST_NOTES:
+            self._note(text)
+
+    def end(self, where: str) -> None:
+        if self._count > _MOST_NOTES:
+            self._note(f"{where}: {self._count - _MOST_NOTES} more values are not stored as they were.")
+
+
+def _exact_number(value: ExactNumber, note: Callable[[str], None], where: str) -> float | None:
+    number = nearest_float(value)
+    if abs(number) < _TOO_LARGE and loses_digits(value):
+        note(f"{where}: {text_of(value)[:_SHOWN]} has more digits than a float; {number!r} is stored.")
+    return _float(number, note, where)
 
 
 def _names(value: Mapping[Any, Any], note: Callable[[str], None], where: str) -> list[str]:
     """The keys of a mapping as texts; of those that would be one text, texts keep it."""
     taken = {key for key in value if isinstance(key, str)}
     names: list[str] = []
+    changed: list[str] = []
     for key in value:
-        name = str(key)
-        while not isinstance(key, str) and name in taken:
-            name += "_"
-        if name != str(key):
-            note(f"{where}: key {key!r} is stored as {name!r}, as there is a text that reads the same.")
+        name = key if isinstance(key, str) else text_of(key)
+        if not isinstance(key, str):
+            while name in taken:
+                name += "_"
+            changed.append(f"{text_of(key)[:_SHOWN]} ({type(key).__name__}) as {name[:_SHOWN]!r}")
         taken.add(name)
         names.append(name)
+    if changed:
+        more = f" and {len(changed) - _MOST_NOTES} more" * (len(changed) > _MOST_NOTES)
+        note(f"{where}: keys that are no text are stored as text: {', '.join(changed[:_MOST_NOTES])}{more}.")
     return names
 
 
@@ -110,8 +160,13 @@ def _integer(value: int, note: Callable[[str], None], where: str) -> int:
     if -MAX_INTEGER <= value <= MAX_INTEGER:
         return int(value)
     clipped = MAX_INTEGER if value > 0 else -MAX_INTEGER
-    note(f"{where}: {value} is beyond what JSON carries; {clipped} is stored.")
+    note(f"{where}: {_shown(value)} is beyond what JSON carries; {clipped} is stored.")
     return clipped
+
+
+def _shown(value: int) -> str:
+    """Python refuses to write very large integers, as it takes long."""
+    return str(value) if value.bit_length() < _LONG_BITS else f"an integer of {value.bit_length()} bits"
 
 
 def _float(value: float, note: Callable[[str], None], where: str) -> float | None:

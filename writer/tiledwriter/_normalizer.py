@@ -57,6 +57,7 @@ _REQUIRED: Final[Mapping[str, frozenset[str]]] = {
     "stop": frozenset({"uid", "run_start", "time", "exit_status"}),
 }
 _SEQ_NUMS_IN_A_NOTE: Final = 10
+_POSITIONS: Final = ("point_number", "index")
 
 
 class _Stream(NamedTuple):
@@ -149,6 +150,8 @@ class RunNormalizer:
         self._resources: dict[str, dict[str, Any]] = {}
         self._datums: dict[str, _Datum] = {}
         self._announced: set[str] = set()
+        self._run_uid = ""
+        self._foreign: set[str] = set()  # resources that another run began
         self._counts: dict[str, _ResourceCounts] = {}
         # References are served in the order of their events, per data key: rows and frame numbers depend on it.
         self._queues: dict[tuple[str, str], deque[_Reference]] = {}
@@ -179,7 +182,9 @@ class RunNormalizer:
 
     def start(self, doc: Document) -> None:
         """Pass on the run's metadata."""
-        self.emit("start", dict(self._received("start", doc)))
+        modern = dict(self._received("start", doc))
+        self._run_uid = modern["uid"]
+        self.emit("start", modern)
 
     def descriptor(self, doc: Document) -> None:
         """Bring the data keys up to date and remember which of them are external."""
@@ -235,6 +240,8 @@ class RunNormalizer:
         received = dict(self._received("resource", doc))
         received["spec"] = str(received.get("spec") or "").upper()
         self._specs[received["uid"]] = received["spec"]
+        if self._run_uid and received.get("run_start") not in (None, self._run_uid):
+            self._foreign.add(received["uid"])
         self._resources[received["uid"]] = self._modern_resource("resource", received)
         self._unblock(received["uid"])
 
@@ -370,6 +377,12 @@ class RunNormalizer:
     def _serve(self, reference: _Reference) -> None:
         """Yield the stream datum of a reference, after its stream resource when that is new."""
         datum = self._datums[reference.datum_id]
+        if datum.resource in self._foreign and not _names_frames(datum.kwargs):
+            self._note(
+                f"Stream '{reference.stream}': external data of '{reference.data_key}' is incomplete; resource "
+                f"'{datum.resource}' began in another run, and its datums here do not say which of its frames they are."
+            )
+            return
         (start, stop), parameters = self._rows_of(reference, datum)
         uid = f"{datum.resource}-{reference.descriptor}-{reference.data_key}"
         if uid not in self._announced:
@@ -387,7 +400,7 @@ class RunNormalizer:
         """The frames of its resource that a datum stands for, and those of its arguments that say nothing of them."""
         kwargs = dict(datum.kwargs)
         indices = kwargs.pop("indices", None)
-        points = [point for name in ("point_number", "index") if (point := _number(kwargs, name)) is not None]
+        points = [point for name in _POSITIONS if (point := _number(kwargs, name)) is not None]
         frame = _number(kwargs, "frame")
         if indices:
             if not isinstance(indices, Mapping) or not {"start", "stop"} <= indices.keys():
@@ -443,6 +456,11 @@ def _is_below(path: str, root: str) -> bool:
     """Whether an absolute path begins with a root already."""
     place, folder = (text.replace("\\", "/").rstrip("/") + "/" for text in (path, root))
     return folder != "/" and place.startswith(folder) and re.match(r"/|[A-Za-z]:/", folder) is not None
+
+
+def _names_frames(kwargs: Document) -> bool:
+    """Whether a datum's arguments say where in its resource its frames are, and not just how many there are."""
+    return bool(kwargs.get("indices")) or any(_number(dict(kwargs), name) is not None for name in _POSITIONS)
 
 
 def _number(kwargs: dict[str, Any], name: str) -> int | None:

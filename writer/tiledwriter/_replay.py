@@ -120,15 +120,15 @@ def _sorted(file: Path, places: Iterator[Path]) -> list[_Run]:
                 routing.forget(uid)
                 _complete(journals.pop(uid))
             try:
-                run_uids = routing.route(entry.name, entry.document)
+                deliveries = routing.deliver(entry.name, entry.document, entry.body)
             except RoutingError as error:
                 problem = f"{error} Delete the line, or add what is missing; nothing of this file has been written."
                 raise BackupUnreadable(file, entry.line, problem) from error
-            for run_uid in run_uids:
+            for run_uid, name, body in deliveries:
                 if entry.name == "start":
                     journals[run_uid] = _new_journal(next(places), run_uid)
                     runs.append(_Run(file, journals[run_uid].path))
-                journals[run_uid].append_one(entry.name, entry.body)
+                journals[run_uid].append_one(name, body)
                 if entry.name == "stop":
                     _complete(journals.pop(run_uid))
     finally:

@@ -26,6 +26,7 @@ from ._arrays import (
 )
 from ._columns import arrow_column, arrow_size, dtype_kind, exceeds_float, fit, list_type, scalar_type, wider
 from ._dtypes import declared_dtype
+from ._exact_numbers import loses_digits
 from ._json import REPLACED, to_json
 from ._names import TABLE_KEY, TIME, TIMESTAMP, StreamNames
 from ._operations import (
@@ -89,12 +90,14 @@ class Cell:
     """Where a column's values come from.
 
     `kind` says which part of an event: its sequence number or time, a data key's value, that value as JSON text, or
-    the value's timestamp; "row" is the number of the event in its stream, from 0.
+    the value's timestamp; "row" is the number of the event in its stream, from 0. `changed` has a word on the first
+    value that is not in its JSON as it was given.
     """
 
     column: Column
     kind: Literal["seq_num", "time", "row", "value", "text", "timestamp"]
     key: str = ""
+    changed: list[str] = field(default_factory=list, compare=False)
 
     def pick(self, events: Sequence[Mapping[str, Any]], first_row: int) -> list[Any]:
         """The column's values of these events, the first of which is that row."""
@@ -104,7 +107,7 @@ class Cell:
         if kind == "timestamp":
             return [event["timestamps"].get(key) for event in events]
         if kind == "text":
-            return _texts([event["data"].get(key) for event in events])
+            return self._texts([event["data"].get(key) for event in events])
         if kind == "row":
             return list(range(first_row, first_row + len(events)))
         return [event[kind] for event in events]
@@ -117,7 +120,16 @@ class Cell:
         values = events.columns.get((self.kind,) if self.kind in ("seq_num", "time") else (field, self.key))
         if values is None:
             return [None] * events.count
-        return _texts(values) if self.kind == "text" else values
+        return self._texts(values) if self.kind == "text" else values
+
+    def _texts(self, values: Values) -> list[str | None]:
+        """Values as JSON."""
+        plain = values.tolist() if isinstance(values, numpy.ndarray) else values
+        return [None if value is None else json.dumps(to_json(value, self._on_changed)) for value in plain]
+
+    def _on_changed(self, what: str) -> None:
+        if not self.changed:
+            self.changed.append(what.partition(": ")[2])
 
 
 @dataclass
@@ -256,6 +268,8 @@ class InternalData:
         self._replaced: list[str] = []  # array nodes of an earlier attempt, whose data is in columns now
         self._unknown: set[str] = set()
         self._misfits: dict[str, int] = {}
+        self._rounded: dict[str, int] = {}
+        self._escaped: dict[str, int] = {}
         self._not_text: dict[str, set[str]] = {}  # names of types that are stored as text, by key
         self._exact: set[str] = set()  # keys of columns with integers that no wider type holds
         self._order = RowOrder()
@@ -340,6 +354,15 @@ class InternalData:
             self._note(
                 f"{self._stream_name}: {count} values of {key!r} do not fit its type and are not here as they were."
             )
+        rounded = {**self._rounded, **{key: array.rounded for key, array in self.arrays.items() if array.rounded}}
+        for key, count in sorted(rounded.items()):
+            self._note(
+                f"{self._stream_name}: {count} values of {key!r} have more digits than floats; they are rounded."
+            )
+        for key, count in sorted(self._escaped.items()):
+            self._note(f"{self._stream_name}: {count} texts of {key!r} have what Tiled does not take; it is escaped.")
+        for cell in (cell for table in self.tables for cell in table.cells if cell.changed):
+            self._note(f"{self._stream_name}: the JSON of {cell.key!r} is not always what was given: {cell.changed[0]}")
         for key, names in sorted(self._not_text.items()):
             for name in sorted(names):
                 what = "objects that no document can carry" if name == REPLACED else f"values of type {name}"
@@ -508,6 +531,8 @@ class InternalData:
         fitted, misfits = fit(values, cell.column.type)
         if cell.kind == "value" and cell.column.type == "string":
             self._look_for_types(cell.key, values)
+        if fitted is not values:
+            self._look_for_changes(cell, values, fitted)
         if cell.kind == "value":
             for misfit in misfits:
                 needed = wider(cell.column.type, values[misfit])
@@ -525,6 +550,18 @@ class InternalData:
         types = {values.dtype.type} if isinstance(values, numpy.ndarray) else set(map(type, values))
         if not types <= _TEXT:
             self._not_text.setdefault(key, set()).update(map(_type_name, types - _TEXT))
+
+    def _look_for_changes(self, cell: Cell, given: Values, fitted: Values) -> None:
+        """Count what is stored as something else than it was."""
+        pairs = list(zip(given, fitted, strict=True))
+        if cell.column.type == "string":
+            self._count(self._escaped, cell, sum(isinstance(one, str) and one != other for one, other in pairs))
+        else:
+            self._count(self._rounded, cell, sum(other is not None and _loses_digits(one) for one, other in pairs))
+
+    def _count(self, counts: dict[str, int], cell: Cell, count: int) -> None:
+        if count:
+            counts[cell.key] = counts.get(cell.key, 0) + count
 
     def _exceeds_float(self, cell: Cell, values: Values) -> bool:
         return cell.column.type == "int64" and (cell.key in self._exact or exceeds_float(values))
@@ -551,12 +588,6 @@ def _declared_later(column_types: Mapping[str, str]) -> dict[str, dict[str, Any]
     return {key.removesuffix(_LATER): json.loads(text) for key, text in later.items()}
 
 
-def _texts(values: Values) -> list[str | None]:
-    """Values as JSON."""
-    plain = values.tolist() if isinstance(values, numpy.ndarray) else values
-    return [None if value is None else json.dumps(to_json(value, _ignore)) for value in plain]
-
-
 def _bytes(cells: Sequence[Cell]) -> int:
     return sum(arrow_size(cell.column.type) for cell in cells)
 
@@ -565,5 +596,14 @@ def _is_sequence(value: Any) -> bool:
     return not isinstance(value, str | bytes) and hasattr(value, "__len__") and getattr(value, "ndim", 1) != 0
 
 
+def _loses_digits(value: Any) -> bool:
+    """Whether a value of a column of numbers, or one of its items, has more digits than a float."""
+    if isinstance(value, list | tuple):
+        return any(map(_loses_digits, value))
+    if isinstance(value, numpy.ndarray):
+        return value.dtype.char in "Og" and any(map(_loses_digits, value.tolist()))
+    return loses_digits(value)
+
+
 def _ignore(_: str) -> None:
-    """Text columns carry NaN and the like as JSON does; the journal has the exact values."""
+    """What is said of a data key is noted where its node or column is made."""
