@@ -20,11 +20,12 @@ from typing import Any
 import httpx
 import numpy
 import pytest
+from chaos import publishing
 from chaos.campaign import Campaign, Options
 from chaos.composing import TRACE, RunPlan
 from chaos.keeper import Keeper
 from chaos.kinds import KINDS, plan
-from chaos.publishing import Acquisition
+from chaos.publishing import Acquisition, Session
 from chaos.referee import Emitted, Harm, Referee, Tally, Verdict, compare
 from chaos.report import Injected, Report
 from chaos.site import Setting, publishing_environment, read_witness
@@ -70,6 +71,39 @@ def test_a_seed_gives_the_same_faults_again_and_all_kinds_come_equally_often() -
     counts = [sum(fault.kind == kind for fault in faults) for kind in kinds]
     assert max(counts) - min(counts) <= 1
     assert min(counts) > 3
+
+
+# Sessions
+
+
+def test_a_session_that_is_held_back_from_its_beginning_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold = tmp_path / "hold"
+    hold.touch()
+
+    def let_go(_seconds: float) -> None:
+        if not hold.exists():
+            raise InterruptedError
+        hold.unlink()
+
+    given = Acquisition(
+        address="tcp://127.0.0.1:9",
+        spool=str(tmp_path / "spool"),
+        witness=str(tmp_path / "witness"),
+        files=str(tmp_path),
+        control=str(tmp_path),
+        number=1,
+        seed="",
+        at_once=1,
+        events=(2, 2),
+        pace=0.01,
+    )
+    session = Session(given)
+    monkeypatch.setattr(publishing, "sleep", let_go)
+    with closing(session), pytest.raises(InterruptedError):
+        session.run()
+    assert len(read_witness(tmp_path / "witness")) == 1
 
 
 # What a truncated spool leaves

@@ -141,10 +141,10 @@ class TestARunIsKept:
                 ingest.say(messages.Durable(uids[-1], 6, ended=True))
             assert publisher.flush(20)
             wait_until(lambda: _size_of(spool) <= 9_000, 10, "they fit")
-            kept = [open_run(file).run_uid for file in run_files(spool)]
-            assert sorted(kept) == sorted(uids[-len(kept) :])
-            assert kept
             publisher.close(0.0)
+        kept = [open_run(file).run_uid for file in run_files(spool)]
+        assert sorted(kept) == sorted(uids[-len(kept) :])
+        assert kept
 
 
 class TestADamagedRun:

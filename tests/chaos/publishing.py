@@ -15,11 +15,11 @@ import os
 import random
 import struct
 import sys
-import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import sleep, time
 from typing import Final
 
 from tiledbroker import Encoder, ZMQPublisher, _crash_points
@@ -85,7 +85,7 @@ class Witness:
     def add(self, run_uid: str, name: str, checksum: int) -> None:
         index = self._lengths.get(run_uid, 0)
         self._lengths[run_uid] = index + 1
-        os.write(self._descriptor, f"{run_uid} {index} {name} {checksum} {time.time():.3f}\n".encode())
+        os.write(self._descriptor, f"{run_uid} {index} {name} {checksum} {time():.3f}\n".encode())
         self.total += 1
 
 
@@ -140,10 +140,14 @@ class Session:
                     self._emit(run)
             degraded = self._look()
             self._tell("degraded", on=degraded)
-            if not (self._runs or degraded) and (finishing or self._begun == self._given.limit):
+            if not (self._runs or degraded) and (finishing or self._has_begun_all()):
                 break
-            time.sleep(self._given.pace)
+            sleep(self._given.pace)
         self._publisher.close(timeout=60)
+
+    def close(self) -> None:
+        """End it as it is."""
+        self._publisher.close(timeout=0)
 
     def _look(self) -> bool:
         """Note what the publisher says of itself; whether documents are in its memory alone."""
@@ -156,6 +160,10 @@ class Session:
             self._refused.add(refusal)
             self._note("refused", json.dumps(refusal))
         return status.degraded
+
+    def _has_begun_all(self) -> bool:
+        """Whether there is a limit, and it is reached: one that is held back has begun no run, and goes on."""
+        return 0 < self._given.limit == self._begun
 
     def _begin_runs(self) -> None:
         given = self._given
