@@ -384,19 +384,24 @@ class Journal:
 
     def _sound(self, rows: Iterable[tuple[Any, ...]], start: int) -> Iterator[Record]:
         """Records of rows that are what they should be, and follow each other from index `start`."""
-        for idx, row in enumerate(rows, start):
-            damage = self._damage_of(row, idx)
-            if damage is None:
-                yield Record._make(row)
-            elif idx == start:
-                raise damage
-            else:
+        rows = iter(rows)
+        for idx in count(start):
+            try:
+                row = next(rows, None)
+                if row is None:
+                    return
+                self._check_row(row, idx)
+            except (sqlite3.Error, JournalInvalid):
+                if idx == start:
+                    raise
                 return
+            yield Record._make(row)
 
-    def _damage_of(self, row: tuple[Any, ...], idx: int) -> JournalInvalid | None:
+    def _check_row(self, row: tuple[Any, ...], idx: int) -> None:
         if tuple(map(type, row)) != _RECORD_TYPES:
-            return JournalInvalid(self.path, f"it is damaged: document {row[0]} is none.")
-        return None if row[0] == idx else DocumentsMissing(self.path, idx, row[0])
+            raise JournalInvalid(self.path, f"it is damaged: document {row[0]} is none.")
+        if row[0] != idx:
+            raise DocumentsMissing(self.path, idx, row[0])
 
     def records(self) -> Iterator[Record]:
         """All documents, in order, read a batch at a time."""
