@@ -471,7 +471,7 @@ class TiledCatalog:
 
     def _remember_array(self, operation: CreateArray) -> None:
         arrays = self._ledger.get(_ARRAYS, {})
-        made = [operation.dtype, list(operation.shape), operation.chunk_rows]
+        made = [operation.dtype, list(operation.shape)]
         self._ledger.set(_ARRAYS, {**arrays, operation.path: made})
 
     def _remake_array(self, operation: CreateArray) -> None:
@@ -480,11 +480,12 @@ class TiledCatalog:
         arrays = self._ledger.get(_ARRAYS, {})
         if path not in arrays:
             return
-        dtype, shape, chunk_rows = arrays[path]
+        dtype, shape, *rows_of_zeros = arrays[path]  # with which earlier versions made arrays
         if (dtype, shape) == (operation.dtype, list(operation.shape)):
             return
         progress = self._progress[path]
-        if self._nodes.size(path) > max(progress.rows, progress.intent or 0, chunk_rows):
+        found = extent(self._nodes.read(path)["data_sources"][0])
+        if found > max(progress.rows, progress.intent or 0, *rows_of_zeros):
             self._more.append(f"rows in {_below(path)}")
             self.refuse()
         self._ledger.note("array made anew", node=path, type=operation.dtype, shape=list(operation.shape))

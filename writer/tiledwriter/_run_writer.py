@@ -120,8 +120,7 @@ class RunWriter:
     """Turns the documents of one run, as `RunNormalizer` emits them, into operations.
 
     Structure (nodes, metadata) comes from each call, rows from `flush`: so a flood of events becomes few requests.
-    The operations' effect does not depend on when `flush` is called, but for the chunks of array nodes, which are as
-    long as the first batch.
+    The operations' effect does not depend on when `flush` is called.
 
     Parameters
     ----------
