@@ -1371,6 +1371,17 @@ def test_an_adopted_array_is_compared_and_never_shortened(run, other, tiled, ext
     assert tiled[path].shape[0] == size
 
 
+def test_a_chunk_that_another_process_has_left_in_full_is_shown_as_far_as_it_was_written(run, tiled):
+    create = long_chunks(run)
+    values = numpy.arange(1.0, 7.0).reshape(3, 2)
+    operations = [*run.containers(), create, WriteArray(create.path, 0, values)]
+    run.write(*operations)
+    tiled[create.path].patch(values[:1], (0,), extend=True)  # a row once more, and there that process died
+    assert tiled.new_variation()[create.path].shape == (100, 2)
+    run.write(*operations, Audit(create.path, 3))
+    numpy.testing.assert_array_equal(tiled.new_variation()[create.path].read(), values)
+
+
 def test_rows_of_another_host_that_had_not_come_to_say_how_many_there_are_are_never_taken_away(run, other, tiled):
     create = long_chunks(run)
     values = numpy.arange(1.0, 13.0).reshape(6, 2)
@@ -1389,14 +1400,27 @@ def test_rows_of_another_host_that_had_not_come_to_say_how_many_there_are_are_ne
 
 
 @pytest.mark.parametrize(("dtype", "shape"), [("<i8", (2,)), (">f8", (2,)), ("<f8", (3,))])
-def test_an_array_of_another_type_or_shape_is_not_adopted(run, other, tiled, dtype, shape):
+def test_an_array_of_another_type_or_shape_is_made_anew_only_if_all_its_rows_are_known(run, other, tiled, dtype, shape):
     wave = f"{run.uid}/primary/wave"
     run.apply(
         *run.containers(), CreateArray(wave, "<f8", (2,), 2, ("time", "x")), WriteArray(wave, 0, numpy.ones((2, 2)))
     )
+    create = CreateArray(wave, dtype, shape, 2, ("time", "x"))
+    values = numpy.arange(3).repeat(shape[0]).reshape(3, *shape).astype(dtype)
+    with pytest.raises(TiledHasMore, match="2 rows in primary/wave, 1 here"):
+        other.write(*other.containers(), create, WriteArray(wave, 0, values[:1]), Audit(wave, 1))
+    numpy.testing.assert_array_equal(tiled.new_variation()[wave].read(), numpy.ones((2, 2)))
+    writes = [WriteArray(wave, 0, values[:1]), WriteArray(wave, 1, values[1:])]
+    other.write(*other.containers(), create, *writes, Audit(wave, 3))
+    found = tiled.new_variation()[wave]
+    assert found.dtype == numpy.dtype(dtype)
+    numpy.testing.assert_array_equal(found.read(), values)
+
+
+def test_files_are_not_taken_for_an_array(run, other, external):
+    run.apply(*external.operations(2))
     with pytest.raises(NotOurs, match="the node exists and has rows of type"):
-        other.apply(*other.containers(), CreateArray(wave, dtype, shape, 2, ("time", "x")))
-    assert tiled[wave].shape == (2, 2)
+        other.apply(*other.containers(), CreateArray(external.path, "<f4", (2,), 2, ("time", "x")))
 
 
 def test_an_array_that_is_to_have_another_type_is_made_anew_by_the_journal_that_made_it(run, tiled):

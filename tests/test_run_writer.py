@@ -23,6 +23,7 @@ from tiledwriter._operations import (
     ExtendExternal,
     OrderTable,
     RegisterExternal,
+    RemoveNode,
     UpdateMetadata,
     WriteArray,
     describe_operation,
@@ -415,6 +416,22 @@ def test_a_key_of_which_nothing_can_be_served_has_no_node():
     (note,) = notes(operations)
     assert "'cam' are left out" in note
     assert "varies" in note
+
+
+def test_a_file_that_tiled_reads_as_a_whole_is_left_out_of_the_streams_that_share_it():
+    table = {**CAM, "dtype_numpy": "<f8", "shape": [1, 3]}
+    keys = {"rows": table, "x": NUMBER}
+    documents = [start(), descriptor(keys, "d1", "dark"), descriptor(keys, "d2"), event(1, {"x": 0.5}, "d2")]
+    documents += [stream_resource("rows", mimetype="text/csv;header=absent")]
+    documents += [stream_datum(0, 1, of="d1"), stream_datum(1, 3, of="d2", seq_num=1), STOP]
+    operations = fold(documents)
+    assert at(operations, "r/dark/rows", RemoveNode)
+    assert not at(operations, "r/primary/rows", RegisterExternal)
+    first, second = notes(operations)
+    assert "Stream 'primary': the frames of 'rows' are left out" in first
+    assert "Stream 'dark': the frames of 'rows' are left out. file://localhost/res.h5 has 3 datums" in second
+    removed = operations.index(RemoveNode("r/dark/rows"))
+    assert not [operation for operation in operations[removed + 1 :] if operation.path == "r/dark/rows"]
 
 
 def test_a_key_that_a_further_descriptor_declares_has_its_files_and_is_in_the_metadata():

@@ -241,6 +241,11 @@ class Consolidator:
         """How many rows (datums) there are so far."""
         return self._rows
 
+    @property
+    def problem(self) -> str:
+        """Why Tiled cannot read these files, as far as the run's documents tell, whatever it is told; "" if it can."""
+        return ""
+
     def add_resource(self, stream_resource: Document) -> None:
         """Go on with another StreamResource of the same data key."""
         raise self._wrong(f"{type(self).__name__} takes one resource, not also {stream_resource['uid']!r}")
@@ -544,7 +549,10 @@ class ArrayConsolidator(Consolidator):
 
 
 class CSVConsolidator(ArrayConsolidator):
-    """Tables of numbers in text files without a header, one below the other."""
+    """Tables of numbers in text files without a header, one below the other.
+
+    Tiled's adapter reads each file as a whole, as one chunk, and fails if it has other rows than that.
+    """
 
     mimetypes = frozenset({"text/csv;header=absent"})
     join_method = "concat"
@@ -554,6 +562,39 @@ class CSVConsolidator(ArrayConsolidator):
         *("assume_missing", "comment", "delimiter", "dtype", "encoding", "header"),
         *("names", "nrows", "sep", "skipfooter", "skiprows", "usecols"),
     )
+
+    @property
+    def chunks(self) -> list[list[int]]:
+        """Chunk sizes along each dimension: along the first one a chunk for each file."""
+        rows = self.datum_shape[0] if self.join_method == "concat" and self.datum_shape else 1
+        return [[count * rows for count in self._datums_of_files().values()] or [0], *super().chunks[1:]]
+
+    @property
+    def problem(self) -> str:
+        """Which file has datums that are not in this node, as another stream has them or they were left out."""
+        for file, count in self._datums_of_files().items():
+            announced = self.announced.of(file).stop - self._joined[file].base
+            if announced > count:
+                named = "is" if count == 1 else "are"
+                what = f"{file[0]} has {announced} datums, of which {count} {named} named"
+                return f"{what}, and Tiled reads such files as a whole."
+        return ""
+
+    def consume(self, stream_datum: Document) -> Patch:
+        """Add the rows of a StreamDatum; return the box that they fill."""
+        self._note("Tiled reads its files as a whole; they are taken to have no other rows than were announced.")
+        return super().consume(stream_datum)
+
+    def data_source(self) -> dict[str, Any]:
+        """The data source as it is now, with the files that have rows, and the first one."""
+        source = super().data_source()
+        return {**source, "assets": source["assets"][: max(1, len(self._datums_of_files()))]}
+
+    def _datums_of_files(self) -> dict[Any, int]:
+        """How many datums each file has that has any."""
+        begun = {file: where.place for file, where in self._joined.items() if where.place < self._rows}
+        ends = [*begun.values(), self._rows][1:]
+        return {file: end - place for (file, place), end in zip(begun.items(), ends, strict=True)}
 
     def adapter_parameters(self) -> dict[str, Any]:
         """Options of the CSV reader."""

@@ -224,6 +224,18 @@ class Nodes:
             self.put_data_source(path, {**source, "assets": []}, repeat=False)
         self._data_sources[path] = source
 
+    def trim_first_chunk(self, path: str, rows: int) -> bool:
+        """Have an array show so many rows where it shows a whole chunk, the rest of which nobody has written.
+
+        So it does if another process died before it told the number of rows.
+        """
+        source = self.read(path)["data_sources"][0]
+        shown = (source["structure"].get("shape") or [0])[0]
+        if extent(source) > rows or any(self.rows_of_array(path, rows, shown)):
+            return False
+        self.put_data_source(path, {**with_rows(source, rows), "assets": []}, repeat=True)
+        return True
+
     def clear_array_key(self, operation: CreateArray) -> str:
         """Free an array's key from what a server left there that died while it made the array; returns its directory.
 

@@ -20,6 +20,7 @@ from ._operations import (
     ExtendExternal,
     Operation,
     RegisterExternal,
+    RemoveNode,
     UpdateMetadata,
 )
 from ._tables import InternalData
@@ -415,6 +416,7 @@ class RunWriter:
             self.note(f"{uid!r} never came; what {named} named of it is left out.")
         operations: list[Operation] = []
         for stream in self._streams.values():
+            operations += self._withdraw(stream)
             operations += self._set_apart(stream)
         operations += self._audits()
         for stream in self._streams.values():
@@ -425,6 +427,15 @@ class RunWriter:
                 if external.consolidator.metadata:
                     metadata = to_json(external.consolidator.metadata, self.note, external.path)
                     operations.append(UpdateMetadata(external.path, metadata))
+        return operations
+
+    def _withdraw(self, stream: Stream) -> list[Operation]:
+        """Delete nodes of files that Tiled cannot read, as has come out since the nodes were made."""
+        problems = {key: external.consolidator.problem for key, external in stream.external.items()}
+        operations: list[Operation] = []
+        for key in [key for key, problem in problems.items() if problem]:
+            operations.append(RemoveNode(stream.external.pop(key).path))
+            self.note(f"Stream {stream.name!r}: the frames of {key!r} are left out. {problems[key]}")
         return operations
 
     def _set_apart(self, stream: Stream) -> list[Operation]:
