@@ -604,8 +604,11 @@ def test_a_file_s_frames_are_counted_over_all_streams_of_a_run() -> None:
     assert dark.data_source()["parameters"]["slice"] == [0, 4]
     assert light.data_source()["parameters"]["slice"] == [1, 2, 3, 5]
     assert any("several files" in note for note in light.notes)
+    assert light.problem == dark.problem == ""
     with pytest.raises(DocumentError, match="further files"):
         light.consume(datum(4, 5, "a"))
+    for consolidator in (dark, light):
+        assert consolidator.problem.startswith("file://localhost/a has more frames than were announced before")
 
 
 def test_numbers_of_further_files_are_counted_over_all_streams_of_a_run() -> None:

@@ -102,6 +102,11 @@ class FrameOrder:
         return not self._runs or (self.follows and start == self._stop and self.row_of(1, seq_num) == self.count)
 
     @property
+    def repeats(self) -> bool:
+        """Whether sequence numbers repeat."""
+        return self._rewound_at > 0
+
+    @property
     def first(self) -> int:
         """Where the first frame is in the files."""
         return self._runs[0].start if self._runs else 0
@@ -362,6 +367,7 @@ class ArrayConsolidator(Consolidator):
 
     def __init__(self, stream_resource: Document, descriptor: Document) -> None:
         super().__init__(stream_resource, descriptor)
+        self.in_order_of_events = True
         self.join_method = self.parameters.get("join_method", self.join_method)
         self.join_chunks = self.parameters.get("join_chunks", self.join_chunks)
         if self.join_method not in {"stack", "concat"}:
@@ -410,6 +416,17 @@ class ArrayConsolidator(Consolidator):
         _, place = self._locate(stream_datum, indices)
         self._check_place(stream_datum, indices, place, seq_num)
         return self._insert(place, len(indices), seq_num)
+
+    @property
+    def problem(self) -> str:
+        """Which file has turned out to have more frames than it was taken to have when another was joined to it."""
+        places = [*(where.place for where in self._joined.values())][1:]
+        for (file, where), following in zip(self._joined.items(), places, strict=False):
+            if self.announced.of(file).stop - where.base > following - where.place:
+                return (
+                    f"{file[0]} has more frames than were announced before those of the next file, and Tiled joins all."
+                )
+        return ""
 
     def selected_rows(self) -> str | list[int] | None:
         """Which rows of the files the node has: a slice, or their numbers in order; None for all from the first on."""
@@ -578,7 +595,7 @@ class CSVConsolidator(ArrayConsolidator):
                 named = "is" if count == 1 else "are"
                 what = f"{file[0]} has {announced} datums, of which {count} {named} named"
                 return f"{what}, and Tiled reads such files as a whole."
-        return ""
+        return super().problem
 
     def consume(self, stream_datum: Document) -> Patch:
         """Add the rows of a StreamDatum; return the box that they fill."""
@@ -695,12 +712,18 @@ class SequenceConsolidator(ArrayConsolidator):
         self._split = self._split or (several and self.datum_shape[0] % per_datum == 0)
         return self._append(len(indices), _seq_num(stream_datum, len(indices)))
 
+    @property
+    def problem(self) -> str:
+        """None: whatever else there is, a sequence has the files that were named."""
+        return ""
+
     def selected_rows(self) -> None:
         """All rows: which frames there are is said by the files."""
 
     def _append(self, count: int, seq_num: int | None) -> Patch:
         """Count frames after all others: files are numbered once and for all."""
         if count and self.frames.row_of(count, seq_num) != self._rows:
+            self.in_order_of_events = False
             self._note("its frames are in the order in which they were announced, not in that of the events.")
         return self._insert(self._rows, count, seq_num, insert=False)
 

@@ -39,6 +39,7 @@ class ExternalData:
     """One data key's external files, and what of them Tiled was told.
 
     `described` is what its descriptor says of it, `last` the number of the stream's document that added to it last.
+    `late` says if documents of it had to wait for others.
     """
 
     path: str
@@ -51,11 +52,20 @@ class ExternalData:
     told: int = 0
     told_assets: int = 0
     last: int = 0
+    late: bool = False
     patch: Patch | None = None
 
     def consume(self, stream_datum: Mapping[str, Any]) -> None:
         patch = self.consolidator.consume(stream_datum)
         self.patch = patch if self.patch is None else self.patch.union(patch)
+
+    @property
+    def in_order_of_events(self) -> bool:
+        """Whether frames are in the order of the events; where these repeat it is the order in which documents came."""
+        consolidator = self.consolidator
+        if not isinstance(consolidator, ArrayConsolidator):
+            return True
+        return consolidator.in_order_of_events and not (self.late and consolidator.frames.repeats)
 
     @property
     def takes_ranges(self) -> bool:
@@ -335,8 +345,14 @@ class RunWriter:
 
     def _end_waiting(self, uid: str) -> list[Operation]:
         """Take in the stream datums that came before what they refer to."""
-        waiting = self._waiting.pop(uid, ())
-        return [operation for document in waiting for operation in self._stream_datum(document)]
+        operations = []
+        for document in self._waiting.pop(uid, ()):
+            operations += self._stream_datum(document)
+            stream = self._stream_of.get(document["descriptor"])
+            external = self._external_of(stream, document) if stream is not None else None
+            if external is not None:
+                external.late = True
+        return operations
 
     def _stream_datum(self, document: Mapping[str, Any]) -> list[Operation]:
         for uid, known in (
@@ -439,24 +455,27 @@ class RunWriter:
         return operations
 
     def _set_apart(self, stream: Stream) -> list[Operation]:
-        """Give dimensions of its own to files' data that has not one frame for each event: it has no common time."""
+        """Give dimensions of its own to files' data that has not one frame for each event, in order: no common time."""
         arrays = {key: external for key, external in stream.external.items() if external.shape}
         lengths = [external.shape[0] for external in arrays.values()]
         events = stream.internal.rows or max(lengths, key=lambda length: (lengths.count(length), length), default=0)
         operations = []
         for key, external in arrays.items():
             rows, *rest = external.shape
-            if rows != events:
+            in_order = external.in_order_of_events
+            apart = rows != events or not in_order
+            if apart:
                 name = external.path.rpartition("/")[2]
                 own = stream.names.own_dimensions(name, 1 + len(rest))
                 external.dims = [own[0], *(external.dims or own)[1:]]
                 counts = f"{_many(rows, 'frame')} for {_many(events, 'event')}"
+                counts += "" if in_order else ", in another order"
                 belong = _belonging(external.consolidator)
                 self.note(
                     f"Stream {stream.name!r}: {key!r} has {counts}, and a dimension {own[0]!r} of its own.{belong}"
                 )
             # An earlier attempt may have ended before the events that came after the last frame, and said otherwise.
-            if rows != events or external.last != stream.documents:
+            if apart or external.last != stream.documents:
                 operations.append(external.describe())
         return operations
 
