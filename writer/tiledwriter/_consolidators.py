@@ -301,6 +301,13 @@ class Consolidator:
             raise self._wrong(f"frame {numbers.start} comes before the first of its file, {joined.base}")
         return number, joined.place + number
 
+    def announce(self, stream_datum: Document) -> None:
+        """Take note of frames that a file has, though they are left out."""
+        file = self._file_of.get(stream_datum["stream_resource"])
+        indices = stream_datum["indices"]
+        if file is not None and {"start", "stop"} <= indices.keys():
+            self.announced.add(file, range(indices["start"], indices["stop"]))
+
     def _has_room(self, file: Any, stop: int) -> bool:
         """Whether a file can have so many frames without reaching into the next one."""
         place = self._joined[file].place

@@ -119,18 +119,27 @@ class Stream:
         self.name = name
         self.path = path
         self.data_keys: dict[str, Any] = dict(descriptor["data_keys"])
+        self.latest_keys: Mapping[str, Any] = descriptor["data_keys"]
         self.internal = internal
         self.names = names
         self.external: dict[str, ExternalData] = {}
         self.left_out: set[str] = set()  # keys of which no more files are taken
         self.documents = 0  # events and stream datums
         self.updates: list[dict[str, Any]] = []
+        self.changes: dict[str, Any] = {}  # of its metadata, that Tiled was not told of
+
+    def change(self) -> list[Operation]:
+        """Tell Tiled of what has changed of the metadata."""
+        changes, self.changes = self.changes, {}
+        if "_config_updates" in changes:
+            changes["_config_updates"] = list(self.updates)
+        return [UpdateMetadata(self.path, changes)] if changes else []
 
 
 class RunWriter:
     """Turns the documents of one run, as `RunNormalizer` emits them, into operations.
 
-    Structure (nodes, metadata) comes from each call, rows from `flush`: so a flood of events becomes few requests.
+    Nodes come from each call, rows and changes of metadata from `flush`: so a flood of documents becomes few requests.
     The operations' effect does not depend on when `flush` is called.
 
     Parameters
@@ -242,6 +251,7 @@ class RunWriter:
         self.crowded = False
         operations: list[Operation] = []
         for stream in self._streams.values():
+            operations += stream.change()
             operations += stream.internal.flush()
             for external in stream.external.values():
                 operations += external.flush()
@@ -308,7 +318,10 @@ class RunWriter:
 
     def _add_descriptor(self, stream: Stream, document: Mapping[str, Any]) -> None:
         self._stream_of[document["uid"]] = stream
-        self._descriptors[document["uid"]] = document["data_keys"]
+        # Most further descriptors have the same data keys: what is said of them is kept once.
+        if not _equal(stream.latest_keys, document["data_keys"]):
+            stream.latest_keys = document["data_keys"]
+        self._descriptors[document["uid"]] = stream.latest_keys
 
     def _free_key(self, stream: str) -> str:
         """The key of a stream's node: its name, if Tiled takes that and no other stream has it."""
@@ -327,10 +340,10 @@ class RunWriter:
         stream.internal.declare(document["data_keys"])
         update = {key: metadata[key] for key in ("uid", "time", "configuration") if metadata.get(key)}
         stream.updates.append(update)
-        changes: dict[str, Any] = {"_config_updates": list(stream.updates)}
+        stream.changes["_config_updates"] = stream.updates
         if further:
-            changes["data_keys"] = to_json(stream.data_keys, self.note, f"descriptor {stream.name!r}.data_keys")
-        return [UpdateMetadata(stream.path, changes), *self._end_waiting(document["uid"])]
+            stream.changes["data_keys"] = to_json(stream.data_keys, self.note, f"descriptor {stream.name!r}.data_keys")
+        return self._end_waiting(document["uid"])
 
     def _event(self, document: Mapping[str, Any]) -> list[Operation]:
         stream = self._stream_of[document["descriptor"]]
@@ -366,6 +379,8 @@ class RunWriter:
         resource = self._resources[document["stream_resource"]]
         key = resource["data_key"]
         if key in stream.left_out:
+            if key in stream.external:
+                stream.external[key].consolidator.announce(document)
             return []
         try:
             return self._consume(stream, key, resource, document)
@@ -494,6 +509,13 @@ class RunWriter:
             paths += [external.path for external in stream.external.values()]
             paths.append(stream.path)
         return [CloseStream(path) for path in [*paths, self._path]]
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except ValueError:  # arrays of NumPy
+        return False
 
 
 def _many(count: int, what: str) -> str:
