@@ -427,6 +427,30 @@ def test_a_file_that_tiled_reads_as_a_whole_is_left_out_if_something_of_it_is():
     assert any("has 2 datums, of which 1 is named" in note for note in notes(operations))
 
 
+def test_a_few_frames_of_a_key_with_many_are_held_back_until_everything_is_wanted():
+    writer = RunWriter()
+    resource = stream_resource(mimetype="multipart/related;type=image/tiff", template="%d.tiff")
+    for name, document in [start(), descriptor({"cam": CAM}), resource, stream_datum(0, 999)]:
+        writer(name, document)
+
+    def told(*, everything=False):
+        return [(operation.first, operation.stop) for operation in writer.flush(everything=everything)]
+
+    assert told() == [(0, 999)]
+    writer(*stream_datum(999, 1000))
+    assert told() == [(999, 1000)]
+    writer(*stream_datum(1000, 1049))
+    assert (told(), writer.holds) == ([], True)
+    writer(*stream_datum(1049, 1050))
+    assert (told(), writer.holds) == ([(1000, 1050)], False)
+    writer(*stream_datum(1050, 1051))
+    assert told() == []
+    assert (told(everything=True), writer.holds) == ([(1050, 1051)], False)
+    writer(*stream_datum(1051, 1052))
+    operations = writer(*STOP)
+    assert frames(operations)[0] == 1052
+
+
 def test_further_descriptors_are_told_once_for_all_that_come_together():
     documents = [descriptor({"x": NUMBER}, f"d{n}") for n in range(1, 4)]
     documents[2][1]["data_keys"]["cam"] = CAM

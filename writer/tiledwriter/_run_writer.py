@@ -27,6 +27,8 @@ from ._tables import InternalData
 
 MAX_ARRAY_SIZE: Final = 16
 MAX_PENDING: Final = 64 * 2**20  # bytes of arrays of one stream, beyond which they are to be flushed
+LONG_LIST: Final = 1_000  # frames
+SMALL_ADDITION: Final = 1 / 20  # of a long list
 RUN_SPEC: Final = ("BlueskyRun", "3.0")
 STREAM_SPECS: Final = (("BlueskyEventStream", "3.0"), ("composite", None))
 
@@ -84,8 +86,13 @@ class ExternalData:
         """Of the array; empty for files without a shape."""
         return list(self.consolidator.data_source()["structure"].get("shape") or ())
 
-    def flush(self) -> list[Operation]:
-        if self.patch is None:
+    @property
+    def is_small_addition(self) -> bool:
+        """Whether there is so little to tell of so long a list that more may come first."""
+        return self.told >= LONG_LIST and self.consolidator.rows - self.told < self.told * SMALL_ADDITION
+
+    def flush(self, *, everything: bool) -> list[Operation]:
+        if self.patch is None or (self.is_small_addition and not everything):
             return []
         told, self.told = self.told, self.consolidator.rows
         patch, self.patch = self.patch, None
@@ -246,16 +253,23 @@ class RunWriter:
             return None
         return stream.external.get(resource["data_key"])
 
-    def flush(self) -> list[Operation]:
-        """Operations for all events and datums since the last flush."""
+    def flush(self, *, everything: bool = True) -> list[Operation]:
+        """Operations for all events and datums since the last flush; if not for `everything`, see `holds`."""
         self.crowded = False
         operations: list[Operation] = []
         for stream in self._streams.values():
             operations += stream.change()
             operations += stream.internal.flush()
             for external in stream.external.values():
-                operations += external.flush()
+                operations += external.flush(everything=everything)
         return operations
+
+    @property
+    def holds(self) -> bool:
+        """Whether a few frames are held back of a key that has many: each update has to tell Tiled of all chunks."""
+        return any(
+            external.patch is not None for stream in self._streams.values() for external in stream.external.values()
+        )
 
     def abandon(self) -> list[Operation]:
         """Operations that end a run which has no stop document."""
