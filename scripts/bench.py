@@ -21,7 +21,7 @@ from benchmarks.report import Report  # noqa: E402
 
 BENCHMARKS = (
     *("core", "callback", "durable", "tiled", "latency", "start", "memory", "recovery", "growth", "history"),
-    "layout",
+    *("layout", "long_runs", "sequences"),
 )
 PAGES = ROOT / "docs/explanations/performance"
 
