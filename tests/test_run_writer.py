@@ -439,16 +439,16 @@ def test_a_few_frames_of_a_key_with_many_are_held_back_until_everything_is_wante
     assert told() == [(0, 999)]
     writer(*stream_datum(999, 1000))
     assert told() == [(999, 1000)]
-    writer(*stream_datum(1000, 1049))
+    writer(*stream_datum(1000, 1124))
     assert (told(), writer.holds) == ([], True)
-    writer(*stream_datum(1049, 1050))
-    assert (told(), writer.holds) == ([(1000, 1050)], False)
-    writer(*stream_datum(1050, 1051))
+    writer(*stream_datum(1124, 1125))
+    assert (told(), writer.holds) == ([(1000, 1125)], False)
+    writer(*stream_datum(1125, 1126))
     assert told() == []
-    assert (told(everything=True), writer.holds) == ([(1050, 1051)], False)
-    writer(*stream_datum(1051, 1052))
+    assert (told(everything=True), writer.holds) == ([(1125, 1126)], False)
+    writer(*stream_datum(1126, 1127))
     operations = writer(*STOP)
-    assert frames(operations)[0] == 1052
+    assert frames(operations)[0] == 1127
 
 
 def test_further_descriptors_are_told_once_for_all_that_come_together():

@@ -24,6 +24,7 @@ from .service import PATIENCE, connected_publisher
 FILES = 10_000
 COMPARED = 1_000  # files, at either end
 RATES = (50, 500)  # frames/s
+EVERY = 25  # frames it is looked how many Tiled was told of
 BUDGET = 1.2
 ROUNDS = 1  # at most: the slow one takes minutes
 
@@ -87,28 +88,27 @@ def _costs(place: Path, server: TiledServer, files: int, rate: float) -> list[Ma
             SupervisorProcess(place / "journals", counted) as supervisor,
             closing(connected_publisher(supervisor, place / "spool")) as publisher,
         ):
-            documents = sequence_of(files)
             run_uid = ""
-            marks = [0, COMPARED, files - COMPARED, files]
-            spent = []
-            for mark, following in zip(marks, [*marks[1:], None], strict=True):
-                if mark:
-                    wait_until(
-                        lambda mark=mark, uid=run_uid: _told(supervisor, uid) >= mark, PATIENCE, "Tiled was told"
-                    )
-                used = tiled.cpu_times()
-                sent = sum(len(request.body) for request in proxy.requests)
-                spent.append({"bytes sent": float(sent), "processor time of Tiled": 1e3 * (used.user + used.system)})
-                began, number = time.monotonic(), 0
-                while following is not None and number < following - mark:
-                    name, document = next(documents)
-                    run_uid = run_uid or str(document["uid"])
-                    publisher(name, document)
-                    number += name == "stream_datum"
-                    time.sleep(max(0.0, began + number / rate - time.monotonic()))
+            samples: list[tuple[int, float, float]] = []  # frames told, bytes sent, processor time
+            began, number = time.monotonic(), 0
+            for name, document in sequence_of(files):
+                run_uid = run_uid or str(document["uid"])
+                if name == "stop":
+                    wait_until(lambda uid=run_uid: _told(supervisor, uid) == files, PATIENCE, "Tiled was told")
+                number += name == "stream_datum"
+                told = _told(supervisor, run_uid) if name == "stop" or number % EVERY == 0 else -1
+                if told >= 0 and (not samples or told > samples[-1][0]):
+                    used = tiled.cpu_times()
+                    sent = sum(len(request.body) for request in proxy.requests)
+                    samples.append((told, float(sent), 1e3 * (used.user + used.system)))
+                publisher(name, document)
+                time.sleep(max(0.0, began + number / rate - time.monotonic()))
     return [
-        {quantity: (after[quantity] - before[quantity]) / COMPARED for quantity in before}
-        for before, after in (spent[:2], spent[2:])
+        {quantity: (after[i] - before[i]) / (after[0] - before[0]) for i, quantity in enumerate(_UNITS, 1)}
+        for before, after in (
+            (samples[0], next(sample for sample in samples if sample[0] >= COMPARED)),
+            (next(sample for sample in reversed(samples) if sample[0] <= files - COMPARED), samples[-1]),
+        )
     ]
 
 

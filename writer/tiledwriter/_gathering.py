@@ -16,7 +16,7 @@ from ._fold import BATCH_BYTES, BATCH_DOCUMENTS, Fold
 from ._handover import Handover
 from ._operations import Operation
 
-HOLD_SECONDS: Final = 4.0
+HOLD_SECONDS: Final = 5.0
 """For how long a few frames may be held back of a key that has many, see `RunWriter.holds`."""
 
 _IDLE: Final = 1.0  # seconds
@@ -111,7 +111,7 @@ class Gathering:
             if not records:
                 if wanted and fold.holds and self._is_due:
                     break
-                self._handover.wait(_IDLE)
+                self._handover.wait(min(_IDLE, max(0.01, self._seconds_left)) if wanted and fold.holds else _IDLE)
         everything = not self._patient or self._closed or not fold.goes_on or self._is_due
         operations += fold.flush(everything=everything)
         if not fold.holds:
@@ -122,7 +122,12 @@ class Gathering:
     @property
     def _is_due(self) -> bool:
         """Whether frames were held back for long enough."""
-        return time.monotonic() - self._nothing_held[1] >= HOLD_SECONDS
+        return self._seconds_left <= 0
+
+    @property
+    def _seconds_left(self) -> float:
+        """For how long frames may still be held back."""
+        return self._nothing_held[1] + HOLD_SECONDS - time.monotonic()
 
     def _read_on(self) -> list[Record]:
         """The next documents, some at a time."""

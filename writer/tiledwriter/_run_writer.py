@@ -28,7 +28,7 @@ from ._tables import InternalData
 MAX_ARRAY_SIZE: Final = 16
 MAX_PENDING: Final = 64 * 2**20  # bytes of arrays of one stream, beyond which they are to be flushed
 LONG_LIST: Final = 1_000  # frames
-SMALL_ADDITION: Final = 1 / 20  # of a long list
+SMALL_ADDITION: Final = 1 / 8  # of a long list
 RUN_SPEC: Final = ("BlueskyRun", "3.0")
 STREAM_SPECS: Final = (("BlueskyEventStream", "3.0"), ("composite", None))
 
