@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -89,7 +90,7 @@ def _costs(place: Path, server: TiledServer, files: int, rate: float) -> list[Ma
             closing(connected_publisher(supervisor, place / "spool")) as publisher,
         ):
             run_uid = ""
-            samples: list[tuple[int, float, float]] = []  # frames told, bytes sent, processor time
+            used_by: list[tuple[int, float]] = []  # frames told, and processor time until then
             began, number = time.monotonic(), 0
             for name, document in sequence_of(files):
                 run_uid = run_uid or str(document["uid"])
@@ -97,19 +98,29 @@ def _costs(place: Path, server: TiledServer, files: int, rate: float) -> list[Ma
                     wait_until(lambda uid=run_uid: _told(supervisor, uid) == files, PATIENCE, "Tiled was told")
                 number += name == "stream_datum"
                 told = _told(supervisor, run_uid) if name == "stop" or number % EVERY == 0 else -1
-                if told >= 0 and (not samples or told > samples[-1][0]):
+                if told >= 0 and (not used_by or told > used_by[-1][0]):
                     used = tiled.cpu_times()
-                    sent = sum(len(request.body) for request in proxy.requests)
-                    samples.append((told, float(sent), 1e3 * (used.user + used.system)))
+                    used_by.append((told, 1e3 * (used.user + used.system)))
                 publisher(name, document)
                 time.sleep(max(0.0, began + number / rate - time.monotonic()))
+    sent = [(0, 0.0)]  # frames told, and bytes sent for all of them: what is in flight is not told yet
+    for request in proxy.requests:
+        if request.is_for("PUT", "data_source"):
+            told = json.loads(request.body)["data_source"]["structure"]["shape"][0]
+            sent.append((told, sent[-1][1] + len(request.body)))
     return [
-        {quantity: (after[i] - before[i]) / (after[0] - before[0]) for i, quantity in enumerate(_UNITS, 1)}
-        for before, after in (
-            (samples[0], next(sample for sample in samples if sample[0] >= COMPARED)),
-            (next(sample for sample in reversed(samples) if sample[0] <= files - COMPARED), samples[-1]),
-        )
+        {"bytes sent": _per_frame(sent, end, files), "processor time of Tiled": _per_frame(used_by, end, files)}
+        for end in ("first", "last")
     ]
+
+
+def _per_frame(samples: list[tuple[int, float]], end: str, files: int) -> float:
+    """What each of the first or last thousand frames took, by what all frames took that were told at a time."""
+    if end == "first":
+        before, after = samples[0], next(sample for sample in samples if sample[0] >= COMPARED)
+    else:
+        before, after = next(it for it in reversed(samples) if it[0] <= files - COMPARED), samples[-1]
+    return (after[1] - before[1]) / (after[0] - before[0])
 
 
 def _told(supervisor: SupervisorProcess, run_uid: str) -> int:
