@@ -19,7 +19,10 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
 
 from benchmarks.report import Report  # noqa: E402
 
-BENCHMARKS = ("core", "callback", "durable", "tiled", "latency", "start", "memory", "recovery", "growth", "history")
+BENCHMARKS = (
+    *("core", "callback", "durable", "tiled", "latency", "start", "memory", "recovery", "growth", "history"),
+    *("layout", "long_runs", "sequences"),
+)
 PAGES = ROOT / "docs/explanations/performance"
 
 

@@ -211,6 +211,22 @@ RULES: Final[tuple[Rule, ...]] = (
         ),
     ),
     Rule(
+        "chunks-by-bytes",
+        "Chunks of internal arrays have about 1 MiB; with bluesky-tiled-plugins' writer they are as long as the first "
+        "batch of events.",
+        lambda it: (
+            it.aspect == "structure.chunks"
+            and it.run == "waveforms-in-batches"
+            and [sum(sizes) for sizes in it.bluesky] == [sum(sizes) for sizes in it.ours]
+        ),
+    ),
+    Rule(
+        "rows-of-the-first-chunk",
+        "How many rows an internal array has is among the properties of its data source, too, as long as they are in "
+        "its first chunk: Tiled shows all of a chunk until it is told.",
+        lambda it: it.aspect == "source.properties.rows" and it.bluesky == ABSENT,
+    ),
+    Rule(
         "notes",
         "Notes are worded differently, and there are more of them: whatever could not be stored as it was is noted.",
         _notes,

@@ -204,7 +204,8 @@ def test_a_run_is_written_and_read_back(run, proxy, tiled):
         run.table: 5,
         wave: 5,
     }
-    assert len(proxy.requests) == len(operations)
+    # The first chunk of an array takes a request more for each of its batches.
+    assert len(proxy.requests) == len(operations) + 1
 
 
 def test_an_undisturbed_run_reads_nothing(run, proxy, external):
@@ -282,6 +283,50 @@ def test_only_the_rows_of_an_array_that_are_not_confirmed_are_sent(run, proxy, t
     run.apply(*create, WriteArray(path, 0, values))
     assert [len(request.body) for request in proxy.requests if request.is_for("PATCH", "array")] == [32, 48]
     numpy.testing.assert_array_equal(tiled[path].read(), values)
+
+
+def long_chunks(host, key="wave"):
+    """An array whose first chunk has room for a hundred rows."""
+    return CreateArray(f"{host.uid}/primary/{key}", "<f8", (2,), 100, ("time", "dim_1"))
+
+
+def test_an_array_shows_the_rows_that_were_written_however_long_its_chunks_are(run, proxy, tiled, data_directory):
+    create = long_chunks(run)
+    values = numpy.arange(500.0).reshape(250, 2)
+    with run.catalog() as catalog:
+        catalog.apply([*run.containers(), create])
+        assert tiled[create.path].shape == (0, 2)
+        assert tiled[create.path][:].shape == (0, 2)
+        for first, stop in ((0, 1), (1, 2), (2, 100), (100, 101), (101, 250)):
+            assert catalog.apply([WriteArray(create.path, first, values[first:stop])]) == []
+            found = tiled.new_variation()[create.path]
+            assert found.shape == (stop, 2)
+            assert sum(found.chunks[0]) == stop
+            numpy.testing.assert_array_equal(found.read(), values[:stop])
+    assert found.chunks == ((100, 100, 50), (2,))
+    stored = zarr.open(data_directory / run.uid / "primary" / "wave")
+    assert (stored.shape, stored.chunks) == ((250, 2), (100, 2))
+    # Behind the first chunk rows take one request.
+    assert (proxy.count("PATCH", "array/full"), proxy.count("PUT", "data_source")) == (5, 3)
+
+
+def test_a_batch_that_is_longer_than_a_chunk_is_one_request(run, proxy, tiled):
+    create = long_chunks(run)
+    run.apply(*run.containers(), create, WriteArray(create.path, 0, numpy.ones((101, 2))))
+    assert [request.method for request in proxy.requests] == ["POST", "POST", "POST", "PATCH"]
+    assert tiled[create.path].shape == (101, 2)
+
+
+@pytest.mark.parametrize("fault", [CUT_AFTER, CUT_BEFORE, zombie(0.1), answer(500)], ids=lambda fault: fault.name)
+def test_rows_whose_number_may_not_have_arrived_are_shown_in_the_end(run, proxy, tiled, fault):
+    create = long_chunks(run)
+    values = numpy.arange(12.0).reshape(6, 2)
+    proxy.script("PUT", "data_source", PASS, fault, PASS, fault)
+    writes = [WriteArray(create.path, n, values[n : n + 2]) for n in (0, 2, 4)]
+    run.write(*run.containers(), create, *writes, Audit(create.path, 6))
+    proxy.wait_for_late_requests()
+    assert proxy.all_played
+    numpy.testing.assert_array_equal(tiled[create.path].read(), values)
 
 
 def test_rows_that_would_leave_a_gap_are_a_defect_and_not_sent(run, proxy):
@@ -1135,29 +1180,46 @@ def test_a_table_that_somebody_else_made_with_other_columns_is_written_anew(run,
     assert shown(tiled, run) == ([0, 1, 2, 3], ["<0>", "<1>", "<2>", "<3>"])
 
 
+NEVER = 1_000_000  # requests
+
+
 class Killed(BaseException):
     """What a process notices of its end: nothing, but a test needs something to raise."""
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before it is sent", "after it was answered"])
-def test_a_rewrite_that_is_killed_at_any_request_is_finished_by_the_next(run, tiled, after, monkeypatch):
+class Mortal:
+    """Has a process die at its next request but so many: before it is sent, or after it was answered."""
+
+    def __init__(self, *, after):
+        self.requests_left = 0
+        mortal, send = self, Connection.send
+
+        def send_or_die(connection, *arguments, **options):
+            if not after and mortal.requests_left == 0:
+                raise Killed
+            response = send(connection, *arguments, **options)
+            if after and mortal.requests_left == 0:
+                raise Killed
+            mortal.requests_left -= 1
+            return response
+
+        self.send = send_or_die
+
+
+@pytest.fixture(params=[False, True], ids=["before it is sent", "after it was answered"])
+def mortal(request, monkeypatch):
+    """Processes that die at a request."""
+    mortal = Mortal(after=request.param)
+    monkeypatch.setattr(Connection, "send", mortal.send)
+    return mortal
+
+
+def test_a_rewrite_that_is_killed_at_any_request_is_finished_by_the_next(run, tiled, mortal):
+    mortal.requests_left = NEVER
     run.apply(*run.with_table(), run.append(0, 3))
-    send = Connection.send
     deaths = 0
-
-    def mortal(self, *arguments, **options):
-        nonlocal countdown
-        if not after and countdown == 0:
-            raise Killed
-        response = send(self, *arguments, **options)
-        if after and countdown == 0:
-            raise Killed
-        countdown -= 1
-        return response
-
-    monkeypatch.setattr(Connection, "send", mortal)
     while True:
-        countdown = deaths
+        mortal.requests_left = deaths
         try:
             run.apply(*widened(run, 3), UpdateMetadata(run.uid, {"stop": {}}))
             break
@@ -1168,6 +1230,26 @@ def test_a_rewrite_that_is_killed_at_any_request_is_finished_by_the_next(run, ti
     assert shown(tiled, run) == ([0, 1, 2], ["<0>", "<1>", "<2>"])
     assert list(tiled[run.uid]["primary"]) == ["internal"]
     assert set(run.progress) == {run.uid, f"{run.uid}/primary", run.table}
+
+
+@pytest.mark.parametrize("same_host", [True, False], ids=["the same host", "another host"])
+def test_an_array_that_is_killed_at_any_request_is_finished_by_the_next(run, other, tiled, mortal, same_host):
+    create = long_chunks(run)
+    values = numpy.arange(1.0, 13.0).reshape(6, 2)
+    writes = [WriteArray(create.path, n, values[n : n + 2]) for n in (0, 2, 4)]
+    operations = [*run.containers(), create, *writes, Audit(create.path, 6)]
+    hosts = [run] * 30 if same_host else [run, other] * 15
+    for deaths, host in enumerate(hosts):
+        mortal.requests_left = deaths
+        try:
+            host.write(*operations)
+            break
+        except Killed:
+            pass
+    assert 6 <= deaths < 29
+    found = tiled[create.path]
+    assert found.shape == (6, 2)
+    numpy.testing.assert_array_equal(found.read(), values)
 
 
 # What another host wrote
@@ -1289,15 +1371,56 @@ def test_an_adopted_array_is_compared_and_never_shortened(run, other, tiled, ext
     assert tiled[path].shape[0] == size
 
 
+def test_a_chunk_that_another_process_has_left_in_full_is_shown_as_far_as_it_was_written(run, tiled):
+    create = long_chunks(run)
+    values = numpy.arange(1.0, 7.0).reshape(3, 2)
+    operations = [*run.containers(), create, WriteArray(create.path, 0, values)]
+    run.write(*operations)
+    tiled[create.path].patch(values[:1], (0,), extend=True)  # a row once more, and there that process died
+    assert tiled.new_variation()[create.path].shape == (100, 2)
+    run.write(*operations, Audit(create.path, 3))
+    numpy.testing.assert_array_equal(tiled.new_variation()[create.path].read(), values)
+
+
+def test_rows_of_another_host_that_had_not_come_to_say_how_many_there_are_are_never_taken_away(run, other, tiled):
+    create = long_chunks(run)
+    values = numpy.arange(1.0, 13.0).reshape(6, 2)
+
+    def growth(host, stop):
+        return [*host.containers(), create, WriteArray(create.path, 0, values[:stop]), Audit(create.path, stop)]
+
+    run.apply(*run.containers(), create, WriteArray(create.path, 0, values[:3]))
+    tiled[create.path].patch(values[3:6], (3,), extend=True)  # and there its process died
+    assert tiled.new_variation()[create.path].shape == (100, 2)
+    with pytest.raises(TiledHasMore, match="100 rows in primary/wave, 3 here"):
+        other.write(*growth(other, 3))
+    assert tiled.new_variation()[create.path].shape == (100, 2)
+    other.write(*growth(other, 6))
+    numpy.testing.assert_array_equal(tiled.new_variation()[create.path].read(), values)
+
+
 @pytest.mark.parametrize(("dtype", "shape"), [("<i8", (2,)), (">f8", (2,)), ("<f8", (3,))])
-def test_an_array_of_another_type_or_shape_is_not_adopted(run, other, tiled, dtype, shape):
+def test_an_array_of_another_type_or_shape_is_made_anew_only_if_all_its_rows_are_known(run, other, tiled, dtype, shape):
     wave = f"{run.uid}/primary/wave"
     run.apply(
         *run.containers(), CreateArray(wave, "<f8", (2,), 2, ("time", "x")), WriteArray(wave, 0, numpy.ones((2, 2)))
     )
+    create = CreateArray(wave, dtype, shape, 2, ("time", "x"))
+    values = numpy.arange(3).repeat(shape[0]).reshape(3, *shape).astype(dtype)
+    with pytest.raises(TiledHasMore, match="2 rows in primary/wave, 1 here"):
+        other.write(*other.containers(), create, WriteArray(wave, 0, values[:1]), Audit(wave, 1))
+    numpy.testing.assert_array_equal(tiled.new_variation()[wave].read(), numpy.ones((2, 2)))
+    writes = [WriteArray(wave, 0, values[:1]), WriteArray(wave, 1, values[1:])]
+    other.write(*other.containers(), create, *writes, Audit(wave, 3))
+    found = tiled.new_variation()[wave]
+    assert found.dtype == numpy.dtype(dtype)
+    numpy.testing.assert_array_equal(found.read(), values)
+
+
+def test_files_are_not_taken_for_an_array(run, other, external):
+    run.apply(*external.operations(2))
     with pytest.raises(NotOurs, match="the node exists and has rows of type"):
-        other.apply(*other.containers(), CreateArray(wave, dtype, shape, 2, ("time", "x")))
-    assert tiled[wave].shape == (2, 2)
+        other.apply(*other.containers(), CreateArray(external.path, "<f4", (2,), 2, ("time", "x")))
 
 
 def test_an_array_that_is_to_have_another_type_is_made_anew_by_the_journal_that_made_it(run, tiled):

@@ -376,7 +376,40 @@ def test_csv_files_are_joined_and_keep_their_reader_options() -> None:
     source = filled(CSV, [2, 3], spec="x", sep=";", skiprows=1)
     assert source["parameters"] == {"header": None, "sep": ";", "skiprows": 1}
     assert layout(source) == ([10, 3], [[10], [3]])
-    assert layout(filled(CSV, [2, 3], chunk_shape=[2])) == ([10, 3], [[2] * 5, [3]])
+    assert layout(filled(CSV, [2, 3], chunk_shape=[2])) == ([10, 3], [[10], [3]])
+
+
+def test_each_csv_file_is_one_chunk_however_many_datums_it_holds() -> None:
+    consolidator = consolidator_for(resource(CSV, "a", "file://localhost/a"), descriptor([2, 3]))
+    consolidator.consume(datum(0, 1, "a"))
+    consolidator.consume(datum(1, 3, "a"))
+    consolidator.add_resource(resource(CSV, "b", "file://localhost/b"))
+    consolidator.consume(datum(0, 2, "b"))
+    assert layout(consolidator.data_source()) == ([10, 3], [[6, 4], [3]])
+    assert consolidator.problem == ""
+    assert "files as a whole" in consolidator.notes[0]
+
+
+def test_a_csv_file_of_which_nothing_was_taken_is_not_there() -> None:
+    consolidator = consolidator_for(resource(CSV, "a", "file://localhost/a"), descriptor([2, 3]))
+    consolidator.consume(datum(0, 2, "a"))
+    consolidator.add_resource(resource(CSV, "b", "file://localhost/b"))
+    with pytest.raises(DocumentError, match="not the next ones"):
+        consolidator.consume(datum(1, 2, "b"))
+    assert files(consolidator.data_source()) == ["a"]
+    assert layout(consolidator.data_source()) == ([4, 3], [[4], [3]])
+
+
+def test_a_csv_file_with_rows_of_another_stream_is_a_problem() -> None:
+    dark, light = (consolidator_for(resource(CSV, "a", "file://localhost/a"), descriptor([2, 3])) for _ in range(2))
+    light.announced = dark.announced
+    dark.consume(datum(0, 1, "a"))
+    assert dark.problem == ""
+    with pytest.raises(DocumentError, match="not the next ones"):
+        light.consume(datum(1, 4, "a"))
+    assert (
+        dark.problem == "file://localhost/a has 4 datums, of which 1 is named, and Tiled reads such files as a whole."
+    )
 
 
 def test_opaque_files_are_listed_without_a_structure() -> None:
@@ -571,8 +604,11 @@ def test_a_file_s_frames_are_counted_over_all_streams_of_a_run() -> None:
     assert dark.data_source()["parameters"]["slice"] == [0, 4]
     assert light.data_source()["parameters"]["slice"] == [1, 2, 3, 5]
     assert any("several files" in note for note in light.notes)
+    assert light.problem == dark.problem == ""
     with pytest.raises(DocumentError, match="further files"):
         light.consume(datum(4, 5, "a"))
+    for consolidator in (dark, light):
+        assert consolidator.problem.startswith("file://localhost/a has more frames than were announced before")
 
 
 def test_numbers_of_further_files_are_counted_over_all_streams_of_a_run() -> None:

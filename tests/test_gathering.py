@@ -12,10 +12,11 @@ from event_model import compose_run
 
 from tiledbroker import Encoder, Journal, JournalInvalid, Record
 from tiledwriter import _fold as fold_module
+from tiledwriter import _gathering as gathering_module
 from tiledwriter._fold import Fold
 from tiledwriter._gathering import Folded, Gathering
 from tiledwriter._handover import Handover
-from tiledwriter._operations import AppendRows, UpdateMetadata
+from tiledwriter._operations import AppendRows, ExtendExternal, UpdateMetadata
 from tiledwriter._writing_options import WritingOptions
 
 EVENTS = 100
@@ -157,6 +158,69 @@ def test_who_waits_is_let_go_when_it_is_closed(run: Run) -> None:
         gathering.close()
         thread.join(30)
         assert [folded.documents for folded in results] == [0]
+
+
+def frames_told(folded: Folded) -> list[tuple[int, int]]:
+    return [(each.first, each.stop) for each in folded.operations if isinstance(each, ExtendExternal)]
+
+
+def test_a_few_frames_of_many_are_held_back_for_a_time_and_counted_as_written_then(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.documents[1:] = detector(run.documents[0][1])
+    monkeypatch.setattr(gathering_module, "HOLD_SECONDS", 600.0)
+    with run.gathering() as gathering:
+        run.add(4)
+        first = gathering.take(wait=True)
+        run.add(1)
+        second = gathering.take(wait=True)
+        assert (first.cursor, frames_told(first)) == (4, [(0, 2000)])
+        assert (second.documents, second.cursor, frames_told(second)) == (1, 4, [])
+        monkeypatch.setattr(gathering_module, "HOLD_SECONDS", 0.0)
+        third = gathering.take(wait=True)  # though no more documents come
+        assert (third.documents, third.cursor, frames_told(third)) == (0, 5, [(2000, 2001)])
+
+
+def test_who_does_not_wait_gets_all_frames(run: Run) -> None:
+    run.documents[1:] = detector(run.documents[0][1])
+    with run.gathering() as gathering:
+        run.add(4)
+        gathering.take(wait=True)
+        thread, results = in_a_thread(lambda: gathering.take(wait=False))
+        thread.join(30)
+        run.add(1)
+        folded = gathering.take(wait=False)
+        assert [frames_told(each) for each in (*results, folded)] == [[], [(2000, 2001)]]
+
+
+def detector(start: Any) -> list[tuple[str, Any]]:
+    """A detector's 2,000 images and one more, in a file each."""
+    key = {"source": "s", "dtype": "array", "dtype_numpy": "<u2", "shape": [2, 3], "external": "STREAM:"}
+    about = {"uid": "d", "run_start": start["uid"], "name": "primary", "time": 0.0, "configuration": {}}
+    resource = {
+        "uid": "r",
+        "run_start": start["uid"],
+        "data_key": "cam",
+        "mimetype": "multipart/related;type=image/tiff",
+    }
+    datum = {"stream_resource": "r", "descriptor": "d"}
+    ranges = [(0, 2000), (2000, 2001)]
+    return [
+        ("descriptor", {**about, "data_keys": {"cam": key}, "object_keys": {}, "hints": {}}),
+        ("stream_resource", {**resource, "uri": "file://localhost/d/", "parameters": {"template": "%d.tiff"}}),
+        *(
+            (
+                "stream_datum",
+                {
+                    **datum,
+                    "uid": f"r/{first}",
+                    "indices": {"start": first, "stop": stop},
+                    "seq_nums": {"start": first + 1, "stop": stop + 1},
+                },
+            )
+            for first, stop in ranges
+        ),
+    ]
 
 
 def test_leaving_it_with_an_error_ends_its_thread(run: Run) -> None:

@@ -23,6 +23,7 @@ from tiledwriter._operations import (
     ExtendExternal,
     OrderTable,
     RegisterExternal,
+    RemoveNode,
     UpdateMetadata,
     WriteArray,
     describe_operation,
@@ -231,7 +232,7 @@ def test_a_change_of_configuration_is_added_to_the_stream_and_rows_go_on(run):
         documents.append(("descriptor", stream.descriptor_doc))
         point = stream.compose_event(data={"x": value}, timestamps={"x": 0.0}, seq_num=i + 1)
         documents.append(("event", point))
-    operations = fold([*documents, ("stop", run.compose_stop())])
+    operations = fold([*documents, ("stop", run.compose_stop())], flush_every=2)
 
     path = f"{run.start_doc['uid']}/primary"
     (stream_node,) = at(operations, path, CreateContainer)
@@ -415,6 +416,64 @@ def test_a_key_of_which_nothing_can_be_served_has_no_node():
     (note,) = notes(operations)
     assert "'cam' are left out" in note
     assert "varies" in note
+
+
+def test_a_file_that_tiled_reads_as_a_whole_is_left_out_if_something_of_it_is():
+    table = {**CAM, "dtype_numpy": "<f8", "shape": [1, 3]}
+    documents = [start(), descriptor({"rows": table}), stream_resource("rows", mimetype="text/csv;header=absent")]
+    documents += [stream_datum(0, 1), stream_datum(0, 1, seq_num=2), stream_datum(1, 2, seq_num=3), STOP]
+    operations = fold(documents)
+    assert at(operations, "r/primary/rows", RemoveNode)
+    assert any("has 2 datums, of which 1 is named" in note for note in notes(operations))
+
+
+def test_a_few_frames_of_a_key_with_many_are_held_back_until_everything_is_wanted():
+    writer = RunWriter()
+    resource = stream_resource(mimetype="multipart/related;type=image/tiff", template="%d.tiff")
+    for name, document in [start(), descriptor({"cam": CAM}), resource, stream_datum(0, 999)]:
+        writer(name, document)
+
+    def told(*, everything=False):
+        return [(operation.first, operation.stop) for operation in writer.flush(everything=everything)]
+
+    assert told() == [(0, 999)]
+    writer(*stream_datum(999, 1000))
+    assert told() == [(999, 1000)]
+    writer(*stream_datum(1000, 1124))
+    assert (told(), writer.holds) == ([], True)
+    writer(*stream_datum(1124, 1125))
+    assert (told(), writer.holds) == ([(1000, 1125)], False)
+    writer(*stream_datum(1125, 1126))
+    assert told() == []
+    assert (told(everything=True), writer.holds) == ([(1125, 1126)], False)
+    writer(*stream_datum(1126, 1127))
+    operations = writer(*STOP)
+    assert frames(operations)[0] == 1127
+
+
+def test_further_descriptors_are_told_once_for_all_that_come_together():
+    documents = [descriptor({"x": NUMBER}, f"d{n}") for n in range(1, 4)]
+    documents[2][1]["data_keys"]["cam"] = CAM
+    operations = fold([start(), descriptor({"x": NUMBER}), event(1, {"x": 1.0}), *documents, STOP])
+    (told,) = [operation.metadata for operation in at(operations, "r/primary", UpdateMetadata)]
+    assert [update["uid"] for update in told["_config_updates"]] == ["d1", "d2", "d3"]
+    assert list(told["data_keys"]) == ["x", "cam"]
+
+
+def test_a_file_that_tiled_reads_as_a_whole_is_left_out_of_the_streams_that_share_it():
+    table = {**CAM, "dtype_numpy": "<f8", "shape": [1, 3]}
+    keys = {"rows": table, "x": NUMBER}
+    documents = [start(), descriptor(keys, "d1", "dark"), descriptor(keys, "d2"), event(1, {"x": 0.5}, "d2")]
+    documents += [stream_resource("rows", mimetype="text/csv;header=absent")]
+    documents += [stream_datum(0, 1, of="d1"), stream_datum(1, 3, of="d2", seq_num=1), STOP]
+    operations = fold(documents)
+    assert at(operations, "r/dark/rows", RemoveNode)
+    assert not at(operations, "r/primary/rows", RegisterExternal)
+    first, second = notes(operations)
+    assert "Stream 'primary': the frames of 'rows' are left out" in first
+    assert "Stream 'dark': the frames of 'rows' are left out. file://localhost/res.h5 has 3 datums" in second
+    removed = operations.index(RemoveNode("r/dark/rows"))
+    assert not [operation for operation in operations[removed + 1 :] if operation.path == "r/dark/rows"]
 
 
 def test_a_key_that_a_further_descriptor_declares_has_its_files_and_is_in_the_metadata():

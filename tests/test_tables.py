@@ -208,12 +208,24 @@ def test_large_arrays_are_nodes_of_their_own():
     operations = fold({"x": NUMBER, "wave": array_key(6)}, events, batches=(2,), notes=notes)
 
     (create,) = of_type(operations, CreateArray)
-    assert (create.path, create.dtype, create.shape, create.chunk_rows) == ("run/primary/wave", "<f8", (6,), 2)
+    assert (create.path, create.dtype, create.shape) == ("run/primary/wave", "<f8", (6,))
     assert len(create.dims) == 2
     numpy.testing.assert_array_equal(array(operations, "run/primary/wave"), values)
     assert "wave" not in table(operations)
     assert table(operations)["ts_wave"] == [1.0, 2.0, 3.0, 4.0]
     assert "Stream 'primary': 'wave' is stored as an array of its own." in notes
+
+
+@pytest.mark.parametrize("batches", [(), (1,), (40,)])
+@pytest.mark.parametrize(
+    ("shape", "dtype", "rows"),
+    [((64,), "<f8", 2048), ((1024, 1024), "<u2", 1), ((512, 256), "<u2", 4), ((20,), "|i1", 10_000)],
+)
+def test_chunks_have_about_a_mebibyte_whatever_comes_first(shape, dtype, rows, batches):
+    key = {"dtype": "array", "dtype_numpy": dtype, "shape": list(shape), "source": "test"}
+    events = [event(n + 1, {"wave": numpy.full(shape, n, dtype)}) for n in range(3)]
+    (create,) = of_type(fold({"wave": key}, events, batches=batches), CreateArray)
+    assert create.chunk_rows == rows
 
 
 def test_images_are_nodes_whatever_their_size():

@@ -14,15 +14,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import h5py
 import httpx
 import numpy
+import numpy.typing
 import pyarrow
 import pytest
 import tiled.client.utils
 
 from tiledwriter._connection import Connection
-from tiledwriter._nodes import Nodes, node_body
-from tiledwriter._operations import Column, CreateArray, CreateContainer, CreateTable
+from tiledwriter._nodes import Nodes, node_body, with_rows
+from tiledwriter._operations import Column, CreateArray, CreateContainer, CreateTable, RegisterExternal
 from tiledwriter._probe import ARROW_FILE
 from tiledwriter.testing import TiledServer
 
@@ -67,6 +69,17 @@ class Api:
         headers = {"Content-Type": ARROW_FILE}
         content = bytes(sink.getvalue())
         return self.done("PATCH", "table/partition", path, params={"partition": 0}, content=content, headers=headers)
+
+    def patch(self, path: str, first: int, rows: numpy.typing.NDArray[Any]) -> Any:
+        """Write rows of an array."""
+        params = {"offset": str(first), "shape": ",".join(map(str, rows.shape)), "extend": True}
+        headers = {"Content-Type": "application/octet-stream"}
+        return self.done("PATCH", "array/full", path, params=params, content=rows.tobytes(), headers=headers)
+
+    def register(self, key: str, source: Mapping[str, Any]) -> Any:
+        """The client's node for files."""
+        self.done("POST", "register", self.root, json=node_body(RegisterExternal(f"{self.root}/{key}", source), key))
+        return self.client.new_variation()[f"{self.root}/{key}"]
 
     def column(self, path: str, **params: Any) -> list[int]:
         response = self("GET", "array/full", path, params={**OCTETS, **params})
@@ -156,14 +169,77 @@ def test_what_each_write_is_answered_with(api: Api, own_column: tuple[Column, ..
     assert api.put_source(path, api.source(path)) is None
     array = CreateArray(f"{api.root}/array", "<f8", (2,), 1, ("time", "x"))
     assert api.create(array)["id"] == "array"
-    params = {"offset": "0", "shape": "1,2", "extend": True}
-    headers = {"Content-Type": "application/octet-stream"}
-    content = numpy.ones((1, 2)).tobytes()
-    answer = api.done("PATCH", "array/full", array.path, params=params, content=content, headers=headers)
-    assert answer["shape"] == [1, 2]
+    assert api.patch(array.path, 0, numpy.ones((1, 2)))["shape"] == [1, 2]
     patch = {"content-type": "application/json-patch+json", "metadata": [], "specs": None}
     assert "id" in api.done("PATCH", "metadata", api.root, json=patch, params={"drop_revision": True})
     assert api.done("DELETE", "stream/close", path) is None
+
+
+def test_an_array_begins_without_rows_and_shows_a_whole_chunk_until_it_is_told_how_many_there_are(api: Api) -> None:
+    path = f"{api.root}/array"
+    api.create(CreateArray(path, "<f8", (2,), 10, ("time", "x")))
+    assert api.source(path)["structure"]["shape"] == [0, 2]
+    assert api.client[path][:].shape == (0, 2)
+    answer = api.patch(path, 0, numpy.ones((3, 2)))
+    assert (answer["shape"], answer["chunks"]) == ([10, 2], [[10], [2]])
+    source = with_rows({**api.source(path), "structure": answer}, 3)
+    api.put_source(path, {**source, "assets": []})
+    assert api.source(path)["structure"]["shape"] == [3, 2]
+    assert api.source(path)["properties"] == {"rows": 3}
+    assert api.client.new_variation()[path].read().tolist() == [[1.0, 1.0]] * 3
+    answer = api.patch(path, 3, numpy.full((8, 2), 2.0))  # behind the first chunk it is extended row by row
+    assert (answer["shape"], answer["chunks"]) == ([11, 2], [[10, 1], [2]])
+    assert api.source(path)["properties"] == {"rows": 3}
+    assert api.client.new_variation()[path].read().tolist() == [[1.0, 1.0]] * 3 + [[2.0, 2.0]] * 8
+
+
+@pytest.mark.parametrize("rows", [[2, 0, 1], [0, 0, 5], [5]])
+def test_rows_of_an_hdf5_file_are_selected_by_a_list_in_its_order(api: Api, readable: Path, rows: list[int]) -> None:
+    file = readable / f"{api.root}.h5"
+    values = numpy.arange(24.0).reshape(6, 4)
+    with h5py.File(file, "w") as opened:
+        opened["x"] = values
+    source = files_of([file], "application/x-hdf5", values[rows].shape, {"dataset": "x", "slice": rows, "swmr": False})
+    found = api.register("rows", source)
+    assert found.read().tolist() == values[rows].tolist()
+    assert found[1:].tolist() == values[rows][1:].tolist()
+
+
+def test_each_csv_file_has_to_be_one_chunk_of_all_its_rows(api: Api, readable: Path) -> None:
+    values = numpy.arange(30.0).reshape(10, 3)
+    files = [readable / f"{api.root}-{name}.csv" for name in ("a", "b")]
+    for file in files:
+        numpy.savetxt(file, values, delimiter=",")
+    for name, count, chunks, is_read in (
+        ("whole", 1, [10], True),
+        ("several", 2, [10, 10], True),
+        ("divided", 1, [5, 5], False),
+        ("first part", 1, [5], False),
+    ):
+        source = files_of(files[:count], "text/csv;header=absent", (sum(chunks), 3), {"header": None})
+        source["structure"]["chunks"][0] = chunks
+        found = api.register(name, source)
+        if is_read:
+            assert found.read().tolist() == (values.tolist() * 2)[: sum(chunks)]
+        else:
+            with pytest.raises(httpx.HTTPError):
+                found.read()
+
+
+def files_of(files: list[Path], mimetype: str, shape: tuple[int, ...], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The data source of files with an array of doubles."""
+    data_type = {"endianness": "little", "kind": "f", "itemsize": 8, "dt_units": None}
+    layout = {"shape": list(shape), "chunks": [[size] for size in shape], "dims": None, "resizable": False}
+    asset = {"is_directory": False, "parameter": "data_uris"}
+    return {
+        "structure_family": "array",
+        "mimetype": mimetype,
+        "parameters": parameters,
+        "properties": {},
+        "management": "external",
+        "structure": {"data_type": data_type, **layout},
+        "assets": [{**asset, "data_uri": f"file://localhost{file}", "num": n} for n, file in enumerate(files)],
+    }
 
 
 def test_errors_have_a_detail_in_json(api: Api) -> None:

@@ -29,6 +29,7 @@ POINTS: Final = (
     "catalog: node created",
     "catalog: growth intended",
     "catalog: growth done",
+    "catalog: rows of an array written",
     "catalog: order set",
     "catalog: metadata set",
     "catalog: stream closed",

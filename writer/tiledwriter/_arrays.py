@@ -17,6 +17,12 @@ from ._exact_numbers import EXACT_NUMBERS, loses_digits, nearest_float
 
 Array = numpy.typing.NDArray[Any]
 
+CHUNK_BYTES: Final = 2**20
+"""What a chunk of an array node holds, if that is more than one row."""
+
+MAX_CHUNK_ROWS: Final = 10_000
+"""As many rows as a request of a flood has: until the first chunk is full, each batch takes two requests."""
+
 MAX_DECLARED_ITEMS: Final = 2**22
 """What a descriptor may say of the size of arrays that nobody has seen: room is made for the missing ones, too."""
 
@@ -172,6 +178,11 @@ class InternalArray:
     def row_bytes(self) -> int:
         """What one row takes."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows per chunk of the node."""
+        return min(max(1, CHUNK_BYTES // self.row_bytes), MAX_CHUNK_ROWS)
 
     def column_for(self, value: Any, *, lists: bool) -> str | None:
         """What would take a value which the node's rows do not take, None if there is no good one.

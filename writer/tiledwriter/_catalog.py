@@ -170,6 +170,7 @@ class TiledCatalog:
         self._doubted: dict[str, str] = ledger.get(_DOUBTED, {})  # why each table is to be written anew, "" if not
         self._proofs: dict[str, RowProof] = {}
         self._floors: dict[str, int] = {}  # how much of an array or of files there was before
+        self._foreign_arrays: dict[str, int] = {}  # rows of those of another type or shape that another writer has made
         self._known: set[str] = set()  # all nodes that the journal leads to
         self._journaled: dict[str, int] = {}  # how many rows of each node it has so far
         self._keys: dict[str, tuple[Column, ...]] = {}  # of tables
@@ -400,7 +401,12 @@ class TiledCatalog:
         path = operation.path
         attributes = self._nodes.read(path)
         if reason := difference(operation, attributes):
-            raise NotOurs(describe_operation(operation), f"the node exists and {reason}")
+            if not self._holds_array(operation, attributes):
+                raise NotOurs(describe_operation(operation), f"the node exists and {reason}")
+            self._wait_until_unchanged(operation)
+            self._foreign_arrays[path] = extent(attributes["data_sources"][0])
+            self._ledger.note("another array", node=path, reason=reason)
+            return
         if "/" not in path:
             self._meet_run(attributes)
             if self._has_stop:
@@ -469,9 +475,24 @@ class TiledCatalog:
 
     # Arrays that have to be others than they were made
 
+    @staticmethod
+    def _holds_array(operation: Creation, attributes: Mapping[str, Any]) -> bool:
+        """Whether an array that Tiled stores is where one is to be."""
+        if not isinstance(operation, CreateArray) or attributes["structure_family"] != "array":
+            return False
+        return bool(attributes["data_sources"][0]["management"] == "writable")
+
+    def _replace_array(self, path: str, operation: WriteArray) -> None:
+        """Delete an array of another type, which another writer has made, once the journal knows all of its rows."""
+        if operation.stop >= self._foreign_arrays[path]:
+            self._ledger.note("array made anew", node=path)
+            del self._foreign_arrays[path]
+            self._nodes.delete(path)
+            raise NodeRewound(path, "is made anew")
+
     def _remember_array(self, operation: CreateArray) -> None:
         arrays = self._ledger.get(_ARRAYS, {})
-        made = [operation.dtype, list(operation.shape), operation.chunk_rows]
+        made = [operation.dtype, list(operation.shape)]
         self._ledger.set(_ARRAYS, {**arrays, operation.path: made})
 
     def _remake_array(self, operation: CreateArray) -> None:
@@ -480,11 +501,12 @@ class TiledCatalog:
         arrays = self._ledger.get(_ARRAYS, {})
         if path not in arrays:
             return
-        dtype, shape, chunk_rows = arrays[path]
+        dtype, shape, *rows_of_zeros = arrays[path]  # with which earlier versions made arrays
         if (dtype, shape) == (operation.dtype, list(operation.shape)):
             return
         progress = self._progress[path]
-        if self._nodes.size(path) > max(progress.rows, progress.intent or 0, chunk_rows):
+        found = extent(self._nodes.read(path)["data_sources"][0])
+        if found > max(progress.rows, progress.intent or 0, *rows_of_zeros):
             self._more.append(f"rows in {_below(path)}")
             self.refuse()
         self._ledger.note("array made anew", node=path, type=operation.dtype, shape=list(operation.shape))
@@ -679,7 +701,7 @@ class TiledCatalog:
         An answer that was lost may have hidden a request that the server carried out later than anybody waited for.
         """
         path = self._target(operation.path)
-        if path in self._doubted:
+        if path in self._doubted or path in self._foreign_arrays:
             self.refuse()
         if operation.columns:
             if reason := self._compare_rows(path, operation):
@@ -714,6 +736,8 @@ class TiledCatalog:
             return "may have been written to by a request whose answer was lost"
         rows = self._nodes.size(path)
         if rows > operation.rows:
+            if self._nodes.trim_first_chunk(path, operation.rows):
+                return ""
             self._journaled[path] = operation.rows
             self.refuse()
         return "" if rows == operation.rows else f"has a length of {rows} where {operation.rows} is expected"
@@ -766,6 +790,9 @@ class TiledCatalog:
     # Rows
 
     def _grow(self, path: str, operation: Growth) -> None:
+        if isinstance(operation, WriteArray) and path in self._foreign_arrays:
+            self._replace_array(path, operation)
+            return
         if isinstance(operation, AppendRows) and path in self._doubted:
             self._prove(path, operation)
             if path in self._doubted:

@@ -102,6 +102,11 @@ class FrameOrder:
         return not self._runs or (self.follows and start == self._stop and self.row_of(1, seq_num) == self.count)
 
     @property
+    def repeats(self) -> bool:
+        """Whether sequence numbers repeat."""
+        return self._rewound_at > 0
+
+    @property
     def first(self) -> int:
         """Where the first frame is in the files."""
         return self._runs[0].start if self._runs else 0
@@ -241,6 +246,11 @@ class Consolidator:
         """How many rows (datums) there are so far."""
         return self._rows
 
+    @property
+    def problem(self) -> str:
+        """Why Tiled cannot read these files, as far as the run's documents tell, whatever it is told; "" if it can."""
+        return ""
+
     def add_resource(self, stream_resource: Document) -> None:
         """Go on with another StreamResource of the same data key."""
         raise self._wrong(f"{type(self).__name__} takes one resource, not also {stream_resource['uid']!r}")
@@ -290,6 +300,13 @@ class Consolidator:
         if number < 0:
             raise self._wrong(f"frame {numbers.start} comes before the first of its file, {joined.base}")
         return number, joined.place + number
+
+    def announce(self, stream_datum: Document) -> None:
+        """Take note of frames that a file has, though they are left out."""
+        file = self._file_of.get(stream_datum["stream_resource"])
+        indices = stream_datum["indices"]
+        if file is not None and {"start", "stop"} <= indices.keys():
+            self.announced.add(file, range(indices["start"], indices["stop"]))
 
     def _has_room(self, file: Any, stop: int) -> bool:
         """Whether a file can have so many frames without reaching into the next one."""
@@ -357,6 +374,7 @@ class ArrayConsolidator(Consolidator):
 
     def __init__(self, stream_resource: Document, descriptor: Document) -> None:
         super().__init__(stream_resource, descriptor)
+        self.in_order_of_events = True
         self.join_method = self.parameters.get("join_method", self.join_method)
         self.join_chunks = self.parameters.get("join_chunks", self.join_chunks)
         if self.join_method not in {"stack", "concat"}:
@@ -405,6 +423,17 @@ class ArrayConsolidator(Consolidator):
         _, place = self._locate(stream_datum, indices)
         self._check_place(stream_datum, indices, place, seq_num)
         return self._insert(place, len(indices), seq_num)
+
+    @property
+    def problem(self) -> str:
+        """Which file has turned out to have more frames than it was taken to have when another was joined to it."""
+        places = [*(where.place for where in self._joined.values())][1:]
+        for (file, where), following in zip(self._joined.items(), places, strict=False):
+            if self.announced.of(file).stop - where.base > following - where.place:
+                return (
+                    f"{file[0]} has more frames than were announced before those of the next file, and Tiled joins all."
+                )
+        return ""
 
     def selected_rows(self) -> str | list[int] | None:
         """Which rows of the files the node has: a slice, or their numbers in order; None for all from the first on."""
@@ -544,7 +573,10 @@ class ArrayConsolidator(Consolidator):
 
 
 class CSVConsolidator(ArrayConsolidator):
-    """Tables of numbers in text files without a header, one below the other."""
+    """Tables of numbers in text files without a header, one below the other.
+
+    Tiled's adapter reads each file as a whole, as one chunk, and fails if it has other rows than that.
+    """
 
     mimetypes = frozenset({"text/csv;header=absent"})
     join_method = "concat"
@@ -554,6 +586,39 @@ class CSVConsolidator(ArrayConsolidator):
         *("assume_missing", "comment", "delimiter", "dtype", "encoding", "header"),
         *("names", "nrows", "sep", "skipfooter", "skiprows", "usecols"),
     )
+
+    @property
+    def chunks(self) -> list[list[int]]:
+        """Chunk sizes along each dimension: along the first one a chunk for each file."""
+        rows = self.datum_shape[0] if self.join_method == "concat" and self.datum_shape else 1
+        return [[count * rows for count in self._datums_of_files().values()] or [0], *super().chunks[1:]]
+
+    @property
+    def problem(self) -> str:
+        """Which file has datums that are not in this node, as another stream has them or they were left out."""
+        for file, count in self._datums_of_files().items():
+            announced = self.announced.of(file).stop - self._joined[file].base
+            if announced > count:
+                named = "is" if count == 1 else "are"
+                what = f"{file[0]} has {announced} datums, of which {count} {named} named"
+                return f"{what}, and Tiled reads such files as a whole."
+        return super().problem
+
+    def consume(self, stream_datum: Document) -> Patch:
+        """Add the rows of a StreamDatum; return the box that they fill."""
+        self._note("Tiled reads its files as a whole; they are taken to have no other rows than were announced.")
+        return super().consume(stream_datum)
+
+    def data_source(self) -> dict[str, Any]:
+        """The data source as it is now, with the files that have rows, and the first one."""
+        source = super().data_source()
+        return {**source, "assets": source["assets"][: max(1, len(self._datums_of_files()))]}
+
+    def _datums_of_files(self) -> dict[Any, int]:
+        """How many datums each file has that has any."""
+        begun = {file: where.place for file, where in self._joined.items() if where.place < self._rows}
+        ends = [*begun.values(), self._rows][1:]
+        return {file: end - place for (file, place), end in zip(begun.items(), ends, strict=True)}
 
     def adapter_parameters(self) -> dict[str, Any]:
         """Options of the CSV reader."""
@@ -654,12 +719,18 @@ class SequenceConsolidator(ArrayConsolidator):
         self._split = self._split or (several and self.datum_shape[0] % per_datum == 0)
         return self._append(len(indices), _seq_num(stream_datum, len(indices)))
 
+    @property
+    def problem(self) -> str:
+        """None: whatever else there is, a sequence has the files that were named."""
+        return ""
+
     def selected_rows(self) -> None:
         """All rows: which frames there are is said by the files."""
 
     def _append(self, count: int, seq_num: int | None) -> Patch:
         """Count frames after all others: files are numbered once and for all."""
         if count and self.frames.row_of(count, seq_num) != self._rows:
+            self.in_order_of_events = False
             self._note("its frames are in the order in which they were announced, not in that of the events.")
         return self._insert(self._rows, count, seq_num, insert=False)
 

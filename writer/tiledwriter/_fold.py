@@ -103,10 +103,15 @@ class Fold:
         """
         return [*self.collect(records), *self.flush()]
 
-    def flush(self) -> list[Operation]:
-        """Operations for the rows that were collected."""
+    @property
+    def holds(self) -> bool:
+        """See `RunWriter.holds`."""
+        return self._writer.holds
+
+    def flush(self, *, everything: bool = True) -> list[Operation]:
+        """Operations for the rows that were collected; see `RunWriter.flush`."""
         self._pending_bytes = 0
-        return self._end_of_batch(self._writer.flush)
+        return self._end_of_batch(lambda: self._writer.flush(everything=everything))
 
     def collect(self, records: Sequence[Record]) -> list[Operation]:
         """The same as `feed`, but rows are kept back until `flush`."""

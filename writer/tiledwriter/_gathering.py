@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,12 +16,18 @@ from ._fold import BATCH_BYTES, BATCH_DOCUMENTS, Fold
 from ._handover import Handover
 from ._operations import Operation
 
+HOLD_SECONDS: Final = 5.0
+"""For how long a few frames may be held back of a key that has many, see `RunWriter.holds`."""
+
 _IDLE: Final = 1.0  # seconds
 
 
 @dataclass(frozen=True)
 class Folded:
-    """Some more documents of a journal: which operations they amount to, and where the fold is after them."""
+    """Some more documents of a journal, and which operations they amount to.
+
+    The operations are for all documents before `cursor`; later ones that were folded may be held back.
+    """
 
     documents: int
     operations: list[Operation]
@@ -54,6 +61,7 @@ class Gathering:
         self._wanted = threading.Event()
         self._patient = False
         self._closed = False
+        self._nothing_held = fold.cursor, time.monotonic()  # where and when
         self._thread = ThreadPoolExecutor(1, "tiledwriter-folding")
         self._next: Future[Folded] | None = self._thread.submit(self._gather)
 
@@ -108,10 +116,26 @@ class Gathering:
             if wanted and (fold.cursor > start or not self._patient):
                 break
             if not records:
-                self._handover.wait(_IDLE)
-        operations += fold.flush()
+                if wanted and fold.holds and self._is_due:
+                    break
+                self._handover.wait(min(_IDLE, max(0.01, self._seconds_left)) if wanted and fold.holds else _IDLE)
         reason = fold.error or damage
-        return Folded(fold.cursor - start, operations, fold.cursor, fold.finished, reason, fold.too_narrow)
+        everything = not (self._patient and fold.goes_on) or self._closed or self._is_due or reason is not None
+        operations += fold.flush(everything=everything)
+        if not fold.holds:
+            self._nothing_held = fold.cursor, time.monotonic()
+        cursor = self._nothing_held[0]
+        return Folded(fold.cursor - start, operations, cursor, fold.finished, reason, fold.too_narrow)
+
+    @property
+    def _is_due(self) -> bool:
+        """Whether frames were held back for long enough."""
+        return self._seconds_left <= 0
+
+    @property
+    def _seconds_left(self) -> float:
+        """For how long frames may still be held back."""
+        return self._nothing_held[1] + HOLD_SECONDS - time.monotonic()
 
     def _read_on(self) -> list[Record]:
         """The next documents, some at a time."""

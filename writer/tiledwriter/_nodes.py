@@ -12,6 +12,8 @@ import pyarrow
 from tiled.structures.array import BuiltinDtype, StructDtype
 from tiled.structures.table import TableStructure
 
+from tiledbroker._crash_points import crash_point
+
 from ._arrays import Array
 from ._columns import arrow_type
 from ._connection import Connection
@@ -35,6 +37,7 @@ from ._run_writer import RUN_SPEC
 _BYTES_PER_VALUE: Final = 8  # in the columns that are read back
 _BYTES_PER_SLICE: Final = 32 * 2**20  # Tiled's own limit for an answer is 300 MB, unless it is configured
 _NODES_PER_PAGE: Final = 100
+_ROWS: Final = "rows"  # among the properties of an array's data source: how many there are in its first chunk
 
 
 class Nodes:
@@ -191,20 +194,47 @@ class Nodes:
                 repeat=False,
             )
         elif isinstance(operation, WriteArray):
-            values = numpy.ascontiguousarray(operation.values)
-            self._connection.send(
-                "PATCH",
-                "array/full",
-                path,
-                params={"offset": str(operation.first), "shape": _numbers(values.shape), "extend": True},
-                content=values.tobytes(),
-                content_type="application/octet-stream",
-                repeat=False,
-            )
+            self._write_rows(path, operation)
         else:
             source = {**operation.new_data_source, "id": self.data_source(path)["id"]}
             params = {"patch_offset": _numbers(operation.offset), "patch_shape": _numbers(operation.shape)}
             self.put_data_source(path, source, repeat=False, params=params)
+
+    def _write_rows(self, path: str, operation: WriteArray) -> None:
+        """Send rows of an array; and how many there are, as long as they are in its first chunk.
+
+        Zarr begins with a whole chunk, and Tiled takes all of it for rows as soon as some are written.
+        """
+        known = extent(self.data_source(path))
+        values = numpy.ascontiguousarray(operation.values)
+        response = self._connection.send(
+            "PATCH",
+            "array/full",
+            path,
+            params={"offset": str(operation.first), "shape": _numbers(values.shape), "extend": True},
+            content=values.tobytes(),
+            content_type="application/octet-stream",
+            repeat=False,
+        )
+        structure = response.json()
+        crash_point("catalog: rows of an array written")
+        source = {**self.data_source(path), "structure": structure}
+        if len(structure["chunks"][0]) == 1:
+            source = with_rows(source, max(known, operation.stop))
+            self.put_data_source(path, {**source, "assets": []}, repeat=False)
+        self._data_sources[path] = source
+
+    def trim_first_chunk(self, path: str, rows: int) -> bool:
+        """Have an array show so many rows where it shows a whole chunk, the rest of which nobody has written.
+
+        So it does if another process died before it told the number of rows.
+        """
+        source = self.read(path)["data_sources"][0]
+        shown = (source["structure"].get("shape") or [0])[0]
+        if extent(source) > rows or any(self.rows_of_array(path, rows, shown)):
+            return False
+        self.put_data_source(path, {**with_rows(source, rows), "assets": []}, repeat=True)
+        return True
 
     def clear_array_key(self, operation: CreateArray) -> str:
         """Free an array's key from what a server left there that died while it made the array; returns its directory.
@@ -284,8 +314,8 @@ def _data_source_of(operation: CreateTable | CreateArray | RegisterExternal) -> 
             },
         }
     data_type = BuiltinDtype.from_numpy_dtype(numpy.dtype(operation.dtype))
-    shape = (operation.chunk_rows, *operation.shape)
     return source | {
+        "properties": {_ROWS: 0},
         "structure_family": "array",
         "mimetype": "application/x-zarr",
         "parameters": {},
@@ -296,8 +326,9 @@ def _data_source_of(operation: CreateTable | CreateArray | RegisterExternal) -> 
                 "itemsize": data_type.itemsize,
                 "dt_units": data_type.dt_units,
             },
-            "shape": shape,
-            "chunks": [[size] for size in shape],
+            "shape": (0, *operation.shape),
+            # Tiled makes a file of one such chunk.
+            "chunks": [[size] for size in (operation.chunk_rows, *operation.shape)],
             "dims": operation.dims,
             "resizable": False,
         },
@@ -340,9 +371,23 @@ def _kind_of(structure: Mapping[str, Any]) -> str:
 
 
 def extent(source: Mapping[str, Any]) -> int:
-    """How much of its files a data source shows: rows of an array, else how many files."""
+    """How much of its files a data source shows: rows of an array, else how many files.
+
+    An array of ours whose rows are in its first chunk has as many as were told last, even if all of the chunk is shown.
+    """
     shape = source["structure"].get("shape")
-    return int(shape[0]) if shape else len(source["assets"])
+    if not shape:
+        return len(source["assets"])
+    told = (source.get("properties") or {}).get(_ROWS)
+    return int(shape[0] if told is None or len(source["structure"]["chunks"][0]) > 1 else told)
+
+
+def with_rows(source: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """An array's data source with so many rows, all of which are in the first chunk."""
+    structure = source["structure"]
+    shape, chunks = [rows, *structure["shape"][1:]], [[rows], *structure["chunks"][1:]]
+    properties = {**source["properties"], _ROWS: rows}
+    return {**source, "structure": {**structure, "shape": shape, "chunks": chunks}, "properties": properties}
 
 
 def order_of(source: Mapping[str, Any]) -> tuple[str, ...]:

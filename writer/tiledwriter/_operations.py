@@ -79,7 +79,7 @@ class OrderTable:
 class CreateArray:
     """Make an array stored by Tiled that grows along its first dimension, in chunks of `chunk_rows` rows.
 
-    `shape` is the shape of one row. The node begins as one chunk of zeros.
+    `shape` is the shape of one row. The node begins without rows.
     """
 
     path: str

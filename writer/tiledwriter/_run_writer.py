@@ -20,12 +20,15 @@ from ._operations import (
     ExtendExternal,
     Operation,
     RegisterExternal,
+    RemoveNode,
     UpdateMetadata,
 )
 from ._tables import InternalData
 
 MAX_ARRAY_SIZE: Final = 16
 MAX_PENDING: Final = 64 * 2**20  # bytes of arrays of one stream, beyond which they are to be flushed
+LONG_LIST: Final = 1_000  # frames
+SMALL_ADDITION: Final = 1 / 8  # of a long list
 RUN_SPEC: Final = ("BlueskyRun", "3.0")
 STREAM_SPECS: Final = (("BlueskyEventStream", "3.0"), ("composite", None))
 
@@ -38,6 +41,7 @@ class ExternalData:
     """One data key's external files, and what of them Tiled was told.
 
     `described` is what its descriptor says of it, `last` the number of the stream's document that added to it last.
+    `late` says if documents of it had to wait for others.
     """
 
     path: str
@@ -50,11 +54,20 @@ class ExternalData:
     told: int = 0
     told_assets: int = 0
     last: int = 0
+    late: bool = False
     patch: Patch | None = None
 
     def consume(self, stream_datum: Mapping[str, Any]) -> None:
         patch = self.consolidator.consume(stream_datum)
         self.patch = patch if self.patch is None else self.patch.union(patch)
+
+    @property
+    def in_order_of_events(self) -> bool:
+        """Whether frames are in the order of the events; where these repeat it is the order in which documents came."""
+        consolidator = self.consolidator
+        if not isinstance(consolidator, ArrayConsolidator):
+            return True
+        return consolidator.in_order_of_events and not (self.late and consolidator.frames.repeats)
 
     @property
     def takes_ranges(self) -> bool:
@@ -73,8 +86,13 @@ class ExternalData:
         """Of the array; empty for files without a shape."""
         return list(self.consolidator.data_source()["structure"].get("shape") or ())
 
-    def flush(self) -> list[Operation]:
-        if self.patch is None:
+    @property
+    def is_small_addition(self) -> bool:
+        """Whether there is so little to tell of so long a list that more may come first."""
+        return self.told >= LONG_LIST and self.consolidator.rows - self.told < self.told * SMALL_ADDITION
+
+    def flush(self, *, everything: bool) -> list[Operation]:
+        if self.patch is None or (self.is_small_addition and not everything):
             return []
         told, self.told = self.told, self.consolidator.rows
         patch, self.patch = self.patch, None
@@ -108,20 +126,28 @@ class Stream:
         self.name = name
         self.path = path
         self.data_keys: dict[str, Any] = dict(descriptor["data_keys"])
+        self.latest_keys: Mapping[str, Any] = descriptor["data_keys"]
         self.internal = internal
         self.names = names
         self.external: dict[str, ExternalData] = {}
         self.left_out: set[str] = set()  # keys of which no more files are taken
         self.documents = 0  # events and stream datums
         self.updates: list[dict[str, Any]] = []
+        self.changes: dict[str, Any] = {}  # of its metadata, that Tiled was not told of
+
+    def change(self) -> list[Operation]:
+        """Tell Tiled of what has changed of the metadata."""
+        changes, self.changes = self.changes, {}
+        if "_config_updates" in changes:
+            changes["_config_updates"] = list(self.updates)
+        return [UpdateMetadata(self.path, changes)] if changes else []
 
 
 class RunWriter:
     """Turns the documents of one run, as `RunNormalizer` emits them, into operations.
 
-    Structure (nodes, metadata) comes from each call, rows from `flush`: so a flood of events becomes few requests.
-    The operations' effect does not depend on when `flush` is called, but for the chunks of array nodes, which are as
-    long as the first batch.
+    Nodes come from each call, rows and changes of metadata from `flush`: so a flood of documents becomes few requests.
+    The operations' effect does not depend on when `flush` is called.
 
     Parameters
     ----------
@@ -227,15 +253,23 @@ class RunWriter:
             return None
         return stream.external.get(resource["data_key"])
 
-    def flush(self) -> list[Operation]:
-        """Operations for all events and datums since the last flush."""
+    def flush(self, *, everything: bool = True) -> list[Operation]:
+        """Operations for all events and datums since the last flush; if not for `everything`, see `holds`."""
         self.crowded = False
         operations: list[Operation] = []
         for stream in self._streams.values():
+            operations += stream.change()
             operations += stream.internal.flush()
             for external in stream.external.values():
-                operations += external.flush()
+                operations += external.flush(everything=everything)
         return operations
+
+    @property
+    def holds(self) -> bool:
+        """Whether a few frames are held back of a key that has many: each update has to tell Tiled of all chunks."""
+        return any(
+            external.patch is not None for stream in self._streams.values() for external in stream.external.values()
+        )
 
     def abandon(self) -> list[Operation]:
         """Operations that end a run which has no stop document."""
@@ -298,7 +332,10 @@ class RunWriter:
 
     def _add_descriptor(self, stream: Stream, document: Mapping[str, Any]) -> None:
         self._stream_of[document["uid"]] = stream
-        self._descriptors[document["uid"]] = document["data_keys"]
+        # Most further descriptors have the same data keys: what is said of them is kept once.
+        if not _equal(stream.latest_keys, document["data_keys"]):
+            stream.latest_keys = document["data_keys"]
+        self._descriptors[document["uid"]] = stream.latest_keys
 
     def _free_key(self, stream: str) -> str:
         """The key of a stream's node: its name, if Tiled takes that and no other stream has it."""
@@ -317,10 +354,10 @@ class RunWriter:
         stream.internal.declare(document["data_keys"])
         update = {key: metadata[key] for key in ("uid", "time", "configuration") if metadata.get(key)}
         stream.updates.append(update)
-        changes: dict[str, Any] = {"_config_updates": list(stream.updates)}
+        stream.changes["_config_updates"] = stream.updates
         if further:
-            changes["data_keys"] = to_json(stream.data_keys, self.note, f"descriptor {stream.name!r}.data_keys")
-        return [UpdateMetadata(stream.path, changes), *self._end_waiting(document["uid"])]
+            stream.changes["data_keys"] = to_json(stream.data_keys, self.note, f"descriptor {stream.name!r}.data_keys")
+        return self._end_waiting(document["uid"])
 
     def _event(self, document: Mapping[str, Any]) -> list[Operation]:
         stream = self._stream_of[document["descriptor"]]
@@ -335,8 +372,14 @@ class RunWriter:
 
     def _end_waiting(self, uid: str) -> list[Operation]:
         """Take in the stream datums that came before what they refer to."""
-        waiting = self._waiting.pop(uid, ())
-        return [operation for document in waiting for operation in self._stream_datum(document)]
+        operations = []
+        for document in self._waiting.pop(uid, ()):
+            operations += self._stream_datum(document)
+            stream = self._stream_of.get(document["descriptor"])
+            external = self._external_of(stream, document) if stream is not None else None
+            if external is not None:
+                external.late = True
+        return operations
 
     def _stream_datum(self, document: Mapping[str, Any]) -> list[Operation]:
         for uid, known in (
@@ -350,6 +393,8 @@ class RunWriter:
         resource = self._resources[document["stream_resource"]]
         key = resource["data_key"]
         if key in stream.left_out:
+            if key in stream.external:
+                stream.external[key].consolidator.announce(document)
             return []
         try:
             return self._consume(stream, key, resource, document)
@@ -416,6 +461,7 @@ class RunWriter:
             self.note(f"{uid!r} never came; what {named} named of it is left out.")
         operations: list[Operation] = []
         for stream in self._streams.values():
+            operations += self._withdraw(stream)
             operations += self._set_apart(stream)
         operations += self._audits()
         for stream in self._streams.values():
@@ -428,25 +474,37 @@ class RunWriter:
                     operations.append(UpdateMetadata(external.path, metadata))
         return operations
 
+    def _withdraw(self, stream: Stream) -> list[Operation]:
+        """Delete nodes of files that Tiled cannot read, as has come out since the nodes were made."""
+        problems = {key: external.consolidator.problem for key, external in stream.external.items()}
+        operations: list[Operation] = []
+        for key in [key for key, problem in problems.items() if problem]:
+            operations.append(RemoveNode(stream.external.pop(key).path))
+            self.note(f"Stream {stream.name!r}: the frames of {key!r} are left out. {problems[key]}")
+        return operations
+
     def _set_apart(self, stream: Stream) -> list[Operation]:
-        """Give dimensions of its own to files' data that has not one frame for each event: it has no common time."""
+        """Give dimensions of its own to files' data that has not one frame for each event, in order: no common time."""
         arrays = {key: external for key, external in stream.external.items() if external.shape}
         lengths = [external.shape[0] for external in arrays.values()]
         events = stream.internal.rows or max(lengths, key=lambda length: (lengths.count(length), length), default=0)
         operations = []
         for key, external in arrays.items():
             rows, *rest = external.shape
-            if rows != events:
+            in_order = external.in_order_of_events
+            apart = rows != events or not in_order
+            if apart:
                 name = external.path.rpartition("/")[2]
                 own = stream.names.own_dimensions(name, 1 + len(rest))
                 external.dims = [own[0], *(external.dims or own)[1:]]
                 counts = f"{_many(rows, 'frame')} for {_many(events, 'event')}"
+                counts += "" if in_order else ", in another order"
                 belong = _belonging(external.consolidator)
                 self.note(
                     f"Stream {stream.name!r}: {key!r} has {counts}, and a dimension {own[0]!r} of its own.{belong}"
                 )
             # An earlier attempt may have ended before the events that came after the last frame, and said otherwise.
-            if rows != events or external.last != stream.documents:
+            if apart or external.last != stream.documents:
                 operations.append(external.describe())
         return operations
 
@@ -465,6 +523,13 @@ class RunWriter:
             paths += [external.path for external in stream.external.values()]
             paths.append(stream.path)
         return [CloseStream(path) for path in [*paths, self._path]]
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except ValueError:  # arrays of NumPy
+        return False
 
 
 def _many(count: int, what: str) -> str:

@@ -503,7 +503,7 @@ class InternalData:
             metadata = {**self._metadata_of(array.key), "dtype_numpy": array.dtype.str}
             operations.append(
                 CreateArray(
-                    array.path, array.dtype.str, array.shape, len(rows), array.dims, metadata, self._access_tags
+                    array.path, array.dtype.str, array.shape, array.chunk_rows, array.dims, metadata, self._access_tags
                 )
             )
         operations.append(WriteArray(array.path, array.written, rows))
