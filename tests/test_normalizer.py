@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tiledwriter import _normalizer
 from tiledwriter._errors import DocumentError
 from tiledwriter._normalizer import RunNormalizer, file_uri
 
@@ -341,6 +342,25 @@ def test_late_datums_are_served_in_the_order_of_their_events(order: list[int]) -
     modern = normalize([*documents, STOP])
     assert rows(modern) == [(n, n + 1) for n in range(5)]
     assert [doc["uid"] for doc in of("stream_datum", modern)] == [f"d{n}" for n in range(5)]
+
+
+def test_datums_that_were_used_are_kept_for_others_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_normalizer, "MAX_USED_DATUMS", 3)
+    normalizer = RunNormalizer()
+    documents: Documents = [START, descriptor({"img": IMAGE}), resource(), datum("res/0"), datum("res/dark")]
+    used = ["res/0", "res/dark"]
+    for number in range(1, 50):
+        documents.append(datum(f"res/{number}"))
+        used += [f"res/{number}", "res/dark"]
+    documents += [event(seq_num, {"img": datum_id}) for seq_num, datum_id in enumerate(used, 1)]
+    emitted = normalize(documents, normalizer)
+    assert [doc["uid"] for doc in of("stream_datum", emitted)] == used
+    assert len(normalizer._used_datums) == 3
+    assert not normalizer._datums
+    assert normalizer.notes == []
+    normalize([event(len(used) + 1, {"img": "res/0"}), STOP], normalizer)
+    (note,) = normalizer.notes
+    assert note.endswith("of 1 event(s) never came, or more than 3 datums before (seq_num 101).")
 
 
 def test_a_datum_that_never_comes_costs_only_its_reference() -> None:

@@ -5,6 +5,7 @@ A detector that is staged once for several runs announces its file in the first 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Final, NamedTuple
 
 MAX_RESOURCES: Final = 4096
@@ -25,8 +26,8 @@ class RecentAssets:
 
     def __init__(self) -> None:
         self.count = 0
-        self.resources: dict[str, Asset] = {}
-        self.datums: dict[str, Asset] = {}
+        self.resources: OrderedDict[str, Asset] = OrderedDict()
+        self.datums: OrderedDict[str, Asset] = OrderedDict()
 
     def add_resource(self, uid: str, name: str, body: bytes) -> None:
         """Keep a resource or stream resource."""
@@ -41,11 +42,11 @@ class RecentAssets:
             _put(self.datums, datum_id, asset, MAX_DATUMS)
 
 
-def _put(assets: dict[str, Asset], uid: str, asset: Asset, limit: int) -> None:
-    assets.pop(uid, None)
+def _put(assets: OrderedDict[str, Asset], uid: str, asset: Asset, limit: int) -> None:
     assets[uid] = asset
+    assets.move_to_end(uid)
     if len(assets) > limit:
-        del assets[next(iter(assets))]
+        assets.popitem(last=False)  # a dict would search for its first item
 
 
 RECENT_ASSETS: Final = RecentAssets()

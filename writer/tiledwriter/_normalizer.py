@@ -7,7 +7,7 @@ import operator
 import posixpath
 import re
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from pathlib import PurePosixPath
@@ -58,6 +58,9 @@ _REQUIRED: Final[Mapping[str, frozenset[str]]] = {
 }
 _SEQ_NUMS_IN_A_NOTE: Final = 10
 _POSITIONS: Final = ("point_number", "index")
+
+MAX_USED_DATUMS: Final = 10_000
+"""Datums that an event has referred to are kept for others to refer to again: the latest ones."""
 
 
 class _Stream(NamedTuple):
@@ -148,7 +151,9 @@ class RunNormalizer:
         self._streams: dict[str, _Stream] = {}
         self._specs: dict[str, str] = {}
         self._resources: dict[str, dict[str, Any]] = {}
-        self._datums: dict[str, _Datum] = {}
+        self._datums: dict[str, _Datum] = {}  # that no event has referred to
+        self._used_datums: OrderedDict[str, _Datum] = OrderedDict()  # the latest last
+        self._has_forgotten = False
         self._announced: set[str] = set()
         self._run_uid = ""
         self._foreign: set[str] = set()  # resources that another run began
@@ -251,9 +256,8 @@ class RunNormalizer:
         if spec:
             doc = {**doc, "datum_kwargs": {**(doc.get("datum_kwargs") or {}), "_resource_spec": spec}}
         received = self._received("datum", doc)
-        # Kept until the run ends, since several events may refer to one datum: so keep it small.
         datum_id, uid = received["datum_id"], sys.intern(str(received["resource"]))
-        known = self._datums.get(datum_id)
+        known = self._find_datum(datum_id)
         counts = self._counts.setdefault(uid, _ResourceCounts())
         number = counts.number(str(datum_id)) if known is None else known.number
         self._datums[datum_id] = _Datum(uid, received.get("datum_kwargs") or {}, number)
@@ -369,14 +373,27 @@ class RunNormalizer:
 
     def _missing(self, reference: _Reference) -> str | None:
         """The id of what a reference still waits for."""
-        datum = self._datums.get(reference.datum_id)
+        datum = self._find_datum(reference.datum_id)
         if datum is None:
             return reference.datum_id
         return None if datum.resource in self._resources else datum.resource
 
+    def _find_datum(self, datum_id: str) -> _Datum | None:
+        return self._datums.get(datum_id) or self._used_datums.get(datum_id)
+
+    def _use_datum(self, datum_id: str) -> _Datum:
+        """Take a datum for an event, and forget the one that was not used for longest."""
+        datum = self._datums.pop(datum_id, None) or self._used_datums[datum_id]
+        self._used_datums[datum_id] = datum
+        self._used_datums.move_to_end(datum_id)
+        if len(self._used_datums) > MAX_USED_DATUMS:
+            self._used_datums.popitem(last=False)
+            self._has_forgotten = True
+        return datum
+
     def _serve(self, reference: _Reference) -> None:
         """Yield the stream datum of a reference, after its stream resource when that is new."""
-        datum = self._datums[reference.datum_id]
+        datum = self._use_datum(reference.datum_id)
         if datum.resource in self._foreign and not _names_frames(datum.kwargs):
             self._note(
                 f"Stream '{reference.stream}': external data of '{reference.data_key}' is incomplete; resource "
@@ -427,7 +444,8 @@ class RunNormalizer:
                 lost.append(reference.seq_num)
         if lost:
             seq_nums = ", ".join(map(str, lost[:_SEQ_NUMS_IN_A_NOTE])) + ", ..." * (len(lost) > _SEQ_NUMS_IN_A_NOTE)
-            what = f"the datums or resources of {len(lost)} event(s) never came (seq_num {seq_nums})"
+            earlier = f", or more than {MAX_USED_DATUMS:,} datums before" if self._has_forgotten else ""
+            what = f"the datums or resources of {len(lost)} event(s) never came{earlier} (seq_num {seq_nums})"
             self._note(f"Stream '{stream}': external data of '{data_key}' is incomplete; {what}.")
 
 
