@@ -40,7 +40,7 @@ class IngestHost:
         self._socket.close()
         self._context.term()
 
-    def expect(self, kind: type[M], condition: Callable[[M], bool] = lambda _: True, *, seconds: float = 20.0) -> M:
+    def expect(self, kind: type[M], condition: Callable[[M], bool] = lambda _: True, *, seconds: float = 60.0) -> M:
         """Wait for a message; documents that come meanwhile are kept."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -70,6 +70,11 @@ class IngestHost:
         self.say(messages.Welcome(2**23, 2**28, {**states, **(runs or {})}))
         return hello
 
+    def forget_session(self) -> None:
+        """Drop what a publisher that is closed has said, so that the next answer goes to its successor."""
+        while self.receive(0.5) is not None:
+            pass
+
     def say(self, message: messages.Message) -> None:
         """Tell the publisher that was heard last."""
         self._socket.send_multipart([self.publisher, *messages.encode(message)])
@@ -78,7 +83,7 @@ class IngestHost:
         """The same with whatever bytes."""
         self._socket.send_multipart([self.publisher, *frames])
 
-    def take_in(self, uid: str, count: int, *, seconds: float = 20.0) -> list[str]:
+    def take_in(self, uid: str, count: int, *, seconds: float = 60.0) -> list[str]:
         """Wait until so many documents of a run have come; their names, in the order of their indexes."""
         deadline = time.monotonic() + seconds
         while len(self.documents.get(uid, [])) < count:
