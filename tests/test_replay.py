@@ -236,7 +236,7 @@ def test_a_backup_made_when_the_server_died_completes_the_run(
         event = stream.compose_event(data={"b": i / 2, "a": i}, timestamps={"a": float(i), "b": float(i)})
         documents.append(("event", event))
     documents.append(("stop", run.compose_stop()))
-    options = {"patience": 0.5} if make is TiledWriter else {}
+    options = {"patience": 5.0} if make is TiledWriter else {}
     writer = make(own_tiled_server.client(), batch_size=1, backup_directory=str(tmp_path / "backups"), **options)
     send(writer, documents[:6])
     client, own_tiled_server._client = own_tiled_server._client, None  # not to be closed with the server

@@ -293,7 +293,7 @@ class TestTheCallback:
         pid = lines[begins].split()[0]
         calls = [line for line in lines[begins + 1 : ends] if line.split()[0] == pid]
         # What it maps is memory of its own; no file is behind it.
-        own = re.compile(r"mmap\(.*MAP_ANONYMOUS|<\.\.\. mmap resumed>")
+        own = re.compile(r"mmap\(.*MAP_ANONYMOUS|<\.\.\. (mmap|write) resumed>")
         assert [line for line in calls if not own.search(line)] == []
         others = [line for line in lines[begins + 1 : ends] if line.split()[0] != pid]
         assert any("fdatasync" in line for line in others)

@@ -99,7 +99,7 @@ def write(server: TiledServer, directory: Path, *runs: Documents) -> list[Any]:
     server.client()  # made here, used by all threads
     with ExitStack() as stack:
         writings = [stack.enter_context(Writing(server, directory, documents)) for documents in runs]
-        wait_until(lambda: all(writing.outcome for writing in writings), 60, "the runs have ended")
+        wait_until(lambda: all(writing.outcome for writing in writings), 240, "the runs have ended")
         assert {writing.outcome for writing in writings} == {("written", "")}
     return [server.client()[writing.run_uid] for writing in writings]
 
