@@ -42,7 +42,9 @@ class Api:
 
     def __call__(self, method: str, endpoint: str, path: str, **options: Any) -> httpx.Response:
         url = f"{self._context.api_uri}{endpoint}/{path}"
-        response: httpx.Response = self._context.http_client.request(method, url, **options)
+        # After an answer of 500 the server closes the connection, which the next request would still be sent by.
+        headers = {**options.pop("headers", {}), "Connection": "close"}
+        response: httpx.Response = self._context.http_client.request(method, url, headers=headers, **options)
         return response
 
     def done(self, method: str, endpoint: str, path: str, **options: Any) -> Any:
