@@ -76,6 +76,21 @@ def test_a_seed_gives_the_same_faults_again_and_all_kinds_come_equally_often() -
 # Sessions
 
 
+def acquisition_in(directory: Path, address: str, *, events: int, pace: float) -> Acquisition:
+    return Acquisition(
+        address=address,
+        spool=str(directory / "spool"),
+        witness=str(directory / "witness"),
+        files=str(directory),
+        control=str(directory),
+        number=1,
+        seed="",
+        at_once=1,
+        events=(events, events),
+        pace=pace,
+    )
+
+
 def test_a_session_that_is_held_back_from_its_beginning_goes_on_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,18 +102,7 @@ def test_a_session_that_is_held_back_from_its_beginning_goes_on_later(
             raise InterruptedError
         hold.unlink()
 
-    given = Acquisition(
-        address="tcp://127.0.0.1:9",
-        spool=str(tmp_path / "spool"),
-        witness=str(tmp_path / "witness"),
-        files=str(tmp_path),
-        control=str(tmp_path),
-        number=1,
-        seed="",
-        at_once=1,
-        events=(2, 2),
-        pace=0.01,
-    )
+    given = acquisition_in(tmp_path, "tcp://127.0.0.1:9", events=2, pace=0.01)
     session = Session(given)
     monkeypatch.setattr(publishing, "sleep", let_go)
     with closing(session), pytest.raises(InterruptedError):
@@ -112,21 +116,8 @@ def test_a_session_that_is_held_back_from_its_beginning_goes_on_later(
 def test_a_run_whose_spool_lost_its_end_is_named_and_keeps_all_that_was_acknowledged(
     tmp_path: Path, supervisor: SupervisorProcess
 ) -> None:
-    given = Acquisition(
-        address=supervisor.address,
-        spool=str(tmp_path / "spool"),
-        witness=str(tmp_path / "witness"),
-        files=str(tmp_path),
-        control=str(tmp_path),
-        number=1,
-        seed="",
-        at_once=1,
-        events=(60, 60),
-        pace=0.1,
-        limit=1,
-        crash_at="publisher: document spooled",
-        crash_after=40,
-    )
+    crash = {"limit": 1, "crash_at": "publisher: document spooled", "crash_after": 40}
+    given = replace(acquisition_in(tmp_path, supervisor.address, events=60, pace=0.1), **crash)
     done = subprocess.run(given.command(), env=publishing_environment(), check=False, timeout=60)
     assert done.returncode == -signal.SIGKILL
     (run_uid,) = read_witness(tmp_path / "witness")

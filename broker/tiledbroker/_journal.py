@@ -366,7 +366,7 @@ class Journal:
     def read(self, start: int, limit: int = 10_000, max_bytes: int = 2**24) -> list[Record]:
         """Documents from index `start`: at most `limit` of them, and at most `max_bytes` but at least one.
 
-        Those before a damage are returned; who reads on behind them is told of it.
+        Documents before a damaged one are returned; the next read, which begins at it, raises.
 
         Raises
         ------
