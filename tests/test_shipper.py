@@ -78,8 +78,7 @@ class TestARunIsKept:
             ingest.take_in(uid, 6)
             ingest.say(messages.Durable(uid, 6, ended=True))
             assert publisher.flush(20)
-            wait_until(lambda: publisher.status().kept == 1, 60, "it is kept")
-            assert len(run_files(spool)) == 1
+            wait_until(lambda: publisher.status().kept == len(run_files(spool)) == 1, 60, "it is kept")
             ingest.say(messages.Written(uid, "written", ""))
             assert publisher.wait_written(uid, 20)
             wait_until(lambda: not run_files(spool), 60, "its files are gone")

@@ -682,6 +682,20 @@ class TestHowLongFilesStay:
         event(spool, "open", 40)
         assert [record.idx for record in runs["open"].read(42, 10, 1000)] == [42]
 
+    def test_is_not_less_for_a_run_whose_file_is_not_yet_cut_to_its_length(
+        self, made: Callable[[int], Spool], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        spool = made(10**9)
+        start(spool, "third")
+        stop(spool, "third")
+        self.acknowledge(spool, "first", "second", "third")
+        third = next(run for run in spool.runs() if run.run_uid == "third")
+        spool._limit_bytes = sum(run.size for run in spool.runs() if run is not third) + third._segments[-1].end
+        assert third._segments[-1].end < third._segments[-1].capacity
+        monkeypatch.setattr(RunLog, "flush", lambda *_, **__: False)
+        spool.maintain()
+        assert [run.run_uid for run in spool.runs()] == ["open", "first", "second", "third"]
+
     def test_is_for_ever_for_what_is_not_acknowledged(self, made: Callable[[int], Spool]) -> None:
         spool = made(1)
         spool.maintain()

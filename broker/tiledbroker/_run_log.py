@@ -120,9 +120,9 @@ class RunLog:
 
     @property
     def size(self) -> int:
-        """Bytes that its files take."""
+        """Bytes that its files take: those of a run at its end are about to be cut to what is in them."""
         return sum(
-            segment.end if segment.sealed else segment.capacity
+            segment.end if segment.sealed or self.is_durable else segment.capacity
             for segment in self._segments.copy()
             if segment.path is not None
         )

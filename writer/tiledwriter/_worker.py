@@ -154,6 +154,8 @@ class Worker:
                 self._serve()
         finally:
             context.destroy(linger=500)
+            self._wake_receiver.close()
+            self._wake_sender.close()
 
     def _open_journal(self) -> Journal | None:
         """The run's journal; on a disk that is full, as soon as there is space. None if told to end before that."""
