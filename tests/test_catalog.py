@@ -372,6 +372,44 @@ def test_lists_are_refused_by_sqlite(run, tiled):
     assert read_column(tiled, run.table) == [0, 1]
 
 
+def test_a_probe_that_is_killed_at_any_request_leaves_nothing_in_the_way(run, tiled, monkeypatch):
+    """One killed after it had detached its table from its rows made all later ones say that nothing can be written."""
+    columns = (*COLUMNS, Column("roi", "list<int64>"))
+    requests_left, ask = 0, Connection._ask
+
+    def ask_or_die(connection, *arguments, **options):
+        nonlocal requests_left
+        response = ask(connection, *arguments, **options)
+        if requests_left == 0:
+            raise Killed
+        requests_left -= 1
+        return response
+
+    monkeypatch.setattr(Connection, "_ask", ask_or_die)
+    deaths = 0
+    while True:
+        requests_left = deaths
+        try:
+            with run.catalog() as catalog, pytest.raises(ColumnsRefused):
+                catalog.apply([*run.containers(), CreateTable(run.table, columns, BY_SEQ_NUM)])
+            break
+        except Killed:
+            deaths += 1
+    assert deaths > 5
+
+
+@pytest.mark.parametrize("left", ["shown", "detached"])
+def test_what_a_probe_has_left_is_removed_before_the_run_ends(run, proxy, tiled, left):
+    with run.catalog() as catalog:
+        catalog.apply(run.with_table())
+        proxy.script("DELETE" if left == "detached" else "PUT", "", *[answer(503)] * 2)
+        assert not catalog._nodes._connection.writes_well()
+    assert "tiledwriter_probe" in list(tiled.new_variation()[run.uid])
+    run.apply(*run.with_table(), run.append(0, 2), UpdateMetadata(run.uid, STOP))
+    assert list(tiled.new_variation()[run.uid]) == ["primary"]
+    assert run.journal.get("probe_table") is None
+
+
 @pytest.mark.parametrize(
     "fault", [answer(401), answer(429), answer(503), answer(502), CUT_BEFORE], ids=lambda fault: fault.name
 )

@@ -70,6 +70,7 @@ _DISTURBED: Final = "disturbed"
 _DOUBTED: Final = "doubted"
 _ARRAYS: Final = "arrays"
 _COMPLETE_BEFORE: Final = "complete_before"
+_PROBE_TABLE: Final = "probe_table"
 
 _REWRITE_SUFFIX: Final = "_rewrite"
 _ORDERS: Final = (("seq_num", "time"), ("time", "seq_num"), ())  # a run comes to a later one, never back
@@ -155,6 +156,7 @@ class TiledCatalog:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._nodes = Nodes(connection)
+        self._nodes.probe.on_table = lambda path: ledger.set(_PROBE_TABLE, path)
         self._ledger = ledger
         self._quiet_period = quiet_period
         self._clock = clock
@@ -289,6 +291,7 @@ class TiledCatalog:
 
     def _update_metadata(self, operation: UpdateMetadata) -> None:
         path, metadata = operation.path, operation.metadata
+        self._remove_probe_table()
         if path in self._inherited:
             found = self._nodes.read(path)["metadata"]
             wanted: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(metadata))
@@ -313,6 +316,7 @@ class TiledCatalog:
             raise NotOurs(describe_operation(operation), f"the run has another stop document, {found.get('uid')!r}")
 
     def _close_stream(self, path: str) -> None:
+        self._remove_probe_table()
         if not self._concluded:
             self._check_end(path.partition("/")[0])
             self._concluded = True
@@ -650,17 +654,18 @@ class TiledCatalog:
         self._ledger.note("rewritten", node=path, rows=self._progress[path].rows)
 
     def _discard(self, copy: str) -> None:
-        """Delete the node of a copy, and no rows: without a data set's number Tiled looks for none."""
-        try:
-            source = self._nodes.data_source(copy)
-            detached = {**source, "parameters": {**source["parameters"], "dataset_id": None}}
-            self._nodes.put_data_source(copy, detached, repeat=True)
-            crash_point("catalog: copy detached")
-        except Refused as error:
-            if error.status != 404:
-                raise
+        """Delete the node of a copy, and no rows."""
+        self._nodes.detach(copy)
+        crash_point("catalog: copy detached")
         self._trust(copy)
         self._remove(copy)
+
+    def _remove_probe_table(self) -> None:
+        """Delete what a probe has left that could not remove its table, or was killed before."""
+        if (path := self._ledger.get(_PROBE_TABLE)) is not None:
+            self._nodes.detach(path)
+            self._nodes.delete(path)
+            self._ledger.set(_PROBE_TABLE, None)
 
     def _remove_replaced(self, path: str) -> None:
         """Delete an array whose values are in a column now: ours, or of another host that died before it did so."""

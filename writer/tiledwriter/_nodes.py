@@ -69,6 +69,19 @@ class Nodes:
         self._remember(path, attributes.get("data_sources"))
         return attributes
 
+    def detach(self, path: str) -> None:
+        """Have a table's node show no rows, so that none are deleted with it; it may be gone already.
+
+        Without a data set's number Tiled looks for none. See `Rewrite`.
+        """
+        try:
+            source = self.data_source(path)
+            detached = {**source, "parameters": {**source["parameters"], "dataset_id": None}}
+            self.put_data_source(path, detached, repeat=True)
+        except Refused as error:
+            if error.status != 404:
+                raise
+
     def delete(self, path: str) -> None:
         """Delete a node, with what Tiled stores for it; it may be gone already."""
         try:
