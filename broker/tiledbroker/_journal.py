@@ -84,8 +84,8 @@ def journal_filename(run_uid: str) -> str:
     return "sha256-" + hashlib.sha256(run_uid.encode("utf-8", "surrogatepass")).hexdigest() + SUFFIX
 
 
-def run_files(directory: Path) -> list[Path]:
-    """The run files in a spool or journal directory and in its folder of finished runs, by name.
+def journal_files(directory: Path) -> list[Path]:
+    """The files of journals in a directory and in its folder of finished runs, by name.
 
     Raises
     ------

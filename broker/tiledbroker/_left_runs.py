@@ -16,7 +16,7 @@ from typing import Final
 from ._errors import JournalError, JournalLocked
 from ._filesystem import network_filesystem
 from ._identity import Holder, is_session_of
-from ._journal import SUFFIX, run_files
+from ._journal import SUFFIX, journal_files
 from ._limited import LimitedLog
 from ._lock import FileLock
 from ._released_spool import ReleasedRun
@@ -196,7 +196,7 @@ class LeftRuns:
 
     def _adopt_released(self, directory: Path, known: Collection[str], taken: set[str]) -> list[RunLog]:
         """Take over the spool files of version 0.1, which name neither a host nor a destination."""
-        paths = [path for path in run_files(directory) if str(path) not in known]
+        paths = [path for path in journal_files(directory) if str(path) not in known]
         if not paths:
             return []
         adopted: list[RunLog] = []

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from ._errors import JournalInvalid, SpoolDamaged
-from ._journal import HistoryEntry, Journal, NodeProgress
-from ._journal import run_files as journal_files
+from ._journal import HistoryEntry, Journal, NodeProgress, journal_files
 from ._lock import FileLock
 from ._record import Record
 from ._released_spool import ReleasedSpoolFile

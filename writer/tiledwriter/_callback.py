@@ -17,7 +17,7 @@ from tiledbroker._routing import RunRouting
 from ._backup import Backup, DictionaryBackup, JSONLinesBackup
 from ._callback_run import CallbackRun, RunOptions
 from ._connection import check_version
-from ._normalizer import Patch, RunNormalizer
+from ._normalizer import DocumentPatch, RunNormalizer
 from ._plugins import installed_consolidators, load_consolidators
 from ._run_writer import MAX_ARRAY_SIZE
 
@@ -76,7 +76,7 @@ class TiledWriter:
         client: Any,
         *,
         normalizer: Callable[..., Any] | None = RunNormalizer,
-        patches: Mapping[str, Patch] | None = None,
+        patches: Mapping[str, DocumentPatch] | None = None,
         spec_to_mimetype: Mapping[str, str] | None = None,
         backup_directory: str | Path | None = None,
         backup_dictionary: MutableMapping[str, Any] | None = None,

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 from tiledbroker import decode
 
 from ._backup import Backup, Recording
-from ._catalog import QUIET_PERIOD, TiledCatalog
+from ._catalog import TiledCatalog
 from ._connection import Connection
 from ._consolidators import Consolidator
 from ._errors import ColumnsRefused, ColumnsTooNarrow, NodeRewound, TiledUnavailable
 from ._ledger import MemoryLedger
 from ._names import run_key
-from ._normalizer import Patch, _declares_dtype
+from ._normalizer import DocumentPatch, declares_dtype
 from ._operations import Operation
 from ._run_writer import RunWriter
+from ._writing_options import QUIET_PERIOD
 
 if TYPE_CHECKING:
     from event_model import EventPage
@@ -39,7 +40,7 @@ class RunOptions:
 
     client: Any
     normalizer: MakeNormalizer | None
-    patches: Mapping[str, Patch]
+    patches: Mapping[str, DocumentPatch]
     spec_to_mimetype: Mapping[str, str]
     consolidators: Mapping[str, type[Consolidator]]
     batch_size: int
@@ -84,7 +85,7 @@ class CallbackFold:
         """Operations for a document, which is the fold's to change."""
         if self._guesses is not None and name == "descriptor":
             keys = document.get("data_keys", {})
-            self._guesses |= {(document["name"], key) for key, value in keys.items() if not _declares_dtype(value)}
+            self._guesses |= {(document["name"], key) for key, value in keys.items() if not declares_dtype(value)}
         return [
             operation
             for modern_name, modern in self._normalized(name, document)

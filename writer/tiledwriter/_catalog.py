@@ -52,10 +52,10 @@ from ._operations import (
 )
 from ._probe import PROBE_KEY
 from ._row_proof import RowProof, key_columns, keys_of_append
+from ._writing_options import QUIET_PERIOD
 
 log = logging.getLogger(__name__)
 
-QUIET_PERIOD: Final = 5.0
 MAX_ROWS: Final = 20_000
 MAX_BYTES: Final = 32 * 2**20
 MAX_REPAIRS: Final = 5  # of one node

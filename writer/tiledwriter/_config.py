@@ -42,15 +42,13 @@ from tiledbroker._supervisor import DEFAULT_ADDRESS, DEFAULT_MAX_RESUMED, DEFAUL
 from tiledbroker._watch import DEFAULT_SILENCE, WorkerLimits
 
 from ._access_tags import AccessTagLimits
-from ._catalog import QUIET_PERIOD
-from ._connection import POISON_AFTER
 from ._logging import LogOptions
 from ._path_map import PathMap
 from ._plugins import Plugins, installed_consolidators, load_consolidators, load_patches
 from ._run_writer import MAX_ARRAY_SIZE
 from ._stream_filter import StreamFilter
 from ._worker import PARK_AFTER, TiledAddress, WorkerOptions
-from ._writing_options import LATE_AUDIT_AFTER, WRITE_SLOTS, WritingOptions
+from ._writing_options import LATE_AUDIT_AFTER, POISON_AFTER, QUIET_PERIOD, WRITE_SLOTS, WritingOptions
 
 WORKER_MEMORY: Final = 2048  # MiB
 

@@ -20,14 +20,12 @@ from ._answers import NotProcessed, Paused, ServerFailed, sort_answer
 from ._errors import Ambiguous, PoisonedOperation, Refused, Stopped, TiledUnavailable
 from ._probe import DatabaseProbe
 from ._turns import Turns
+from ._writing_options import POISON_AFTER
 
 log = logging.getLogger(__name__)
 
 TIMEOUT: Final = httpx.Timeout(connect=10.0, read=120.0, write=120.0, pool=10.0)
 """A long read timeout: a request that we give up on may still be carried out."""
-
-POISON_AFTER: Final = 60.0
-"""Seconds of nothing but 500 for one operation, while the databases are well, until it counts as poison."""
 
 POISON_FAILURES: Final = 6
 """How many of them there have to be: PostgreSQL's restart alone answers five requests with 500."""

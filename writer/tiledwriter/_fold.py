@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
-
-from tiledbroker import Record, RunReader
+from typing import TYPE_CHECKING, Any, Final
 
 from ._alike import FEWEST, MOST_BYTES, AlikeReader
 from ._document_checks import DocumentChecks, check_place, check_run
@@ -17,6 +15,9 @@ from ._path_map import MappedUri
 from ._run_writer import RunWriter
 from ._stream_filter import StreamSieve
 from ._writing_options import WritingOptions
+
+if TYPE_CHECKING:
+    from tiledbroker import Record, RunReader
 
 BATCH_DOCUMENTS: Final = 10_000
 BATCH_BYTES: Final = 16 * 2**20

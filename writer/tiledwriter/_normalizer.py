@@ -17,7 +17,7 @@ from urllib.parse import urlparse, urlunparse
 from tiledwriter._errors import DocumentError
 
 Document = Mapping[str, Any]
-Patch = Callable[[dict[str, Any]], Mapping[str, Any]]
+DocumentPatch = Callable[[dict[str, Any]], Mapping[str, Any]]
 Check = Callable[[str, Document], None]
 
 _HDF5: Final = "application/x-hdf5"
@@ -139,9 +139,9 @@ class RunNormalizer:
     """
 
     def __init__(
-        self, patches: Mapping[str, Patch] | None = None, spec_to_mimetype: Mapping[str, str] | None = None
+        self, patches: Mapping[str, DocumentPatch] | None = None, spec_to_mimetype: Mapping[str, str] | None = None
     ) -> None:
-        self.patches: dict[str, Patch] = dict(patches or {})
+        self.patches: dict[str, DocumentPatch] = dict(patches or {})
         mimetypes = {**MIMETYPES, **(spec_to_mimetype or {})}
         self.spec_to_mimetype: dict[str, str] = {spec.upper(): mimetype for spec, mimetype in mimetypes.items()}
         self.check: Check | None = None
@@ -198,7 +198,7 @@ class RunNormalizer:
         for name, other in renamed.items():
             self._note(f"Stream '{modern['name']}': data key '{name}' is reserved and was renamed to '{other}'.")
         self.guessed_types |= {
-            (modern["name"], name) for name, key in modern["data_keys"].items() if not _declares_dtype(key)
+            (modern["name"], name) for name, key in modern["data_keys"].items() if not declares_dtype(key)
         }
         keys = modern["data_keys"] = _modern_data_keys(modern["data_keys"], modern)
         for owner, names in (modern.get("object_keys") or {}).items():
@@ -567,7 +567,7 @@ def _modern_data_key(name: str, key: Document, descriptor: Document) -> dict[str
     return modern
 
 
-def _declares_dtype(key: Document) -> bool:
+def declares_dtype(key: Document) -> bool:
     return any(key.get(field) for field in ("dtype_descr", "dtype_numpy", "dtype_str"))
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 from ._consolidators import Consolidator
 from ._errors import WriterError
-from ._normalizer import _REQUIRED, Patch, RunNormalizer
+from ._normalizer import _REQUIRED, DocumentPatch, RunNormalizer
 
 ENTRY_POINTS: Final = "tiledwriter.consolidators"
 """Entry point group. The value is a subclass of `Consolidator`, the name its mimetype.
@@ -77,9 +77,9 @@ class Plugins:
         return load_consolidators(self.consolidators)
 
 
-def load_patches(references: Mapping[str, str]) -> dict[str, Patch]:
+def load_patches(references: Mapping[str, str]) -> dict[str, DocumentPatch]:
     """Patches by document name; raises `PluginError`."""
-    patches: dict[str, Patch] = {}
+    patches: dict[str, DocumentPatch] = {}
     for name, reference in references.items():
         if name not in _REQUIRED:
             raise PluginError(f"there is no kind of document called {name!r}; there are {', '.join(_REQUIRED)}")
@@ -150,7 +150,7 @@ def _load_class(reference: str, base: type[_Class]) -> type[_Class]:
     return loaded
 
 
-def _load_function(reference: str) -> Patch:
+def _load_function(reference: str) -> DocumentPatch:
     loaded = _load(reference)
     if not callable(loaded):
         raise PluginError(f"{reference} is no function")

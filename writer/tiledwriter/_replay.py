@@ -16,10 +16,10 @@ from ._backup import read_backup
 from ._connection import Client
 from ._errors import BackupUnreadable
 from ._run_files import opened, reason_of
+from ._summary import UNREADABLE
 from ._writing import FAILED, RunWriting
 from ._writing_options import WritingOptions
 
-UNREADABLE: Final = "unreadable"
 UNFINISHED: Final = "unfinished"
 
 _STOP_TIMEOUT: Final = 5.0

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ._access_tags import AccessTagLimits
-from ._catalog import QUIET_PERIOD
-from ._connection import POISON_AFTER
 from ._path_map import PathMap
 from ._plugins import Plugins
 from ._run_writer import MAX_ARRAY_SIZE
 from ._stream_filter import StreamFilter
+
+QUIET_PERIOD: Final = 5.0
+POISON_AFTER: Final = 60.0
+"""Seconds of nothing but 500 for one operation, while the databases are well, until it counts as poison."""
 
 LATE_AUDIT_AFTER: Final = 300.0
 WRITE_SLOTS: Final = 2

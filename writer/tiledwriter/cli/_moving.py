@@ -135,6 +135,7 @@ def _require_file(file: Path) -> None:
 
 
 def _replay_failure(_: argparse.Namespace, message: str) -> list[dict[str, Any]]:
-    from .._replay import UNREADABLE, Replayed
+    from .._replay import Replayed
+    from .._summary import UNREADABLE
 
     return [asdict(Replayed("", "", 0, UNREADABLE, message))]

@@ -13,7 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .._replay import UNREADABLE, Replayed, replay
+from .._replay import Replayed, replay
+from .._summary import UNREADABLE
 from ._exit import ExitCode, Terminated
 from ._settings import settings_of
 
