@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from html import escape
 
-from tiledbroker._lifecycle import FINAL, TRANSITIONS, State
+from tiledbroker.supervisor._lifecycle import FINAL, TRANSITIONS, State
 
 WIDTH, HEIGHT = 1000, 560
 BOX_WIDTH, TITLE_HEIGHT, LINE_HEIGHT = 200, 30, 15

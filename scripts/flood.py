@@ -15,7 +15,7 @@ sys.path[:0] = [str(ROOT / "tests")]  # before this file's own directory: it has
 
 from flood import flood  # noqa: E402
 
-from tiledbroker._security import make_client_keys, make_server_keys  # noqa: E402
+from tiledbroker.protocol._security import make_client_keys, make_server_keys  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,7 +1,7 @@
 """A supervisor whose workers die: of what comes after a replay, or of looking at a run that is written.
 
-The latter are few and soon: what is said of pauses in `tiledbroker._audits` is shortened. Or they take so long to begin
-that the supervisor is told to stop before they can be told anything.
+The latter are few and soon: what is said of pauses in `tiledbroker.supervisor._audits` is shortened. Or they take so
+long to begin that the supervisor is told to stop before they can be told anything.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from pathlib import Path
 
 import zmq
 
-from tiledbroker import Journal, _audits
-from tiledbroker._messages import Finish, Progress, Ready, decode, encode
-from tiledbroker._runs import WorkerCommand, WorkerTask
-from tiledbroker._supervisor import Supervisor
+from tiledbroker import Journal
+from tiledbroker.protocol.messages import Finish, Progress, Ready, decode, encode
+from tiledbroker.supervisor import _audits
+from tiledbroker.supervisor._runs import WorkerCommand, WorkerTask
+from tiledbroker.supervisor._supervisor import Supervisor
 
 
 def replay_and_die(task: WorkerTask) -> None:

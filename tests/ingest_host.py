@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import zmq
 
-from tiledbroker import _messages as messages
+from tiledbroker.protocol import messages
 
 M = TypeVar("M", bound=messages.Message)
 

@@ -13,9 +13,9 @@ from bluesky_tiled_plugins.writing.tiled_writer import TiledWriter as BlueskyTil
 from event_model import compose_run
 
 from tiledbroker import Encoder, Journal
-from tiledwriter import _fold
-from tiledwriter._writing import RunWriting
-from tiledwriter._writing_options import WritingOptions
+from tiledwriter.mapping import _fold
+from tiledwriter.mapping._writing_options import WritingOptions
+from tiledwriter.worker._writing import RunWriting
 
 Documents = list[tuple[str, dict[str, Any]]]
 

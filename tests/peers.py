@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import zmq
 
-from tiledbroker import _messages as messages
-from tiledbroker._security import Keys
-from tiledbroker._shipper import new_identity
+from tiledbroker.protocol import messages
+from tiledbroker.protocol._security import Keys
+from tiledbroker.publisher._shipper import new_identity
 
 
 def dial(

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from tiledbroker import Record, SpoolDamaged
-from tiledbroker._identity import new_holder
-from tiledbroker._segment import Segment, SegmentHeader
+from tiledbroker.log._identity import new_holder
+from tiledbroker.log._segment import Segment, SegmentHeader
 
 DESTINATION = "tcp://127.0.0.1:5579"
 

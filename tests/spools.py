@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from tiledbroker import SpooledRun, decode
-from tiledbroker._run_log import RunLog
-from tiledbroker._segment import SEGMENT_SUFFIX, read_header
-from tiledbroker._spool import Spool
+from tiledbroker.log._run_log import RunLog
+from tiledbroker.log._segment import SEGMENT_SUFFIX, read_header
+from tiledbroker.publisher._spool import Spool
 
 
 def start(spool: Spool, run: str) -> None:

@@ -12,9 +12,9 @@ import tifffile
 from event_model import compose_run
 
 from tiledbroker import Encoder, Journal, Record, journal_filename
-from tiledwriter._writing import RunWriting
-from tiledwriter._writing_options import WritingOptions
+from tiledwriter.mapping._writing_options import WritingOptions
 from tiledwriter.testing import TiledServer
+from tiledwriter.worker._writing import RunWriting
 
 Documents = list[tuple[str, dict[str, Any]]]
 

@@ -11,12 +11,12 @@ from runs import supervisor_without_tiled, wait_for_outcome
 from stored_runs import records_of
 
 from tiledbroker import ZMQPublisher
-from tiledwriter._access_tags import AccessTagLimits
 from tiledwriter._config import load_settings
 from tiledwriter._errors import DocumentError
-from tiledwriter._fold import Fold
-from tiledwriter._operations import CreateContainer
-from tiledwriter._writing_options import WritingOptions
+from tiledwriter.mapping._access_tags import AccessTagLimits
+from tiledwriter.mapping._fold import Fold
+from tiledwriter.mapping._operations import CreateContainer
+from tiledwriter.mapping._writing_options import WritingOptions
 from tiledwriter.testing import journal_of
 
 LISTED = AccessTagLimits({"beamline": ("beamline", "public"), "*": ("public",)})

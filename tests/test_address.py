@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiledbroker import AddressError
-from tiledbroker._address import normalize_address
+from tiledbroker.protocol._address import normalize_address
 
 
 @pytest.fixture

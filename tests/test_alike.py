@@ -15,11 +15,11 @@ from test_fold import RUN, ColumnTypes, effect
 
 from tiledbroker import Encoder, Record, decode
 from tiledwriter import RunNormalizer
-from tiledwriter._alike import FEWEST, AlikeReader
-from tiledwriter._fold import Fold
-from tiledwriter._operations import AppendRows, Audit
-from tiledwriter._plugins import Plugins
-from tiledwriter._writing_options import WritingOptions
+from tiledwriter.mapping._alike import FEWEST, AlikeReader
+from tiledwriter.mapping._fold import Fold
+from tiledwriter.mapping._operations import AppendRows, Audit
+from tiledwriter.mapping._plugins import Plugins
+from tiledwriter.mapping._writing_options import WritingOptions
 
 # Values whose bytes look alike, by kind
 ALIKE: dict[str, st.SearchStrategy[Any]] = {
@@ -184,9 +184,9 @@ def folded(given: list[Record], batches: Sequence[int] = (), types: ColumnTypes 
 @pytest.fixture
 def eager(monkeypatch):
     """Two events that look alike are enough."""
-    monkeypatch.setattr("tiledwriter._fold.FEWEST", 2)
-    monkeypatch.setattr("tiledwriter._alike.FEWEST", 2)
-    monkeypatch.setattr("tiledwriter._fold._ALIKE_PAUSE", 0)
+    monkeypatch.setattr("tiledwriter.mapping._fold.FEWEST", 2)
+    monkeypatch.setattr("tiledwriter.mapping._alike.FEWEST", 2)
+    monkeypatch.setattr("tiledwriter.mapping._fold._ALIKE_PAUSE", 0)
 
 
 @pytest.fixture

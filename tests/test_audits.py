@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tiledbroker._audits import FIRST_PAUSE, PUT_OFF, Audits
-from tiledbroker._runs import MAX_DEATHS
+from tiledbroker.supervisor._audits import FIRST_PAUSE, PUT_OFF, Audits
+from tiledbroker.supervisor._runs import MAX_DEATHS
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ import numpy
 import pytest
 
 from tiledbroker import Encoder, ReplacedByRepr, decode
-from tiledwriter._backup import DictionaryBackup, JSONLinesBackup, Recording, read_backup, to_entry
 from tiledwriter._errors import BackupUnreadable
+from tiledwriter.callback._backup import DictionaryBackup, JSONLinesBackup, Recording, read_backup, to_entry
 
 UID = "0a1b2c3d-1111-4222-8333-444455556666"
 TWIN = "0a1b2c3d-9999-4222-8333-444455556666"

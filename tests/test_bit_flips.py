@@ -18,10 +18,10 @@ from stored_runs import Documents, a_run, journaled, uid_of
 
 from tiledbroker import Journal, JournalError
 from tiledbroker._errors import DocumentsMissing
-from tiledwriter._fold import BATCH_BYTES, BATCH_DOCUMENTS, Fold
-from tiledwriter._verification import verify
-from tiledwriter._writing_options import WritingOptions
+from tiledwriter.mapping._fold import BATCH_BYTES, BATCH_DOCUMENTS, Fold
+from tiledwriter.mapping._writing_options import WritingOptions
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of
+from tiledwriter.verify._verification import verify
 
 pytestmark = [pytest.mark.filterwarnings("default:::tiled")]
 

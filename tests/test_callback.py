@@ -26,7 +26,8 @@ from ophyd_async.sim import PatternGenerator, SimBlobDetector
 from tiled.client import from_uri
 
 from tiledbroker import RoutingError
-from tiledwriter import DocumentError, OperationRefused, RunNormalizer, TiledUnavailable, TiledWriter, _callback_run
+from tiledwriter import DocumentError, OperationRefused, RunNormalizer, TiledUnavailable, TiledWriter
+from tiledwriter.callback import _callback_run
 from tiledwriter.testing import TiledServer
 
 # The reading client and the simulated devices warn about themselves.

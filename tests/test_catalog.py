@@ -20,9 +20,6 @@ from faulty_proxy import CUT_AFTER, CUT_BEFORE, PASS, FaultyProxy, answer, late_
 from tiled.utils import safe_json_dump
 
 from tiledbroker import Journal
-from tiledwriter import _connection
-from tiledwriter._catalog import TiledCatalog
-from tiledwriter._connection import Connection
 from tiledwriter._errors import (
     AuditFailed,
     ColumnsRefused,
@@ -33,7 +30,10 @@ from tiledwriter._errors import (
     Stopped,
     TiledHasMore,
 )
-from tiledwriter._operations import (
+from tiledwriter.catalog import _connection
+from tiledwriter.catalog._catalog import TiledCatalog
+from tiledwriter.catalog._connection import Connection
+from tiledwriter.mapping._operations import (
     AppendRows,
     Audit,
     CloseStream,

@@ -31,9 +31,9 @@ from chaos.report import Injected, Report
 from chaos.site import Setting, publishing_environment, read_witness
 
 from tiledbroker import Encoder, Journal, ZMQPublisher, run_files
-from tiledwriter._writing import RunWriting
-from tiledwriter._writing_options import WritingOptions
+from tiledwriter.mapping._writing_options import WritingOptions
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
+from tiledwriter.worker._writing import RunWriting
 
 SECONDS = float(os.environ.get("TILEDWRITER_TEST_CHAOS", "15"))
 INTERVAL = 0.8

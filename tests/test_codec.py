@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tiledbroker import CodecError, Encoder, ReplacedByRepr, decode
-from tiledbroker._codec import MAX_EMPTY_ITEMS, MAX_EXACT_CHARACTERS
+from tiledbroker.log._codec import MAX_EMPTY_ITEMS, MAX_EXACT_CHARACTERS
 
 thorough = settings(max_examples=80, deadline=None)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiledwriter._columns import arrow_type, dtype_kind, fit, list_type, scalar_type, wider
+from tiledwriter.mapping._columns import arrow_type, dtype_kind, fit, list_type, scalar_type, wider
 
 FLOATS = st.floats(allow_nan=False)
 INTEGERS = st.one_of(st.integers(-10, 10), st.integers(-(2**70), 2**70))

@@ -7,12 +7,12 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from tiledbroker._lock import FileLock
+from tiledbroker.log._lock import FileLock
 from tiledwriter._config import load_settings
-from tiledwriter._path_map import PathMap
-from tiledwriter._plugins import Plugins
-from tiledwriter._stream_filter import StreamFilter
-from tiledwriter._worker import TiledAddress
+from tiledwriter.mapping._path_map import PathMap
+from tiledwriter.mapping._plugins import Plugins
+from tiledwriter.mapping._stream_filter import StreamFilter
+from tiledwriter.worker._worker import TiledAddress
 
 TILED = "http://localhost:8000"
 

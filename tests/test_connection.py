@@ -9,10 +9,10 @@ import httpx
 import pytest
 from faulty_proxy import CUT_BEFORE, PASS, ScriptedServer, answer, page, small_client
 
-from tiledwriter import _connection
-from tiledwriter._answers import NotProcessed, NotTiled, Paused, ServerFailed, sort_answer
-from tiledwriter._connection import Connection, check_version
 from tiledwriter._errors import Ambiguous, PoisonedOperation, Refused, Stopped
+from tiledwriter.catalog import _connection
+from tiledwriter.catalog._answers import NotProcessed, NotTiled, Paused, ServerFailed, sort_answer
+from tiledwriter.catalog._connection import Connection, check_version
 from tiledwriter.testing import free_port, wait_until
 
 

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiledwriter import _consolidators
-from tiledwriter._columns import dtype_kind
-from tiledwriter._consolidators import (
+from tiledwriter._errors import DocumentError
+from tiledwriter.mapping import _consolidators
+from tiledwriter.mapping._columns import dtype_kind
+from tiledwriter.mapping._consolidators import (
     REGISTRY,
     ArrayConsolidator,
     Consolidator,
@@ -20,7 +21,6 @@ from tiledwriter._consolidators import (
     compile_template,
     consolidator_for,
 )
-from tiledwriter._errors import DocumentError
 
 HDF5 = "application/x-hdf5"
 TIFF = "multipart/related;type=image/tiff"

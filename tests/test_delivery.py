@@ -28,8 +28,8 @@ from peers import ask, dial
 from runs import length_of, publish, supervisor_without_tiled
 
 from tiledbroker import Journal, ZMQPublisher, decode
-from tiledbroker import _messages as messages
-from tiledbroker._front import DEFAULT_WINDOW
+from tiledbroker.protocol import messages
+from tiledbroker.supervisor._front import DEFAULT_WINDOW
 from tiledwriter.testing import SupervisorProcess, journal_of, wait_until
 
 SPOOL_MB = int(os.environ.get("TILEDWRITER_TEST_SPOOL_MB", "100"))

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import tiledbroker
-from tiledbroker import _codec, _journal_schema
-from tiledbroker import _messages as messages
-from tiledbroker._lifecycle import FINAL, TRANSITIONS, State
+from tiledbroker.log import _codec, _journal_schema
+from tiledbroker.protocol import messages
+from tiledbroker.supervisor._lifecycle import FINAL, TRANSITIONS, State
 from tiledwriter._config import Settings, load_settings
 from tiledwriter.cli import journal, supervisor
 from tiledwriter.cli._exit import ExitCode

@@ -21,17 +21,17 @@ from runs import metadata, seq_nums, wait_for_outcome
 from stored_runs import NUMBER, Documents, records_of, uid_of
 
 from tiledbroker import Encoder, ZMQPublisher, decode
-from tiledbroker._routing import RunRouting
+from tiledbroker.log._routing import RunRouting
 from tiledwriter import RunNormalizer
-from tiledwriter._callback_run import CallbackFold, RunOptions
-from tiledwriter._document_checks import RELIED_ON, DocumentChecks
 from tiledwriter._errors import DocumentInvalid
-from tiledwriter._fold import Fold
-from tiledwriter._normalizer import _REQUIRED
-from tiledwriter._operations import UpdateMetadata
-from tiledwriter._plugins import Plugins
-from tiledwriter._writing_options import WritingOptions
+from tiledwriter.callback._callback_run import CallbackFold, RunOptions
 from tiledwriter.cli.journal import main
+from tiledwriter.mapping._document_checks import RELIED_ON, DocumentChecks
+from tiledwriter.mapping._fold import Fold
+from tiledwriter.mapping._normalizer import _REQUIRED
+from tiledwriter.mapping._operations import UpdateMetadata
+from tiledwriter.mapping._plugins import Plugins
+from tiledwriter.mapping._writing_options import WritingOptions
 from tiledwriter.testing import SupervisorProcess, TiledServer, free_port, journal_of, wait_until
 
 pytestmark = [pytest.mark.filterwarnings("default:::tiled"), pytest.mark.timeout(300)]

@@ -19,7 +19,7 @@ import pytest
 from stored_runs import a_run, journaled
 
 from tiledbroker import Journal, run_files
-from tiledbroker._retry import retry_requests
+from tiledbroker.supervisor._retry import retry_requests
 from tiledwriter.cli._exit import ExitCode
 from tiledwriter.testing import free_port, wait_until
 

@@ -16,15 +16,15 @@ from event_model import compose_run, pack_event_page
 from stored_runs import NUMBER, Documents, a_run, journaled, uid_of
 
 from tiledbroker import Journal
-from tiledwriter._backup import read_backup
-from tiledwriter._connection import Connection
-from tiledwriter._export import FURTHER, MAX_COLUMNS
-from tiledwriter._replay import replay
-from tiledwriter._verification import verify
-from tiledwriter._writing_options import WritingOptions
+from tiledwriter.callback._backup import read_backup
+from tiledwriter.catalog._connection import Connection
 from tiledwriter.cli._exit import ExitCode
 from tiledwriter.cli.journal import main
+from tiledwriter.journals._export import FURTHER, MAX_COLUMNS
+from tiledwriter.journals._replay import replay
+from tiledwriter.mapping._writing_options import WritingOptions
 from tiledwriter.testing import TiledServer
+from tiledwriter.verify._verification import verify
 
 pytestmark = [pytest.mark.filterwarnings("default:::tiled")]
 

@@ -19,11 +19,11 @@ from runs import documents, publish, seq_nums, wait_for_outcome
 from stored_runs import add, journaled
 
 from tiledbroker import Journal, JournalInvalid, JournalLocked, ZMQPublisher, run_files
-from tiledbroker._finished import bring_back, file_away, is_finished
-from tiledbroker._journal import FINISHED, find_run_file, unfinished_run_files
-from tiledbroker._lock import FileLock
-from tiledbroker._retry import RetryWatch, request_retry
-from tiledbroker._survey import Survey
+from tiledbroker.log._journal import FINISHED, find_run_file, unfinished_run_files
+from tiledbroker.log._lock import FileLock
+from tiledbroker.supervisor._finished import bring_back, file_away, is_finished
+from tiledbroker.supervisor._retry import RetryWatch, request_retry
+from tiledbroker.supervisor._survey import Survey
 from tiledwriter.cli._exit import ExitCode
 from tiledwriter.cli.journal import main
 from tiledwriter.testing import SupervisorProcess, TiledServer, wait_until

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from flood import flood
 
-from tiledbroker._security import make_client_keys, make_server_keys
+from tiledbroker.protocol._security import make_client_keys, make_server_keys
 
 CONNECTIONS = int(os.environ.get("TILEDWRITER_TEST_GARBAGE", "500"))
 

@@ -12,10 +12,10 @@ import pytest
 from spools import event, on_disk, seq_nums, start
 
 from tiledbroker import ZMQPublisher, run_files
-from tiledbroker import _flusher as flusher_module
-from tiledbroker import _spool as spool_module
-from tiledbroker._flusher import Flusher
-from tiledbroker._spool import Spool
+from tiledbroker.publisher import _flusher as flusher_module
+from tiledbroker.publisher import _spool as spool_module
+from tiledbroker.publisher._flusher import Flusher
+from tiledbroker.publisher._spool import Spool
 from tiledwriter.testing import free_port, wait_until
 
 

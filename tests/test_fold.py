@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from tiledbroker import Encoder, Record
 from tiledwriter import RunNormalizer
-from tiledwriter._columns import arrow_type
-from tiledwriter._fold import Fold
-from tiledwriter._operations import (
+from tiledwriter.mapping._columns import arrow_type
+from tiledwriter.mapping._fold import Fold
+from tiledwriter.mapping._operations import (
     AppendRows,
     Audit,
     CloseStream,
@@ -34,8 +34,8 @@ from tiledwriter._operations import (
     UpdateMetadata,
     WriteArray,
 )
-from tiledwriter._run_writer import MAX_PENDING, RunWriter
-from tiledwriter._writing_options import WritingOptions
+from tiledwriter.mapping._run_writer import MAX_PENDING, RunWriter
+from tiledwriter.mapping._writing_options import WritingOptions
 
 Documents = list[tuple[str, dict[str, Any]]]
 ColumnTypes = dict[tuple[str, str], str]

@@ -15,11 +15,12 @@ import zmq
 from lone_workers import fail, live_while_supervised
 from runs import documents, publish
 
-from tiledbroker import ZMQPublisher, _fork_server
-from tiledbroker import _messages as messages
-from tiledbroker._fork_server import ForkServer, WorkerProcess
-from tiledbroker._runs import WorkerCommand, WorkerTask
-from tiledbroker._supervisor import Supervisor
+from tiledbroker import ZMQPublisher
+from tiledbroker.protocol import messages
+from tiledbroker.supervisor import _fork_server
+from tiledbroker.supervisor._fork_server import ForkServer, WorkerProcess
+from tiledbroker.supervisor._runs import WorkerCommand, WorkerTask
+from tiledbroker.supervisor._supervisor import Supervisor
 from tiledwriter.testing import SupervisorProcess, TiledServer, free_port, wait_until
 
 pytestmark = [pytest.mark.filterwarnings("default:::tiled")]

@@ -16,9 +16,9 @@ import psutil
 import pytest
 import zmq
 
-from tiledbroker import _messages as messages
-from tiledbroker._connections import TIMEOUT
-from tiledbroker._front import ClientLimits, Front, Publisher
+from tiledbroker.protocol import messages
+from tiledbroker.supervisor._connections import TIMEOUT
+from tiledbroker.supervisor._front import ClientLimits, Front, Publisher
 from tiledwriter.testing import wait_until
 
 LIMITS = ClientLimits(window=1000, max_document=20 * 2**20, max_connections=3)

@@ -11,13 +11,13 @@ import pytest
 from event_model import compose_run
 
 from tiledbroker import Encoder, Journal, JournalInvalid, Record
-from tiledwriter import _fold as fold_module
-from tiledwriter import _gathering as gathering_module
-from tiledwriter._fold import Fold
-from tiledwriter._gathering import Folded, Gathering
-from tiledwriter._handover import Handover
-from tiledwriter._operations import AppendRows, ExtendExternal, UpdateMetadata
-from tiledwriter._writing_options import WritingOptions
+from tiledwriter.mapping import _fold as fold_module
+from tiledwriter.mapping._fold import Fold
+from tiledwriter.mapping._operations import AppendRows, ExtendExternal, UpdateMetadata
+from tiledwriter.mapping._writing_options import WritingOptions
+from tiledwriter.worker import _gathering as gathering_module
+from tiledwriter.worker._gathering import Folded, Gathering
+from tiledwriter.worker._handover import Handover
 
 EVENTS = 100
 

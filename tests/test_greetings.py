@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tiledbroker._front import Publisher
-from tiledbroker._greetings import RUNS_PER_TURN, Greetings
-from tiledbroker._messages import MAX_RUNS, Hello, RunState
+from tiledbroker.protocol.messages import MAX_RUNS, Hello, RunState
+from tiledbroker.supervisor._front import Publisher
+from tiledbroker.supervisor._greetings import RUNS_PER_TURN, Greetings
 
 STATE = RunState(3, ended=False, outcome="")
 

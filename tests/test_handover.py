@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tiledbroker import Record
-from tiledwriter._handover import Handover
+from tiledwriter.worker._handover import Handover
 
 
 def records(start, stop, size=10):

@@ -11,8 +11,8 @@ from faulty_proxy import FaultyProxy
 
 from tiledbroker import ZMQPublisher
 from tiledwriter._config import load_settings
-from tiledwriter._worker import TiledAddress
 from tiledwriter.testing import SupervisorProcess, journal_of
+from tiledwriter.worker._worker import TiledAddress
 
 SECRET = "s3cr3t-t0ken"
 HEADERS = {"X-Gate": SECRET, "X-Beamline": "lab"}
@@ -58,9 +58,7 @@ def test_every_request_of_the_service_has_the_headers(tmp_path, tiled_server, pr
 def test_headers_go_beside_those_of_a_profile(tmp_path, tiled_server, proxy):
     profile = {"uri": proxy.uri, "headers": {"X-Profile": "kept", "x-gate": "replaced"}}
     (tmp_path / "profiles.yml").write_text(json.dumps({"lab": profile}))
-    statement = (
-        f"from tiledwriter._worker import TiledAddress; TiledAddress(profile='lab', headers={HEADERS!r}).connect()"
-    )
+    statement = f"import tiledwriter.worker as w; w.TiledAddress(profile='lab', headers={HEADERS!r}).connect()"
     environment = {**os.environ, "TILED_PROFILES": str(tmp_path), "TILED_API_KEY": tiled_server.api_key}
     subprocess.run([sys.executable, "-c", statement], env=environment, check=True, timeout=60)
     requests = requests_to_tiled(proxy)

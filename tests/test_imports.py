@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,16 @@ import tiledbroker
 import tiledwriter
 
 HEAVY = {"tiled", "pyarrow", "pandas", "jsonschema", "numpy", "event_model", "bluesky", "httpx", "pydantic", "psutil"}
+
+ROOTS = {package.__name__: Path(package.__file__).parent for package in (tiledbroker, tiledwriter)}
+MODULES = sorted(path for root in ROOTS.values() for path in root.rglob("*.py"))
+
+
+def modules_loaded_by(statement: str) -> set[str]:
+    """Modules that a new interpreter has loaded after `statement`."""
+    command = [sys.executable, "-c", f"import sys; {statement}; print(*sys.modules)"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    return set(ended.stdout.split())
 
 
 def imported_by(statement: str) -> set[str]:
@@ -69,11 +81,43 @@ def test_all_errors_have_one_base() -> None:
     assert all(issubclass(error, tiledbroker.BrokerError) for error in errors)
 
 
-@pytest.mark.parametrize("module", ["_normalizer", "_run_writer"])
-def test_the_pure_core_imports_no_client(module: str) -> None:
-    statement = (
-        f"import sys, tiledwriter.{module}; "
-        "print(*{'tiled.client', 'httpx', 'zmq', 'sqlite3', 'tiledwriter._catalog'} & sys.modules.keys())"
-    )
-    ended = subprocess.run([sys.executable, "-c", statement], capture_output=True, text=True, check=True, timeout=30)
-    assert ended.stdout.split() == []
+def test_the_mapping_loads_neither_a_client_nor_the_catalog() -> None:
+    loaded = modules_loaded_by("import tiledwriter.mapping")
+    assert "tiledwriter.mapping._run_writer" in loaded
+    assert loaded & {"tiledwriter.catalog", "tiled.client", "httpx", "tenacity", "zmq", "sqlite3"} == set()
+
+
+def test_listing_runs_loads_nothing_that_an_acquisition_host_does_not_have() -> None:
+    loaded = modules_loaded_by("import tiledwriter.cli.journal, tiledwriter.cli._moving, tiledwriter.journals")
+    assert "tiledwriter.journals._summary" in loaded
+    assert {name.partition(".")[0] for name in loaded} & HEAVY == set()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_a_room_is_entered_by_its_door(path: Path) -> None:
+    """Other rooms and the files beside the rooms import from a room's package, and from no file in it."""
+    entered = [
+        f"line {node.lineno}: {target}"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (target := absolute(path, node)).partition(".")[0] in ROOTS
+        if len(parts := target.split(".")) > 2 and parts[2].startswith("_") and not is_in_room(path, parts)
+    ]
+    assert entered == []
+
+
+def absolute(path: Path, node: ast.ImportFrom) -> str:
+    """The dotted name of the module that a statement imports from."""
+    if node.level == 0:
+        return node.module or ""
+    package = package_of(path)
+    base = package[: len(package) - node.level + 1]
+    return ".".join([*base, *([node.module] if node.module else [])])
+
+
+def package_of(path: Path) -> list[str]:
+    root = next(root for root in ROOTS.values() if path.is_relative_to(root))
+    return [root.name, *path.relative_to(root).parts[:-1]]
+
+
+def is_in_room(path: Path, parts: list[str]) -> bool:
+    return package_of(path)[:2] == parts[:2]

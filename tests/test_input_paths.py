@@ -23,8 +23,8 @@ from peers import ask, dial
 from runs import supervisor_without_tiled
 
 from tiledbroker import CodecError, Encoder, Journal, ProtocolError, decode
-from tiledbroker import _messages as messages
-from tiledbroker._shipper import new_identity
+from tiledbroker.protocol import messages
+from tiledbroker.publisher._shipper import new_identity
 from tiledwriter.testing import SupervisorProcess
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -213,7 +213,8 @@ def test_a_claim_of_4_gib_takes_no_memory() -> None:
     output = run_python(
         """
 import msgspec
-from tiledbroker import CodecError, ProtocolError, decode, _messages as messages
+from tiledbroker import CodecError, ProtocolError, decode
+from tiledbroker.protocol import messages
 import numpy
 
 def peak():

@@ -29,10 +29,10 @@ from tiledbroker import (
     JournalInvalid,
     JournalLocked,
     Record,
-    _journal_schema,
     journal_filename,
     run_files,
 )
+from tiledbroker.log import _journal_schema
 
 APPLICATION_ID = 0x54574A4C  # part of the stored format
 

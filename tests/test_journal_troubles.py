@@ -22,12 +22,12 @@ from stored_runs import journaled, records_of
 from users import without_privileges
 
 from tiledbroker import Journal, ZMQPublisher
-from tiledbroker import _messages as messages
 from tiledbroker._filesystem import explain_write_error
-from tiledbroker._journal import FINISHED
-from tiledbroker._retry import request_retry
-from tiledbroker._runs import Run, WorkerCommand, WorkerTask
-from tiledbroker._supervisor import Supervisor
+from tiledbroker.log._journal import FINISHED
+from tiledbroker.protocol import messages
+from tiledbroker.supervisor._retry import request_retry
+from tiledbroker.supervisor._runs import Run, WorkerCommand, WorkerTask
+from tiledbroker.supervisor._supervisor import Supervisor
 from tiledwriter.testing import free_port, wait_until
 
 pytestmark = [pytest.mark.filterwarnings("default:::tiled")]
@@ -173,7 +173,7 @@ def test_a_journal_that_may_not_be_read_is_refused_for_now_with_the_reason(tmp_p
     path.chmod(0)
     code = f"""
 from pathlib import Path
-from tiledbroker._runs import Run
+from tiledbroker.supervisor._runs import Run
 run = Run.load(Path({str(tmp_path)!r}), {path.stem!r})
 print(run.unusable, run.unavailable, run.reason)
 """
@@ -231,7 +231,7 @@ def test_a_publisher_is_told_of_a_full_disk_and_all_is_delivered_when_there_is_s
 
 
 def test_a_worker_that_hears_nonsense_goes_on(tmp_path: Path) -> None:
-    from tiledwriter._worker import TiledAddress, Worker, WorkerOptions
+    from tiledwriter.worker._worker import TiledAddress, Worker, WorkerOptions
 
     with zmq.Context() as context, context.socket(zmq.ROUTER) as mailbox:
         mailbox.setsockopt(zmq.RCVTIMEO, 20_000)

@@ -18,8 +18,8 @@ import pytest
 from runs import Acquisition, metadata, seq_nums, wait_for_outcome
 
 from tiledbroker import Encoder, Journal, run_files
-from tiledbroker._runs import MAX_DEATHS, WorkerCommand
-from tiledbroker._supervisor import Supervisor
+from tiledbroker.supervisor._runs import MAX_DEATHS, WorkerCommand
+from tiledbroker.supervisor._supervisor import Supervisor
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
 
 KILLS = int(os.environ.get("TILEDWRITER_TEST_KILLS", "5"))

@@ -17,12 +17,13 @@ import pytest
 from segments import record, segment_with
 from spools import event, on_disk, seq_nums, start, stop
 
-from tiledbroker import SpoolDamaged, _left_runs, run_files
-from tiledbroker import _spool as spool_module
-from tiledbroker._identity import new_holder
-from tiledbroker._segment import Segment
-from tiledbroker._spool import Adoption, Spool
-from tiledbroker._spool_files import lock_path, segment_files, spare_path
+from tiledbroker import SpoolDamaged, run_files
+from tiledbroker.log._identity import new_holder
+from tiledbroker.log._segment import Segment
+from tiledbroker.log._spool_files import lock_path, segment_files, spare_path
+from tiledbroker.publisher import _left_runs
+from tiledbroker.publisher import _spool as spool_module
+from tiledbroker.publisher._spool import Adoption, Spool
 
 HERE = "tcp://here:5579"
 NOBODY = 65534

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tiledbroker import LifecycleError
-from tiledbroker._lifecycle import FINAL, TRANSITIONS, Event, State, next_state
+from tiledbroker.supervisor._lifecycle import FINAL, TRANSITIONS, Event, State, next_state
 
 ROOT = Path(__file__).resolve().parent.parent
 ILLEGAL = [pair for pair in itertools.product(State, Event) if pair not in TRANSITIONS]

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tiledbroker import JournalLocked
-from tiledbroker import _lock as lock_module
-from tiledbroker._lock import FileLock
+from tiledbroker.log import _lock as lock_module
+from tiledbroker.log._lock import FileLock
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_a_forked_child_does_not_outlive_its_parent_with_the_lock(path: Path) ->
     code = """
         import os, signal, sys
         from pathlib import Path
-        from tiledbroker._lock import FileLock
+        from tiledbroker.log._lock import FileLock
         lock = FileLock(Path(sys.argv[1]))
         lock.acquire()
         if os.fork() == 0:

@@ -10,7 +10,7 @@ from faulty_proxy import CUT_AFTER, PASS, FaultyProxy, zombie
 from lost_answers import judge, run_of, seq_nums, uid_of, write_journal, write_ours
 
 from tiledbroker import Journal
-from tiledwriter import _connection
+from tiledwriter.catalog import _connection
 from tiledwriter.testing import TiledServer
 
 pytestmark = pytest.mark.filterwarnings("default")  # the reading client warns about itself

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiledbroker import ProtocolError
-from tiledbroker import _messages as messages
-from tiledbroker._messages import (
+from tiledbroker.protocol import messages
+from tiledbroker.protocol.messages import (
     Abandoned,
     Documents,
     Durable,

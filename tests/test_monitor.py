@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import zmq
 
-from tiledbroker._monitor import ConnectionMonitor
+from tiledbroker.publisher._monitor import ConnectionMonitor
 from tiledwriter.testing import free_port
 
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiledwriter import _normalizer
 from tiledwriter._errors import DocumentError
-from tiledwriter._normalizer import RunNormalizer, file_uri
+from tiledwriter.mapping import _normalizer
+from tiledwriter.mapping._normalizer import RunNormalizer, file_uri
 
 Documents = list[tuple[str, dict[str, Any]]]
 

@@ -20,9 +20,9 @@ from faulty_proxy import PASS, Fault, FaultyProxy, answer
 from runs import happenings, seq_nums, wait_for_outcome
 
 from tiledbroker import Encoder, Journal, ZMQPublisher
-from tiledbroker._lifecycle import State
-from tiledbroker._parking import Parking, catching_up
-from tiledbroker._runs import Run
+from tiledbroker.supervisor._lifecycle import State
+from tiledbroker.supervisor._parking import Parking, catching_up
+from tiledbroker.supervisor._runs import Run
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
 
 RUNS = int(os.environ.get("TILEDWRITER_TEST_RUNS", "24"))

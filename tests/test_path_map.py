@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tiledbroker import ZMQPublisher
-from tiledwriter._path_map import MappedUri, PathMap
+from tiledwriter.mapping._path_map import MappedUri, PathMap
 from tiledwriter.testing import SupervisorProcess
 
 POSIX = {"/nsls2/data": "/mnt/data"}

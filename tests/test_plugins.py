@@ -18,9 +18,9 @@ from pydantic import ValidationError
 
 from tiledbroker import ZMQPublisher
 from tiledwriter._config import load_settings
-from tiledwriter._consolidators import REGISTRY, TIFFConsolidator
-from tiledwriter._normalizer import RunNormalizer
-from tiledwriter._plugins import PluginError, Plugins, installed_consolidators
+from tiledwriter.mapping._consolidators import REGISTRY, TIFFConsolidator
+from tiledwriter.mapping._normalizer import RunNormalizer
+from tiledwriter.mapping._plugins import PluginError, Plugins, installed_consolidators
 from tiledwriter.testing import SupervisorProcess
 
 TILED = "http://localhost:8000"
@@ -30,7 +30,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "own-normalizer-and-co
 
 MODULE = """\
 from tiledwriter import RunNormalizer
-from tiledwriter._consolidators import ArrayConsolidator, TIFFConsolidator
+from tiledwriter.mapping._consolidators import ArrayConsolidator, TIFFConsolidator
 
 class LabTIFF(TIFFConsolidator):
     pass

@@ -18,8 +18,8 @@ from runs import documents, publish
 from spools import on_disk
 
 from tiledbroker import AddressError, PublisherClosed, ZMQPublisher, open_run, run_files
-from tiledbroker._segment import Segment
-from tiledbroker._spool import SPARE_SEGMENTS
+from tiledbroker.log._segment import Segment
+from tiledbroker.publisher._spool import SPARE_SEGMENTS
 from tiledwriter.testing import free_port, wait_until
 
 

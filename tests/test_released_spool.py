@@ -23,10 +23,11 @@ from typing import Any
 import pytest
 from spools import seq_nums, start
 
-from tiledbroker import Journal, Record, _released_spool, decode, open_run, run_files
-from tiledbroker import _left_runs as left_runs
-from tiledbroker._released_spool import tail_of
-from tiledbroker._spool import Spool
+from tiledbroker import Journal, Record, decode, open_run, run_files
+from tiledbroker.log import _released_spool
+from tiledbroker.log._released_spool import tail_of
+from tiledbroker.publisher import _left_runs as left_runs
+from tiledbroker.publisher._spool import Spool
 
 LEFT = Path(__file__).with_name("data") / "released_spool_0.1.tar.gz"
 LENGTHS = {"tail-only": 4, "whole": 8, "with-tail": 8}
@@ -257,7 +258,7 @@ class TestReaders:
 MEASURE = """
     import sys
     from pathlib import Path
-    from tiledbroker._spool import Spool
+    from tiledbroker.publisher._spool import Spool
     from tiledbroker import open_run
     if sys.argv[2] == "ship":
         spool = Spool(Path(sys.argv[1]))

@@ -24,9 +24,9 @@ from ophyd.sim import det, motor
 
 from tiledbroker import Encoder, Journal
 from tiledwriter import TiledWriter
-from tiledwriter._replay import Replayed, replay
-from tiledwriter._writing_options import WritingOptions
 from tiledwriter.cli._exit import ExitCode
+from tiledwriter.journals._replay import Replayed, replay
+from tiledwriter.mapping._writing_options import WritingOptions
 from tiledwriter.testing import TiledServer
 
 # The reading client warns about itself, as does the writer of bluesky-tiled-plugins.

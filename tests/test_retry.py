@@ -14,8 +14,8 @@ from runs import metadata, seq_nums
 from stored_runs import NUMBER, Documents, a_run, journaled, uid_of
 
 from tiledbroker import Journal, RunNotWritten, ZMQPublisher
-from tiledbroker._lock import FileLock
-from tiledbroker._retry import clear_failure, retry_requests
+from tiledbroker.log._lock import FileLock
+from tiledbroker.supervisor._retry import clear_failure, retry_requests
 from tiledwriter.cli._exit import ExitCode
 from tiledwriter.cli.journal import main
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until

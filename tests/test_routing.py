@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiledbroker import Encoder, RoutingError, decode
-from tiledbroker._recent_assets import MAX_DATUMS, MAX_RESOURCES, RecentAssets
-from tiledbroker._routing import RunRouting
+from tiledbroker.log._recent_assets import MAX_DATUMS, MAX_RESOURCES, RecentAssets
+from tiledbroker.log._routing import RunRouting
 
 
 @pytest.fixture

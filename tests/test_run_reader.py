@@ -11,8 +11,8 @@ from segments import record, segment_with
 from spools import event, start, stop
 
 from tiledbroker import Journal, JournalInvalid, SpoolDamaged, SpooledRun, open_run, run_files
-from tiledbroker import _spool as spool_module
-from tiledbroker._spool import Spool
+from tiledbroker.publisher import _spool as spool_module
+from tiledbroker.publisher._spool import Spool
 
 
 @pytest.fixture

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import event_model
 import numpy
 import pytest
@@ -12,7 +9,7 @@ from bluesky import plans as bp
 from bluesky import preprocessors as bpp
 
 from tiledwriter import DocumentError, RunNormalizer
-from tiledwriter._operations import (
+from tiledwriter.mapping._operations import (
     AppendRows,
     Audit,
     CloseStream,
@@ -28,7 +25,7 @@ from tiledwriter._operations import (
     WriteArray,
     describe_operation,
 )
-from tiledwriter._run_writer import RunWriter
+from tiledwriter.mapping._run_writer import RunWriter
 
 NUMBER = {"dtype": "number", "dtype_numpy": "<f8", "shape": [], "source": "test"}
 
@@ -520,16 +517,3 @@ def test_dimensions_of_a_stream_have_one_size_and_a_node_has_each_once():
 def test_one_access_tag_may_be_a_text():
     (container,) = RunWriter()("start", {"uid": "r", "time": 0.0, "tiled_access_tags": "public"})
     assert container.access_tags == ("public",)
-
-
-# Layers
-
-
-@pytest.mark.parametrize("module", ["_run_writer", "_normalizer"])
-def test_the_pure_core_imports_no_client(module):
-    code = (
-        f"import sys, tiledwriter.{module}; "
-        "print([name for name in ('tiled.client', 'httpx', 'tiledwriter._catalog', 'zmq') if name in sys.modules])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tiledbroker import Journal
-from tiledbroker._lifecycle import State
-from tiledbroker._messages import Abandoned, documents
-from tiledbroker._runs import MAX_DEATHS, MAX_FRUITLESS_DEATHS, Run
+from tiledbroker.protocol.messages import Abandoned, documents
+from tiledbroker.supervisor._lifecycle import State
+from tiledbroker.supervisor._runs import MAX_DEATHS, MAX_FRUITLESS_DEATHS, Run
 
 
 @pytest.fixture

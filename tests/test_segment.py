@@ -18,7 +18,7 @@ from disks import fill
 from segments import contents_of, header, record, segment_with
 
 from tiledbroker import SpoolDamaged
-from tiledbroker._segment import Segment, read_header, record_size, segment_size
+from tiledbroker.log._segment import Segment, read_header, record_size, segment_size
 
 
 @pytest.fixture

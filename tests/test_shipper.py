@@ -25,9 +25,9 @@ from ophyd.sim import det
 from runs import documents, publish
 
 from tiledbroker import RunNotWritten, ZMQPublisher, open_run, run_files
-from tiledbroker import _messages as messages
-from tiledbroker import _shipper as shipper_module
-from tiledbroker._messages import RunState
+from tiledbroker.protocol import messages
+from tiledbroker.protocol.messages import RunState
+from tiledbroker.publisher import _shipper as shipper_module
 from tiledwriter.testing import free_port, wait_until
 
 NOTHING = RunState(0, ended=False, outcome="")
@@ -337,7 +337,7 @@ def test_the_bound_method_is_all_that_needs_to_be_subscribed(spool: Path, engine
 
 
 def _open_publishers() -> set[ZMQPublisher]:
-    from tiledbroker import _publisher
+    from tiledbroker.publisher import _publisher
 
     return {publisher for publisher in _publisher._open_publishers if isinstance(publisher, ZMQPublisher)}
 

@@ -11,9 +11,9 @@ import tifffile
 from event_model import compose_run
 
 from tiledbroker import Encoder, Journal
-from tiledwriter._catalog import TiledCatalog
-from tiledwriter._dry_run import DryRun
-from tiledwriter._writing_options import WritingOptions
+from tiledwriter.catalog._catalog import TiledCatalog
+from tiledwriter.journals._dry_run import DryRun
+from tiledwriter.mapping._writing_options import WritingOptions
 
 NUMBER = {"dtype": "number", "dtype_numpy": "<f8", "shape": [], "source": "test"}
 WAVE = {"dtype": "array", "dtype_numpy": "<f8", "shape": [40], "source": "test"}
@@ -199,8 +199,8 @@ def test_columns_are_as_wide_as_the_widest_value_needs(write):
 def test_the_operations_of_a_dry_run_are_applied_by_a_server(write, documents, tmp_path, tiled_server, directory):
     import threading
 
-    from tiledwriter._connection import Connection
-    from tiledwriter._path_map import PathMap
+    from tiledwriter.catalog._connection import Connection
+    from tiledwriter.mapping._path_map import PathMap
 
     path, uid = write(documents), documents[0][1]["uid"]
     with Journal(path, "write") as journal:

@@ -22,10 +22,10 @@ from disks import fill
 from spools import event, on_disk, seq_nums, start, stop
 
 from tiledbroker import PublisherClosed, decode, open_run, run_files
-from tiledbroker import _spool as spool_module
-from tiledbroker._run_log import RunLog
-from tiledbroker._segment import Segment
-from tiledbroker._spool import Spool
+from tiledbroker.log._run_log import RunLog
+from tiledbroker.log._segment import Segment
+from tiledbroker.publisher import _spool as spool_module
+from tiledbroker.publisher._spool import Spool
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ from bluesky.utils import RunEngineInterrupted
 from ophyd.sim import SynSignal, SynSignalWithRegistry, det, motor
 
 from tiledbroker import Encoder, Journal
-from tiledwriter import _fold as fold_module
-from tiledwriter._writing import RunWriting
-from tiledwriter._writing_options import WritingOptions
+from tiledwriter.mapping import _fold as fold_module
+from tiledwriter.mapping._writing_options import WritingOptions
 from tiledwriter.testing import TiledServer, wait_until
+from tiledwriter.worker._writing import RunWriting
 
 Documents = list[tuple[str, dict[str, Any]]]
 

@@ -10,10 +10,10 @@ from event_model import compose_run
 from ophyd.sim import SynSignalWithRegistry, det, motor
 
 from tiledbroker import Encoder, Journal, ZMQPublisher
-from tiledwriter._fold import Fold
-from tiledwriter._operations import CreateContainer, UpdateMetadata
-from tiledwriter._stream_filter import StreamFilter, StreamSieve
-from tiledwriter._writing_options import WritingOptions
+from tiledwriter.mapping._fold import Fold
+from tiledwriter.mapping._operations import CreateContainer, UpdateMetadata
+from tiledwriter.mapping._stream_filter import StreamFilter, StreamSieve
+from tiledwriter.mapping._writing_options import WritingOptions
 from tiledwriter.testing import SupervisorProcess, journal_of
 
 NUMBER = {"dtype": "number", "dtype_numpy": "<f8", "shape": [], "source": "test"}

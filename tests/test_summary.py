@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tiledbroker import Encoder, Journal
-from tiledwriter._summary import summarize
+from tiledwriter.journals._summary import summarize
 
 START = {"uid": "run-1", "time": 1000.0, "plan_name": "scan", "scan_id": 7}
 

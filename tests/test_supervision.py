@@ -17,13 +17,13 @@ from paths import search_path
 from runs import Acquisition, documents, happenings, metadata, publish, seq_nums, wait_for_outcome
 
 from tiledbroker import Encoder, Journal, ZMQPublisher, journal_filename
-from tiledbroker._finished import bring_back
-from tiledbroker._journal import find_run_file
-from tiledbroker._lifecycle import State
-from tiledbroker._runs import MAX_DEATHS, Run
-from tiledbroker._watch import WorkerLimits, WorkerWatch
-from tiledwriter._processes import Processes
+from tiledbroker.log._journal import find_run_file
+from tiledbroker.supervisor._finished import bring_back
+from tiledbroker.supervisor._lifecycle import State
+from tiledbroker.supervisor._runs import MAX_DEATHS, Run
+from tiledbroker.supervisor._watch import WorkerLimits, WorkerWatch
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
+from tiledwriter.worker._processes import Processes
 
 pytestmark = [
     pytest.mark.filterwarnings("default"),  # the reading client warns about itself

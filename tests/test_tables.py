@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tiled.adapters.sql import COLUMN_NAME_PATTERN, is_safe_identifier
 
 from tiledbroker import ReplacedByRepr
-from tiledwriter._columns import arrow_type
-from tiledwriter._operations import AppendRows, CreateArray, CreateTable, OrderTable, RemoveNode, WriteArray
-from tiledwriter._tables import InternalData, RowOrder
+from tiledwriter.mapping._columns import arrow_type
+from tiledwriter.mapping._operations import AppendRows, CreateArray, CreateTable, OrderTable, RemoveNode, WriteArray
+from tiledwriter.mapping._tables import InternalData, RowOrder
 
 NUMBER = {"dtype": "number", "dtype_numpy": "<f8", "shape": [], "source": "test"}
 TEXT = {"dtype": "string", "shape": [], "source": "test"}

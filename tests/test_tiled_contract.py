@@ -22,10 +22,10 @@ import pyarrow
 import pytest
 import tiled.client.utils
 
-from tiledwriter._connection import Connection
-from tiledwriter._nodes import Nodes, node_body, with_rows
-from tiledwriter._operations import Column, CreateArray, CreateContainer, CreateTable, RegisterExternal
-from tiledwriter._probe import ARROW_FILE
+from tiledwriter.catalog._connection import Connection
+from tiledwriter.catalog._nodes import Nodes, node_body, with_rows
+from tiledwriter.catalog._probe import ARROW_FILE
+from tiledwriter.mapping._operations import Column, CreateArray, CreateContainer, CreateTable, RegisterExternal
 from tiledwriter.testing import TiledServer
 
 OCTETS = {"format": "application/octet-stream"}

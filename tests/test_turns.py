@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tiledbroker._lock import FileLock
-from tiledwriter._answers import NotProcessed
+from tiledbroker.log._lock import FileLock
 from tiledwriter._errors import Stopped
-from tiledwriter._turns import Turns
+from tiledwriter.catalog._answers import NotProcessed
+from tiledwriter.catalog._turns import Turns
 
 
 @pytest.mark.parametrize("slots", [1, 2])
@@ -47,7 +47,7 @@ def test_who_waits_for_a_turn_can_be_stopped(tmp_path: Path) -> None:
 HOLD = """
 import sys, threading, time
 from pathlib import Path
-from tiledwriter._turns import Turns
+from tiledwriter.catalog._turns import Turns
 with Turns(Path(sys.argv[1]), 1).turn(threading.Event()):
     print("held", flush=True)
     time.sleep(60)

@@ -23,16 +23,16 @@ from hypothesis import strategies as st
 from stored_runs import FLAG, NUMBER, Documents, a_run, add, journaled, uid_of, write
 
 from tiledbroker import Encoder, Journal, decode
-from tiledwriter._alignment import Alignment
-from tiledwriter._connection import Connection
-from tiledwriter._nodes import Nodes
-from tiledwriter._operations import CreateContainer, WriteArray
-from tiledwriter._plugins import Plugins
-from tiledwriter._verification import Verification, verify
-from tiledwriter._writing_options import WritingOptions
+from tiledwriter.catalog._alignment import Alignment
+from tiledwriter.catalog._connection import Connection
+from tiledwriter.catalog._nodes import Nodes
 from tiledwriter.cli._exit import ExitCode
 from tiledwriter.cli.journal import main
+from tiledwriter.mapping._operations import CreateContainer, WriteArray
+from tiledwriter.mapping._plugins import Plugins
+from tiledwriter.mapping._writing_options import WritingOptions
 from tiledwriter.testing import TiledServer
+from tiledwriter.verify._verification import Verification, verify
 
 pytestmark = [pytest.mark.filterwarnings("default:::tiled")]
 

@@ -16,11 +16,11 @@ import pytest
 from event_model import compose_run
 
 from tiledbroker import Encoder, Journal
-from tiledwriter import _fold as fold_module
-from tiledwriter import _writing as writing_module
-from tiledwriter._writing import RunWriting
-from tiledwriter._writing_options import WritingOptions
+from tiledwriter.mapping import _fold as fold_module
+from tiledwriter.mapping._writing_options import WritingOptions
 from tiledwriter.testing import TiledServer, wait_until
+from tiledwriter.worker import _writing as writing_module
+from tiledwriter.worker._writing import RunWriting
 
 pytestmark = [pytest.mark.filterwarnings("default")]  # the reading client warns about itself
 

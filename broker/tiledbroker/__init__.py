@@ -1,6 +1,5 @@
 """Moves Bluesky documents from the acquisition process to the ingest host, durably."""
 
-from ._codec import Encoder, ReplacedByRepr, decode
 from ._errors import (
     AddressError,
     BrokerError,
@@ -17,12 +16,24 @@ from ._errors import (
     RunNotWritten,
     SpoolDamaged,
 )
-from ._journal import HistoryEntry, Journal, NodeProgress, journal_filename
 from ._places import default_journal_dir, default_spool_dir
-from ._publisher import PublisherStatus, ZMQPublisher
-from ._record import Record
-from ._run_reader import RunReader, SpooledRun, labelled_run_files, open_run, run_files
-from ._security import ClientCurve
+from .log import (
+    Encoder,
+    HistoryEntry,
+    Journal,
+    NodeProgress,
+    Record,
+    ReplacedByRepr,
+    RunReader,
+    SpooledRun,
+    decode,
+    journal_filename,
+    labelled_run_files,
+    open_run,
+    run_files,
+)
+from .protocol import ClientCurve
+from .publisher import PublisherStatus, ZMQPublisher
 
 __all__ = [
     "AddressError",

@@ -11,8 +11,8 @@ from unittest.mock import MagicMock
 from bluesky_tiled_plugins.writing import tiled_writer as peer
 
 from tiledbroker import Encoder, Record, decode
-from tiledwriter._fold import Fold
-from tiledwriter._writing_options import WritingOptions
+from tiledwriter.mapping._fold import Fold
+from tiledwriter.mapping._writing_options import WritingOptions
 
 from .documents import Document, Emitted, run_of
 from .rounds import OURS, Figure, Rounds

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
-from tiledwriter._fold import BATCH_DOCUMENTS
+from tiledwriter.mapping._fold import BATCH_DOCUMENTS
 
 from .core import Folding
 from .documents import stream_of

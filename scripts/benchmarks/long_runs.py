@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from tiledwriter._fold import BATCH_DOCUMENTS
+from tiledwriter.mapping._fold import BATCH_DOCUMENTS
 
 from .core import Folding
 from .documents import Document, frames_of, stream_of

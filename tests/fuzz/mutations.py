@@ -16,7 +16,7 @@ import msgspec
 import numpy
 
 from tiledbroker import CodecError, Encoder, decode
-from tiledbroker import _messages as messages
+from tiledbroker.protocol import messages
 
 from . import framing
 from .seeds import MESSAGES

@@ -15,7 +15,7 @@ from corpus import CORPUS
 from stored_runs import Documents, a_run, journaled
 
 from tiledbroker import Encoder, Journal
-from tiledbroker import _messages as messages
+from tiledbroker.protocol import messages
 
 from . import framing
 

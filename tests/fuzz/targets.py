@@ -17,22 +17,14 @@ from io import StringIO
 from pathlib import Path
 from typing import Final
 
-from tiledbroker import (
-    CodecError,
-    Encoder,
-    Journal,
-    JournalError,
-    ProtocolError,
-    Record,
-    decode,
-)
-from tiledbroker import _messages as messages
-from tiledbroker._runs import Run
-from tiledwriter._fold import BATCH_BYTES, BATCH_DOCUMENTS, Fold
-from tiledwriter._operations import Operation
-from tiledwriter._verification import verify
-from tiledwriter._writing_options import WritingOptions
+from tiledbroker import CodecError, Encoder, Journal, JournalError, ProtocolError, Record, decode
+from tiledbroker.protocol import messages
+from tiledbroker.supervisor._runs import Run
 from tiledwriter.cli.journal import main
+from tiledwriter.mapping._fold import BATCH_BYTES, BATCH_DOCUMENTS, Fold
+from tiledwriter.mapping._operations import Operation
+from tiledwriter.mapping._writing_options import WritingOptions
+from tiledwriter.verify._verification import verify
 
 from . import framing
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ._lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from ._callback import TiledWriter
-    from ._consolidators import (
+    from ._errors import DocumentError, OperationRefused, TiledUnavailable, WriterError
+    from .callback import TiledWriter
+    from .mapping import (
         ArrayConsolidator,
         BytesConsolidator,
         Consolidator,
@@ -16,11 +18,10 @@ if TYPE_CHECKING:
         JPEGConsolidator,
         NPYConsolidator,
         Patch,
+        RunNormalizer,
         SequenceConsolidator,
         TIFFConsolidator,
     )
-    from ._errors import DocumentError, OperationRefused, TiledUnavailable, WriterError
-    from ._normalizer import RunNormalizer
 
 __all__ = [
     "ArrayConsolidator",
@@ -41,31 +42,28 @@ __all__ = [
     "WriterError",
 ]
 
-_MODULES = {
-    "ArrayConsolidator": "_consolidators",
-    "BytesConsolidator": "_consolidators",
-    "CSVConsolidator": "_consolidators",
-    "Consolidator": "_consolidators",
-    "DocumentError": "_errors",
-    "HDF5Consolidator": "_consolidators",
-    "JPEGConsolidator": "_consolidators",
-    "NPYConsolidator": "_consolidators",
-    "OperationRefused": "_errors",
-    "Patch": "_consolidators",
-    "RunNormalizer": "_normalizer",
-    "SequenceConsolidator": "_consolidators",
-    "TIFFConsolidator": "_consolidators",
-    "TiledUnavailable": "_errors",
-    "TiledWriter": "_callback",
-    "WriterError": "_errors",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # On an acquisition host only `tiledwriter-journal ship` is used, and nothing heavy is installed.
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+# On an acquisition host only `tiledwriter-journal ship` is used, and nothing heavy is installed.
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "ArrayConsolidator": "mapping",
+        "BytesConsolidator": "mapping",
+        "CSVConsolidator": "mapping",
+        "Consolidator": "mapping",
+        "DocumentError": "_errors",
+        "HDF5Consolidator": "mapping",
+        "JPEGConsolidator": "mapping",
+        "NPYConsolidator": "mapping",
+        "OperationRefused": "_errors",
+        "Patch": "mapping",
+        "RunNormalizer": "mapping",
+        "SequenceConsolidator": "mapping",
+        "TIFFConsolidator": "mapping",
+        "TiledUnavailable": "_errors",
+        "TiledWriter": "callback",
+        "WriterError": "_errors",
+    },
+)
 
 
 def __dir__() -> list[str]:

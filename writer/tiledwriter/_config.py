@@ -29,26 +29,37 @@ from pydantic_settings import (
 )
 
 from tiledbroker import default_journal_dir
-from tiledbroker._address import is_local, normalize_address
-from tiledbroker._front import (
+from tiledbroker.protocol import ServerCurve, is_local, normalize_address
+from tiledbroker.supervisor import (
+    DEFAULT_ADDRESS,
     DEFAULT_MAX_CONNECTIONS,
     DEFAULT_MAX_DOCUMENT,
     DEFAULT_MAX_OPEN_RUNS,
+    DEFAULT_MAX_RESUMED,
+    DEFAULT_MAX_WORKERS,
+    DEFAULT_SILENCE,
     DEFAULT_WINDOW,
     ClientLimits,
+    WorkerLimits,
 )
-from tiledbroker._security import ServerCurve
-from tiledbroker._supervisor import DEFAULT_ADDRESS, DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS
-from tiledbroker._watch import DEFAULT_SILENCE, WorkerLimits
 
-from ._access_tags import AccessTagLimits
 from ._logging import LogOptions
-from ._path_map import PathMap
-from ._plugins import Plugins, installed_consolidators, load_consolidators, load_patches
-from ._run_writer import MAX_ARRAY_SIZE
-from ._stream_filter import StreamFilter
-from ._worker import PARK_AFTER, TiledAddress, WorkerOptions
-from ._writing_options import LATE_AUDIT_AFTER, POISON_AFTER, QUIET_PERIOD, WRITE_SLOTS, WritingOptions
+from .mapping import (
+    LATE_AUDIT_AFTER,
+    MAX_ARRAY_SIZE,
+    POISON_AFTER,
+    QUIET_PERIOD,
+    WRITE_SLOTS,
+    AccessTagLimits,
+    PathMap,
+    Plugins,
+    StreamFilter,
+    WritingOptions,
+    installed_consolidators,
+    load_consolidators,
+    load_patches,
+)
+from .worker import PARK_AFTER, TiledAddress, WorkerOptions
 
 WORKER_MEMORY: Final = 2048  # MiB
 

@@ -27,7 +27,7 @@ import httpx
 import psutil
 
 from tiledbroker import Journal
-from tiledbroker._journal import find_run_file
+from tiledbroker.log import find_run_file
 
 START_TIMEOUT: Final = 120.0
 STOP_TIMEOUT: Final = 20.0

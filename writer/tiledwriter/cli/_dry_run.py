@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from tiledbroker import RunReader
 
-from .._dry_run import DryRun, ResourcePaths, summary_of
 from .._errors import UnwritableDocument
+from ..journals import DryRun, ResourcePaths, summary_of
 from ._settings import settings_of
 
 _MANY: Final = 4

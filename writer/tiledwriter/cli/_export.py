@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tiledbroker import CodecError, RunReader
 
-from .._run_files import opened, status_of
+from ..journals import opened, status_of
 from ._exit import CommandFailed, ExitCode
 from ._places import directory_of, find
 from ._terminal import fail, plain
@@ -39,7 +39,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _export(arguments: argparse.Namespace) -> ExitCode:
     try:
-        from .._export import export_json_lines
+        from ..journals import export_json_lines
     except ImportError as error:
         return fail(ExitCode.FAILED, f'{error}. This needs: pip install "tiledwriter[ingest]"')
     to_standard_output = arguments.out == Path("-")
@@ -64,7 +64,7 @@ def _export(arguments: argparse.Namespace) -> ExitCode:
 
 def _export_to_file(journal: RunReader, out: Path, kind: str) -> str:
     """Make a file that is there under its name only when all of it is on the disk; returns what to say of it."""
-    from .._export import export_json_lines, export_sqlite
+    from ..journals import export_json_lines, export_sqlite
 
     if status_of(out, follow_symlinks=False) is not None:
         raise CommandFailed(ExitCode.FAILED, f"{out} exists; it is left as it is")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tiledbroker import KeyFileError
-from tiledbroker._security import CLIENTS, PUBLIC_SUFFIX, make_client_keys, make_server_keys
+from tiledbroker.protocol import CLIENTS, PUBLIC_SUFFIX, make_client_keys, make_server_keys
 
 from ._exit import ExitCode
 

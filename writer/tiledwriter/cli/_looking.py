@@ -12,9 +12,19 @@ from typing import Any, Final
 
 from tiledbroker import JournalError
 
-from .._happenings import Happening, Happenings
-from .._run_files import gone, opened, reason_of
-from .._summary import DAMAGED, STATES, UNREADABLE, RunSummary, summarize, unreadable
+from ..journals import (
+    DAMAGED,
+    STATES,
+    UNREADABLE,
+    Happening,
+    Happenings,
+    RunSummary,
+    gone,
+    opened,
+    reason_of,
+    summarize,
+    unreadable,
+)
 from ._exit import CommandFailed, ExitCode
 from ._places import (
     add_directory,

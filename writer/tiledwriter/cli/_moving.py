@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from tiledbroker import JournalError, PublisherStatus, ZMQPublisher
 
-from .._run_files import gone, opened, reason_of, status_of
+from ..journals import gone, opened, reason_of, status_of
 from ._exit import CommandFailed, ExitCode
 from ._places import count_of_runs, labelled_runs_in, no_runs_in, runs_in, unrouted_in
 from ._terminal import fail, plain
@@ -135,7 +135,6 @@ def _require_file(file: Path) -> None:
 
 
 def _replay_failure(_: argparse.Namespace, message: str) -> list[dict[str, Any]]:
-    from .._replay import Replayed
-    from .._summary import UNREADABLE
+    from ..journals import UNREADABLE, Replayed
 
     return [asdict(Replayed("", "", 0, UNREADABLE, message))]

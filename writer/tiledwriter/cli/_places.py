@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from tiledbroker import JournalError, default_journal_dir, journal_filename, labelled_run_files, run_files
-from tiledbroker._journal import FINISHED, follow_run_file
+from tiledbroker.log import FINISHED, follow_run_file
 
-from .._run_files import gone, opened, reason_of, status_of
+from ..journals import gone, opened, reason_of, status_of
 from ._exit import CommandFailed, ExitCode
 
 _LABEL: Final = 8

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from tiledbroker import JournalError, JournalLocked, RunReader
-from tiledbroker._lifecycle import State
+from tiledbroker.supervisor import State
 
-from .._run_files import gone, opened, opened_for_writing, reason_of
+from ..journals import gone, opened, opened_for_writing, reason_of
 from ._exit import ExitCode
 from ._places import directory_of, no_runs_in, runs_in
 from ._terminal import fail, local, plain

@@ -13,8 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .._replay import Replayed, replay
-from .._summary import UNREADABLE
+from ..journals import UNREADABLE, Replayed, replay
 from ._exit import ExitCode, Terminated
 from ._settings import settings_of
 
@@ -30,7 +29,7 @@ def run(
 ) -> ExitCode:
     """Replay files and tell what became of each run."""
     options = settings_of(config, {"tiled": tiled, "profile": profile}).worker_options()
-    logging.getLogger("tiledwriter._writing").addFilter(_without_traceback)
+    logging.getLogger("tiledwriter.worker._writing").addFilter(_without_traceback)
     results: list[Replayed] = []
     with (
         _ended_by_signals() as ending,

@@ -6,11 +6,10 @@ import argparse
 from pathlib import Path
 
 from tiledbroker import JournalError, JournalLocked
-from tiledbroker._lifecycle import State
-from tiledbroker._lock import FileLock
-from tiledbroker._retry import clear_failure, request_retry, withdraw_retry
+from tiledbroker.log import FileLock
+from tiledbroker.supervisor import State, clear_failure, request_retry, withdraw_retry
 
-from .._run_files import gone, opened, reason_of
+from ..journals import gone, opened, reason_of
 from ._exit import ExitCode
 from ._places import count_of_runs, directory_of, find, no_runs_in, runs_in
 from ._terminal import fail, plain

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tiledbroker import AddressError
 
 from .._config import Settings, load_settings
-from .._run_files import status_of
+from ..journals import status_of
 
 
 class WrongConfiguration(Exception):

@@ -11,17 +11,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from .._run_files import gone, status_of
-from .._summary import STATES, UNREADABLE
+from ..journals import STATES, UNREADABLE, gone, status_of
 from ._exit import CommandFailed, ExitCode
 from ._places import count_of_runs, directory_of, find, looks_like_path, no_runs_in, relocated, runs_in
 from ._terminal import fail, plain
 
 if TYPE_CHECKING:
     from .._config import Settings
-    from .._connection import Connection
-    from .._verification import Verification
-    from .._writing_options import WritingOptions
+    from ..catalog import Connection
+    from ..mapping import WritingOptions
+    from ..verify import Verification
 
 NO_JOURNAL: Final = "no journal"
 _WRITTEN: Final = "written"
@@ -60,7 +59,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _verify(arguments: argparse.Namespace) -> ExitCode:
     try:
         from .._errors import ServerError
-        from .._verification import runs_without_journal
+        from ..verify import runs_without_journal
         from ._settings import WrongConfiguration
     except ImportError as error:
         return fail(ExitCode.FAILED, f'{error}. This needs: pip install "tiledwriter[ingest]"')
@@ -98,14 +97,14 @@ def _verify(arguments: argparse.Namespace) -> ExitCode:
 def _failure(message: str) -> dict[str, Any]:
     """What programs are told instead of a verification."""
     from .._findings import Finding
-    from .._verification import Verification
+    from ..verify import Verification
 
     return Verification("", "", UNREADABLE, None, (Finding("command", message),)).as_dict()
 
 
 def _stranger(key: str) -> dict[str, Any]:
     """What programs are told of a run in Tiled that no journal knows."""
-    from .._verification import Verification
+    from ..verify import Verification
 
     return Verification(key, "", NO_JOURNAL, None).as_dict()
 
@@ -121,8 +120,8 @@ def _code(results: Sequence[Verification]) -> ExitCode:
 def _connect(arguments: argparse.Namespace) -> tuple[Settings, Connection | None]:
     import threading
 
-    from .._connection import Connection
-    from .._verification import PATIENCE
+    from ..catalog import Connection
+    from ..verify import PATIENCE
     from ._settings import settings_of
 
     flags = {"tiled": arguments.tiled, "profile": arguments.profile}
@@ -136,7 +135,7 @@ def _connect(arguments: argparse.Namespace) -> tuple[Settings, Connection | None
 
 
 def _results(files: Sequence[Path], options: WritingOptions, connection: Connection | None) -> Iterator[Verification]:
-    from .._verification import verify
+    from ..verify import verify
 
     for listed in files:
         file: Path | None = listed

@@ -13,7 +13,7 @@ from typing import Any
 
 from tiledbroker import AddressError, BrokerError, JournalLocked, KeyFileError
 
-from .._run_files import reason_of
+from ..journals import reason_of
 from . import _export, _looking, _moving, _prune, _retry, _verify
 from ._exit import CommandFailed, ExitCode, Terminated, exit_codes_help
 from ._terminal import discard_output, fail, flush_output, take_any_text

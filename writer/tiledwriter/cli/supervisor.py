@@ -83,11 +83,9 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
 
         from tiledbroker import JournalLocked, KeyFileError
         from tiledbroker._errors import DirectoryUnusable
-        from tiledbroker._runs import WorkerCommand
-        from tiledbroker._supervisor import Supervisor
+        from tiledbroker.supervisor import Supervisor, WorkerCommand
 
-        from .._processes import Processes, allow_open_files
-        from .._worker import run_worker
+        from ..worker import Processes, allow_open_files, run_worker
         from ._settings import WrongConfiguration, settings_of
     except ImportError as error:
         return _fail(ExitCode.FAILED, f'{error}. The ingest host needs: pip install "tiledwriter[ingest]"')
@@ -101,7 +99,7 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
     try:
         supervisor = Supervisor(
             settings.journal_dir,
-            WorkerCommand(partial(run_worker, options=options), ("tiledwriter._preload",)),
+            WorkerCommand(partial(run_worker, options=options), ("tiledwriter.worker._preload",)),
             listen=None if drain else settings.listen,
             drain=drain,
             clients=settings.client_limits(),

@@ -1,0 +1,84 @@
+"""The log of a run: records, their codec, journals and spool segments, and which run a document belongs to."""
+
+from __future__ import annotations
+
+from ._codec import Encoder, ReplacedByRepr, decode
+from ._identity import Holder, is_session_of, new_holder
+from ._journal import (
+    FINISHED,
+    SUFFIX,
+    HistoryEntry,
+    Journal,
+    NodeProgress,
+    find_run_file,
+    follow_run_file,
+    is_run_file,
+    journal_filename,
+    journal_files,
+)
+from ._journal_schema import APPLICATION_ID, sync_directory
+from ._lock import FileLock
+from ._recent_assets import RECENT_ASSETS
+from ._record import Record
+from ._released_spool import ReleasedRun
+from ._routing import RunRouting
+from ._run_log import RunLog
+from ._run_reader import RunReader, SpooledRun, labelled_run_files, open_run, run_files
+from ._segment import Segment, SegmentHeader, read_header
+from ._spool_files import (
+    SegmentFile,
+    adopter_lock_path,
+    files_in,
+    find_segment,
+    lock_path,
+    segment_files,
+    segment_path,
+    session_of_lock,
+    session_of_spare,
+    spare_path,
+)
+
+__all__ = [
+    "APPLICATION_ID",
+    "FINISHED",
+    "RECENT_ASSETS",
+    "SUFFIX",
+    "Encoder",
+    "FileLock",
+    "HistoryEntry",
+    "Holder",
+    "Journal",
+    "NodeProgress",
+    "Record",
+    "ReleasedRun",
+    "ReplacedByRepr",
+    "RunLog",
+    "RunReader",
+    "RunRouting",
+    "Segment",
+    "SegmentFile",
+    "SegmentHeader",
+    "SpooledRun",
+    "adopter_lock_path",
+    "decode",
+    "files_in",
+    "find_run_file",
+    "find_segment",
+    "follow_run_file",
+    "is_run_file",
+    "is_session_of",
+    "journal_filename",
+    "journal_files",
+    "labelled_run_files",
+    "lock_path",
+    "new_holder",
+    "open_run",
+    "read_header",
+    "run_files",
+    "segment_files",
+    "segment_path",
+    "session_of_lock",
+    "session_of_spare",
+    "spare_path",
+    "sync_directory",
+]

@@ -1,0 +1,429 @@
+"""Documents as bytes: made once, in the RunEngine's callback, and carried unchanged to the worker that reads them."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import struct
+import sys
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from itertools import takewhile
+from typing import Any, Final
+
+import msgspec
+
+from .._errors import CodecError
+
+# Extension type codes. Part of the stored format: never renumber.
+_BIG_INT: Final = 1
+_ARRAY: Final = 2
+_SCALAR: Final = 3
+_OBJECT_ARRAY: Final = 4
+_REPR: Final = 5
+_COMPLEX: Final = 6
+_LONE_SURROGATES: Final = 7
+
+MAX_DEPTH: Final = 200
+"""Containers nested deeper than this are replaced by their `repr`."""
+
+MAX_EMPTY_ITEMS: Final = 1000
+"""Arrays that have more items than this, and no bytes, are replaced by their `repr`."""
+
+MAX_EXACT_CHARACTERS: Final = 2**16
+"""Decimals and fractions whose text is longer than this are replaced by their `repr`."""
+
+_MAX_DIMENSIONS: Final = 64
+
+_INT_RANGE: Final = range(-(2**63), 2**64)
+
+# What `numpy.dtype.str` gives for types without fields. NumPy understands much more, and divides by zero over some.
+_DTYPE: Final = re.compile(
+    r"[<>|=]?(?:b1|[iu][1248]|f(?:2|4|8|1[026])|c(?:8|1[06]|2[04]|32)|[SUV][0-9]{1,10}"
+    r"|[mM]8(?:\[(?:[1-9][0-9]{0,9})?(?:[YMWDhms]|[munpfa]s)\])?)"
+)
+
+# What stands before the text of a decimal or a fraction: the nearest float, as a NumPy scalar.
+_FLOAT: Final = b"\x03<f8"
+
+# Types of which no value has a Decimal in it. Decimals have to be looked for: msgspec rounds them without asking.
+_PLAIN: Final = frozenset({bool, int, float, complex, str, bytes, bytearray, memoryview, Fraction, type(None)})
+
+
+class ReplacedByRepr(str):
+    """The `repr` of a value that could not be encoded, marked as such by its type."""
+
+    __slots__ = ()
+
+
+class _DecimalKey:
+    """A key of a mapping, which msgspec's extensions cannot be."""
+
+    def __init__(self, key: Decimal) -> None:
+        self.key = key
+
+
+class Encoder:
+    """Turns documents into bytes without ever failing.
+
+    Carried without loss: None, bool, int of any size, float, complex, Decimal, Fraction, str, bytes, list, dict, NumPy
+    scalars and arrays of any type but object (object arrays element by element). Tuples and sets arrive as lists,
+    masked arrays as lists with None for what is masked; datetimes, UUIDs, enums and dataclasses as JSON would carry
+    them, Pydantic models as dicts of their fields, paths as text. Anything else is replaced by its `repr`.
+
+    Attributes
+    ----------
+    replaced
+        Type names of the values replaced by their `repr`, until they are taken by `take_replaced`.
+    """
+
+    def __init__(self) -> None:
+        self._msgpack = msgspec.msgpack.Encoder(enc_hook=self._encode_other)
+        self.replaced: list[str] = []
+        self._path: set[int] = set()
+        self._plain = set(_PLAIN)
+
+    def encode(self, document: Mapping[str, Any]) -> bytes:
+        """Bytes of one document; see `take_replaced` for what could not be encoded."""
+        kept = len(self.replaced)
+        try:
+            if not self._may_round(document):
+                return self._msgpack.encode(document)
+        except Exception:  # big integers, lone surrogates, cycles, objects that raise: take it apart
+            del self.replaced[kept:]
+            self._path.clear()
+        return self._msgpack.encode(self._rebuild(document, 0))
+
+    def take_replaced(self) -> list[str]:
+        """Type names of values replaced by their `repr` since the last call."""
+        taken, self.replaced = self.replaced, []
+        return taken
+
+    def _may_round(self, document: Mapping[str, Any]) -> bool:
+        """Whether there is a Decimal in a document. Most are events of plain values, on which this spends no time."""
+        try:
+            if self._plain.issuperset(map(type, document["data"].values())):
+                # A sum of floats with a Decimal among them fails.
+                return not isinstance(sum(document["timestamps"].values(), document["time"]), float)
+        except (KeyError, TypeError, AttributeError):
+            pass
+        return self._has_decimal(document)
+
+    def _has_decimal(self, value: Any) -> bool:
+        kind = type(value)
+        if kind in self._plain:
+            return False
+        if isinstance(value, Decimal):
+            return True
+        if isinstance(value, Mapping):
+            return self._any_has_decimal(value) or self._any_has_decimal(value.values())
+        if isinstance(value, list | tuple | AbstractSet | deque):
+            return self._any_has_decimal(value)
+        if isinstance(value, Enum):
+            return self._has_decimal(value.value)
+        if (fields := _fields_of(value)) is not None:
+            return self._any_has_decimal(fields.values())
+        if kind.__module__ == "numpy":
+            self._plain.add(kind)  # `_encode_other` looks into arrays of objects
+        return False
+
+    def _any_has_decimal(self, values: Iterable[Any]) -> bool:
+        return not self._plain.issuperset(map(type, values)) and any(map(self._has_decimal, values))
+
+    def _with_decimals(self, value: Any) -> Any:
+        """What `_encode_other` returns in place of an object, for msgspec to go on with."""
+        return self._rebuild(value, 1) if self._has_decimal(value) else value
+
+    def _encode_other(self, value: Any) -> Any:
+        numpy = sys.modules.get("numpy")  # values of NumPy's types exist only where NumPy is imported
+        if numpy is not None:
+            if isinstance(value, numpy.generic):
+                return self._numpy_scalar(value)
+            if isinstance(value, numpy.ndarray):
+                return self._numpy_array(numpy, value)
+        if isinstance(value, str):
+            return str.__str__(value)
+        if isinstance(value, int):
+            return int.__int__(value)
+        if isinstance(value, float):
+            return float.__float__(value)
+        if isinstance(value, bytes):
+            return bytes(memoryview(value))
+        if isinstance(value, complex):
+            return msgspec.msgpack.Ext(_COMPLEX, struct.pack("<dd", value.real, value.imag))
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
+        if isinstance(value, Decimal | Fraction):
+            return self._exact_number(value)
+        if isinstance(value, _DecimalKey):
+            return self._exact_number(value.key)
+        if isinstance(value, Mapping):
+            return self._with_decimals(dict(value))
+        if isinstance(value, deque | range | AbstractSet):
+            return self._with_decimals(list(value))
+        if callable(dump := getattr(value, "model_dump", None)):
+            return self._with_decimals(dump())
+        return self._repr(value)
+
+    def _exact_number(self, value: Decimal | Fraction) -> msgspec.msgpack.Ext:
+        """The nearest float, for readers that do not know better, and the exact number as text."""
+        text = Decimal.__str__(value) if isinstance(value, Decimal) else f"{value.numerator:x}/{value.denominator:x}"
+        if len(text) > MAX_EXACT_CHARACTERS:
+            return self._repr(value)
+        return msgspec.msgpack.Ext(_SCALAR, _FLOAT + struct.pack("<d", _nearest_float(value)) + text.encode())
+
+    def _numpy_scalar(self, value: Any) -> msgspec.msgpack.Ext:
+        dtype = value.dtype
+        if dtype.hasobject:
+            return self._repr(value)
+        if dtype.names is not None:
+            return msgspec.msgpack.Ext(_ARRAY, self._pack_array(value.reshape(()), scalar=True))
+        descr = dtype.str.encode()
+        return msgspec.msgpack.Ext(_SCALAR, bytes([len(descr)]) + descr + value.tobytes())
+
+    def _numpy_array(self, numpy: Any, value: Any) -> Any:
+        if isinstance(value, numpy.ma.MaskedArray):
+            return self._with_decimals(_masked_as_none(numpy, value))
+        if not value.nbytes and _item_count(value.shape) > MAX_EMPTY_ITEMS:
+            return self._repr(value)
+        if value.dtype.hasobject:
+            if value.dtype.names is not None:
+                return self._repr(value)
+            items = value.ravel().tolist()
+            try:
+                payload = self._msgpack.encode([list(value.shape), self._with_decimals(items)])
+            except RecursionError:
+                return self._repr(value)
+            except Exception:
+                payload = self._msgpack.encode([list(value.shape), self._rebuild(items, 1)])
+            return msgspec.msgpack.Ext(_OBJECT_ARRAY, payload)
+        try:
+            return msgspec.msgpack.Ext(_ARRAY, self._pack_array(value, scalar=False))
+        except (ValueError, TypeError):  # a dtype without a description, e.g. overlapping fields
+            return self._repr(value)
+
+    def _pack_array(self, value: Any, *, scalar: bool) -> bytes:
+        dtype = value.dtype
+        return msgspec.msgpack.encode(
+            [dtype.str if dtype.names is None else dtype.descr, list(value.shape), value.tobytes(), scalar],
+        )
+
+    def _repr(self, value: Any) -> msgspec.msgpack.Ext:
+        self.replaced.append(type(value).__qualname__)
+        try:
+            text = repr(value)
+        except Exception as error:
+            text = f"<{type(value).__qualname__} whose repr raised {type(error).__name__}>"
+        return msgspec.msgpack.Ext(_REPR, text.encode("utf-8", "backslashreplace"))
+
+    def _rebuild(self, value: Any, depth: int) -> Any:
+        if id(value) in self._path:
+            return self._repr(value)
+        self._path.add(id(value))
+        try:
+            return self._taken_apart(value, depth)
+        except Exception:
+            return self._repr(value)
+        finally:
+            self._path.discard(id(value))
+
+    def _taken_apart(self, value: Any, depth: int) -> Any:
+        if isinstance(value, bool) or value is None:
+            return value
+        if isinstance(value, int):
+            value = int.__int__(value)
+            return value if value in _INT_RANGE else msgspec.msgpack.Ext(_BIG_INT, _int_to_bytes(value))
+        if isinstance(value, str):
+            return _encodable_text(str.__str__(value))
+        if isinstance(value, Decimal):
+            return self._exact_number(value)
+        if isinstance(value, Enum):
+            return self._rebuild(value.value, depth)
+        if isinstance(value, Mapping | list | tuple | AbstractSet | deque) and depth >= MAX_DEPTH:
+            return self._repr(value)
+        if isinstance(value, Mapping):
+            return {self._key(key): self._rebuild(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, list | tuple | AbstractSet | deque):
+            return [self._rebuild(item, depth + 1) for item in value]
+        if (fields := _fields_of(value)) is not None and self._any_has_decimal(fields.values()):
+            return self._rebuild(fields, depth)
+        return msgspec.Raw(self._msgpack.encode(value))
+
+    def _key(self, key: Any) -> Any:
+        if isinstance(key, Decimal):
+            return _DecimalKey(key)
+        try:
+            self._msgpack.encode(key)
+            return str.__str__(key) if isinstance(key, str) else key
+        except Exception:
+            self.replaced.append(type(key).__qualname__)
+            return repr(key)
+
+
+def _fields_of(value: Any) -> dict[str, Any] | None:
+    """The fields of a dataclass, or of one of msgspec's or attrs' objects, which msgspec takes for mappings."""
+    kind = type(value)
+    for attribute in ("__dataclass_fields__", "__struct_fields__", "__attrs_attrs__"):
+        if (fields := getattr(kind, attribute, None)) is not None:
+            names = [str(getattr(field, "name", field)) for field in getattr(fields, "values", lambda: fields)()]
+            return {name: getattr(value, name) for name in names if hasattr(value, name)}
+    return None
+
+
+def _nearest_float(value: Decimal | Fraction) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+    except ValueError:  # a signaling NaN
+        return math.nan
+
+
+def _masked_as_none(numpy: Any, value: Any) -> Any:
+    """A masked array as nested lists; `tolist` makes integers of times of nanoseconds, and rounds nothing else."""
+    if value.dtype.kind not in "mM":
+        return value.tolist()
+    items, masked = numpy.empty(value.shape, object), numpy.ma.getmaskarray(value)
+    for place in numpy.ndindex(value.shape):
+        items[place] = None if masked[place] else value.data[place]
+    return items.tolist()
+
+
+def _int_to_bytes(value: int) -> bytes:
+    return value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True)
+
+
+def _encodable_text(text: str) -> Any:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return msgspec.msgpack.Ext(_LONE_SURROGATES, text.encode("utf-8", "surrogatepass"))
+    return text
+
+
+def decode(body: bytes | memoryview) -> dict[str, Any]:
+    """The document that `Encoder.encode` was given.
+
+    Raises
+    ------
+    CodecError
+        The bytes are damaged, or not a document.
+    """
+    try:
+        document = _decoder.decode(body)
+    except CodecError:
+        raise
+    except Exception as error:
+        raise CodecError(f"{len(body)} bytes are not a document: {error}") from error
+    if not isinstance(document, dict):
+        raise CodecError(f"A document is a mapping, but these {len(body)} bytes hold a {type(document).__name__}.")
+    return document
+
+
+def _decode_extension(code: int, data: memoryview) -> Any:
+    if code == _SCALAR:
+        return _decode_scalar(data)
+    if code == _ARRAY:
+        return _decode_array(data)
+    if code == _OBJECT_ARRAY:
+        return _decode_object_array(data)
+    if code == _BIG_INT:
+        return int.from_bytes(data, "big", signed=True)
+    if code == _REPR:
+        return ReplacedByRepr(bytes(data).decode())
+    if code == _COMPLEX:
+        return complex(*struct.unpack("<dd", data))
+    if code == _LONE_SURROGATES:
+        return bytes(data).decode("utf-8", "surrogatepass")
+    raise CodecError(f"Extension type {code} is not one of this codec's; the document may come from a newer version.")
+
+
+def _decode_scalar(data: memoryview) -> Any:
+    exact = data[len(_FLOAT) + struct.calcsize("<d") :]
+    if exact and bytes(data[: len(_FLOAT)]) == _FLOAT:
+        return _decode_exact_number(bytes(exact).decode("ascii"))
+    import numpy
+
+    end = 1 + data[0]
+    dtype = numpy.dtype(_simple_dtype(bytes(data[1:end]).decode()))
+    if dtype.itemsize == 0:
+        return dtype.type("" if dtype.kind == "U" else b"")
+    return numpy.frombuffer(data[end:], dtype=dtype, count=1)[0]
+
+
+def _decode_exact_number(text: str) -> Decimal | Fraction:
+    if len(text) > MAX_EXACT_CHARACTERS:
+        raise CodecError(f"A decimal or a fraction has {len(text)} characters.")
+    numerator, slash, denominator = text.partition("/")
+    return Fraction(int(numerator, 16), int(denominator, 16)) if slash else Decimal(text)
+
+
+def _decode_array(data: memoryview) -> Any:
+    import numpy
+    from numpy.lib import format as npy
+
+    descr, shape, content, scalar = msgspec.msgpack.decode(data)
+    dtype = npy.descr_to_dtype(_tuples(descr))
+    _refuse_many(shape, dtype.itemsize)
+    # ndarray(buffer=...) rather than frombuffer: it also takes empty arrays and items of zero size.
+    array = numpy.ndarray(tuple(shape), dtype=dtype, buffer=content).copy()
+    return array[()] if scalar else array
+
+
+def _decode_object_array(data: memoryview) -> Any:
+    import numpy
+
+    shape, items = _decoder.decode(data)
+    _refuse_many(shape, 1)
+    array = numpy.empty(len(items), dtype=object)
+    array[:] = items
+    return array.reshape(shape)
+
+
+def _refuse_many(shape: list[int], size: int) -> None:
+    """A few bytes can claim any number of items that have none."""
+    if len(shape) > _MAX_DIMENSIONS:
+        raise CodecError(f"An array has {len(shape)} dimensions.")
+    if min(shape, default=0) < 0:
+        raise CodecError("An array has a negative length.")
+    if not size * math.prod(shape) and _item_count(shape) > MAX_EMPTY_ITEMS:
+        raise CodecError(f"An array has no bytes, but {_item_count(shape)} items.")
+
+
+def _item_count(shape: Sequence[int]) -> int:
+    """How many Python objects an array amounts to when it is taken apart, if it has no bytes."""
+    return math.prod(takewhile(lambda length: length != 0, shape))
+
+
+def _simple_dtype(text: Any) -> str:
+    if not isinstance(text, str) or not _DTYPE.fullmatch(text):
+        raise CodecError(f"An array of type {text!r:.80} cannot be decoded from raw bytes.")
+    return text
+
+
+def _tuples(descr: Any) -> Any:
+    """The dtype description with the tuples that msgpack turned into lists."""
+    if not isinstance(descr, list):
+        return _simple_dtype(descr)
+    return [_field(item) for item in descr]
+
+
+def _field(item: list[Any]) -> tuple[Any, ...]:
+    name, kind, *shape = item
+    name = tuple(name) if isinstance(name, list) else name
+    # A sub-array dtype within a field is described as (base, shape).
+    if isinstance(kind, list) and len(kind) == 2 and isinstance(kind[1], list) and _is_shape(kind[1]):
+        return (name, (_tuples(kind[0]), tuple(kind[1])), *map(tuple, shape))
+    return (name, _tuples(kind), *map(tuple, shape))
+
+
+def _is_shape(value: list[Any]) -> bool:
+    return all(isinstance(item, int) for item in value)
+
+
+_decoder: Final = msgspec.msgpack.Decoder(ext_hook=_decode_extension)

@@ -1,0 +1,224 @@
+"""Spool files of version 0.1: an SQLite file per run, and a mapped tail beside it with the newest documents.
+
+They are read, shipped and deleted; nothing writes them any more.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sqlite3
+import struct
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final, Literal
+
+from .._errors import JournalGap, JournalInvalid, SpoolDamaged
+from ._identity import Holder
+from ._journal import Journal
+from ._record import Record
+from ._run_log import RunLog
+
+log = logging.getLogger(__name__)
+
+TAIL_SUFFIX: Final = ".tail"
+
+_MAGIC: Final = b"TWT1"
+_FIELDS: Final = struct.Struct("<IQdIB")  # bytes of the body, index, received, CRC-32 of the body, bytes of the name
+_CHECK: Final = struct.Struct("<I")  # CRC-32 of the fields and the name
+_HEADER: Final = _CHECK.size + _FIELDS.size
+_BATCH_DOCUMENTS: Final = 4_096
+_BATCH_BYTES: Final = 8 * 2**20
+
+# For readers: the file's documents, followed by those of its tail.
+_WITH_TAIL: Final = """
+DROP VIEW IF EXISTS temp.documents;
+DROP TABLE IF EXISTS temp.tail;
+CREATE TEMP TABLE tail(idx INTEGER PRIMARY KEY, name, received, crc, body);
+CREATE TEMP VIEW documents AS
+SELECT * FROM main.documents
+UNION ALL SELECT * FROM tail WHERE idx > (SELECT coalesce(max(idx), -1) FROM main.documents);
+"""
+
+
+class ReleasedRun(RunLog):
+    """A run that a session of version 0.1 left, taken over.
+
+    Raises
+    ------
+    JournalLocked
+        Another process has it.
+    JournalInvalid
+        The file is no spool file, or is damaged.
+    OSError
+        It cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._journal = Journal(path, "write")
+        except sqlite3.Error as error:
+            raise OSError(errno.EIO, str(error), str(path)) from error
+        super().__init__(self._journal.run_uid, path.parent, Holder("", "", 0, ""), "")
+        self.label = str(path)
+        self.path = path
+        try:
+            self.damage = take_in_tail(self._journal)
+            self._length = self._journal.length
+            self.stopped = self._journal.stopped
+            self.started = next((record.received for record in self._journal.read(0, 1)), time.time())
+        except BaseException as error:
+            self._journal.close()
+            if isinstance(error, sqlite3.Error):
+                raise OSError(errno.EIO, str(error), str(path)) from error
+            raise
+        self.abandoned = not self.stopped
+        self.is_adopted = True
+        self._journal.detach()
+
+    @property
+    def first(self) -> int:
+        """Index of the first record."""
+        return 0
+
+    @property
+    def files(self) -> list[Path]:
+        """The SQLite file."""
+        return [self.path]
+
+    @property
+    def size(self) -> int:
+        """Bytes that its file takes."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def read(self, start: int, limit: int, max_bytes: int) -> list[Record]:
+        """Return records as `RunLog.read` does."""
+        try:
+            with Journal(self.path) as reader:
+                records = reader.read(start, limit, max_bytes)
+        except sqlite3.Error as error:
+            raise OSError(errno.EIO, str(error), str(self.path)) from error
+        for record in records:
+            if zlib.crc32(record.body) != record.crc:
+                raise SpoolDamaged(self.path, f"document {record.idx} does not match its checksum")
+        return records
+
+    def forget_before(self, idx: int) -> None:
+        """Nothing: the file goes as a whole."""
+
+    def delete(self) -> None:
+        """Delete the file."""
+        try:
+            self._journal.remove()
+        except sqlite3.Error as error:
+            raise OSError(errno.EIO, str(error), str(self.path)) from error
+
+    def close(self) -> None:
+        """Leave the file to somebody else."""
+        self._journal.close()
+
+
+class ReleasedSpoolFile(Journal):
+    """A journal, or a spool file of version 0.1, for readers: the documents in its tail follow those in the file."""
+
+    def _open(self, mode: Literal["create", "write", "read", "inspect"], run_uid: str | None) -> None:
+        # Before the file, as documents move from there to here.
+        damage: list[str] = []
+        try:
+            records = list(_sound_records(tail_of(self.path), damage))
+        except FileNotFoundError:
+            records = []
+        super()._open(mode, run_uid)
+        following = [record for record in records if record.idx >= self._length]
+        if damage or (following and following[0].idx != self._length):
+            log.warning("The tail of %s is damaged; not all of its documents are shown.", self.path)
+        if not following or following[0].idx != self._length:
+            return
+        (query_only,) = self._connection.execute("PRAGMA query_only").fetchone()
+        self._connection.execute("PRAGMA query_only = OFF")
+        self._connection.executescript(_WITH_TAIL)
+        self._connection.executemany("INSERT INTO tail VALUES(?, ?, ?, ?, ?)", following)
+        self._connection.execute(f"PRAGMA query_only = {query_only}")
+        self._length = following[-1].idx + 1
+
+
+def tail_of(file: Path) -> Path:
+    """Return the tail of a spool file."""
+    return file.with_name(file.name + TAIL_SUFFIX)
+
+
+def take_in_tail(journal: Journal) -> str:
+    """Bring what a session has left in the tail into the file, some at a time; return what is wrong with the rest.
+
+    Raises
+    ------
+    OSError
+        The tail cannot be read.
+    """
+    path = tail_of(journal.path)
+    damage: list[str] = []
+    try:
+        for batch in _batches(_sound_records(path, damage)):
+            journal.extend(batch)
+    except FileNotFoundError:
+        return ""
+    except JournalGap as error:
+        damage.append(str(error))
+    except JournalInvalid as error:
+        return str(error)
+    if not damage:
+        path.unlink(missing_ok=True)
+        return ""
+    aside = path.with_name(f"{path.name}.{time.time_ns()}.damaged")
+    path.rename(aside)
+    log.error("Documents that this run's tail had are missing: %s. The tail is kept as %s.", damage[0], aside)
+    return f"{aside}: {damage[0]}"
+
+
+def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    batch: list[Record] = []
+    size = 0
+    for record in records:
+        batch.append(record)
+        size += len(record.body)
+        if len(batch) >= _BATCH_DOCUMENTS or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class _Damaged(Exception):
+    """Raised when there is something else where a document or the end should be."""
+
+
+def _sound_records(path: Path, damage: list[str]) -> Iterator[Record]:
+    """Yield the documents in a tail up to the first that is damaged; what is wrong is added to `damage`."""
+    try:
+        yield from _records(path)
+    except _Damaged as error:
+        damage.append(str(error))
+
+
+def _records(path: Path) -> Iterator[Record]:
+    """Yield the documents in a tail file, which is read, not mapped: a bad block would end the process with SIGBUS."""
+    position = 0
+    with path.open("rb") as file:
+        while (magic := file.read(len(_MAGIC))) == _MAGIC:
+            header = file.read(_HEADER)
+            if len(header) < _HEADER:
+                break
+            (check,) = _CHECK.unpack_from(header)
+            size, idx, received, crc, name_size = _FIELDS.unpack_from(header, _CHECK.size)
+            name = file.read(name_size)
+            if zlib.crc32(header[_CHECK.size :] + name) != check:
+                break
+            body = file.read(size)
+            if zlib.crc32(body) != crc:
+                break
+            yield Record(idx, name.decode(errors="backslashreplace"), received, crc, body)
+            position += len(_MAGIC) + _HEADER + name_size + size
+    if any(magic):
+        raise _Damaged(f"what is at byte {position} of it is no document")

@@ -1,0 +1,34 @@
+"""What publishers, supervisor and workers say to each other: messages, addresses and keys."""
+
+from __future__ import annotations
+
+from ._address import Address, is_local, normalize_address
+from ._security import (
+    CLIENTS,
+    PUBLIC_SUFFIX,
+    ZAP_DOMAIN,
+    ClientCurve,
+    CurveArgument,
+    Keys,
+    ServerCurve,
+    make_client_keys,
+    make_server_keys,
+)
+from .messages import Hello, RunState
+
+__all__ = [
+    "CLIENTS",
+    "PUBLIC_SUFFIX",
+    "ZAP_DOMAIN",
+    "Address",
+    "ClientCurve",
+    "CurveArgument",
+    "Hello",
+    "Keys",
+    "RunState",
+    "ServerCurve",
+    "is_local",
+    "make_client_keys",
+    "make_server_keys",
+    "normalize_address",
+]

@@ -1,0 +1,52 @@
+"""ZeroMQ addresses in the forms Bluesky users write them."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TypeAlias
+
+from .._errors import AddressError
+
+Address: TypeAlias = str | tuple[str | int, ...]
+
+
+def normalize_address(address: Address) -> str:
+    """`"host:port"`, `"tcp://host:port"`, `"ipc:///path"`, `("host", port)` or `("ipc", "/path")` as one URL.
+
+    Raises
+    ------
+    AddressError
+        The address has none of these forms.
+    """
+    if isinstance(address, str):
+        url = address if "://" in address else f"tcp://{address}"
+    elif isinstance(address, tuple) and len(address) in (2, 3):
+        scheme, *rest = address if address[0] in ("tcp", "ipc") else ("tcp", *address)
+        url = f"{scheme}://{':'.join(map(str, rest))}"
+    else:
+        raise AddressError(f"{address!r} is not an address; give 'tcp://host:port', 'host:port' or ('host', port).")
+    scheme, _, rest_of_url = url.partition("://")
+    if scheme not in ("tcp", "ipc") or not rest_of_url:
+        raise AddressError(f"{address!r} is not an address; give 'tcp://host:port', 'host:port' or 'ipc:///path'.")
+    if scheme == "tcp" and not _has_port(rest_of_url):
+        raise AddressError(f"{address!r} has no port; give 'tcp://host:port'. The supervisor's default is 5579.")
+    return url
+
+
+def _has_port(endpoint: str) -> bool:
+    host, _, port = endpoint.rpartition(":")
+    if not host or any(map(str.isspace, host)) or len(port) > 5:
+        return False
+    return port == "*" or (port.isascii() and port.isdigit() and int(port) < 65536)
+
+
+def is_local(url: str) -> bool:
+    """Whether only processes of this host can reach a supervisor that listens at this URL."""
+    scheme, _, endpoint = url.partition("://")
+    host = endpoint.rpartition(":")[0].strip("[]")
+    if scheme == "ipc" or host in ("localhost", "lo"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

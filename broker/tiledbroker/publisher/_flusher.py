@@ -1,0 +1,45 @@
+"""The thread that does for a spool whatever can wait for a disk, while the callback goes on."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Final
+
+from .._limited import LimitedLog
+from ._spool import Spool
+
+log = logging.getLogger(__name__)
+
+FLUSH_INTERVAL_SECONDS: Final = 0.25
+
+
+class Flusher:
+    """Maintains a spool, four times a second and whenever the callback needs segments.
+
+    `start` begins, `stop` ends it and joins the thread; the spool is closed by whoever made it, afterwards.
+    """
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="tiledbroker-flusher", daemon=True)
+        self._limited = LimitedLog(log)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopping = True
+        self._spool.wake()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._spool.wait(FLUSH_INTERVAL_SECONDS)
+            try:
+                self._spool.maintain()
+            except Exception:  # whatever it is, documents are in memory, and are shipped from there
+                self._limited.log(logging.ERROR, "maintain", "The spool cannot be maintained.", exc_info=True)

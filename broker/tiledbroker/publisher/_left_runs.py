@@ -1,0 +1,279 @@
+"""What sessions that are gone have left in a spool directory, and which of it this publisher may ship.
+
+A file says for whom it was made and who holds it. A run is taken over only if it was made on this host, for this
+destination, by a session that does not live any more; on a network file system, locks of another host cannot be
+trusted. Whatever else lies there stays, and is named with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Collection
+from pathlib import Path
+from typing import Final
+
+from .._errors import JournalError, JournalLocked
+from .._filesystem import network_filesystem
+from .._limited import LimitedLog
+from ..log import (
+    SUFFIX,
+    FileLock,
+    Holder,
+    ReleasedRun,
+    RunLog,
+    Segment,
+    SegmentFile,
+    SegmentHeader,
+    adopter_lock_path,
+    files_in,
+    is_session_of,
+    journal_files,
+    lock_path,
+    read_header,
+    segment_files,
+    segment_path,
+    session_of_lock,
+    session_of_spare,
+)
+
+log = logging.getLogger(__name__)
+
+ADOPTED_AT_ONCE: Final = 50
+MAX_RELEASED_RUNS: Final = 256
+"""Runs of version 0.1 that are taken over at once: each of them takes a descriptor."""
+_LATER: Final = "it is taken over later, once others that were left are gone"
+REMINDER_SECONDS: Final = 600.0
+
+
+class LeftRuns:
+    """Looks through a spool directory.
+
+    Parameters
+    ----------
+    released_directory
+        Where version 0.1 had its spool, if that is another directory.
+    any_destination, any_host
+        Whether runs for other destinations, and of sessions on other hosts, are taken over, too.
+
+    Attributes
+    ----------
+    refused
+        Runs that are not taken over, by uid, with the reasons.
+    has_more
+        Whether there are more to be taken over now.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        holder: Holder,
+        destination: str,
+        *,
+        released_directory: Path | None = None,
+        any_destination: bool = False,
+        any_host: bool = False,
+    ) -> None:
+        self.refused: dict[str, str] = {}
+        self.has_more = False
+        self._directory = directory
+        self._released_directory = released_directory
+        self._holder = holder
+        self._destination = destination
+        self._any_destination = any_destination
+        self._any_host = any_host
+        self._claims: dict[str, FileLock] = {}
+        self._found: dict[str, str] = {}
+        self._limited = LimitedLog(log, REMINDER_SECONDS)
+
+    def adopt(self, known: Collection[str], uids: Collection[str]) -> list[RunLog]:
+        """Take over some runs, the ones longest unchanged first.
+
+        Parameters
+        ----------
+        known
+            Labels of the run logs that this publisher has already.
+        uids
+            Uids of its runs.
+
+        Raises
+        ------
+        OSError
+            The directory cannot be read.
+        """
+        paths = files_in(self._directory)
+        own = self._holder.session
+        logs = segment_files([path for path in paths if session_of_spare(path) != own])
+        taken = set(uids)
+        adopted: list[RunLog] = []
+        if not self.has_more:
+            self._found = {}
+        self.has_more = False
+        for label in sorted(logs.keys() - set(known), key=lambda each: _changed(logs[each][0].path)):
+            if len(adopted) >= ADOPTED_AT_ONCE:
+                self.has_more = True
+                return adopted
+            try:
+                run = self._examine(logs[label], taken)
+            except FileNotFoundError:
+                continue  # it has been shipped this instant
+            except (OSError, ValueError) as error:
+                self._refuse(logs[label][0].stem, str(error))
+                continue
+            if run is not None:
+                adopted.append(run)
+                taken.add(run.run_uid)
+        for directory in filter(None, (self._directory, self._released_directory)):
+            try:
+                adopted += self._adopt_released(directory, known, taken)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                self._limited.log(logging.ERROR, str(directory), "A spool of version 0.1 cannot be read: %s.", error)
+        if not self.has_more:
+            self._tidy_up(paths)
+        self.refused = self._found
+        return adopted
+
+    def close(self) -> None:
+        """Let others take over what is left."""
+        for claim in self._claims.values():
+            claim.release(remove=True)
+        self._claims.clear()
+
+    def _examine(self, files: list[SegmentFile], taken: Collection[str]) -> RunLog | None:
+        """Return a run that is taken over; None if it is not, or there is nothing of it."""
+        path = files[0].path
+        header, damage = read_header(path)
+        if header is None:
+            self._refuse(files[0].stem, f"{path}: {damage or 'its header is empty'}")
+            return None
+        proper = segment_path(self._directory, header)
+        if path != proper and session_of_spare(path) is None:
+            self._refuse(files[0].stem, f"{path}: it holds a segment that is called {proper.name}")
+            return None
+        if not header.shipped or not self._may_take(header, path):
+            return None
+        if self._lives(header.session) or not self._claim(header.destination):
+            return None
+        segments = [Segment.load(file.path) for file in files]
+        run = RunLog.load(segments)
+        if segments[0].removed or (run.length == run.first and not run.damage):
+            _delete(segments)
+            return None
+        if run.run_uid in taken:
+            self._refuse(run.run_uid, f"{path}: another run with the same uid is in the spool; it is shipped first")
+            return None
+        if not run.damage:
+            run.name_files()
+        return run
+
+    def _may_take(self, header: SegmentHeader, path: Path) -> bool:
+        if header.host != self._holder.host and not self._any_host:
+            reason = (
+                f"it was made by {header.holder}, which may be alive; a publisher on that host ships it, or "
+                "`tiledwriter-journal ship --any-host` once that session has ended"
+            )
+        elif header.destination != self._destination and not self._any_destination:
+            reason = (
+                f"it was published for {header.destination}; a publisher for that address ships it, or "
+                "`tiledwriter-journal ship`"
+            )
+        else:
+            return True
+        self._refuse(header.run, f"{path}: {reason}")
+        return False
+
+    def _lives(self, session: str) -> bool:
+        """Whether a session lives, as far as its lock tells here."""
+        return session == self._holder.session or FileLock(lock_path(self._directory, session)).held
+
+    def _claim(self, destination: str) -> bool:
+        """Become the one that ships what was left for a destination; False if another publisher does."""
+        if destination in self._claims:
+            return True
+        claim = FileLock(adopter_lock_path(self._directory, destination))
+        if not claim.try_acquire():
+            return False
+        self._claims[destination] = claim
+        return True
+
+    def _adopt_released(self, directory: Path, known: Collection[str], taken: set[str]) -> list[RunLog]:
+        """Take over the spool files of version 0.1, which name neither a host nor a destination."""
+        paths = [path for path in journal_files(directory) if str(path) not in known]
+        if not paths:
+            return []
+        adopted: list[RunLog] = []
+        released = sum(label.endswith(SUFFIX) for label in known)
+        network = None if self._any_host else network_filesystem(directory)
+        for path in sorted(paths, key=_changed):
+            if len(adopted) >= ADOPTED_AT_ONCE:
+                self.has_more = True
+                break
+            if released >= MAX_RELEASED_RUNS:
+                self._refuse(path.stem, f"{path}: {_LATER}")
+                continue
+            if network is not None:
+                self._refuse(path.stem, f"{path}: a session of another host may be writing it, by {network}")
+                continue
+            try:
+                run = ReleasedRun(path)
+                if not run.length and not run.damage:
+                    run.delete()
+                    continue
+            except JournalLocked:
+                continue  # a session of version 0.1 lives
+            except (JournalError, OSError) as error:
+                self._refuse(path.stem, str(error))
+                continue
+            if run.run_uid in taken:
+                run.close()
+                self._refuse(run.run_uid, f"{path}: another run with the same uid is in the spool")
+            else:
+                taken.add(run.run_uid)
+                adopted.append(run)
+                released += 1
+        return adopted
+
+    def _refuse(self, uid: str, reason: str) -> None:
+        self._found[uid] = reason
+        self._limited.log(logging.ERROR, reason, "Run %s is not shipped: %s. It stays in the spool.", uid, reason)
+
+    def _tidy_up(self, paths: Collection[Path]) -> None:
+        """Delete what dead sessions of this host left besides runs: unused segments and lock files."""
+        used: set[str] = set()
+        for path in paths:
+            session = session_of_spare(path)
+            if session is None or not self._is_dead_here(session):
+                continue
+            with contextlib.suppress(OSError):  # somebody else's, say
+                header, damage = read_header(path)
+                if damage:
+                    self._refuse(path.name, f"{path}: {damage}")
+                if header is not None or damage:
+                    used.add(session)
+                else:
+                    path.unlink(missing_ok=True)
+        for path in paths:
+            session = session_of_lock(path)
+            if session is not None and session not in used and self._is_dead_here(session):
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+
+    def _is_dead_here(self, session: str) -> bool:
+        with contextlib.suppress(OSError):
+            return is_session_of(self._holder.host, session) and not self._lives(session)
+        return False
+
+
+def _delete(segments: list[Segment]) -> None:
+    """Go on with what a session was killed at."""
+    for segment in reversed(segments):
+        segment.delete()
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -1,0 +1,297 @@
+"""What users subscribe to the RunEngine."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .._crash_points import crash_point
+from .._errors import BrokerError, PublisherClosed, RunNotWritten
+from .._filesystem import network_filesystem
+from .._limited import LimitedLog
+from .._places import default_spool_dir, local_spool_dir
+from ..log import RunLog
+from ..protocol import Address, ClientCurve, CurveArgument, normalize_address
+from ._flusher import Flusher
+from ._shipper import Shipper
+from ._spool import DEFAULT_SPOOL_LIMIT_BYTES, Adoption, Spool
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PublisherStatus:
+    """How a publisher is: `ZMQPublisher.status`.
+
+    Attributes
+    ----------
+    connected
+        Whether the supervisor answers.
+    waiting
+        Documents in the spool that are not known to be durable on the ingest host.
+    oldest
+        Unix time of the oldest of them, in seconds; None if there is none.
+    degraded
+        Whether documents are in memory only, because the spool cannot be written.
+    unrouted
+        Documents that belong to no known run; they are kept in the spool directory and not shipped.
+    refused
+        Runs in the spool that are not shipped, by uid, with the reasons: the supervisor does not take them, their files
+        are damaged or unreadable, or they were made for another supervisor or by another host.
+    problem
+        Why documents are not shipped, acknowledged or stored as they should be; "" if all is well.
+    kept
+        Runs that are durable on the ingest host, and kept until they are in Tiled.
+    """
+
+    address: str
+    spool_dir: Path
+    connected: bool
+    waiting: int
+    oldest: float | None
+    degraded: bool
+    unrouted: int
+    refused: dict[str, str]
+    problem: str
+    kept: int = 0
+
+
+class ZMQPublisher:
+    """A RunEngine callback that hands documents to the ingest host and never makes the RunEngine wait.
+
+    Each document is appended to a local spool before the callback returns; a thread ships the spool to
+    `tiledwriter-supervisor` over ZeroMQ whenever that is reachable. What an earlier session left in the same spool
+    directory is shipped, too.
+
+    Parameters
+    ----------
+    address
+        Where the supervisor listens: `"tcp://host:port"`, `"host:port"`, `("host", port)` or `"ipc:///path"`.
+    spool_dir
+        Directory of the spool, on a local disk; a network file system is replaced by a directory in /var/tmp, with a
+        warning. "~" is the user's home; a relative path is made absolute at once. Default: in `tiledwriter/spool` in
+        the user's state directory, by host and address.
+    curve
+        Keys for a supervisor that lets in its clients only: the directory that `tiledwriter-supervisor keygen` made for
+        this one, or a `ClientCurve`. Without it, nothing is encrypted.
+    name
+        How this publisher calls itself in the supervisor's log. Default: the host name.
+    on_error
+        What the callback does about its own failures: "log" them, or "raise" into the RunEngine.
+    keep_until
+        When a run's spool files go: once the run is "written" to Tiled, so that the loss of the ingest host's disk
+        costs nothing, or once it is "durable" on the ingest host.
+    spool_limit
+        Bytes of spool files beyond which runs go once they are durable, the oldest first.
+    adopt
+        Which runs that dead sessions left in `spool_dir` are shipped, too: "own", those made on this host for this
+        address; "any-destination", also those for other addresses; "any-host", also those of other hosts.
+
+    Raises
+    ------
+    AddressError
+        The address cannot be understood.
+    KeyFileError
+        A key cannot be used: the file is missing, is none, or others can read the secret.
+
+    Examples
+    --------
+    >>> RE.subscribe(ZMQPublisher("tcp://ingest.example:5579", curve="~/tiledwriter-keys/beamline"))
+    """
+
+    def __init__(
+        self,
+        address: Address = "tcp://127.0.0.1:5579",
+        *,
+        spool_dir: str | Path | None = None,
+        curve: CurveArgument | None = None,
+        name: str | None = None,
+        on_error: Literal["log", "raise"] = "log",
+        keep_until: Literal["written", "durable"] = "written",
+        spool_limit: int = DEFAULT_SPOOL_LIMIT_BYTES,
+        adopt: Adoption = "own",
+    ) -> None:
+        _check("on_error", on_error, ("log", "raise"))
+        _check("keep_until", keep_until, ("written", "durable"))
+        _check("adopt", adopt, ("own", "any-destination", "any-host"))
+        self.address = normalize_address(address)
+        keys = None if curve is None else ClientCurve.of(curve).load()
+        self._raise = on_error == "raise"
+        self._limited = LimitedLog(log)
+        self._spool = Spool(
+            _spool_directory(spool_dir, self.address),
+            destination=self.address,
+            adopt=adopt,
+            released_directory=default_spool_dir() if spool_dir is None else None,
+            limit_bytes=spool_limit if keep_until == "written" else 0,
+        )
+        self._shipper = Shipper(self._spool, self.address, name=name, keys=keys)
+        self._flusher = Flusher(self._spool)
+        self._closed = False
+        self._complete = False
+        self._shipper.start()
+        self._flusher.start()
+        _open_publishers.add(self)
+
+    def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Append one document to the spool."""
+        try:
+            if self._closed:
+                raise PublisherClosed(
+                    "This publisher is closed, or belongs to the process that this one was forked from."
+                )
+            self._spool.append(name, doc)
+            crash_point("publisher: document spooled")
+            self._shipper.notify()
+        except Exception as error:
+            if self._raise:
+                raise
+            self._limited.log(logging.ERROR, type(error).__name__, "A %s document was not stored.", name, exc_info=True)
+
+    def insert(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Append one document to the spool, under the name that `databroker` gave it."""
+        self(name, doc)
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until all documents so far are durable on the ingest host.
+
+        Parameters
+        ----------
+        timeout
+            Seconds; None waits for ever.
+
+        Returns
+        -------
+        bool
+            Whether they are; False as soon as nothing is left but runs that are refused.
+        """
+        if self._closed:
+            return self._complete
+        lengths = {run.run_uid: run.length for run in self._spool.runs()}
+        self._shipper.wait(
+            lambda: all(self._is_durable(uid, n) or self._shipper.refusal(uid) for uid, n in lengths.items()), timeout
+        )
+        return not self._spool.has_repeated and all(self._is_durable(uid, n) for uid, n in lengths.items())
+
+    def wait_written(self, run_uid: str, timeout: float | None = None) -> bool:
+        """Wait until a run is in Tiled, complete: for plans that read it back.
+
+        Returns
+        -------
+        bool
+            Whether it is; False when `timeout` seconds went by.
+
+        Raises
+        ------
+        RunNotWritten
+            The run was put in quarantine, ended without a stop document, or is not shipped at all.
+        """
+        outcome = self._shipper.outcome(run_uid, timeout)
+        if outcome is not None and outcome[0] != "written":
+            raise RunNotWritten(run_uid, outcome[1] or "it ended without a stop document")
+        return outcome is not None
+
+    def status(self) -> PublisherStatus:
+        """How things are; see `PublisherStatus`."""
+        waiting = kept = 0
+        oldest: float | None = None
+        runs = self._spool.runs()
+        for run in runs:
+            durable = self._shipper.durable(run.run_uid) or 0
+            behind = run.length - durable
+            kept += run.is_durable
+            if behind > 0:
+                waiting += behind
+                oldest = min(filter(None, (oldest, _received(run, durable))), default=None)
+        return PublisherStatus(
+            address=self.address,
+            spool_dir=self._spool.directory,
+            connected=self._shipper.connected,
+            waiting=waiting,
+            oldest=oldest,
+            degraded=self._spool.degraded,
+            unrouted=self._spool.unrouted,
+            refused={**self._spool.refused, **self._shipper.refused},
+            problem="; ".join(filter(None, (self._shipper.problem, self._spool.problem))),
+            kept=kept,
+        )
+
+    def close(self, timeout: float = 5) -> bool:
+        """Ship what can be shipped within `timeout` seconds, and stop.
+
+        Runs that are open stay without a stop document. What is not shipped stays in the spool for the next publisher.
+
+        Returns
+        -------
+        bool
+            Whether everything was shipped.
+        """
+        if self._closed:
+            return self._complete
+        self._closed = True
+        _open_publishers.discard(self)
+        self._complete = self._shipper.stop(timeout)
+        self._flusher.stop()
+        self._spool.close()
+        return self._complete
+
+    def _is_durable(self, uid: str, length: int) -> bool:
+        durable = self._shipper.durable(uid)
+        return all(run.run_uid != uid for run in self._spool.runs()) if durable is None else durable >= length
+
+
+def _check(argument: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{argument} is {' or '.join(map(repr, allowed))}, not {value!r}.")
+
+
+def _spool_directory(given: str | Path | None, url: str) -> Path:
+    """Return where the spool is to be; the user may leave the working directory later."""
+    directory = default_spool_dir(url) if given is None else Path(given)
+    try:
+        directory = directory.expanduser().absolute()
+        network = network_filesystem(directory)
+    except (OSError, RuntimeError) as error:
+        log.warning("The spool directory %s cannot be looked at: %s.", directory, error)
+        return directory
+    if network is None:
+        return directory
+    try:
+        local = local_spool_dir(url)
+    except OSError as error:
+        log.error("%s is on a network file system (%s), and there is no other place: %s.", directory, network, error)
+        return directory
+    log.warning("%s is on a network file system (%s); the spool is in %s instead.", directory, network, local)
+    return local
+
+
+def _received(run: RunLog, index: int) -> float | None:
+    try:
+        return next((record.received for record in run.read(index, 1, 1)), None)
+    except (BrokerError, OSError, ValueError):
+        return None  # it has been removed this instant, or is damaged, which `refused` says
+
+
+# Strong references: the RunEngine keeps bound methods weakly, and what it is given may be all there is.
+_open_publishers: set[ZMQPublisher] = set()
+
+
+def _forget_in_child() -> None:
+    # Its threads are not in a forked child, and the spool belongs to the parent.
+    for publisher in list(_open_publishers):
+        publisher._closed = True
+    _open_publishers.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+@atexit.register
+def _close_all() -> None:
+    for publisher in list(_open_publishers):
+        publisher.close(timeout=5 if publisher._shipper.connected else 1)

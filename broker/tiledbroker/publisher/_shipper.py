@@ -1,0 +1,647 @@
+"""The thread that replicates spooled runs to the ingest host, from wherever they are to wherever it is.
+
+What a run's log cannot prove is not sent: it costs that run, and no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import itertools
+import logging
+import math
+import secrets
+import socket
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Final
+
+import zmq
+
+from .._crash_points import crash_point
+from .._errors import JournalInvalid, ProtocolError, SpoolDamaged
+from .._limited import LimitedLog
+from ..log import Record, RunLog
+from ..protocol import Keys, messages
+from ._monitor import ConnectionMonitor
+from ._spool import Spool
+
+log = logging.getLogger(__name__)
+
+BATCH_BYTES: Final = 512 * 2**10
+BATCH_DOCUMENTS: Final = 2_000
+LINGER_SECONDS: Final = 0.01
+"""Delay before the next batch so that it fills; none after an idle period."""
+FULL_BATCH_DOCUMENTS: Final = 500
+"""Documents that wait for no more."""
+IDLE_SECONDS: Final = 0.5
+HELLO_INTERVAL_SECONDS: Final = 1.0
+ASK_INTERVAL_SECONDS: Final = 5.0
+MAX_ASK_INTERVAL_SECONDS: Final = 60.0
+PING_INTERVAL_SECONDS: Final = 1.0
+SILENCE_SECONDS: Final = 6.0
+"""Time without a word from the supervisor before the connection is made anew."""
+NAME_TIMEOUT_SECONDS: Final = 60.0
+"""The same while a name server is asked for its host."""
+RECONNECT_SECONDS: Final = 0.1
+LATER_SECONDS: Final = 1.0
+"""Time until a run is tried again that the supervisor does not take now."""
+REREAD_SECONDS: Final = 5.0
+"""Time until a run is read again whose file could not be read."""
+_NAME_CRC_BODY: Final = itemgetter(1, 3, 4)  # of a record
+_COMPLETE: Final = ("written", "interrupted")
+"""Outcomes of runs of which Tiled has everything."""
+
+
+@dataclass
+class Shipment:
+    """How far one run is on its way.
+
+    Attributes
+    ----------
+    known
+        Whether the supervisor has said, on this connection, what it has of the run.
+    sent, durable
+        Index up to which documents were sent, and are durable on the ingest host.
+    ended
+        Whether the ingest host has the run's end.
+    refused
+        Why the run is not shipped; "" if it is.
+    delayed
+        Why the supervisor does not take it now; "" if it does.
+    not_before
+        Time of `time.monotonic` before which it is not tried.
+    in_flight
+        Next index and bytes of each batch that was sent and is not acknowledged.
+    """
+
+    run: RunLog
+    known: bool
+    sent: int = 0
+    durable: int = 0
+    ended: bool = False
+    refused: str = ""
+    delayed: str = ""
+    not_before: float = 0.0
+    in_flight: deque[tuple[int, int]] = field(default_factory=deque)
+
+    @property
+    def bytes_in_flight(self) -> int:
+        return sum(size for _, size in self.in_flight)
+
+    @property
+    def delivered(self) -> bool:
+        return self.durable >= self.run.length
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is nothing more to be done about it."""
+        return self.run.is_durable or bool(self.refused)
+
+    @property
+    def waiting(self) -> int:
+        """Documents that are to be sent."""
+        return 0 if self.refused else self.run.length - self.sent
+
+    def is_due(self, now: float) -> bool:
+        """Whether there is something to be sent, or found out about its log."""
+        if not self.known or self.refused or now < self.not_before:
+            return False
+        return self.run.length > self.sent or bool(self.run.damage)
+
+    def rewind(self, index: int) -> None:
+        self.sent = index
+        self.in_flight.clear()
+
+    def begin(self, index: int) -> None:
+        """Go on from what the supervisor says it has, which can be less than before: its disk may be another one."""
+        self.known, self.refused, self.delayed, self.not_before = True, "", "", 0.0
+        self.durable = self.run.acknowledged = index
+        self.ended = self.run.is_durable = False
+        self.rewind(index)
+
+    def acknowledge(self, index: int) -> None:
+        if index > self.durable:
+            self.delayed = ""
+        self.durable = self.run.acknowledged = max(self.durable, index)
+        self.sent = max(self.sent, self.durable)
+        while self.in_flight and self.in_flight[0][0] <= index:
+            self.in_flight.popleft()
+
+
+class Shipper:
+    """Ships a spool over one DEALER socket, in a thread of its own.
+
+    `start` begins, `stop` ends it and joins the thread; the spool is closed by whoever made it, afterwards.
+
+    Attributes
+    ----------
+    problem
+        Why nothing is shipped, or acknowledged; "" if all is well.
+    """
+
+    def __init__(self, spool: Spool, url: str, *, name: str | None = None, keys: Keys | None = None) -> None:
+        self._connection_problem = "no connection has come about yet"
+        self._spool = spool
+        self._url = url
+        self._keys = keys
+        self._name = f"{name or socket.gethostname()}/{uuid.uuid4().hex[:12]}"
+        self._changed = threading.Condition()
+        self._shipments: dict[str, Shipment] = {}
+        self._awaited: dict[str, None] = {}
+        self._outcomes: dict[str, tuple[str, str]] = {}
+        self._welcome: messages.Welcome | None = None
+        # Why the supervisor does not take anything of this publisher, or what it says instead of a Welcome.
+        self._rejected = ""
+        self._ipv6 = "[" in url
+        self._asleep = False
+        self._linger_until = 0.0
+        # When to say Hello next; set to 0 by whoever wants the supervisor's view of our runs.
+        self._hello_at = 0.0
+        self._ask_interval = ASK_INTERVAL_SECONDS
+        self._stopping = False
+        self._ended = False
+        self._deadline = float("inf")
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._wake_receiver.setblocking(False)
+        self._wake_sender.setblocking(False)
+        self._thread = threading.Thread(target=self._run, name="tiledbroker-shipper", daemon=True)
+        self._limited = LimitedLog(log)
+
+    # From other threads
+
+    @property
+    def connected(self) -> bool:
+        """Whether the supervisor answers."""
+        return self._welcome is not None
+
+    @property
+    def problem(self) -> str:
+        """Why nothing is shipped, or acknowledged; "" if all is well."""
+        if self._connection_problem:
+            return self._connection_problem
+        with self._changed:
+            return next((each.delayed for each in self._shipments.values() if each.delayed), "")
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Runs that are not shipped, with the reasons: the supervisor's, or what is wrong with their files."""
+        with self._changed:
+            return {uid: shipment.refused for uid, shipment in self._shipments.items() if shipment.refused}
+
+    def refusal(self, run_uid: str) -> str:
+        """Return why a run is not shipped; "" if it is, or is not known."""
+        shipment = self._shipments.get(run_uid)
+        if shipment is not None:
+            return shipment.refused
+        return "" if run_uid in self._outcomes else self._spool.refused.get(run_uid, "")
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> bool:
+        """Ship what can be shipped within `timeout` seconds, then end the thread. True if everything was."""
+        self._deadline = time.monotonic() + timeout
+        self._stopping = True
+        self._wake()
+        self._thread.join(timeout + 2.0)
+        return self._spool.is_durable
+
+    def notify(self) -> None:
+        """There are new documents. Cheap enough for the callback."""
+        if self._asleep:
+            self._asleep = False
+            self._wake()
+
+    def wait(self, condition: Callable[[], bool], timeout: float | None) -> bool:
+        """Block until `condition` holds; it is looked at whenever the supervisor says something."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or condition(), timeout)
+            return condition()
+
+    def durable(self, run_uid: str) -> int | None:
+        """Documents of a run that are durable on the ingest host; None once all of it is, and it is forgotten here."""
+        shipment = self._shipments.get(run_uid)
+        return None if shipment is None else shipment.durable
+
+    def outcome(self, run_uid: str, timeout: float | None) -> tuple[str, str] | None:
+        """Block until it is known what became of a run: (outcome, reason). None if it is not in time.
+
+        The outcome is the supervisor's, or "refused".
+        """
+        with self._changed:
+            if self._outcomes.get(run_uid, ("", ""))[0] != "written":  # it can have been tried again
+                self._outcomes.pop(run_uid, None)
+                self._awaited[run_uid] = None
+                self._ask_interval = ASK_INTERVAL_SECONDS
+                self._hello_at = 0.0
+                self._wake()
+            self._changed.wait_for(lambda: self._ended or run_uid in self._outcomes or self.refusal(run_uid), timeout)
+            if run_uid not in self._outcomes and (reason := self.refusal(run_uid)):
+                return "refused", reason
+            return self._outcomes.get(run_uid)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # enough of them are waiting already, or the shipper has ended
+            self._wake_sender.send(b"\0")
+
+    # In the thread
+
+    def _run(self) -> None:
+        context = zmq.Context()
+        try:
+            while not self._done():
+                try:
+                    self._session(context)
+                    if not self._done():
+                        time.sleep(RECONNECT_SECONDS)
+                except Exception as error:  # what is there is shipped when whatever it is has passed
+                    self._connection_problem = f"shipping was interrupted ({type(error).__name__}: {error})"
+                    self._limited.log(logging.ERROR, "session", "Shipping is interrupted.", exc_info=True)
+                    time.sleep(IDLE_SECONDS)
+        finally:
+            context.destroy(linger=0)
+            self._wake_receiver.close()
+            self._wake_sender.close()
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def _done(self) -> bool:
+        if not self._stopping:
+            return False
+        return time.monotonic() >= self._deadline or all(map(self._is_settled, self._spool.runs()))
+
+    def _is_settled(self, run: RunLog) -> bool:
+        shipment = self._shipments.get(run.run_uid)
+        return shipment is not None and shipment.run is run and shipment.settled
+
+    def _session(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        """One connection, until it breaks, falls silent or everything is done."""
+        connection = self._make_socket(context)
+        before = self._connection_problem
+        monitor = ConnectionMonitor(connection, self._url, secured=self._keys is not None, before=before)
+        connection.connect(self._url)
+        poller = zmq.Poller()
+        poller.register(connection, zmq.POLLIN)
+        poller.register(monitor.socket, zmq.POLLIN)
+        poller.register(self._wake_receiver.fileno(), zmq.POLLIN)
+        begun = heard = time.monotonic()
+        ping_at = 0.0
+        self._hello_at = 0.0
+        for shipment in self._shipments.values():
+            shipment.known = False
+            shipment.in_flight.clear()
+        tokens = itertools.count()
+        try:
+            while not self._done():
+                now = time.monotonic()
+                self._take_in_new_runs()
+                # POLLOUT tells when a supervisor has appeared that the Hello can go to.
+                greeted = now < self._hello_at or self._greet(connection)
+                poller.modify(connection, zmq.POLLIN if greeted else zmq.POLLIN | zmq.POLLOUT)
+                if self._welcome is not None and now >= ping_at:
+                    ping_at = now + PING_INTERVAL_SECONDS
+                    self._send(connection, messages.Ping(next(tokens)))
+                more = self._welcome is not None and self._ship(connection)
+                if self._wait(poller, connection, 0.0 if more else IDLE_SECONDS):
+                    heard = time.monotonic()
+                elif time.monotonic() - heard > (SILENCE_SECONDS if monitor.begun else NAME_TIMEOUT_SECONDS):
+                    return
+                monitor.read()
+                if monitor.broken or (monitor.unresolved and time.monotonic() - begun > IDLE_SECONDS):
+                    return
+                self._connection_problem = self._problem_of(monitor, before, heard)
+        finally:
+            if self._welcome is not None and not self._stopping:
+                log.warning("The connection to %s is gone; documents are spooled.", self._url)
+            elif not _is_numeric(self._url):
+                self._ipv6 = not self._ipv6  # the host's name may have addresses of the other kind only
+            self._connection_problem = self._problem_of(monitor, before, heard) or "the supervisor has fallen silent"
+            self._welcome = None
+            monitor.close()
+            connection.close(linger=int(1000 * self._stopping))
+
+    def _problem_of(self, monitor: ConnectionMonitor, before: str, heard: float) -> str:
+        """Return what stands in the way: the connection, the supervisor's word, or that there is none."""
+        if monitor.problem or self._rejected or self._welcome is not None:
+            return monitor.problem or self._rejected
+        if time.monotonic() - heard < HELLO_INTERVAL_SECONDS:
+            return before  # it has had no time to answer
+        return f"something at {self._url} takes connections and does not answer; is it a supervisor?"
+
+    def _greet(self, connection: zmq.Socket[bytes]) -> bool:
+        """Say Hello, and again later unless it is answered."""
+        self._hello_at = time.monotonic() + HELLO_INTERVAL_SECONDS
+        if self._send(connection, self._hello()):
+            return True
+        self._hello_at = 0.0
+        return False
+
+    def _make_socket(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+        connection = context.socket(zmq.DEALER)
+        connection.setsockopt(zmq.ROUTING_ID, new_identity())
+        connection.setsockopt(zmq.LINGER, 0)
+        connection.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a supervisor that is not there
+        connection.setsockopt(zmq.RECONNECT_IVL, 100)
+        connection.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+        connection.setsockopt(zmq.MAXMSGSIZE, messages.MAX_HEADER_BYTES)
+        if self._ipv6:
+            connection.setsockopt(zmq.IPV6, 1)
+        if self._keys is not None:
+            self._keys.apply(connection)
+        return connection
+
+    def _send(self, connection: zmq.Socket[bytes], message: messages.Message) -> bool:
+        try:
+            connection.send_multipart(messages.encode(message), zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def _hello(self) -> messages.Hello:
+        unknown = [shipment.run for shipment in self._shipments.values() if not shipment.known]
+        return messages.Hello(
+            self._name, {run.run_uid: run.length for run in unknown[: messages.MAX_RUNS]}, self._asked()
+        )
+
+    def _asked(self) -> list[str]:
+        """Runs whose outcome the supervisor is asked for."""
+        return list(itertools.islice(self._awaited, messages.MAX_RUNS))
+
+    def _take_in_new_runs(self) -> None:
+        if self._stopping:
+            self._spool.abandon()
+        runs = {run.run_uid: run for run in self._spool.runs()}
+        gone = [uid for uid, shipment in self._shipments.items() if runs.get(uid) is not shipment.run]
+        new = [run for uid, run in runs.items() if uid not in self._shipments or uid in gone]
+        if not (gone or new):
+            return
+        with self._changed:
+            for uid in gone:
+                del self._shipments[uid]
+            for run in new:
+                # What the supervisor already has of a run from an earlier session is in its answer to the next Hello.
+                self._shipments[run.run_uid] = Shipment(run, known=not run.is_adopted)
+                if run.is_adopted:
+                    self._hello_at = 0.0
+            self._changed.notify_all()
+
+    def _ship(self, connection: zmq.Socket[bytes]) -> bool:
+        """Send what the window allows; True if there is more to send right now."""
+        assert self._welcome is not None
+        now = time.monotonic()
+        waiting = sum(shipment.waiting for shipment in self._shipments.values())
+        if now < self._linger_until and waiting < FULL_BATCH_DOCUMENTS:
+            return False
+        room = self._welcome.window - sum(shipment.bytes_in_flight for shipment in self._shipments.values())
+        more = False
+        for shipment in self._shipments.values():
+            if room <= 0:
+                return False
+            if not shipment.is_due(now):
+                continue
+            # Half of what the others leave: one run whose worker is not there yet does not hold up the rest.
+            share = (room - shipment.bytes_in_flight) // 2
+            if share <= 0 and shipment.in_flight:
+                continue
+            try:
+                size = self._send_batch(connection, shipment, max(1, min(share, BATCH_BYTES)))
+            except JournalInvalid as error:
+                self._refuse(shipment, str(error))
+                continue
+            except OSError as error:
+                shipment.delayed = f"run {shipment.run.run_uid} cannot be read: {error}"
+                shipment.not_before = now + REREAD_SECONDS
+                self._limited.log(logging.ERROR, shipment.run.run_uid, "It is tried again: %s.", shipment.delayed)
+                continue
+            if size == 0:
+                return False
+            room -= size
+            more = more or shipment.waiting > 0
+            self._linger_until = now + LINGER_SECONDS
+        return more and room > 0
+
+    def _send_batch(self, connection: zmq.Socket[bytes], shipment: Shipment, max_bytes: int) -> int:
+        assert self._welcome is not None
+        records = shipment.run.read(shipment.sent, BATCH_DOCUMENTS, max_bytes)
+        self._check(shipment, records)
+        limit = self._welcome.max_document
+        fitting = list(itertools.takewhile(lambda record: len(record.body) <= limit, records))
+        if not fitting:
+            if records:
+                self._refuse_for_size(shipment, records[0])
+            return 1
+        batch = messages.documents(shipment.run.run_uid, shipment.sent, list(map(_NAME_CRC_BODY, fitting)))
+        if not self._send(connection, batch):
+            return 0
+        crash_point("shipper: batch sent")
+        shipment.sent = batch.next
+        shipment.in_flight.append((batch.next, len(batch.body)))
+        return max(len(batch.body), 1)
+
+    @staticmethod
+    def _check(shipment: Shipment, records: list[Record]) -> None:
+        """Nothing is sent that does not follow what was sent before.
+
+        Raises
+        ------
+        SpoolDamaged
+            The log does not go on as it should.
+        """
+        run, expected = shipment.run, range(shipment.sent, shipment.sent + len(records))
+        if [record.idx for record in records] != list(expected):
+            raise SpoolDamaged(next(iter(run.files), "memory"), f"document {shipment.sent} is not where it should be")
+        if not records and run.damage:
+            path, _, damage = run.damage.partition(": ")
+            raise SpoolDamaged(path, f"it is damaged behind document {run.length - 1}: {damage}")
+
+    def _refuse_for_size(self, shipment: Shipment, record: Record) -> None:
+        assert self._welcome is not None
+        size, limit = len(record.body), self._welcome.max_document
+        self._refuse(shipment, f"its document {record.idx} has {size} bytes; the supervisor takes up to {limit}")
+
+    def _refuse(self, shipment: Shipment, reason: str) -> None:
+        with self._changed:
+            shipment.refused = reason
+            shipment.in_flight.clear()
+            self._changed.notify_all()
+        log.error("Run %s is not shipped to %s: %s. It stays spooled.", shipment.run.run_uid, self._url, reason)
+
+    def _wait(self, poller: zmq.Poller, connection: zmq.Socket[bytes], timeout: float) -> bool:
+        """Wait for messages or new documents, and take the messages in. True if there was any."""
+        self._asleep = True
+        now = time.monotonic()
+        if now < self._linger_until:
+            self._asleep = False  # nobody has to wake us
+            timeout = min(timeout, self._linger_until - now)
+        elif any(shipment.is_due(now) for shipment in self._shipments.values()):
+            self._asleep = False  # what came before we set the flag did not wake us
+            timeout = min(timeout, 0.05) if self._welcome is not None else timeout
+        events = dict(poller.poll(math.ceil(timeout * 1000)))
+        self._asleep = False
+        if self._wake_receiver.fileno() in events:
+            self._wake_receiver.recv(4096)
+        heard = False
+        while True:
+            try:
+                frames = connection.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return heard
+            heard = True
+            try:
+                self._handle(connection, messages.decode(frames))
+            except ProtocolError as error:
+                if self._welcome is None:
+                    self._rejected = f"{self._url} is no supervisor that this publisher can talk to: {error}"
+                self._limited.log(logging.ERROR, "protocol", "%s sent something else: %s", self._url, error)
+
+    def _handle(self, connection: zmq.Socket[bytes], message: messages.Message) -> None:
+        with self._changed:
+            if isinstance(message, messages.Welcome):
+                self._on_welcome(message)
+            elif isinstance(message, messages.Durable):
+                self._on_durable(message.run, message.next, message.ended)
+            elif isinstance(message, messages.Written):
+                self._on_outcome(message.run, message.outcome, message.reason)
+            elif isinstance(message, messages.Refused):
+                self._on_refused(message)
+            self._changed.notify_all()
+        self._declare_abandoned(connection)
+
+    def _on_welcome(self, message: messages.Welcome) -> None:
+        if self._welcome is None:
+            log.info("Connected to the supervisor at %s.", self._url)
+        self._welcome = message
+        self._rejected = ""
+        outcomes = len(self._awaited)
+        for uid, state in message.runs.items():
+            shipment = self._shipments.get(uid)
+            if shipment is not None and not shipment.known:
+                refusal = self._compare(shipment.run, state)
+                shipment.begin(0 if refusal else state.next)
+                if refusal:
+                    self._refuse(shipment, refusal)
+            if shipment is not None and shipment.refused:
+                continue  # what became of a run of this uid can be said of another one
+            self._on_durable(uid, state.next, state.ended)
+            if state.outcome:
+                self._on_outcome(uid, state.outcome, state.reason)
+        self._hello_at = self._next_hello(message, news=len(self._awaited) < outcomes)
+
+    def _next_hello(self, welcome: messages.Welcome, *, news: bool) -> float:
+        if any(not shipment.known for shipment in self._shipments.values()):
+            return 0.0
+        if any(uid not in welcome.runs for uid in self._asked()):  # since that Hello
+            return 0.0
+        if not self._awaited:
+            return float("inf")
+        self._ask_interval = ASK_INTERVAL_SECONDS if news else min(2 * self._ask_interval, MAX_ASK_INTERVAL_SECONDS)
+        return time.monotonic() + self._ask_interval
+
+    @staticmethod
+    def _compare(run: RunLog, state: messages.RunState) -> str:
+        """Return why a run is not shipped of which the supervisor has this; "" if it is.
+
+        It may have something else under the run's uid, or less than the spool can continue.
+        """
+        if state.next < run.first:
+            return f"the ingest host has {state.next} documents of it, and the spool has given up the first {run.first}"
+        places = ((0, state.start_crc), (state.next - 1, state.end_crc))
+        try:
+            is_another = state.next > 0 and any(
+                record.crc != crc
+                for index, crc in places
+                if crc is not None and run.first <= index < run.length
+                for record in run.read(index, 1, 1)
+            )
+        except (JournalInvalid, OSError) as error:
+            return str(error)
+        return messages.ANOTHER_RUN if is_another else ""
+
+    def _on_durable(self, uid: str, index: int, ended: bool) -> None:
+        shipment = self._shipments.get(uid)
+        if shipment is None or shipment.refused or not shipment.known:
+            return
+        shipment.acknowledge(index)
+        shipment.ended = ended
+        if not (ended and shipment.delivered) or shipment.run.damage:
+            return
+        if not (shipment.run.stopped or shipment.run.abandoned):
+            self._refuse(shipment, "it has been declared as ended by somebody else")
+            return
+        crash_point("shipper: run durable, spool not removed")
+        shipment.run.is_durable = True
+        if self._outcomes.get(uid, ("",))[0] in _COMPLETE:
+            self._spool.remove(shipment.run)
+        elif uid not in self._awaited:
+            self._awaited[uid] = None
+            self._ask_interval = ASK_INTERVAL_SECONDS
+            self._hello_at = min(self._hello_at, time.monotonic() + ASK_INTERVAL_SECONDS)
+
+    def _on_outcome(self, uid: str, outcome: str, reason: str) -> None:
+        news = self._outcomes.get(uid) != (outcome, reason)
+        self._outcomes[uid] = (outcome, reason)
+        shipment = self._shipments.get(uid)
+        if outcome == "failed":
+            # It may be tried again: the spool is kept, and the supervisor asked, now and then.
+            if shipment is None:
+                self._awaited.pop(uid, None)
+            if news:
+                log.error("Run %s was not written to Tiled: %s.", uid, reason)
+            return
+        self._awaited.pop(uid, None)
+        if shipment is not None and shipment.run.is_durable:
+            self._spool.remove(shipment.run)
+
+    def _on_refused(self, message: messages.Refused) -> None:
+        if message.reason == messages.NO_HELLO:
+            self._welcome = None
+            self._hello_at = 0.0
+            return
+        shipment = self._shipments.get(message.run)
+        if shipment is None:
+            if not message.run:  # it is this publisher that is not taken
+                if message.reason != self._rejected:
+                    log.error("The supervisor at %s takes nothing of this publisher: %s.", self._url, message.reason)
+                self._welcome = None
+                self._rejected = message.reason
+                self._hello_at = time.monotonic() + HELLO_INTERVAL_SECONDS
+        elif message.reason in (messages.GAP, messages.LATER):
+            shipment.rewind(message.index)
+            shipment.delayed = message.detail or shipment.delayed
+            if message.reason == messages.LATER:
+                shipment.not_before = time.monotonic() + LATER_SECONDS
+        else:
+            self._refuse(shipment, message.reason)
+
+    def _declare_abandoned(self, connection: zmq.Socket[bytes]) -> None:
+        if self._welcome is None:
+            return
+        for shipment in self._shipments.values():
+            run = shipment.run
+            if not run.abandoned or shipment.ended or shipment.refused or run.damage or not shipment.known:
+                continue
+            if shipment.delivered:
+                # The ingest host may have more: the spool's end can have gone with the session, or its disk.
+                self._send(connection, messages.Abandoned(run.run_uid, max(run.length, shipment.durable)))
+
+
+def new_identity() -> bytes:
+    """What a connection is called by at the other end: nobody else can know it, and be told what is meant for us."""
+    return bytes([1 + secrets.randbelow(255)]) + secrets.token_bytes(messages.IDENTITY_BYTES - 1)
+
+
+def _is_numeric(url: str) -> bool:
+    """Whether an address names its host by numbers, or is no network address at all."""
+    scheme, _, endpoint = url.partition("://")
+    try:
+        return scheme != "tcp" or bool(ipaddress.ip_address(endpoint.rpartition(":")[0].strip("[]")))
+    except ValueError:
+        return False

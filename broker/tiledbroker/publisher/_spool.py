@@ -1,0 +1,421 @@
+"""The acquisition host's store: every document the callback returned from, until nobody needs it here any more.
+
+The callback copies a document into a mapped segment, under the spool's lock, and makes no system call. Making files,
+syncing, sealing, adopting and deleting them is `maintain`, which the flusher's thread calls outside that lock.
+`docs/explanations/states-of-a-document.md` draws the states and locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+from .._errors import PublisherClosed, RoutingError
+from .._limited import LimitedLog
+from ..log import RECENT_ASSETS, Encoder, FileLock, RunLog, RunRouting, Segment, lock_path, new_holder, spare_path
+from ._left_runs import LeftRuns
+
+log = logging.getLogger(__name__)
+
+FIRST_SEGMENT_BYTES: Final = 2**20
+SEGMENT_BYTES: Final = 4 * 2**20
+MAX_SEGMENT_BYTES: Final = 64 * 2**20
+SPARE_SEGMENTS: Final = 4
+MAX_SPARE_LARGE_SEGMENTS: Final = 4
+MAX_OPEN_SEGMENTS: Final = 64
+ADOPT_INTERVAL_SECONDS: Final = 15.0
+LOCK_TIMEOUT_SECONDS: Final = 5.0
+"""Time for another publisher to find out that a lock file is not one that was left."""
+DEFAULT_SPOOL_LIMIT_BYTES: Final = 4 * 2**30
+
+Adoption: TypeAlias = Literal["own", "any-destination", "any-host"]
+
+
+class Spool:
+    """A directory of run logs, written by the callback, maintained by the flusher and read by the shipper.
+
+    Parameters
+    ----------
+    directory
+        Made if missing, readable by its owner only. Several publishers may share it.
+    destination
+        URL of the supervisor that the runs are for.
+    adopt
+        Which runs of sessions that are gone are taken over: "own", those that were made on this host for this
+        destination; "any-destination", also those for other supervisors; "any-host", also those of other hosts.
+    released_directory
+        Where version 0.1 had its spool, if that is another directory.
+    limit_bytes
+        Size of the files beyond which runs that are durable on the ingest host are deleted.
+
+    Attributes
+    ----------
+    unrouted
+        Number of documents that belong to no known run.
+    problem
+        Why the directory cannot be used; "" if it can.
+    refused
+        Runs in the directory that are not shipped, by uid, with the reasons.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        destination: str = "",
+        adopt: Adoption = "own",
+        released_directory: Path | None = None,
+        limit_bytes: int = DEFAULT_SPOOL_LIMIT_BYTES,
+    ) -> None:
+        self.directory = directory
+        self.unrouted = 0
+        self.problem = ""
+        self._destination = destination
+        self._limit_bytes = limit_bytes
+        self._holder = new_holder()
+        self._mutex = threading.RLock()
+        self._closed = False
+        self._routing = RunRouting(RECENT_ASSETS)
+        self._encoder = Encoder()
+        self._runs: dict[str, RunLog] = {}
+        self._open: dict[str, RunLog] = {}
+        self._others: list[RunLog] = []
+        self._deleted: list[RunLog] = []
+        self._unrouted_log: RunLog | None = None
+        self._repeated: dict[str, str] = {}
+        self._lock: FileLock | None = None
+        self._spares: list[Segment] = []
+        self._spares_made = 0
+        self._large_bytes = SEGMENT_BYTES
+        self._large_wanted = 0
+        self._names_changed = False
+        self._wake = threading.Event()
+        self._limited = LimitedLog(log)
+        self._left = LeftRuns(
+            directory,
+            self._holder,
+            destination,
+            released_directory=released_directory,
+            any_destination=adopt != "own",
+            any_host=adopt == "any-host",
+        )
+        self._adopt_at = 0.0
+        with self._noting_problem():
+            self._prepare()
+
+    # The callback's
+
+    def append(self, name: str, document: Mapping[str, Any]) -> None:
+        """Store one document with each run it belongs to.
+
+        Raises
+        ------
+        PublisherClosed
+            The spool is closed.
+        """
+        with self._mutex:
+            if self._closed:
+                raise PublisherClosed("This publisher is closed.")
+            body = self._encoder.encode(document)
+            if self._encoder.replaced:
+                self._limited.log(
+                    logging.WARNING,
+                    "repr",
+                    "A %s document has values that cannot be stored (%s); their repr is stored instead.",
+                    name,
+                    ", ".join(sorted(set(self._encoder.take_replaced()))),
+                )
+            try:
+                deliveries = self._routing.deliver(name, document, body)
+            except RoutingError as error:
+                self._keep_unrouted(name, body, error)
+                return
+            for run_uid, kind, content in deliveries:
+                run = self._begin(run_uid) if name == "start" else self._open[run_uid]
+                if run.append(kind, content, self._take_segment):
+                    self._wake.set()
+                if name == "stop":
+                    del self._open[run_uid]
+
+    def _begin(self, run_uid: str) -> RunLog:
+        run = self._open[run_uid] = RunLog(run_uid, self.directory, self._holder, self._destination)
+        if run_uid not in self._runs:
+            self._runs[run_uid] = run
+        else:
+            self._others.append(run)
+            self._repeated[run_uid] = (
+                "another run with the same uid is in the spool already; the second one is kept, and shipped by a later "
+                "session once the first one is gone"
+            )
+            log.error("Run %s is not shipped: %s.", run_uid, self._repeated[run_uid])
+        return run
+
+    def _take_segment(self, size: int, *, first: bool) -> Segment:
+        """Return an unused segment of at least so many bytes: a file if there is one, else memory."""
+        candidates = range(len(self._spares)) if first else reversed(range(len(self._spares)))
+        for number in candidates:
+            if self._spares[number].capacity >= size:
+                self._wake.set()
+                return self._spares.pop(number)
+        self._large_bytes = max(self._large_bytes, min(4 * size, max(size, MAX_SEGMENT_BYTES)))
+        self._wake.set()
+        return Segment.in_memory(max(size, FIRST_SEGMENT_BYTES if first else self._large_bytes))
+
+    def _keep_unrouted(self, name: str, body: bytes, error: RoutingError) -> None:
+        if self._unrouted_log is None:
+            label = f"_unrouted-{self._holder.session}"
+            self._unrouted_log = RunLog(label, self.directory, self._holder, self._destination, shipped=False)
+            self._others.append(self._unrouted_log)
+        printable = str(name).encode("ascii", "backslashreplace")[:50].decode()
+        self._unrouted_log.append(printable, body, self._take_segment)
+        self.unrouted += 1
+        self._limited.log(
+            logging.ERROR,
+            "unrouted",
+            "%s It is kept in %s and not shipped.",
+            error,
+            next(iter(self._unrouted_log.files), "memory"),
+        )
+
+    # The shipper's, and everybody's
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Runs in the directory that are not shipped, by uid, with the reasons."""
+        with self._mutex:
+            return {**self._left.refused, **self._repeated}
+
+    @property
+    def degraded(self) -> bool:
+        """Whether documents are in memory only, as the disk fails."""
+        return bool(self.problem) and any(run.degraded for run in self._logs())
+
+    @property
+    def has_repeated(self) -> bool:
+        """Whether a run of this session is not shipped because another one has its uid."""
+        return bool(self._repeated)
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether everything is on the ingest host."""
+        return not self._repeated and all(run.is_durable for run in self.runs())
+
+    def runs(self) -> list[RunLog]:
+        """Return all runs that are to be shipped or kept, in the order of their start."""
+        with self._mutex:
+            return list(self._runs.values())
+
+    def abandon(self) -> None:
+        """No more documents will come: runs that are open stay without a stop."""
+        for run in self.runs():
+            run.abandoned = not run.stopped
+
+    def remove(self, run: RunLog) -> None:
+        """Have a run's files deleted: nobody needs them here any more."""
+        with self._mutex:
+            if self._runs.get(run.run_uid) is run:
+                del self._runs[run.run_uid]
+                self._deleted.append(run)
+        self._wake.set()
+
+    # The flusher's
+
+    def wake(self) -> None:
+        """End `wait`."""
+        self._wake.set()
+
+    def wait(self, timeout: float) -> None:
+        """Wait until there is something to do at once, or the timeout in seconds has passed."""
+        self._wake.wait(timeout)
+        self._wake.clear()
+
+    def maintain(self) -> None:
+        """Make segments, bring documents to the disk, take over what others left, and delete what nobody needs.
+
+        What fails is tried again the next time; `problem` says what.
+        """
+        problem = ""
+        for step in (self._prepare, self._store, self._flush, self._delete, self._adopt):
+            try:
+                step()
+            except OSError as error:
+                problem = problem or str(error)
+        self._note_problem(problem)
+
+    def _prepare(self) -> None:
+        """Have segments ready for the callback."""
+        self._claim_directory()
+        with self._mutex:
+            small = sum(segment.capacity < SEGMENT_BYTES for segment in self._spares)
+            large = sum(segment.capacity >= self._large_bytes for segment in self._spares)
+        growing = sum(run.is_growing for run in self.runs())
+        self._large_wanted = min(max(self._large_wanted, growing), MAX_SPARE_LARGE_SEGMENTS)
+        sizes = [FIRST_SEGMENT_BYTES] * (SPARE_SEGMENTS - small) + [self._large_bytes] * (self._large_wanted - large)
+        for size in reversed(sizes):  # the large ones are more urgent
+            segment = self._create(size)
+            with self._mutex:
+                self._spares.append(segment)
+                self._spares.sort(key=lambda spare: spare.capacity)
+
+    def _claim_directory(self) -> None:
+        if self._lock is not None and self._lock.is_in_place:
+            return
+        if self._lock is not None:
+            # The directory was deleted: whoever finds a new one must find a lock in it, too.
+            self._lock.release()
+            self._lock = None
+            self._names_changed = True
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = FileLock(lock_path(self.directory, self._holder.session))
+        lock.acquire(LOCK_TIMEOUT_SECONDS)
+        self._lock = lock
+
+    def _create(self, size: int) -> Segment:
+        self._claim_directory()
+        self._spares_made += 1
+        self._names_changed = True
+        return Segment.create(spare_path(self.directory, self._holder.session, self._spares_made), size)
+
+    def _store(self) -> None:
+        """Bring what is in memory only into files."""
+        errors: list[OSError] = []
+        for run in self._logs():
+            try:
+                run.forget_deleted_files()
+                if run.degraded:
+                    run.store(self._create, self._mutex)
+            except OSError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def _flush(self, *, sealing: bool = False) -> None:
+        errors: list[OSError] = []
+        for run in self._logs():
+            try:
+                self._names_changed |= run.flush(sealing=sealing)
+            except OSError as error:
+                errors.append(error)
+        if self._names_changed:
+            _sync_directory(self.directory)
+            self._names_changed = False
+        if sum(run.open_segments for run in self._logs()) > MAX_OPEN_SEGMENTS:
+            for run in self._logs():
+                run.detach()
+        if errors:
+            raise errors[0]
+
+    def _delete(self) -> None:
+        """Delete runs that nobody needs, and beyond the limit those that are durable on the ingest host."""
+        runs = self.runs()
+        excess = sum(run.size for run in runs) - self._limit_bytes
+        errors: list[OSError] = []
+        for run in sorted(runs, key=lambda run: not run.is_durable):
+            if excess <= 0 and self._limit_bytes:
+                break
+            before = run.size
+            if run.is_durable:
+                self.remove(run)
+                excess -= before
+                continue
+            try:
+                run.forget_before(run.acknowledged)
+            except OSError as error:
+                errors.append(error)
+            excess -= before - run.size
+        with self._mutex:
+            deleted = self._deleted.copy()
+        for run in deleted:
+            try:
+                run.delete()
+            except OSError as error:
+                errors.append(error)
+                continue
+            with self._mutex:
+                self._deleted.remove(run)
+        if errors:
+            raise errors[0]
+
+    def _adopt(self) -> None:
+        """Take over the runs that sessions which are gone have left in the directory, some at a time."""
+        if time.monotonic() < self._adopt_at:
+            return
+        with self._mutex:
+            known = {run.label for run in (*self._runs.values(), *self._others, *self._deleted)}
+            uids = set(self._runs)
+        adopted = self._left.adopt(known, uids)
+        with self._mutex:
+            for run in adopted:
+                if run.run_uid in self._runs:
+                    run.close()  # it began in this session meanwhile
+                else:
+                    self._runs[run.run_uid] = run
+        self._adopt_at = 0.0 if self._left.has_more else time.monotonic() + ADOPT_INTERVAL_SECONDS
+        if self._left.has_more:
+            self._wake.set()
+
+    def close(self) -> None:
+        """Bring everything to the disk, and leave it to the next publisher."""
+        with self._mutex:
+            self._closed = True
+        with self._noting_problem():
+            self._store()
+        with self._noting_problem():
+            self._flush(sealing=True)
+        with self._noting_problem():
+            self._delete()
+        for run in self._logs():
+            if lost := run.documents_in_memory:
+                log.error(
+                    "%d documents of run %s are lost: the spool %s failed (%s), and this process ends.",
+                    lost - max(0, min(lost, run.acknowledged - (run.length - lost))),
+                    run.run_uid,
+                    self.directory,
+                    self.problem,
+                )
+            run.close()
+        for spare in self._spares:
+            with contextlib.suppress(OSError):
+                spare.delete()
+        self._spares.clear()
+        self._left.close()
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                self._lock.release(remove=True)
+
+    def _logs(self) -> list[RunLog]:
+        with self._mutex:
+            return [*self._runs.values(), *self._others]
+
+    @contextlib.contextmanager
+    def _noting_problem(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._note_problem(str(error))
+
+    def _note_problem(self, problem: str) -> None:
+        if problem and problem != self.problem:
+            log.error(
+                "The spool %s cannot be used as it should (%s). Documents that have no file are kept in memory and "
+                "shipped from there; they are lost if this process ends before that.",
+                self.directory,
+                problem,
+            )
+        elif self.problem and not problem:
+            log.warning("The spool %s can be used again.", self.directory)
+        self.problem = problem
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

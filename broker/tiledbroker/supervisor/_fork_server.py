@@ -1,0 +1,384 @@
+"""A process that has the workers' imports done, and forks workers: so each is ready in milliseconds.
+
+The supervisor and the fork server talk over a socket pair, which has no name in the file system that a cleaner of
+temporary files could remove. The supervisor never waits: it asks for a worker, and is told later that it was forked.
+Each worker shares a further socket pair with the supervisor, its lifeline, on which nothing is sent: when one end dies,
+the other one sees it, also if the fork server is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import importlib
+import itertools
+import logging
+import os
+import select
+import selectors
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.reduction import ForkingPickler
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
+
+from .._limited import LimitedLog
+
+if TYPE_CHECKING:
+    from ._runs import WorkerCommand, WorkerTask
+
+log = logging.getLogger(__name__)
+
+FORK_TIMEOUT_SECONDS: Final = 120.0
+"""A fork server that has not forked a worker for so long hangs. Its imports come first, and may take long."""
+
+_RESTART_PAUSE_SECONDS: Final = 1.0
+_START_TIMEOUT_SECONDS: Final = 5.0
+_END_TIMEOUT_SECONDS: Final = 2.0
+_RECEIVE_BYTES: Final = 65_536
+
+_OPENING: Final = struct.Struct("=I")  # length of what follows: the modules to import, and what a worker runs
+_REQUEST: Final = struct.Struct("=QI")  # number of the worker, length of the pickled task that follows
+_REPORT: Final = struct.Struct("=QBi")  # number of the worker, one of the following, pid, exit code or errno
+_FORKED: Final = 1
+_ENDED: Final = 2
+_NOT_FORKED: Final = 3
+
+# The same modules can be imported there as here. This is seen by `ps`, so it says nothing of what workers are told.
+_PROGRAM: Final = (
+    "import sys; sys.path[:] = {path}; from tiledbroker.supervisor._fork_server import serve; serve({descriptor})"
+)
+
+_Target: TypeAlias = "Callable[[WorkerTask], None]"
+
+
+@dataclasses.dataclass(eq=False)
+class WorkerProcess:
+    """A worker, from the moment at which it is asked for.
+
+    Attributes
+    ----------
+    pid
+        None until it is forked.
+    ended
+        The process is gone, or never came about if there is no `pid`.
+    exit_code
+        Negative for a signal; None while it is not known, which it stays if the fork server died before the worker.
+    asked_at
+        Time (`time.monotonic`).
+    """
+
+    lifeline: socket.socket = dataclasses.field(repr=False)
+    asked_at: float
+    pid: int | None = None
+    ended: bool = False
+    exit_code: int | None = None
+
+    def kill(self) -> None:
+        """End it with SIGKILL if it is there; one that is being forked ends by itself when its lifeline is cut."""
+        if self.pid is not None and not self.ended:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+
+class ForkServer:
+    """The supervisor's side. One that has died or hangs is started anew; its workers go on.
+
+    Parameters
+    ----------
+    command
+        What a worker runs, and what to import before.
+    """
+
+    def __init__(self, command: WorkerCommand) -> None:
+        self._command = command
+        self._numbers = itertools.count(1)
+        self._workers: dict[int, WorkerProcess] = {}  # those that have not ended
+        self._changed: dict[WorkerProcess, None] = {}  # those that `receive` has not told of yet
+        self._selector = selectors.DefaultSelector()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._reports = b""
+        self._start_at = 0.0
+        self._limited = LimitedLog(log)
+
+    @property
+    def pid(self) -> int | None:
+        """Of the fork server; None while there is none."""
+        return None if self._process is None else self._process.pid
+
+    def fileno(self) -> int:
+        """A descriptor that can be read when `receive` has something to tell."""
+        return self._selector.fileno()
+
+    def ensure_running(self) -> None:
+        """Start the fork server unless it runs, or has ended a moment ago.
+
+        Raises
+        ------
+        OSError
+            There is none.
+        """
+        if self._process is not None:
+            return
+        now = time.monotonic()
+        if now < self._start_at:
+            raise OSError(errno.ECHILD, "the fork server ended a moment ago")
+        self._start_at = now + _RESTART_PAUSE_SECONDS
+        opening = bytes(ForkingPickler.dumps((self._command.preload, self._command.target)))
+        control, theirs = socket.socketpair()
+        with theirs:
+            program = _PROGRAM.format(path=list(sys.path), descriptor=theirs.fileno())
+            try:
+                process = subprocess.Popen(  # noqa: S603  it is this program
+                    [sys.executable, "-c", program], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+                )
+            except BaseException:
+                control.close()
+                raise
+        try:
+            # That is far less than what a socket takes without anybody reading.
+            control.settimeout(_START_TIMEOUT_SECONDS)
+            control.sendall(_OPENING.pack(len(opening)) + opening)
+        except BaseException:
+            control.close()
+            process.kill()
+            process.wait()
+            raise
+        control.setblocking(False)
+        self._process, self._control, self._reports = process, control, b""
+        self._selector.register(control, selectors.EVENT_READ)
+
+    def start_worker(self, task: WorkerTask) -> WorkerProcess:
+        """Ask for a worker; `receive` tells what becomes of it.
+
+        Raises
+        ------
+        OSError
+            It cannot be asked for now.
+        """
+        self.ensure_running()
+        assert self._control is not None
+        number = next(self._numbers)
+        lifeline, theirs = socket.socketpair()
+        try:
+            body = bytes(ForkingPickler.dumps(task))
+            request = _REQUEST.pack(number, len(body)) + body
+            if socket.send_fds(self._control, [request], [theirs.fileno()]) != len(request):
+                self._lose("took a part of a request only")
+                raise BrokenPipeError(errno.EPIPE, "the fork server took a part of a request only")
+        except BaseException:
+            lifeline.close()
+            raise
+        finally:
+            theirs.close()
+        worker = self._workers[number] = WorkerProcess(lifeline, time.monotonic())
+        return worker
+
+    def receive(self) -> list[WorkerProcess]:
+        """Take in what is new, without waiting: workers that were forked, could not be, or have ended."""
+        for key, _ in self._selector.select(0):
+            if key.fileobj is self._control:
+                self._read_reports()
+            elif key.data in self._workers:  # its fork server is gone, so nobody tells its exit code
+                self._end(key.data, None)
+        changed, self._changed = list(self._changed), {}
+        return changed
+
+    def check(self, now: float) -> None:
+        """Start a fork server in place of one that is gone; end one that hangs, of which `receive` then tells."""
+        unforked = [worker.asked_at for worker in self._workers.values() if worker.pid is None]
+        if unforked and now - min(unforked) >= FORK_TIMEOUT_SECONDS and self._process is not None:
+            log.error("The fork server has not answered for %.0f s; starting another.", FORK_TIMEOUT_SECONDS)
+            self._process.kill()
+        elif self._process is None:
+            with contextlib.suppress(OSError):
+                self.ensure_running()
+
+    def close(self) -> None:
+        """End the fork server. Workers that are there see their lifelines end, and end too."""
+        self._stop_process()
+        for worker in self._workers.values():
+            worker.lifeline.close()
+        self._workers.clear()
+        self._selector.close()
+
+    def _read_reports(self) -> None:
+        assert self._control is not None
+        try:
+            data = self._control.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lose(str(error))
+            return
+        self._reports += data
+        whole = len(self._reports) // _REPORT.size * _REPORT.size
+        reports, self._reports = self._reports[:whole], self._reports[whole:]
+        for number, kind, value in _REPORT.iter_unpack(reports):
+            if number in self._workers:
+                self._note(number, kind, value)
+        if not data:
+            self._lose("ended")
+
+    def _note(self, number: int, kind: int, value: int) -> None:
+        if kind == _FORKED:
+            worker = self._workers[number]
+            worker.pid = value
+            self._changed[worker] = None
+            return
+        if kind == _NOT_FORKED:
+            self._limited.log(logging.ERROR, "fork", "No worker can be forked: %s.", os.strerror(value))
+        self._end(number, value if kind == _ENDED else None)
+
+    def _end(self, number: int, exit_code: int | None) -> None:
+        worker = self._workers.pop(number)
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(worker.lifeline)
+        worker.lifeline.close()
+        worker.ended, worker.exit_code = True, exit_code
+        self._changed[worker] = None
+
+    def _lose(self, why: str) -> None:
+        """The fork server is of no use any more: its workers are watched by their lifelines from now on."""
+        exit_code = self._stop_process()
+        message = "The fork server %s (exit code %s); starting another."
+        self._limited.log(logging.ERROR, "lost", message, why, exit_code)
+        for number, worker in list(self._workers.items()):
+            if worker.pid is None:
+                self._end(number, None)
+            elif worker.lifeline not in self._selector.get_map():
+                self._selector.register(worker.lifeline, selectors.EVENT_READ, number)
+
+    def _stop_process(self) -> int | None:
+        if self._process is None:
+            return None
+        assert self._control is not None
+        self._selector.unregister(self._control)
+        self._control.close()
+        process, self._process, self._control = self._process, None, None
+        process.kill()  # it has nothing to tidy up, and may hang
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_TIMEOUT_SECONDS)
+        return process.returncode
+
+
+# The fork server's side
+
+
+def serve(descriptor: int) -> None:
+    """Fork workers until the supervisor closes its end of a socket, or is gone."""
+    # Ctrl-C and systemd signal every process of a group; the supervisor closes the socket when workers are done.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    control = socket.socket(fileno=descriptor)
+    (length,) = _OPENING.unpack(control.recv(_OPENING.size, socket.MSG_WAITALL))
+    target = _load_command(control.recv(length, socket.MSG_WAITALL))
+    woken, waker = socket.socketpair()
+    waker.setblocking(False)
+    signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+    forks = _Forks(control, target, [woken, waker])
+    poller = select.poll()
+    poller.register(control, select.POLLIN)
+    poller.register(woken, select.POLLIN)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while True:
+            ready = {descriptor for descriptor, _ in poller.poll()}
+            if woken.fileno() in ready:
+                woken.recv(_RECEIVE_BYTES)
+                forks.reap()
+            if control.fileno() in ready and not forks.receive():
+                return
+
+
+def _load_command(opening: bytes) -> _Target:
+    preload: Sequence[str]
+    target: _Target
+    preload, target = ForkingPickler.loads(opening)
+    for module in preload:
+        importlib.import_module(module)
+    return target
+
+
+class _Forks:
+    """The workers that this process forks."""
+
+    def __init__(self, control: socket.socket, target: _Target, private: Sequence[socket.socket]) -> None:
+        self._control = control
+        self._target = target
+        self._private = private  # sockets that no worker is to hold
+        self._numbers: dict[int, int] = {}  # by pid
+        self._requests = b""
+        self._lifelines: list[int] = []  # of requests that are not complete, in their order
+
+    def receive(self) -> bool:
+        """Fork what is asked for; False if nobody can ask any more."""
+        data, descriptors, _, _ = socket.recv_fds(self._control, _RECEIVE_BYTES, 64)
+        self._lifelines += descriptors
+        self._requests += data
+        while len(self._requests) >= _REQUEST.size:
+            number, length = _REQUEST.unpack_from(self._requests)
+            end = _REQUEST.size + length
+            if len(self._requests) < end:
+                break
+            body, self._requests = self._requests[_REQUEST.size : end], self._requests[end:]
+            self._fork(number, body, self._lifelines.pop(0))
+        return bool(data)
+
+    def reap(self) -> None:
+        """Report the workers that have ended."""
+        while self._numbers:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            if (number := self._numbers.pop(pid, None)) is not None:
+                self._report(number, _ENDED, os.waitstatus_to_exitcode(status))
+
+    def _fork(self, number: int, body: bytes, lifeline: int) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.close(lifeline)
+            self._report(number, _NOT_FORKED, error.errno or 0)
+            return
+        if pid == 0:
+            self._be_worker(body, lifeline)
+        os.close(lifeline)
+        self._numbers[pid] = number
+        self._report(number, _FORKED, pid)
+
+    def _report(self, number: int, kind: int, value: int) -> None:
+        self._control.sendall(_REPORT.pack(number, kind, value))
+
+    def _be_worker(self, body: bytes, lifeline: int) -> NoReturn:
+        code = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+            for private in (self._control, *self._private):
+                private.close()
+            # Another worker's lifeline, held here too, would hide that worker's end.
+            for other in self._lifelines:
+                os.close(other)
+            task: Any = ForkingPickler.loads(body)
+            self._target(dataclasses.replace(task, lifeline=lifeline))
+            code = 0
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)

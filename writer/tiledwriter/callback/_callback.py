@@ -1,0 +1,190 @@
+"""Writes runs to Tiled from within the acquisition process, for those who have no ingest host."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any, Final
+
+from tiledbroker import Encoder
+from tiledbroker._limited import LimitedLog
+from tiledbroker.log import RECENT_ASSETS, RunRouting
+
+from ..catalog import check_version
+from ..mapping import MAX_ARRAY_SIZE, DocumentPatch, RunNormalizer, installed_consolidators, load_consolidators
+from ._backup import Backup, DictionaryBackup, JSONLinesBackup
+from ._callback_run import CallbackRun, RunOptions
+
+log = logging.getLogger(__name__)
+
+BATCH_SIZE: Final = 10_000
+PATIENCE: Final = 45.0
+
+
+class TiledWriter:
+    """A RunEngine callback that writes runs to Tiled while they are measured: `RE.subscribe(TiledWriter(client))`.
+
+    The RunEngine waits for Tiled in every call that sends something. Where it must not, subscribe a
+    `tiledbroker.ZMQPublisher` and let the service write.
+
+    When something goes wrong with a run (a document that cannot be understood, a server that refuses, or is not there
+    for `patience` seconds), Tiled gets nothing more of that run, and in particular no stop document: a run in part
+    cannot pass for a complete one. With a backup the whole run goes there, the error is logged, and the RunEngine goes
+    on. Without one, or if the backup fails, the error is raised, once; the run's further documents are ignored. Other
+    runs are not affected.
+
+    Parameters
+    ----------
+    client
+        The container to write into, as `tiled.client` gives it.
+    normalizer
+        A class that brings documents up to date, made for each run with `patches` and `spec_to_mimetype`:
+        `RunNormalizer`, a subclass, or one that emits documents to what was given to its `subscribe`. None if the
+        documents are up to date already.
+    patches, spec_to_mimetype
+        See `RunNormalizer`.
+    backup_directory
+        Runs that fail go to files of JSON lines here, one for each, named by the first part of the run's uid.
+    backup_dictionary
+        Runs that fail go to lists of documents here, by the first part of the run's uid.
+    batch_size
+        So many events and stream datums are sent together; 1 sends each at once. What is left is sent at the stop.
+    max_array_size
+        Arrays in events of up to this many numbers become list columns, where the server's tables have those; negative
+        for all of them.
+    validate
+        Deprecated. Have each run validated by the reading client when it is written; an error counts as a failure.
+    ignore_errors
+        Patterns of validation errors that do not matter.
+    patience
+        Seconds for which a request is tried.
+
+    Raises
+    ------
+    TiledTooOld
+        The server cannot store what is written here.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        *,
+        normalizer: Callable[..., Any] | None = RunNormalizer,
+        patches: Mapping[str, DocumentPatch] | None = None,
+        spec_to_mimetype: Mapping[str, str] | None = None,
+        backup_directory: str | Path | None = None,
+        backup_dictionary: MutableMapping[str, Any] | None = None,
+        batch_size: int = BATCH_SIZE,
+        max_array_size: int = MAX_ARRAY_SIZE,
+        validate: bool | None = None,
+        ignore_errors: Sequence[str] | None = None,
+        patience: float = PATIENCE,
+    ) -> None:
+        if client is not None:
+            check_version(client)
+        self.client = client
+        self.backup_directory = None if backup_directory is None else Path(backup_directory)
+        self.backup_dictionary = backup_dictionary
+        if validate:
+            _check_validation(client)
+        if self.backup_directory is not None:
+            self.backup_directory.mkdir(parents=True, exist_ok=True)
+        self._options = RunOptions(
+            client=client,
+            normalizer=normalizer,
+            patches=patches or {},
+            spec_to_mimetype=spec_to_mimetype or {},
+            consolidators=load_consolidators(installed_consolidators({})),
+            batch_size=batch_size,
+            max_array_size=max_array_size,
+            validate=bool(validate),
+            ignore_errors=list(ignore_errors or ()),
+            patience=patience,
+        )
+        self._encoder = Encoder()
+        self._routing = RunRouting(RECENT_ASSETS)
+        self._runs: dict[str, CallbackRun] = {}
+        self._limited = LimitedLog(log)
+
+    @classmethod
+    def from_uri(cls, uri: str, **options: Any) -> TiledWriter:
+        """Write into the container at `uri`; options that are not this class's go to `tiled.client.from_uri`."""
+        from tiled.client import from_uri
+
+        own = cls._own_options(options)
+        return cls(from_uri(uri, **options), **own)
+
+    @classmethod
+    def from_profile(cls, profile: str, **options: Any) -> TiledWriter:
+        """Write into a profile's container; options that are not this class's go to `tiled.client.from_profile`."""
+        from tiled.client import from_profile
+
+        own = cls._own_options(options)
+        return cls(from_profile(profile, **options), **own)
+
+    @classmethod
+    def _own_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Take the options of the constructor out of `options`."""
+        names = [name for name, kind in signature(cls).parameters.items() if kind.kind is Parameter.KEYWORD_ONLY]
+        return {name: options.pop(name) for name in names if name in options}
+
+    def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Take in a document, which is neither changed nor kept.
+
+        Raises
+        ------
+        tiledbroker.RoutingError
+            It belongs to no run that is open here.
+        Exception
+            Its run failed, and is not in a backup.
+        """
+        body = self._encoder.encode(doc)
+        deliveries = self._routing.deliver(name, doc, body)
+        for kind in self._encoder.take_replaced():
+            self._limited.log(logging.WARNING, kind, "A %s in a %s document is replaced by its repr.", kind, name)
+        errors = [error for delivery in deliveries if (error := self._pass_on(*delivery)) is not None]
+        if errors:
+            raise errors[0]
+
+    def _pass_on(self, run_uid: str, name: str, body: bytes) -> BaseException | None:
+        """Give a document to its run; returns the error, as other runs may want the document, too."""
+        if name == "start":
+            self._runs[run_uid] = CallbackRun(run_uid, self._options, self._backups(run_uid))
+        try:
+            self._runs[run_uid](name, body)
+        except BaseException as error:
+            return error
+        finally:
+            if name == "stop":
+                del self._runs[run_uid]
+        return None
+
+    def _backups(self, run_uid: str) -> list[Backup]:
+        backups: list[Backup] = []
+        if self.backup_directory is not None:
+            backups.append(JSONLinesBackup(self.backup_directory, run_uid))
+        if self.backup_dictionary is not None:
+            backups.append(DictionaryBackup(self.backup_dictionary, run_uid))
+        return backups
+
+
+def _check_validation(client: Any) -> None:
+    warnings.warn(
+        "TiledWriter's argument `validate` is deprecated; call `validate` of the run as it is read from Tiled instead.",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    run_class = client.structure_clients.get("BlueskyRun")
+    if run_class is None or not any(hasattr(kind, "validate") for kind in (run_class, *_subclasses(run_class))):
+        raise ValueError("validate=True needs a client for runs that can validate: install bluesky-tiled-plugins.")
+
+
+def _subclasses(kind: type) -> list[type]:
+    found: list[type] = []
+    below: type
+    for below in type.__subclasses__(kind):
+        found += [below, *_subclasses(below)]
+    return found

@@ -1,0 +1,234 @@
+"""One run written while it is measured, from within the acquisition process: to Tiled, or to backups."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+
+from tiledbroker import decode
+
+from .._errors import ColumnsRefused, ColumnsTooNarrow, NodeRewound, TiledUnavailable
+from .._names import run_key
+from ..catalog import Connection, MemoryLedger, TiledCatalog
+from ..mapping import QUIET_PERIOD, Consolidator, DocumentPatch, Operation, RunWriter, declares_dtype
+from ._backup import Backup, Recording
+
+if TYPE_CHECKING:
+    from event_model import EventPage
+
+log = logging.getLogger(__name__)
+
+_SETTLING_POLL: Final = 0.1
+
+MakeNormalizer: TypeAlias = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How `TiledWriter` writes its runs; its docstring explains them."""
+
+    client: Any
+    normalizer: MakeNormalizer | None
+    patches: Mapping[str, DocumentPatch]
+    spec_to_mimetype: Mapping[str, str]
+    consolidators: Mapping[str, type[Consolidator]]
+    batch_size: int
+    max_array_size: int
+    validate: bool
+    ignore_errors: list[str]
+    patience: float
+
+
+class CallbackFold:
+    """The pure core applied to one run's documents, with any kind of normalizer.
+
+    A normalizer returns the modern documents of each it is called with, as `RunNormalizer` does; or it has `subscribe`
+    and emits them, as those made for bluesky-tiled-plugins do.
+    """
+
+    def __init__(
+        self, options: RunOptions, *, max_array_size: int, column_types: Mapping[tuple[str, str], str]
+    ) -> None:
+        self.pending = 0
+        self._emitted: list[tuple[str, dict[str, Any]]] = []
+        self._normalizer: Any = None
+        if options.normalizer is not None:
+            self._normalizer = options.normalizer(
+                patches=dict(options.patches), spec_to_mimetype=dict(options.spec_to_mimetype)
+            )
+        self._guesses: set[tuple[str, str]] | None = None
+        guessed = getattr(self._normalizer, "guessed_types", None)
+        if guessed is None:
+            guessed = self._guesses = set()
+        self._emits = hasattr(self._normalizer, "subscribe")
+        if self._emits:
+            self._normalizer.subscribe(self._collect)
+        self.writer = RunWriter(
+            max_array_size=max_array_size if max_array_size >= 0 else sys.maxsize,
+            guessed_types=guessed,
+            consolidators=options.consolidators,
+            column_types=column_types,
+        )
+
+    def __call__(self, name: str, document: dict[str, Any]) -> list[Operation]:
+        """Operations for a document, which is the fold's to change."""
+        if self._guesses is not None and name == "descriptor":
+            keys = document.get("data_keys", {})
+            self._guesses |= {(document["name"], key) for key, value in keys.items() if not declares_dtype(value)}
+        return [
+            operation
+            for modern_name, modern in self._normalized(name, document)
+            for operation in self._write(modern_name, modern)
+        ]
+
+    def flush(self) -> list[Operation]:
+        """Operations for what is pending."""
+        self.pending = 0
+        return self.writer.flush()
+
+    def _normalized(self, name: str, document: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
+        if self._normalizer is None:
+            return [(name, document)]
+        self._emitted = []
+        returned: Iterable[tuple[str, dict[str, Any]]] = self._normalizer(name, document)
+        return self._emitted if self._emits else returned
+
+    def _collect(self, name: str, document: dict[str, Any]) -> None:
+        self._emitted.append((name, document))
+
+    def _write(self, name: str, document: dict[str, Any]) -> Iterator[Operation]:
+        for part_name, part in _single(name, document):
+            self.pending += part_name in ("event", "stream_datum")
+            stop = dict(part)
+            if part_name == "stop":
+                # Where normalizers made for bluesky-tiled-plugins put their notes.
+                notes = [*stop.pop("_run_normalizer_notes", ()), *getattr(self._normalizer, "notes", ())]
+                for note in notes:
+                    self.writer.note(note)
+            yield from self.writer(part_name, stop)
+
+
+def _single(name: str, document: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
+    """A document, or the events of a page, for which the writer has no use."""
+    if name != "event_page":
+        return [(name, document)]
+    from event_model import unpack_event_page
+
+    return [("event", dict(event)) for event in unpack_event_page(cast("EventPage", document))]
+
+
+class CallbackRun:
+    """Called with each document of a run, encoded as `tiledbroker.Encoder` does.
+
+    The documents are recorded until the run ends, for two purposes. The backups get the whole run if it fails. And the
+    run is folded anew, from its first document, when its tables turn out to need other columns: the server has no list
+    columns, or a value does not fit the type that was declared. Up to `IN_MEMORY` bytes of a recording are in memory,
+    the rest is in a temporary file: so the end of a long run is as safe as its beginning, and memory is bounded.
+    """
+
+    def __init__(self, run_uid: str, options: RunOptions, backups: list[Backup]) -> None:
+        self._run_uid = run_uid
+        self._options = options
+        self._backups = backups
+        self._recording: Recording | None = Recording()
+        self._error: BaseException | None = None
+        self._max_array_size = options.max_array_size
+        self._column_types: dict[tuple[str, str], str] = {}
+        self._ledger = MemoryLedger(run_uid)
+        self._connection = Connection(
+            lambda: options.client, threading.Event(), self._ledger.note, patience=options.patience
+        )
+        self._catalog = TiledCatalog(self._connection, self._ledger, quiet_period=QUIET_PERIOD)
+        self._fold: CallbackFold | None = None
+
+    def __call__(self, name: str, body: bytes) -> None:
+        """Take in the next document; raises what went wrong unless the run is in a backup now."""
+        if self._recording is not None:
+            self._recording.append(name, body)
+        if self._error is None:
+            self._write_or_back_up(name, body)
+        elif self._recording is not None and not self._back_up():
+            raise self._error
+        if name == "stop":
+            self._end()
+
+    def _write_or_back_up(self, name: str, body: bytes) -> None:
+        try:
+            self._take(name, body)
+        except BaseException as error:
+            self._error = error
+            log.exception("Run %s failed at its %s document; Tiled gets nothing more of it.", self._run_uid, name)
+            if not self._back_up() or not isinstance(error, Exception):
+                raise
+
+    def _back_up(self) -> bool:
+        """Move what is recorded to the backups; returns whether one has all of the run."""
+        for backup in list(self._backups):
+            try:
+                backup.save(self._recording or ())
+            except Exception:
+                log.exception("Run %s cannot be backed up by %s.", self._run_uid, type(backup).__name__)
+                self._backups.remove(backup)
+        if self._recording is not None:
+            self._recording.clear()
+        if not self._backups:
+            self._recording = None
+        return bool(self._backups)
+
+    def _end(self) -> None:
+        if self._error is not None:
+            log.error("Run %s has ended; it is not complete in Tiled.", self._run_uid)
+        if self._recording is not None:
+            self._recording.clear()
+
+    def _take(self, name: str, body: bytes) -> None:
+        """Fold a document and carry out what it amounts to; if need be, fold all of the run anew."""
+        assert self._recording is not None  # there is none only after a failure
+        documents: Iterable[tuple[str, bytes]] = [(name, body)]
+        while True:
+            try:
+                for item in documents:
+                    self._advance(*item)
+                break
+            except NodeRewound:
+                pass
+            except ColumnsRefused as error:
+                self._ledger.note("no list columns", reason=str(error))
+                self._max_array_size = 0
+            except ColumnsTooNarrow as error:
+                self._ledger.note("wider columns", columns=error.needed)
+                self._column_types.update(error.needed)
+            self._fold, documents = None, self._recording
+        if name == "stop" and self._options.validate:
+            run = self._options.client[run_key(self._run_uid)]
+            run.validate(ignore_errors=self._options.ignore_errors, raise_on_error=True)
+
+    def _advance(self, name: str, body: bytes) -> None:
+        if self._fold is None:
+            self._fold = CallbackFold(
+                self._options, max_array_size=self._max_array_size, column_types=dict(self._column_types)
+            )
+        operations = self._fold(name, decode(body))
+        if self._fold.pending >= max(1, self._options.batch_size) or self._fold.writer.crowded:
+            operations += self._fold.flush()
+        if needed := self._fold.writer.too_narrow:
+            raise ColumnsTooNarrow(needed)
+        self._apply(operations)
+
+    def _apply(self, operations: list[Operation]) -> None:
+        """Carry operations out; wait until it is clear what became of each, but not for ever."""
+        waiting = self._catalog.apply(operations)
+        limit = self._options.patience + QUIET_PERIOD
+        since, left = time.monotonic(), len(waiting)
+        while waiting:
+            if time.monotonic() - since > limit:
+                raise TiledUnavailable(f"It is not known after {limit:.0f} s if Tiled did {len(waiting)} operations.")
+            time.sleep(_SETTLING_POLL)
+            waiting = self._catalog.apply(waiting)
+            if len(waiting) < left:
+                since, left = time.monotonic(), len(waiting)

@@ -1,0 +1,29 @@
+"""Everything that talks to Tiled while runs are written."""
+
+from __future__ import annotations
+
+from ._catalog import LATE_AUDIT, TiledCatalog
+from ._connection import Client, Connection, check_version
+from ._ledger import MemoryLedger
+from ._node_checks import ArrayCheck, ExternalCheck, NodeCheck, TableCheck, same
+from ._nodes import Nodes, node_body
+from ._stored import StoredNodes
+from ._turns import Turns
+
+__all__ = [
+    "LATE_AUDIT",
+    "ArrayCheck",
+    "Client",
+    "Connection",
+    "ExternalCheck",
+    "MemoryLedger",
+    "NodeCheck",
+    "Nodes",
+    "StoredNodes",
+    "TableCheck",
+    "TiledCatalog",
+    "Turns",
+    "check_version",
+    "node_body",
+    "same",
+]

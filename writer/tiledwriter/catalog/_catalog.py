@@ -1,0 +1,926 @@
+"""Applies operations to Tiled so that each has its effect once, whatever was killed or cut in between."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, NoReturn, Protocol
+
+import msgspec
+import numpy
+
+from tiledbroker import NodeProgress
+from tiledbroker._crash_points import crash_point
+
+from .._errors import (
+    Ambiguous,
+    AuditFailed,
+    ColumnsRefused,
+    NodeRewound,
+    NotOurs,
+    OperationRefused,
+    Refused,
+    Stopped,
+    TiledHasMore,
+    WriterError,
+)
+from ..mapping import (
+    QUIET_PERIOD,
+    AppendRows,
+    Audit,
+    CloseStream,
+    Column,
+    ColumnDigest,
+    CreateArray,
+    CreateContainer,
+    CreateTable,
+    Creation,
+    DescribeExternal,
+    ExtendExternal,
+    Growth,
+    Operation,
+    OrderTable,
+    RegisterExternal,
+    RemoveNode,
+    UpdateMetadata,
+    WriteArray,
+    describe_operation,
+)
+from ._answers import NotTiled, ServerFailed
+from ._connection import Connection
+from ._nodes import Nodes, arrow_columns, difference, extent, order_of
+from ._probe import PROBE_KEY
+from ._row_proof import RowProof, key_columns, keys_of_append
+
+log = logging.getLogger(__name__)
+
+MAX_ROWS: Final = 20_000
+MAX_BYTES: Final = 32 * 2**20
+MAX_REPAIRS: Final = 5  # of one node
+
+_FORGETTING: Final = 0.9  # per growth
+_SLOWEST: Final = "slowest_append"  # keys of the ledger
+_LISTS_TAKEN: Final = "list_columns_taken"
+_COLUMNS: Final = "columns"
+_REWRITES: Final = "rewrites"
+_REPAIRS: Final = "repairs"
+_DISTURBED: Final = "disturbed"
+_DOUBTED: Final = "doubted"
+_ARRAYS: Final = "arrays"
+_COMPLETE_BEFORE: Final = "complete_before"
+_PROBE_TABLE: Final = "probe_table"
+
+_REWRITE_SUFFIX: Final = "_rewrite"
+_ORDERS: Final = (("seq_num", "time"), ("time", "seq_num"), ())  # a run comes to a later one, never back
+
+LATE_AUDIT: Final = "late_audit"
+"""Key of the ledger, set when a request may outlive the run's end."""
+
+_NEVER: Final = 2**53
+
+
+class Ledger(Protocol):
+    """Where progress is kept: `tiledbroker.Journal`."""
+
+    @property
+    def stopped(self) -> bool: ...
+    def progress(self) -> dict[str, NodeProgress]: ...
+    def set_progress(self, node: str, rows: int, intent: int | None = None) -> None: ...
+    def drop_progress(self, node: str) -> None: ...
+    def note(self, event: str, **detail: Any) -> None: ...
+    def get(self, key: str, default: Any = None) -> Any: ...
+    def set(self, key: str, value: Any) -> None: ...
+
+
+class Settling(WriterError):
+    """Raised when an operation has to wait until it is clear what became of an earlier one on the same node."""
+
+
+@dataclass
+class Settlement:
+    """Watches a node that a request may still be changing: quiet once its size has not moved for a while."""
+
+    size: int | None = None
+    since: float = 0.0
+
+    def observe(self, size: int, asked: float, answered: float) -> float:
+        """Seconds for which the node has had this size for certain, with when that was asked and answered."""
+        if size != self.size:
+            self.size, self.since = size, answered
+        return max(0.0, asked - self.since)
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A table whose columns have to be others than it was made with: its rows are written anew into a copy beside it.
+
+    When the copy has as many rows as the table had (`until`), the table's node is made to show the copy's rows, and
+    the copy's node is deleted. Rows in databases are never deleted: tables of one schema are one table there, which
+    Tiled drops when it finds it empty, in spite of those who are about to append to it.
+    """
+
+    copy: str
+    columns: list[list[str]]
+    until: int
+    swapped: bool = False
+
+
+class TiledCatalog:
+    """One run's nodes in Tiled.
+
+    What Tiled holds that this process did not write is believed to be right, and never undone: another host may have
+    written it, from more documents than are here. Nothing is done to a table before the journal has proved to know all
+    of its rows (`RowProof`), and nothing at all to a run that has a stop document which the journal does not have. If
+    the journal comes to its end without that, `TiledHasMore` is raised.
+
+    Parameters
+    ----------
+    connection
+        To the server.
+    ledger
+        Keeps how many rows of each node the server has confirmed, and which append is under way, on disk.
+    quiet_period
+        Seconds for which a node must not have moved before an append whose fate is unknown counts as not carried out.
+    clock
+        Monotonic time in seconds.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        ledger: Ledger,
+        *,
+        quiet_period: float = QUIET_PERIOD,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._nodes = Nodes(connection)
+        self._nodes.probe.on_table = lambda path: ledger.set(_PROBE_TABLE, path)
+        self._ledger = ledger
+        self._quiet_period = quiet_period
+        self._clock = clock
+        self._progress = ledger.progress()
+        self._settling: dict[str, Settlement] = {}
+        self._slowest_append = float(ledger.get(_SLOWEST, 0.0))
+        self._columns: dict[str, list[list[str]]] = ledger.get(_COLUMNS, {})
+        self._disturbed: set[str] = set(ledger.get(_DISTURBED, ()))
+        self._rewrites = {path: Rewrite(**state) for path, state in ledger.get(_REWRITES, {}).items()}
+        self._max_rows: dict[str, int] = {}
+        self._inherited = set(self._progress)  # nodes that others than this process have written to
+        self._unseen = set(self._progress)  # those of them that were not looked at yet
+        self._doubted: dict[str, str] = ledger.get(_DOUBTED, {})  # why each table is to be written anew, "" if not
+        self._proofs: dict[str, RowProof] = {}
+        self._floors: dict[str, int] = {}  # how much of an array or of files there was before
+        self._foreign_arrays: dict[str, int] = {}  # rows of those of another type or shape that another writer has made
+        self._known: set[str] = set()  # all nodes that the journal leads to
+        self._journaled: dict[str, int] = {}  # how many rows of each node it has so far
+        self._keys: dict[str, tuple[Column, ...]] = {}  # of tables
+        self._more: list[str] = []  # what Tiled has beside rows that the journal does not know
+        self._removed: set[str] = set()
+        self._has_stop = False
+        self._hands_off = False
+        self._concluded = False
+
+    @property
+    def waits_for_stop(self) -> bool:
+        """Whether nothing is done because Tiled has a stop document that the journal does not have yet."""
+        return self._hands_off
+
+    def refuse(self) -> NoReturn:
+        """Give up waiting: the journal does not come to know what Tiled has.
+
+        Raises
+        ------
+        TiledHasMore
+            With what it is.
+        """
+        raise TiledHasMore([*self._rows_beyond(), *self._more, *(["a stop document"] if self._has_stop else [])])
+
+    def apply(self, operations: Iterable[Operation]) -> list[Operation]:
+        """Carry out operations in order.
+
+        Returns
+        -------
+        list
+            Those that have to wait because their node is settling; give them again, before later ones.
+
+        Raises
+        ------
+        OperationRefused
+            Tiled will never do it.
+        TiledHasMore
+            Tiled knows more of the run than the journal, which has ended.
+        NodeRewound
+            All operations have to be given again, from the first one.
+        Stopped
+            The process is told to end.
+        """
+        if self._hands_off and self._ledger.stopped:
+            self._hands_off = False
+            raise NodeRewound("run", "has come to its stop document here, too")
+        waiting: list[Operation] = []
+        blocked: set[str] = set()
+        for operation in operations:
+            if not self._must_wait(operation, blocked):
+                try:
+                    self._apply(operation)
+                    continue
+                except Settling:
+                    blocked.add(operation.path)
+                except Refused as error:
+                    raise OperationRefused(describe_operation(operation), str(error)) from error
+            waiting.append(operation)
+        return waiting
+
+    @staticmethod
+    def _must_wait(operation: Operation, blocked: set[str]) -> bool:
+        if operation.path in blocked:
+            return True
+        # What ends a run or a stream comes after all that is in it.
+        final = isinstance(operation, UpdateMetadata | CloseStream)
+        return final and any(path.startswith(operation.path + "/") for path in blocked)
+
+    def _apply(self, operation: Operation) -> None:
+        self._take_note(operation)
+        if self._hands_off:
+            # What comes last in a run: the journal has no more to say.
+            if isinstance(operation, Audit | CloseStream):
+                self.refuse()
+        elif isinstance(operation, AppendRows | WriteArray | ExtendExternal):
+            self._grow(self._target(operation.path), operation)
+            self._finish_rewrite(operation.path)
+        elif isinstance(operation, OrderTable):
+            self._set_order(operation)
+        elif isinstance(operation, DescribeExternal):
+            source = {**operation.data_source, "id": self._nodes.data_source(operation.path)["id"]}
+            self._nodes.put_data_source(operation.path, source, repeat=True)
+        elif isinstance(operation, Audit):
+            self._audit(operation)
+        elif isinstance(operation, UpdateMetadata):
+            self._finish_rewrites_of(operation.path)
+            self._update_metadata(operation)
+        elif isinstance(operation, RemoveNode):
+            self._remove_replaced(operation.path)
+        elif isinstance(operation, CloseStream):
+            self._close_stream(operation.path)
+        elif isinstance(operation, CreateTable) and operation.path in self._progress:
+            self._check_columns(operation)
+        else:
+            self._create(operation)
+
+    def _take_note(self, operation: Operation) -> None:
+        """Remember what the journal knows of the run."""
+        if isinstance(operation, AppendRows | WriteArray | ExtendExternal):
+            self._journaled[operation.path] = operation.stop
+        elif isinstance(operation, CreateContainer | CreateTable | CreateArray | RegisterExternal):
+            self._known.add(operation.path)
+        if isinstance(operation, CreateTable | AppendRows):
+            self._keys[operation.path] = key_columns(operation.columns)
+        if isinstance(operation, AppendRows):  # the table exists
+            self._nodes.probe.column = f"{operation.path}/{self._keys[operation.path][0].name}"
+
+    def _set_order(self, operation: OrderTable) -> None:
+        path = self._target(operation.path)
+        if path in self._inherited:
+            found = order_of(self._nodes.data_source(path))
+            if found == operation.order or _ORDERS.index(found) > _ORDERS.index(operation.order):
+                return
+        self._nodes.set_order(path, operation.order)
+        crash_point("catalog: order set")
+
+    def _update_metadata(self, operation: UpdateMetadata) -> None:
+        path, metadata = operation.path, operation.metadata
+        self._remove_probe_table()
+        if path in self._inherited:
+            found = self._nodes.read(path)["metadata"]
+            wanted: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(metadata))
+            self._check_same_stop(operation, wanted.get("stop"), found.get("stop"))
+            metadata = {key: value for key, value in wanted.items() if not self._is_known(path, value, found.get(key))}
+        if metadata:
+            self._nodes.set_metadata(path, metadata)
+        self._concluded = self._concluded or "stop" in operation.metadata
+        crash_point("catalog: metadata set")
+
+    def _is_known(self, path: str, wanted: Any, found: Any) -> bool:
+        """Whether metadata need not be set: they are there, or as the beginning of a list that is longer."""
+        if isinstance(wanted, list) and isinstance(found, list) and found[: len(wanted)] == wanted:
+            if len(found) > len(wanted):
+                self._more.append(f"{len(found)} changes of configuration in {_below(path)}, {len(wanted)} here")
+            return True
+        return bool(wanted == found)
+
+    @staticmethod
+    def _check_same_stop(operation: UpdateMetadata, wanted: Any, found: Any) -> None:
+        if isinstance(wanted, dict) and isinstance(found, dict) and wanted.get("uid") != found.get("uid"):
+            raise NotOurs(describe_operation(operation), f"the run has another stop document, {found.get('uid')!r}")
+
+    def _close_stream(self, path: str) -> None:
+        self._remove_probe_table()
+        if not self._concluded:
+            self._check_end(path.partition("/")[0])
+            self._concluded = True
+        if not self._ledger.get(_COMPLETE_BEFORE):
+            self._nodes.close_stream(path)
+            crash_point("catalog: stream closed")
+
+    def _check_end(self, run: str) -> None:
+        """A run without a stop document ends: Tiled must not know more of it."""
+        self._has_stop = self._nodes.read(run)["metadata"].get("stop") is not None
+        ours = {*self._known, *(path + _REWRITE_SUFFIX for path in self._known), f"{run}/{PROBE_KEY}"}
+        if unknown := sorted(path for path in self._nodes.below(run) if path not in ours):
+            self._more.append(f"{len(unknown)} nodes, such as {_below(unknown[0])}")
+        if self._has_stop or self._more:
+            self.refuse()
+
+    def _rows_beyond(self) -> list[str]:
+        """What rows of the nodes that the journal knows are not in the journal."""
+        beyond = []
+        for path, journaled in self._journaled.items():
+            try:
+                found = self._size(path)
+            except Refused as error:
+                if error.status != 404:
+                    raise
+                continue
+            if found > journaled or path in self._doubted:
+                beyond.append(f"{found} rows in {_below(path).removesuffix('/internal')}, {journaled} here")
+        return beyond
+
+    def _size(self, path: str) -> int:
+        keys = self._keys.get(path.removesuffix(_REWRITE_SUFFIX)) or self._keys.get(path)
+        return self._nodes.size(f"{path}/{keys[0].name}" if keys else path)
+
+    # Nodes
+
+    def _create(self, operation: Creation) -> None:
+        if operation.path in self._progress:
+            self._meet_again(operation)
+            if operation.path in self._progress:
+                return
+        # A 500 for list columns is SQLite's answer to them: no use to wait for another, unless it has taken some.
+        lists = isinstance(operation, CreateTable) and any(c.type.startswith("list<") for c in operation.columns)
+        unproven = lists and not self._ledger.get(_LISTS_TAKEN)
+        try:
+            self._create_or_adopt(
+                operation, tolerated_failures=2 if unproven or isinstance(operation, CreateArray) else None
+            )
+        except ServerFailed as error:
+            if not isinstance(operation, CreateArray):
+                raise ColumnsRefused(describe_operation(operation), str(error)) from error
+            directory = self._nodes.clear_array_key(operation)
+            self._ledger.note("cleared away", node=operation.path, directory=directory)
+            self._create_or_adopt(operation)
+        # A table that was adopted may have other columns, and tells nothing.
+        if unproven and isinstance(operation, CreateTable) and self._has_columns(operation):
+            self._ledger.set(_LISTS_TAKEN, True)
+
+    def _has_columns(self, operation: CreateTable) -> bool:
+        """Whether the table has the columns that it is to have."""
+        return self._columns.get(operation.path) == arrow_columns(operation.columns)
+
+    def _create_or_adopt(self, operation: Creation, *, tolerated_failures: int | None = None) -> None:
+        path = operation.path
+        if path in self._settling:
+            self._adopt(operation, made_here=False)
+            return
+        try:
+            self._nodes.create(operation, tolerated_failures=tolerated_failures)
+        except Refused as error:
+            if error.status != 409:
+                raise
+            self._adopt(operation, made_here=error.may_be_ours)
+        else:
+            crash_point("catalog: node created")
+            if isinstance(operation, CreateTable):
+                self._set_columns(path, arrow_columns(operation.columns))
+            if isinstance(operation, CreateArray):
+                self._remember_array(operation)
+            self._record(path, 0)
+        if "/" not in path:
+            self._nodes.probe.run = path
+
+    def _adopt(self, operation: Creation, *, made_here: bool) -> None:
+        """The node exists: it is ours from before a crash, another host's who wrote the run, or somebody else's."""
+        path = operation.path
+        attributes = self._nodes.read(path)
+        if reason := difference(operation, attributes):
+            if not self._holds_array(operation, attributes):
+                raise NotOurs(describe_operation(operation), f"the node exists and {reason}")
+            self._wait_until_unchanged(operation)
+            self._foreign_arrays[path] = extent(attributes["data_sources"][0])
+            self._ledger.note("another array", node=path, reason=reason)
+            return
+        if "/" not in path:
+            self._meet_run(attributes)
+            if self._has_stop:
+                self._ledger.set(_COMPLETE_BEFORE, True)
+        elif not made_here and not isinstance(operation, CreateContainer):
+            self._wait_until_unchanged(operation)
+        if not made_here:
+            self._plan_late_audit()
+        self._inherited.add(path)
+        self._ledger.note("adopted", node=path)
+        if isinstance(operation, CreateTable):
+            self._adopt_table(operation)
+        else:
+            self._floors[path] = self._extent_of(operation, attributes)
+            self._record(path, 0)
+
+    def _adopt_table(self, operation: CreateTable) -> None:
+        path = operation.path
+        columns = self._nodes.columns(path)
+        self._set_columns(path, columns)
+        if self._nodes.size(f"{path}/{columns[0][0]}"):
+            self._doubt(path, "")
+        self._record(path, 0)
+        self._check_columns(operation)
+
+    def _wait_until_unchanged(self, operation: Creation) -> None:
+        """Somebody else has written this node, and may have a request under way: raise `Settling` until it is quiet.
+
+        A run is not written to any more when it has its stop document.
+        """
+        if self._has_stop:
+            return
+        path, asked = operation.path, self._clock()
+        if isinstance(operation, CreateTable):
+            size = self._nodes.size(f"{path}/{self._nodes.columns(path)[0][0]}")
+        else:
+            size = self._extent_of(operation, self._nodes.read(path))
+        quiet = self._settling.setdefault(path, Settlement()).observe(size, asked, self._clock())
+        if quiet < self._needed_quiet:
+            raise Settling
+        del self._settling[path]
+
+    @staticmethod
+    def _extent_of(operation: Creation, attributes: Mapping[str, Any]) -> int:
+        """How much of an array or of files a node has; nothing of a container."""
+        return 0 if isinstance(operation, CreateContainer) else extent(attributes["data_sources"][0])
+
+    def _meet_again(self, operation: Creation) -> None:
+        """A node that an earlier process made: find out what became of it since."""
+        path = operation.path
+        if "/" not in path:
+            self._nodes.probe.run = path
+            if path in self._unseen:
+                self._unseen.discard(path)
+                self._meet_run(self._nodes.read(path))
+        elif isinstance(operation, CreateArray):
+            self._remake_array(operation)
+
+    def _meet_run(self, attributes: Mapping[str, Any]) -> None:
+        """Keep the hands off a run that is complete in Tiled, unless the journal is complete, too."""
+        self._has_stop = attributes["metadata"].get("stop") is not None
+        if self._has_stop and not self._ledger.stopped:
+            self._hands_off = True
+            log.warning("Tiled has a stop document of this run, which the journal does not have; nothing is written.")
+            self._ledger.note("tiled has more", reason="it has a stop document")
+
+    # Arrays that have to be others than they were made
+
+    @staticmethod
+    def _holds_array(operation: Creation, attributes: Mapping[str, Any]) -> bool:
+        """Whether an array that Tiled stores is where one is to be."""
+        if not isinstance(operation, CreateArray) or attributes["structure_family"] != "array":
+            return False
+        return bool(attributes["data_sources"][0]["management"] == "writable")
+
+    def _replace_array(self, path: str, operation: WriteArray) -> None:
+        """Delete an array of another type, which another writer has made, once the journal knows all of its rows."""
+        if operation.stop >= self._foreign_arrays[path]:
+            self._ledger.note("array made anew", node=path)
+            del self._foreign_arrays[path]
+            self._nodes.delete(path)
+            raise NodeRewound(path, "is made anew")
+
+    def _remember_array(self, operation: CreateArray) -> None:
+        arrays = self._ledger.get(_ARRAYS, {})
+        made = [operation.dtype, list(operation.shape)]
+        self._ledger.set(_ARRAYS, {**arrays, operation.path: made})
+
+    def _remake_array(self, operation: CreateArray) -> None:
+        """Delete an array that this journal had made for values of another type or shape."""
+        path = operation.path
+        arrays = self._ledger.get(_ARRAYS, {})
+        if path not in arrays:
+            return
+        dtype, shape, *rows_of_zeros = arrays[path]  # with which earlier versions made arrays
+        if (dtype, shape) == (operation.dtype, list(operation.shape)):
+            return
+        progress = self._progress[path]
+        found = extent(self._nodes.read(path)["data_sources"][0])
+        if found > max(progress.rows, progress.intent or 0, *rows_of_zeros):
+            self._more.append(f"rows in {_below(path)}")
+            self.refuse()
+        self._ledger.note("array made anew", node=path, type=operation.dtype, shape=list(operation.shape))
+        self._remove(path)
+
+    # Tables whose rows this journal has not written
+
+    def _doubt(self, path: str, reason: str) -> None:
+        """From now on nothing is done to a table, until the journal has proved to know all of its rows.
+
+        With a reason they are written anew then.
+        """
+        self._proofs.pop(path, None)
+        self._doubted = {**self._doubted, path: reason}
+        self._ledger.set(_DOUBTED, self._doubted)
+
+    def _reject_rows(self, path: str, shown: str, reason: str) -> NoReturn:
+        """Have a table that is wrong written anew: at once if it is our copy, which nobody reads; else if that may be.
+
+        It must not if the table, which is at `shown`, has rows that the journal does not know.
+        """
+        if path != shown:
+            self._repair(shown, reason, rewrite=True)
+        self._doubt(path, reason)
+        raise NodeRewound(path, reason)
+
+    def _trust(self, path: str) -> None:
+        self._proofs.pop(path, None)
+        if path in self._doubted:
+            self._doubted = {other: reason for other, reason in self._doubted.items() if other != path}
+            self._ledger.set(_DOUBTED, self._doubted)
+
+    def _prove(self, path: str, operation: AppendRows) -> None:
+        """Take in further rows that the journal knows; return if the table is to be trusted now, or is not yet.
+
+        A table with the journal's first rows goes on behind them. One that has some of them twice is written anew.
+        """
+        proof = self._proofs.get(path)
+        if proof is None:
+            if operation.first:
+                raise NodeRewound(path, "is compared with the journal")
+            found = self._nodes.row_keys(path, [column.name for column in key_columns(operation.columns)])
+            proof = self._proofs[path] = RowProof(found)
+        if operation.first != proof.journaled:
+            raise NodeRewound(path, "is compared with the journal")
+        proof.add(keys_of_append(operation))
+        if not proof.explained:
+            return
+        reason = self._doubted[path]
+        if not reason and not proof.is_beginning:
+            reason = f"has {proof.found} rows, some of them more than once"
+        self._trust(path)
+        if reason:
+            self._repair(operation.path, reason, rewrite=True)
+        self._record(path, proof.found)
+        if self._columns[path] != arrow_columns(operation.columns):
+            raise NodeRewound(path, "needs other columns")
+
+    def _look_for_foreign_rows(self, path: str, operation: AppendRows | CreateTable) -> None:
+        """Before an earlier process's table is changed: others may have written to it since."""
+        if path not in self._unseen:
+            return
+        self._unseen.discard(path)
+        found = self._nodes.size(f"{path}/{key_columns(operation.columns)[0].name}")
+        if found > (known := self._progress[path].rows):
+            self._doubt(path, "")
+            raise NodeRewound(path, f"has {found} rows where {known} are expected")
+
+    def _look_for_foreign_frames(self, path: str) -> None:
+        """The same for arrays and files: remember how much there is."""
+        if path in self._unseen:
+            self._unseen.discard(path)
+            self._floors[path] = extent(self._nodes.read(path)["data_sources"][0])
+
+    # Tables whose columns have to change
+
+    def _check_columns(self, operation: CreateTable) -> None:
+        """The table exists: have it rewritten if it is to have other columns."""
+        path = self._target(operation.path)
+        if path in self._doubted:
+            self._proofs.pop(path, None)  # the rows come from the first one on
+            return
+        wanted = arrow_columns(operation.columns)
+        rewrite = self._rewrites.get(operation.path)
+        if rewrite is not None and rewrite.swapped:
+            self._finish_rewrite(operation.path)
+            rewrite = None
+        if rewrite is None and self._columns.get(operation.path, wanted) == wanted:
+            return
+        if rewrite is not None and rewrite.until < _NEVER and self._columns.get(operation.path) == wanted:
+            # The table has the columns that are wanted after all: as when the server refused those of the copy.
+            self._discard(rewrite.copy)
+            self._set_rewrite(operation.path, None)
+            return
+        if rewrite is None or rewrite.columns != wanted:
+            progress = self._progress[operation.path]
+            if progress.intent is not None:
+                self._settle(operation.path, operation, progress.rows, progress.intent)
+            self._look_for_foreign_rows(operation.path, operation)
+            if rewrite is not None:
+                self._discard(rewrite.copy)
+            rewrite = Rewrite(operation.path + _REWRITE_SUFFIX, wanted, self._progress[operation.path].rows)
+            self._ledger.note("rewriting", node=operation.path, rows=rewrite.until)
+            self._set_rewrite(operation.path, rewrite)
+            crash_point("catalog: rewrite begun")
+        self._create(replace(operation, path=rewrite.copy))
+        self._finish_rewrite(operation.path)
+
+    def _target(self, path: str) -> str:
+        """Where the rows of a node go now."""
+        rewrite = self._rewrites.get(path)
+        return path if rewrite is None or rewrite.swapped else rewrite.copy
+
+    def _finish_rewrites_of(self, run: str) -> None:
+        """A run that ends has no further rows: what copies have is what their tables are to have."""
+        for path in [path for path in self._rewrites if path.startswith(f"{run}/") and "/" not in run]:
+            self._finish_rewrite(path, complete=True)
+
+    def _finish_rewrite(self, path: str, *, complete: bool = False) -> None:
+        """Let a table's node show the rows of its copy, if there are enough of them."""
+        rewrite = self._rewrites.get(path)
+        if rewrite is None:
+            return
+        if not rewrite.swapped:
+            rows = self._progress[rewrite.copy].rows
+            if rows < rewrite.until and not complete:
+                return
+            if rows < rewrite.until < _NEVER:
+                self.refuse()
+            copy = self._nodes.data_source(rewrite.copy)
+            shown = {"structure": copy["structure"], "parameters": copy["parameters"]}
+            self._nodes.put_data_source(path, {**self._nodes.data_source(path), **shown}, repeat=True)
+            crash_point("catalog: rewrite shown")
+            self._nodes.read(path)
+            self._set_columns(path, rewrite.columns)
+            self._record(path, rows)
+            self._set_rewrite(path, replace(rewrite, swapped=True))
+            crash_point("catalog: rewrite recorded")
+        self._discard(rewrite.copy)
+        self._set_rewrite(path, None)
+        self._ledger.note("rewritten", node=path, rows=self._progress[path].rows)
+
+    def _discard(self, copy: str) -> None:
+        """Delete the node of a copy, and no rows."""
+        self._nodes.detach(copy)
+        crash_point("catalog: copy detached")
+        self._trust(copy)
+        self._remove(copy)
+
+    def _remove_probe_table(self) -> None:
+        """Delete what a probe has left that could not remove its table, or was killed before."""
+        if (path := self._ledger.get(_PROBE_TABLE)) is not None:
+            self._nodes.detach(path)
+            self._nodes.delete(path)
+            self._ledger.set(_PROBE_TABLE, None)
+
+    def _remove_replaced(self, path: str) -> None:
+        """Delete an array whose values are in a column now: ours, or of another host that died before it did so."""
+        if path in self._removed:
+            return
+        if path not in self._progress:
+            try:
+                attributes = self._nodes.read(path)
+            except Refused as error:
+                if error.status != 404:
+                    raise
+            else:
+                source = attributes["data_sources"][0] if attributes["structure_family"] == "array" else None
+                if source is None or source["management"] != "writable":
+                    raise NotOurs(describe_operation(RemoveNode(path)), "the node is no array of ours")
+                stream = path.rpartition("/")[0]
+                journaled = [rows for node, rows in self._journaled.items() if node.startswith(stream + "/")]
+                if extent(source) > max(journaled, default=0):
+                    self._more.append(f"rows in {_below(path)}")
+                    self.refuse()
+                self._ledger.note("removed", node=path)
+                self._record(path, 0)
+        self._remove(path)
+        self._removed.add(path)
+
+    def _remove(self, path: str) -> None:
+        if path in self._progress:
+            self._nodes.delete(path)
+            crash_point("catalog: node deleted")
+            self._ledger.drop_progress(path)
+            del self._progress[path]
+
+    # What a node holds in the end
+
+    def _audit(self, operation: Audit) -> None:
+        """Compare a node with what was sent; what differs is written anew.
+
+        An answer that was lost may have hidden a request that the server carried out later than anybody waited for.
+        """
+        path = self._target(operation.path)
+        if path in self._doubted or path in self._foreign_arrays:
+            self.refuse()
+        if operation.columns:
+            if reason := self._compare_rows(path, operation):
+                self._reject_rows(path, operation.path, reason)
+        elif reason := self._compare_shape(path, operation):
+            self._repair(operation.path, reason, rewrite=False)
+        crash_point("catalog: audited")
+        self._finish_rewrite(operation.path, complete=True)
+
+    def _compare_rows(self, path: str, operation: Audit) -> str:
+        """What is wrong with a table; "" if nothing is."""
+        for name, digest in operation.columns:
+            if digest is None:
+                rows, found = self._nodes.size(f"{path}/{name}"), None
+            else:
+                read, rows = ColumnDigest(), 0
+                for content in self._nodes.column(path, name):
+                    read.add_bytes(content)
+                    rows += len(content) // 8
+                found = read.value
+            if rows != operation.rows:
+                return f"has {rows} rows where {operation.rows} are expected"
+            if found != digest:
+                return f"has other values of {name!r}, or in another order"
+        return ""
+
+    def _compare_shape(self, path: str, operation: Audit) -> str:
+        """What is wrong with an array or with external data; "" if nothing is."""
+        if path in self._disturbed:
+            self._disturbed.discard(path)
+            self._ledger.set(_DISTURBED, sorted(self._disturbed))
+            return "may have been written to by a request whose answer was lost"
+        rows = self._nodes.size(path)
+        if rows > operation.rows:
+            if self._nodes.trim_first_chunk(path, operation.rows):
+                return ""
+            self._journaled[path] = operation.rows
+            self.refuse()
+        return "" if rows == operation.rows else f"has a length of {rows} where {operation.rows} is expected"
+
+    def _repair(self, path: str, reason: str, *, rewrite: bool) -> NoReturn:
+        """Have a node's rows written anew: a table beside itself, other nodes at their place."""
+        repairs = self._ledger.get(_REPAIRS, {})
+        count = repairs.get(path, 0) + 1
+        if count > MAX_REPAIRS:
+            raise AuditFailed(path, reason)
+        self._ledger.set(_REPAIRS, {**repairs, path: count})
+        self._ledger.note("repairing", node=path, reason=reason)
+        log.warning("%s %s; it is written anew.", path, reason)
+        if rewrite:
+            columns = self._columns[path]
+            if (unfinished := self._rewrites.get(path)) is not None:
+                columns = unfinished.columns
+                self._discard(unfinished.copy)
+            self._set_rewrite(path, Rewrite(path + _REWRITE_SUFFIX, columns, _NEVER))
+        else:
+            self._record(path, 0)
+        raise NodeRewound(path, reason)
+
+    def _note_disturbance(self, path: str) -> None:
+        """Remember that there may be requests about which nobody hears any more."""
+        if path not in self._disturbed:
+            self._disturbed.add(path)
+            self._ledger.set(_DISTURBED, sorted(self._disturbed))
+        self._plan_late_audit()
+
+    def _plan_late_audit(self) -> None:
+        if not self._ledger.get(LATE_AUDIT):
+            self._ledger.set(LATE_AUDIT, True)
+
+    @property
+    def _needed_quiet(self) -> float:
+        """Seconds for which a node must not have moved."""
+        return max(self._quiet_period, 3 * self._slowest_append)
+
+    def _set_columns(self, path: str, columns: list[list[str]]) -> None:
+        self._columns = {**self._columns, path: columns}
+        self._ledger.set(_COLUMNS, self._columns)
+
+    def _set_rewrite(self, path: str, rewrite: Rewrite | None) -> None:
+        self._rewrites.pop(path, None)
+        if rewrite is not None:
+            self._rewrites[path] = rewrite
+        self._ledger.set(_REWRITES, {path: asdict(state) for path, state in self._rewrites.items()})
+
+    # Rows
+
+    def _grow(self, path: str, operation: Growth) -> None:
+        if isinstance(operation, WriteArray) and path in self._foreign_arrays:
+            self._replace_array(path, operation)
+            return
+        if isinstance(operation, AppendRows) and path in self._doubted:
+            self._prove(path, operation)
+            if path in self._doubted:
+                return
+        progress = self._progress[path]
+        if progress.intent is not None:
+            self._settle(path, operation, progress.rows, progress.intent)
+        done = self._progress[path].rows
+        if operation.stop <= done:
+            return
+        if operation.first > done:
+            raise WriterError(f"{describe_operation(operation)} does not continue at row {done}; this is a defect.")
+        if isinstance(operation, AppendRows):
+            self._look_for_foreign_rows(path, operation)
+        else:
+            self._look_for_foreign_frames(path)
+        if isinstance(operation, ExtendExternal):
+            if extent(operation.data_source) <= self._floors.get(path, -1):
+                self._record(path, operation.stop)
+            else:
+                self._attempt(path, operation)
+            return
+        for piece in self._pieces(path, operation.rows(done, operation.stop)):
+            if isinstance(piece, WriteArray) and self._is_there(path, piece):
+                self._record(path, piece.stop)
+            else:
+                self._attempt(path, piece)
+
+    def _is_there(self, path: str, operation: WriteArray) -> bool:
+        """Whether an array has these rows, which another process may have written."""
+        if operation.stop > self._floors.get(path, 0):
+            return False
+        found = self._nodes.rows_of_array(path, operation.first, operation.stop)
+        return found == numpy.ascontiguousarray(operation.values).tobytes()
+
+    def _pieces(self, path: str, operation: AppendRows | WriteArray) -> Iterator[AppendRows | WriteArray]:
+        """The operation in parts of a size that one request may have; the limit may shrink on the way."""
+        first = operation.first
+        while first < operation.stop:
+            stop = min(operation.stop, first + self._row_limit(path, operation))
+            yield operation.rows(first, stop)
+            first = self._progress[path].rows
+
+    def _row_limit(self, path: str, operation: AppendRows | WriteArray) -> int:
+        limit = self._max_rows.get(path)
+        if limit is None:
+            limit = MAX_ROWS
+            if isinstance(operation, WriteArray):
+                limit = max(1, MAX_BYTES // max(1, operation.values[:1].nbytes))
+            self._max_rows[path] = limit
+        return limit
+
+    def _attempt(self, path: str, operation: Growth) -> None:
+        """Send one growth: its intent on disk before, its completion after."""
+        rows = self._progress[path].rows
+        self._record(path, rows, operation.stop)
+        crash_point("catalog: growth intended")
+        started = self._clock()
+        try:
+            self._nodes.grow(path, operation)
+        except Ambiguous as error:
+            if isinstance(error, NotTiled) and self._can_be_split(error.status, operation):
+                self._record(path, rows)  # a gateway does not pass on what is too large for it
+                self._max_rows[path] = (operation.stop - operation.first) // 2
+                return
+            self._note_disturbance(path)
+            self._took(self._clock() - started)
+            self._ledger.note("ambiguous", operation=describe_operation(operation), reason=str(error))
+            log.warning("%s may or may not have been done (%s); looking.", describe_operation(operation), error)
+            raise Settling from error
+        except Stopped:  # raised between two requests only, and what is sent again was not processed
+            self._record(path, rows)
+            raise
+        except Refused as error:
+            self._record(path, rows)
+            if not self._can_be_split(error.status, operation):
+                raise
+            self._max_rows[path] = (operation.stop - operation.first) // 2
+        else:
+            crash_point("catalog: growth done")
+            self._took(self._clock() - started)
+            self._record(path, operation.stop)
+
+    @staticmethod
+    def _can_be_split(status: int, operation: Growth) -> bool:
+        """Whether smaller requests may succeed."""
+        return status == 413 and operation.stop - operation.first > 1 and not isinstance(operation, ExtendExternal)
+
+    def _took(self, seconds: float) -> None:
+        """Remember the slowest of the growths so far, the longer ago the less; across restarts if that matters."""
+        before, self._slowest_append = self._slowest_append, max(seconds, _FORGETTING * self._slowest_append)
+        if 3 * max(before, self._slowest_append) > self._quiet_period:
+            self._ledger.set(_SLOWEST, self._slowest_append)
+
+    def _settle(self, path: str, operation: Growth | CreateTable, rows: int, intent: int) -> None:
+        """Find out what became of a growth, or raise `Settling` until that is clear.
+
+        An append that is there cannot come again. One that is not there may still be under way, as a request lives on
+        in the server when its client is gone: only a row count that does not move for a while tells that it is not.
+        """
+        self._note_disturbance(path)
+        asked = self._clock()
+        columns = operation.columns if isinstance(operation, AppendRows | CreateTable) else ()
+        table = bool(columns)
+        size = self._nodes.size(f"{path}/{columns[0].name}" if columns else path)
+        quiet = self._settling.setdefault(path, Settlement()).observe(size, asked, self._clock())
+        # An array has its shape before its content; of files it is the frames that have a shape, not the datums.
+        arrived = table and size == intent
+        if not arrived and quiet < self._needed_quiet:
+            raise Settling
+        del self._settling[path]
+        if table and size not in (rows, intent):
+            self._reject_rows(path, operation.path, f"has {size} rows where {rows} or {intent} are expected")
+        if table:
+            self._unseen.discard(path)
+        self._ledger.note("reconciled", node=path, found=size, confirmed=rows, intent=intent, quiet=round(quiet, 3))
+        self._record(path, intent if arrived else rows)
+
+    def _record(self, path: str, rows: int, intent: int | None = None) -> None:
+        self._ledger.set_progress(path, rows, intent)
+        self._progress[path] = NodeProgress(rows, intent)
+
+
+def _below(path: str) -> str:
+    """A node's path below its run; "the run" for the run."""
+    return path.partition("/")[2] or "the run"

@@ -1,0 +1,62 @@
+"""Journals and spools inspected, exported and replayed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_attributes
+from ._happenings import Happening, Happenings
+from ._run_files import gone, opened, opened_for_writing, reason_of, status_of
+from ._summary import DAMAGED, SPOOLED, STATES, UNREADABLE, RunSummary, summarize, unreadable
+
+if TYPE_CHECKING:
+    from ._dry_run import DryRun, ResourcePaths, summary_of
+    from ._export import export_json_lines, export_sqlite
+    from ._journal_check import CONFIGURE, MEND, DocumentsCheck, ProgressCheck
+    from ._replay import Replayed, replay
+
+__all__ = [
+    "CONFIGURE",
+    "DAMAGED",
+    "MEND",
+    "SPOOLED",
+    "STATES",
+    "UNREADABLE",
+    "DocumentsCheck",
+    "DryRun",
+    "Happening",
+    "Happenings",
+    "ProgressCheck",
+    "Replayed",
+    "ResourcePaths",
+    "RunSummary",
+    "export_json_lines",
+    "export_sqlite",
+    "gone",
+    "opened",
+    "opened_for_writing",
+    "reason_of",
+    "replay",
+    "status_of",
+    "summarize",
+    "summary_of",
+    "unreadable",
+]
+
+# On an acquisition host runs are listed and shipped, and nothing is installed that the others need.
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "CONFIGURE": "_journal_check",
+        "DocumentsCheck": "_journal_check",
+        "DryRun": "_dry_run",
+        "MEND": "_journal_check",
+        "ProgressCheck": "_journal_check",
+        "Replayed": "_replay",
+        "ResourcePaths": "_dry_run",
+        "export_json_lines": "_export",
+        "export_sqlite": "_export",
+        "replay": "_replay",
+        "summary_of": "_dry_run",
+    },
+)

@@ -1,0 +1,206 @@
+"""Takes the documents out of a journal, into files for other programs: JSON lines, or tables in SQLite."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Final, TypeAlias
+
+import event_model
+import sqlite_utils
+from sqlite_utils.db import Table
+
+from tiledbroker import JournalInvalid, Record, RunReader
+
+from ..callback import PlainText, to_entry
+
+MAX_COLUMNS: Final = 900
+"""Of a table; SQLite takes up to 999 values at a time."""
+
+FURTHER: Final = "further"
+"""The column that has, as JSON, what would be beyond `MAX_COLUMNS`."""
+
+Key: TypeAlias = tuple[str, str]
+"""What a column is for: "" and a key of the document, "data" or "timestamps" and a data key."""
+
+_BATCH: Final = 1000
+_INTEGERS: Final = range(-(2**63), 2**63)
+_TABLES: Final = {
+    "start": "start",
+    "stop": "stop",
+    "descriptor": "descriptors",
+    "event": "events",
+    "resource": "resources",
+    "stream_resource": "stream_resources",
+    "datum": "datums",
+    "stream_datum": "stream_datums",
+}
+
+
+def export_json_lines(journal: RunReader, file: IO[str]) -> int:
+    """Write all documents as a backup has them, which can be replayed; returns how many.
+
+    Raises
+    ------
+    JournalInvalid, CodecError
+        A document is missing or damaged. What was written then is not all of the run.
+    """
+    count = 0
+    for record in _consecutive(journal):
+        file.write(json.dumps(to_entry(record.name, record.checked().body)) + "\n")
+        count += 1
+    return count
+
+
+def export_sqlite(journal: RunReader, path: Path) -> int:
+    """Make tables of all documents, one for each kind of them, with one row for each event and datum.
+
+    Columns of events are their data keys, and their timestamps after `ts_`. What SQLite has no type for is JSON.
+
+    Returns
+    -------
+    int
+        How many documents there are.
+
+    Raises
+    ------
+    JournalInvalid, CodecError
+        A document is missing or damaged. What was written then is not all of the run.
+    """
+    count = 0
+    database = sqlite_utils.Database(sqlite3.connect(path))
+    try:
+        tables = {name: _Table(database, name) for name in _TABLES.values()}
+        streams: dict[str, str] = {}
+        for record in _consecutive(journal):
+            for name, row in _rows(record, streams):
+                tables[_TABLES[name]].add(row)
+            count += 1
+        for table in tables.values():
+            table.flush()
+        entries = [{**entry._asdict(), "detail": json.dumps(entry.detail)} for entry in journal.history()]
+        Table(database, "history").insert_all(entries)
+    finally:
+        database.close()
+    return count
+
+
+def _consecutive(journal: RunReader) -> Iterator[Record]:
+    """All documents, of which none may be missing."""
+    for expected, record in enumerate(journal.records()):
+        if record.idx != expected:
+            raise JournalInvalid(journal.path, f"documents {expected} to {record.idx - 1} are missing.")
+        yield record
+
+
+class _Table:
+    """One table that gets its columns from the rows as they come: SQLite does not tell upper from lower case."""
+
+    def __init__(self, database: sqlite_utils.Database, name: str) -> None:
+        self._table = Table(database, name)
+        self._columns: dict[Key, str] = {}
+        self._taken = {FURTHER}
+        self._made: list[str] = []
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, values: Mapping[Key, Any]) -> None:
+        row: dict[str, Any] = {}
+        further: dict[str, Any] = {}
+        for key, value in values.items():
+            column = self._column(key)
+            if column is None:
+                further[_name(key)] = PlainText().of(value)
+            else:
+                row[column] = _value(value)
+        if further:
+            row[FURTHER] = json.dumps(further)
+        self._rows.append(row)
+        if len(self._rows) >= _BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._rows:
+            return
+        # A column is made when it has a value, as that tells its type.
+        values = {
+            column: [row[column] for row in self._rows if row.get(column) is not None] for column in self._order()
+        }
+        made = {column: _type(items) for column, items in values.items() if items and column not in self._made}
+        if self._made:
+            for column, kind in made.items():
+                self._table.add_column(column, kind)
+        else:
+            self._table.create(made)
+        self._made += made
+        self._table.insert_all([{column: row.get(column) for column in self._made} for row in self._rows])
+        self._rows = []
+
+    def _order(self) -> list[str]:
+        return [*self._columns.values(), FURTHER]
+
+    def _column(self, key: Key) -> str | None:
+        if key not in self._columns and len(self._columns) < MAX_COLUMNS:
+            column = "".join(c if c.isprintable() and c not in "[]" else "_" for c in _name(key)) or "_"
+            while column.lower() in self._taken:
+                column += "_"
+            self._taken.add(column.lower())
+            self._columns[key] = column
+        return self._columns.get(key)
+
+
+def _type(values: Sequence[Any]) -> type:
+    """The type of a column that has such values among its first."""
+    kinds = {bool: int, int: int, float: float, bytes: bytes}
+    found = {kinds.get(type(value), str) for value in values}
+    if found == {int, float}:
+        return float
+    return found.pop() if len(found) == 1 else str
+
+
+def _name(key: Key) -> str:
+    return f"ts_{key[1]}" if key[0] == "timestamps" else key[1]
+
+
+def _rows(record: Record, streams: dict[str, str]) -> Iterator[tuple[str, dict[Key, Any]]]:
+    """Rows that a document amounts to, with the kind of document that each is of."""
+    for name, document in _single(record.name, record.document()):
+        values: dict[Key, Any] = {("", "idx"): record.idx}
+        if name == "descriptor":
+            streams[document["uid"]] = str(document.get("name"))
+        parts: dict[str, Mapping[str, Any]] = {"data": {}, "timestamps": {}}
+        if name == "event":
+            values["", "stream"] = streams.get(document["descriptor"])
+            parts = {part: document.pop(part) for part in parts}
+        values |= {("", key): value for key, value in document.items()}
+        yield name, values | {(part, key): value for part, items in parts.items() for key, value in items.items()}
+
+
+def _single(name: str, document: Any) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Documents one by one, instead of pages of them and the old bulk documents."""
+    if name == "event_page":
+        return (("event", dict(event)) for event in event_model.unpack_event_page(document))
+    if name == "datum_page":
+        return (("datum", dict(datum)) for datum in event_model.unpack_datum_page(document))
+    if name == "bulk_events":
+        return (("event", dict(event)) for events in document.values() for event in events)
+    if name == "bulk_datum":
+        pairs = zip(document["datum_ids"], document["datum_kwarg_list"], strict=True)
+        resource = document["resource"]
+        return (("datum", {"resource": resource, "datum_id": uid, "datum_kwargs": keywords}) for uid, keywords in pairs)
+    return ((name, document),)
+
+
+def _value(value: Any) -> Any:
+    """A value as SQLite takes it."""
+    if value is None or isinstance(value, bytes):
+        return value
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, str):
+        return str.__str__(value).encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, bool | int):
+        return value if value in _INTEGERS else str(value)
+    made = PlainText().of(value)
+    return json.dumps(made) if isinstance(made, list | dict) else _value(made)

@@ -1,0 +1,74 @@
+"""What happens to a run, as its journal shows it: documents that come, and its history, in order of time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from tiledbroker import CodecError, HistoryEntry, Record, RunReader
+
+from .._plain_text import text_of
+
+_BATCH: Final = 10_000
+_SHOWN: Final = ("name", "descriptor", "seq_num", "data_key", "stream_resource", "resource", "exit_status", "plan_name")
+_UID: Final = 8  # characters that tell uids apart
+
+
+class Happening(NamedTuple):
+    """One of them: Unix time, what in a word, details in a line."""
+
+    time: float
+    what: str
+    details: str
+
+
+class Happenings:
+    """Follows a journal from its last `documents` documents on."""
+
+    def __init__(self, journal: RunReader, documents: int) -> None:
+        self._journal = journal
+        self._next = max(0, journal.length - max(documents, 0))
+        self._entries = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is to be expected."""
+        return self._journal.get("outcome") is not None
+
+    def take(self) -> list[Happening]:
+        """What is new since the last time, all of the history at first."""
+        happenings = []
+        while records := self._journal.read(self._next, _BATCH):
+            happenings += [_of_document(record) for record in records]
+            self._next = records[-1].idx + 1
+        history = self._journal.history()
+        happenings += [_of_entry(entry) for entry in history[self._entries :]]
+        self._entries = len(history)
+        return sorted(happenings, key=lambda happening: happening.time)
+
+
+def _of_document(record: Record) -> Happening:
+    try:
+        document = record.document()
+    except CodecError as error:
+        return Happening(record.received, record.name, f"{record.idx}  damaged: {error}")
+    shown = [f"{key} {_short(document[key])}" for key in _SHOWN if key in document]
+    return Happening(record.received, record.name, "  ".join([f"{record.idx}", *shown, *_counted(document)]))
+
+
+def _short(value: Any) -> str:
+    text = text_of(value)
+    return text if len(text) <= 4 * _UID else text[:_UID]
+
+
+def _counted(document: Mapping[str, Any]) -> list[str]:
+    """How much is in a document that has much."""
+    if isinstance(document.get("indices"), Mapping):
+        return [" to ".join(text_of(document["indices"].get(end)) for end in ("start", "stop"))]
+    keys = document.get("data_keys")
+    return [f"{len(keys)} data keys"] if isinstance(keys, Mapping) else []
+
+
+def _of_entry(entry: HistoryEntry) -> Happening:
+    details = {key: value for key, value in entry.detail.items() if key != "traceback"}
+    return Happening(entry.time, "*", "  ".join([entry.event, *(f"{key}={value}" for key, value in details.items())]))

@@ -1,0 +1,224 @@
+"""Whether a journal is whole and makes sense, without asking anybody else."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import zlib
+from array import array
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import numpy
+
+from tiledbroker import CodecError, JournalInvalid, NodeProgress, Record, RoutingError, RunReader, decode
+from tiledbroker._errors import DocumentsMissing
+from tiledbroker.log import RunRouting
+
+from .._findings import Finding, Tally
+from ..mapping import (
+    AppendRows,
+    CreateArray,
+    CreateContainer,
+    CreateTable,
+    ExtendExternal,
+    Operation,
+    RegisterExternal,
+    RemoveNode,
+    WriteArray,
+)
+from ..worker import INTERRUPTED, WRITTEN
+
+MEND: Final = (
+    "Keep the file. If the publisher's spool, a backup or Tiled has the run, take it from there; what SQLite can save, "
+    "`sqlite3 FILE .recover` does."
+)
+CONFIGURE: Final = "Is --config the configuration that the run was written with?"
+
+_BATCH: Final = 10_000
+
+
+class DocumentsCheck:
+    """Reads every document: checksums, numbers, order, and what refers to what."""
+
+    def __init__(self, journal: RunReader) -> None:
+        self._journal = journal
+        self._routing = RunRouting()
+        self._next = 0
+        self.stopped = False  # whether there is a stop document, anywhere
+        self._missing, self._unreadable, self._damaged = Tally(), Tally(), Tally()
+        self._undecodable, self._misplaced, self._late = Tally(), Tally(), Tally()
+        self._events = EventsCheck()
+
+    def findings(self) -> list[Finding]:
+        """What is wrong with the documents."""
+        for record in self._records():
+            self._check(record)
+        return [
+            *self._missing.finding("documents", "{} are missing, from these numbers on", advice=MEND),
+            *self._unreadable.finding("documents", "{} cannot be read from the file", advice=MEND),
+            *self._damaged.finding("documents", "{} do not match their checksums", advice=MEND),
+            *self._undecodable.finding("documents", "{} are not in the journals' encoding", advice=MEND),
+            *self._misplaced.finding("documents", "{} do not belong where they are"),
+            *self._late.finding("documents", "{} came after the stop document, and are not written"),
+            # Events that cannot be read are missing, too, by their numbers: that says nothing new.
+            *(self._events.findings() if not self._lost else []),
+        ]
+
+    @property
+    def _lost(self) -> int:
+        """Number of documents that are missing, or not what they were."""
+        return self._missing.count + self._unreadable.count + self._damaged.count + self._undecodable.count
+
+    def _records(self) -> Iterator[Record]:
+        """All documents that can be read: one by one where not all of a batch can."""
+        start, one_by_one_until, gap = 0, 0, self._journal.length
+        while start < self._journal.length:
+            try:
+                batch = self._journal.read(start, 1 if start < one_by_one_until else min(_BATCH, gap - start))
+            except DocumentsMissing as error:
+                start, gap = (start, error.first) if error.first > start else (error.following, self._journal.length)
+                continue
+            except (JournalInvalid, sqlite3.DatabaseError) as error:
+                if start >= one_by_one_until:
+                    one_by_one_until = start + _BATCH
+                    continue
+                self._unreadable.add(start, found=str(error))
+                start += 1
+                self._next = max(self._next, start)
+                continue
+            if not batch:
+                return
+            yield from batch
+            start = batch[-1].idx + 1
+            gap = self._journal.length if start >= gap else gap
+
+    def _check(self, record: Record) -> None:
+        if record.idx > self._next:
+            self._missing.add(self._next, times=record.idx - self._next)
+        self._next = record.idx + 1
+        found = zlib.crc32(record.body)
+        if found != record.crc:
+            self._damaged.add(record.idx, f"{record.crc:08x}", f"{found:08x}")
+            return
+        try:
+            document = decode(record.body)
+        except CodecError as error:
+            self._undecodable.add(record.idx, found=str(error))
+            return
+        if self.stopped:
+            self._late.add(record.idx, found=record.name)
+        else:
+            self._route(record, document)
+
+    def _route(self, record: Record, document: Any) -> None:
+        """As on the acquisition host, documents belong to the run by what they refer to."""
+        self.stopped = record.name == "stop"
+        try:
+            runs = self._routing.route(record.name, document)
+        except RoutingError as error:
+            if not self._lost:
+                self._misplaced.add(record.idx, found=str(error))
+            return
+        if record.name == "event":
+            self._events.add(record.idx, document)
+        elif record.name == "event_page":
+            self._events.begin_anew(document.get("descriptor"))
+        if self._journal.run_uid not in runs:
+            self._misplaced.add(record.idx, self._journal.run_uid, ", ".join(runs))
+
+
+class EventsCheck:
+    """Finds events that are missing or doubled although the documents' numbers follow each other.
+
+    A log that was damaged before it got its numbers is whole by itself. Sequence numbers of a stream rise by one, or go
+    back when a plan is rewound; and each event has a uid of its own.
+    """
+
+    def __init__(self) -> None:
+        self._latest: dict[Any, int] = {}  # sequence number by descriptor
+        self._digests = array("q")  # of uids: 8 bytes for each event
+        self._places = array("q")
+        self._skipping = Tally()
+
+    def add(self, idx: int, event: Mapping[str, Any]) -> None:
+        """Take in the next event, which is document `idx`."""
+        stream, seq_num = event.get("descriptor"), event.get("seq_num")
+        if isinstance(seq_num, int):
+            latest = self._latest.get(stream)
+            if latest is not None and seq_num > latest + 1:
+                self._skipping.add(idx, latest + 1, seq_num, times=seq_num - latest - 1)
+            self._latest[stream] = seq_num
+        digest = hashlib.blake2b(str(event.get("uid", idx)).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        self._digests.append(int.from_bytes(digest, "big", signed=True))
+        self._places.append(idx)
+
+    def begin_anew(self, descriptor: Any) -> None:
+        """Events of a stream came in another form, which is not looked at."""
+        self._latest.pop(descriptor, None)
+
+    def findings(self) -> list[Finding]:
+        """What is wrong with the events."""
+        doubled = Tally()
+        digests, places = numpy.asarray(self._digests), numpy.asarray(self._places)
+        order = numpy.argsort(digests, kind="stable")
+        for at in numpy.flatnonzero(digests[order][1:] == digests[order][:-1]):
+            doubled.add(int(places[order[at + 1]]), found=f"the event of document {places[order[at]]}")
+        return [
+            *self._skipping.finding("documents", "{} events are missing, by their sequence numbers"),
+            *doubled.finding("documents", "{} events are there twice"),
+        ]
+
+
+class ProgressCheck:
+    """Compares what the journal says of Tiled with what its documents amount to."""
+
+    def __init__(self, journal: RunReader) -> None:
+        # Read before the documents are: there may be more of both, meanwhile.
+        self.outcome: str | None = journal.get("outcome")
+        self.confirmed: Mapping[str, NodeProgress] = journal.progress()
+        self._rewrites: Mapping[str, Mapping[str, Any]] = journal.get("rewrites", {})
+        self._ends: dict[str, int] = {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether the journal says that all there is of the run is in Tiled."""
+        return self.outcome in (WRITTEN, INTERRUPTED)
+
+    def add(self, operation: Operation) -> None:
+        """Take in the next operation."""
+        if isinstance(operation, AppendRows | WriteArray | ExtendExternal):
+            self._ends[operation.path] = operation.stop
+        elif isinstance(operation, CreateContainer | CreateTable | CreateArray | RegisterExternal):
+            self._ends.setdefault(operation.path, 0)
+        elif isinstance(operation, RemoveNode):
+            self._ends.pop(operation.path, None)
+
+    def findings(self, *, stopped: bool) -> list[Finding]:
+        """What is wrong with the progress, once all operations are known, and if there is a stop document."""
+        copies = {rewrite["copy"] for rewrite in self._rewrites.values()}
+        unknown, beyond, short, open_ = Tally(), Tally(), Tally(), Tally()
+        for node, progress in self.confirmed.items():
+            if node not in self._ends:
+                if node not in copies:
+                    unknown.add(None, found=node)
+            elif max(progress.rows, progress.intent or 0) > self._ends[node]:
+                beyond.add(None, f"{node}: up to {self._ends[node]}", max(progress.rows, progress.intent or 0))
+        if self.complete:
+            for node, end in self._ends.items():
+                rows, intent = self.confirmed.get(node, (0, None))
+                if rows < end:
+                    short.add(None, f"{node}: {end}", rows)
+                elif intent is not None:
+                    open_.add(None, found=f"{node}: to {intent} rows")
+        stopless = Tally()
+        if self.outcome == WRITTEN and not stopped:
+            stopless.add(None)
+        said = f"the run is {self.outcome}, but"
+        return [
+            *unknown.finding("progress", "{} nodes are named that the documents do not lead to", advice=CONFIGURE),
+            *beyond.finding("progress", "{} nodes have more rows than the documents lead to", advice=CONFIGURE),
+            *short.finding("progress", f"{said} not all rows of {{}} nodes are confirmed", advice=CONFIGURE),
+            *open_.finding("progress", f"{said} {{}} requests are not confirmed"),
+            *stopless.finding("state", f"{said} there is no stop document"),
+        ]

@@ -1,0 +1,170 @@
+"""Writes runs from files to Tiled: backups, exported documents, journals. The machinery is the service's."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Final, Protocol
+
+from tiledbroker import Journal, JournalError, RoutingError
+from tiledbroker.log import RunRouting
+
+from .._errors import BackupUnreadable
+from ..callback import read_backup
+from ..catalog import Client
+from ..mapping import WritingOptions
+from ..worker import FAILED, RunWriting
+from ._run_files import opened, reason_of
+from ._summary import UNREADABLE
+
+UNFINISHED: Final = "unfinished"
+
+_STOP_TIMEOUT: Final = 5.0
+_POLL: Final = 0.5
+_SQLITE: Final = b"SQLite format 3\0"
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What became of one run, or of a file without one that could be read.
+
+    Attributes
+    ----------
+    outcome
+        "written"; "interrupted" if it is, and has no stop document; "failed"; "unfinished" if the replay was ended
+        before; "unreadable".
+    reason
+        Of the latter three.
+    """
+
+    file: str
+    uid: str
+    documents: int
+    outcome: str
+    reason: str = ""
+
+    @property
+    def done(self) -> bool:
+        """Whether all of it is in Tiled."""
+        return self.outcome not in (FAILED, UNFINISHED, UNREADABLE)
+
+
+class Ending(Protocol):
+    """As `threading.Event` has it."""
+
+    def is_set(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class _Run:
+    file: Path
+    journal: Path
+
+
+def replay(
+    files: Iterable[Path], connect: Callable[[], Client], options: WritingOptions, directory: Path, ending: Ending
+) -> Iterator[Replayed]:
+    """Write all runs in the files, one after another, and tell what became of each.
+
+    Nothing of a file is written before all of it has been read: each run's documents go to a journal of its own
+    first, in `directory`, which is also what makes it wait for Tiled and write nothing twice. What Tiled has of a run
+    is adopted. `ending` makes it stop early.
+    """
+    runs: list[_Run] = []
+    places = (directory / f"{number}.sqlite" for number in count())
+    for file in files:
+        try:
+            runs += _collect(file, places)
+        except (BackupUnreadable, JournalError, OSError) as error:
+            yield Replayed(str(file), "", 0, UNREADABLE, reason_of(error))
+    for run in runs:
+        with Journal(run.journal, "write") as journal:
+            outcome, reason = (UNFINISHED, "") if ending.is_set() else _write(journal, connect, options, ending)
+            yield Replayed(str(run.file), journal.run_uid, journal.length, outcome, reason)
+
+
+def _collect(file: Path, places: Iterator[Path]) -> list[_Run]:
+    """Journals of the runs in a file."""
+    with file.open("rb") as stream:
+        is_journal = stream.read(len(_SQLITE)) == _SQLITE
+    runs = [_copied(file, next(places))] if is_journal else _sorted(file, places)
+    if not runs:
+        raise BackupUnreadable(file, None, "there is no document in it.")
+    return runs
+
+
+def _copied(file: Path, place: Path) -> _Run:
+    """The journal's documents; how far they got is of no interest, as that may have been another server."""
+    with opened(file) as source, _new_journal(place, source.run_uid) as journal:
+        with journal.atomic():
+            for record in source.records():
+                journal.append(record.idx, [(record.name, record.crc, record.body)])
+        if not journal.length:
+            raise BackupUnreadable(file, None, "there is no document in it.")
+        _end(journal)
+        return _Run(file, journal.path)
+
+
+def _sorted(file: Path, places: Iterator[Path]) -> list[_Run]:
+    """The documents by run. A run that begins a second time is one more: files may have been joined."""
+    routing = RunRouting()
+    journals: dict[str, Journal] = {}
+    runs: list[_Run] = []
+    try:
+        for entry in read_backup(file):
+            uid = str(entry.document.get("uid"))
+            if entry.name == "start" and uid in journals:
+                routing.forget(uid)
+                _complete(journals.pop(uid))
+            try:
+                deliveries = routing.deliver(entry.name, entry.document, entry.body)
+            except RoutingError as error:
+                problem = f"{error} Delete the line, or add what is missing; nothing of this file has been written."
+                raise BackupUnreadable(file, entry.line, problem) from error
+            for run_uid, name, body in deliveries:
+                if entry.name == "start":
+                    journals[run_uid] = _new_journal(next(places), run_uid)
+                    runs.append(_Run(file, journals[run_uid].path))
+                journals[run_uid].append_one(name, body)
+                if entry.name == "stop":
+                    _complete(journals.pop(run_uid))
+    finally:
+        for journal in journals.values():
+            _complete(journal)
+    return runs
+
+
+def _complete(journal: Journal) -> None:
+    _end(journal)
+    journal.close()
+
+
+def _end(journal: Journal) -> None:
+    """No more is to come, as far as the file goes."""
+    if not journal.stopped:
+        journal.set("abandoned", True)
+
+
+def _new_journal(place: Path, run_uid: str) -> Journal:
+    return Journal(place, "create", run_uid=run_uid)
+
+
+def _write(journal: Journal, connect: Callable[[], Client], options: WritingOptions, ending: Ending) -> tuple[str, str]:
+    """Outcome and reason."""
+    ended = threading.Event()
+    ends: list[tuple[str, str]] = []
+
+    def on_end(outcome: str, reason: str) -> None:
+        ends.append((outcome, reason))
+        ended.set()
+
+    writing = RunWriting(journal, connect, options, drain=True, on_progress=lambda _: None, on_end=on_end)
+    writing.start()
+    while not ended.wait(_POLL) and not ending.is_set():
+        pass
+    writing.stop(_STOP_TIMEOUT)
+    outcome, reason = ends[0] if ends else ("", "")
+    return outcome or UNFINISHED, reason

@@ -1,0 +1,268 @@
+"""Arrays in events: what they are, and the array node that holds those of one data key."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final
+
+import numpy
+import numpy.typing
+
+from .._exact_numbers import EXACT_NUMBERS, loses_digits, nearest_float
+from ._columns import MAX_EXACT, dtype_kind, list_type
+from ._dtypes import declared_dtype
+
+Array = numpy.typing.NDArray[Any]
+
+CHUNK_BYTES: Final = 2**20
+"""What a chunk of an array node holds, if that is more than one row."""
+
+MAX_CHUNK_ROWS: Final = 10_000
+"""As many rows as a request of a flood has: until the first chunk is full, each batch takes two requests."""
+
+MAX_DECLARED_ITEMS: Final = 2**22
+"""What a descriptor may say of the size of arrays that nobody has seen: room is made for the missing ones, too."""
+
+ABSENT: Final = object()
+"""In place of the value of a key that an event does not have."""
+
+ARRAY: Final = "array"
+"""What names of types begin with that are those of array nodes, not of columns."""
+
+_KINDS: Final = "biufcmMUS"
+_NUMBERS: Final = "biufc"
+_MIN_CHARACTERS: Final = 32
+
+
+def takes_lists(dtype: numpy.dtype[Any]) -> bool:
+    """Whether list columns hold what arrays of this type do: databases have no unsigned 64-bit integers."""
+    return dtype.kind in "bif" or (dtype.kind == "u" and dtype.itemsize < 8)
+
+
+def as_array(value: Any, declared: numpy.dtype[Any] | None = None) -> Array | None:
+    """`value` as an array of numbers, times or text, with at least one dimension; None if it is none."""
+    if isinstance(value, str | bytes):
+        return None
+    try:
+        array = _to_numpy(value, declared)
+    except ValueError:  # rows of unequal length
+        return None
+    if array.ndim == 0 or array.dtype.kind not in _KINDS:
+        return None
+    if array.dtype.kind in "US" and not all(isinstance(item, str | bytes) for item in _items(value)):
+        return None  # NumPy makes text of numbers that stand beside text
+    return array
+
+
+def _to_numpy(value: Any, wanted: numpy.dtype[Any] | None, on_rounded: Callable[[], None] = lambda: None) -> Array:
+    """A value as an array; with NaN where numbers are missing, and the nearest floats of exact numbers.
+
+    NumPy takes small integers beside some of more than 63 bits for floats, unless it is told. `on_rounded` is called if
+    digits are lost.
+    """
+    array = numpy.asarray(value)
+    if array.dtype.kind == "O":
+        if any(map(loses_digits, array.flat)):
+            on_rounded()
+        array = _with_nan(array)
+    if is_extended(array.dtype):
+        stored = array.astype(stored_type(array.dtype))
+        if not _equal(stored, array):
+            on_rounded()
+        return stored
+    if wanted is not None and wanted.kind == "u" and array.dtype.kind == "f":
+        try:
+            integers = numpy.asarray(value, wanted)
+        except (OverflowError, TypeError, ValueError):
+            return array
+        return integers if numpy.array_equal(integers.astype(array.dtype), array) else array
+    return array
+
+
+def _with_nan(array: Array) -> Array:
+    """Objects that are numbers or None as floats; as they are, if there are others, or none that floats hold."""
+    items = array.ravel().tolist()
+    if not all(item is None or isinstance(item, (bool, int, float, numpy.number, *EXACT_NUMBERS)) for item in items):
+        return array
+    try:
+        numbers = [math.nan if item is None else _nearest(item) for item in items]
+    except (OverflowError, TypeError):
+        return array
+    if any(isinstance(item, int) and number != item for item, number in zip(items, numbers, strict=True)):
+        return array
+    return numpy.array(numbers).reshape(array.shape)
+
+
+def _nearest(item: Any) -> float:
+    return nearest_float(item) if isinstance(item, EXACT_NUMBERS) else float(item)
+
+
+def is_extended(dtype: numpy.dtype[Any]) -> bool:
+    """Whether a type has a precision that Tiled does not store."""
+    return dtype != stored_type(dtype)
+
+
+def stored_type(dtype: numpy.dtype[Any]) -> numpy.dtype[Any]:
+    """The type itself, or the most exact one that Tiled stores of its kind."""
+    if dtype.kind == "f" and dtype.itemsize > 8:
+        return numpy.dtype("<f8")
+    return numpy.dtype("<c16") if dtype.kind == "c" and dtype.itemsize > 16 else dtype
+
+
+def _items(value: Any) -> list[Any]:
+    if isinstance(value, numpy.ndarray):
+        return list(value.flat)
+    return [item for part in value for item in (_items(part) if isinstance(part, list | tuple) else [part])]
+
+
+def declared_shape(data_key: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The shape of one event's array, None if it is not declared, varies, or is more than can be believed."""
+    sizes = tuple(data_key.get("shape") or ())
+    if not sizes or not all(isinstance(size, int | numpy.integer) and size > 0 for size in sizes):
+        return None
+    shape = tuple(int(size) for size in sizes)
+    return shape if math.prod(shape) <= MAX_DECLARED_ITEMS else None
+
+
+def declared_type(data_key: Mapping[str, Any]) -> numpy.dtype[Any] | None:
+    """The declared NumPy type, None if there is none, or none that array nodes have."""
+    kind = dtype_kind(data_key)
+    return stored_type(declared_dtype(data_key["dtype_numpy"])) if kind is not None and kind in _KINDS else None
+
+
+def element_type(data_key: Mapping[str, Any], first: Array | None, *, guessed: bool) -> numpy.dtype[Any]:
+    """The type for elements of an array node.
+
+    Text has a fixed width: twice what the first array has, so that later text has room, or what is declared if that is
+    more.
+    """
+    declared = declared_type(data_key)
+    kind = None if declared is None else declared.kind
+    if (first.dtype.kind if first is not None else kind) in ("U", "S"):
+        width = declared.itemsize // 4 if declared is not None and declared.kind == "U" else 0
+        longest = 0 if first is None else first.astype("U").dtype.itemsize // 4
+        return numpy.dtype(f"<U{max(_MIN_CHARACTERS, width, 1 << max(2 * longest - 1, 0).bit_length())}")
+    if declared is None or declared.kind in "US":
+        return first.dtype if first is not None else numpy.dtype("<f8")
+    if first is None or (not guessed and _holds(declared, first)):
+        return declared
+    if declared.kind in "mM" or first.dtype.kind in "mM":
+        return first.dtype
+    common: numpy.dtype[Any] = numpy.result_type(declared, first.dtype)
+    return common
+
+
+@dataclass
+class InternalArray:
+    """One data key's values, an array each, as rows of one array node.
+
+    `lists` says if there are list columns for what does not fit, `rounded` how many arrays have lost digits.
+    """
+
+    key: str
+    path: str
+    shape: tuple[int, ...]
+    dtype: numpy.dtype[Any]
+    dims: tuple[str, ...]
+    lists: bool = True
+    pending: list[Any] = field(default_factory=list)
+    written: int = 0
+    created: bool = False
+    rounded: int = 0
+    _exceeds_float: bool = False
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """What one row takes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows per chunk of the node."""
+        return min(max(1, CHUNK_BYTES // self.row_bytes), MAX_CHUNK_ROWS)
+
+    def column_for(self, value: Any, *, lists: bool) -> str | None:
+        """What would take a value which the node's rows do not take, None if there is no good one.
+
+        An array node of a wider type, as in "array<f8". A list column (if there are `lists`), or "text" for JSON.
+        Images stay what they are: as text they would be huge.
+        """
+        array = as_array(value, self.dtype) if value is not None and value is not ABSENT else None
+        if array is not None and array.shape == self.shape and (wider := self._wider(array)) is not None:
+            return f"{ARRAY}{wider.str}"
+        if array is None or array.ndim != 1 or len(self.shape) != 1:
+            return None
+        dtype = self.dtype if _holds(self.dtype, array) else array.dtype
+        if lists and takes_lists(dtype) and takes_lists(array.dtype):
+            return list_type({"dtype_numpy": dtype.str}, value)
+        return "text"
+
+    def _wider(self, array: Array) -> numpy.dtype[Any] | None:
+        """The type of numbers that holds an array and all rows so far, if it is another one."""
+        if self.dtype.kind not in _NUMBERS or array.dtype.kind not in _NUMBERS:
+            return None
+        common: numpy.dtype[Any] = numpy.result_type(self.dtype, array.dtype)
+        if common == self.dtype or not _holds(common, array) or (self._exceeds_float and common.kind in "fc"):
+            return None
+        return common
+
+    def take(self) -> tuple[Array, list[Any], str | None]:
+        """The pending rows as one array, and the values that had another shape or type than the node."""
+        rows = numpy.zeros((len(self.pending), *self.shape), self.dtype)
+        misfits = []
+        needed: str | None = None
+        with numpy.errstate(invalid="ignore"):  # NaN among integers; it shows as a misfit
+            for row, value in zip(rows, self.pending, strict=True):
+                if not self._place(row, value):
+                    misfits.append(value)
+                    needed = needed or self.column_for(value, lists=self.lists)
+                elif self.dtype.kind in "iu" and self.dtype.itemsize == 8 and not self._exceeds_float:
+                    self._exceeds_float = bool((row > MAX_EXACT).any() or (row < -MAX_EXACT).any())
+        self.pending = []
+        return rows, misfits, needed
+
+    def _place(self, row: Array, value: Any) -> bool:
+        """Put a value into its row, or as much of it as has a place there; whether that was all of it."""
+        row[...] = self._missing
+        if value is ABSENT:
+            return self.dtype.kind in "fcmM"
+        try:
+            array = _to_numpy(value, self.dtype, self._count_rounded)
+            if array.ndim == 0 and value is not None and len(self.shape) == 1:
+                array = array.reshape(1)  # a waveform of one number
+            if array.ndim != len(self.shape) or (array.dtype.kind in "US") != (self.dtype.kind == "U"):
+                return False
+            if array.dtype.kind == "c" != self.dtype.kind:
+                return False
+            part = tuple(slice(0, min(a, b)) for a, b in zip(array.shape, self.shape, strict=True))
+            row[part] = array[part]
+        except (ValueError, TypeError):
+            return False
+        same = _equal(row[part], array[part])
+        if not same and self.dtype.kind != "U":  # better nothing than another number
+            row[...] = self._missing
+        return same and array.shape == self.shape
+
+    def _count_rounded(self) -> None:
+        self.rounded += 1
+
+    @property
+    def _missing(self) -> Any:
+        if self.dtype.kind in "mM":
+            return "NaT"
+        return numpy.nan if self.dtype.kind in "fc" else self.dtype.type()
+
+
+def _holds(dtype: numpy.dtype[Any], array: Array) -> bool:
+    if (dtype.kind in "US") != (array.dtype.kind in "US") or (array.dtype.kind == "c" != dtype.kind):
+        return False
+    with numpy.errstate(invalid="ignore", over="ignore"):
+        return dtype == array.dtype or _equal(array.astype(dtype), array)
+
+
+def _equal(stored: Array, given: Array) -> bool:
+    may_be_nan = stored.dtype.kind in "fcmM" and given.dtype.kind in "fcmM"
+    return bool(numpy.array_equal(stored, given, equal_nan=may_be_nan))

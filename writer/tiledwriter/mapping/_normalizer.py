@@ -1,0 +1,589 @@
+"""Documents come in every dialect Bluesky has spoken; this file translates them, so that the writer knows only one."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import posixpath
+import re
+import sys
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+from pathlib import PurePosixPath
+from typing import Any, Final, NamedTuple, SupportsIndex
+from urllib.parse import urlparse, urlunparse
+
+from .._errors import DocumentError
+
+Document = Mapping[str, Any]
+DocumentPatch = Callable[[dict[str, Any]], Mapping[str, Any]]
+Check = Callable[[str, Document], None]
+
+_HDF5: Final = "application/x-hdf5"
+_HDF5_SPECS: Final = (
+    "HDF5 AD_HDF5 AD_HDF5_SINGLE AD_HDF5_SWMR AD_HDF5_SWMR_STREAM AD_HDF5_SWMR_SLICE AD_HDF5_GERM PIL100K_HDF5 "
+    "XSP XSP3 XPS3 XSP3_BULK XSP3_STEP PANDA ROI_HDF5_FLY ROI_HDF51_FLY SIS_HDF51_FLY_STREAM_V1 MERLIN_FLY_STREAM_V2 "
+    "MERLIN_HDF5_BULK TPX_HDF5 EIGER2_STREAM ZEBRA_HDF51_FLY_STREAM_V1"
+)
+MIMETYPES: Final[Mapping[str, str]] = {
+    **dict.fromkeys(_HDF5_SPECS.split(), _HDF5),
+    "AD_TIFF": "multipart/related;type=image/tiff",
+    "NPY_SEQ": "multipart/related;type=application/x-npy",
+    "PIZZABOX_ENC_FILE_TXT_PD": "text/csv",
+}
+_DATASETS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("HDF5", "AD_HDF5", "AD_HDF5_SINGLE", "AD_HDF5_SWMR"), "/entry/data/data"),
+    **dict.fromkeys(("XSP", "XSP3", "TPX_HDF5"), "/entry/instrument/detector/data"),
+}
+_DTYPES: Final = {"array": "<f8", "boolean": "|b1", "integer": "<i8", "number": "<f8", "string": "<U0"}
+_RENAMED: Final[Mapping[str, str]] = {"time": "time_", "seq_num": "seq_num_"}
+_NUMBERED_ID: Final = re.compile(r".*/(\d{1,9})", re.DOTALL)
+
+_LEGACY_RESOURCE: Final = frozenset({"uid", "spec", "root", "resource_path", "resource_kwargs"})
+_MODERN_RESOURCE: Final = frozenset({"uid", "mimetype", "uri", "parameters"})
+_REQUIRED: Final[Mapping[str, frozenset[str]]] = {
+    "start": frozenset({"uid", "time"}),
+    "descriptor": frozenset({"uid", "name", "run_start", "time", "data_keys"}),
+    "event": frozenset({"uid", "descriptor", "seq_num", "time", "data", "timestamps"}),
+    "event_page": frozenset({"uid", "descriptor", "seq_num", "time", "data", "timestamps"}),
+    "bulk_events": frozenset(),
+    "resource": frozenset({"uid"}),
+    "datum": frozenset({"datum_id", "resource"}),
+    "datum_page": frozenset({"datum_id", "resource", "datum_kwargs"}),
+    "bulk_datum": frozenset({"datum_ids", "resource", "datum_kwarg_list"}),
+    "stream_resource": frozenset({"uid", "data_key"}),
+    "stream_datum": frozenset({"uid", "stream_resource", "descriptor", "indices", "seq_nums"}),
+    "stop": frozenset({"uid", "run_start", "time", "exit_status"}),
+}
+_SEQ_NUMS_IN_A_NOTE: Final = 10
+_POSITIONS: Final = ("point_number", "index")
+
+MAX_USED_DATUMS: Final = 10_000
+"""Datums that an event has referred to are kept for others to refer to again: the latest ones."""
+
+
+class _Stream(NamedTuple):
+    name: str
+    internal: frozenset[str]
+    external: frozenset[str]
+    renamed: Mapping[str, str]
+
+
+class _Datum(NamedTuple):
+    resource: str
+    kwargs: Document
+    number: int  # among those of its resource, from 0
+
+
+class _Reference(NamedTuple):
+    datum_id: str
+    stream: str
+    data_key: str
+    descriptor: str
+    seq_num: int
+
+
+class _ResourceCounts:
+    """What is counted of a resource: its datums, and how many frames the datums had so far that each data key has."""
+
+    def __init__(self) -> None:
+        self._datums = 0
+        self._first: int | None = None
+        self._frames: dict[str, int] = {}
+
+    def number(self, datum_id: str) -> int:
+        """The number of a new datum.
+
+        Ids usually end with it; then it is right also if others are lost or late.
+        """
+        self._datums += 1
+        found = _NUMBERED_ID.fullmatch(datum_id)
+        if found is None:
+            return self._datums - 1
+        number = int(found[1])
+        self._first = number if self._first is None else self._first
+        return number - self._first if number >= self._first else self._datums - 1
+
+    def frames(self, data_key: str, last: int) -> tuple[int, int]:
+        """The frames of a datum that ends with this one: those after the datum before, or this one if it came back."""
+        start = self._frames.get(data_key, 0)
+        if last < start:
+            return last, last + 1
+        self._frames[data_key] = last + 1
+        return start, last + 1
+
+
+class RunNormalizer:
+    """Translate the documents of one run into the modern ones: call it with each document, in order.
+
+    Pure: no input or output, and the documents given are never changed. What is returned may share nested values
+    with them, so it is not to be changed either.
+
+    Parameters
+    ----------
+    patches : mapping of document name to function, optional
+        Each gets a deep copy of a document before it is translated, and returns the document to use instead.
+        The documents inside a page get theirs ('event', 'datum') after the page's own.
+    spec_to_mimetype : mapping, optional
+        Mimetypes of resources by spec, in upper or lower case, in addition to `MIMETYPES`.
+
+    Attributes
+    ----------
+    check : function, optional
+        Called with the name of each document and the document, once it is patched; it raises what is wrong with it.
+    notes : list of str
+        What a reader of the run should know about the translation; each note once.
+    guessed_types : set of (stream, data key)
+        Those whose `dtype_numpy` was not declared, but derived from the JSON type.
+    """
+
+    def __init__(
+        self, patches: Mapping[str, DocumentPatch] | None = None, spec_to_mimetype: Mapping[str, str] | None = None
+    ) -> None:
+        self.patches: dict[str, DocumentPatch] = dict(patches or {})
+        mimetypes = {**MIMETYPES, **(spec_to_mimetype or {})}
+        self.spec_to_mimetype: dict[str, str] = {spec.upper(): mimetype for spec, mimetype in mimetypes.items()}
+        self.check: Check | None = None
+        self.notes: list[str] = []
+        self.guessed_types: set[tuple[str, str]] = set()
+        self._emitted: list[tuple[str, dict[str, Any]]] = []
+        self._streams: dict[str, _Stream] = {}
+        self._specs: dict[str, str] = {}
+        self._resources: dict[str, dict[str, Any]] = {}
+        self._datums: dict[str, _Datum] = {}  # that no event has referred to
+        self._used_datums: OrderedDict[str, _Datum] = OrderedDict()  # the latest last
+        self._has_forgotten = False
+        self._announced: set[str] = set()
+        self._run_uid = ""
+        self._foreign: set[str] = set()  # resources that another run began
+        self._counts: dict[str, _ResourceCounts] = {}
+        # References are served in the order of their events, per data key: rows and frame numbers depend on it.
+        self._queues: dict[tuple[str, str], deque[_Reference]] = {}
+        self._blocked: dict[str, list[deque[_Reference]]] = {}
+
+    def __call__(self, name: str, doc: Document) -> list[tuple[str, dict[str, Any]]]:
+        """Take the run's next document.
+
+        Returns
+        -------
+        list of (name, document)
+            The modern documents that this one yields, in order: none while it waits for a later one.
+
+        Raises
+        ------
+        DocumentError
+            When the document lacks a field or refers to a descriptor that never came.
+        """
+        if name not in _REQUIRED:
+            raise DocumentError(f"There is no kind of document called {name!r}; there are {', '.join(_REQUIRED)}.")
+        self._emitted = []
+        getattr(self, name)(doc)
+        return self._emitted
+
+    def emit(self, name: str | Enum, doc: dict[str, Any]) -> None:
+        """Yield a modern document; `name` may be a member of `event_model.DocumentNames`."""
+        self._emitted.append((name if isinstance(name, str) else name.name, doc))
+
+    def start(self, doc: Document) -> None:
+        """Pass on the run's metadata."""
+        modern = dict(self._received("start", doc))
+        self._run_uid = modern["uid"]
+        self.emit("start", modern)
+
+    def descriptor(self, doc: Document) -> None:
+        """Bring the data keys up to date and remember which of them are external."""
+        modern = dict(self._received("descriptor", doc))
+        renamed = _rename_reserved_keys(modern)
+        for name, other in renamed.items():
+            self._note(f"Stream '{modern['name']}': data key '{name}' is reserved and was renamed to '{other}'.")
+        self.guessed_types |= {
+            (modern["name"], name) for name, key in modern["data_keys"].items() if not declares_dtype(key)
+        }
+        keys = modern["data_keys"] = _modern_data_keys(modern["data_keys"], modern)
+        for owner, names in (modern.get("object_keys") or {}).items():
+            for name in names:
+                if name in keys:
+                    keys[name]["object_name"] = owner
+        if modern.get("configuration"):
+            modern["configuration"] = _modern_configuration(modern["configuration"], modern)
+        external = frozenset(name for name, key in keys.items() if "external" in key)
+        self._streams[modern["uid"]] = _Stream(modern["name"], frozenset(keys) - external, external, renamed)
+        self.emit("descriptor", modern)
+
+    def event(self, doc: Document) -> None:
+        """Yield the event with its internal data, then what its references to external data have led to."""
+        modern = dict(self._received("event", doc))
+        stream = self._streams.get(modern["descriptor"])
+        if stream is None:
+            raise _wrong("event", doc, f"belongs to descriptor {modern['descriptor']!r}, which did not come before it")
+        data: Document = _without_reserved_names(modern["data"], stream.renamed)
+        timestamps = _without_reserved_names(modern["timestamps"], stream.renamed)
+        filled = _without_reserved_names(modern.pop("filled", None) or {}, stream.renamed)
+        internal = self._internal_keys(stream, data, filled)
+        modern["data"] = _only(internal, data)
+        modern["timestamps"] = _only(internal, timestamps)
+        self.emit("event", modern)
+        if len(modern["data"]) < len(data):
+            for key in data:
+                if key in stream.external and key not in internal:
+                    self._refer(_Reference(data[key], stream.name, key, modern["descriptor"], modern["seq_num"]))
+
+    def event_page(self, doc: Document) -> None:
+        """Take the events of a page one by one."""
+        for event in _unpacked_events(self._received("event_page", doc)):
+            self.event(event)
+
+    def bulk_events(self, doc: Document) -> None:
+        """Take the events of the page's predecessor, lists of events by descriptor."""
+        for events in self._received("bulk_events", doc).values():
+            for event in events:
+                self.event(event)
+
+    def resource(self, doc: Document) -> None:
+        """Keep a resource until an event refers to one of its datums."""
+        received = dict(self._received("resource", doc))
+        received["spec"] = str(received.get("spec") or "").upper()
+        self._specs[received["uid"]] = received["spec"]
+        if self._run_uid and received.get("run_start") not in (None, self._run_uid):
+            self._foreign.add(received["uid"])
+        self._resources[received["uid"]] = self._modern_resource("resource", received)
+        self._unblock(received["uid"])
+
+    def datum(self, doc: Document) -> None:
+        """Keep a datum, and serve the events that waited for it."""
+        spec = self._specs.get(doc.get("resource", ""))
+        if spec:
+            doc = {**doc, "datum_kwargs": {**(doc.get("datum_kwargs") or {}), "_resource_spec": spec}}
+        received = self._received("datum", doc)
+        datum_id, uid = received["datum_id"], sys.intern(str(received["resource"]))
+        known = self._find_datum(datum_id)
+        counts = self._counts.setdefault(uid, _ResourceCounts())
+        number = counts.number(str(datum_id)) if known is None else known.number
+        self._datums[datum_id] = _Datum(uid, received.get("datum_kwargs") or {}, number)
+        self._unblock(received["datum_id"])
+
+    def datum_page(self, doc: Document) -> None:
+        """Take the datums of a page one by one."""
+        page = self._received("datum_page", doc)
+        kwargs = _rows("datum_page", page["datum_kwargs"], len(page["datum_id"]))
+        for row in _rows("datum_page", {"datum_id": page["datum_id"], "datum_kwargs": kwargs}, len(kwargs)):
+            self.datum({"resource": page["resource"], **row})
+
+    def bulk_datum(self, doc: Document) -> None:
+        """Take the datums of the page's predecessor one by one."""
+        page = self._received("bulk_datum", doc)
+        columns = {"datum_id": page["datum_ids"], "datum_kwargs": page["datum_kwarg_list"]}
+        for row in _rows("bulk_datum", columns, len(page["datum_ids"])):
+            self.datum({"resource": page["resource"], **row})
+
+    def stream_resource(self, doc: Document) -> None:
+        """Pass on a stream resource, the old kind in its modern form."""
+        self.emit("stream_resource", self._modern_resource("stream_resource", self._received("stream_resource", doc)))
+
+    def stream_datum(self, doc: Document) -> None:
+        """Pass on a stream datum."""
+        self.emit("stream_datum", dict(self._received("stream_datum", doc)))
+
+    def stop(self, doc: Document) -> None:
+        """Serve the references that can be served, note those that cannot, and end the run."""
+        received = dict(self._received("stop", doc))
+        self._settle_all()
+        self.emit("stop", received)
+
+    def abandon(self) -> list[tuple[str, dict[str, Any]]]:
+        """The documents that were held back, for a run that ends without a stop document."""
+        self._emitted = []
+        self._settle_all()
+        return self._emitted
+
+    def _received(self, name: str, doc: Document) -> Document:
+        patch = self.patches.get(name)
+        if patch is not None:
+            doc = patch(copy.deepcopy(dict(doc)))
+            if not isinstance(doc, Mapping):
+                raise DocumentError(f"The patch for {name!r} must return a document; it returned {type(doc)}.")
+        _require(name, doc, _REQUIRED[name])
+        if self.check is not None:
+            self.check(name, doc)
+        return doc
+
+    def _note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
+    def _internal_keys(self, stream: _Stream, data: Document, filled: Document) -> frozenset[str]:
+        """Which keys of an event carry their data themselves."""
+        internal = stream.internal
+        if filled:
+            internal = frozenset(
+                [key for key in stream.internal if filled.get(key, True)]
+                + [key for key in stream.external if filled.get(key, False)]
+            )
+        if data.keys() <= internal:
+            return internal
+        for key, value in data.items():
+            if key not in stream.internal and key not in stream.external:
+                self._note(f"Stream '{stream.name}': data key '{key}' is not in the descriptor; its data is left out.")
+            elif key not in internal and key in stream.external and not isinstance(value, str):
+                self._note(f"Stream '{stream.name}': external data key '{key}' has data in events; it is kept as such.")
+                internal |= {key}
+        return internal
+
+    def _modern_resource(self, name: str, doc: Document) -> dict[str, Any]:
+        """A StreamResource of today from one, an old one or a Resource."""
+        if "mimetype" in doc:
+            _require(name, doc, _MODERN_RESOURCE)
+            mimetype, uri, parameters = doc["mimetype"], doc["uri"], dict(doc["parameters"])
+        else:
+            _require(name, doc, _LEGACY_RESOURCE)
+            spec = doc["spec"]
+            mimetype = self.spec_to_mimetype.get(str(spec).upper(), "application/octet-stream")
+            uri = file_uri(doc["root"], doc["resource_path"])
+            parameters = {**(doc["resource_kwargs"] or {}), "spec": spec}
+            if spec in _DATASETS:
+                parameters["dataset"] = parameters.get("dataset") or _DATASETS[spec]
+        if multiplier := parameters.pop("frame_per_point", None):
+            parameters["multiplier"] = multiplier
+        if mimetype == _HDF5:
+            dataset = parameters.pop("dataset", "")
+            parameters["dataset"] = parameters.pop("path", dataset)
+        data_key = doc.get("data_key", "")
+        data_key = _RENAMED.get(data_key, data_key)
+        return {"uid": doc["uid"], "data_key": data_key, "mimetype": mimetype, "uri": uri, "parameters": parameters}
+
+    def _refer(self, reference: _Reference) -> None:
+        queue = self._queues.setdefault((reference.stream, reference.data_key), deque())
+        queue.append(reference)
+        if len(queue) == 1:
+            self._advance(queue)
+
+    def _advance(self, queue: deque[_Reference]) -> None:
+        """Serve references up to the first whose datum or resource has not come."""
+        while queue:
+            missing = self._missing(queue[0])
+            if missing is not None:
+                self._blocked.setdefault(missing, []).append(queue)
+                return
+            self._serve(queue.popleft())
+
+    def _unblock(self, uid: str) -> None:
+        for queue in self._blocked.pop(uid, ()):
+            self._advance(queue)
+
+    def _missing(self, reference: _Reference) -> str | None:
+        """The id of what a reference still waits for."""
+        datum = self._find_datum(reference.datum_id)
+        if datum is None:
+            return reference.datum_id
+        return None if datum.resource in self._resources else datum.resource
+
+    def _find_datum(self, datum_id: str) -> _Datum | None:
+        return self._datums.get(datum_id) or self._used_datums.get(datum_id)
+
+    def _use_datum(self, datum_id: str) -> _Datum:
+        """Take a datum for an event, and forget the one that was not used for longest."""
+        datum = self._datums.pop(datum_id, None) or self._used_datums[datum_id]
+        self._used_datums[datum_id] = datum
+        self._used_datums.move_to_end(datum_id)
+        if len(self._used_datums) > MAX_USED_DATUMS:
+            self._used_datums.popitem(last=False)
+            self._has_forgotten = True
+        return datum
+
+    def _serve(self, reference: _Reference) -> None:
+        """Yield the stream datum of a reference, after its stream resource when that is new."""
+        datum = self._use_datum(reference.datum_id)
+        if datum.resource in self._foreign and not _names_frames(datum.kwargs):
+            self._note(
+                f"Stream '{reference.stream}': external data of '{reference.data_key}' is incomplete; resource "
+                f"'{datum.resource}' began in another run, and its datums here do not say which of its frames they are."
+            )
+            return
+        (start, stop), parameters = self._rows_of(reference, datum)
+        uid = f"{datum.resource}-{reference.descriptor}-{reference.data_key}"
+        if uid not in self._announced:
+            self._announced.add(uid)
+            resource = self._resources[datum.resource]
+            parameters = {**resource["parameters"], **parameters}
+            own = {"uid": uid, "data_key": reference.data_key, "parameters": parameters}
+            self.emit("stream_resource", {**resource, **own})
+        indices = {"start": start, "stop": stop}
+        seq_nums = {"start": reference.seq_num, "stop": reference.seq_num + 1}
+        ids = {"uid": reference.datum_id, "stream_resource": uid, "descriptor": reference.descriptor}
+        self.emit("stream_datum", {**ids, "indices": indices, "seq_nums": seq_nums})
+
+    def _rows_of(self, reference: _Reference, datum: _Datum) -> tuple[tuple[int, int], dict[str, Any]]:
+        """The frames of its resource that a datum stands for, and those of its arguments that say nothing of them."""
+        kwargs = dict(datum.kwargs)
+        indices = kwargs.pop("indices", None)
+        points = [point for name in _POSITIONS if (point := _number(kwargs, name)) is not None]
+        frame = _number(kwargs, "frame")
+        if indices:
+            if not isinstance(indices, Mapping) or not {"start", "stop"} <= indices.keys():
+                raise _wrong("datum", {"uid": reference.datum_id}, "has 'indices' without 'start' and 'stop'")
+            return (indices["start"], indices["stop"]), kwargs
+        if points:
+            return (points[0], points[0] + 1), kwargs
+        if frame is not None:
+            return self._counts[datum.resource].frames(reference.data_key, frame), kwargs
+        return (datum.number, datum.number + 1), kwargs
+
+    def _settle_all(self) -> None:
+        for (stream, data_key), queue in self._queues.items():
+            self._settle(stream, data_key, queue)
+
+    def _settle(self, stream: str, data_key: str, queue: deque[_Reference]) -> None:
+        """Serve what is left of a queue, around the references that nothing came for."""
+        lost: list[int] = []
+        while queue:
+            reference = queue.popleft()
+            if self._missing(reference) is None:
+                self._serve(reference)
+            else:
+                lost.append(reference.seq_num)
+        if lost:
+            seq_nums = ", ".join(map(str, lost[:_SEQ_NUMS_IN_A_NOTE])) + ", ..." * (len(lost) > _SEQ_NUMS_IN_A_NOTE)
+            earlier = f", or more than {MAX_USED_DATUMS:,} datums before" if self._has_forgotten else ""
+            what = f"the datums or resources of {len(lost)} event(s) never came{earlier} (seq_num {seq_nums})"
+            self._note(f"Stream '{stream}': external data of '{data_key}' is incomplete; {what}.")
+
+
+def file_uri(root: str | None, path: str) -> str:
+    """The URI of a file or, with a trailing slash, of a directory.
+
+    Nothing is percent-encoded: Tiled takes the path of a file URI literally. A relative path is taken from '/',
+    because the working directory of the process that wrote it is not known.
+    """
+    path = str(path)
+    if root and not _is_below(path, str(root)):
+        separator = "/" if path.startswith("/") else ""
+        path = posixpath.join(str(root) + separator, path.lstrip("/"))
+    tail = "/" if path.endswith("/") else ""
+    if re.match(r"[a-z0-9+]+://", path):
+        parts = urlparse(path)
+        uri = urlunparse(parts._replace(netloc=parts.netloc or "localhost"))
+    else:
+        if re.match(r"[A-Za-z]:[\\/]", path):
+            path = "/" + path.replace("\\", "/")
+        uri = f"file://localhost{PurePosixPath('/', path)}"
+    return uri.rstrip("/") + tail
+
+
+def _is_below(path: str, root: str) -> bool:
+    """Whether an absolute path begins with a root already."""
+    place, folder = (text.replace("\\", "/").rstrip("/") + "/" for text in (path, root))
+    return folder != "/" and place.startswith(folder) and re.match(r"/|[A-Za-z]:/", folder) is not None
+
+
+def _names_frames(kwargs: Document) -> bool:
+    """Whether a datum's arguments say where in its resource its frames are, and not just how many there are."""
+    return bool(kwargs.get("indices")) or any(_number(dict(kwargs), name) is not None for name in _POSITIONS)
+
+
+def _number(kwargs: dict[str, Any], name: str) -> int | None:
+    """Take an argument that is a number out of those of a datum."""
+    value = kwargs.get(name)
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        return None
+    del kwargs[name]
+    return operator.index(value)
+
+
+def _require(name: str, doc: Document, fields: frozenset[str]) -> None:
+    if fields <= doc.keys():
+        return
+    missing = sorted(fields - doc.keys())
+    raise _wrong(name, doc, f"has no {', '.join(map(repr, missing))}")
+
+
+def _wrong(name: str, doc: Document, what: str) -> DocumentError:
+    uid = doc.get("uid", doc.get("datum_id", "without uid"))
+    return DocumentError(f"The {name} document {uid!r} {what}. Correct it with a patch for {name!r}.")
+
+
+def _only(keys: frozenset[str], values: Document) -> Document:
+    return values if values.keys() <= keys else {key: value for key, value in values.items() if key in keys}
+
+
+def _without_reserved_names(values: Document, renamed: Mapping[str, str]) -> Document:
+    if not renamed or renamed.keys().isdisjoint(values):
+        return values
+    kept = {key: value for key, value in values.items() if key not in renamed}
+    return kept | {other: values[name] for name, other in renamed.items() if name in values}
+
+
+def _rename_reserved_keys(descriptor: dict[str, Any]) -> dict[str, str]:
+    """Rename reserved data keys wherever a descriptor has them, in new dicts; say which there were."""
+    keys = descriptor["data_keys"]
+    renamed: dict[str, str] = {}
+    for name in [name for name in _RENAMED if name in keys]:
+        renamed[name] = _RENAMED[name]
+        while renamed[name] in keys:
+            renamed[name] += "_"
+    if not renamed:
+        return renamed
+    descriptor["data_keys"] = _without_reserved_names(keys, renamed)
+    if descriptor.get("object_keys"):
+        descriptor["object_keys"] = {
+            owner: list(_without_reserved_names(dict.fromkeys(names), renamed))
+            for owner, names in descriptor["object_keys"].items()
+        }
+    if descriptor.get("hints"):
+        descriptor["hints"] = {owner: _renamed_hint(hint, renamed) for owner, hint in descriptor["hints"].items()}
+    return renamed
+
+
+def _renamed_hint(hint: Document, renamed: Mapping[str, str]) -> Document:
+    return {**hint, "fields": [renamed.get(field, field) for field in hint["fields"]]} if "fields" in hint else hint
+
+
+def _modern_configuration(configuration: Document, descriptor: Document) -> dict[str, Any]:
+    return {
+        owner: {**part, "data_keys": _modern_data_keys(part["data_keys"], descriptor)} if "data_keys" in part else part
+        for owner, part in configuration.items()
+    }
+
+
+def _modern_data_keys(keys: Document, descriptor: Document) -> dict[str, dict[str, Any]]:
+    return {name: _modern_data_key(name, key, descriptor) for name, key in keys.items()}
+
+
+def _modern_data_key(name: str, key: Document, descriptor: Document) -> dict[str, Any]:
+    """A copy of a data key that says its type in `dtype_numpy`: the most exact of the ways it was said."""
+    modern = dict(key)
+    fields = modern.pop("dtype_descr", None)
+    text = modern.pop("dtype_str", None)
+    dtype = [list(field) for field in fields or ()] or modern.get("dtype_numpy") or text
+    if not dtype:
+        if "dtype" not in modern:
+            raise _wrong("descriptor", descriptor, f"has no 'dtype' for data key {name!r}")
+        dtype = _DTYPES.get(modern["dtype"])
+    if dtype:
+        modern["dtype_numpy"] = dtype
+    for field, nothing in (("shape", ()), ("external", "")):
+        if field in modern and modern[field] is None:
+            modern[field] = nothing
+    return modern
+
+
+def declares_dtype(key: Document) -> bool:
+    return any(key.get(field) for field in ("dtype_descr", "dtype_numpy", "dtype_str"))
+
+
+def _unpacked_events(page: Document) -> Iterator[dict[str, Any]]:
+    count = len(page["seq_num"])
+    events = _rows("event_page", {field: page[field] for field in ("uid", "seq_num", "time")}, count)
+    data, timestamps, filled = (
+        _rows("event_page", page.get(field) or {}, count) for field in ("data", "timestamps", "filled")
+    )
+    for row, event in enumerate(events):
+        nested = {"data": data[row], "timestamps": timestamps[row], "filled": filled[row]}
+        yield {"descriptor": page["descriptor"], **event, **nested}
+
+
+def _rows(name: str, columns: Document, count: int) -> list[dict[str, Any]]:
+    for key, values in columns.items():
+        if len(values) != count:
+            raise _wrong(name, {}, f"has {len(values)} values in column {key!r} for {count} rows")
+    return [{key: values[row] for key, values in columns.items()} for row in range(count)]

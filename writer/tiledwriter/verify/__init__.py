@@ -1,0 +1,7 @@
+"""Journals and Tiled compared."""
+
+from __future__ import annotations
+
+from ._verification import PATIENCE, Verification, runs_without_journal, verify
+
+__all__ = ["PATIENCE", "Verification", "runs_without_journal", "verify"]

@@ -1,0 +1,180 @@
+"""Compares what Tiled holds of a run with what its documents amount to: nodes, metadata, and every row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from tiledbroker import NodeProgress
+
+from .._errors import Refused
+from .._findings import Example, Finding
+from ..catalog import ArrayCheck, ExternalCheck, NodeCheck, StoredNodes, TableCheck, node_body, same
+from ..mapping import (
+    AppendRows,
+    CreateArray,
+    CreateContainer,
+    CreateTable,
+    Creation,
+    ExtendExternal,
+    Growth,
+    Operation,
+    OrderTable,
+    RegisterExternal,
+    RemoveNode,
+    UpdateMetadata,
+    WriteArray,
+)
+
+_UPDATED: Final = frozenset({"stop", "notes", "_config_updates"})
+
+
+class Comparison:
+    """One run in Tiled against its journal.
+
+    `add` takes the operations that the journal amounts to, in order; `again` says if they are to be given once more.
+
+    Parameters
+    ----------
+    confirmed
+        How far each node is, of a run that is not complete: only that has to be there. None: everything has to be.
+    """
+
+    def __init__(self, stored: StoredNodes, confirmed: Mapping[str, NodeProgress] | None) -> None:
+        self._stored = stored
+        self._confirmed = confirmed
+        self._checks: dict[str, NodeCheck] = {}
+        self._metadata: dict[str, dict[str, Any]] = {}
+        self._found: dict[str, Mapping[str, Any]] = {}
+        self._problems: list[Finding] = []
+        self._skipped: set[str] = set()
+        self._led_to = set(confirmed or ())  # nodes that the journal leads to, or says that it made
+        self._repeating: set[str] | None = None
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes were compared."""
+        return len(self._found)
+
+    @property
+    def rows(self) -> int:
+        """How many rows, or datums, were."""
+        return sum(check.rows for check in self._checks.values())
+
+    def add(self, operation: Operation) -> None:
+        """Compare with what this operation makes, if it is to be there."""
+        if isinstance(operation, AppendRows | WriteArray | ExtendExternal):
+            self._grow(operation)
+        elif self._repeating is not None:
+            return
+        elif isinstance(operation, CreateContainer | CreateTable | CreateArray | RegisterExternal):
+            self._open(operation)
+        elif isinstance(operation, OrderTable):
+            check = self._checks.get(operation.path)
+            if isinstance(check, TableCheck):
+                check.order = operation.order
+        elif isinstance(operation, UpdateMetadata):
+            self._metadata.setdefault(operation.path, {}).update(operation.metadata)
+        elif isinstance(operation, RemoveNode):
+            self._remove(operation.path)
+
+    def again(self) -> bool:
+        """Whether all operations have to be given once more."""
+        self._repeating = {path for path, check in self._checks.items() if check.again()}
+        return bool(self._repeating)
+
+    def findings(self, *, stopped: bool) -> list[Finding]:
+        """What is wrong; `stopped` says if the journal has a stop document."""
+        problems = [*self._problems]
+        for path, metadata in self._metadata.items():
+            if path in self._found:
+                problems += self._compare_metadata(path, metadata, stopped=stopped)
+        for check in self._checks.values():
+            problems += check.findings()
+        return problems + self._strangers()
+
+    def _strangers(self) -> list[Finding]:
+        """Nodes that Tiled has of the run and that the journal does not lead to."""
+        runs = [path for path in self._found if "/" not in path]
+        strangers = sorted(path for run in runs for path in self._stored.below(run) if path not in self._led_to)
+        return [Finding(_below(path), "is in Tiled, and the journal does not lead to it") for path in strangers]
+
+    def _open(self, operation: Creation) -> None:
+        path = operation.path
+        self._led_to.add(path)
+        progress = None if self._confirmed is None else self._confirmed.get(path)
+        found = self._stored.attributes(path)
+        if found is None:
+            self._skipped.add(path)
+            if self._confirmed is None or progress is not None:
+                self._problems.append(Finding(_below(path), "is missing"))
+            return
+        family = node_body(operation, "")["structure_family"]
+        if found["structure_family"] != family:
+            self._skipped.add(path)
+            text = f"is a {found['structure_family']}, and should be a {family}"
+            self._problems.append(Finding(_below(path), text))
+            return
+        self._found[path] = found
+        self._metadata[path] = dict(operation.metadata)
+        if isinstance(operation, CreateContainer):
+            self._compare_specs(operation, found)
+            return
+        required = None if self._confirmed is None else 0 if progress is None else progress.rows
+        kinds: dict[type[Any], Any] = {CreateTable: TableCheck, CreateArray: ArrayCheck}
+        self._checks[path] = kinds.get(type(operation), ExternalCheck)(operation, found, self._stored, required)
+
+    def _remove(self, path: str) -> None:
+        self._led_to.add(path)
+        if self._confirmed is None and self._stored.attributes(path) is not None:
+            self._problems.append(Finding(_below(path), "is there, and should have been deleted"))
+
+    def _grow(self, operation: Growth) -> None:
+        path = operation.path
+        if path in self._skipped or (self._repeating is not None and path not in self._repeating):
+            return
+        try:
+            self._checks[path].compare(operation)
+        except Refused as error:
+            self._skipped.add(path)
+            self._problems.append(Finding(_below(path), f"cannot be read back: {error}"))
+
+    def _compare_specs(self, operation: CreateContainer, found: Mapping[str, Any]) -> None:
+        have = {(spec["name"], spec["version"]) for spec in found["specs"]}
+        lacking = [name for name, version in operation.specs if (name, version) not in have]
+        if lacking:
+            self._problems.append(Finding(_below(operation.path), f"lacks the specs {', '.join(lacking)}"))
+
+    def _compare_metadata(self, path: str, metadata: Mapping[str, Any], *, stopped: bool) -> list[Finding]:
+        found = self._found[path]["metadata"]
+        problems = []
+        for key, wanted in metadata.items():
+            have = found.get(key)
+            if self._confirmed is not None and key in _UPDATED and have is None:
+                continue
+            if have is None and wanted is not None:
+                problems.append(Finding(_below(path), f"has no {key!r} in its metadata"))
+            elif not (_sorted(wanted) == _sorted(have) if key == "notes" else same(wanted, have)):
+                example = (Example(None, *_difference(wanted, have)),)
+                problems.append(Finding(_below(path), f"has another {key!r} in its metadata", examples=example))
+        if "/" not in path and not stopped and found.get("stop") is not None:
+            problems.append(Finding(_below(path), "has a stop document, which the journal does not have"))
+        return problems
+
+
+def _sorted(notes: Any) -> Any:
+    return sorted(map(str, notes)) if isinstance(notes, list | tuple) else notes
+
+
+def _difference(wanted: Any, have: Any) -> tuple[Any, Any]:
+    """The parts of two values in which they differ, as deep inside as can be told."""
+    if isinstance(wanted, Mapping) and isinstance(have, Mapping):
+        for key in [*wanted, *have]:
+            if not same(wanted.get(key), have.get(key)):
+                inner = _difference(wanted.get(key), have.get(key))
+                return f"{key}: {inner[0]}", f"{key}: {inner[1]}"
+    return wanted, have
+
+
+def _below(path: str) -> str:
+    return path.partition("/")[2] or "run"

@@ -1,0 +1,20 @@
+"""The process that journals one run and writes it to Tiled."""
+
+from __future__ import annotations
+
+from ._processes import Processes, allow_open_files
+from ._worker import PARK_AFTER, TiledAddress, WorkerOptions, run_worker
+from ._writing import FAILED, INTERRUPTED, WRITTEN, RunWriting
+
+__all__ = [
+    "FAILED",
+    "INTERRUPTED",
+    "PARK_AFTER",
+    "WRITTEN",
+    "Processes",
+    "RunWriting",
+    "TiledAddress",
+    "WorkerOptions",
+    "allow_open_files",
+    "run_worker",
+]

@@ -1,0 +1,209 @@
+"""The thread that writes one run: journal to core to catalog, at Tiled's pace, from wherever it stopped."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from tiledbroker import Journal, Record
+from tiledbroker._crash_points import crash_point
+from tiledbroker._limited import LimitedLog
+
+from .._errors import ColumnsRefused, ColumnsTooNarrow, NodeRewound, Stopped, describe
+from ..catalog import LATE_AUDIT, Client, Connection, TiledCatalog, Turns
+from ..mapping import BATCH_BYTES, Fold, Operation, WritingOptions
+from ._gathering import Gathering
+from ._handover import Handover
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING: Final = 32  # operations that wait for a node to settle while others go on
+DISK_PAUSE: Final = 1.0
+REST_PATIENCE_SECONDS: Final = 15.0
+"""How long a journal may take to get its next document, while Tiled has the run's stop document already."""
+
+_SHORTEST_POLL_SECONDS: Final = 0.25
+_LONGEST_POLL_SECONDS: Final = 2.0
+
+WRITTEN: Final = "written"
+INTERRUPTED: Final = "interrupted"
+FAILED: Final = "failed"
+
+
+class RunWriting:
+    """Writes one run until it is complete, has failed, or the process ends.
+
+    `start` begins, `stop` ends it and joins the thread. New documents in the journal are announced, and handed over, by
+    `notify`.
+
+    Parameters
+    ----------
+    journal
+        Of the run; its progress and history are kept here.
+    connect
+        Makes the `tiled.client` container to write into.
+    drain
+        End when everything in the journal is written, even if the run is open.
+    on_progress
+        Called with the index up to which documents are in Tiled.
+    on_end
+        Called with the outcome ("written", "interrupted", "failed", or "" if there is none) and its reason.
+    on_reached
+        Called when Tiled answers for the first time, and again after it was away.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        connect: Callable[[], Client],
+        options: WritingOptions,
+        *,
+        drain: bool,
+        on_progress: Callable[[int], None],
+        on_end: Callable[[str, str], None],
+        on_reached: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._journal = journal
+        self._options = options
+        self._drain = drain
+        self._on_progress = on_progress
+        self._on_end = on_end
+        self._stopping = threading.Event()
+        self._handover = Handover(BATCH_BYTES)
+        self._gathering: Gathering | None = None
+        self._connection = Connection(
+            connect,
+            self._stopping,
+            journal.note,
+            poison_after=options.poison_after,
+            turns=Turns(journal.path.parent / ".turns", options.write_slots),
+            on_reached=on_reached,
+        )
+        self._limited = LimitedLog(log)
+        self._told = -1
+        self._thread = threading.Thread(target=self._run, name="tiledwriter-writing", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """End the thread; a request that is under way is given up after `timeout` seconds."""
+        self._stopping.set()
+        if self._gathering is not None:
+            self._gathering.close()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def notify(self, records: Sequence[Record] = ()) -> None:
+        """There are new documents in the journal; `records` are the last of them."""
+        self._handover.put(records)
+
+    @property
+    def away_since(self) -> float | None:
+        """Since when (`time.monotonic`) Tiled takes no requests; None while it does."""
+        return self._connection.away_since
+
+    def _run(self) -> None:
+        outcome, reason = "", ""
+        try:
+            while not self._stopping.is_set():
+                try:
+                    outcome, reason = self._write_or_fail()
+                    break
+                except sqlite3.OperationalError as error:
+                    # What the journal did not take is found out again from the journal.
+                    self._limited.log(logging.ERROR, "disk", "%s cannot be written: %s", self._journal.path, error)
+                    self._stopping.wait(DISK_PAUSE)
+        except Stopped:
+            pass
+        finally:
+            self._on_end(outcome, reason)
+
+    def _write_or_fail(self) -> tuple[str, str]:
+        """The outcome and its reason, as recorded in the journal."""
+        try:
+            outcome, reason, detail = self._write(), "", {}
+        except (Stopped, sqlite3.OperationalError):
+            raise
+        except Exception as error:
+            if self._stopping.is_set():  # the journal may have been closed under us
+                raise Stopped(str(error)) from error
+            log.exception("Run %s cannot be written; it is put in quarantine.", self._journal.run_uid)
+            outcome, reason, detail = FAILED, f"{type(error).__name__}: {error}", describe(error)
+        if outcome:
+            self._conclude(outcome, reason, **detail)
+        return outcome, reason
+
+    def _conclude(self, outcome: str, reason: str, **detail: Any) -> None:
+        with self._journal.atomic():
+            self._journal.set("outcome", outcome)
+            self._journal.set("reason", reason or None)
+            # Requests whose answers were lost may be carried out yet: somebody has to look again, once.
+            late = outcome != FAILED and self._journal.get(LATE_AUDIT)
+            self._journal.set("audit_at", time.time() + self._options.late_audit if late else None)
+            self._journal.set(LATE_AUDIT, None)
+            self._journal.note(outcome, documents=self._journal.length, **detail)
+        crash_point("writing: outcome recorded")
+
+    def _write(self) -> str:
+        catalog = TiledCatalog(self._connection, self._journal, quiet_period=self._options.quiet_period)
+        while True:
+            # Kept in the journal: whoever replays it has to come to the same operations.
+            max_array_size = self._journal.get("max_array_size")
+            if max_array_size is None:
+                max_array_size = self._options.max_array_size
+                self._journal.set("max_array_size", max_array_size)
+            column_types = {(stream, key): kind for stream, key, kind in self._journal.get("column_types", [])}
+            try:
+                return self._follow(Fold.of(self._journal, self._options, max_array_size, column_types), catalog)
+            except NodeRewound:
+                pass
+            except ColumnsRefused as error:
+                self._journal.set("max_array_size", 0)
+                self._journal.note("no list columns", reason=str(error))
+            except ColumnsTooNarrow as error:
+                column_types.update(error.needed)
+                self._journal.set("column_types", [[*where, kind] for where, kind in column_types.items()])
+                crash_point("writing: columns to be widened")
+                self._journal.note("wider columns", columns=[[*where, kind] for where, kind in error.needed.items()])
+
+    def _follow(self, fold: Fold, catalog: TiledCatalog) -> str:
+        """Fold and write until the run has ended."""
+        waiting: list[Operation] = []
+        poll = _SHORTEST_POLL_SECONDS
+        latest_document = time.monotonic()
+        with Gathering(fold, self._journal, self._handover) as gathering:
+            self._gathering = gathering
+            while not self._stopping.is_set():
+                if len(waiting) <= MAX_WAITING and gathering.goes_on:
+                    folded = gathering.take(wait=not (self._drain or waiting or catalog.waits_for_stop))
+                    waiting += folded.operations
+                    if folded.documents:
+                        latest_document = time.monotonic()
+                if folded.too_narrow:
+                    raise ColumnsTooNarrow(folded.too_narrow)
+                before, waiting = len(waiting), catalog.apply(waiting)
+                if waiting:
+                    self._stopping.wait(poll)
+                    poll = min(_LONGEST_POLL_SECONDS, 1.5 * poll) if len(waiting) == before else _SHORTEST_POLL_SECONDS
+                    continue
+                poll = _SHORTEST_POLL_SECONDS
+                if folded.error is not None:
+                    raise folded.error
+                if catalog.waits_for_stop and not self._journal.ended and not folded.documents:
+                    if time.monotonic() - latest_document > REST_PATIENCE_SECONDS:
+                        catalog.refuse()
+                    self._stopping.wait(_SHORTEST_POLL_SECONDS)
+                if folded.cursor != self._told:
+                    self._told = folded.cursor
+                    self._on_progress(folded.cursor)
+                if folded.finished:
+                    return WRITTEN if self._journal.stopped else INTERRUPTED
+                if not folded.documents and self._drain:
+                    return ""
+        raise Stopped("Told to stop.")
