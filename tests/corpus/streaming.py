@@ -41,12 +41,12 @@ async def at_once(_: float) -> None:
     await asyncio.sleep(0)
 
 
-def blob_detector(directory: Path, name: str = "blob") -> SimBlobDetector:
+def blob_detector(directory: Path, name: str = "blob", beam: PatternGenerator | None = None) -> SimBlobDetector:
     """A detector that writes an HDF5 file."""
     engine()  # devices connect in its event loop
     paths = StaticPathProvider(StaticFilenameProvider(f"{name}-file"), directory)
     with init_devices():
-        detector = SimBlobDetector(paths, PatternGenerator(sleep=at_once), name=name)
+        detector = SimBlobDetector(paths, beam or PatternGenerator(sleep=at_once), name=name)
     return detector  # noqa: RET504 - init_devices looks for variables
 
 
@@ -70,14 +70,15 @@ def two_hdf5_detectors(directory: Path) -> Documents:
 
 @entry("detector that is staged once for a dark image and for others: one file for two streams")
 def hdf5_detector_with_dark_image(directory: Path) -> Documents:
-    detector = blob_detector(directory)
+    beam = PatternGenerator(sleep=at_once)
+    detector = blob_detector(directory, beam=beam)
 
     @bpp.stage_decorator([detector])
     @bpp.run_decorator()
     def plan() -> Iterator[Any]:
-        yield from bps.trigger_and_read([detector], name="dark")
-        for _ in range(3):
-            yield from bps.trigger_and_read([detector], name="primary")
+        for x, stream in ((-9.0, "dark"), (0.0, "primary"), (1.0, "primary"), (2.0, "primary")):
+            beam.set_x(x)
+            yield from bps.trigger_and_read([detector], name=stream)
 
     return acquire(plan())
 
