@@ -133,6 +133,15 @@ def test_a_shape_of_none_is_that_of_a_scalar_and_external_is_a_text() -> None:
     assert modern["shape"] == ()
 
 
+def test_what_further_descriptors_say_again_is_kept_once() -> None:
+    normalizer = RunNormalizer()
+    for uid, keys in (("one", {"x": NUMBER}), ("same", {"x": NUMBER}), ("other", {"x": IMAGE})):
+        normalizer(*descriptor(keys, uid=uid))
+    streams = normalizer._streams
+    assert streams["one"] is streams["same"]
+    assert streams["other"].external == {"x"}
+
+
 def test_configuration_data_keys_are_brought_up_to_date_too() -> None:
     part = {"data": {"gain": 1}, "timestamps": {"gain": 0.0}, "data_keys": {"gain": {**NUMBER, "dtype_str": "<i2"}}}
     _, doc = descriptor({"x": NUMBER}, configuration={"dev": part, "bare": {"data": {}, "timestamps": {}}})

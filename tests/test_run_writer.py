@@ -471,6 +471,13 @@ def test_further_descriptors_are_told_once_for_all_that_come_together():
     assert list(told["data_keys"]) == ["x", "cam"]
 
 
+def test_what_further_descriptors_say_again_is_kept_once():
+    writer = RunWriter()
+    for name, document in [start(), *(descriptor({"x": dict(NUMBER)}, f"d{n}") for n in range(3))]:
+        writer(name, document)
+    assert len({id(keys) for keys in writer._descriptors.values()}) == 1
+
+
 def test_a_file_that_tiled_reads_as_a_whole_is_left_out_of_the_streams_that_share_it():
     table = {**CAM, "dtype_numpy": "<f8", "shape": [1, 3]}
     keys = {"rows": table, "x": NUMBER}
