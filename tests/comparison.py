@@ -68,14 +68,14 @@ class Report:
     @property
     def frames_of_bluesky(self) -> str:
         """Where what the other writer has of files is not what the documents name; "" if it is, or there is no run."""
-        return next((check.bluesky or "" for check in self.checks if check.name == "frames"), "")
+        return next((check.bluesky for check in self.checks if check.name == "frames" and check.bluesky), "")
 
     @property
     def problems(self) -> list[str]:
         """What may not be."""
         found = [f"our writer: {self.ours}"] if self.ours != WRITTEN else []
         found += [f"unexplained: {difference}" for difference in self.unexplained]
-        if self.frames_of_bluesky and not self.rules["located-frames"]:
+        if self.frames_of_bluesky and not self.values:
             found.append(f"frames: bluesky-tiled-plugins' {self.frames_of_bluesky}, and no difference says so")
         return found + [
             f"{check.name}: {check.problem} (bluesky-tiled-plugins': {check.bluesky})"

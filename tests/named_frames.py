@@ -44,6 +44,7 @@ class NamedFrames:
     _streams: dict[str, tuple[str, str, dict[str, Any]]] = field(default_factory=dict)
     _resources: dict[str, dict[str, Any]] = field(default_factory=dict)
     _datums: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _stream_datums: list[Mapping[str, Any]] = field(default_factory=list)
     _references: list[tuple[str, str, int, str]] = field(default_factory=list)  # descriptor, key, seq_num, datum
     _counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     _ends: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
@@ -55,9 +56,7 @@ class NamedFrames:
         elif name in ("resource", "stream_resource"):
             self._resources[document["uid"]] = dict(document)
         elif name == "stream_datum":
-            key = self._resources[document["stream_resource"]]["data_key"]
-            indices = range(document["indices"]["start"], document["indices"]["stop"])
-            self._name(document["descriptor"], key, document["seq_nums"]["start"], document["stream_resource"], indices)
+            self._stream_datums.append(document)
         for datum in _datums(name, document):
             number = self._counts[datum["resource"]]
             self._counts[datum["resource"]] += 1
@@ -69,7 +68,13 @@ class NamedFrames:
                     self._references.append((event["descriptor"], key, event["seq_num"], value))
 
     def end(self) -> None:
-        """Look up the datums that events refer to; some may have come after these."""
+        """Look up the datums that events refer to, and stream resources; some may have come after these."""
+        for document in self._stream_datums:
+            resource = document["stream_resource"]
+            if resource in self._resources:
+                indices = range(document["indices"]["start"], document["indices"]["stop"])
+                key = self._resources[resource]["data_key"]
+                self._name(document["descriptor"], key, document["seq_nums"]["start"], resource, indices)
         for descriptor, key, seq_num, datum_id in self._references:
             datum = self._datums.get(datum_id)
             if datum is not None and datum["resource"] in self._resources:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import threading
 import time
 import uuid
@@ -552,6 +553,15 @@ def test_external_files_grow_and_are_read_back(run, tiled, external):
     run.apply(*external.operations(3))
     assert tiled[external.path].shape == (3, 4)
     numpy.testing.assert_array_equal(tiled[external.path].read(), [numpy.arange(4.0) + i for i in range(3)])
+
+
+def test_of_a_sequence_of_files_the_new_ones_are_sent(run, proxy, tiled, external):
+    run.apply(*external.register())
+    for known in range(4):
+        run.apply(replace(external.extend(known, known + 1), known_assets=known))
+    bodies = [json.loads(request.body) for request in proxy.requests if request.is_for("PUT", "data_source")]
+    assert [[asset["num"] for asset in body["data_source"]["assets"]] for body in bodies] == [[0], [1], [2], [3]]
+    numpy.testing.assert_array_equal(tiled[external.path].read(), [numpy.arange(4.0) + i for i in range(4)])
 
 
 def test_external_files_never_shrink(run, tiled, external):

@@ -32,11 +32,32 @@ MUST = (
     "large-integer-in-metadata",
     "missing-datum",
     "empty-array",
+    "stream-datums-before-their-resource",
+    "missing-stream-resource",
+    "chunk-shapes-that-do-not-fit",
+    "further-data-keys",
+    "reserved-name-and-its-substitute",
+    "external-names-in-use",
 )
 
 
-# Runs with files of each kind; that their frames are right is to be seen on all storages.
-EXTERNAL = ("one-file-for-two-streams", "several-files-for-a-key", "ad-tiff-files-per-point", "npy-seq", "csv-file")
+# Runs with files of each kind, and those of which only some or others than the first frames are meant; that their
+# frames are right is to be seen on all storages.
+EXTERNAL = (
+    "one-file-for-two-streams",
+    "one-file-for-two-runs",
+    "hdf5-detector-with-dark-image",
+    "dropped-and-repeated-frames",
+    "points-out-of-order",
+    "several-files-for-a-key",
+    "root-in-resource-path",
+    "dimensions-called-time",
+    "ad-tiff-files-per-point",
+    "npy-seq",
+    "npy-seq-for-two-streams",
+    "csv-file",
+    "csv-file-of-several-datums",
+)
 
 
 @pytest.fixture(scope="module")

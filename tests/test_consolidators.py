@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tiledwriter
 from tiledwriter._errors import DocumentError
 from tiledwriter.mapping import _consolidators
 from tiledwriter.mapping._columns import dtype_kind
@@ -220,7 +221,7 @@ def test_stacked_arrays_have_time_before_their_own_dimensions() -> None:
 def test_names_that_do_not_match_the_dimensions_are_left_out_and_noted() -> None:
     consolidator = consolidator_for(resource(HDF5, multiplier=2), descriptor([4, 5], dims=["y", "x"]))
     assert consolidator.data_source()["structure"]["dims"] is None
-    assert "'img'" in consolidator.notes[0]
+    assert consolidator.notes == ["Data key 'img': 4 dimensions do not have the names ['time', 'y', 'x']."]
 
 
 def test_frames_per_point_are_metadata() -> None:
@@ -234,6 +235,9 @@ def test_further_hdf5_resources_are_further_files() -> None:
     consolidator.add_resource(resource(HDF5, "two", "file://localhost/2.h5"))
     assert consolidator.consume(datum(2, 3, "two")) == Patch((2, 0), (1, 4))
     assert files(consolidator.data_source()) == ["1.h5", "2.h5"]
+    taken = "its frames are in several files, each of which is taken to have no others than were announced."
+    goes_on = "frame 2 is taken to be the first of further files, as there were 2 before."
+    assert consolidator.notes == [f"Data key 'img': {taken}", f"Data key 'img': {goes_on}"]
 
 
 def test_a_file_that_is_announced_again_is_there_once() -> None:
@@ -253,16 +257,20 @@ def test_a_chunk_shape_that_is_none_is_taken_to_be_unknown(given: Any) -> None:
     consolidator = consolidator_for(resource(HDF5, chunk_shape=given), descriptor([4]))
     consolidator.consume(datum(0, 3))
     assert layout(consolidator.data_source()) == ([3, 4], [[3], [4]])
-    assert [note for note in consolidator.notes if "chunk_shape" in note] or not given
+    assert not given or consolidator.notes == [
+        f"Data key 'img': chunk_shape {given!r} is none; it is taken to be unknown."
+    ]
 
 
 def test_a_chunk_shape_that_is_too_long_is_cut() -> None:
     consolidator = consolidator_for(resource(HDF5, chunk_shape=[2, 1]), descriptor([]))
     consolidator.consume(datum(0, 3))
     assert layout(consolidator.data_source()) == ([3], [[2, 1]])
-    assert "'img'" in consolidator.notes[0]
     consolidator.add_resource(resource(HDF5, "two", uri="file://localhost/2", chunk_shape=[3]))
-    assert any("differs" in note for note in consolidator.notes)
+    assert consolidator.notes[:2] == [
+        "Data key 'img': chunk_shape (2, 1) has more dimensions than its array; the first ones count.",
+        "Data key 'img': chunk_shape differs between its resources; (2, 1) counts.",
+    ]
 
 
 @pytest.mark.parametrize("mimetype", [TIFF, JPEG, HDF5])
@@ -306,7 +314,9 @@ def test_frames_that_do_not_divide_a_datum_make_one_file_of_it() -> None:
     consolidator.consume(datum(0, 2))
     assert layout(consolidator.data_source()) == ([8, 5], [[4, 4], [5]])
     assert len(consolidator.data_source()["assets"]) == 2
-    assert "3 frames" in consolidator.notes[0]
+    assert consolidator.notes == [
+        "Data key 'img': 3 frames per file do not divide a datum of 4; each datum is taken to be one file."
+    ]
 
 
 def test_the_next_resource_of_a_sequence_counts_from_zero_in_its_own_directory() -> None:
@@ -444,6 +454,23 @@ def test_users_register_consolidators_of_their_own() -> None:
     assert not isinstance(consolidator_for(resource(HDF5), descriptor([4]), registry), Mine)
     with pytest.raises(DocumentError, match="one resource"):
         Consolidator(resource("image/mine"), descriptor([4])).add_resource(resource("image/mine"))
+
+
+def test_a_consolidator_can_be_written_with_public_names_alone() -> None:
+    class Spectra(tiledwriter.Consolidator):
+        rows = 0
+
+        def consume(self, stream_datum: Any) -> tiledwriter.Patch:
+            first, self.rows = self.rows, stream_datum["indices"]["stop"]
+            return tiledwriter.Patch((first, 0), (self.rows - first, 8))
+
+        def data_source(self) -> dict[str, Any]:
+            return {"structure": {"shape": [self.rows, 8]}, "assets": []}
+
+    spectra = consolidator_for(resource("image/mine"), descriptor([8]), {"image/mine": Spectra})
+    patches = [spectra.consume(datum(0, 2)), spectra.consume(datum(2, 5))]
+    assert patches[0].union(patches[1]) == tiledwriter.Patch((0, 0), (5, 8))
+    assert spectra.data_source()["structure"]["shape"] == [5, 8]
 
 
 def test_an_unknown_mimetype_is_registered_as_arrays_for_the_server_s_own_adapters() -> None:
@@ -589,7 +616,9 @@ def test_how_many_rows_make_a_frame_is_noted_where_nothing_says_it() -> None:
     consolidator.consume(datum(0, 2))
     assert consolidator.notes == []
     consolidator.consume(datum(3, 4))
-    assert "how many rows" in consolidator.notes[0]
+    assert consolidator.notes == [
+        "Data key 'img': its documents do not say how many rows of a file make a frame; one is taken to."
+    ]
 
 
 def test_a_file_s_frames_are_counted_over_all_streams_of_a_run() -> None:
@@ -639,7 +668,9 @@ def test_files_that_come_in_another_order_than_the_events_are_noted() -> None:
     consolidator.consume(datum(3, 4))
     consolidator.consume(datum(1, 2))
     assert files(consolidator.data_source()) == ["d/3", "d/1"]
-    assert "order" in consolidator.notes[0]
+    assert consolidator.notes == [
+        "Data key 'img': its frames are in the order in which they were announced, not in that of the events."
+    ]
 
 
 @pytest.mark.parametrize("mimetype", [CSV, "image/odd"])

@@ -47,6 +47,7 @@ PRACTICE = {
     "none-shapes": ['descriptor documents: at $.data_keys.x.shape, None is not of type "array"'],
     "dots-in-names": ["descriptor documents: at $.data_keys, nothing is known of 'a.b'"],
     "slashes-in-names": ["descriptor documents: at $.data_keys, nothing is known of 'a/b'"],
+    "external-names-in-use": ["descriptor documents: at $.data_keys, nothing is known of 'a/b'"],
 }
 
 

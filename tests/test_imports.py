@@ -69,9 +69,10 @@ def test_a_star_import_gives_the_public_names(package: str) -> None:
     assert set(namespace) - {"__builtins__"} == set(importlib.import_module(package).__all__)
 
 
-def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="nothing_of_this_name"):
-        _ = tiledwriter.nothing_of_this_name
+@pytest.mark.parametrize("name", ["nothing_of_this_name", "RunWriter", "TiledCatalog"])
+def test_a_name_that_is_not_public_is_an_attribute_error(name: str) -> None:
+    with pytest.raises(AttributeError, match=name):
+        getattr(tiledwriter, name)
 
 
 def test_all_errors_have_one_base() -> None:

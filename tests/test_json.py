@@ -40,44 +40,53 @@ def test_what_json_carries_is_kept_as_it_is_and_not_noted(value):
 
 
 @pytest.mark.parametrize(
-    ("value", "stored"),
+    ("value", "stored", "said"),
     [
-        (math.nan, None),
-        (math.inf, MAX_INTEGER),
-        (-math.inf, -MAX_INTEGER),
-        (1e20, MAX_INTEGER),
-        (-1e300, -MAX_INTEGER),
-        (2**60, MAX_INTEGER),
-        (-(2**60), -MAX_INTEGER),
-        (10**400, MAX_INTEGER),
-        ("a\0b", "a\\x00b"),
-        (b"bytes", "bytes"),
-        (b"\xff", "\\xff"),
-        (1 + 2j, "(1+2j)"),
-        (numpy.clongdouble(1 + 2j), "(1+2j)"),
-        (fractions.Fraction(10**400, 3), MAX_INTEGER),
-        (decimal.Decimal("1e400"), MAX_INTEGER),
-        (ReplacedByRepr("<Odd>"), "<Odd>"),
-        (datetime.timedelta(1), "1 day, 0:00:00"),
-        (numpy.timedelta64(1, "ns"), "1 nanoseconds"),
-        (numpy.array([1, 2], "m8[s]"), ["1 seconds", "2 seconds"]),
-        (numpy.array([(1, 2.5)], [("a", "i4"), ("b", "f4")]), [[1, 2.5]]),
-        (numpy.array([(1, "2024-01-01")], [("a", "i4"), ("b", "M8[ns]")])[0], [1, "2024-01-01T00:00:00.000000000"]),
-        (decimal.Decimal("0.12345678901234567890"), 0.12345678901234568),
-        (decimal.Decimal("sNaN"), None),
-        (fractions.Fraction(1, 3), 1 / 3),
-        (numpy.longdouble(1) / 3, 1 / 3),
-        ({1: "a", 2.5: None}, {"1": "a", "2.5": None}),
-        (numpy.float32("nan"), None),
-        (numpy.int64(2**60), MAX_INTEGER),
+        (math.nan, None, "NaN cannot be carried by JSON; null is stored"),
+        (math.inf, MAX_INTEGER, "beyond what Tiled keeps"),
+        (-math.inf, -MAX_INTEGER, "beyond what Tiled keeps"),
+        (1e20, MAX_INTEGER, "beyond what Tiled keeps"),
+        (-1e300, -MAX_INTEGER, "beyond what Tiled keeps"),
+        (2**60, MAX_INTEGER, "beyond what JSON carries"),
+        (-(2**60), -MAX_INTEGER, "beyond what JSON carries"),
+        (10**400, MAX_INTEGER, "beyond what JSON carries"),
+        ("a\0b", "a\\x00b", "zero byte"),
+        (b"bytes", "bytes", "5 bytes are stored as text"),
+        (b"\xff", "\\xff", "1 bytes are stored as text"),
+        (1 + 2j, "(1+2j)", "a complex is stored as text"),
+        (numpy.clongdouble(1 + 2j), "(1+2j)", "a complex is stored as text"),
+        (fractions.Fraction(10**400, 3), MAX_INTEGER, "beyond what Tiled keeps"),
+        (decimal.Decimal("1e400"), MAX_INTEGER, "beyond what Tiled keeps"),
+        (ReplacedByRepr("<Odd>"), "<Odd>", "no document can carry is stored as Python prints it, '<Odd>'"),
+        (datetime.timedelta(1), "1 day, 0:00:00", "a timedelta is stored as text"),
+        (numpy.timedelta64(1, "ns"), "1 nanoseconds", "a timedelta64 is stored as text"),
+        (numpy.array([1, 2], "m8[s]"), ["1 seconds", "2 seconds"], "a timedelta64 is stored as text"),
+        (numpy.array([(1, 2.5)], [("a", "i4"), ("b", "f4")]), [[1, 2.5]], "its fields are a, b"),
+        (
+            numpy.array([(1, "2024-01-01")], [("a", "i4"), ("b", "M8[ns]")])[0],
+            [1, "2024-01-01T00:00:00.000000000"],
+            "its fields are a, b",
+        ),
+        (decimal.Decimal("0.12345678901234567890"), 0.12345678901234568, "more digits than a float"),
+        (decimal.Decimal("sNaN"), None, "NaN cannot be carried by JSON"),
+        (fractions.Fraction(1, 3), 1 / 3, "more digits than a float"),
+        (numpy.longdouble(1) / 3, 1 / 3, "more digits than a float"),
+        (
+            {1: "a", 2.5: None},
+            {"1": "a", "2.5": None},
+            "keys that are no text are stored as text: 1 (int) as '1', 2.5 (float) as '2.5'",
+        ),
+        (numpy.float32("nan"), None, "NaN cannot be carried by JSON"),
+        (numpy.int64(2**60), MAX_INTEGER, "beyond what JSON carries"),
     ],
 )
-def test_what_json_cannot_carry_is_replaced_and_noted_with_its_place(value, stored):
+def test_what_json_cannot_carry_is_replaced_and_noted_with_its_place(value, stored, said):
     result, notes = converted({"a": {"b": [0, value]}})
 
     assert result == {"a": {"b": [0, stored]}}
     assert len(notes) == 1
     assert notes[0].startswith("start.a.b[1]: ")
+    assert said in notes[0]
 
 
 def test_an_integer_that_python_refuses_to_write_is_noted_by_its_size():
@@ -130,8 +139,10 @@ def test_everything_it_returns_can_be_sent():
 
 
 @pytest.mark.parametrize("value", ["\ud800", {"\ud800": 1}])
-def test_text_that_is_no_unicode_can_be_sent(value):
-    msgspec.json.encode(converted(value)[0])
+def test_text_that_is_no_unicode_can_be_sent_and_is_noted(value):
+    result, notes = converted(value)
+    msgspec.json.encode(result)
+    assert notes == ["start: text that is no Unicode is stored escaped."]
 
 
 def test_a_mapping_is_not_changed():

@@ -406,6 +406,17 @@ def test_what_cannot_be_followed_ends_the_data_of_its_key(spoilt, rest, why):
     assert described.data_source["structure"]["dims"] == ["cam_frame", "cam_dim1", "cam_dim2"]
 
 
+def test_files_that_are_announced_in_another_order_than_the_events_are_set_apart_and_noted():
+    resource = stream_resource(mimetype="multipart/related;type=image/tiff", template="%d.tiff")
+    operations = fold([start(), descriptor({"cam": CAM}), resource, stream_datum(1, 2), stream_datum(0, 1), STOP])
+    (described,) = at(operations, "r/primary/cam", DescribeExternal)
+    assert described.data_source["structure"]["dims"] == ["cam_frame", "cam_dim1", "cam_dim2"]
+    assert notes(operations)[0] == (
+        "Stream 'primary': 'cam' has 2 frames for 2 events, in another order, and a dimension 'cam_frame' of its own. "
+        "They belong to sequence numbers 2, 1."
+    )
+
+
 def test_a_key_of_which_nothing_can_be_served_has_no_node():
     documents = [start(), descriptor({"cam": {**CAM, "shape": [None, 6]}, "x": NUMBER}), stream_resource()]
     operations = fold([*documents, stream_datum(0, 1), event(1, {"x": 1.0}), STOP])
@@ -455,6 +466,13 @@ def test_further_descriptors_are_told_once_for_all_that_come_together():
     (told,) = [operation.metadata for operation in at(operations, "r/primary", UpdateMetadata)]
     assert [update["uid"] for update in told["_config_updates"]] == ["d1", "d2", "d3"]
     assert list(told["data_keys"]) == ["x", "cam"]
+
+
+def test_what_further_descriptors_say_again_is_kept_once():
+    writer = RunWriter()
+    for name, document in [start(), *(descriptor({"x": dict(NUMBER)}, f"d{n}") for n in range(3))]:
+        writer(name, document)
+    assert len({id(keys) for keys in writer._descriptors.values()}) == 1
 
 
 def test_a_file_that_tiled_reads_as_a_whole_is_left_out_of_the_streams_that_share_it():
@@ -511,7 +529,18 @@ def test_dimensions_of_a_stream_have_one_size_and_a_node_has_each_once():
         if isinstance(operation, RegisterExternal)
     }
     assert dims == {"trace": ["time", "time_"], "image": ["time", "y", "y_"], "small": ["time", "y__", "small_"]}
-    assert any("'time' of 'trace'" in note for note in notes(operations))
+    assert "Stream 'primary': dimension 'time' of 'trace' is called 'time_', as others are." in notes(operations)
+
+
+def test_no_two_streams_have_one_node():
+    documents = [descriptor({"x": NUMBER}, uid, name) for uid, name in (("1", "a/b"), ("2", "a_b"))]
+    operations = fold([start(), *documents, STOP])
+    containers = [operation.path for operation in operations if isinstance(operation, CreateContainer)]
+    assert containers == ["r", "r/a_b", "r/a_b_"]
+    assert notes(operations) == [
+        "Stream 'a/b' is stored as 'a_b', as Tiled does not take that name here.",
+        "Stream 'a_b' is stored as 'a_b_', as Tiled does not take that name here.",
+    ]
 
 
 def test_one_access_tag_may_be_a_text():

@@ -16,7 +16,10 @@ import numpy
 import pytest
 from bluesky import RunEngine
 from bluesky.utils import RunEngineInterrupted
+from event_model import compose_run
 from ophyd.sim import SynSignal, SynSignalWithRegistry, det, motor
+from stored_runs import NUMBER, journaled
+from stored_runs import write as write_journal
 
 from tiledbroker import Encoder, Journal
 from tiledwriter.mapping import _fold as fold_module
@@ -211,6 +214,37 @@ def test_internal_and_external_arrays_are_aligned_with_scalars(
     assert run.validate()
     names = {name for name, _ in run.documents()}
     assert names == {"start", "descriptor", "event", "stream_resource", "stream_datum", "stop"}
+
+
+def test_arrays_that_come_a_few_at_a_time_are_in_one_chunk(
+    acquire: Acquired, storage_server: TiledServer, tmp_path: Path
+) -> None:
+    waves = itertools.count()
+    wave = SynSignal(func=lambda: numpy.arange(64.0) + next(waves), name="wave")
+    documents = acquire(bp.count([wave], 60))
+    (run,) = write(storage_server, tmp_path, documents)
+    expected = [document["data"]["wave"] for name, document in documents if name == "event"]
+    assert run.primary.base["wave"].chunks == ((60,), (64,))
+    numpy.testing.assert_array_equal(run.primary["wave"].read(), expected)
+
+
+def test_an_interrupted_run_has_its_notes(storage_server: TiledServer, tmp_path: Path) -> None:
+    run = compose_run(metadata={"offset": float("nan")})
+    stream = run.compose_descriptor(name="primary", data_keys={"x": NUMBER})
+    documents: Documents = [("start", run.start_doc), ("descriptor", stream.descriptor_doc)]
+    for x in (0.5, "broken", 1.5):
+        documents.append(("event", stream.compose_event(data={"x": x}, timestamps={"x": 0.0}, validate=False)))
+    path = journaled(documents, tmp_path / "journals")
+    with Journal(path, "write") as journal:
+        journal.set("abandoned", True)
+    assert write_journal(path, storage_server) == "interrupted"
+    read = storage_server.client()[run.start_doc["uid"]]
+    assert "stop" not in read.metadata
+    assert list(read.metadata["notes"]) == [
+        "start.offset: NaN cannot be carried by JSON; null is stored.",
+        "Stream 'primary': 1 values of 'x' do not fit its type and are not here as they were.",
+    ]
+    numpy.testing.assert_array_equal(read.primary["x"].read(), [0.5, numpy.nan, 1.5])
 
 
 def test_text_booleans_integers_and_nan_come_back_as_they_were(

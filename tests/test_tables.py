@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy
 import pyarrow
@@ -266,9 +267,13 @@ def test_a_plain_list_of_integers_fits_an_array_declared_unsigned():
 )
 def test_what_is_no_array_of_one_shape_and_type_is_stored_as_json_text(values):
     key = {**array_key(2), "shape": [None, None]}
-    operations = fold({"w": key}, [event(n + 1, {"w": v}) for n, v in enumerate(values)])
+    notes = []
+    operations = fold({"w": key}, [event(n + 1, {"w": v}) for n, v in enumerate(values)], notes=notes)
     stored = [json.loads(text) for text in table(operations)["w"]]
     assert str(stored) == str(values).replace("nan", "None")
+    first, *further = notes
+    assert re.search("'w' has (no arrays of one shape and type|records).* stored as JSON", first)
+    assert ["NaN cannot be carried by JSON" in note for note in further] == [True] * ("nan" in str(values))
 
 
 def test_arrays_whose_length_varies_are_lists_of_any_length():
@@ -707,7 +712,7 @@ def test_numbers_of_extended_precision_are_rounded_and_noted(size):
     operations = fold({"w": array_key(size, "<f16")}, [event(1, {"w": values})], notes=notes)
     stored = table(operations)["w"][0] if size == 2 else array(operations, "run/primary/w")[0]
     assert list(stored) == list(values.astype("<f8"))
-    assert any("'w'" in note and "rounded" in note for note in notes)
+    assert "Stream 'primary': 'w' is declared as '<f16'; its values are rounded to '<f8'." in notes
     assert not any("do not fit" in note for note in notes)
 
 
@@ -717,21 +722,19 @@ def test_a_number_of_extended_precision_is_rounded():
 
 
 @pytest.mark.parametrize(
-    ("value", "stored", "word"),
+    ("value", "stored", "what"),
     [
-        (1 + 2j, "(1+2j)", "complex"),
-        (ReplacedByRepr("<Odd>"), "<Odd>", "no document"),
-        (b"ab", "ab", "bytes"),
-        (1.5, "1.5", "float"),
+        (1 + 2j, "(1+2j)", "values of type complex"),
+        (ReplacedByRepr("<Odd>"), "<Odd>", "objects that no document can carry"),
+        (b"ab", "ab", "values of type bytes"),
+        (1.5, "1.5", "values of type float"),
     ],
 )
-def test_what_is_stored_as_text_and_is_none_is_noted(value, stored, word):
+def test_what_is_stored_as_text_and_is_none_is_noted(value, stored, what):
     notes = []
     key = {"dtype": "string", "shape": [], "source": "test"}
     assert table(fold({"z": key}, [event(1, {"z": value})], notes=notes))["z"] == [stored]
-    [note] = notes
-    assert "'z'" in note
-    assert word in note
+    assert notes == [f"Stream 'primary': 'z' has {what}; they are stored as text."]
 
 
 def test_records_are_stored_as_json_and_noted():
@@ -739,5 +742,8 @@ def test_records_are_stored_as_json_and_noted():
     record = numpy.array([("Rex", 9)], [("name", "U10"), ("age", "i4")])[0]
     key = {"dtype": "array", "dtype_numpy": [["name", "<U10"], ["age", "<i4"]], "shape": [], "source": "test"}
     assert table(fold({"dog": key}, [event(1, {"dog": record})], notes=notes))["dog"] == ['["Rex", 9]']
-    assert "'dog'" in notes[0]
-    assert "records" in notes[0]
+    changed = "a record is stored as a list of its values; its fields are name, age."
+    assert notes == [
+        "Stream 'primary': 'dog' has records, which have no column type; they are stored as JSON.",
+        f"Stream 'primary': the JSON of 'dog' is not always what was given: {changed}",
+    ]

@@ -39,7 +39,7 @@ def array_of(size: int, dtype: str = "<f8") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Data:
-    """Values of one data key in three events, and what is read back; `note` has to be in a note, "" for none."""
+    """Values of one data key in three events, and what is read back; a note has what `note` matches, "" for none."""
 
     declared: dict[str, Any]
     given: list[Any]
@@ -105,12 +105,22 @@ ROWS: Final[dict[str, Row]] = {
             Metadata(Fraction(1, 3), 1 / 3, "more digits"),
             Metadata(DIGITS, float(DIGITS), "more digits"),
             Data(NUMBER, [Decimal("0.1"), 0.5, Fraction(1, 4)], [0.1, 0.5, 0.25]),
-            Data(NUMBER, [DIGITS, Fraction(1, 3), Decimal("1e400")], [float(DIGITS), 1 / 3, math.inf], "3 values"),
+            Data(
+                NUMBER,
+                [DIGITS, Fraction(1, 3), Decimal("1e400")],
+                [float(DIGITS), 1 / 3, math.inf],
+                "3 values .* rounded",
+            ),
             Data(COUNT, [Decimal(3), Fraction(4), 5], [3, 4, 5]),
             Data(COUNT, [3, Decimal("0.5"), 5], [3, 0.5, 5]),
             Data(array_of(2), [[Decimal("0.1"), 1.0]] * 3, [[0.1, 1.0]] * 3),
-            Data(array_of(2), [[Fraction(1, 3), None], [1, 2], [1, 2]], [[1 / 3, NAN], [1, 2], [1, 2]], "1 values"),
-            Data(array_of(30), [[Fraction(n, 3) for n in range(30)]] * 3, [WAVE / 3] * 3, "3 values"),
+            Data(
+                array_of(2),
+                [[Fraction(1, 3), None], [1, 2], [1, 2]],
+                [[1 / 3, NAN], [1, 2], [1, 2]],
+                "1 values .* rounded",
+            ),
+            Data(array_of(30), [[Fraction(n, 3) for n in range(30)]] * 3, [WAVE / 3] * 3, "3 values .* rounded"),
         ],
     ),
     "decimal, fraction where text is declared": Row(
@@ -121,8 +131,10 @@ ROWS: Final[dict[str, Row]] = {
         THIRD,
         [
             Metadata(THIRD, 1 / 3, "more digits"),
-            Data(NUMBER, [THIRD, numpy.longdouble(0.5), 0.25], [1 / 3, 0.5, 0.25], "1 values"),
-            Data(array_of(30), [WAVE.astype("longdouble") / 3, WAVE, WAVE], [WAVE / 3, WAVE, WAVE], "1 values"),
+            Data(NUMBER, [THIRD, numpy.longdouble(0.5), 0.25], [1 / 3, 0.5, 0.25], "1 values .* rounded"),
+            Data(
+                array_of(30), [WAVE.astype("longdouble") / 3, WAVE, WAVE], [WAVE / 3, WAVE, WAVE], "1 values .* rounded"
+            ),
             Data(array_of(30, "<f16"), [WAVE.astype("longdouble")] * 3, [WAVE] * 3, "rounded"),
         ],
     ),
@@ -131,7 +143,12 @@ ROWS: Final[dict[str, Row]] = {
         1 + 2j,
         [
             Metadata(1 + 2j, "(1+2j)", "stored as text"),
-            Data({**NUMBER, "dtype_numpy": "<c16"}, [1 + 2j, 1j, 0j], ["(1+2j)", "1j", "0j"], "complex"),
+            Data(
+                {**NUMBER, "dtype_numpy": "<c16"},
+                [1 + 2j, 1j, 0j],
+                ["(1+2j)", "1j", "0j"],
+                "complex; they are stored as text",
+            ),
             Data(array_of(30, "<c16"), [WAVE * 1j] * 3, [WAVE * 1j] * 3, "an array of its own"),
         ],
     ),
@@ -142,7 +159,12 @@ ROWS: Final[dict[str, Row]] = {
             Metadata({"a": [1]}, {"a": [1]}),
             Metadata(RECORD, ["Rex", 9], "record"),
             Data(FIELDS, [RECORD] * 3, ['["Rex", 9]'] * 3, "JSON"),
-            Data(FIELDS, [{"a": NAN}, Energies(energy=[1]), None], ['{"a": null}', '{"energy": [1.0]}', None], "NaN"),
+            Data(
+                FIELDS,
+                [{"a": NAN}, Energies(energy=[1]), None],
+                ['{"a": null}', '{"energy": [1.0]}', None],
+                "not always what was given: NaN",
+            ),
         ],
     ),
     "tuple, set, range": Row([(1, 2), {3}, range(2)], [[1, 2], [3], [0, 1]], [Metadata((1, {2}), [1, [2]])]),
@@ -242,7 +264,7 @@ ROWS: Final[dict[str, Row]] = {
         [
             Metadata("a\0", "a\\x00", "zero byte"),
             Metadata("\ud800", "\\ud800", "no Unicode"),
-            Data(TEXT, ["a\0", "\ud800", "b"], ["a\\x00", "\\ud800", "b"], "2 texts"),
+            Data(TEXT, ["a\0", "\ud800", "b"], ["a\\x00", "\\ud800", "b"], "2 texts .* escaped"),
         ],
     ),
     "object that no document can carry": Row(
@@ -337,7 +359,7 @@ def test_tiled_gets(name: str, number: int, written: Written) -> None:
         # Where storage has no lists, it is told what short arrays are instead.
         notes = [note for note in notes if item.note or not re.search("an array of its own|no arrays of one", note)]
     assert bool(notes) == bool(item.note), notes
-    assert any(item.note in note for note in notes) or not item.note, notes
+    assert any(re.search(item.note, note) for note in notes) or not item.note, notes
 
 
 def plain(value: Any) -> Any:

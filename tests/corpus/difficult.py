@@ -11,7 +11,7 @@ import numpy
 
 from ._documents import RunDocuments, external, key
 from ._entry import Collection, Documents
-from ._files import FRAME, frames, write_hdf5
+from ._files import FRAME, frames, uri, write_hdf5
 
 entry = Collection()
 
@@ -211,6 +211,22 @@ def slash_in_stream_name(_: Path) -> Documents:
 def names_in_use(_: Path) -> Documents:
     keys = {"internal": key(), "x": key(), "ts_x": key(), "index": key()}
     return one_stream(keys, [dict.fromkeys(keys, n / 2) for n in range(2)])
+
+
+EXTERNAL_NAMES = ("cam?1", "cam#1", "a/b", "a_b", "internal")
+
+
+@entry("data keys in files whose nodes would have one name, or that of the table", modern=False)
+def external_names_in_use(directory: Path) -> Documents:
+    run = RunDocuments()
+    descriptor = run.descriptor({**{name: external(FRAME) for name in EXTERNAL_NAMES}, "x": key()})
+    run.events(descriptor, [{"x": n / 2} for n in range(2)])
+    for number, name in enumerate(EXTERNAL_NAMES):
+        path = write_hdf5(directory / f"{number}.h5", frames(2, first=1000 * number), chunks=(1, *FRAME))
+        parameters = {"dataset": "/entry/data/data", "chunk_shape": [1, *FRAME]}
+        resource = run.stream_resource(name, "application/x-hdf5", uri(path), **parameters)
+        run.stream_datum(resource, descriptor, 0, 2)
+    return run.stop()
 
 
 @entry("empty and very long strings")

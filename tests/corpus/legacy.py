@@ -38,6 +38,26 @@ def ad_hdf5(directory: Path) -> Documents:
     return run.stop()
 
 
+@entry("AD_HDF5: points that are not in the order of the file's frames")
+def points_out_of_order(directory: Path) -> Documents:
+    run = RunDocuments()
+    write_hdf5(directory / "a.h5", frames(COUNT), chunks=CHUNKS)
+    descriptor = run.descriptor({"image": external(FRAME), "x": key()})
+    resource = run.resource("AD_HDF5", str(directory), "a.h5", frame_per_point=1)
+    shoot(run, descriptor, resource, point_number=lambda number: (number + 2) % COUNT)
+    return run.stop()
+
+
+@entry("AD_HDF5: resource_path has the root in it already")
+def root_in_resource_path(directory: Path) -> Documents:
+    run = RunDocuments()
+    write_hdf5(directory / "a.h5", frames(COUNT), chunks=CHUNKS)
+    descriptor = run.descriptor({"image": external(FRAME), "x": key()})
+    resource = run.resource("AD_HDF5", str(directory), str(directory / "a.h5"), frame_per_point=1)
+    shoot(run, descriptor, resource, point_number=itself)
+    return run.stop()
+
+
 @entry("AD_HDF5: several frames per point")
 def ad_hdf5_frames_per_point(directory: Path) -> Documents:
     run = RunDocuments()
@@ -150,6 +170,20 @@ def npy_seq(directory: Path) -> Documents:
     return run.stop()
 
 
+@entry("NPY_SEQ: files of which one stream has the first, and another one the others")
+def npy_seq_for_two_streams(directory: Path) -> Documents:
+    run = RunDocuments()
+    write_npys(directory, "shot", list(frames(COUNT, dtype="<f8")))
+    dark, primary = (
+        run.descriptor({"image": external(FRAME, "<f8"), "x": key()}, name) for name in ("dark", "primary")
+    )
+    resource = run.resource("NPY_SEQ", str(directory), "shot")
+    for number in range(COUNT):
+        data = {"image": run.datum(resource, number, index=number), "x": number / 2}
+        run.event(primary if number else dark, max(number, 1), data, filled={"image": False})
+    return run.stop()
+
+
 @entry("table of numbers in a CSV file")
 def csv_file(directory: Path) -> Documents:
     run = RunDocuments()
@@ -157,6 +191,17 @@ def csv_file(directory: Path) -> Documents:
     descriptor = run.descriptor({"rows": external((6, 3), "<f8")})
     resource = run.stream_resource("rows", "text/csv;header=absent", uri(path), chunk_shape=[6])
     run.stream_datum(resource, descriptor, 0, 1)
+    return run.stop()
+
+
+@entry("table of numbers in a CSV file, announced by several datums")
+def csv_file_of_several_datums(directory: Path) -> Documents:
+    run = RunDocuments()
+    path = write_csv(directory / "t.csv", [[i / 2, i / 4, i / 8] for i in range(6)])
+    descriptor = run.descriptor({"rows": external((2, 3), "<f8")})
+    resource = run.stream_resource("rows", "text/csv;header=absent", uri(path), chunk_shape=[2])
+    run.stream_datum(resource, descriptor, 0, 1)
+    run.stream_datum(resource, descriptor, 1, 3)
     return run.stop()
 
 
@@ -310,6 +355,14 @@ def reserved_names(_: Path) -> Documents:
     names = {"time": key(), "seq_num": key("integer", dtype_numpy="<i8"), "x": key()}
     descriptor = run.descriptor(names, hints={"device": {"fields": ["time", "x"]}})
     run.events(descriptor, [{"time": 10.5 + n, "seq_num": 100 + n, "x": n / 2} for n in range(COUNT)])
+    return run.stop()
+
+
+@entry("data keys called `time` and `time_`")
+def reserved_name_and_its_substitute(_: Path) -> Documents:
+    run = RunDocuments()
+    descriptor = run.descriptor({"time": key(), "time_": key()})
+    run.events(descriptor, [{"time": 10.5 + n, "time_": n / 2} for n in range(COUNT)])
     return run.stop()
 
 

@@ -26,12 +26,14 @@ from ophyd_async.core import (
 from ophyd_async.core import StandardReadableFormat as Format
 from ophyd_async.sim import PatternGenerator, SimBlobDetector, SimMotor
 
-from ._documents import RunDocuments, external, key
+from ._documents import RunDocuments, external, key, new_uid
 from ._engine import acquire, engine
 from ._entry import Collection, Documents
 from ._files import FRAME, frames, uri, write_hdf5
 
 entry = Collection()
+
+DATASET = {"dataset": "/entry/data/data", "chunk_shape": [1, *FRAME]}
 
 
 async def at_once(_: float) -> None:
@@ -39,12 +41,12 @@ async def at_once(_: float) -> None:
     await asyncio.sleep(0)
 
 
-def blob_detector(directory: Path, name: str = "blob") -> SimBlobDetector:
+def blob_detector(directory: Path, name: str = "blob", beam: PatternGenerator | None = None) -> SimBlobDetector:
     """A detector that writes an HDF5 file."""
     engine()  # devices connect in its event loop
     paths = StaticPathProvider(StaticFilenameProvider(f"{name}-file"), directory)
     with init_devices():
-        detector = SimBlobDetector(paths, PatternGenerator(sleep=at_once), name=name)
+        detector = SimBlobDetector(paths, beam or PatternGenerator(sleep=at_once), name=name)
     return detector  # noqa: RET504 - init_devices looks for variables
 
 
@@ -64,6 +66,21 @@ def hdf5_detector_event_by_event(directory: Path) -> Documents:
 @entry("two detectors with HDF5 files")
 def two_hdf5_detectors(directory: Path) -> Documents:
     return acquire(bp.count([blob_detector(directory, "left"), blob_detector(directory, "right")], num=2))
+
+
+@entry("detector that is staged once for a dark image and for others: one file for two streams")
+def hdf5_detector_with_dark_image(directory: Path) -> Documents:
+    beam = PatternGenerator(sleep=at_once)
+    detector = blob_detector(directory, beam=beam)
+
+    @bpp.stage_decorator([detector])
+    @bpp.run_decorator()
+    def plan() -> Iterator[Any]:
+        for x, stream in ((-9.0, "dark"), (0.0, "primary"), (1.0, "primary"), (2.0, "primary")):
+            beam.set_x(x)
+            yield from bps.trigger_and_read([detector], name=stream)
+
+    return acquire(plan())
 
 
 @entry("fly scan: a detector takes frames by itself, and they are collected now and then")
@@ -283,6 +300,89 @@ def dropped_and_repeated_frames(directory: Path) -> Documents:
     run.events(descriptor, [{"x": float(n)} for n in range(5)])
     for numbers, first_event in ((range(2), 1), (range(3, 5), 3), (range(1, 2), 5)):
         named_frames(run, resource, descriptor, numbers, first_event=first_event)
+    return run.stop()
+
+
+@entry("two runs of one file: the second one has the frames after those of the first")
+def one_file_for_two_runs(directory: Path) -> Documents:
+    path = write_hdf5(directory / "runs.h5", frames(6), chunks=(1, *FRAME))
+    documents: Documents = []
+    for first in (0, 3):
+        run = RunDocuments()
+        descriptor = run.descriptor({"cam": external(FRAME), "x": key()})
+        run.events(descriptor, [{"x": float(n)} for n in range(first, first + 3)])
+        resource = run.stream_resource("cam", "application/x-hdf5", uri(path), **DATASET)
+        named_frames(run, resource, descriptor, range(first, first + 3), first_event=1)
+        documents += run.stop()
+    return documents
+
+
+@entry("stream datums that come before their stream resource, the last events' first")
+def stream_datums_before_their_resource(directory: Path) -> Documents:
+    run = RunDocuments()
+    path = write_hdf5(directory / "late.h5", frames(5), chunks=(1, *FRAME))
+    descriptor = run.descriptor({"cam": external(FRAME), "x": key()})
+    run.events(descriptor, [{"x": float(n)} for n in range(5)])
+    resource = run.stream_resource("cam", "application/x-hdf5", uri(path), **DATASET)
+    late = run.documents.pop()
+    named_frames(run, resource, descriptor, range(3, 5), first_event=4)
+    run.documents.append(late)
+    named_frames(run, resource, descriptor, range(3), first_event=1)
+    return run.stop()
+
+
+@entry("stream datum of a stream resource that never comes")
+def missing_stream_resource(directory: Path) -> Documents:
+    run = RunDocuments()
+    path = write_hdf5(directory / "there.h5", frames(3), chunks=(1, *FRAME))
+    descriptor = run.descriptor({"cam": external(FRAME), "lost": external(FRAME), "x": key()})
+    run.events(descriptor, [{"x": float(n)} for n in range(3)])
+    run.stream_datum(new_uid(), descriptor, 0, 3)
+    resource = run.stream_resource("cam", "application/x-hdf5", uri(path), **DATASET)
+    run.stream_datum(resource, descriptor, 0, 3)
+    return run.stop()
+
+
+@entry("chunk shapes of more dimensions than there are, and of none")
+def chunk_shapes_that_do_not_fit(directory: Path) -> Documents:
+    run = RunDocuments()
+    images = write_hdf5(directory / "images.h5", frames(3), chunks=(1, *FRAME))
+    sums = write_hdf5(directory / "sums.h5", frames(3, ()))
+    descriptor = run.descriptor({"cam": external(FRAME), "sum": external(()), "x": key()})
+    run.events(descriptor, [{"x": float(n)} for n in range(3)])
+    for data_key, path, chunk_shape in (("cam", images, 1), ("sum", sums, [1, 1])):
+        parameters = {**DATASET, "chunk_shape": chunk_shape}
+        resource = run.stream_resource(data_key, "application/x-hdf5", uri(path), **parameters)
+        run.stream_datum(resource, descriptor, 0, 3)
+    return run.stop()
+
+
+@entry("a second descriptor with further data keys, in events and in a file, and other types")
+def further_data_keys(directory: Path) -> Documents:
+    run = RunDocuments()
+    path = write_hdf5(directory / "added.h5", frames(2), chunks=(1, *FRAME))
+    counts = {"n": key("integer", dtype_numpy="<i8"), "trace": key("array", [20], dtype_numpy="<i4")}
+    first = run.descriptor(counts)
+    run.events(first, [{"n": n, "trace": numpy.arange(20, dtype="<i4") + n} for n in (1, 2)])
+    wave = key("array", [20], dtype_numpy="<f8")
+    second = run.descriptor({"n": key(), "trace": wave, "x": key(), "wave": wave, "cam": external(FRAME)})
+    resource = run.stream_resource("cam", "application/x-hdf5", uri(path), **DATASET)
+    for seq_num in (3, 4):
+        means = {"n": seq_num + 0.5, "trace": numpy.arange(20.0) + seq_num / 4}
+        run.event(second, seq_num, {**means, "x": seq_num / 4, "wave": numpy.arange(20.0) / seq_num})
+    named_frames(run, resource, second, range(2), first_event=3)
+    return run.stop()
+
+
+@entry("dimensions called `time`, of other sizes than there are events")
+def dimensions_called_time(directory: Path) -> Documents:
+    run = RunDocuments()
+    path = write_hdf5(directory / "traces.h5", frames(3, (10,)))
+    waves = key("array", [20], dtype_numpy="<f8", dims=["time"])
+    descriptor = run.descriptor({"trace": external((10,), dims=["time"]), "wave": waves})
+    run.events(descriptor, [{"wave": numpy.arange(20.0) + n} for n in range(3)])
+    resource = run.stream_resource("trace", "application/x-hdf5", uri(path), dataset="/entry/data/data")
+    run.stream_datum(resource, descriptor, 0, 3)
     return run.stop()
 
 

@@ -148,7 +148,8 @@ class RunNormalizer:
         self.notes: list[str] = []
         self.guessed_types: set[tuple[str, str]] = set()
         self._emitted: list[tuple[str, dict[str, Any]]] = []
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[str, _Stream] = {}  # by descriptor uid
+        self._latest_streams: dict[str, _Stream] = {}  # by name
         self._specs: dict[str, str] = {}
         self._resources: dict[str, dict[str, Any]] = {}
         self._datums: dict[str, _Datum] = {}  # that no event has referred to
@@ -208,7 +209,11 @@ class RunNormalizer:
         if modern.get("configuration"):
             modern["configuration"] = _modern_configuration(modern["configuration"], modern)
         external = frozenset(name for name, key in keys.items() if "external" in key)
-        self._streams[modern["uid"]] = _Stream(modern["name"], frozenset(keys) - external, external, renamed)
+        stream = _Stream(modern["name"], frozenset(keys) - external, external, renamed)
+        # Most further descriptors have the same data keys: what is said of them is kept once.
+        if self._latest_streams.get(stream.name) != stream:
+            self._latest_streams[stream.name] = stream
+        self._streams[modern["uid"]] = self._latest_streams[stream.name]
         self.emit("descriptor", modern)
 
     def event(self, doc: Document) -> None:
