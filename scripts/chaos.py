@@ -17,7 +17,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests")]  # before this file's own directory: it has the name of the package
+sys.path[:0] = [
+    str(ROOT / "tests"),
+    str(ROOT / "tests/support"),
+]  # before this file's own directory: it has the name of the package
 
 from chaos.campaign import Campaign, Options  # noqa: E402
 from chaos.kinds import KINDS  # noqa: E402

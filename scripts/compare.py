@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/support")]
 warnings.filterwarnings("ignore")  # of the packages around us, meant for their developers
 
 from comparison import WRITTEN, Comparison, Report, unmet  # noqa: E402

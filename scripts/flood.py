@@ -11,7 +11,10 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests")]  # before this file's own directory: it has the name of the module
+sys.path[:0] = [
+    str(ROOT / "tests"),
+    str(ROOT / "tests/support"),
+]  # before this file's own directory: it has the name of the module
 
 from flood import flood  # noqa: E402
 

@@ -25,7 +25,10 @@ import atheris
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests")]  # before this file's own directory: it has the name of the package
+sys.path[:0] = [
+    str(ROOT / "tests"),
+    str(ROOT / "tests/support"),
+]  # before this file's own directory: it has the name of the package
 
 MAX_BYTES: Final = {"frames": 4096, "codec": 4096, "fold": 16384, "journal": 24576}
 HANG: Final = 30  # seconds

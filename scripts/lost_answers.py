@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/support")]
 warnings.filterwarnings("ignore")  # of the packages around us, meant for their developers
 
 from faulty_proxy import CUT_AFTER, PASS, Fault, FaultyProxy, zombie  # noqa: E402

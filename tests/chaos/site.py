@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import IO, Any, Final
 
 import psutil
-from paths import search_path
+from paths import SUPPORT, TESTS, search_path
 
 from tiledbroker import Journal, JournalError
 from tiledwriter.testing import ServerProcess, Storage, SupervisorProcess, TiledServer, free_port, wait_until
@@ -33,7 +33,6 @@ from .publishing import PUBLISHED, Acquisition, read_published
 from .referee import SETTLED, Emitted, Harm, journal_path
 from .wire import Wire
 
-_TESTS: Final = Path(__file__).resolve().parent.parent
 _START_TIMEOUT: Final = 600.0
 _USUAL_START: Final = 5.0
 _AT_ONCE: Final = 2
@@ -76,7 +75,7 @@ class Setting:
 
 def publishing_environment() -> dict[str, str]:
     """Of a process that runs `publishing`."""
-    return {**os.environ, "PYTHONPATH": search_path(_TESTS)}
+    return {**os.environ, "PYTHONPATH": search_path(TESTS, SUPPORT)}
 
 
 def read_witness(path: Path) -> dict[str, list[Emitted]]:

@@ -11,7 +11,7 @@ import numpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_fold import RUN, ColumnTypes, effect
+from tiled_model import RUN, ColumnTypes, effect
 
 from tiledbroker import Encoder, Record, decode
 from tiledwriter import RunNormalizer

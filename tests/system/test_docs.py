@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 import tiledbroker
 from tiledbroker.log import _codec, _journal_schema
@@ -20,7 +21,6 @@ from tiledwriter._config import Settings, load_settings
 from tiledwriter.cli import journal, supervisor
 from tiledwriter.cli._exit import ExitCode
 
-ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 REFERENCE = DOCS / "reference"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]

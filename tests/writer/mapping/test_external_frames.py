@@ -17,10 +17,10 @@ import numpy
 import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_fold import Documents, batch_sizes, effect, fold
 from tiled.mimetypes import DEFAULT_ADAPTERS_BY_MIMETYPE
 from tiled.structures.array import ArrayStructure
 from tiled.structures.data_source import Asset, DataSource, Management
+from tiled_model import Documents, batch_sizes, effect, fold
 
 HDF5 = "application/x-hdf5"
 TIFF = "multipart/related;type=image/tiff"

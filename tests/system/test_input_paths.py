@@ -19,6 +19,7 @@ import zmq
 from fuzz import framing
 from fuzz.seeds import extension
 from fuzz.targets import TARGETS, check
+from paths import ROOT, SUPPORT, TESTS
 from peers import ask, dial
 from runs import supervisor_without_tiled
 
@@ -27,7 +28,6 @@ from tiledbroker.protocol import messages
 from tiledbroker.publisher._shipper import new_identity
 from tiledwriter.testing import SupervisorProcess
 
-ROOT: Final = Path(__file__).resolve().parent.parent
 SOURCES: Final = sorted([*(ROOT / "broker").rglob("*.py"), *(ROOT / "writer").rglob("*.py")])
 
 # What makes objects, or runs programs, from bytes or text.
@@ -108,7 +108,7 @@ def test_no_source_runs_what_it_reads(path: Path) -> None:
 
 
 def run_python(code: str, *arguments: object) -> str:
-    search = os.pathsep.join([str(ROOT / "tests"), *sys.path])
+    search = os.pathsep.join([str(TESTS), str(SUPPORT), *sys.path])
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": search}, capture_output=True, text=True, timeout=150, check=False

@@ -11,7 +11,7 @@ import uuid
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 import numpy
@@ -19,12 +19,13 @@ import pyarrow
 import pydantic
 import pytest
 from event_model import compose_run
+from paths import ROOT
 from stored_runs import Documents, journaled, uid_of, write
 
 from tiledbroker import Journal, ReplacedByRepr
 from tiledwriter.testing import TiledServer
 
-PAGE: Final = Path(__file__).parent.parent / "docs" / "reference" / "differences.md"
+PAGE: Final = ROOT / "docs" / "reference" / "differences.md"
 
 NUMBER: Final = {"source": "test", "dtype": "number", "shape": []}
 COUNT: Final = {"source": "test", "dtype": "integer", "shape": []}

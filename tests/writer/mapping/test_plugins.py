@@ -7,13 +7,12 @@ import re
 import subprocess
 import sys
 import uuid
-from pathlib import Path
 
 import h5py
 import numpy
 import pytest
 from event_model import compose_run
-from paths import search_path
+from paths import ROOT, search_path
 from pydantic import ValidationError
 
 from tiledbroker import ZMQPublisher
@@ -26,7 +25,7 @@ from tiledwriter.testing import SupervisorProcess
 TILED = "http://localhost:8000"
 TIFF = "multipart/related;type=image/tiff"
 LAB = "application/x-lab"
-PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "own-normalizer-and-consolidators.md"
+PAGE = ROOT / "docs" / "how-to" / "own-normalizer-and-consolidators.md"
 
 MODULE = """\
 from tiledwriter import RunNormalizer

@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from tiledbroker import LifecycleError
 from tiledbroker.supervisor._lifecycle import FINAL, TRANSITIONS, Event, State, next_state
 
-ROOT = Path(__file__).resolve().parent.parent
 ILLEGAL = [pair for pair in itertools.product(State, Event) if pair not in TRANSITIONS]
 
 

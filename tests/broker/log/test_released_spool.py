@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import TESTS
 from spools import seq_nums, start
 
 from tiledbroker import Journal, Record, decode, open_run, run_files
@@ -29,7 +30,7 @@ from tiledbroker.log._released_spool import tail_of
 from tiledbroker.publisher import _left_runs as left_runs
 from tiledbroker.publisher._spool import Spool
 
-LEFT = Path(__file__).with_name("data") / "released_spool_0.1.tar.gz"
+LEFT = TESTS / "data" / "released_spool_0.1.tar.gz"
 LENGTHS = {"tail-only": 4, "whole": 8, "with-tail": 8}
 EVENTS = {"tail-only": 2, "whole": 5, "with-tail": 6}
 

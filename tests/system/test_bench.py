@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "scripts"))
 
-from benchmarks.documents import run_of  # noqa: E402
-from benchmarks.report import Report  # noqa: E402
-from benchmarks.rounds import OURS, Along, Figure, Rounds  # noqa: E402
+from benchmarks.documents import run_of
+from benchmarks.report import Report
+from benchmarks.rounds import OURS, Along, Figure, Rounds
 
 
 def test_sides_take_turns_and_the_first_round_does_not_count() -> None:

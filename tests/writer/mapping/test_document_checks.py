@@ -17,6 +17,7 @@ import pytest
 from corpus import CORPUS
 from corpus._documents import RunDocuments, external, key
 from event_model import compose_run
+from paths import ROOT
 from runs import metadata, seq_nums, wait_for_outcome
 from stored_runs import NUMBER, Documents, records_of, uid_of
 
@@ -328,7 +329,7 @@ def test_the_callback_in_the_acquisition_process_refuses_nothing_new() -> None:
 
 def test_there_is_a_rule_for_every_kind_of_document_and_the_page_has_it() -> None:
     assert RELIED_ON.keys() == _REQUIRED.keys()
-    page = (Path(__file__).parent.parent / "docs" / "reference" / "document-checks.md").read_text()
+    page = (ROOT / "docs" / "reference" / "document-checks.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", page, flags=re.MULTILINE)
     assert {name: re.findall(r"`(.*?)`", places) for name, places in rows} == {
         name: list(places) for name, places in RELIED_ON.items()

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from disks import fill
-from paths import search_path
+from paths import SUPPORT, search_path
 from runs import Acquisition, documents, happenings, metadata, publish, seq_nums, wait_for_outcome
 
 from tiledbroker import Encoder, Journal, ZMQPublisher, journal_filename
@@ -386,7 +386,7 @@ def journal_to_audit(directory: Path, emitted: list[tuple[str, Any]]) -> str:
 @pytest.fixture
 def dying_audits(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     """Starts supervisors on the journals whose workers die as soon as they have begun; ends them in the end."""
-    script = Path(__file__).with_name("dying_workers.py")
+    script = SUPPORT / "dying_workers.py"
     made: list[subprocess.Popen[str]] = []
 
     def start() -> subprocess.Popen[str]:

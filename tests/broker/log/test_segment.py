@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from disks import fill
+from paths import SUPPORT
 from segments import contents_of, header, record, segment_with
 
 from tiledbroker import SpoolDamaged
@@ -168,7 +169,7 @@ class TestAKill:
 
     @pytest.mark.parametrize("number", range(6))
     def test_at_any_time_leaves_all_of_it_readable(self, path: Path, number: int) -> None:
-        command = [sys.executable, "-c", textwrap.dedent(self.CODE), str(path), str(Path(__file__).parent)]
+        command = [sys.executable, "-c", textwrap.dedent(self.CODE), str(path), str(SUPPORT)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             last = random.Random(number).randrange(50, 1500)

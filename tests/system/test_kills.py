@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from paths import SUPPORT
 from runs import Acquisition, metadata, seq_nums, wait_for_outcome
 
 from tiledbroker import Encoder, Journal, run_files
@@ -249,7 +250,7 @@ def supervise_dying_workers(how: str, directory: Path) -> subprocess.CompletedPr
     """Run dying_workers.py on a run that has begun."""
     with Journal(directory / "run.sqlite", "create", run_uid="run") as journal:
         journal.append_one("start", Encoder().encode({"uid": "run", "time": 1.0}))
-    command = [sys.executable, str(Path(__file__).with_name("dying_workers.py")), how, str(directory)]
+    command = [sys.executable, str(SUPPORT / "dying_workers.py"), how, str(directory)]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
 
 

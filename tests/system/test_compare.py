@@ -15,11 +15,11 @@ from comparison import WRITTEN, Comparison, Report, unmet
 from corpus import CORPUS
 from differences import LIMITS, RULES
 from event_model import DocumentNames, schema_validators
+from paths import ROOT
 from readings import EmittedRun, Node, frames_are_those_named, runs_of
 
 from tiledwriter.testing import TiledServer
 
-ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "reference" / "differences.md"
 
 # Runs that bluesky-tiled-plugins' writer fails on and that ours has to write, with every value of theirs.

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
+from paths import SUPPORT
 from segments import record, segment_with
 from spools import event, on_disk, seq_nums, start, stop
 
@@ -91,7 +92,7 @@ def session(directory: Path, code: str, **environment: str) -> subprocess.Popen[
     """A session in a process of its own."""
     text = SESSION + textwrap.dedent(code)
     return subprocess.Popen(
-        [sys.executable, "-c", text, str(directory), str(Path(__file__).parent)],
+        [sys.executable, "-c", text, str(directory), str(SUPPORT)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -333,7 +334,7 @@ class TestWhatIsNotOurs:
         """
         become = f"os.setgid({NOBODY}); os.setuid({NOBODY})\nspool = Spool("
         text = SESSION.replace("spool = Spool(", become) + textwrap.dedent(code)
-        command = [sys.executable, "-c", text, str(directory), str(Path(__file__).parent)]
+        command = [sys.executable, "-c", text, str(directory), str(SUPPORT)]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
         adopted, refused, problem = msgspec.json.decode(done.stdout)
         assert (adopted, problem) == (["mine"], "")
