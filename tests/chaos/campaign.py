@@ -207,7 +207,11 @@ class Campaign:
     def _judge(self, site: Site, referee: Referee, keeper: Keeper) -> list[Verdict]:
         verdicts = []
         for run_uid, emitted in site.emitted().items():
-            verdict = referee.judge(run_uid, emitted, site.harms.get(run_uid), site.published(run_uid))
+            try:
+                verdict = referee.judge(run_uid, emitted, site.harms.get(run_uid), site.published(run_uid))
+            except RuntimeError as error:
+                site.complaints.append(f"run {run_uid} cannot be judged: {error}")
+                continue
             verdict.removed = keeper.removed(run_uid)
             verdict.foreign = referee.foreign(run_uid)
             verdicts.append(verdict)

@@ -520,6 +520,9 @@ class Referee:
         from tiled.structures.array import ArrayStructure
 
         known = ArrayStructure.from_json(structure)
+        if 0 in known.shape:
+            # Tiled answers 500: it cannot serialize an array without values.
+            return numpy.empty(known.shape, known.data_type.to_numpy_dtype())
         body = self._get("array/full", path, format="application/octet-stream").content
         return numpy.frombuffer(body, known.data_type.to_numpy_dtype()).reshape(known.shape)
 

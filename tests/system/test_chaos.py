@@ -10,6 +10,7 @@ import os
 import signal
 import sqlite3
 import subprocess
+import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -31,6 +32,8 @@ from chaos.report import Injected, Report
 from chaos.site import Setting, publishing_environment, read_witness
 
 from tiledbroker import Encoder, Journal, ZMQPublisher, run_files
+from tiledwriter.catalog import node_body
+from tiledwriter.mapping import CreateArray
 from tiledwriter.mapping._writing_options import WritingOptions
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
 from tiledwriter.worker._writing import RunWriting
@@ -287,6 +290,16 @@ def test_a_run_that_is_as_it_should_be_is_clean(written: Written, judge: Callabl
     assert verdict.emitted == verdict.durable == len(written.emitted)
     # Rows of the table, of two arrays and of the file; the rows of the other stream; start and stop.
     assert verdict.rows == Tally(4 * EVENTS + EVENTS // 5 + 2, 4 * EVENTS + EVENTS // 5 + 2)
+
+
+def test_an_array_without_rows_is_none_that_tiled_does_not_show(
+    referee_of: Callable[..., Referee], tiled_server: TiledServer, tmp_path: Path
+) -> None:
+    context = tiled_server.client().context
+    key = str(uuid.uuid4())
+    body = node_body(CreateArray(key, "<f8", (TRACE,), 1, ("time", "x")), key)
+    source = context.http_client.post(f"{context.api_uri}metadata/", json=body).json()["data_sources"][0]
+    assert referee_of(tmp_path)._array(key, source["structure"]).shape == (0, TRACE)
 
 
 @pytest.mark.parametrize(

@@ -290,6 +290,12 @@ def test_children_are_listed_by_pages(api: Api) -> None:
     ]
 
 
+def test_an_array_without_rows_cannot_be_read(api: Api) -> None:
+    path = f"{api.root}/array"
+    api.create(CreateArray(path, "<f8", (2,), 1, ("time", "x")))
+    assert api("GET", "array/full", path, params=OCTETS).status_code == 500
+
+
 def test_the_client_gives_its_connection_and_where_it_is(api: Api) -> None:
     context = api.client.context
     assert isinstance(context.http_client, httpx.Client)
