@@ -283,7 +283,7 @@ class Shipper:
             return self._outcomes.get(run_uid)
 
     def _wake(self) -> None:
-        # Sending fails if the socket's buffer is full, in which case the thread wakes up anyway, or after `stop`.
+        # Sending fails if the buffer is full, when the thread wakes up anyway, or if the thread has ended.
         with contextlib.suppress(OSError):
             self._wake_sender.send(b"\0")
 
