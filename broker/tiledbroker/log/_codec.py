@@ -42,7 +42,8 @@ _MAX_DIMENSIONS: Final = 64
 
 _INT_RANGE: Final = range(-(2**63), 2**64)
 
-# Values of `numpy.dtype.str` for types without fields. NumPy parses many more, and raises ZeroDivisionError for some.
+# Values of `numpy.dtype.str` for types without fields. NumPy itself parses more strings than these, and one such as
+# "M8[s/0]" makes it divide by zero, which kills the process with SIGFPE.
 _DTYPE: Final = re.compile(
     r"[<>|=]?(?:b1|[iu][1248]|f(?:2|4|8|1[026])|c(?:8|1[06]|2[04]|32)|[SUV][0-9]{1,10}"
     r"|[mM]8(?:\[(?:[1-9][0-9]{0,9})?(?:[YMWDhms]|[munpfa]s)\])?)"
@@ -384,7 +385,7 @@ def _decode_array(data: memoryview) -> Any:
     descr, shape, content, scalar = msgspec.msgpack.decode(data)
     dtype = npy.descr_to_dtype(_tuples(descr))
     _refuse_many(shape, dtype.itemsize)
-    # `frombuffer` does not accept empty arrays and items of zero size.
+    # `frombuffer` does not accept items of zero size.
     array = numpy.ndarray(tuple(shape), dtype=dtype, buffer=content).copy()
     return array[()] if scalar else array
 

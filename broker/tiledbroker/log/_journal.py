@@ -64,9 +64,10 @@ class NodeProgress(NamedTuple):
     Attributes
     ----------
     rows
-        Number of rows that the server has confirmed.
+        Number of rows that the server has confirmed: rows of a table or array, datums of external data, 0 for a
+        container.
     intent
-        Number of rows after the append that was intended but is not confirmed yet; None if there is none.
+        Number of rows after the request that was started and has no confirmed result yet; None if there is none.
     """
 
     rows: int

@@ -203,7 +203,7 @@ class RunRouting:
 
     def _keep(self, name: str, document: Mapping[str, Any], body: bytes, runs: list[str]) -> None:
         if name == "resource" or name == "stream_resource":
-            # Name the resource's run, so that another run that gets the resource does not appear as its origin.
+            # Name the resource's run, so that the worker of another run recognizes the resource as foreign.
             if document.get("run_start") is None:
                 body = Encoder().encode({**document, "run_start": runs[0]})
             self._recent.add_resource(document["uid"], name, body)
