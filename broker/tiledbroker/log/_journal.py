@@ -272,8 +272,6 @@ class Journal:
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
             self._lock.release(remove=True)
 
-    # Documents
-
     @property
     def being_written(self) -> bool:
         """True if a process has the file open for writing."""
@@ -480,8 +478,6 @@ class Journal:
         """True if no more documents will come: the run is stopped or abandoned."""
         return self.stopped or self.abandoned
 
-    # State, progress and history of the writing to Tiled.
-
     def get(self, key: str, default: Any = None) -> Any:
         """Return a value of the run's state; `default` if there is none."""
         with self._access():
@@ -546,8 +542,6 @@ class Journal:
             return json.loads(text)
         except (TypeError, ValueError, RecursionError) as error:
             raise JournalInvalid(self.path, f"it is damaged: {error}.") from error
-
-    # File access.
 
     def damage(self, limit: int = 20) -> list[str]:
         """Return up to `limit` errors from SQLite's integrity check, which reads the whole file."""

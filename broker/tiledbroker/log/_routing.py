@@ -162,8 +162,6 @@ class RunRouting:
             raise RoutingError(name, f"it refers to {resource}, and no run is open")
         return runs
 
-    # Assets of other runs.
-
     def _owed(self, run_uid: str, name: str, document: Mapping[str, Any]) -> Iterator[Delivery]:
         """Yield the recent assets that a document refers to and that its run has not received."""
         if name == "stream_datum":

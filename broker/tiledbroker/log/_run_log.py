@@ -162,7 +162,7 @@ class RunLog:
         """Number of documents that are in memory only."""
         return sum(segment.count for segment in self._segments.copy() if segment.path is None)
 
-    # Methods of the callback, which make no system calls and never wait.
+    # Methods of the callback, which access no files and never wait.
 
     def append(self, name: str, body: bytes, source: SegmentSource) -> bool:
         """Append one document; return True if the current segment has just become more than half full."""
@@ -186,7 +186,7 @@ class RunLog:
         segment.begin(header)
         return segment
 
-    # Methods of readers.
+    # Methods for any thread.
 
     def read(self, start: int, limit: int, max_bytes: int) -> list[Record]:
         """Return records from index `start`; none if `start` is the length of the log.
@@ -217,7 +217,7 @@ class RunLog:
                 return segment.read(start, limit, max_bytes)
         return []
 
-    # Methods of the flusher.
+    # Methods of the flusher thread, which may wait for a disk.
 
     def flush(self, *, sealing: bool = False) -> bool:
         """Sync all files, give them their final names, and seal those to which nothing more is appended.

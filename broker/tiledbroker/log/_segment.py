@@ -273,7 +273,7 @@ class Segment:
         self.count += 1
         return True
 
-    # Methods of readers.
+    # Methods for any thread.
 
     @property
     def first(self) -> int:
@@ -349,7 +349,7 @@ class Segment:
             raise SpoolDamaged(self.path or "memory", f"document {self._cursor[0]} is not there any more")
         return taken
 
-    # Methods of other threads.
+    # Methods that may wait for a disk. The callback never calls them.
 
     @property
     def is_mapped(self) -> bool:

@@ -95,10 +95,12 @@ class Shipment:
 
     @property
     def bytes_in_flight(self) -> int:
+        """Bytes of bodies that were sent and are not acknowledged."""
         return sum(size for _, size in self.in_flight)
 
     @property
     def delivered(self) -> bool:
+        """True if all documents in the spool are durable on the ingest host; the run may not have ended yet."""
         return self.durable >= self.run.length
 
     @property
@@ -118,6 +120,7 @@ class Shipment:
         return self.run.length > self.sent or bool(self.run.damage)
 
     def rewind(self, index: int) -> None:
+        """Continue sending at `index`, and expect no acknowledgement of earlier batches."""
         self.sent = index
         self.in_flight.clear()
 
@@ -129,6 +132,7 @@ class Shipment:
         self.rewind(index)
 
     def acknowledge(self, index: int) -> None:
+        """Record that all documents below `index` are durable on the ingest host."""
         if index > self.durable:
             self.delayed = ""
         self.durable = self.run.acknowledged = max(self.durable, index)

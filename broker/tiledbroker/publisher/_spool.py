@@ -1,7 +1,8 @@
 """The durable store on the acquisition host, which keeps each document until its run can be deleted.
 
-The callback copies a document into a memory-mapped segment while it holds the spool's lock, without any system call.
-`maintain`, which the flusher thread calls, creates, syncs, seals, adopts and deletes files without holding that lock.
+The callback copies a document into a memory-mapped segment while it holds the spool's lock. It needs no system call for
+this, unless it has to map anonymous memory because no spare file is ready. `maintain`, which the flusher thread calls,
+creates, syncs, seals, adopts and deletes files without holding that lock.
 `docs/explanations/states-of-a-document.md` shows the states and the locks.
 """
 
@@ -109,7 +110,7 @@ class Spool:
         with self._noting_problem():
             self._prepare()
 
-    # Methods of the callback.
+    # Methods of the callback, which never wait for a disk.
 
     def append(self, name: str, document: Mapping[str, Any]) -> None:
         """Append one document to each run that it belongs to.
@@ -183,7 +184,7 @@ class Spool:
             next(iter(self._unrouted_log.files), "memory"),
         )
 
-    # Methods of the shipper and of other threads.
+    # Methods for any thread.
 
     @property
     def refused(self) -> dict[str, str]:
@@ -224,7 +225,7 @@ class Spool:
                 self._deleted.append(run)
         self._wake.set()
 
-    # Methods of the flusher.
+    # Methods of the flusher thread, which may wait for a disk.
 
     def wake(self) -> None:
         """Make `wait` return."""
