@@ -544,7 +544,7 @@ class Journal:
             raise JournalInvalid(self.path, f"it is damaged: {error}.") from error
 
     def damage(self, limit: int = 20) -> list[str]:
-        """Return up to `limit` errors from SQLite's integrity check, which reads the whole file."""
+        """Return up to `limit` errors from SQLite's integrity check of the whole file; an empty list if it is sound."""
         with self._mutex:
             try:
                 rows = self._connection.execute(f"PRAGMA integrity_check({int(limit)})").fetchall()

@@ -170,7 +170,7 @@ def open_run(path: str | Path, mode: Literal["read", "inspect"] = "read") -> Run
     path
         A journal, any segment of the run in a spool, or a spool file of version 0.1.
     mode
-        Mode of `Journal` for the last and the first of these; segments are never modified.
+        Mode of `Journal`, for journals and spool files of version 0.1. Segments are never modified in any mode.
 
     Raises
     ------
