@@ -1,4 +1,4 @@
-"""Moves Bluesky documents from the acquisition process to the ingest host, durably."""
+"""Durable transport of Bluesky documents from the acquisition process to the ingest host."""
 
 from ._errors import (
     AddressError,

@@ -1,7 +1,7 @@
-"""Points between two durable steps at which tests end the process, as a power switch would.
+"""Named points between two durable steps at which a test can kill the process, as a power cut would.
 
-`TILEDWRITER_CRASH_AT` names the point, `TILEDWRITER_CRASH_ONCE` a file that the process makes before it dies: a process
-that finds the file lives, so the next one can go on. Without the first, nothing of this does anything.
+`TILEDWRITER_CRASH_AT` names the point; if it is not set, `crash_point` does nothing. `TILEDWRITER_CRASH_ONCE` names a
+file that the process creates before it dies. A process that finds this file survives, so its successor can continue.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _ONCE: Final = os.environ.get("TILEDWRITER_CRASH_ONCE")
 
 
 def crash_point(name: str) -> None:
-    """End the process here if a test wants it."""
+    """Kill this process with SIGKILL if `TILEDWRITER_CRASH_AT` is `name`."""
     if name != _AT:
         return
     if _ONCE is not None:

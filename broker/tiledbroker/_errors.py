@@ -1,4 +1,4 @@
-"""Every error of the broker in one place, so that a reader sees what can go wrong and whose fault it was."""
+"""All exceptions of the broker, in one file, so that the hierarchy shows every way in which it can fail."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ class BrokerError(Exception):
 
 
 class AddressError(BrokerError, ValueError):
-    """Raised when a ZeroMQ address cannot be understood."""
+    """Raised when a ZeroMQ address cannot be parsed."""
 
 
 class KeyFileError(BrokerError, ValueError):
-    """Raised when a CURVE key cannot be used; `path` says which. Never quotes the key."""
+    """Raised when a CURVE key file cannot be used; `path` is the file. The message never contains the key."""
 
     def __init__(self, path: object, message: str) -> None:
         super().__init__(f"{path}: {message}")
@@ -22,15 +22,15 @@ class KeyFileError(BrokerError, ValueError):
 
 
 class CodecError(BrokerError, ValueError):
-    """Raised when bytes are not a document this codec wrote."""
+    """Raised when bytes are not a document that this codec encoded."""
 
 
 class ProtocolError(BrokerError, ValueError):
-    """Raised when frames from the network are not a message of ours."""
+    """Raised when frames from the network are not a valid message of the wire protocol."""
 
 
 class ProtocolVersionError(ProtocolError):
-    """Raised when a message is of another version of the protocol; `version` says which."""
+    """Raised when a message has another protocol version; `version` is that of the message."""
 
     def __init__(self, version: int, own: int) -> None:
         super().__init__(f"The peer speaks protocol version {version}; this side speaks {own}.")
@@ -38,7 +38,7 @@ class ProtocolVersionError(ProtocolError):
 
 
 class RoutingError(BrokerError, LookupError):
-    """Raised when a document cannot be assigned to a run whose start was seen."""
+    """Raised when a document belongs to no run whose start document was seen; `name` is the document's name."""
 
     def __init__(self, name: str, why: str) -> None:
         super().__init__(f"A {name!r} document belongs to no known run: {why}.")
@@ -46,7 +46,7 @@ class RoutingError(BrokerError, LookupError):
 
 
 class JournalError(BrokerError):
-    """Base of the errors about one journal or spool file; `path` says which."""
+    """Base of the errors about one journal or spool file; `path` is the file."""
 
     def __init__(self, path: object, message: str) -> None:
         super().__init__(f"{path}: {message}")
@@ -58,7 +58,7 @@ class DirectoryUnusable(JournalError):
 
 
 class JournalLocked(JournalError):
-    """Raised when another process is writing this journal."""
+    """Raised when another process holds the journal's write lock."""
 
     def __init__(self, path: object) -> None:
         super().__init__(path, "another process has it open for writing. Stop that process, or wait for it.")
@@ -69,7 +69,7 @@ class JournalInvalid(JournalError):
 
 
 class DocumentsMissing(JournalInvalid):
-    """Raised when a journal lacks documents from index `first` on; the next one it has is `following`."""
+    """Raised when a journal lacks the documents from index `first` up to, not including, index `following`."""
 
     def __init__(self, path: object, first: int, following: int) -> None:
         super().__init__(path, f"it is damaged: document {first} is missing; the next is {following}.")
@@ -78,11 +78,11 @@ class DocumentsMissing(JournalInvalid):
 
 
 class SpoolDamaged(JournalInvalid):
-    """Raised when a spool file does not hold what was appended to it."""
+    """Raised when the contents of a spool file are not the documents that were appended to it."""
 
 
 class JournalGap(JournalError):
-    """Raised when documents do not continue where the journal ends."""
+    """Raised when appended documents start at index `received`, but the journal continues at index `expected`."""
 
     def __init__(self, path: object, expected: int, received: int) -> None:
         super().__init__(path, f"it continues at document {expected}, but was given document {received}.")
@@ -91,7 +91,7 @@ class JournalGap(JournalError):
 
 
 class LifecycleError(BrokerError):
-    """Raised when an event is not possible in the state a run is in."""
+    """Raised when `event` is not allowed in the `state` of a run."""
 
     def __init__(self, state: object, event: object) -> None:
         super().__init__(f"A run that is {state} cannot be {event}.")
@@ -104,10 +104,11 @@ class PublisherClosed(BrokerError):
 
 
 class RunNotWritten(BrokerError):
-    """Raised when the ingest host reports that a run will not be complete in Tiled."""
+    """Raised when the ingest host reports that run `run_uid` will not be complete in Tiled, for `reason`."""
 
     def __init__(self, run_uid: str, reason: str) -> None:
-        command = f"`tiledwriter-journal show {shlex.quote(run_uid)}`"  # somebody may copy it into a shell
+        # Quote the uid, because users copy this command into a shell.
+        command = f"`tiledwriter-journal show {shlex.quote(run_uid)}`"
         super().__init__(f"Run {run_uid} was not written to Tiled: {reason}. See {command}.")
         self.run_uid = run_uid
         self.reason = reason

@@ -1,4 +1,4 @@
-"""A lock that a busy thread cannot keep from another by asking for it again and again."""
+"""A lock that a busy thread cannot monopolize by releasing and reacquiring it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import threading
 
 
 class FairLock:
-    """A reentrant lock, for use in `with`. Who waits for it gets it next.
+    """Reentrant lock, used as a context manager, that a waiting thread gets before the thread that released it.
 
-    Python's own goes to whoever asks first after it was released, which is mostly the thread that released it.
+    `threading.Lock` goes to the first thread that asks after the release, which is mostly the thread that released it.
     """
 
     def __init__(self) -> None:
@@ -20,7 +20,8 @@ class FairLock:
     def __enter__(self) -> None:
         me = threading.get_ident()
         if self._owner != me:
-            with self._door:  # at which the one before waits while somebody else waits for the lock
+            # The first waiting thread holds `_door`, so a thread that has just released the lock queues behind it.
+            with self._door:
                 self._lock.acquire()
             self._owner = me
         self._depth += 1

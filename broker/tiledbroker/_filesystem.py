@@ -1,6 +1,6 @@
-"""What there is to know of file systems: whether one is reached over a network, and whether it is full.
+"""Detection of network file systems and of full disks.
 
-Locks and memory maps of a network file system do not keep what SQLite and we rely on.
+Locks and memory maps on a network file system do not give the guarantees that SQLite and the spool rely on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-# Of statfs(2): linux/magic.h, and the sources of those that are not part of the kernel.
+# Values of `f_type` in statfs(2), from linux/magic.h and from the sources of out-of-tree file systems.
 _NETWORK_FILESYSTEMS: Final = {
     0x6969: "NFS",
     0x517B: "SMB",
@@ -28,34 +28,36 @@ _NETWORK_FILESYSTEMS: Final = {
     0xAAD7AAEA: "PanFS",
 }
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
-_STATFS_BYTES: Final = 512  # more than the structure has anywhere; the type is its first field
+# Larger than `struct statfs` on any architecture. `f_type` is its first field.
+_STATFS_BYTES: Final = 512
 
 
 def network_filesystem(path: Path) -> str | None:
-    """Name of the network file system that a path is on, or would be on once it is made.
+    """Return the name of the network file system that holds `path`, or will hold it once it is created.
 
     Returns
     -------
     str or None
-        Such as "NFS"; None for a local file system, and wherever the system does not tell.
+        Such as "NFS"; None for a local file system, or if the type cannot be determined.
     """
     number = filesystem_type(_nearest_existing(path))
     return None if number is None else _NETWORK_FILESYSTEMS.get(number)
 
 
 def filesystem_type(path: Path) -> int | None:
-    """The `f_type` that statfs(2) has for an existing path; None where the system does not tell."""
+    """Return `f_type` from statfs(2) for an existing path; None if it cannot be determined."""
+    # The layout of `struct statfs` and the magic numbers are specific to Linux.
     if not sys.platform.startswith("linux"):
-        return None  # the structure, and its numbers, are Linux's
+        return None
     status = ctypes.create_string_buffer(_STATFS_BYTES)
     if ctypes.CDLL(None, use_errno=True).statfs(os.fsencode(path), status) != 0:
         return None
-    # A word of the machine's, of which the numbers take 32 bits; sign extension is cut off.
+    # `f_type` is a machine word, but magic numbers have 32 bits: mask out the sign extension.
     return ctypes.c_long.from_buffer(status).value & 0xFFFFFFFF
 
 
 def explain_write_error(path: Path, error: OSError | sqlite3.Error) -> str:
-    """Why a file cannot be written, for people who wait for it: above all whether its disk is full."""
+    """Return a message for users that says why a journal cannot be written, in particular if the disk is full."""
     number = error.errno if isinstance(error, OSError) else None
     if number in _FULL or "full" in str(error):
         return f"the journal's disk is full: {os.strerror(number or errno.ENOSPC)} ({path.parent})"

@@ -1,4 +1,4 @@
-"""Logging of things that may happen a thousand times a second: the first at once, the rest counted."""
+"""Rate-limited logging of events that may occur a thousand times a second."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ import time
 
 
 class LimitedLog:
-    """Logs one message per topic and interval; the next one says how many were left out."""
+    """Rate-limited logger: at most one message per topic and interval.
+
+    Suppressed messages are counted; the next message of the topic includes their number.
+
+    Parameters
+    ----------
+    logger
+        Destination of the messages.
+    interval
+        Seconds between two messages of one topic.
+    """
 
     def __init__(self, logger: logging.Logger, interval: float = 10.0) -> None:
         self._logger = logger
@@ -16,7 +26,7 @@ class LimitedLog:
         self._skipped: dict[str, int] = {}
 
     def log(self, level: int, topic: str, message: str, *args: object, exc_info: bool = False) -> None:
-        """As `logging.Logger.log`, at most once per `topic` and interval."""
+        """Log like `logging.Logger.log`, but at most once per `topic` and interval."""
         now = time.monotonic()
         if now < self._next.get(topic, now):
             self._skipped[topic] = self._skipped.get(topic, 0) + 1

@@ -1,4 +1,4 @@
-"""Where spools and journals lie unless somebody says otherwise."""
+"""Default paths of spools and journals."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def default_spool_dir(url: str | None = None) -> Path:
-    """Return `tiledwriter/spool` in the user's state directory; for a supervisor's URL, this host's part of it."""
+    """Return `tiledwriter/spool` in the user's state directory, or its subdirectory for this host and `url`."""
     base = _state_dir() / "spool"
     return base if url is None else base / _part(url)
 
 
 def local_spool_dir(url: str) -> Path:
-    """Return a directory for this host's spool that is not in the user's home, which is on a network file system.
+    """Return a spool directory in /var/tmp, for users whose home directory is on a network file system.
 
     Raises
     ------
     OSError
-        It cannot be made, or somebody else can write there.
+        The user's directory in /var/tmp cannot be created, or another user owns it or has access to it.
     """
     base = Path("/var/tmp") / f"tiledwriter-{os.getuid()}"  # noqa: S108  checked below
     base.mkdir(mode=0o700, exist_ok=True)
@@ -41,11 +41,15 @@ def default_journal_dir() -> Path:
 
 
 def _part(url: str) -> Path:
-    """Name a spool by host and destination: what was published for one supervisor never goes to another by itself."""
+    """Return a relative path named after this host and `url`.
+
+    Each destination has its own spool, so documents for one supervisor are never shipped to another by accident.
+    """
     return Path(*(_UNSAFE.sub("_", name).strip(".") or "_" for name in (socket.gethostname(), url)))
 
 
 def _state_dir() -> Path:
-    import platformdirs  # 40 ms that only those pay who need it
+    # Imported here because the import takes 40 ms and most processes do not need it.
+    import platformdirs
 
     return Path(platformdirs.user_state_dir("tiledwriter"))

@@ -1,4 +1,4 @@
-"""The log of a run: records, their codec, journals and spool segments, and which run a document belongs to."""
+"""The log of a run: records and their codec, journals, spool segments, and the routing of documents to runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents as bytes: made once, in the RunEngine's callback, and carried unchanged to the worker that reads them."""
+"""Encoding of documents as bytes, once in the RunEngine's callback, and decoding in the worker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import msgspec
 
 from .._errors import CodecError
 
-# Extension type codes. Part of the stored format: never renumber.
+# msgpack extension codes are part of the stored format: never renumber them.
 _BIG_INT: Final = 1
 _ARRAY: Final = 2
 _SCALAR: Final = 3
@@ -33,53 +33,55 @@ MAX_DEPTH: Final = 200
 """Containers nested deeper than this are replaced by their `repr`."""
 
 MAX_EMPTY_ITEMS: Final = 1000
-"""Arrays that have more items than this, and no bytes, are replaced by their `repr`."""
+"""Arrays of zero bytes that have more items than this are replaced by their `repr`."""
 
 MAX_EXACT_CHARACTERS: Final = 2**16
-"""Decimals and fractions whose text is longer than this are replaced by their `repr`."""
+"""Decimals and fractions with a longer text than this are replaced by their `repr`."""
 
 _MAX_DIMENSIONS: Final = 64
 
 _INT_RANGE: Final = range(-(2**63), 2**64)
 
-# What `numpy.dtype.str` gives for types without fields. NumPy understands much more, and divides by zero over some.
+# Values of `numpy.dtype.str` for types without fields. NumPy itself parses more strings than these, and one such as
+# "M8[s/0]" makes it divide by zero, which kills the process with SIGFPE.
 _DTYPE: Final = re.compile(
     r"[<>|=]?(?:b1|[iu][1248]|f(?:2|4|8|1[026])|c(?:8|1[06]|2[04]|32)|[SUV][0-9]{1,10}"
     r"|[mM]8(?:\[(?:[1-9][0-9]{0,9})?(?:[YMWDhms]|[munpfa]s)\])?)"
 )
 
-# What stands before the text of a decimal or a fraction: the nearest float, as a NumPy scalar.
+# Header of a float64 NumPy scalar. The text of a decimal or a fraction follows the scalar, which is its nearest float.
 _FLOAT: Final = b"\x03<f8"
 
-# Types of which no value has a Decimal in it. Decimals have to be looked for: msgspec rounds them without asking.
+# Types whose values never contain a Decimal. Documents must be searched for decimals, because msgspec encodes them as
+# text without calling `enc_hook`.
 _PLAIN: Final = frozenset({bool, int, float, complex, str, bytes, bytearray, memoryview, Fraction, type(None)})
 
 
 class ReplacedByRepr(str):
-    """The `repr` of a value that could not be encoded, marked as such by its type."""
+    """String that replaces a value that could not be encoded: its `repr`."""
 
     __slots__ = ()
 
 
 class _DecimalKey:
-    """A key of a mapping, which msgspec's extensions cannot be."""
+    """Wrapper of a Decimal that is a mapping's key, so that msgspec calls `enc_hook`; it rejects `Ext` as a key."""
 
     def __init__(self, key: Decimal) -> None:
         self.key = key
 
 
 class Encoder:
-    """Turns documents into bytes without ever failing.
+    """Encoder of documents as msgpack with extensions, which accepts values of any type.
 
-    Carried without loss: None, bool, int of any size, float, complex, Decimal, Fraction, str, bytes, list, dict, NumPy
-    scalars and arrays of any type but object (object arrays element by element). Tuples and sets arrive as lists,
-    masked arrays as lists with None for what is masked; datetimes, UUIDs, enums and dataclasses as JSON would carry
-    them, Pydantic models as dicts of their fields, paths as text. Anything else is replaced by its `repr`.
+    These types are decoded without loss: None, bool, int of any size, float, complex, Decimal, Fraction, str, bytes,
+    list, dict, NumPy scalars, and NumPy arrays (object arrays element by element). Tuples and sets are decoded as
+    lists, masked arrays as lists with None for masked items, datetimes, UUIDs, enums and dataclasses as in JSON,
+    Pydantic models as dicts of their fields, and paths as strings. Any other value is replaced by its `repr`.
 
     Attributes
     ----------
     replaced
-        Type names of the values replaced by their `repr`, until they are taken by `take_replaced`.
+        Names of the types of values that were replaced by their `repr` since the last `take_replaced`.
     """
 
     def __init__(self) -> None:
@@ -89,26 +91,27 @@ class Encoder:
         self._plain = set(_PLAIN)
 
     def encode(self, document: Mapping[str, Any]) -> bytes:
-        """Bytes of one document; see `take_replaced` for what could not be encoded."""
+        """Return the bytes of one document. `take_replaced` returns the types of values that could not be encoded."""
         kept = len(self.replaced)
         try:
             if not self._may_round(document):
                 return self._msgpack.encode(document)
-        except Exception:  # big integers, lone surrogates, cycles, objects that raise: take it apart
+        except Exception:
+            # msgspec fails for big integers, lone surrogates, cycles and objects that raise; rebuild the document.
             del self.replaced[kept:]
             self._path.clear()
         return self._msgpack.encode(self._rebuild(document, 0))
 
     def take_replaced(self) -> list[str]:
-        """Type names of values replaced by their `repr` since the last call."""
+        """Return the names of the types of values that were replaced by their `repr` since the last call."""
         taken, self.replaced = self.replaced, []
         return taken
 
     def _may_round(self, document: Mapping[str, Any]) -> bool:
-        """Whether there is a Decimal in a document. Most are events of plain values, on which this spends no time."""
+        """Return True if a document contains a Decimal. Events with plain values only, the usual case, are fast."""
         try:
             if self._plain.issuperset(map(type, document["data"].values())):
-                # A sum of floats with a Decimal among them fails.
+                # Adding a Decimal to a float raises TypeError.
                 return not isinstance(sum(document["timestamps"].values(), document["time"]), float)
         except (KeyError, TypeError, AttributeError):
             pass
@@ -129,18 +132,20 @@ class Encoder:
         if (fields := _fields_of(value)) is not None:
             return self._any_has_decimal(fields.values())
         if kind.__module__ == "numpy":
-            self._plain.add(kind)  # `_encode_other` looks into arrays of objects
+            # Arrays of objects may contain decimals, but `_encode_other` searches them.
+            self._plain.add(kind)
         return False
 
     def _any_has_decimal(self, values: Iterable[Any]) -> bool:
         return not self._plain.issuperset(map(type, values)) and any(map(self._has_decimal, values))
 
     def _with_decimals(self, value: Any) -> Any:
-        """What `_encode_other` returns in place of an object, for msgspec to go on with."""
+        """Return a replacement for an object that msgspec can encode, even if it contains decimals."""
         return self._rebuild(value, 1) if self._has_decimal(value) else value
 
     def _encode_other(self, value: Any) -> Any:
-        numpy = sys.modules.get("numpy")  # values of NumPy's types exist only where NumPy is imported
+        # Do not import NumPy: without it, there are no values of its types.
+        numpy = sys.modules.get("numpy")
         if numpy is not None:
             if isinstance(value, numpy.generic):
                 return self._numpy_scalar(value)
@@ -171,7 +176,7 @@ class Encoder:
         return self._repr(value)
 
     def _exact_number(self, value: Decimal | Fraction) -> msgspec.msgpack.Ext:
-        """The nearest float, for readers that do not know better, and the exact number as text."""
+        """Return the nearest float as a NumPy scalar, which version 0.1 can read, with the exact number as text."""
         text = Decimal.__str__(value) if isinstance(value, Decimal) else f"{value.numerator:x}/{value.denominator:x}"
         if len(text) > MAX_EXACT_CHARACTERS:
             return self._repr(value)
@@ -204,7 +209,8 @@ class Encoder:
             return msgspec.msgpack.Ext(_OBJECT_ARRAY, payload)
         try:
             return msgspec.msgpack.Ext(_ARRAY, self._pack_array(value, scalar=False))
-        except (ValueError, TypeError):  # a dtype without a description, e.g. overlapping fields
+        except (ValueError, TypeError):
+            # The dtype has no `descr`, for example because of overlapping fields.
             return self._repr(value)
 
     def _pack_array(self, value: Any, *, scalar: bool) -> bytes:
@@ -266,7 +272,7 @@ class Encoder:
 
 
 def _fields_of(value: Any) -> dict[str, Any] | None:
-    """The fields of a dataclass, or of one of msgspec's or attrs' objects, which msgspec takes for mappings."""
+    """Return the fields of a dataclass, msgspec or attrs object, which msgspec encodes as mappings; None for others."""
     kind = type(value)
     for attribute in ("__dataclass_fields__", "__struct_fields__", "__attrs_attrs__"):
         if (fields := getattr(kind, attribute, None)) is not None:
@@ -280,12 +286,16 @@ def _nearest_float(value: Decimal | Fraction) -> float:
         return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
-    except ValueError:  # a signaling NaN
+    except ValueError:
+        # Python does not convert signaling NaNs to float.
         return math.nan
 
 
 def _masked_as_none(numpy: Any, value: Any) -> Any:
-    """A masked array as nested lists; `tolist` makes integers of times of nanoseconds, and rounds nothing else."""
+    """Return a masked array as nested lists with None for masked items.
+
+    `tolist` converts times in nanoseconds to integers, so times are copied item by item.
+    """
     if value.dtype.kind not in "mM":
         return value.tolist()
     items, masked = numpy.empty(value.shape, object), numpy.ma.getmaskarray(value)
@@ -307,12 +317,17 @@ def _encodable_text(text: str) -> Any:
 
 
 def decode(body: bytes | memoryview) -> dict[str, Any]:
-    """The document that `Encoder.encode` was given.
+    """Return the document that `Encoder.encode` encoded.
+
+    Parameters
+    ----------
+    body
+        The encoded document.
 
     Raises
     ------
     CodecError
-        The bytes are damaged, or not a document.
+        The bytes are damaged, or are not a document.
     """
     try:
         document = _decoder.decode(body)
@@ -370,7 +385,7 @@ def _decode_array(data: memoryview) -> Any:
     descr, shape, content, scalar = msgspec.msgpack.decode(data)
     dtype = npy.descr_to_dtype(_tuples(descr))
     _refuse_many(shape, dtype.itemsize)
-    # ndarray(buffer=...) rather than frombuffer: it also takes empty arrays and items of zero size.
+    # `frombuffer` does not accept items of zero size.
     array = numpy.ndarray(tuple(shape), dtype=dtype, buffer=content).copy()
     return array[()] if scalar else array
 
@@ -386,7 +401,7 @@ def _decode_object_array(data: memoryview) -> Any:
 
 
 def _refuse_many(shape: list[int], size: int) -> None:
-    """A few bytes can claim any number of items that have none."""
+    """Raise `CodecError` for an impossible shape, and for too many items of zero size, which need no bytes at all."""
     if len(shape) > _MAX_DIMENSIONS:
         raise CodecError(f"An array has {len(shape)} dimensions.")
     if min(shape, default=0) < 0:
@@ -396,7 +411,7 @@ def _refuse_many(shape: list[int], size: int) -> None:
 
 
 def _item_count(shape: Sequence[int]) -> int:
-    """How many Python objects an array amounts to when it is taken apart, if it has no bytes."""
+    """Return how many Python objects a conversion to nested lists creates for an array of zero bytes."""
     return math.prod(takewhile(lambda length: length != 0, shape))
 
 
@@ -407,7 +422,7 @@ def _simple_dtype(text: Any) -> str:
 
 
 def _tuples(descr: Any) -> Any:
-    """The dtype description with the tuples that msgpack turned into lists."""
+    """Return a dtype description with tuples in place of the lists that msgpack made of them."""
     if not isinstance(descr, list):
         return _simple_dtype(descr)
     return [_field(item) for item in descr]

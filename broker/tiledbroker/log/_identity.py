@@ -1,4 +1,4 @@
-"""Who writes a file: this host, this boot of it, this process."""
+"""Identity of the process that writes a spool file: host, boot, process and session."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Holder(NamedTuple):
-    """The process that holds a spool file, as the file names it.
+    """Identity of the publisher session that made a spool file, as stored in its header.
 
     Attributes
     ----------
     host
         Name of the host.
     boot
-        Identifier that the kernel draws at each boot; "" where there is none.
+        Random identifier of the kernel's current boot; "" if the system has none.
     pid
         Process id.
     session
-        Drawn at random for each publisher.
+        Identifier of one publisher: a prefix for the host, and random hexadecimal digits.
     """
 
     host: str
@@ -38,13 +38,13 @@ class Holder(NamedTuple):
 
 
 def new_holder() -> Holder:
-    """Identify this process, as the holder of one publisher's files."""
+    """Return a new identity, for one publisher in this process."""
     host = socket.gethostname()
     return Holder(host, boot_id(), os.getpid(), _host_prefix(host) + secrets.token_hex(4))
 
 
 def is_session_of(host: str, session: str) -> bool:
-    """Whether a session was on this host, by its name: locks of other hosts may not be seen here."""
+    """Return True if a session ran on `host`, judging by its name. Locks of other hosts may be invisible here."""
     return session.startswith(_host_prefix(host))
 
 
@@ -54,7 +54,7 @@ def _host_prefix(host: str) -> str:
 
 @lru_cache(maxsize=1)
 def boot_id() -> str:
-    """Return the identifier of this boot of the kernel; "" where there is none."""
+    """Return the identifier of the kernel's current boot; "" if the system has none."""
     try:
         return _BOOT_ID.read_text().strip()
     except OSError:

@@ -28,24 +28,26 @@ log = logging.getLogger(__name__)
 
 SUFFIX: Final = ".sqlite"
 FINISHED: Final = "finished"
-"""Folder in a journal directory, for the files of runs that need no process any more."""
+"""Subdirectory of a journal directory for the files of runs that need no worker any more."""
 
-# In SQLite's messages. "Could not decode" is the sqlite3 module's about text that is no UTF-8.
+# Parts of SQLite's error messages. "Could not decode" is from the sqlite3 module, about text that is not UTF-8.
 _SIGNS_OF_DAMAGE: Final = (
     *("not a database", "malformed", "unsupported file format", "no such table", "no such column"),
     "Could not decode",
 )
 
 _INSERT: Final = "INSERT INTO documents VALUES(?, ?, ?, ?, ?)"
-# Python gives its lock away for each statement, and waits 5 ms for it beside a busy thread; so many rows per statement.
-# SQLite takes 999 values in one at least, and 32,766 since 3.32.
+# sqlite3 releases the GIL for each statement and can need 5 ms to get it back from a busy thread, so insert many rows
+# per statement. SQLite allows at least 999 values in a statement, and 32,766 since version 3.32.
 _ROWS_AT_ONCE: Final = (1024, 256, 64, 16, 4, 1) if sqlite3.sqlite_version_info >= (3, 32) else (64, 16, 4, 1)
 _INSERT_MANY: Final = {rows: _INSERT + ", (?, ?, ?, ?, ?)" * (rows - 1) for rows in _ROWS_AT_ONCE}
-_new_record: Final = partial(tuple.__new__, Record)  # a named tuple's own goes through Python
+# Faster than `Record`, because a named tuple's own `__new__` is a Python function.
+_new_record: Final = partial(tuple.__new__, Record)
 _RECORD_TYPES: Final = (int, str, float, int, bytes)
 _INTENT_TYPES: Final = (int, type(None))
 _ENTRY_TYPES: Final = (float, str, dict)
-_SMALLEST_ROW: Final = 8  # bytes
+# Bytes.
+_SMALLEST_ROW: Final = 8
 
 BUSY_TIMEOUT_SECONDS: Final = 10.0
 _MOVES_FOLLOWED: Final = 3
@@ -57,14 +59,33 @@ Mode: TypeAlias = Literal["create", "write", "read", "inspect"]
 
 
 class NodeProgress(NamedTuple):
-    """How far one Tiled node is: rows confirmed by the server, and the end of the append that is not resolved yet."""
+    """Progress of one Tiled node.
+
+    Attributes
+    ----------
+    rows
+        Number of rows that the server has confirmed: rows of a table or array, datums of external data, 0 for a
+        container.
+    intent
+        Number of rows after the request that was started and has no confirmed result yet; None if there is none.
+    """
 
     rows: int
     intent: int | None
 
 
 class HistoryEntry(NamedTuple):
-    """Something that happened to a run: Unix time, what, details."""
+    """One entry of a run's history.
+
+    Attributes
+    ----------
+    time
+        Unix time, in seconds.
+    event
+        Name of the event.
+    detail
+        Details of the event.
+    """
 
     time: float
     event: str
@@ -72,14 +93,18 @@ class HistoryEntry(NamedTuple):
 
 
 def journal_filename(run_uid: str) -> str:
-    """File name for a run: its uid where that is a plain lower-case name, else a digest of it. Never a path."""
+    """Return the name of a run's journal file.
+
+    It contains the uid itself if that is short and consists of lower-case letters, digits, ".", "_" and "-", else the
+    SHA-256 digest of the uid. So no uid can name a path outside the directory.
+    """
     if _PLAIN_UID.fullmatch(run_uid):
         return run_uid + SUFFIX
     return "sha256-" + hashlib.sha256(run_uid.encode("utf-8", "surrogatepass")).hexdigest() + SUFFIX
 
 
 def journal_files(directory: Path) -> list[Path]:
-    """The files of journals in a directory and in its folder of finished runs, by name.
+    """Return the journal files in a directory and in its `finished` subdirectory, sorted by name.
 
     Raises
     ------
@@ -89,14 +114,17 @@ def journal_files(directory: Path) -> list[Path]:
     found = set(unfinished_run_files(directory))
     with suppress(FileNotFoundError):
         found.update(unfinished_run_files(directory / FINISHED))
-    # A supervisor moves files while we look: one can be in both lists, or have come back in between.
+    # A supervisor may move files meanwhile: a file can be in both lists, or have come back after the first one was
+    # read. So read the first one again, and drop duplicates that no longer exist.
     found.update(unfinished_run_files(directory))
     names = Counter(path.name for path in found)
     return sorted((path for path in found if names[path.name] == 1 or path.exists()), key=lambda path: path.name)
 
 
 def unfinished_run_files(directory: Path) -> list[Path]:
-    """The run files in a spool or journal directory itself, by name: of runs that are open, failed or to be audited.
+    """Return the run files in a spool or journal directory, without subdirectories, sorted by name.
+
+    In a journal directory, these are the files of runs that are open, failed or due for an audit.
 
     Raises
     ------
@@ -109,17 +137,17 @@ def unfinished_run_files(directory: Path) -> list[Path]:
 
 
 def is_run_file(name: str) -> bool:
-    """Whether a file of this name holds a run."""
+    """Return True if a file of this name contains a run."""
     return name.endswith(SUFFIX) and not name.startswith(("_", "."))
 
 
 def find_run_file(directory: Path, run_uid: str) -> Path:
-    """The file of a run in a journal directory: among the finished ones if it is there, else where it belongs."""
+    """Return the path of a run's journal: in the `finished` subdirectory if it is there, else in `directory`."""
     return follow_run_file(directory / journal_filename(run_uid))
 
 
 def follow_run_file(path: Path) -> Path:
-    """Where a run's file is by now: a supervisor moves it to the folder of finished runs, and back."""
+    """Return the current path of a run's file, which a supervisor may have moved to `finished` or back."""
     if path.exists():
         return path
     above = path.parent
@@ -128,29 +156,30 @@ def follow_run_file(path: Path) -> Path:
 
 
 class Journal:
-    """The documents of one run in order, and how far they got. Document *i* of the run has index *i*.
+    """The documents of one run in order, with the state of their writing to Tiled. Document *i* has index *i*.
 
-    One object may be used by several threads; one file is written by one process at a time.
+    Several threads may share one object. Only one process at a time can open a file for writing.
 
     Parameters
     ----------
     path
-        The file. Its directory must exist. One that has been moved to the folder of finished runs, or back, is found.
+        The file. Its directory must exist. An existing file is also found if it has been moved to the `finished`
+        subdirectory or back.
     mode
-        "create" makes the file or opens it, "write" opens an existing one, both lock it against other processes;
-        "read" opens it beside a writer, and tidies up after a dead one; "inspect" leaves the file as it is, whatever
-        it is.
+        "create" creates the file or opens an existing one; "write" opens an existing one. Both lock the file against
+        other writers. "read" opens the file, possibly while another process writes it, and recovers it after its
+        writer has died. "inspect" opens the file without ever modifying it.
     run_uid
-        Stored in a new file, checked against an existing one.
+        Uid of the run: stored in a new file, compared with that in an existing one.
     lock_timeout
-        Seconds to wait for another process to release the file.
+        Maximum time in seconds to wait for another process to release the file.
 
     Raises
     ------
     JournalLocked
-        Another process writes this file.
+        Another process has the file open for writing.
     JournalInvalid
-        The file is no journal, belongs to another run, or comes from a newer version.
+        The file does not exist, is not a journal, belongs to another run, or was written by a newer version.
     """
 
     def __init__(
@@ -177,7 +206,7 @@ class Journal:
             raise
 
     def _open_where_it_is(self, mode: Mode, run_uid: str | None) -> None:
-        """Open the file, also if a supervisor moves it this instant; the one that has it locked is not moved."""
+        """Open the file, even if a supervisor is moving it right now. A supervisor never moves a locked file."""
         for _ in range(_MOVES_FOLLOWED):
             try:
                 self._open(mode, run_uid)
@@ -216,19 +245,25 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Close the file; the last one to do so leaves a single file without a write-ahead log."""
+        """Close the file. When its last user closes it, SQLite removes the write-ahead log."""
         with self._mutex:
             self._connection.close()
             if self._lock is not None:
                 self._lock.release()
 
     def detach(self) -> None:
-        """Give the file's descriptors back, but for the lock: the file can only be removed or closed after this."""
+        """Close the file but keep its lock. Afterwards, only `remove` and `close` may be called."""
         with self._mutex:
             self._connection.close()
 
     def remove(self) -> None:
-        """Delete a file opened for writing, and close it."""
+        """Close and delete the file.
+
+        Raises
+        ------
+        JournalInvalid
+            The file is open for reading only.
+        """
         if self._lock is None:
             raise JournalInvalid(self.path, "it is open for reading only and cannot be removed.")
         with self._mutex:
@@ -237,11 +272,9 @@ class Journal:
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
             self._lock.release(remove=True)
 
-    # Documents
-
     @property
     def being_written(self) -> bool:
-        """Whether a process has the file open for writing."""
+        """True if a process has the file open for writing."""
         return FileLock(_lock_path(self.path)).held
 
     @property
@@ -250,7 +283,7 @@ class Journal:
         return self._length
 
     def refresh(self) -> int:
-        """Count again, for a journal that another process appends to."""
+        """Update and return `length`, for a journal that another process appends to."""
         with self._access():
             self._length = self._count()
         return self._length
@@ -261,7 +294,7 @@ class Journal:
             return self.extend([Record(self._length, name, time.time(), zlib.crc32(body), body)]) - 1
 
     def append(self, first: int, documents: Sequence[tuple[str, int, bytes]]) -> int:
-        """Append documents as `admit` does.
+        """Append documents like `admit`.
 
         Returns
         -------
@@ -273,20 +306,26 @@ class Journal:
             return self._length
 
     def admit(self, first: int, documents: Sequence[tuple[str, int, bytes]]) -> list[Record]:
-        """Append `(name, crc, body)` documents as one transaction; those that are here already are skipped.
+        """Append documents in one transaction, skipping those that the journal already has.
+
+        Parameters
+        ----------
+        first
+            Index of the first document.
+        documents
+            `(name, crc, body)` of each document.
 
         Returns
         -------
         list of Record
-            Those that were appended.
+            The appended documents.
 
         Raises
         ------
         JournalGap
-            `first` lies beyond the end.
+            `first` is greater than the index of the next document.
         JournalInvalid
-            A body does not match its checksum, or a document that is here is another one; nothing of this call is
-            stored.
+            A body does not match its checksum, or the journal has another document at its index. Nothing is stored.
         """
         with self._access():
             if first > self._length:
@@ -307,7 +346,7 @@ class Journal:
             return records
 
     def extend(self, records: Sequence[Record]) -> int:
-        """Append documents that have their numbers, as one transaction; those that are here already are skipped.
+        """Append consecutive records in one transaction, skipping those that the journal already has.
 
         Returns
         -------
@@ -317,7 +356,7 @@ class Journal:
         Raises
         ------
         JournalGap
-            The first of them lies beyond the end.
+            The index of the first record is greater than that of the next document.
         """
         with self._access():
             fresh = [record for record in records if record.idx >= self._length]
@@ -338,7 +377,7 @@ class Journal:
                 start += rows
 
     def _check_same(self, first: int, documents: Sequence[tuple[str, int, bytes]]) -> None:
-        """Whether documents that are here are what the caller takes them for."""
+        """Raise `JournalInvalid` if the journal has another document at the index of one in `documents`."""
         known = documents[: max(self._length - first, 0)]
         if not known:
             return
@@ -350,7 +389,7 @@ class Journal:
                 raise JournalInvalid(self.path, f"document {idx} is another one than this {name!r}; is the uid reused?")
 
     def has(self, first: int, crcs: Sequence[int]) -> bool:
-        """Whether documents with these checksums are here, from index `first` on."""
+        """Return True if the documents from index `first` on have these CRC-32 checksums."""
         with self._access():
             rows = self._connection.execute(
                 "SELECT crc FROM documents WHERE idx >= ? ORDER BY idx LIMIT ?", (first, len(crcs))
@@ -358,14 +397,23 @@ class Journal:
             return [crc for (crc,) in rows] == list(crcs)
 
     def read(self, start: int, limit: int = 10_000, max_bytes: int = 2**24) -> list[Record]:
-        """Documents from index `start`: at most `limit` of them, and at most `max_bytes` but at least one.
+        """Return records from index `start`.
 
-        Documents before a damaged one are returned; the next read, which begins at it, raises.
+        The result ends before a damaged document; a read that starts at the damaged document raises.
+
+        Parameters
+        ----------
+        start
+            Index of the first document.
+        limit
+            Maximum number of documents.
+        max_bytes
+            Maximum total size of their bodies, in bytes. At least one document is returned, whatever its size.
 
         Raises
         ------
         JournalInvalid
-            The file is damaged at `start`; `DocumentsMissing` where a later document follows.
+            The document at `start` is damaged; `DocumentsMissing` if it is missing but later documents exist.
         """
         with self._access():
             cursor = self._connection.execute(
@@ -377,7 +425,7 @@ class Journal:
                 cursor.close()
 
     def _sound(self, rows: Iterable[tuple[Any, ...]], start: int) -> Iterator[Record]:
-        """Records of rows that are what they should be, and follow each other from index `start`."""
+        """Yield the records of valid rows with consecutive indexes from `start`; raise if the first one is damaged."""
         rows = iter(rows)
         for idx in count(start):
             try:
@@ -398,14 +446,14 @@ class Journal:
             raise DocumentsMissing(self.path, idx, row[0])
 
     def records(self) -> Iterator[Record]:
-        """All documents, in order, read a batch at a time."""
+        """Yield all records in order, reading them in batches."""
         start = 0
         while batch := self.read(start):
             yield from batch
             start = batch[-1].idx + 1
 
     def names(self) -> dict[str, int]:
-        """How many documents there are of each name."""
+        """Return the number of documents by document name."""
         with self._access():
             rows = self._connection.execute("SELECT name, count(*) FROM documents GROUP BY name ORDER BY min(idx)")
             names = dict(rows.fetchall())
@@ -415,31 +463,29 @@ class Journal:
 
     @property
     def stopped(self) -> bool:
-        """Whether the run's stop document is here."""
+        """True if the journal has the run's stop document."""
         with self._access():
             row = self._connection.execute("SELECT name FROM documents ORDER BY idx DESC LIMIT 1").fetchone()
         return row is not None and row[0] == "stop"
 
     @property
     def abandoned(self) -> bool:
-        """Whether the publisher said that the run ended without a stop document."""
+        """True if a publisher has declared that the run ended without a stop document."""
         return bool(self.get("abandoned"))
 
     @property
     def ended(self) -> bool:
-        """Whether no more documents are to come."""
+        """True if no more documents will come: the run is stopped or abandoned."""
         return self.stopped or self.abandoned
 
-    # What became of them
-
     def get(self, key: str, default: Any = None) -> Any:
-        """A value of the run's state."""
+        """Return a value of the run's state; `default` if there is none."""
         with self._access():
             row = self._connection.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
         return default if row is None else self._parsed(row[0])
 
     def set(self, key: str, value: Any) -> None:
-        """Store a value (anything JSON carries) in the run's state; None removes it."""
+        """Store a JSON-serializable value in the run's state; None deletes it."""
         with self._access():
             if value is None:
                 self._connection.execute("DELETE FROM state WHERE key = ?", (key,))
@@ -447,7 +493,7 @@ class Journal:
                 self._connection.execute("INSERT OR REPLACE INTO state VALUES(?, ?)", (key, json.dumps(value)))
 
     def progress(self) -> dict[str, NodeProgress]:
-        """How far each Tiled node of the run is."""
+        """Return the progress of each Tiled node of the run, by node."""
         with self._access():
             rows = self._connection.execute("SELECT node, rows, intent FROM progress ORDER BY node").fetchall()
         if not all(type(node) is str and type(n) is int and type(end) in _INTENT_TYPES for node, n, end in rows):
@@ -455,17 +501,27 @@ class Journal:
         return {node: NodeProgress(*rest) for node, *rest in rows}
 
     def set_progress(self, node: str, rows: int, intent: int | None = None) -> None:
-        """Record what the server holds of a node, and up to where the request that is sent next would bring it."""
+        """Store the progress of a node.
+
+        Parameters
+        ----------
+        node
+            The node.
+        rows
+            Number of rows that the server has.
+        intent
+            Number of rows after the append request that is about to be sent; None if there is none.
+        """
         with self._access():
             self._connection.execute("INSERT OR REPLACE INTO progress VALUES(?, ?, ?)", (node, rows, intent))
 
     def drop_progress(self, node: str) -> None:
-        """Forget a node that the server does not hold any more."""
+        """Delete the progress of a node that the server does not have any more."""
         with self._access():
             self._connection.execute("DELETE FROM progress WHERE node = ?", (node,))
 
     def history(self) -> list[HistoryEntry]:
-        """What happened to the run, oldest first."""
+        """Return the run's history, oldest entry first."""
         with self._access():
             rows = self._connection.execute("SELECT time, event, detail FROM history ORDER BY id").fetchall()
         entries = [HistoryEntry(when, event, self._parsed(detail)) for when, event, detail in rows]
@@ -474,7 +530,7 @@ class Journal:
         return entries
 
     def note(self, event: str, **detail: Any) -> None:
-        """Add to the run's history."""
+        """Append an entry to the run's history, with the current time."""
         with self._access():
             self._connection.execute(
                 "INSERT INTO history(time, event, detail) VALUES(?, ?, ?)",
@@ -487,10 +543,8 @@ class Journal:
         except (TypeError, ValueError, RecursionError) as error:
             raise JournalInvalid(self.path, f"it is damaged: {error}.") from error
 
-    # The file
-
     def damage(self, limit: int = 20) -> list[str]:
-        """What SQLite finds wrong with the file, after having read all of it; nothing if it is well."""
+        """Return up to `limit` errors from SQLite's integrity check of the whole file; an empty list if it is sound."""
         with self._mutex:
             try:
                 rows = self._connection.execute(f"PRAGMA integrity_check({int(limit)})").fetchall()
@@ -501,7 +555,7 @@ class Journal:
 
     @contextmanager
     def _access(self) -> Iterator[None]:
-        """One thread at a time; damage that SQLite finds is our error."""
+        """Admit one thread at a time, and raise `JournalInvalid` for SQLite errors that mean damage."""
         with self._mutex:
             try:
                 yield
@@ -510,13 +564,13 @@ class Journal:
                 if translated is error:
                     raise
                 raise translated from error
-            # The sqlite3 module's, about a message with a damaged name in it, and sizes that no memory has.
+            # The sqlite3 module raises these for a message that contains a damaged name, and for absurd sizes.
             except (UnicodeDecodeError, MemoryError) as error:
                 raise JournalInvalid(self.path, f"it is damaged ({type(error).__name__}: {error}).") from error
 
     @contextmanager
     def atomic(self) -> Iterator[None]:
-        """Everything inside is one transaction; inside another one, part of that."""
+        """Execute the body in one transaction, or in the enclosing one if there is one."""
         with self._mutex:
             if self._connection.in_transaction:
                 yield
@@ -543,10 +597,12 @@ class Journal:
         if mode == "inspect":
             log_file = self.path.with_name(self.path.name + "-wal")
             return self._connect_as("mode=ro" if log_file.exists() else "mode=ro&immutable=1")
-        # A reader opens for writing, too, where it may: the last one to close the file has to tidy up after SQLite.
+        # Open for writing if possible, even to read: the last connection to close the file has to remove the
+        # write-ahead log.
         accesses = ["mode=rw", "mode=ro"]
         if not self.path.with_name(self.path.name + "-wal").exists():
-            accesses.append("mode=ro&immutable=1")  # all there is on a disk with no space for SQLite's own files
+            # Without a write-ahead log, this also works on a disk that has no space for SQLite's -wal and -shm files.
+            accesses.append("mode=ro&immutable=1")
         for access in accesses:
             try:
                 connection = self._connect_as(access)
@@ -564,7 +620,8 @@ class Journal:
             uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_SECONDS
         )
         try:
-            connection.execute("PRAGMA application_id").fetchone()  # SQLite opens the file only when it is used
+            # Access the file now, because SQLite opens it only at the first statement.
+            connection.execute("PRAGMA application_id").fetchone()
         except BaseException:
             connection.close()
             raise
@@ -579,13 +636,13 @@ class Journal:
             raise JournalInvalid(
                 self.path, f"it has format {version}; this version reads up to {SCHEMA_VERSION}. Upgrade tiledwriter."
             )
-        # Views and triggers of others could do anything, and never end.
+        # Reject foreign views and triggers, which could do anything or run for ever.
         wanted, found = schema_objects(), objects_of(self._connection)
         if not found <= wanted or any(kind == "table" for kind, _, _ in wanted - found):
             raise JournalInvalid(self.path, "its tables are not those of a journal.")
 
     def _check_length(self) -> None:
-        """A damaged number would have readers look for documents without end."""
+        """Raise `JournalInvalid` if the last index is impossible, which would make readers search without end."""
         (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
         (page_size,) = self._connection.execute("PRAGMA page_size").fetchone()
         if self._length > pages * page_size // _SMALLEST_ROW:
@@ -602,7 +659,7 @@ class Journal:
         return 0 if last is None else int(last) + 1
 
     def _translated(self, error: sqlite3.Error) -> sqlite3.Error | JournalInvalid:
-        """Our error for a file SQLite cannot use; full disks and the like stay what they are."""
+        """Return `JournalInvalid` if an error means a damaged file, else the error itself, such as a full disk."""
         text = str(error)
         if any(sign in text for sign in _SIGNS_OF_DAMAGE):
             return JournalInvalid(self.path, f"it is damaged or not a journal ({text}).")

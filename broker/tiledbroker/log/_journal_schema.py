@@ -1,4 +1,4 @@
-"""What a journal's file is made of, and an empty one."""
+"""SQLite schema of a journal, and creation of empty journal files."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-APPLICATION_ID: Final = 0x54_57_4A_4C  # "TWJL"
+# The bytes "TWJL".
+APPLICATION_ID: Final = 0x54_57_4A_4C
 SCHEMA_VERSION: Final = 1
 
 PAGE_SIZE: Final = 16 * 2**10
-"""Bytes. Documents of 2 kB and more fill SQLite's usual pages of 4 kB badly, and take twice the time in them."""
+"""Bytes. Documents of 2 kB or more waste space in SQLite's default pages of 4 kB, and take twice the time."""
 
 SCHEMA: Final = f"""
 CREATE TABLE documents(
@@ -49,7 +50,13 @@ PRAGMA user_version = {SCHEMA_VERSION};
 
 
 def create_file(path: Path) -> None:
-    """Make a journal without documents, durably. It appears at once: nobody ever sees half of one."""
+    """Create an empty journal durably and atomically: other processes see the complete file or none.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     contents = _empty_file(path.parent)
     try:
@@ -65,7 +72,7 @@ def create_file(path: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a directory survive a power cut."""
+    """Sync a directory, so that created and renamed files survive a power cut."""
     directory = os.open(path, os.O_RDONLY)
     try:
         os.fsync(directory)
@@ -75,7 +82,7 @@ def sync_directory(path: Path) -> None:
 
 @lru_cache(maxsize=1)
 def schema_objects() -> frozenset[tuple[str, str, str]]:
-    """The tables and triggers of a journal."""
+    """Return the tables and triggers of a journal, as `objects_of` does."""
     connection = sqlite3.connect(":memory:")
     try:
         connection.executescript(SCHEMA)
@@ -85,14 +92,14 @@ def schema_objects() -> frozenset[tuple[str, str, str]]:
 
 
 def objects_of(connection: sqlite3.Connection) -> frozenset[tuple[str, str, str]]:
-    """Kind, name and definition of what a database has of its own."""
+    """Return the type, name and SQL of each object in a database, except those that SQLite creates itself."""
     rows = connection.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL")
     return frozenset(rows.fetchall())
 
 
 @lru_cache(maxsize=1)
 def _empty_file(directory: Path) -> bytes:
-    """The contents of such a file: copying them is faster than having SQLite make them for every run."""
+    """Return the bytes of an empty journal, because a copy is faster than creating the tables for every run."""
     with tempfile.TemporaryDirectory(dir=directory, prefix=".draft-") as place:
         file = Path(place) / "empty"
         connection = sqlite3.connect(file, isolation_level=None)

@@ -1,4 +1,4 @@
-"""A lock file: one writer per journal, one supervisor per directory, released by the kernel however its holder ends."""
+"""Lock files, which the kernel releases however their holder ends."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
 
 class FileLock:
-    """An exclusive lock on a file of its own.
+    """Exclusive lock between processes, by `flock` on a file that serves only as lock.
 
-    Raises
-    ------
-    JournalLocked
-        By `acquire`, when somebody else holds the lock for longer than `timeout` seconds.
+    Journals, supervisors, publisher sessions and adopters have one each.
+
+    Parameters
+    ----------
+    path
+        The lock file, which is created if missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,16 +32,24 @@ class FileLock:
         self._descriptor: int | None = None
 
     def acquire(self, timeout: float = 0.0) -> None:
+        """Acquire the lock, waiting for up to `timeout` seconds.
+
+        Raises
+        ------
+        JournalLocked
+            Another holder, also one in this process, still has the lock after the timeout.
+        """
         began = time.monotonic()
         while not self.try_acquire():
             waited = time.monotonic() - began
-            # Who asks whether it is `held` shares it for an instant, or longer on a busy machine.
+            # Another process that evaluates `held` locks the file briefly, or longer on a busy machine. So without a
+            # holder, keep trying after `timeout`.
             if waited >= timeout and (self.held or waited >= _PATIENCE):
                 raise JournalLocked(self.path.with_suffix(""))
             time.sleep(_PAUSE)
 
     def release(self, *, remove: bool = False) -> None:
-        """Let go. `remove` deletes the file first, while it is still ours."""
+        """Release the lock. With `remove`, delete the file first, while it is still locked."""
         if self._descriptor is None:
             return
         if remove:
@@ -50,7 +60,7 @@ class FileLock:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether it is ours, and others find it by its name."""
+        """True if this object holds the lock, and the locked file still exists at `path`."""
         if self._descriptor is None:
             return False
         try:
@@ -60,12 +70,12 @@ class FileLock:
 
     @property
     def held(self) -> bool:
-        """Whether somebody holds it.
+        """True if some process, including this one, holds the lock exclusively.
 
         Raises
         ------
         OSError
-            It cannot be told, as the file may not be opened.
+            The file exists but cannot be opened.
         """
         try:
             descriptor = os.open(self.path, os.O_RDONLY)
@@ -80,11 +90,11 @@ class FileLock:
         return False
 
     def try_acquire(self) -> bool:
-        """Take the lock if nobody has it at this moment; returns whether that was so."""
+        """Acquire the lock if it is free, without waiting; return True if it was acquired."""
         descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its last holder may have deleted the file between our open and our lock.
+            # The previous holder may have deleted the file between our `open` and our `flock`.
             if os.fstat(descriptor).st_ino != self.path.stat().st_ino:
                 raise FileNotFoundError(self.path)
         except (BlockingIOError, FileNotFoundError):
@@ -96,7 +106,7 @@ class FileLock:
 
 
 def _let_go_in_child() -> None:
-    # A forked child shares the lock; left open there, it would outlive the process that owns the journal.
+    # A forked child inherits the open lock file, which would keep the lock after the owner has ended.
     for lock in list(_held):
         if lock._descriptor is not None:
             os.close(lock._descriptor)

@@ -1,6 +1,6 @@
-"""Resources and datums that came last, for runs that refer to them although they came with another run.
+"""The most recent resources and datums, for runs that refer to those of another run.
 
-A detector that is staged once for several runs announces its file in the first of them only.
+A detector that is staged once for several runs emits its resource documents in the first of these runs only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,19 @@ MAX_DATUMS: Final = 4096
 
 
 class Asset(NamedTuple):
-    """A document about files: its kind, its bytes, the uid of a datum's resource, and its place among all of them."""
+    """A resource or datum document.
+
+    Attributes
+    ----------
+    name
+        Name of the document.
+    body
+        The encoded document.
+    resource
+        Uid of the resource of a datum; "" for a resource.
+    number
+        Sequence number of the asset, in the order of arrival.
+    """
 
     name: str
     body: bytes
@@ -22,7 +34,15 @@ class Asset(NamedTuple):
 
 
 class RecentAssets:
-    """Keeps some thousand resources and datums, the latest ones."""
+    """Bounded collection of the most recent resources and datums, by uid.
+
+    Attributes
+    ----------
+    count
+        Number of documents added so far.
+    resources, datums
+        Assets by resource uid and by datum id, oldest first.
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -30,12 +50,12 @@ class RecentAssets:
         self.datums: OrderedDict[str, Asset] = OrderedDict()
 
     def add_resource(self, uid: str, name: str, body: bytes) -> None:
-        """Keep a resource or stream resource."""
+        """Add a resource or stream resource."""
         self.count += 1
         _put(self.resources, uid, Asset(name, body, "", self.count), MAX_RESOURCES)
 
     def add_datums(self, datum_ids: list[str], name: str, body: bytes, resource: str) -> None:
-        """Keep the datums of a document."""
+        """Add the datums of one document, all of which have the same resource."""
         self.count += 1
         asset = Asset(name, body, resource, self.count)
         for datum_id in datum_ids[-MAX_DATUMS:]:
@@ -46,8 +66,9 @@ def _put(assets: OrderedDict[str, Asset], uid: str, asset: Asset, limit: int) ->
     assets[uid] = asset
     assets.move_to_end(uid)
     if len(assets) > limit:
-        assets.popitem(last=False)  # a dict would search for its first item
+        # A plain dict would have to search for its first item.
+        assets.popitem(last=False)
 
 
 RECENT_ASSETS: Final = RecentAssets()
-"""Of this process: a publisher that is made anew goes on where the one before it ended."""
+"""Assets of this process, so that a new publisher knows the resources that a previous one has seen."""

@@ -1,4 +1,4 @@
-"""One document of a run, as it is stored and shipped."""
+"""Records: the documents of a run, as they are stored and shipped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,21 @@ from ._codec import decode
 
 
 class Record(NamedTuple):
-    """One document of a run as stored: index, name, Unix time of arrival, CRC-32 of the body, encoded body."""
+    """One stored document of a run.
+
+    Attributes
+    ----------
+    idx
+        Index of the document in its run.
+    name
+        Name of the document, such as "event".
+    received
+        Unix time at which the document was stored, in seconds.
+    crc
+        CRC-32 of the body.
+    body
+        The document, encoded by `Encoder`.
+    """
 
     idx: int
     name: str
@@ -20,30 +34,30 @@ class Record(NamedTuple):
     body: bytes
 
     def checked(self) -> Record:
-        """The record itself.
+        """Return the record itself after checking its body.
 
         Raises
         ------
         CodecError
-            The body is not what was stored.
+            The body does not match the checksum.
         """
         if zlib.crc32(self.body) != self.crc:
             raise CodecError(f"The {len(self.body)} bytes of document {self.idx} do not match their checksum.")
         return self
 
     def document(self) -> dict[str, Any]:
-        """The document.
+        """Check and decode the body, and return the document.
 
         Raises
         ------
         CodecError
-            The body is not what was stored, or is no document.
+            The body does not match the checksum, or is not a document.
         """
         return decode(self.checked().body)
 
 
 def take(records: Iterable[Record], max_bytes: int) -> list[Record]:
-    """The first of the records: as many as have at most `max_bytes` of bodies, but at least one."""
+    """Return the first records whose bodies have at most `max_bytes` in total, but at least one record."""
     taken: list[Record] = []
     size = 0
     for record in records:

@@ -1,6 +1,6 @@
-"""Spool files of version 0.1: an SQLite file per run, and a mapped tail beside it with the newest documents.
+"""Spool files of version 0.1: an SQLite file per run, and a memory-mapped tail file with its newest documents.
 
-They are read, shipped and deleted; nothing writes them any more.
+This version reads, ships and deletes them, but creates none.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ log = logging.getLogger(__name__)
 TAIL_SUFFIX: Final = ".tail"
 
 _MAGIC: Final = b"TWT1"
-_FIELDS: Final = struct.Struct("<IQdIB")  # bytes of the body, index, received, CRC-32 of the body, bytes of the name
-_CHECK: Final = struct.Struct("<I")  # CRC-32 of the fields and the name
+# Length of the body, index, time of arrival, CRC-32 of the body, length of the name.
+_FIELDS: Final = struct.Struct("<IQdIB")
+# CRC-32 of the fields and the name.
+_CHECK: Final = struct.Struct("<I")
 _HEADER: Final = _CHECK.size + _FIELDS.size
 _BATCH_DOCUMENTS: Final = 4_096
 _BATCH_BYTES: Final = 8 * 2**20
 
-# For readers: the file's documents, followed by those of its tail.
+# Readers see a view of the file's documents followed by those in its tail.
 _WITH_TAIL: Final = """
 DROP VIEW IF EXISTS temp.documents;
 DROP TABLE IF EXISTS temp.tail;
@@ -44,16 +46,21 @@ UNION ALL SELECT * FROM tail WHERE idx > (SELECT coalesce(max(idx), -1) FROM mai
 
 
 class ReleasedRun(RunLog):
-    """A run that a session of version 0.1 left, taken over.
+    """Adopted run of a dead session of version 0.1. Its lock is held until `close` or `delete`.
+
+    Parameters
+    ----------
+    path
+        The SQLite file. The documents in its tail file are moved into it.
 
     Raises
     ------
     JournalLocked
-        Another process has it.
+        Another process has the file open for writing.
     JournalInvalid
-        The file is no spool file, or is damaged.
+        The file is not a spool file, or is damaged.
     OSError
-        It cannot be read.
+        The file cannot be read or written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -90,11 +97,19 @@ class ReleasedRun(RunLog):
 
     @property
     def size(self) -> int:
-        """Bytes that its file takes."""
+        """Size of the file in bytes."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     def read(self, start: int, limit: int, max_bytes: int) -> list[Record]:
-        """Return records as `RunLog.read` does."""
+        """Return records like `RunLog.read`.
+
+        Raises
+        ------
+        JournalInvalid
+            The file is damaged.
+        OSError
+            The file cannot be read.
+        """
         try:
             with Journal(self.path) as reader:
                 records = reader.read(start, limit, max_bytes)
@@ -106,7 +121,7 @@ class ReleasedRun(RunLog):
         return records
 
     def forget_before(self, idx: int) -> None:
-        """Nothing: the file goes as a whole."""
+        """Do nothing, because the file can only be deleted as a whole."""
 
     def delete(self) -> None:
         """Delete the file."""
@@ -116,15 +131,15 @@ class ReleasedRun(RunLog):
             raise OSError(errno.EIO, str(error), str(self.path)) from error
 
     def close(self) -> None:
-        """Leave the file to somebody else."""
+        """Release the file, so that another process can adopt it."""
         self._journal.close()
 
 
 class ReleasedSpoolFile(Journal):
-    """A journal, or a spool file of version 0.1, for readers: the documents in its tail follow those in the file."""
+    """Reader of a journal, or of a spool file of version 0.1 together with the documents in its tail."""
 
     def _open(self, mode: Literal["create", "write", "read", "inspect"], run_uid: str | None) -> None:
-        # Before the file, as documents move from there to here.
+        # Read the tail before the file: documents move from the tail to the file, so none is missed.
         damage: list[str] = []
         try:
             records = list(_sound_records(tail_of(self.path), damage))
@@ -145,12 +160,18 @@ class ReleasedSpoolFile(Journal):
 
 
 def tail_of(file: Path) -> Path:
-    """Return the tail of a spool file."""
+    """Return the path of a spool file's tail."""
     return file.with_name(file.name + TAIL_SUFFIX)
 
 
 def take_in_tail(journal: Journal) -> str:
-    """Bring what a session has left in the tail into the file, some at a time; return what is wrong with the rest.
+    """Move the documents in a spool file's tail into the file, in batches.
+
+    Returns
+    -------
+    str
+        Description of the damage if documents of the tail are lost; "" if all were moved. A tail file with damaged or
+        missing documents is kept under another name.
 
     Raises
     ------
@@ -191,11 +212,11 @@ def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
 
 
 class _Damaged(Exception):
-    """Raised when there is something else where a document or the end should be."""
+    """Raised when the bytes at a position are neither a valid document nor the end of the tail."""
 
 
 def _sound_records(path: Path, damage: list[str]) -> Iterator[Record]:
-    """Yield the documents in a tail up to the first that is damaged; what is wrong is added to `damage`."""
+    """Yield the documents in a tail before the first damaged one, and append a description of it to `damage`."""
     try:
         yield from _records(path)
     except _Damaged as error:
@@ -203,7 +224,15 @@ def _sound_records(path: Path, damage: list[str]) -> Iterator[Record]:
 
 
 def _records(path: Path) -> Iterator[Record]:
-    """Yield the documents in a tail file, which is read, not mapped: a bad block would end the process with SIGBUS."""
+    """Yield the documents in a tail file.
+
+    The file is read, not mapped, because a bad disk block in a mapping would kill the process with SIGBUS.
+
+    Raises
+    ------
+    _Damaged
+        A document is damaged.
+    """
     position = 0
     with path.open("rb") as file:
         while (magic := file.read(len(_MAGIC))) == _MAGIC:

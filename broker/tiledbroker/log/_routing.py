@@ -1,4 +1,4 @@
-"""Which run a document belongs to, settled where the documents are made."""
+"""Routing of documents to runs, in the acquisition process, which sees all documents."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ _REFERRING: Final = _EVENTS | _DATUMS | {"stream_datum"}
 
 
 Delivery: TypeAlias = tuple[str, str, bytes]
-"""A document for a run: the run's uid, what kind of document it is, and its bytes."""
+"""A document to be appended to a run: the run's uid, the document's name and its encoded body."""
 
 
 class RunRouting:
-    """Assigns each document to the runs it belongs to, by the uids that documents refer to.
+    """Assignment of documents to open runs, by the uids that the documents refer to.
 
-    Usually that is one run. A resource that names none (as old documents have it), or one that is not open, belongs to
-    every run that is open when it comes. So does a datum of a resource that no open run has.
+    Usually a document belongs to one run. A resource that names no run, as in old documents, or a run that is not open,
+    belongs to every open run. So does a datum whose resource no open run has.
 
-    What a run's documents refer to and another run got is delivered to it, too, just before: the resource of a detector
-    that was staged in an earlier run, or a datum of a run that is open at the same time.
+    If a document refers to a resource or datum that only another run has received, that asset is delivered first: for
+    example the resource of a detector that was staged in an earlier run, or a datum of a concurrent run.
 
     Parameters
     ----------
     recent
-        Where resources and datums are kept for that.
+        Recent resources and datums, to be shared between runs; a new collection by default.
     """
 
     def __init__(self, recent: RecentAssets | None = None) -> None:
         self._recent = RecentAssets() if recent is None else recent
-        # What each run's documents may refer to, and how many assets there were before the run got it; an inner dict
-        # goes away with its run.
+        # By uid of a descriptor or resource: the runs that have it, each with the number of assets seen before the run
+        # received it. Entries are deleted with their run.
         self._owners: dict[str, dict[str, int]] = {}
         self._references: dict[str, list[str]] = {}
         self._lent: dict[str, set[str]] = {}
@@ -46,16 +46,16 @@ class RunRouting:
 
     @property
     def open_runs(self) -> list[str]:
-        """Runs whose start was seen and whose stop was not."""
+        """Uids of runs with a start document but no stop document yet."""
         return list(self._references)
 
     def route(self, name: str, document: Mapping[str, Any]) -> list[str]:
-        """Uids of the runs that `document` belongs to.
+        """Return the uids of the runs that `document` belongs to.
 
         Raises
         ------
         RoutingError
-            The document refers to nothing that was seen, or comes a second time.
+            The document refers to an unknown uid, lacks a required field, or is repeated.
         """
         try:
             self._refuse_repetition(name, document)
@@ -64,12 +64,19 @@ class RunRouting:
             raise RoutingError(name, f"it has no usable {error}") from error
 
     def deliver(self, name: str, document: Mapping[str, Any], body: bytes) -> list[Delivery]:
-        """What goes to which run for a document that comes now, in this order.
+        """Return the deliveries for a new document, in order: assets that its runs lack, then the document itself.
+
+        Parameters
+        ----------
+        name, document
+            The document.
+        body
+            The encoded document.
 
         Raises
         ------
         RoutingError
-            As `route`.
+            As for `route`.
         """
         runs = self.route(name, document)
         deliveries = [(run_uid, name, body) for run_uid in runs]
@@ -82,11 +89,12 @@ class RunRouting:
             if name in _ASSETS:
                 self._keep(name, document, body, runs)
         except (KeyError, TypeError, AttributeError):
-            pass  # it lacks a field, which is told when it is written
+            # A field is missing, which the worker reports when it writes the document.
+            pass
         return owed + deliveries
 
     def forget(self, run_uid: str) -> None:
-        """Treat a run as closed."""
+        """Close a run, and forget its references."""
         self._lent.pop(run_uid, None)
         for reference in self._references.pop(run_uid, ()):
             owners = self._owners[reference]
@@ -95,7 +103,7 @@ class RunRouting:
                 del self._owners[reference]
 
     def _refuse_repetition(self, name: str, document: Mapping[str, Any]) -> None:
-        # A publisher that is subscribed twice gets each document twice in a row.
+        # A publisher that is subscribed twice receives each document twice in a row.
         uid = document.get("uid")
         if uid is None:
             uid = document.get("datum_id")
@@ -134,7 +142,8 @@ class RunRouting:
             uid.encode()
         except UnicodeEncodeError as error:
             raise RoutingError("start", "its uid is no Unicode text") from error
-        uid = str.__str__(uid)  # NumPy's strings are no strings to the network
+        # The uid may be a subclass of str, such as `numpy.str_`, which msgspec does not encode in messages.
+        uid = str.__str__(uid)
         if uid in self._references:
             raise RoutingError("start", f"run {uid} is already open; is the publisher subscribed twice?")
         self._references[uid] = []
@@ -153,10 +162,8 @@ class RunRouting:
             raise RoutingError(name, f"it refers to {resource}, and no run is open")
         return runs
 
-    # What came with other runs
-
     def _owed(self, run_uid: str, name: str, document: Mapping[str, Any]) -> Iterator[Delivery]:
-        """What a document refers to and its run has not got."""
+        """Yield the recent assets that a document refers to and that its run has not received."""
         if name == "stream_datum":
             yield from self._resource_owed(run_uid, document["stream_resource"])
         elif name not in _EVENTS:
@@ -180,7 +187,7 @@ class RunRouting:
             yield run_uid, datum.name, datum.body
 
     def _datums_in(self, name: str, document: Mapping[str, Any]) -> Iterator[tuple[str, Asset]]:
-        """The datums that events refer to, if they came lately."""
+        """Yield the recent datums that events refer to, with their datum ids."""
         if name == "bulk_events":
             values = [value for events in document.values() for event in events for value in event["data"].values()]
         elif name == "event_page":
@@ -194,7 +201,8 @@ class RunRouting:
 
     def _keep(self, name: str, document: Mapping[str, Any], body: bytes, runs: list[str]) -> None:
         if name == "resource" or name == "stream_resource":
-            if document.get("run_start") is None:  # for others that get it, it is another run's
+            # Name the resource's run, so that the worker of another run recognizes the resource as foreign.
+            if document.get("run_start") is None:
                 body = Encoder().encode({**document, "run_start": runs[0]})
             self._recent.add_resource(document["uid"], name, body)
             return

@@ -1,4 +1,4 @@
-"""One run in the spool: its segments, in the order of their records."""
+"""The log of one run in the spool: a sequence of segments."""
 
 from __future__ import annotations
 
@@ -25,33 +25,49 @@ COPIED_UNDER_LOCK_BYTES: Final = 2**18
 
 
 class SegmentSource(Protocol):
-    """Where a run log has its segments from."""
+    """Function that provides a run log with segments."""
 
     def __call__(self, size: int, *, first: bool) -> Segment:
-        """Return an unused segment of at least `size` bytes, at once; `first`: the run has none yet."""
+        """Return an unused segment of at least `size` bytes, without waiting. `first` is True for a run's first one."""
 
 
 class RunLog:
-    """The records of one run.
+    """The records of one run in the spool.
 
-    The callback appends, holding the spool's lock; the flusher syncs, seals and deletes; anybody reads.
+    The callback appends while it holds the spool's lock. The flusher thread syncs, seals and deletes segments. Any
+    thread may read.
+
+    Parameters
+    ----------
+    run_uid
+        Uid of the run.
+    directory
+        The spool directory.
+    holder
+        Identity of the session that makes the run.
+    destination
+        URL of the supervisor that the run is published for.
+    shipped
+        False for documents that belong to no known run, which are not shipped.
 
     Attributes
     ----------
     label
-        Drawn at random: what tells it from another run log with the same uid.
+        Random label, to distinguish run logs with the same uid.
     stopped
-        Whether its stop document is here.
+        True if the log has the run's stop document.
     abandoned
-        Whether nothing more is to come although there is no stop document.
+        True if no more documents will come although there is no stop document.
     acknowledged
-        Index up to which records are durable on the ingest host; the shipper says so.
+        Index of the first record that is not durable on the ingest host, as far as the shipper knows.
     is_durable
-        Whether all of it is, and its end.
+        True if all records and the run's end are durable on the ingest host.
     is_adopted
-        Whether another session made it.
+        True if another session made the run.
     damage
-        What is wrong behind the last record that can be believed, with the file; "" if nothing is.
+        Path of the damaged file and description of the damage behind the last valid record; "" if there is none.
+    started
+        Unix time of the start of the log, in seconds.
     """
 
     def __init__(
@@ -73,7 +89,13 @@ class RunLog:
 
     @classmethod
     def load(cls, segments: list[Segment]) -> RunLog:
-        """Take over what another session left of a run: its segments by their first index, with headers."""
+        """Return the log of a run that another session made.
+
+        Parameters
+        ----------
+        segments
+            Loaded segments of the log, sorted by first index. The first one must have a header.
+        """
         header = segments[0].header
         assert header is not None
         assert segments[0].path is not None
@@ -99,7 +121,7 @@ class RunLog:
 
     @property
     def first(self) -> int:
-        """Index of the first record that is still here."""
+        """Index of the first record that is not deleted."""
         segments = self._segments
         return segments[0].first if segments else self._length
 
@@ -110,17 +132,17 @@ class RunLog:
 
     @property
     def degraded(self) -> bool:
-        """Whether records are in memory only."""
+        """True if records are in memory only."""
         return any(segment.path is None for segment in self._segments.copy())
 
     @property
     def files(self) -> list[Path]:
-        """Its files, by their first index."""
+        """Paths of the log's files, sorted by first index."""
         return [segment.path for segment in self._segments.copy() if segment.path is not None]
 
     @property
     def size(self) -> int:
-        """Bytes that its files take: those of a run at its end are about to be cut to what is in them."""
+        """Size of the files in bytes. Files of a durable run count without the space that sealing will truncate."""
         return sum(
             segment.end if segment.sealed or self.is_durable else segment.capacity
             for segment in self._segments.copy()
@@ -129,7 +151,7 @@ class RunLog:
 
     @property
     def is_growing(self) -> bool:
-        """Whether the segment in use is more than half full."""
+        """True if the run is open and its current segment is more than half full."""
         segments = self._segments
         if not segments or self.stopped:
             return False
@@ -140,10 +162,10 @@ class RunLog:
         """Number of documents that are in memory only."""
         return sum(segment.count for segment in self._segments.copy() if segment.path is None)
 
-    # The callback's: no system call, no waiting
+    # Methods of the callback, which access no files and never wait.
 
     def append(self, name: str, body: bytes, source: SegmentSource) -> bool:
-        """Add one document; return whether this has made a segment more than half full."""
+        """Append one document; return True if the current segment has just become more than half full."""
         idx, received, crc = self._length, time.time(), zlib.crc32(body)
         segment = self._segments[-1] if self._segments else None
         before = 0 if segment is None else segment.end
@@ -164,15 +186,24 @@ class RunLog:
         segment.begin(header)
         return segment
 
-    # Readers
+    # Methods for any thread.
 
     def read(self, start: int, limit: int, max_bytes: int) -> list[Record]:
-        """Return records from index `start`: at most `limit`, and at most `max_bytes` of bodies but at least one.
+        """Return records from index `start`; none if `start` is the length of the log.
+
+        Parameters
+        ----------
+        start
+            Index of the first record.
+        limit
+            Maximum number of records.
+        max_bytes
+            Maximum total size of their bodies, in bytes. At least one record is returned, whatever its size.
 
         Raises
         ------
         SpoolDamaged
-            They are not what was appended, or are not there any more.
+            The record at `start` is damaged or deleted.
         OSError
             The file cannot be read.
         """
@@ -186,24 +217,30 @@ class RunLog:
                 return segment.read(start, limit, max_bytes)
         return []
 
-    # The flusher's
+    # Methods of the flusher thread, which may wait for a disk.
 
     def flush(self, *, sealing: bool = False) -> bool:
-        """Bring everything to the disk; a segment that is full, or was the last, is sealed.
+        """Sync all files, give them their final names, and seal those to which nothing more is appended.
+
+        Parameters
+        ----------
+        sealing
+            True to seal the current segment of an open run as well.
 
         Returns
         -------
         bool
-            Whether a file has another name now.
+            True if a file was renamed.
 
         Raises
         ------
         OSError
-            The disk fails; the first error of all segments.
+            The disk fails. All segments are tried, and the first error is raised.
         """
         errors: list[OSError] = []
         renamed = False
-        stopped = self.stopped  # before the segments: a stop that comes meanwhile can be in a further one
+        # Read `stopped` before the list of segments: a stop document that arrives in between may be in a new segment.
+        stopped = self.stopped
         segments = self._segments.copy()
         for number, segment in enumerate(segments):
             if segment.path is None or segment.sealed or not segment.is_mapped:
@@ -228,23 +265,25 @@ class RunLog:
         return renamed
 
     def name_files(self) -> None:
-        """Name all files after the run.
+        """Give all files their final names.
 
         Raises
         ------
         OSError
-            One cannot be renamed.
+            A file cannot be renamed.
         """
         for segment in self._segments.copy():
             self.name_file(segment)
 
     def name_file(self, segment: Segment) -> bool:
-        """Name a file after its run; until then, its header says whose it is. Return whether it had another name.
+        """Rename a segment's file from its spare name to its final name; return True if it was renamed.
+
+        Until then, only the header tells which run the file belongs to.
 
         Raises
         ------
         OSError
-            It cannot be renamed.
+            The file cannot be renamed.
         """
         assert segment.header is not None
         path = segment_path(self._directory, segment.header)
@@ -254,14 +293,14 @@ class RunLog:
         return True
 
     def store(self, create: Callable[[int], Segment], lock: contextlib.AbstractContextManager[object]) -> None:
-        """Bring what is in memory only into files.
+        """Move records that are in memory only into files.
 
         Parameters
         ----------
         create
-            Makes a file of so many bytes.
+            Function that creates a segment with a file of the given size in bytes.
         lock
-            Held by whoever appends.
+            Lock that the callback holds while it appends.
 
         Raises
         ------
@@ -273,7 +312,7 @@ class RunLog:
                 self._store(segment, create(segment.capacity), lock)
 
     def forget_deleted_files(self) -> None:
-        """Take segments whose files somebody has deleted for what they are now: memory, as long as they are mapped."""
+        """Detect mapped segments whose files were deleted, and treat them as segments in memory only."""
         for segment in self._segments.copy():
             segment.forget_deleted_file()
 
@@ -293,13 +332,13 @@ class RunLog:
         return sum(segment.is_mapped for segment in self._segments.copy())
 
     def detach(self) -> None:
-        """Close the files of sealed segments, which readers open anew."""
+        """Close the files of sealed segments. Readers open them again."""
         for segment in self._segments.copy():
             if segment.sealed:
                 segment.detach()
 
     def forget_before(self, idx: int) -> None:
-        """Delete segments that hold only records before an index.
+        """Delete the sealed segments at the beginning of the log that have only records before index `idx`.
 
         Raises
         ------
@@ -311,12 +350,14 @@ class RunLog:
             del self._segments[0]
 
     def delete(self) -> None:
-        """Delete all of it: nobody wants it any more.
+        """Delete all files of the run, the last one first.
+
+        If there are several, the first one is marked as removed before, so that an adopter can finish the deletion.
 
         Raises
         ------
         OSError
-            A file cannot be deleted; the rest is deleted later.
+            A file cannot be deleted. Another call deletes the remaining ones.
         """
         segments = self._segments
         if len(segments) > 1 and segments[0].path is not None and not segments[0].removed:
@@ -327,14 +368,17 @@ class RunLog:
             del segments[-1]
 
     def close(self) -> None:
-        """Close all files; what is in memory only is lost."""
+        """Close all files. Records that are in memory only are lost."""
         for segment in self._segments.copy():
             if segment.path is not None:
                 segment.detach()
 
 
 def _without_replaced(segments: list[Segment]) -> list[Segment]:
-    """Leave files out that were being replaced by a copy of themselves when their session was killed."""
+    """Keep one of two segments with the same first index: the undamaged one, or else the longer one.
+
+    Such pairs exist if a session was killed while it replaced a file by a copy.
+    """
     longest: dict[int, Segment] = {}
     for segment in segments:
         if segment.header is None:

@@ -1,4 +1,4 @@
-"""Runs as tools read them, wherever they are: a journal, segments of a spool, or a spool file of version 0.1."""
+"""Common interface to read a run from a journal, from segments of a spool, or from a spool file of version 0.1."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BATCH_BYTES: Final = 2**24
 
 
 class SpooledRun:
-    """A run in a spool, for reading beside its publisher: what `Journal` has for readers.
+    """Reader of a run in a spool, with the reading methods of `Journal`. Its publisher may still be writing it.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class SpooledRun:
     Raises
     ------
     JournalInvalid
-        The file is no segment of a spool.
+        The file is not a segment of a spool.
     OSError
         A file cannot be read.
     """
@@ -58,20 +58,20 @@ class SpooledRun:
         self.close()
 
     def close(self) -> None:
-        """Nothing stays open between two calls."""
+        """Do nothing, because files are open only during a call."""
 
     @property
     def being_written(self) -> bool:
-        """Whether its session lives."""
+        """True if the session that made the run is alive."""
         return FileLock(lock_path(self.path.parent, self.holder.session)).held
 
     @property
     def length(self) -> int:
-        """Number of documents, up to the first that cannot be believed."""
+        """Number of documents before the first damaged or missing one."""
         return self._log.length
 
     def refresh(self) -> int:
-        """Count again, for a run that goes on."""
+        """Update and return `length`, for a run that is still being written."""
         self.path = find_segment(segment_path(self.path.parent, self._header))
         header, _ = read_header(self.path)
         if header is not None:
@@ -79,12 +79,21 @@ class SpooledRun:
         return self._log.length
 
     def read(self, start: int, limit: int = _BATCH_DOCUMENTS, max_bytes: int = _BATCH_BYTES) -> list[Record]:
-        """Return documents from index `start`: at most `limit` of them, and at most `max_bytes` but at least one.
+        """Return records from index `start`.
+
+        Parameters
+        ----------
+        start
+            Index of the first document.
+        limit
+            Maximum number of documents.
+        max_bytes
+            Maximum total size of their bodies, in bytes. At least one document is returned, whatever its size.
 
         Raises
         ------
         SpoolDamaged
-            A file is damaged there.
+            The document at `start` is damaged or deleted, or lies behind damage.
         OSError
             A file cannot be read.
         """
@@ -95,14 +104,14 @@ class SpooledRun:
         return records
 
     def records(self) -> Iterator[Record]:
-        """Yield all documents, in order, read a batch at a time; damage is an error after the last sound one."""
+        """Yield all records in order, reading them in batches; raise `SpoolDamaged` at the first damaged one."""
         start = self._log.first
         while batch := self.read(start):
             yield from batch
             start = batch[-1].idx + 1
 
     def names(self) -> dict[str, int]:
-        """Return how many documents there are of each name, up to the first that cannot be believed."""
+        """Return the number of documents by document name, up to the first damaged document."""
         names: Counter[str] = Counter()
         try:
             for record in self.records():
@@ -112,7 +121,7 @@ class SpooledRun:
         return dict(names)
 
     def damage(self) -> list[str]:
-        """Return what is wrong, after having read all of it; nothing if all is as it was written."""
+        """Read all documents, and return a description of the first damage; an empty list if there is none."""
         try:
             for _ in self.records():
                 pass
@@ -122,46 +131,53 @@ class SpooledRun:
 
     @property
     def stopped(self) -> bool:
-        """Whether the run's stop document is here."""
+        """True if the spool has the run's stop document."""
         return self._log.stopped
 
     @property
     def abandoned(self) -> bool:
-        """Whether its session is gone and there is no stop document."""
+        """True if the session has ended and there is no stop document."""
         return not self.stopped and not self.being_written
 
     @property
     def ended(self) -> bool:
-        """Whether no more documents are to come."""
+        """True if no more documents will come: the run is stopped or abandoned."""
         return self.stopped or self.abandoned
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return `default`: what became of a run is in its journal."""
+        """Return `default`, because only journals have the state of a run."""
         del key
         return default
 
     def progress(self) -> dict[str, NodeProgress]:
-        """Return nothing: what is in Tiled is in the journal."""
+        """Return an empty dict, because only journals have the progress in Tiled."""
         return {}
 
     def history(self) -> list[HistoryEntry]:
-        """Return nothing: what happened to a run is in its journal."""
+        """Return an empty list, because only journals have a history."""
         return []
 
 
 RunReader: TypeAlias = Journal | SpooledRun
-"""A run that is open for reading, wherever it is."""
+"""Type of a run that is open for reading, in a journal or in a spool."""
 
 
 def open_run(path: str | Path, mode: Literal["read", "inspect"] = "read") -> RunReader:
-    """Open a run for reading: a journal, a segment of a spool, or a spool file of version 0.1.
+    """Open a run for reading.
+
+    Parameters
+    ----------
+    path
+        A journal, any segment of the run in a spool, or a spool file of version 0.1.
+    mode
+        Mode of `Journal`, for journals and spool files of version 0.1. Segments are never modified in any mode.
 
     Raises
     ------
     JournalInvalid
         The file is none of these, or is damaged.
     OSError
-        It cannot be read.
+        The file cannot be read.
     """
     if Path(path).name.endswith(SEGMENT_SUFFIX):
         return SpooledRun(path)
@@ -169,7 +185,10 @@ def open_run(path: str | Path, mode: Literal["read", "inspect"] = "read") -> Run
 
 
 def run_files(directory: Path) -> list[Path]:
-    """Return one file for each run in a spool or journal directory, by name: of a spooled run, its first segment.
+    """Return one file for each run in a spool or journal directory, sorted by name.
+
+    For a run in segments, this is its first segment under its final name, which `open_run` also finds before the file
+    is renamed to it.
 
     Raises
     ------
@@ -180,7 +199,10 @@ def run_files(directory: Path) -> list[Path]:
 
 
 def labelled_run_files(directory: Path) -> dict[str, Path]:
-    """Return the same by label: what tells a run from others, also of its uid, once its file has another name.
+    """Return the files of `run_files` by label.
+
+    The label of a run in segments is the random label of its log, which differs between runs with the same uid and does
+    not change when the first file is renamed or deleted. That of another run is the path of its file.
 
     Raises
     ------

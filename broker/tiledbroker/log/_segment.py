@@ -1,8 +1,8 @@
-"""A segment of a spooled run: a file of fixed size, mapped into memory, that records are appended to.
+"""A segment of a spooled run: a memory-mapped file of fixed size to which records are appended.
 
-A record that was copied into the mapped file belongs to the kernel and outlives the process, as one that was written
-does, without a system call. Readers believe a segment only as far as it proves itself: its header has a checksum, each
-record has two, and indexes follow each other. `docs/reference/spool-format.md` describes the bytes.
+A record that was copied into a shared mapping survives the death of the process, like one that was written to the file,
+but needs no system call. Readers check a segment: its header has a checksum, each record has two, and the indexes must
+be consecutive. `docs/reference/spool-format.md` describes the format.
 """
 
 from __future__ import annotations
@@ -29,17 +29,22 @@ READ_AHEAD_BYTES: Final = 2**20
 
 _FILE_MAGIC: Final = b"TWSEG001"
 _RECORD_MAGIC: Final = b"TWR1"
-_PREFIX: Final = struct.Struct("<8sQII")  # magic, bytes of the file, bytes of the header, CRC-32 of header and size
-_SEAL: Final = struct.Struct("<QQII")  # records, position behind the last one, flags, CRC-32 of these three
+# Magic, size of the file, size of the header, CRC-32 of the header and the size of the file.
+_PREFIX: Final = struct.Struct("<8sQII")
+# Number of records, position behind the last one, flags, CRC-32 of these three.
+_SEAL: Final = struct.Struct("<QQII")
 _SEAL_FIELDS: Final = struct.Struct("<QQI")
 _SEAL_AT: Final = _PREFIX.size
 _HEADER_AT: Final = _SEAL_AT + _SEAL.size
-_FIELDS: Final = struct.Struct("<IQdIB")  # bytes of the body, index, received, CRC-32 of the body, bytes of the name
-_RECORD: Final = struct.Struct("<4sIIQdIB")  # magic, CRC-32 of fields and name, fields
+# Length of the body, index, time of arrival, CRC-32 of the body, length of the name.
+_FIELDS: Final = struct.Struct("<IQdIB")
+# Magic, CRC-32 of the fields and the name, fields.
+_RECORD: Final = struct.Struct("<4sIIQdIB")
 _CHECK: Final = struct.Struct("<I")
 _FIELDS_AT: Final = len(_RECORD_MAGIC) + _CHECK.size
 _ALIGNMENT: Final = 8
-_new: Final = tuple.__new__  # a named tuple's own goes through Python
+# Faster than `Record`, because a named tuple's own `__new__` is a Python function.
+_new: Final = tuple.__new__
 
 _SEALED: Final = 1
 _STOPPED: Final = 2
@@ -47,7 +52,7 @@ _REMOVED: Final = 4
 
 
 class SegmentHeader(msgspec.Struct, frozen=True):
-    """What a segment says of itself.
+    """Header of a segment.
 
     Attributes
     ----------
@@ -56,13 +61,15 @@ class SegmentHeader(msgspec.Struct, frozen=True):
     first
         Index of the first record.
     log
-        Drawn at random for each run log: two runs of one uid are two logs.
+        Random label of the run log, to distinguish runs with the same uid.
+    host, boot, pid, session
+        Identity of the session that made the file; see `Holder`.
     destination
-        URL of the supervisor that the run was published for.
+        URL of the supervisor that the run is published for.
     created
-        Unix time, in seconds.
+        Unix time at which the run began to use the segment, in seconds.
     shipped
-        False for documents that belong to no known run: they are kept, and not shipped.
+        False for documents that belong to no known run, which are kept but not shipped.
     """
 
     run: str
@@ -78,7 +85,7 @@ class SegmentHeader(msgspec.Struct, frozen=True):
 
     @property
     def holder(self) -> Holder:
-        """The process that writes, or wrote, the file."""
+        """Identity of the session that writes, or wrote, the file."""
         return Holder(self.host, self.boot, self.pid, self.session)
 
 
@@ -87,32 +94,38 @@ _decoder: Final = msgspec.msgpack.Decoder(SegmentHeader)
 
 
 def segment_size(records_bytes: int, header: SegmentHeader) -> int:
-    """Return the bytes that a file needs for such a header and so many bytes of records."""
+    """Return the size in bytes of a file with the given header and `records_bytes` bytes of records."""
     return _records_start(len(_encoder.encode(header))) + records_bytes
 
 
 def record_size(name: str, body: bytes) -> int:
-    """Return the bytes that a record takes in a segment."""
+    """Return the size of a record in a segment, in bytes."""
     return _RECORD.size + len(name.encode()) + len(body)
 
 
 class Segment:
-    """One segment. `append` belongs to the callback; everything that can wait for a disk belongs to other threads.
+    """One segment of a run log.
+
+    Only the callback calls `begin` and `append`. Methods that may wait for a disk are called by other threads.
 
     Attributes
     ----------
     path
         The file; None for a segment in memory only.
+    capacity
+        Size of the segment in bytes before it is sealed, including the header.
     header
-        None until a run begins to use the segment.
+        The header; None until a run begins to use the segment.
     count, end
-        Number of records, and the position behind the last one.
+        Number of records, and the position behind the last one in bytes.
     sealed
-        Whether nothing more is appended, and the file says how much it holds.
+        True if nothing more is appended and the file contains its number of records.
     stopped
-        Whether its last record is the run's stop document, as far as the file says so.
+        True if the last record is known to be the run's stop document: after `load` and `seal`, not after `append`.
+    removed
+        True if the run is being deleted.
     damage
-        What is wrong behind the records that count; "" if nothing is.
+        Description of the damage behind the last valid record; "" if there is none.
     """
 
     def __init__(self, path: Path | None, capacity: int) -> None:
@@ -133,7 +146,7 @@ class Segment:
 
     @classmethod
     def create(cls, path: Path, capacity: int) -> Segment:
-        """Make an empty file of so many bytes, which are really there, and map it.
+        """Create and map an empty file of `capacity` bytes, with all its disk space allocated.
 
         Raises
         ------
@@ -154,17 +167,16 @@ class Segment:
 
     @classmethod
     def in_memory(cls, capacity: int) -> Segment:
-        """Make a segment that is in memory only."""
+        """Return a segment of `capacity` bytes in memory only."""
         segment = cls(None, capacity)
         segment._map = mmap.mmap(-1, capacity)
         return segment
 
     @classmethod
     def load(cls, path: Path) -> Segment:
-        """Read what a file holds, without keeping it open.
+        """Read and check a file without keeping it open.
 
-        A header that is no header of ours leaves `header` None; `damage` says why, or is "" for a file that no run has
-        begun to use.
+        If the file has no valid header, `header` is None, and `damage` is the reason, or "" for an unused spare.
 
         Raises
         ------
@@ -173,7 +185,8 @@ class Segment:
         """
         segment = cls._load_once(path)
         while segment.damage:
-            # A document that is appended while the file is read can look like damage; only what stays is.
+            # A record that is appended during the read can look like damage. It is damage only if a second read finds
+            # the same number of records.
             before, segment = segment.count, cls._load_once(path)
             if segment.count == before:
                 break
@@ -209,7 +222,7 @@ class Segment:
         self._scan(beginning + file.read(max(min(size, self.capacity) - len(beginning), 0)))
 
     def _scan(self, contents: bytes) -> None:
-        """Find out how many records there are, by reading them."""
+        """Read all records of a segment that is unsealed or truncated, to find their number and damage."""
         header = self.header
         assert header is not None
         count, position, name, damage = 0, self._start, "", ""
@@ -221,15 +234,15 @@ class Segment:
         if _has_record(contents, position, header.first + count, self._salt):
             damage = damage or f"there are documents behind byte {position}, where document {header.first + count} was"
         elif header.boot != boot_id():
-            # After a power cut, what had not been synced can be there in part.
+            # The host has rebooted since. After a power cut, a torn record that was not synced is not damage.
             damage = ""
         self.damage = self.damage or damage
         self.count, self.end, self.stopped = count, position, name == "stop"
 
-    # The callback's: no system call, no waiting
+    # Methods of the callback, which make no system calls and never wait.
 
     def begin(self, header: SegmentHeader) -> None:
-        """Let a run begin to use the segment."""
+        """Write the header, with which a run begins to use the segment."""
         payload = _encoder.encode(header)
         assert self._map is not None
         self._map[_HEADER_AT : _HEADER_AT + len(payload)] = payload
@@ -244,7 +257,7 @@ class Segment:
         self._cursor = (header.first, self._start)
 
     def append(self, idx: int, name: str, received: float, crc: int, body: bytes) -> bool:
-        """Add a record, whole or not at all, whenever the process is killed; False if there is no room for it."""
+        """Append a record atomically, even if the process is killed. Return False if there is not enough space."""
         encoded = name.encode()
         fields = _FIELDS.pack(len(body), idx, received, crc, len(encoded)) + encoded
         record = b"".join((_CHECK.pack(zlib.crc32(fields, self._salt)), fields, body))
@@ -254,12 +267,13 @@ class Segment:
             return False
         assert self._map is not None
         self._map[start:end] = record
-        self._map[self.end : start] = _RECORD_MAGIC  # last: it makes the rest count
+        # Write the magic last, because readers ignore a record without it.
+        self._map[self.end : start] = _RECORD_MAGIC
         self.end = end
         self.count += 1
         return True
 
-    # Readers
+    # Methods for any thread.
 
     @property
     def first(self) -> int:
@@ -269,23 +283,33 @@ class Segment:
 
     @property
     def next(self) -> int:
-        """Index behind the last record."""
+        """Index after the last record."""
         return self.first + self.count
 
     def read(self, start: int, limit: int, max_bytes: int) -> list[Record]:
-        """Return records from index `start`: at most `limit`, and at most `max_bytes` of bodies but at least one.
+        """Return records from index `start`.
+
+        Parameters
+        ----------
+        start
+            Index of the first record.
+        limit
+            Maximum number of records.
+        max_bytes
+            Maximum total size of their bodies, in bytes. At least one record is returned, whatever its size.
 
         Raises
         ------
         SpoolDamaged
-            A record is not what was appended.
+            The record at `start` cannot be reached: it, or one before it, is damaged or missing.
         OSError
             The file cannot be read.
         """
         with self._mapping:
             if self._map is not None:
                 return self._read(self._map, 0, start, limit, max_bytes)
-            # Read, not mapped: a bad block of the disk is an error then, and does not end the process with SIGBUS.
+            # Read the file instead of mapping it: a bad disk block raises OSError here, but would kill the process with
+            # SIGBUS in a mapping.
             with self._opened().open("rb") as file:
                 position = self._position(start)[1]
                 file.seek(position)
@@ -297,11 +321,11 @@ class Segment:
                     return self._read(contents, position, start, limit, max_bytes)
 
     def _position(self, idx: int) -> tuple[int, int]:
-        """Return where to begin to look for a record: an index that is not behind it, and where that one is."""
+        """Return the index and position of a record from which to search for record `idx`."""
         return self._cursor if self._cursor[0] <= idx else (self.first, self._start)
 
     def _read(self, contents: bytes | mmap.mmap, offset: int, start: int, limit: int, max_bytes: int) -> list[Record]:
-        """Read from the bytes that the file has behind position `offset`."""
+        """Return records like `read` from `contents`, the bytes of the file from position `offset`."""
         idx, position = self._position(start)
         if position < offset:
             idx, position = self.first, self._start
@@ -325,15 +349,15 @@ class Segment:
             raise SpoolDamaged(self.path or "memory", f"document {self._cursor[0]} is not there any more")
         return taken
 
-    # Other threads'
+    # Methods that may wait for a disk. The callback never calls them.
 
     @property
     def is_mapped(self) -> bool:
-        """Whether its file, or its memory, is at hand."""
+        """True if the file, or the memory, is mapped."""
         return self._map is not None
 
     def sync(self) -> None:
-        """Make what was appended survive a power cut.
+        """Sync the file, so that all appended records survive a power cut.
 
         Raises
         ------
@@ -346,7 +370,14 @@ class Segment:
             self._synced_end = end
 
     def seal(self, *, stopped: bool) -> None:
-        """Say in the file how much it holds, and give back what it does not need. Nothing may be appended after this.
+        """Sync the file, write its number of records into it, and truncate it behind the last one.
+
+        Nothing may be appended afterwards.
+
+        Parameters
+        ----------
+        stopped
+            True if the last record is the run's stop document.
 
         Raises
         ------
@@ -357,12 +388,12 @@ class Segment:
         self.sync()
         os.pwrite(self._descriptor, self._seal(_SEALED | stopped * _STOPPED), _SEAL_AT)
         os.fdatasync(self._descriptor)
-        # The mapping reaches beyond the end of the file now: nobody touches that part of it.
+        # The mapping now extends beyond the end of the file. Access to that part would kill the process with SIGBUS.
         os.ftruncate(self._descriptor, self.end)
         self.sealed, self.stopped = True, stopped
 
     def mark_as_removed(self) -> None:
-        """Say in the file that nobody wants the run any more: whoever finds what is left of it goes on deleting.
+        """Write into the file that its run is being deleted, so that an adopter of remaining files deletes them.
 
         Raises
         ------
@@ -381,33 +412,35 @@ class Segment:
         return fields + _CHECK.pack(zlib.crc32(fields))
 
     def move_to(self, path: Path) -> None:
-        """Give the file another name.
+        """Rename the file.
 
         Raises
         ------
         OSError
-            It cannot be renamed.
+            The file cannot be renamed.
         """
         self._opened().rename(path)
         self.path = path
-        self._synced_end = 0  # of a file by this name
+        # Nothing has been synced under the new name yet, so the next `sync` must not be skipped.
+        self._synced_end = 0
 
     def forget_deleted_file(self) -> None:
-        """Let `path` be None if the file is mapped, and has no name any more."""
+        """Set `path` to None if the file is open but has been deleted."""
         if self.path is not None and self._descriptor is not None and not os.fstat(self._descriptor).st_nlink:
             self.path = None
             self.sealed = False
 
     def distrust_file(self) -> None:
-        """Let `path` be None after a failed sync: the kernel may have dropped what it could not write.
+        """Set `path` to None after a failed sync, so that the records are copied to another file.
 
-        Another sync of the file would succeed all the same; what is mapped has to go to another file.
+        The kernel may have dropped pages that it could not write, and another sync of the file would succeed
+        nevertheless.
         """
         self._untrusted, self.path = self.path, None
         self.sealed = False
 
     def copy_to(self, target: Segment, start: int) -> int:
-        """Copy the bytes from position `start` on to a larger or equal segment; return the position reached."""
+        """Copy all bytes from position `start` to a segment that is not smaller; return the end position."""
         end = self.end
         assert self._map is not None
         assert target._map is not None
@@ -415,9 +448,9 @@ class Segment:
         return end
 
     def exchange(self, target: Segment) -> None:
-        """Use the file of a segment that all bytes were copied to, and leave it the one used before.
+        """Exchange files and mappings with a segment to which all bytes were copied.
 
-        Whoever appends must wait meanwhile. The caller deletes what is left, outside that lock.
+        The caller holds the lock of the callback during the exchange, and deletes `target` after releasing it.
         """
         with self._mapping:
             self._map, target._map = target._map, self._map
@@ -427,7 +460,7 @@ class Segment:
             self._synced_end = 0
 
     def detach(self) -> None:
-        """Close the file; readers open it anew."""
+        """Close the file and its mapping. Readers open the file again."""
         with self._mapping:
             if self._map is not None:
                 self._map.close()
@@ -437,12 +470,12 @@ class Segment:
                 self._descriptor = None
 
     def delete(self) -> None:
-        """Close the file and delete it.
+        """Close and delete the file.
 
         Raises
         ------
         OSError
-            It cannot be deleted.
+            The file cannot be deleted.
         """
         self.detach()
         if self.path is not None:
@@ -455,7 +488,12 @@ class Segment:
 
 
 def read_header(path: Path) -> tuple[SegmentHeader | None, str]:
-    """Return a file's header, or None and what is wrong; "" if no run has begun to use the file.
+    """Return the header of a segment file.
+
+    Returns
+    -------
+    tuple
+        The header and ""; or None and a description of the damage, which is "" for an unused spare.
 
     Raises
     ------
@@ -470,7 +508,7 @@ def _read_header(contents: bytes) -> tuple[SegmentHeader | None, str]:
     if len(contents) < _HEADER_AT and any(contents):
         return None, f"it has {len(contents)} bytes, fewer than a header"
     if not any(contents[: _PREFIX.size]):
-        # Also what a process leaves that was killed while it made the file.
+        # The file is an unused spare, or its session was killed while it created the file.
         return None, ""
     magic, capacity, size, crc = _PREFIX.unpack_from(contents, 0)
     payload = contents[_HEADER_AT : _HEADER_AT + size]
@@ -485,15 +523,27 @@ def _read_header(contents: bytes) -> tuple[SegmentHeader | None, str]:
 
 
 class _Damaged(Exception):
-    """Raised when there is something else where a record or the end should be."""
+    """Raised when the bytes at a position are neither a valid record nor the end of the records."""
 
 
 def _records(
     contents: bytes | mmap.mmap, position: int, idx: int, salt: int, offset: int = 0
 ) -> Iterator[tuple[Record, int]]:
-    """Yield each record from `position`, which has the index `idx`, with the position behind it.
+    """Yield each record with the position behind it.
 
-    `contents` is what the file has behind position `offset`.
+    Parameters
+    ----------
+    contents
+        Bytes of the file from position `offset`.
+    position, idx
+        Position in the file, and index, of the first record to yield.
+    salt
+        CRC-32 of the log's label, with which the checksums of the records begin.
+
+    Raises
+    ------
+    _Damaged
+        A record is damaged, or has the wrong index.
     """
     end = len(contents) + offset
     crc32, unpack = zlib.crc32, _RECORD.unpack_from
@@ -503,7 +553,8 @@ def _records(
             break
         start = position - offset + _RECORD.size + name_size
         named = contents[position - offset + _FIELDS_AT : start]
-        # First: a mapping can reach beyond the end of its file, and a damaged size there, too.
+        # Check the fields before using `size`: a mapping can extend beyond the end of its file, where a damaged size
+        # would make us read.
         body = contents[start : start + size] if crc32(named, salt) == check else None
         if body is None or crc32(body) != crc:
             raise _Damaged(f"document {idx}, at byte {position}, does not match its checksum")
@@ -518,7 +569,7 @@ def _records(
 
 
 def _has_record(contents: bytes, position: int, idx: int, salt: int) -> bool:
-    """Whether there is a record of this log, with index `idx` or a later one, somewhere behind a position."""
+    """Return True if a valid record of this log with an index greater than `idx` exists behind `position`."""
     while (position := contents.find(_RECORD_MAGIC, position)) >= 0:
         if position + _RECORD.size <= len(contents):
             _, check, _, number, _, _, name_size = _RECORD.unpack_from(contents, position)
@@ -530,7 +581,7 @@ def _has_record(contents: bytes, position: int, idx: int, salt: int) -> bool:
 
 
 def _read_beginning(file: BinaryIO) -> bytes:
-    """Return the bytes up to the end of the header, as far as there are any."""
+    """Return the bytes of a file up to the end of its header; fewer if the file is shorter."""
     prefix = file.read(_HEADER_AT)
     size = _PREFIX.unpack_from(prefix, 0)[2] if len(prefix) == _HEADER_AT else 0
     return prefix + file.read(min(size, MAX_HEADER_BYTES))
@@ -545,17 +596,20 @@ def _records_start(header_bytes: int) -> int:
 
 
 def _allocate(descriptor: int, size: int) -> None:
-    """Append so many zeros to an empty file: a hole that the disk cannot fill would end the process with SIGBUS.
+    """Allocate `size` bytes of zeros for an empty file.
+
+    Without allocated space, a write to the mapping would kill the process with SIGBUS when the disk is full.
 
     Raises
     ------
     OSError
-        There is no space for them.
+        There is not enough space on the disk.
     """
     try:
-        # Takes half the time of writing zeros, the first access to each page included.
+        # This takes half as long as writing zeros, including the first access to each page.
         os.posix_fallocate(descriptor, 0, size)
-    except (AttributeError, OSError) as error:  # some systems do not have it, some file systems neither
+    except (AttributeError, OSError) as error:
+        # Some operating systems and some file systems do not support it.
         if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise
         position = 0

@@ -1,10 +1,10 @@
-"""The files in a spool directory: how they are called, and which make up a run.
+"""Names of the files in a spool directory, and the assignment of segments to run logs.
 
-<run>.<log>.<first index>.segment    a segment of a run
+<run>.<log>.<first index>.segment      segment of a run
 _unrouted.<log>.<first index>.segment  documents that belong to no known run
-.spare-<session>-<number>.segment    a segment that no run had begun to use when it was named
-.session-<session>.lock              locked for as long as the session lives
-.adopter-<destination>.lock          locked by the publisher that ships what dead sessions left for a destination
+.spare-<session>-<number>.segment      spare segment, or a used one that is not renamed yet
+.session-<session>.lock                locked while the session is alive
+.adopter-<destination>.lock            locked by the publisher that adopts the runs of dead sessions for a destination
 """
 
 from __future__ import annotations
@@ -25,7 +25,19 @@ _SPARE: Final = re.compile(r"\.spare-(?P<session>[0-9a-f]+)-\d+\.segment")
 
 
 class SegmentFile(NamedTuple):
-    """A file of a run, by its name; `stem` is what the name has of the run's uid."""
+    """A file of a run log, described by its name, or by its header if it still has the name of a spare.
+
+    Attributes
+    ----------
+    path
+        Current path of the file.
+    stem
+        The run's uid, or its digest, as it appears in file names; "_unrouted" for documents without a run.
+    log
+        Random label of the run log.
+    first
+        Index of the first record.
+    """
 
     path: Path
     stem: str
@@ -34,49 +46,49 @@ class SegmentFile(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What the file is called, or will be once its session has named it."""
+        """Final name of the file, which its session may still have to give it."""
         return f"{self.stem}.{self.log}.{self.first:012d}{SEGMENT_SUFFIX}"
 
 
 def segment_path(directory: Path, header: SegmentHeader) -> Path:
-    """Return where a segment lies once it is named."""
+    """Return the final path of a segment."""
     return directory / f"{_stem(header)}.{header.log}.{header.first:012d}{SEGMENT_SUFFIX}"
 
 
 def _stem(header: SegmentHeader) -> str:
-    # No file of a run begins with "_", whatever its uid is.
+    # A file name that is derived from a uid never begins with "_".
     return journal_filename(header.run).removesuffix(SUFFIX) if header.shipped else "_unrouted"
 
 
 def spare_path(directory: Path, session: str, number: int) -> Path:
-    """Return where a segment lies that no run uses yet."""
+    """Return the path of a spare segment, which no run uses yet."""
     return directory / f".spare-{session}-{number}{SEGMENT_SUFFIX}"
 
 
 def lock_path(directory: Path, session: str) -> Path:
-    """Return the file that a living session has locked."""
+    """Return the path of the file that a session locks while it is alive."""
     return directory / f".session-{session}.lock"
 
 
 def adopter_lock_path(directory: Path, destination: str) -> Path:
-    """Return the file that the publisher has locked that ships what dead sessions left for a destination."""
+    """Return the path of the file locked by the publisher that adopts dead sessions' runs for a destination."""
     return directory / f".adopter-{zlib.crc32(destination.encode()):08x}.lock"
 
 
 def session_of_spare(path: Path) -> str | None:
-    """Return the session that made a spare segment; None for any other file."""
+    """Return the session named in a spare segment's file name; None for other file names."""
     match = _SPARE.fullmatch(path.name)
     return match["session"] if match else None
 
 
 def session_of_lock(path: Path) -> str | None:
-    """Return the session that has, or had, locked a file; None for any other file."""
+    """Return the session named in a session lock's file name; None for other file names."""
     match = _LOCK.fullmatch(path.name)
     return match["session"] if match else None
 
 
 def find_segment(path: Path) -> Path:
-    """Return where a segment lies that is, or will be, called `path`: its session may not have named it yet.
+    """Return the current path of the segment whose final path is `path`; its session may not have renamed it yet.
 
     Raises
     ------
@@ -91,7 +103,9 @@ def find_segment(path: Path) -> Path:
 
 
 def files_in(directory: Path) -> list[Path]:
-    """Return what is in a directory, without pipes and the like, at which whoever opens them would wait for ever.
+    """Return the files, directories and symbolic links in a directory.
+
+    Pipes and other special files are left out, because opening them could block for ever.
 
     Raises
     ------
@@ -107,9 +121,9 @@ def files_in(directory: Path) -> list[Path]:
 
 
 def segment_files(paths: list[Path]) -> dict[str, list[SegmentFile]]:
-    """Sort files into run logs: by log, its files by their first index. Others are left out.
+    """Group segments by the label of their run log, sorted by first index. Other files are ignored.
 
-    A spare that a run had begun to use when its session was killed is told by its header.
+    A segment that a run uses but that still has the name of a spare is identified by its header.
     """
     logs: defaultdict[str, list[SegmentFile]] = defaultdict(list)
     for path in paths:
@@ -125,5 +139,6 @@ def segment_files(paths: list[Path]) -> dict[str, list[SegmentFile]]:
 def _header_of(spare: Path) -> SegmentHeader | None:
     try:
         return read_header(spare)[0]
-    except OSError:  # its session has named it after its run this instant, or it is somebody else's
+    except OSError:
+        # Its session has just renamed the file, or the file belongs to another user.
         return None

@@ -1,4 +1,4 @@
-"""What publishers, supervisor and workers say to each other: messages, addresses and keys."""
+"""Messages, addresses and CURVE keys that publishers, supervisor and workers use to talk to each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ZeroMQ addresses in the forms Bluesky users write them."""
+"""ZeroMQ addresses in the forms that Bluesky users write."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ Address: TypeAlias = str | tuple[str | int, ...]
 
 
 def normalize_address(address: Address) -> str:
-    """`"host:port"`, `"tcp://host:port"`, `"ipc:///path"`, `("host", port)` or `("ipc", "/path")` as one URL.
+    """Return an address as a ZeroMQ URL.
+
+    Parameters
+    ----------
+    address
+        `"host:port"`, `"tcp://host:port"`, `"ipc:///path"`, `("host", port)` or `("ipc", "/path")`.
+
+    Returns
+    -------
+    str
+        `"tcp://host:port"` or `"ipc:///path"`.
 
     Raises
     ------
@@ -41,7 +51,7 @@ def _has_port(endpoint: str) -> bool:
 
 
 def is_local(url: str) -> bool:
-    """Whether only processes of this host can reach a supervisor that listens at this URL."""
+    """Return True if only processes on this host can reach a supervisor that listens at `url`."""
     scheme, _, endpoint = url.partition("://")
     host = endpoint.rpartition(":")[0].strip("[]")
     if scheme == "ipc" or host in ("localhost", "lo"):

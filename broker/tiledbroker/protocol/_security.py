@@ -1,6 +1,7 @@
-"""CURVE: keys of the supervisor and of its clients, and which clients it lets in.
+"""CURVE keys of the supervisor and its clients, and authorization of clients by their public keys.
 
-Keys are the certificate files that pyzmq writes and CZMQ reads: `NAME.key` holds a public key, `NAME.key_secret` both.
+Key files are the certificate files that pyzmq writes and CZMQ reads: `NAME.key` contains a public key,
+`NAME.key_secret` a public and a secret key.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ _CLIENT_NAME: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,99}")
 
 
 class ClientCurve(NamedTuple):
-    """A publisher's side of CURVE.
+    """Key files that a publisher needs for CURVE.
 
-    `bluesky.callbacks.zmq.ClientCurve` has the same fields, and is understood, too.
+    `bluesky.callbacks.zmq.ClientCurve` has the same fields and is accepted as well.
 
     Attributes
     ----------
     secret_path
-        File with the publisher's own pair of keys, readable by its owner only.
+        File with the publisher's key pair, readable by its owner only.
     server_public_key
         File with the supervisor's public key.
     """
@@ -51,14 +52,19 @@ class ClientCurve(NamedTuple):
 
     @classmethod
     def of(cls, curve: CurveArgument) -> ClientCurve:
-        """From what `ZMQPublisher` is given: a pair of files, or the directory that `keygen` made for the client.
+        """Convert the `curve` argument of `ZMQPublisher`.
+
+        Parameters
+        ----------
+        curve
+            A `ClientCurve`, or the directory that `keygen` created for the client. "~" is expanded.
 
         Raises
         ------
         KeyFileError
-            The directory does not hold just one client's keys and the supervisor's.
+            The directory cannot be read, or does not contain exactly one secret key file.
         TypeError
-            It is neither.
+            `curve` is neither a path nor an object with the fields of `ClientCurve`.
         """
         if not isinstance(curve, str | os.PathLike):
             if not all(hasattr(curve, name) for name in cls._fields):
@@ -76,12 +82,12 @@ class ClientCurve(NamedTuple):
         return cls(secrets[0], directory / (SERVER + PUBLIC_SUFFIX))
 
     def load(self) -> Keys:
-        """The keys.
+        """Read the keys from their files.
 
         Raises
         ------
         KeyFileError
-            A file is missing, is no certificate, or others can read the secret.
+            A file is missing or is not a certificate, or other users can read the secret key.
         """
         public, secret = _secret_pair(self.secret_path)
         return Keys(public, secret, _public_key(self.server_public_key))
@@ -91,7 +97,7 @@ CurveArgument: TypeAlias = str | os.PathLike[str] | ClientCurve
 
 
 class Keys(NamedTuple):
-    """Keys in the text form of ZeroMQ (Z85)."""
+    """A publisher's key pair and the supervisor's public key, in ZeroMQ's Z85 text encoding."""
 
     public: bytes
     secret: bytes
@@ -101,25 +107,25 @@ class Keys(NamedTuple):
         return f"Keys(public={self.public!r})"
 
     def apply(self, connection: zmq.Socket[bytes]) -> None:
-        """Have a socket that connects use them."""
+        """Set the keys on a socket before it connects."""
         connection.curve_publickey = self.public
         connection.curve_secretkey = self.secret
         connection.curve_serverkey = self.server
 
 
 class ServerCurve:
-    """The supervisor's side of CURVE: its keys, and the clients it lets in.
+    """The supervisor's key pair and the public keys of the clients that it accepts.
 
     Parameters
     ----------
     directory
-        As `make_server_keys` fills it: the supervisor's keys, and a directory with the public keys of its clients.
-        That one is read again when it changes.
+        Directory created by `make_server_keys`: the supervisor's keys, and a subdirectory with the public keys of
+        its clients. The subdirectory is checked for changes at most once per second.
 
     Raises
     ------
     KeyFileError
-        A file is missing, is no certificate, or others can read the secret.
+        A file or the subdirectory is missing, the file is not a certificate, or other users can read the secret key.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -134,12 +140,15 @@ class ServerCurve:
         self._refresh()
 
     def name_of(self, key: str) -> str | None:
-        """The client whose public key this is; None if it is not (or no longer) let in."""
+        """Return the name of the client with a public key; None if the client is not accepted (any more)."""
         self._refresh()
         return self._names.get(key)
 
     def callback(self, domain: str, key: bytes) -> bool:  # noqa: ARG002
-        """Whether a client is let in, for pyzmq's authenticator, which calls it so."""
+        """Return True if the client with this public key is accepted.
+
+        pyzmq's authenticator requires the name and the arguments of this method.
+        """
         name = self.name_of(key.decode())
         if name is None:
             self._limited.log(
@@ -148,13 +157,13 @@ class ServerCurve:
         return name is not None
 
     def apply(self, socket: zmq.Socket[bytes]) -> None:
-        """Have a socket that binds use the keys."""
+        """Set the keys on a socket before it binds."""
         socket.curve_server = True
         socket.curve_publickey = self._public
         socket.curve_secretkey = self._secret
 
     def _refresh(self) -> None:
-        """Read the directory of clients again if it has changed; what cannot be read lets nobody in."""
+        """Reload the clients' keys if their directory has changed. If it cannot be read, accept no client."""
         now = time.monotonic()
         if now < self._read_again_at:
             return
@@ -178,7 +187,9 @@ class ServerCurve:
 
 
 def _key_files(directory: Path) -> tuple[tuple[Path, int, int], ...]:
-    """The clients' key files, with what changes when they do; editors leave links there, and files vanish.
+    """Return path, modification time in ns and inode of each client's key file, to detect changes.
+
+    Files that vanish meanwhile and dangling links, which some editors create, are skipped.
 
     Raises
     ------
@@ -199,12 +210,22 @@ def _key_files(directory: Path) -> tuple[tuple[Path, int, int], ...]:
 
 
 def make_server_keys(directory: Path) -> Path:
-    """Make the supervisor's keys in a directory, and room for those of its clients; returns the public one's file.
+    """Create the supervisor's key pair, and a subdirectory for the public keys of its clients.
+
+    Parameters
+    ----------
+    directory
+        Created if missing, accessible by its owner only.
+
+    Returns
+    -------
+    Path
+        The file with the public key.
 
     Raises
     ------
     KeyFileError
-        There are some already.
+        The directory already contains the supervisor's keys.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     (directory / CLIENTS).mkdir(exist_ok=True, mode=0o700)
@@ -212,22 +233,30 @@ def make_server_keys(directory: Path) -> Path:
 
 
 def make_client_keys(directory: Path, name: str) -> Path:
-    """Make keys for a client, and let it in.
+    """Create a key pair for a client, and add its public key to the accepted clients.
+
+    Parameters
+    ----------
+    directory
+        Directory of the supervisor's keys.
+    name
+        Name of the client: letters, digits, ".", "_" and "-".
 
     Returns
     -------
     Path
-        A directory for the client to be taken to its host: its own keys, and the supervisor's public one.
+        Directory to be moved to the client's host: the client's key pair and the supervisor's public key.
 
     Raises
     ------
     KeyFileError
-        There is such a client already, its name is no plain file name, or the supervisor has no keys yet.
+        A client of this name exists, the name has other characters, or the supervisor has no keys yet.
     """
     if not _CLIENT_NAME.fullmatch(name) or name == SERVER:
         raise KeyFileError(directory, f"{name!r} is no name for a client: letters, digits and . _ - only.")
     server = directory / (SERVER + PUBLIC_SUFFIX)
-    _public_key(server)  # is there
+    # Fail before anything is created if the supervisor has no keys yet.
+    _public_key(server)
     allowed = directory / CLIENTS / (name + PUBLIC_SUFFIX)
     if allowed.exists():
         raise KeyFileError(allowed, "there is a client of this name already.")
@@ -240,7 +269,8 @@ def make_client_keys(directory: Path, name: str) -> Path:
     with _only_for_owner():
         (bundle / server.name).write_bytes(server.read_bytes())
         allowed.write_bytes(public.read_bytes())
-    public.unlink()  # the secret file has it, too
+    # The file with the secret key contains the public key as well.
+    public.unlink()
     return bundle
 
 
@@ -257,7 +287,7 @@ def _make_pair(directory: Path, name: str) -> Path:
 
 @contextmanager
 def _only_for_owner() -> Iterator[None]:
-    """Files that are made inside can be read by their owner only."""
+    """Make files that are created inside this context readable by their owner only."""
     before = os.umask(0o077)
     try:
         yield
@@ -289,6 +319,7 @@ def _certificate(file: Path) -> tuple[bytes, bytes | None]:
                 raise ValueError
     except OSError as error:
         raise KeyFileError(file, f"it cannot be read ({error.strerror or 'there is none'}).") from None
-    except Exception:  # without the cause: it may quote the key
+    except Exception:
+        # Suppress the cause, because its message may contain the key.
         raise KeyFileError(file, "it is no certificate of ZeroMQ.") from None
     return public, secret

@@ -1,7 +1,7 @@
-"""The wire protocol: named messages in, frames out, and back. No sockets here.
+"""The wire protocol: conversion of messages to ZeroMQ frames and back. This module opens no sockets.
 
-A message is two frames, or three: a four-byte preamble (magic, version, kind), a header, and for `Documents` the
-bodies of all its documents one after the other. Headers are msgpack arrays of the message's fields in order.
+A message has two or three frames: a four-byte preamble (magic, version, kind), a header, and for `Documents` the
+concatenated bodies of all its documents. A header is a msgpack array of the message's fields in order.
 `docs/reference/wire-protocol.md` shows each message with its bytes.
 """
 
@@ -19,25 +19,35 @@ MAGIC: Final = b"TW"
 VERSION: Final = 1
 
 IDENTITY_BYTES: Final = 16
-"""Length of a publisher's routing identity, which it draws by lot for each connection."""
+"""Length of a publisher's ZeroMQ routing identity, which it draws at random for each connection."""
 
 MAX_HEADER_BYTES: Final = 16 * 2**20
 MAX_BODY_BYTES: Final = 2**30
 MAX_DOCUMENTS: Final = 100_000
 MAX_RUNS: Final = 1_000
 MAX_INDEX: Final = 2**62
-"""More documents than a run can have, and less than what SQLite and 64 bits take."""
+"""Largest valid document index: more documents than any run has, but within SQLite's signed 64-bit integers."""
 
 NO_HELLO: Final = "hello"
 GAP: Final = "gap"
 LATER: Final = "later"
-"""Reasons of `Refused` that a publisher acts upon; any other is an explanation."""
+"""`NO_HELLO`, `GAP` and `LATER` are the reasons of `Refused` that a publisher acts on. Others are texts for users."""
 
 ANOTHER_RUN: Final = "another run of this uid is on the ingest host; each run needs a uid of its own"
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True):
-    """Publisher to supervisor, first of all: who I am, my runs with their lengths, runs whose outcome I wait for."""
+    """First message from publisher to supervisor; repeated until answered, and to ask for outcomes again.
+
+    Attributes
+    ----------
+    publisher
+        Name of the publisher, a slash and twelve random hexadecimal digits.
+    runs
+        Uids of runs in its spool whose state on the ingest host it does not know, with their numbers of documents.
+    awaited
+        Uids of runs whose outcome it waits for.
+    """
 
     publisher: str
     runs: dict[str, int]
@@ -45,10 +55,22 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RunState(msgspec.Struct, frozen=True, array_like=True):
-    """What the ingest host has of a run: next index, whether it has its end, its outcome ("" while there is none).
+    """State of one run on the ingest host, as part of `Welcome`.
 
-    `start_crc` is the checksum of its start document, by which a publisher sees that it is the run it means; `end_crc`
-    that of its last one, once it has its end.
+    Attributes
+    ----------
+    next
+        Index of the next document that the ingest host expects.
+    ended
+        True if the ingest host has the end of the run: its stop document or its abandonment.
+    outcome
+        Outcome as in `Written`; "" while there is none.
+    reason
+        Reason as in `Written`; "" if there is none.
+    start_crc
+        CRC-32 of the start document, so that a publisher can detect a reused uid; None if unknown.
+    end_crc
+        CRC-32 of the last document, once the run has ended; None if unknown.
     """
 
     next: int
@@ -60,7 +82,17 @@ class RunState(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True):
-    """Answer to Hello: bytes that may be under way unacknowledged, the largest document, what I have of your runs."""
+    """Answer of the supervisor to `Hello`.
+
+    Attributes
+    ----------
+    window
+        Bytes of bodies that the publisher may have in flight, over all its runs.
+    max_document
+        Maximum size of a document's body, in bytes.
+    runs
+        State on the ingest host of each run named in the `Hello`, by uid.
+    """
 
     window: int
     max_document: int
@@ -68,7 +100,19 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Documents(msgspec.Struct, frozen=True, array_like=True):
-    """Documents of one run from index `first` on: names, sizes and checksums; the bodies follow in their own frame."""
+    """Consecutive documents of one run, from publisher to supervisor and from supervisor to worker.
+
+    Attributes
+    ----------
+    run
+        Uid of the run.
+    first
+        Index of the first document.
+    names, sizes, crcs
+        Name, size of the body in bytes and CRC-32 of the body, for each document.
+    body
+        Concatenated bodies. They are not part of the header but a frame of their own.
+    """
 
     run: str
     first: int
@@ -79,35 +123,41 @@ class Documents(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def next(self) -> int:
-        """The index after the last document."""
+        """Index after the last document."""
         return self.first + len(self.names)
 
     def unpack(self) -> Iterator[tuple[str, int, bytes]]:
-        """`(name, crc, body)` of each document."""
+        """Return an iterator over `(name, crc, body)` of each document."""
         ends = list(accumulate(self.sizes))
         bodies = [self.body[start:end] for start, end in zip([0, *ends], ends, strict=False)]
         return zip(self.names, self.crcs, bodies, strict=True)
 
 
 class Abandoned(msgspec.Struct, frozen=True, array_like=True):
-    """Publisher to supervisor: the session that made this run is gone; it ends at this length, without a stop."""
+    """Publisher to supervisor and then to worker: a run has ended with `length` documents, without a stop document.
+
+    The session that made the run has closed its publisher, or has died.
+    """
 
     run: str
     length: int
 
     @property
     def first(self) -> int:
-        """The index from which it counts."""
+        """Index at which the run ends, under the same name as in `Documents`."""
         return self.length
 
     @property
     def next(self) -> int:
-        """The index after the last document."""
+        """Index after the last document."""
         return self.length
 
 
 class Durable(msgspec.Struct, frozen=True, array_like=True):
-    """The run is on the ingest host's disk up to `next`; `ended` once its stop or its abandonment is, too."""
+    """Acknowledgement: documents of a run below index `next` are on the ingest host's disk.
+
+    `ended` is True once the run's stop document or its abandonment is on disk as well.
+    """
 
     run: str
     next: int
@@ -115,7 +165,11 @@ class Durable(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Written(msgspec.Struct, frozen=True, array_like=True):
-    """What became of a run: "written", "interrupted" (all there is is in Tiled, without a stop) or "failed"."""
+    """Outcome of a run.
+
+    "written": all documents are in Tiled. "interrupted": all existing documents are in Tiled, but there is no stop
+    document. "failed": the run is not complete in Tiled, for `reason`.
+    """
 
     run: str
     outcome: str
@@ -123,10 +177,20 @@ class Written(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True):
-    """Not accepted. "gap": go on from `index`; "later": after a pause; "hello": I do not know you, say Hello.
+    """Rejection of documents, of a run or of a publisher.
 
-    Any other reason is an explanation why this run is not taken; without a run, why nothing of this publisher is.
-    `detail` explains the first three to people, where there is something to explain, such as a disk that is full.
+    Attributes
+    ----------
+    run
+        Uid of the run; "" if the message is about the publisher itself.
+    index
+        Next index that is accepted.
+    reason
+        "gap": continue at `index`. "later": continue at `index` after a pause. "hello": the supervisor does not know
+        this publisher, which must send `Hello` again. Any other text explains to users why the supervisor rejects this
+        run, or this publisher if `run` is "".
+    detail
+        Explanation of the first three reasons for users, such as a full disk; "" if there is none.
     """
 
     run: str
@@ -136,19 +200,22 @@ class Refused(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Ping(msgspec.Struct, frozen=True, array_like=True):
-    """Are you there?"""
+    """Publisher to supervisor: request for a `Pong` with the same token, to test the connection."""
 
     token: int
 
 
 class Pong(msgspec.Struct, frozen=True, array_like=True):
-    """I am."""
+    """Supervisor to publisher: answer to a `Ping`, with its token."""
 
     token: int
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True):
-    """Worker to supervisor: I have the journal, and this is what it holds."""
+    """First message from worker to supervisor: the journal is open and contains `next` documents.
+
+    `ended` is True if the end of the run is among them. The supervisor may relay documents from now on.
+    """
 
     run: str
     next: int
@@ -156,20 +223,20 @@ class Ready(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True):
-    """Worker to supervisor: documents up to `next` are in Tiled."""
+    """Worker to supervisor: documents of a run below index `next` are in Tiled."""
 
     run: str
     next: int
 
 
 class Reached(msgspec.Struct, frozen=True, array_like=True):
-    """Worker to supervisor: Tiled has answered me, for the first time or after it was away."""
+    """Worker to supervisor: Tiled has answered, for the first time or again after an outage."""
 
     run: str
 
 
 class Finish(msgspec.Struct, frozen=True, array_like=True):
-    """Supervisor to worker: end now; what is not written is resumed later."""
+    """Supervisor to worker: exit now. A later worker resumes the unfinished writing."""
 
 
 Message: TypeAlias = (
@@ -188,7 +255,7 @@ Message: TypeAlias = (
     | Reached
 )
 
-# Kind bytes. Part of the protocol: never renumber.
+# Kind bytes are part of the wire protocol: never renumber them.
 _KINDS: Final[dict[type[Message], int]] = {
     Hello: 1,
     Welcome: 2,
@@ -209,13 +276,23 @@ _encoder: Final = msgspec.msgpack.Encoder()
 
 
 def documents(run: str, first: int, records: Sequence[tuple[str, int, bytes]]) -> Documents:
-    """The message that carries `(name, crc, body)` documents of one run."""
+    """Return a `Documents` message.
+
+    Parameters
+    ----------
+    run
+        Uid of the run.
+    first
+        Index of the first document.
+    records
+        `(name, crc, body)` of each document; at least one.
+    """
     names, crcs, bodies = zip(*records, strict=True)
     return Documents(run, first, list(names), list(map(len, bodies)), list(crcs), b"".join(bodies))
 
 
 def encode(message: Message) -> list[bytes]:
-    """The frames of a message."""
+    """Return the frames of a message."""
     preamble = MAGIC + bytes((VERSION, _KINDS[type(message)]))
     if isinstance(message, Documents):
         header = _encoder.encode([message.run, message.first, message.names, message.sizes, message.crcs])
@@ -224,12 +301,14 @@ def encode(message: Message) -> list[bytes]:
 
 
 def decode(frames: Sequence[bytes]) -> Message:
-    """The message in `frames`.
+    """Return the message in `frames`.
 
     Raises
     ------
+    ProtocolVersionError
+        The message has another protocol version.
     ProtocolError
-        The frames are not a message of this version, or break its limits.
+        The frames are not a valid message, or exceed a limit of the protocol.
     """
     if not frames or len(frames[0]) != 4 or frames[0][:2] != MAGIC:
         raise ProtocolError("This is not a message of tiledwriter.")

@@ -1,4 +1,4 @@
-"""The acquisition host: the callback, its spool, and the thread that ships it."""
+"""Publisher in the acquisition process: the RunEngine callback, its spool, and the threads that flush and ship it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The thread that does for a spool whatever can wait for a disk, while the callback goes on."""
+"""The thread that does a spool's disk operations, so that the callback never waits for a disk."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ FLUSH_INTERVAL_SECONDS: Final = 0.25
 
 
 class Flusher:
-    """Maintains a spool, four times a second and whenever the callback needs segments.
+    """Thread that calls `Spool.maintain` four times a second, and whenever the callback needs segments.
 
-    `start` begins, `stop` ends it and joins the thread; the spool is closed by whoever made it, afterwards.
+    `stop` joins the thread. The owner of the spool closes it afterwards.
     """
 
     def __init__(self, spool: Spool) -> None:
@@ -31,7 +31,7 @@ class Flusher:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread."""
+        """Stop and join the thread."""
         self._stopping = True
         self._spool.wake()
         self._thread.join()
@@ -41,5 +41,6 @@ class Flusher:
             self._spool.wait(FLUSH_INTERVAL_SECONDS)
             try:
                 self._spool.maintain()
-            except Exception:  # whatever it is, documents are in memory, and are shipped from there
+            except Exception:
+                # Keep running after any error: documents are still in memory and are shipped from there.
                 self._limited.log(logging.ERROR, "maintain", "The spool cannot be maintained.", exc_info=True)

@@ -1,8 +1,8 @@
-"""What sessions that are gone have left in a spool directory, and which of it this publisher may ship.
+"""Adoption of runs that dead sessions left in a spool directory.
 
-A file says for whom it was made and who holds it. A run is taken over only if it was made on this host, for this
-destination, by a session that does not live any more; on a network file system, locks of another host cannot be
-trusted. Whatever else lies there stays, and is named with the reason.
+The header of each file names its destination and the process that made it. A publisher adopts a run only if the run was
+made on this host, for the same destination, by a session that has died. Runs of other hosts are excluded because locks
+of another host cannot be trusted on a network file system. All other runs stay, and are reported with the reason.
 """
 
 from __future__ import annotations
@@ -41,27 +41,33 @@ log = logging.getLogger(__name__)
 
 ADOPTED_AT_ONCE: Final = 50
 MAX_RELEASED_RUNS: Final = 256
-"""Runs of version 0.1 that are taken over at once: each of them takes a descriptor."""
+"""Maximum number of adopted runs of version 0.1 at a time, as each of them keeps a file descriptor open."""
 _LATER: Final = "it is taken over later, once others that were left are gone"
 REMINDER_SECONDS: Final = 600.0
 
 
 class LeftRuns:
-    """Looks through a spool directory.
+    """The runs of dead sessions in a spool directory.
 
     Parameters
     ----------
+    directory
+        The spool directory.
+    holder
+        Identity of this publisher's session.
+    destination
+        URL of the supervisor that this publisher ships to.
     released_directory
-        Where version 0.1 had its spool, if that is another directory.
+        Spool directory of version 0.1, if it is another one.
     any_destination, any_host
-        Whether runs for other destinations, and of sessions on other hosts, are taken over, too.
+        True to adopt runs for other destinations, or of sessions on other hosts, as well.
 
     Attributes
     ----------
     refused
-        Runs that are not taken over, by uid, with the reasons.
+        Reasons why runs are not adopted, by uid.
     has_more
-        Whether there are more to be taken over now.
+        True if the last call of `adopt` stopped at its limit, so that more runs can be adopted now.
     """
 
     def __init__(
@@ -87,14 +93,19 @@ class LeftRuns:
         self._limited = LimitedLog(log, REMINDER_SECONDS)
 
     def adopt(self, known: Collection[str], uids: Collection[str]) -> list[RunLog]:
-        """Take over some runs, the ones longest unchanged first.
+        """Adopt a limited number of runs, those unchanged for the longest time first.
 
         Parameters
         ----------
         known
-            Labels of the run logs that this publisher has already.
+            Labels of the run logs that this publisher already has.
         uids
-            Uids of its runs.
+            Uids of the runs that this publisher already has.
+
+        Returns
+        -------
+        list of RunLog
+            The adopted runs.
 
         Raises
         ------
@@ -116,7 +127,8 @@ class LeftRuns:
             try:
                 run = self._examine(logs[label], taken)
             except FileNotFoundError:
-                continue  # it has been shipped this instant
+                # Its adopter has shipped and deleted it since the directory was read.
+                continue
             except (OSError, ValueError) as error:
                 self._refuse(logs[label][0].stem, str(error))
                 continue
@@ -136,13 +148,13 @@ class LeftRuns:
         return adopted
 
     def close(self) -> None:
-        """Let others take over what is left."""
+        """Release the adopter locks, so that other publishers can adopt the remaining runs."""
         for claim in self._claims.values():
             claim.release(remove=True)
         self._claims.clear()
 
     def _examine(self, files: list[SegmentFile], taken: Collection[str]) -> RunLog | None:
-        """Return a run that is taken over; None if it is not, or there is nothing of it."""
+        """Return the adopted run; None if it is refused, is still held by another session, or has no documents."""
         path = files[0].path
         header, damage = read_header(path)
         if header is None:
@@ -185,11 +197,11 @@ class LeftRuns:
         return False
 
     def _lives(self, session: str) -> bool:
-        """Whether a session lives, as far as its lock tells here."""
+        """Return True if a session is alive, judging by its lock file as this host sees it."""
         return session == self._holder.session or FileLock(lock_path(self._directory, session)).held
 
     def _claim(self, destination: str) -> bool:
-        """Become the one that ships what was left for a destination; False if another publisher does."""
+        """Try to become the only publisher that adopts runs for a destination; return False if another one is."""
         if destination in self._claims:
             return True
         claim = FileLock(adopter_lock_path(self._directory, destination))
@@ -199,7 +211,7 @@ class LeftRuns:
         return True
 
     def _adopt_released(self, directory: Path, known: Collection[str], taken: set[str]) -> list[RunLog]:
-        """Take over the spool files of version 0.1, which name neither a host nor a destination."""
+        """Adopt spool files of version 0.1, which contain neither a host nor a destination."""
         paths = [path for path in journal_files(directory) if str(path) not in known]
         if not paths:
             return []
@@ -222,7 +234,8 @@ class LeftRuns:
                     run.delete()
                     continue
             except JournalLocked:
-                continue  # a session of version 0.1 lives
+                # The session of version 0.1 that made it is alive.
+                continue
             except (JournalError, OSError) as error:
                 self._refuse(path.stem, str(error))
                 continue
@@ -240,13 +253,14 @@ class LeftRuns:
         self._limited.log(logging.ERROR, reason, "Run %s is not shipped: %s. It stays in the spool.", uid, reason)
 
     def _tidy_up(self, paths: Collection[Path]) -> None:
-        """Delete what dead sessions of this host left besides runs: unused segments and lock files."""
+        """Delete unused segments and lock files of this host's dead sessions."""
         used: set[str] = set()
         for path in paths:
             session = session_of_spare(path)
             if session is None or not self._is_dead_here(session):
                 continue
-            with contextlib.suppress(OSError):  # somebody else's, say
+            # The file may belong to another user.
+            with contextlib.suppress(OSError):
                 header, damage = read_header(path)
                 if damage:
                     self._refuse(path.name, f"{path}: {damage}")
@@ -267,7 +281,7 @@ class LeftRuns:
 
 
 def _delete(segments: list[Segment]) -> None:
-    """Go on with what a session was killed at."""
+    """Finish the deletion of a run, during which its session was killed, or delete segments without documents."""
     for segment in reversed(segments):
         segment.delete()
 

@@ -1,4 +1,4 @@
-"""What libzmq knows of a connection to the supervisor: whether it came about, and what stands in its way."""
+"""State of a connection to the supervisor, and the reason if there is none, from libzmq's socket monitor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _EVENTS: Final = (
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 )
-_numbers: Final = itertools.count()  # an address is taken until libzmq has tidied up
+# Each monitor needs a new inproc address, because libzmq frees the old one asynchronously.
+_numbers: Final = itertools.count()
 _FAILURES: Final = {
     zmq.EVENT_CLOSED: "nothing listens there",
     zmq.EVENT_DISCONNECTED: "the connection broke",
@@ -30,30 +31,32 @@ _FAILURES: Final = {
 
 
 class ConnectionMonitor:
-    """Watches a socket that is about to connect.
+    """Monitor of a socket, to be created before the socket connects.
 
     Parameters
     ----------
+    connection
+        The socket.
     url
-        Where to, for the log.
+        Address that it will connect to, for log messages.
     secured
-        Whether it uses CURVE.
+        True if it uses CURVE.
     before
-        What stood in the way of the connection before this one: it is not logged again.
+        Problem of the previous connection, which is not logged again.
 
     Attributes
     ----------
     problem
-        What stands in the way; "" once the connection is there.
+        Reason why there is no connection; "" once there is one.
     begun
-        Whether there was anything to be told. Before that, libzmq waits for a name server.
+        True once libzmq has reported an event. Until then, it may be waiting for a name server.
     broken
-        Whether the connection was there, and is gone. The socket would make another by itself, under the identity of
-        this one, which the other end can still take for alive.
+        True once an established connection is lost. The socket would reconnect by itself with the same identity, under
+        which the other end may still consider the old connection alive.
     unresolved
-        Whether no address was found for the host's name.
+        True if the host's name cannot be resolved.
     socket
-        To be polled; `read` takes in what it says.
+        Monitor socket, to be polled; call `read` when it is readable.
     """
 
     def __init__(self, connection: zmq.Socket[bytes], url: str, *, secured: bool, before: str) -> None:
@@ -68,11 +71,12 @@ class ConnectionMonitor:
         address = f"inproc://tiledbroker-monitor-{next(_numbers)}"
         connection.monitor(address, _EVENTS)
         self.socket = connection.context.socket(zmq.PAIR)
-        self.socket.setsockopt(zmq.RCVHWM, 0)  # else libzmq's thread waits for us when many events come at once
+        # With a high-water mark, a burst of events would block libzmq's I/O thread until we read them.
+        self.socket.setsockopt(zmq.RCVHWM, 0)
         self.socket.connect(address)
 
     def read(self) -> None:
-        """Take in what has happened."""
+        """Process all pending events, without blocking."""
         while True:
             try:
                 message = recv_monitor_message(self.socket, zmq.NOBLOCK)
@@ -88,7 +92,8 @@ class ConnectionMonitor:
                 self.problem = ""
                 continue
             if event == zmq.EVENT_CONNECT_RETRIED:
-                if not self._tried:  # there was no socket to be closed
+                # A retry without a closed TCP socket before it means that the name could not be resolved.
+                if not self._tried:
                     host = self._url.partition("://")[2].rpartition(":")[0]
                     self._note(f"the name {host} cannot be resolved")
                     self.unresolved = True
@@ -96,19 +101,20 @@ class ConnectionMonitor:
                 continue
             self._tried = True
             self.broken = self.broken or (self._there and event == zmq.EVENT_DISCONNECTED)
-            if not self._failed:  # what comes after is a consequence
+            # Events after a failed handshake or a disconnect are only consequences of it.
+            if not self._failed:
                 self._failed = event != zmq.EVENT_CLOSED
                 self._note(_FAILURES.get(event) or self._explain(event))
 
     def _note(self, problem: str) -> None:
-        """Something stands in the way; logged if it is news."""
+        """Set `problem`, and log it if it is new."""
         if problem == self.problem:
             return
         self.problem = problem
         log.warning("Documents are spooled, and not shipped to %s: %s.", self._url, problem)
 
     def _explain(self, event: zmq.Event) -> str:
-        """A handshake that fails as such has to do with how the two sides are set up."""
+        """Return the probable misconfiguration behind a failed handshake."""
         if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
             known = "is it a supervisor, and is its public key the one that this publisher has?"
             return f"the handshake fails: {known if self._secured else 'is it a supervisor?'}"
@@ -117,7 +123,8 @@ class ConnectionMonitor:
         return "it lets in clients with keys only, and this publisher has none (see `curve`)"
 
     def close(self) -> None:
-        """Before the connection is closed."""
-        # First: libzmq's thread would wait for ever, and with it all connections, to tell a socket that is closed.
+        """Stop monitoring; to be called before the monitored socket is closed."""
+        # Disable the monitor before its socket closes: libzmq's I/O thread would block for ever, together with all
+        # connections, when it sends an event to a closed socket.
         self._connection.disable_monitor()
         self.socket.close(linger=0)

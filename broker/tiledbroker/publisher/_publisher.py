@@ -1,4 +1,4 @@
-"""What users subscribe to the RunEngine."""
+"""`ZMQPublisher`, the callback that users subscribe to the RunEngine."""
 
 from __future__ import annotations
 
@@ -26,27 +26,31 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PublisherStatus:
-    """How a publisher is: `ZMQPublisher.status`.
+    """Status of a publisher, as returned by `ZMQPublisher.status`.
 
     Attributes
     ----------
+    address
+        URL of the supervisor.
+    spool_dir
+        Directory of the spool.
     connected
-        Whether the supervisor answers.
+        True while the supervisor answers.
     waiting
-        Documents in the spool that are not known to be durable on the ingest host.
+        Number of documents in the spool that are not known to be durable on the ingest host.
     oldest
         Unix time of the oldest of them, in seconds; None if there is none.
     degraded
-        Whether documents are in memory only, because the spool cannot be written.
+        True if documents are in memory only, because the spool cannot be written.
     unrouted
-        Documents that belong to no known run; they are kept in the spool directory and not shipped.
+        Number of documents that belong to no known run; they are kept in the spool directory and not shipped.
     refused
-        Runs in the spool that are not shipped, by uid, with the reasons: the supervisor does not take them, their files
-        are damaged or unreadable, or they were made for another supervisor or by another host.
+        Reasons why runs in the spool are not shipped, by uid: the supervisor rejects them, their files are damaged or
+        unreadable, or they were made for another supervisor or by another host.
     problem
-        Why documents are not shipped, acknowledged or stored as they should be; "" if all is well.
+        Reason why documents are not shipped, acknowledged or stored as they should be; "" if there is no problem.
     kept
-        Runs that are durable on the ingest host, and kept until they are in Tiled.
+        Number of runs that are durable on the ingest host, and kept until they are in Tiled.
     """
 
     address: str
@@ -62,42 +66,46 @@ class PublisherStatus:
 
 
 class ZMQPublisher:
-    """A RunEngine callback that hands documents to the ingest host and never makes the RunEngine wait.
+    """RunEngine callback that ships documents to the ingest host without ever making the RunEngine wait.
 
-    Each document is appended to a local spool before the callback returns; a thread ships the spool to
-    `tiledwriter-supervisor` over ZeroMQ whenever that is reachable. What an earlier session left in the same spool
-    directory is shipped, too.
+    The callback appends each document to a local spool before it returns. A thread ships the spool to
+    `tiledwriter-supervisor` over ZeroMQ whenever the supervisor is reachable. It also ships the runs that dead sessions
+    left in the same spool directory.
 
     Parameters
     ----------
     address
-        Where the supervisor listens: `"tcp://host:port"`, `"host:port"`, `("host", port)` or `"ipc:///path"`.
+        Address of the supervisor: `"tcp://host:port"`, `"host:port"`, `("host", port)` or `"ipc:///path"`.
     spool_dir
-        Directory of the spool, on a local disk; a network file system is replaced by a directory in /var/tmp, with a
-        warning. "~" is the user's home; a relative path is made absolute at once. Default: in `tiledwriter/spool` in
-        the user's state directory, by host and address.
+        Directory of the spool, on a local disk. A directory on a network file system is replaced by one in /var/tmp,
+        with a warning. "~" is expanded, and a relative path is made absolute at once. Default: a directory for this
+        host and address in `tiledwriter/spool` in the user's state directory.
     curve
-        Keys for a supervisor that lets in its clients only: the directory that `tiledwriter-supervisor keygen` made for
-        this one, or a `ClientCurve`. Without it, nothing is encrypted.
+        Keys for a supervisor that requires client keys (CURVE): the directory that `tiledwriter-supervisor keygen`
+        created for this client, or a `ClientCurve`. Without keys, nothing is encrypted.
     name
-        How this publisher calls itself in the supervisor's log. Default: the host name.
+        Name of this publisher in the supervisor's log. Default: the host name.
     on_error
-        What the callback does about its own failures: "log" them, or "raise" into the RunEngine.
+        "log" to log errors of the callback, "raise" to raise them into the RunEngine.
     keep_until
-        When a run's spool files go: once the run is "written" to Tiled, so that the loss of the ingest host's disk
-        costs nothing, or once it is "durable" on the ingest host.
+        When to delete a run's spool files: once the run is "written" to Tiled, so that no data are lost if the disk of
+        the ingest host fails, or as soon as the run is "durable" on the ingest host.
     spool_limit
-        Bytes of spool files beyond which runs go once they are durable, the oldest first.
+        Bytes of spool files beyond which runs are deleted as soon as they are durable, the oldest first.
     adopt
-        Which runs that dead sessions left in `spool_dir` are shipped, too: "own", those made on this host for this
-        address; "any-destination", also those for other addresses; "any-host", also those of other hosts.
+        Which runs that dead sessions left in `spool_dir` to ship as well: "own" for those made on this host for this
+        address; "any-destination" to include other addresses; "any-host" to include other addresses and other hosts.
 
     Raises
     ------
     AddressError
-        The address cannot be understood.
+        The address cannot be parsed.
     KeyFileError
-        A key cannot be used: the file is missing, is none, or others can read the secret.
+        A key file is missing or is not a key file, or other users can read the secret key.
+    TypeError
+        `curve` is neither a path nor a `ClientCurve`.
+    ValueError
+        `on_error`, `keep_until` or `adopt` has none of the values above.
 
     Examples
     --------
@@ -139,7 +147,13 @@ class ZMQPublisher:
         _open_publishers.add(self)
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
-        """Append one document to the spool."""
+        """Append one document to the spool.
+
+        Raises
+        ------
+        Exception
+            Any failure, including `PublisherClosed` after `close`, if `on_error` is "raise"; else failures are logged.
+        """
         try:
             if self._closed:
                 raise PublisherClosed(
@@ -154,21 +168,22 @@ class ZMQPublisher:
             self._limited.log(logging.ERROR, type(error).__name__, "A %s document was not stored.", name, exc_info=True)
 
     def insert(self, name: str, doc: Mapping[str, Any]) -> None:
-        """Append one document to the spool, under the name that `databroker` gave it."""
+        """Append one document to the spool: the callback under the name that `databroker` uses for it."""
         self(name, doc)
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until all documents so far are durable on the ingest host.
+        """Wait until all documents published so far are durable on the ingest host.
 
         Parameters
         ----------
         timeout
-            Seconds; None waits for ever.
+            Maximum time to wait in seconds; None for no limit.
 
         Returns
         -------
         bool
-            Whether they are; False as soon as nothing is left but runs that are refused.
+            True if all documents are durable. False after the timeout, or as soon as all remaining documents belong to
+            refused runs.
         """
         if self._closed:
             return self._complete
@@ -179,17 +194,24 @@ class ZMQPublisher:
         return not self._spool.has_repeated and all(self._is_durable(uid, n) for uid, n in lengths.items())
 
     def wait_written(self, run_uid: str, timeout: float | None = None) -> bool:
-        """Wait until a run is in Tiled, complete: for plans that read it back.
+        """Wait until a run is complete in Tiled, for plans that read it back.
+
+        Parameters
+        ----------
+        run_uid
+            Uid of the run.
+        timeout
+            Maximum time to wait in seconds; None for no limit.
 
         Returns
         -------
         bool
-            Whether it is; False when `timeout` seconds went by.
+            True if the run is complete in Tiled; False after the timeout.
 
         Raises
         ------
         RunNotWritten
-            The run was put in quarantine, ended without a stop document, or is not shipped at all.
+            The run is in quarantine, has ended without a stop document, or is not shipped at all.
         """
         outcome = self._shipper.outcome(run_uid, timeout)
         if outcome is not None and outcome[0] != "written":
@@ -197,7 +219,7 @@ class ZMQPublisher:
         return outcome is not None
 
     def status(self) -> PublisherStatus:
-        """How things are; see `PublisherStatus`."""
+        """Return the current status, without waiting for the supervisor."""
         waiting = kept = 0
         oldest: float | None = None
         runs = self._spool.runs()
@@ -222,14 +244,20 @@ class ZMQPublisher:
         )
 
     def close(self, timeout: float = 5) -> bool:
-        """Ship what can be shipped within `timeout` seconds, and stop.
+        """Ship as many documents as possible within `timeout` seconds, and stop.
 
-        Runs that are open stay without a stop document. What is not shipped stays in the spool for the next publisher.
+        Open runs end without a stop document. Documents that are not shipped stay in the spool for the next publisher.
+        Further calls do nothing.
+
+        Parameters
+        ----------
+        timeout
+            Maximum time for shipping in seconds.
 
         Returns
         -------
         bool
-            Whether everything was shipped.
+            True if all runs are durable on the ingest host.
         """
         if self._closed:
             return self._complete
@@ -251,7 +279,7 @@ def _check(argument: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def _spool_directory(given: str | Path | None, url: str) -> Path:
-    """Return where the spool is to be; the user may leave the working directory later."""
+    """Return the absolute path of the spool, since the process may change its working directory later."""
     directory = default_spool_dir(url) if given is None else Path(given)
     try:
         directory = directory.expanduser().absolute()
@@ -274,15 +302,16 @@ def _received(run: RunLog, index: int) -> float | None:
     try:
         return next((record.received for record in run.read(index, 1, 1)), None)
     except (BrokerError, OSError, ValueError):
-        return None  # it has been removed this instant, or is damaged, which `refused` says
+        # The flusher has just deleted the record, or it is damaged, which `refused` reports.
+        return None
 
 
-# Strong references: the RunEngine keeps bound methods weakly, and what it is given may be all there is.
+# Strong references, because the RunEngine holds bound methods weakly and may have the only reference to a publisher.
 _open_publishers: set[ZMQPublisher] = set()
 
 
 def _forget_in_child() -> None:
-    # Its threads are not in a forked child, and the spool belongs to the parent.
+    # A forked child does not have the publisher's threads, and the spool belongs to the parent.
     for publisher in list(_open_publishers):
         publisher._closed = True
     _open_publishers.clear()

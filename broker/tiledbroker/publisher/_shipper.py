@@ -1,6 +1,6 @@
-"""The thread that replicates spooled runs to the ingest host, from wherever they are to wherever it is.
+"""The thread that ships spooled runs to the supervisor on the ingest host.
 
-What a run's log cannot prove is not sent: it costs that run, and no other.
+Before records are sent, their checksums and indexes are checked. A damaged log stops only its own run.
 """
 
 from __future__ import annotations
@@ -38,46 +38,49 @@ BATCH_DOCUMENTS: Final = 2_000
 LINGER_SECONDS: Final = 0.01
 """Delay before the next batch so that it fills; none after an idle period."""
 FULL_BATCH_DOCUMENTS: Final = 500
-"""Documents that wait for no more."""
+"""Number of waiting documents from which a batch is sent without linger."""
 IDLE_SECONDS: Final = 0.5
 HELLO_INTERVAL_SECONDS: Final = 1.0
 ASK_INTERVAL_SECONDS: Final = 5.0
 MAX_ASK_INTERVAL_SECONDS: Final = 60.0
 PING_INTERVAL_SECONDS: Final = 1.0
 SILENCE_SECONDS: Final = 6.0
-"""Time without a word from the supervisor before the connection is made anew."""
+"""Time without any message from the supervisor after which the connection is replaced."""
 NAME_TIMEOUT_SECONDS: Final = 60.0
-"""The same while a name server is asked for its host."""
+"""The same timeout while libzmq may be waiting for a name server."""
 RECONNECT_SECONDS: Final = 0.1
 LATER_SECONDS: Final = 1.0
-"""Time until a run is tried again that the supervisor does not take now."""
+"""Delay before a run is sent again that the supervisor has refused with reason "later"."""
 REREAD_SECONDS: Final = 5.0
-"""Time until a run is read again whose file could not be read."""
-_NAME_CRC_BODY: Final = itemgetter(1, 3, 4)  # of a record
+"""Delay before a run is read again whose file could not be read."""
+# Fields of a `Record`.
+_NAME_CRC_BODY: Final = itemgetter(1, 3, 4)
 _COMPLETE: Final = ("written", "interrupted")
-"""Outcomes of runs of which Tiled has everything."""
+"""Outcomes of runs of which all existing documents are in Tiled."""
 
 
 @dataclass
 class Shipment:
-    """How far one run is on its way.
+    """Shipping state of one run.
 
     Attributes
     ----------
+    run
+        Log of the run in the spool.
     known
-        Whether the supervisor has said, on this connection, what it has of the run.
+        True if the run's state on the ingest host is known on this connection.
     sent, durable
-        Index up to which documents were sent, and are durable on the ingest host.
+        Index of the next document to send, and of the first one that is not durable on the ingest host.
     ended
-        Whether the ingest host has the run's end.
+        True if the ingest host has the run's end.
     refused
-        Why the run is not shipped; "" if it is.
+        Reason why the run is not shipped; "" if it is.
     delayed
-        Why the supervisor does not take it now; "" if it does.
+        Reason why the run cannot be shipped at the moment; "" if it can.
     not_before
-        Time of `time.monotonic` before which it is not tried.
+        Time on the clock of `time.monotonic` before which nothing is sent, in seconds.
     in_flight
-        Next index and bytes of each batch that was sent and is not acknowledged.
+        Next index and number of bytes of each batch that was sent and is not acknowledged.
     """
 
     run: RunLog
@@ -92,40 +95,44 @@ class Shipment:
 
     @property
     def bytes_in_flight(self) -> int:
+        """Bytes of bodies that were sent and are not acknowledged."""
         return sum(size for _, size in self.in_flight)
 
     @property
     def delivered(self) -> bool:
+        """True if all documents in the spool are durable on the ingest host; the run may not have ended yet."""
         return self.durable >= self.run.length
 
     @property
     def settled(self) -> bool:
-        """Whether there is nothing more to be done about it."""
+        """True if nothing more can be shipped: the run is durable, or refused."""
         return self.run.is_durable or bool(self.refused)
 
     @property
     def waiting(self) -> int:
-        """Documents that are to be sent."""
+        """Number of documents that are still to be sent."""
         return 0 if self.refused else self.run.length - self.sent
 
     def is_due(self, now: float) -> bool:
-        """Whether there is something to be sent, or found out about its log."""
+        """Return True if documents can be sent now, or if damage of the log is still to be reported."""
         if not self.known or self.refused or now < self.not_before:
             return False
         return self.run.length > self.sent or bool(self.run.damage)
 
     def rewind(self, index: int) -> None:
+        """Continue sending at `index`, and expect no acknowledgement of earlier batches."""
         self.sent = index
         self.in_flight.clear()
 
     def begin(self, index: int) -> None:
-        """Go on from what the supervisor says it has, which can be less than before: its disk may be another one."""
+        """Continue at `index`, which the supervisor reports. It can go back, for example if its disk was replaced."""
         self.known, self.refused, self.delayed, self.not_before = True, "", "", 0.0
         self.durable = self.run.acknowledged = index
         self.ended = self.run.is_durable = False
         self.rewind(index)
 
     def acknowledge(self, index: int) -> None:
+        """Record that all documents below `index` are durable on the ingest host."""
         if index > self.durable:
             self.delayed = ""
         self.durable = self.run.acknowledged = max(self.durable, index)
@@ -135,14 +142,25 @@ class Shipment:
 
 
 class Shipper:
-    """Ships a spool over one DEALER socket, in a thread of its own.
+    """Thread that ships a spool over one DEALER socket at a time.
 
-    `start` begins, `stop` ends it and joins the thread; the spool is closed by whoever made it, afterwards.
+    `stop` joins the thread. The owner of the spool closes it afterwards.
+
+    Parameters
+    ----------
+    spool
+        The spool to ship.
+    url
+        Address of the supervisor.
+    name
+        Name of this publisher in the supervisor's log. Default: the host name.
+    keys
+        CURVE keys; None for a connection without encryption.
 
     Attributes
     ----------
     problem
-        Why nothing is shipped, or acknowledged; "" if all is well.
+        Reason why nothing is shipped or acknowledged; "" if there is no problem.
     """
 
     def __init__(self, spool: Spool, url: str, *, name: str | None = None, keys: Keys | None = None) -> None:
@@ -156,12 +174,12 @@ class Shipper:
         self._awaited: dict[str, None] = {}
         self._outcomes: dict[str, tuple[str, str]] = {}
         self._welcome: messages.Welcome | None = None
-        # Why the supervisor does not take anything of this publisher, or what it says instead of a Welcome.
+        # Reason why the supervisor rejects this publisher, or why its answer to Hello is not understood.
         self._rejected = ""
         self._ipv6 = "[" in url
         self._asleep = False
         self._linger_until = 0.0
-        # When to say Hello next; set to 0 by whoever wants the supervisor's view of our runs.
+        # Time of the next Hello. Set to 0 to request the supervisor's state of our runs immediately.
         self._hello_at = 0.0
         self._ask_interval = ASK_INTERVAL_SECONDS
         self._stopping = False
@@ -173,16 +191,16 @@ class Shipper:
         self._thread = threading.Thread(target=self._run, name="tiledbroker-shipper", daemon=True)
         self._limited = LimitedLog(log)
 
-    # From other threads
+    # Methods for other threads.
 
     @property
     def connected(self) -> bool:
-        """Whether the supervisor answers."""
+        """True from a Welcome of the supervisor until its connection is lost."""
         return self._welcome is not None
 
     @property
     def problem(self) -> str:
-        """Why nothing is shipped, or acknowledged; "" if all is well."""
+        """Reason why nothing is shipped or acknowledged; "" if there is no problem."""
         if self._connection_problem:
             return self._connection_problem
         with self._changed:
@@ -190,12 +208,12 @@ class Shipper:
 
     @property
     def refused(self) -> dict[str, str]:
-        """Runs that are not shipped, with the reasons: the supervisor's, or what is wrong with their files."""
+        """Reasons why runs are not shipped, by uid: rejections by the supervisor, or damaged files."""
         with self._changed:
             return {uid: shipment.refused for uid, shipment in self._shipments.items() if shipment.refused}
 
     def refusal(self, run_uid: str) -> str:
-        """Return why a run is not shipped; "" if it is, or is not known."""
+        """Return the reason why a run is not shipped; "" if it is shipped, or is not known."""
         shipment = self._shipments.get(run_uid)
         if shipment is not None:
             return shipment.refused
@@ -206,7 +224,13 @@ class Shipper:
         self._thread.start()
 
     def stop(self, timeout: float) -> bool:
-        """Ship what can be shipped within `timeout` seconds, then end the thread. True if everything was."""
+        """Ship as many documents as possible within `timeout` seconds, then end the thread.
+
+        Returns
+        -------
+        bool
+            True if all runs are durable on the ingest host.
+        """
         self._deadline = time.monotonic() + timeout
         self._stopping = True
         self._wake()
@@ -214,29 +238,44 @@ class Shipper:
         return self._spool.is_durable
 
     def notify(self) -> None:
-        """There are new documents. Cheap enough for the callback."""
+        """Announce new documents. The call is cheap enough for the callback."""
         if self._asleep:
             self._asleep = False
             self._wake()
 
     def wait(self, condition: Callable[[], bool], timeout: float | None) -> bool:
-        """Block until `condition` holds; it is looked at whenever the supervisor says something."""
+        """Block until `condition` is true, and return it; it is evaluated after each message of the supervisor.
+
+        The timeout is in seconds; None means no limit.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._ended or condition(), timeout)
             return condition()
 
     def durable(self, run_uid: str) -> int | None:
-        """Documents of a run that are durable on the ingest host; None once all of it is, and it is forgotten here."""
+        """Return how many documents of a run are durable; None if it is not being shipped, e.g. after its removal."""
         shipment = self._shipments.get(run_uid)
         return None if shipment is None else shipment.durable
 
     def outcome(self, run_uid: str, timeout: float | None) -> tuple[str, str] | None:
-        """Block until it is known what became of a run: (outcome, reason). None if it is not in time.
+        """Block until the outcome of a run is known.
 
-        The outcome is the supervisor's, or "refused".
+        Parameters
+        ----------
+        run_uid
+            Uid of the run.
+        timeout
+            Maximum time to wait in seconds; None for no limit.
+
+        Returns
+        -------
+        tuple or None
+            Outcome and reason as in `messages.Written`, or "refused" and the reason if the run is not shipped. None
+            after the timeout.
         """
         with self._changed:
-            if self._outcomes.get(run_uid, ("", ""))[0] != "written":  # it can have been tried again
+            # Ask again for any other outcome, because the supervisor may have retried the run.
+            if self._outcomes.get(run_uid, ("", ""))[0] != "written":
                 self._outcomes.pop(run_uid, None)
                 self._awaited[run_uid] = None
                 self._ask_interval = ASK_INTERVAL_SECONDS
@@ -248,10 +287,11 @@ class Shipper:
             return self._outcomes.get(run_uid)
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # enough of them are waiting already, or the shipper has ended
+        # Sending fails if the buffer is full, when the thread wakes up anyway, or if the thread has ended.
+        with contextlib.suppress(OSError):
             self._wake_sender.send(b"\0")
 
-    # In the thread
+    # Methods of the shipper thread.
 
     def _run(self) -> None:
         context = zmq.Context()
@@ -261,7 +301,8 @@ class Shipper:
                     self._session(context)
                     if not self._done():
                         time.sleep(RECONNECT_SECONDS)
-                except Exception as error:  # what is there is shipped when whatever it is has passed
+                except Exception as error:
+                    # Keep the thread alive after any error: the spool still has all documents, so retry.
                     self._connection_problem = f"shipping was interrupted ({type(error).__name__}: {error})"
                     self._limited.log(logging.ERROR, "session", "Shipping is interrupted.", exc_info=True)
                     time.sleep(IDLE_SECONDS)
@@ -283,7 +324,7 @@ class Shipper:
         return shipment is not None and shipment.run is run and shipment.settled
 
     def _session(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        """One connection, until it breaks, falls silent or everything is done."""
+        """Ship over one connection until it breaks, the supervisor is silent for too long, or all work is done."""
         connection = self._make_socket(context)
         before = self._connection_problem
         monitor = ConnectionMonitor(connection, self._url, secured=self._keys is not None, before=before)
@@ -303,7 +344,7 @@ class Shipper:
             while not self._done():
                 now = time.monotonic()
                 self._take_in_new_runs()
-                # POLLOUT tells when a supervisor has appeared that the Hello can go to.
+                # The socket becomes writable once a supervisor is connected, so that the Hello can be sent.
                 greeted = now < self._hello_at or self._greet(connection)
                 poller.modify(connection, zmq.POLLIN if greeted else zmq.POLLIN | zmq.POLLOUT)
                 if self._welcome is not None and now >= ping_at:
@@ -322,22 +363,24 @@ class Shipper:
             if self._welcome is not None and not self._stopping:
                 log.warning("The connection to %s is gone; documents are spooled.", self._url)
             elif not _is_numeric(self._url):
-                self._ipv6 = not self._ipv6  # the host's name may have addresses of the other kind only
+                # The host's name may have only IPv4 or only IPv6 addresses, so try the other kind next.
+                self._ipv6 = not self._ipv6
             self._connection_problem = self._problem_of(monitor, before, heard) or "the supervisor has fallen silent"
             self._welcome = None
             monitor.close()
             connection.close(linger=int(1000 * self._stopping))
 
     def _problem_of(self, monitor: ConnectionMonitor, before: str, heard: float) -> str:
-        """Return what stands in the way: the connection, the supervisor's word, or that there is none."""
+        """Return the reason why nothing is shipped: a connection problem, a rejection, or no answer; "" if none."""
         if monitor.problem or self._rejected or self._welcome is not None:
             return monitor.problem or self._rejected
         if time.monotonic() - heard < HELLO_INTERVAL_SECONDS:
-            return before  # it has had no time to answer
+            # The supervisor has not had the time to answer yet.
+            return before
         return f"something at {self._url} takes connections and does not answer; is it a supervisor?"
 
     def _greet(self, connection: zmq.Socket[bytes]) -> bool:
-        """Say Hello, and again later unless it is answered."""
+        """Send a Hello, and schedule the next one. Return False if it cannot be sent yet."""
         self._hello_at = time.monotonic() + HELLO_INTERVAL_SECONDS
         if self._send(connection, self._hello()):
             return True
@@ -348,7 +391,8 @@ class Shipper:
         connection = context.socket(zmq.DEALER)
         connection.setsockopt(zmq.ROUTING_ID, new_identity())
         connection.setsockopt(zmq.LINGER, 0)
-        connection.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a supervisor that is not there
+        # Queue messages for established connections only.
+        connection.setsockopt(zmq.IMMEDIATE, 1)
         connection.setsockopt(zmq.RECONNECT_IVL, 100)
         connection.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
         connection.setsockopt(zmq.MAXMSGSIZE, messages.MAX_HEADER_BYTES)
@@ -372,7 +416,7 @@ class Shipper:
         )
 
     def _asked(self) -> list[str]:
-        """Runs whose outcome the supervisor is asked for."""
+        """Return the uids of runs whose outcome the next Hello asks for."""
         return list(itertools.islice(self._awaited, messages.MAX_RUNS))
 
     def _take_in_new_runs(self) -> None:
@@ -387,14 +431,14 @@ class Shipper:
             for uid in gone:
                 del self._shipments[uid]
             for run in new:
-                # What the supervisor already has of a run from an earlier session is in its answer to the next Hello.
+                # The supervisor may already have documents of an adopted run; its answer to the next Hello tells.
                 self._shipments[run.run_uid] = Shipment(run, known=not run.is_adopted)
                 if run.is_adopted:
                     self._hello_at = 0.0
             self._changed.notify_all()
 
     def _ship(self, connection: zmq.Socket[bytes]) -> bool:
-        """Send what the window allows; True if there is more to send right now."""
+        """Send batches within the supervisor's window. Return True if there is more to send right now."""
         assert self._welcome is not None
         now = time.monotonic()
         waiting = sum(shipment.waiting for shipment in self._shipments.values())
@@ -407,7 +451,8 @@ class Shipper:
                 return False
             if not shipment.is_due(now):
                 continue
-            # Half of what the others leave: one run whose worker is not there yet does not hold up the rest.
+            # A run gets half of the window that the other runs leave, so that a run whose worker has not started yet
+            # cannot block the others.
             share = (room - shipment.bytes_in_flight) // 2
             if share <= 0 and shipment.in_flight:
                 continue
@@ -448,12 +493,12 @@ class Shipper:
 
     @staticmethod
     def _check(shipment: Shipment, records: list[Record]) -> None:
-        """Nothing is sent that does not follow what was sent before.
+        """Check that records continue the run without a gap.
 
         Raises
         ------
         SpoolDamaged
-            The log does not go on as it should.
+            They do not, or there are none because the log is damaged after its last readable record.
         """
         run, expected = shipment.run, range(shipment.sent, shipment.sent + len(records))
         if [record.idx for record in records] != list(expected):
@@ -475,14 +520,16 @@ class Shipper:
         log.error("Run %s is not shipped to %s: %s. It stays spooled.", shipment.run.run_uid, self._url, reason)
 
     def _wait(self, poller: zmq.Poller, connection: zmq.Socket[bytes], timeout: float) -> bool:
-        """Wait for messages or new documents, and take the messages in. True if there was any."""
+        """Wait for messages or new documents, and handle all messages. Return True if there was any message."""
         self._asleep = True
         now = time.monotonic()
         if now < self._linger_until:
-            self._asleep = False  # nobody has to wake us
+            # The thread wakes up soon anyway, so save the callback the system call.
+            self._asleep = False
             timeout = min(timeout, self._linger_until - now)
         elif any(shipment.is_due(now) for shipment in self._shipments.values()):
-            self._asleep = False  # what came before we set the flag did not wake us
+            # Documents that were appended before `_asleep` was set did not wake this thread, so do not sleep.
+            self._asleep = False
             timeout = min(timeout, 0.05) if self._welcome is not None else timeout
         events = dict(poller.poll(math.ceil(timeout * 1000)))
         self._asleep = False
@@ -529,7 +576,8 @@ class Shipper:
                 if refusal:
                     self._refuse(shipment, refusal)
             if shipment is not None and shipment.refused:
-                continue  # what became of a run of this uid can be said of another one
+                # The reported outcome may be that of another run with the same uid.
+                continue
             self._on_durable(uid, state.next, state.ended)
             if state.outcome:
                 self._on_outcome(uid, state.outcome, state.reason)
@@ -538,7 +586,8 @@ class Shipper:
     def _next_hello(self, welcome: messages.Welcome, *, news: bool) -> float:
         if any(not shipment.known for shipment in self._shipments.values()):
             return 0.0
-        if any(uid not in welcome.runs for uid in self._asked()):  # since that Hello
+        # Some outcomes were requested after that Hello was sent.
+        if any(uid not in welcome.runs for uid in self._asked()):
             return 0.0
         if not self._awaited:
             return float("inf")
@@ -547,9 +596,9 @@ class Shipper:
 
     @staticmethod
     def _compare(run: RunLog, state: messages.RunState) -> str:
-        """Return why a run is not shipped of which the supervisor has this; "" if it is.
+        """Return the reason why the spool cannot continue a run from the supervisor's state; "" if it can.
 
-        It may have something else under the run's uid, or less than the spool can continue.
+        The supervisor may have another run with the same uid, or fewer documents than the spool has already deleted.
         """
         if state.next < run.first:
             return f"the ingest host has {state.next} documents of it, and the spool has given up the first {run.first}"
@@ -590,7 +639,7 @@ class Shipper:
         self._outcomes[uid] = (outcome, reason)
         shipment = self._shipments.get(uid)
         if outcome == "failed":
-            # It may be tried again: the spool is kept, and the supervisor asked, now and then.
+            # The supervisor may retry the run later: keep its spool files, and keep asking for the outcome.
             if shipment is None:
                 self._awaited.pop(uid, None)
             if news:
@@ -607,7 +656,8 @@ class Shipper:
             return
         shipment = self._shipments.get(message.run)
         if shipment is None:
-            if not message.run:  # it is this publisher that is not taken
+            # The supervisor rejects the publisher itself.
+            if not message.run:
                 if message.reason != self._rejected:
                     log.error("The supervisor at %s takes nothing of this publisher: %s.", self._url, message.reason)
                 self._welcome = None
@@ -629,17 +679,22 @@ class Shipper:
             if not run.abandoned or shipment.ended or shipment.refused or run.damage or not shipment.known:
                 continue
             if shipment.delivered:
-                # The ingest host may have more: the spool's end can have gone with the session, or its disk.
+                # The ingest host may have more documents than the spool, whose last ones can be lost with the process
+                # or the disk.
                 self._send(connection, messages.Abandoned(run.run_uid, max(run.length, shipment.durable)))
 
 
 def new_identity() -> bytes:
-    """What a connection is called by at the other end: nobody else can know it, and be told what is meant for us."""
+    """Return a random ZeroMQ routing identity for one connection.
+
+    It cannot be guessed, so no other client can receive messages that are meant for this one. The first byte is not
+    zero, because ZeroMQ reserves identities that begin with zero.
+    """
     return bytes([1 + secrets.randbelow(255)]) + secrets.token_bytes(messages.IDENTITY_BYTES - 1)
 
 
 def _is_numeric(url: str) -> bool:
-    """Whether an address names its host by numbers, or is no network address at all."""
+    """Return True if the host of a URL needs no name resolution: a numeric IP address, or not TCP at all."""
     scheme, _, endpoint = url.partition("://")
     try:
         return scheme != "tcp" or bool(ipaddress.ip_address(endpoint.rpartition(":")[0].strip("[]")))

@@ -1,8 +1,9 @@
-"""The acquisition host's store: every document the callback returned from, until nobody needs it here any more.
+"""The durable store on the acquisition host, which keeps each document until its run can be deleted.
 
-The callback copies a document into a mapped segment, under the spool's lock, and makes no system call. Making files,
-syncing, sealing, adopting and deleting them is `maintain`, which the flusher's thread calls outside that lock.
-`docs/explanations/states-of-a-document.md` draws the states and locks.
+The callback copies a document into a memory-mapped segment while it holds the spool's lock. It needs no system call for
+this, unless it has to map anonymous memory because no spare file is ready. `maintain`, which the flusher thread calls,
+creates, syncs, seals, adopts and deletes files without holding that lock.
+`docs/explanations/states-of-a-document.md` shows the states and the locks.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ MAX_SPARE_LARGE_SEGMENTS: Final = 4
 MAX_OPEN_SEGMENTS: Final = 64
 ADOPT_INTERVAL_SECONDS: Final = 15.0
 LOCK_TIMEOUT_SECONDS: Final = 5.0
-"""Time for another publisher to find out that a lock file is not one that was left."""
+"""Maximum time to wait for our own lock file, which an adopter locks briefly to see if its session is alive."""
 DEFAULT_SPOOL_LIMIT_BYTES: Final = 4 * 2**30
 
 Adoption: TypeAlias = Literal["own", "any-destination", "any-host"]
@@ -43,25 +44,25 @@ class Spool:
     Parameters
     ----------
     directory
-        Made if missing, readable by its owner only. Several publishers may share it.
+        Created if missing, accessible by its owner only. Several publishers may share it.
     destination
         URL of the supervisor that the runs are for.
     adopt
-        Which runs of sessions that are gone are taken over: "own", those that were made on this host for this
-        destination; "any-destination", also those for other supervisors; "any-host", also those of other hosts.
+        Which runs of dead sessions to adopt: "own" for those made on this host for this destination; "any-destination"
+        to include other destinations; "any-host" to include other destinations and other hosts.
     released_directory
-        Where version 0.1 had its spool, if that is another directory.
+        Spool directory of version 0.1, if it is another one.
     limit_bytes
-        Size of the files beyond which runs that are durable on the ingest host are deleted.
+        Total size of the files beyond which runs are deleted as soon as they are durable on the ingest host.
 
     Attributes
     ----------
     unrouted
         Number of documents that belong to no known run.
     problem
-        Why the directory cannot be used; "" if it can.
+        Reason why the directory cannot be used; "" if it can.
     refused
-        Runs in the directory that are not shipped, by uid, with the reasons.
+        Reasons why runs in the directory are not shipped, by uid.
     """
 
     def __init__(
@@ -109,10 +110,10 @@ class Spool:
         with self._noting_problem():
             self._prepare()
 
-    # The callback's
+    # Methods of the callback, which never wait for a disk.
 
     def append(self, name: str, document: Mapping[str, Any]) -> None:
-        """Store one document with each run it belongs to.
+        """Append one document to each run that it belongs to.
 
         Raises
         ------
@@ -157,7 +158,7 @@ class Spool:
         return run
 
     def _take_segment(self, size: int, *, first: bool) -> Segment:
-        """Return an unused segment of at least so many bytes: a file if there is one, else memory."""
+        """Return an unused segment of at least `size` bytes: a spare file if there is one, else anonymous memory."""
         candidates = range(len(self._spares)) if first else reversed(range(len(self._spares)))
         for number in candidates:
             if self._spares[number].capacity >= size:
@@ -183,62 +184,62 @@ class Spool:
             next(iter(self._unrouted_log.files), "memory"),
         )
 
-    # The shipper's, and everybody's
+    # Methods for any thread.
 
     @property
     def refused(self) -> dict[str, str]:
-        """Runs in the directory that are not shipped, by uid, with the reasons."""
+        """Reasons why runs in the directory are not shipped, by uid."""
         with self._mutex:
             return {**self._left.refused, **self._repeated}
 
     @property
     def degraded(self) -> bool:
-        """Whether documents are in memory only, as the disk fails."""
+        """True if documents are in memory only, because the disk fails."""
         return bool(self.problem) and any(run.degraded for run in self._logs())
 
     @property
     def has_repeated(self) -> bool:
-        """Whether a run of this session is not shipped because another one has its uid."""
+        """True if a run of this session is not shipped because another run in the spool has the same uid."""
         return bool(self._repeated)
 
     @property
     def is_durable(self) -> bool:
-        """Whether everything is on the ingest host."""
+        """True if all runs are durable on the ingest host, including their ends."""
         return not self._repeated and all(run.is_durable for run in self.runs())
 
     def runs(self) -> list[RunLog]:
-        """Return all runs that are to be shipped or kept, in the order of their start."""
+        """Return all runs that are being shipped or kept, in the order in which they started or were adopted."""
         with self._mutex:
             return list(self._runs.values())
 
     def abandon(self) -> None:
-        """No more documents will come: runs that are open stay without a stop."""
+        """Mark all open runs as abandoned: they get no more documents, and no stop document."""
         for run in self.runs():
             run.abandoned = not run.stopped
 
     def remove(self, run: RunLog) -> None:
-        """Have a run's files deleted: nobody needs them here any more."""
+        """Schedule the deletion of a run's files by the flusher."""
         with self._mutex:
             if self._runs.get(run.run_uid) is run:
                 del self._runs[run.run_uid]
                 self._deleted.append(run)
         self._wake.set()
 
-    # The flusher's
+    # Methods of the flusher thread, which may wait for a disk.
 
     def wake(self) -> None:
-        """End `wait`."""
+        """Make `wait` return."""
         self._wake.set()
 
     def wait(self, timeout: float) -> None:
-        """Wait until there is something to do at once, or the timeout in seconds has passed."""
+        """Wait until `maintain` is needed immediately, or until the timeout in seconds has passed."""
         self._wake.wait(timeout)
         self._wake.clear()
 
     def maintain(self) -> None:
-        """Make segments, bring documents to the disk, take over what others left, and delete what nobody needs.
+        """Create segments, write documents to disk, delete runs that are not needed, and adopt runs of dead sessions.
 
-        What fails is tried again the next time; `problem` says what.
+        Failed steps set `problem`, and are retried in the next call.
         """
         problem = ""
         for step in (self._prepare, self._store, self._flush, self._delete, self._adopt):
@@ -249,7 +250,7 @@ class Spool:
         self._note_problem(problem)
 
     def _prepare(self) -> None:
-        """Have segments ready for the callback."""
+        """Create spare segments for the callback."""
         self._claim_directory()
         with self._mutex:
             small = sum(segment.capacity < SEGMENT_BYTES for segment in self._spares)
@@ -257,7 +258,8 @@ class Spool:
         growing = sum(run.is_growing for run in self.runs())
         self._large_wanted = min(max(self._large_wanted, growing), MAX_SPARE_LARGE_SEGMENTS)
         sizes = [FIRST_SEGMENT_BYTES] * (SPARE_SEGMENTS - small) + [self._large_bytes] * (self._large_wanted - large)
-        for size in reversed(sizes):  # the large ones are more urgent
+        # Create the large segments first, because they are more urgent.
+        for size in reversed(sizes):
             segment = self._create(size)
             with self._mutex:
                 self._spares.append(segment)
@@ -267,7 +269,7 @@ class Spool:
         if self._lock is not None and self._lock.is_in_place:
             return
         if self._lock is not None:
-            # The directory was deleted: whoever finds a new one must find a lock in it, too.
+            # The directory was deleted. Lock a file in the new one, or other publishers take this session for dead.
             self._lock.release()
             self._lock = None
             self._names_changed = True
@@ -283,7 +285,7 @@ class Spool:
         return Segment.create(spare_path(self.directory, self._holder.session, self._spares_made), size)
 
     def _store(self) -> None:
-        """Bring what is in memory only into files."""
+        """Move documents that are in memory only into files."""
         errors: list[OSError] = []
         for run in self._logs():
             try:
@@ -312,7 +314,7 @@ class Spool:
             raise errors[0]
 
     def _delete(self) -> None:
-        """Delete runs that nobody needs, and beyond the limit those that are durable on the ingest host."""
+        """Delete removed runs, and documents that are durable on the ingest host if the spool exceeds its limit."""
         runs = self.runs()
         excess = sum(run.size for run in runs) - self._limit_bytes
         errors: list[OSError] = []
@@ -343,7 +345,7 @@ class Spool:
             raise errors[0]
 
     def _adopt(self) -> None:
-        """Take over the runs that sessions which are gone have left in the directory, some at a time."""
+        """Adopt runs that dead sessions left in the directory, a limited number per call."""
         if time.monotonic() < self._adopt_at:
             return
         with self._mutex:
@@ -353,7 +355,8 @@ class Spool:
         with self._mutex:
             for run in adopted:
                 if run.run_uid in self._runs:
-                    run.close()  # it began in this session meanwhile
+                    # A run with the same uid has started in this session since `uids` was read.
+                    run.close()
                 else:
                     self._runs[run.run_uid] = run
         self._adopt_at = 0.0 if self._left.has_more else time.monotonic() + ADOPT_INTERVAL_SECONDS
@@ -361,7 +364,10 @@ class Spool:
             self._wake.set()
 
     def close(self) -> None:
-        """Bring everything to the disk, and leave it to the next publisher."""
+        """Write all documents to disk, close the files, and release the locks so that the next publisher can adopt.
+
+        Runs in memory that cannot be written are lost, which is logged.
+        """
         with self._mutex:
             self._closed = True
         with self._noting_problem():
