@@ -210,7 +210,6 @@ class Supervisor:
         signal.signal(signal.SIGTERM, handle)
         signal.signal(signal.SIGINT, handle)
 
-
     def _open(self, context: zmq.Context[_Socket]) -> None:
         if self._listen is not None:
             self._front.bind(self._listen)
@@ -290,7 +289,6 @@ class Supervisor:
         if run.state is State.PARKED:
             return self._drain and not run.left
         return run.state in (State.WRITTEN, State.INTERRUPTED)
-
 
     def _hear_publishers(self) -> None:
         for publisher, message in self._front.receive():
@@ -395,7 +393,6 @@ class Supervisor:
 
     def _tell_publishers(self, run: Run, message: messages.Message) -> None:
         run.publishers = {publisher for publisher in run.publishers if self._front.send(publisher, message)}
-
 
     def _hear_workers(self) -> None:
         for _ in range(MESSAGES_PER_TURN):

@@ -24,6 +24,7 @@ _ORPHAN_GRACE: Final = 2.0
 
 # Seconds since the last check above which the supervisor itself must have been stopped or blocked.
 
+
 # Seconds that workers of an earlier supervisor have to end by themselves; then they are killed.
 class ProcessWatch(Protocol):
     """Access to processes. `tiledwriter` implements it with psutil, which acquisition hosts do not install."""
