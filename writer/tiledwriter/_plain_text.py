@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
-# Characters to which a word without blanks is cut.
+# Characters beyond which a word without blanks is cut.
 LONGEST_WORD: Final = 300
-# Characters to which a text is cut.
+# Characters beyond which a text is cut.
 LONGEST: Final = 8000
 
 _LONG_WORD: Final = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
@@ -29,8 +29,7 @@ def text_of(value: object) -> str:
     """Return any value of a document as text. Python or NumPy fail to convert some values."""
     try:
         return str(value)
-    # Huge integers, dates without a unit, text that is not Unicode, deep nesting.
-    except Exception as error:
+    except Exception as error:  # huge integers, dates without a unit, text beyond Unicode, deep nesting
         return f"<{type(value).__name__}: {type(error).__name__}>"
 
 

@@ -8,7 +8,7 @@ from ._runs import MAX_DEATHS
 
 # Seconds after the first death during an audit; each further death doubles the pause.
 FIRST_PAUSE: Final = 5.0
-# Seconds until the next attempt at an audit that did not finish although its worker did not die.
+# Seconds until the next attempt at an audit that could not be done for another reason.
 PUT_OFF: Final = 60.0
 
 

@@ -117,8 +117,7 @@ def _opened(descriptor: int) -> socket.socket:
     duplicate = os.dup(descriptor)
     try:
         return socket.socket(fileno=duplicate)
-    # The descriptor now belongs to something else than a socket.
-    except OSError:
+    except OSError:  # something else has the descriptor
         os.close(duplicate)
         raise
 

@@ -42,8 +42,7 @@ class Filing:
         except FileNotFoundError:
             # The journal has been pruned.
             pass
-        # The next supervisor tries again.
-        except (JournalError, OSError) as error:
+        except (JournalError, OSError) as error:  # the next supervisor tries again
             self._limited.log(logging.WARNING, "filing", "A finished run's journal stays where it is: %s", error)
 
     def retry(self, now: float, is_needed: Callable[[Path], bool]) -> None:
@@ -151,8 +150,7 @@ def bring_back(journal: Path) -> Path:
 
 
 def _move(journal: Path, target: Path) -> None:
-    # For example restored from a backup.
-    if target.exists():
+    if target.exists():  # as from a backup that was put back
         raise JournalInvalid(journal, f"{target} has the same name; both are left as they are.")
     journal.rename(target)
 

@@ -87,7 +87,7 @@ class Publisher:
     client
         Name of the client's CURVE key; "" without CURVE.
     address
-        IP address of the peer; "" over ipc.
+        IP address of the peer; "" if unknown, as over ipc.
     descriptor
         File descriptor of the connection.
     name
@@ -95,7 +95,7 @@ class Publisher:
     heard
         Time of its last message (`time.monotonic`); 0 before the first.
     refused
-        Runs that it must not send any more: the reason by run uid.
+        Runs of which nothing is accepted until its next Hello: the reason by run uid.
     """
 
     identity: bytes
@@ -195,8 +195,7 @@ class Front:
             The address is in use, or is no address of this host.
         """
         scheme, _, path = address.partition("://")
-        # libzmq would delete the socket file of the other process and bind in its place.
-        if scheme == "ipc" and _somebody_listens(path):
+        if scheme == "ipc" and _somebody_listens(path):  # libzmq would delete the path, and take its place
             raise zmq.ZMQError(zmq.EADDRINUSE)
         if "[" in address:
             self.socket.setsockopt(zmq.IPV6, 1)
@@ -364,7 +363,7 @@ class Front:
             )
 
     def _forget_silent(self) -> None:
-        """Each connection has its own identity, so identities of broken connections would accumulate."""
+        """Forget publishers silent for `_SILENCE` seconds; identities of broken connections would accumulate."""
         limit = time.monotonic() - _SILENCE
         for identity in [identity for identity, publisher in self.publishers.items() if publisher.heard <= limit]:
             del self.publishers[identity]
@@ -379,13 +378,12 @@ class Front:
         publisher
             The sender.
         refusal
-            The answer. Any reason but "gap" and "later" is final for this run on this connection.
+            The answer. Any reason but "gap" and "later" is final for the run until the publisher's next Hello.
         """
         why = refusal.detail or refusal.reason
         self._refuse(topic, "Run %s of %s is refused: %s.", refusal.run, publisher, why)
         if refusal.reason not in (messages.GAP, messages.LATER):
-            # Bounds memory: the publisher's further messages are checked again.
-            if len(publisher.refused) >= messages.MAX_RUNS:
+            if len(publisher.refused) >= messages.MAX_RUNS:  # that many are forgotten, and looked at anew
                 publisher.refused.clear()
             publisher.refused[refusal.run] = refusal.reason
         self.send(publisher, refusal)
@@ -416,6 +414,5 @@ def _property(frame: zmq.Frame, name: str) -> str:
     """Return a property that libzmq or the authenticator has attached to a frame's connection."""
     try:
         return str(frame.get(name))
-    # For example the peer address over ipc.
-    except zmq.ZMQError:
+    except zmq.ZMQError:  # as an address of ipc
         return ""

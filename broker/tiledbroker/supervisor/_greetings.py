@@ -33,7 +33,7 @@ class Greetings:
         return bool(self._greetings)
 
     def put(self, publisher: Publisher, hello: Hello) -> None:
-        """Queue a Hello, replacing an earlier one of this publisher but keeping the runs already looked up for that."""
+        """Queue a Hello. It replaces an earlier one of this publisher and keeps the states already looked up."""
         before = self._greetings.pop(publisher, None)
         views = {} if before is None else before.views
         uids = dict.fromkeys([*hello.runs, *hello.awaited])

@@ -45,16 +45,16 @@ log = logging.getLogger(__name__)
 DEFAULT_ADDRESS: Final = "tcp://127.0.0.1:5579"
 DEFAULT_MAX_WORKERS: Final = 32
 DEFAULT_MAX_RESUMED: Final = 4
-# Longest wait for events in seconds, so that the periodic checks run.
 
-# Seconds that workers have to end after `stop`.
+# Longest wait for events in seconds, so that the periodic checks run.
 _IDLE: Final = 0.5
-# Seconds before another attempt when a worker could not be forked.
+# Seconds that workers have to end after `stop`.
 _STOP_TIMEOUT: Final = 10.0
-# Seconds before another check for the end of an orphan.
+# Seconds before another attempt when a worker could not be forked.
 _FORK_PAUSE: Final = 1.0
-# Seconds to wait for the end of killed workers.
+# Seconds before another check for the end of an orphan.
 _ORPHAN_PAUSE: Final = 0.1
+# Seconds to wait for the end of killed workers.
 _KILL_TIMEOUT: Final = 2.0
 # Seconds of survey before the first run is resumed, so that unfinished runs are resumed in their order.
 _SURVEY_LEAD: Final = 1.0
@@ -285,8 +285,7 @@ class Supervisor:
         return self._drain and self._survey.done and not left
 
     def _is_drained(self, run: Run) -> bool:
-        # It is an open run whose documents so far may all be written.
-        if run.state is State.PARKED:
+        if run.state is State.PARKED:  # an open run, of which all there is may have been written
             return self._drain and not run.left
         return run.state in (State.WRITTEN, State.INTERRUPTED)
 
@@ -423,8 +422,7 @@ class Supervisor:
             crash_point("supervisor: documents durable, publisher not told")
             self._tell_publishers(run, message)
         elif isinstance(message, messages.Refused):
-            # The worker has not opened the journal, so its index says nothing.
-            if not run.ready:
+            if not run.ready:  # it has not seen what there is
                 message = msgspec.structs.replace(message, index=run.next)
             run.relayed = min(run.relayed, message.index)
             run.start_over()
@@ -620,8 +618,7 @@ class Supervisor:
         del self._by_process[process]
         del self._by_token[run.token]
         run.process, run.ready, run.orphan = None, False, None
-        # The worker was never forked.
-        if process.pid is None:
+        if process.pid is None:  # it was never forked
             self._postpone(run, _FORK_PAUSE)
             return
         audited = run.auditing and run.complete
@@ -633,8 +630,7 @@ class Supervisor:
         elif not run.final:
             self._worker_died(run, process.exit_code)
         run.resumed = run.probe = run.auditing = False
-        # The worker died with documents that it had not stored.
-        if run.relayed > run.next:
+        if run.relayed > run.next:  # it died with documents that it had not stored
             self._tell_publishers(run, messages.Refused(run.uid, run.next, messages.GAP))
             run.relayed = run.next
         if run.backlog and self._stop_deadline is None:
@@ -648,8 +644,7 @@ class Supervisor:
         self._read_outcome(run)
         if not run.left or self._stop_deadline is not None:
             return
-        # The worker ended by itself, so Tiled is away.
-        if run.finish_by is None:
+        if run.finish_by is None:  # nobody told it to end
             self._parking.found_away(run, time.monotonic())
         self._parking.add(run)
 
@@ -666,8 +661,7 @@ class Supervisor:
             if journal.complete:
                 self._filing.file(run.journal)
             return
-        # The worker ended without an audit although nobody told it to end, so Tiled is away.
-        if audited and not died and at == run.audit_at and run.finish_by is None:
+        if audited and not died and at == run.audit_at and run.finish_by is None:  # nobody told the worker to end
             self._parking.found_away(run, time.monotonic())
         pause = self._audits.pause_after(run.uid, died=died) if audited else 0.0
         if pause is None:
@@ -678,8 +672,7 @@ class Supervisor:
     def _read_outcome(self, run: Run) -> None:
         """Read the outcome from the journal, in case the worker's last messages were lost."""
         journal = Run.from_file(run.journal, run.uid)
-        # The journal may be usable again later; otherwise the next worker reports it.
-        if journal.unusable:
+        if journal.unusable:  # it may be well again; if not, its next worker says so
             run.happens(Event.PARKED)
             run.start_at = time.monotonic() + PUT_OFF
             return
@@ -737,8 +730,7 @@ class Supervisor:
         elif run.state is State.FAILED:
             if self._drain:
                 self._runs[run.uid] = run
-        # A run without documents is not resumed; its publisher still has all of them.
-        elif run.next:
+        elif run.next:  # of one without documents the publisher has them all
             self._runs[run.uid] = run
             self._parking.add(run)
 
@@ -762,8 +754,7 @@ class Supervisor:
         run = self._run_with(path)
         if run is None or run.process is None:
             self._retry(path, run)
-        # A worker that has just started has not failed yet.
-        elif Run.from_file(path, run.uid).state is not State.FAILED:
+        elif Run.from_file(path, run.uid).state is not State.FAILED:  # a worker that begins is not failed yet
             withdraw_retry(path)
         elif run.finish_by is None:
             # This worker only journals; the next one writes.

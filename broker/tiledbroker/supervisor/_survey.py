@@ -95,6 +95,5 @@ class Survey:
 def _modified(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    # The file is gone or cannot be accessed.
-    except OSError:
+    except OSError:  # it has gone, or cannot be looked at
         return 0.0

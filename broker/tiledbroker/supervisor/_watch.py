@@ -12,20 +12,19 @@ from ._runs import ProcessIdentity, Run
 
 log = logging.getLogger(__name__)
 
+# Seconds without an answer after which a worker is replaced, by default.
 DEFAULT_SILENCE: Final = 60.0
+# Seconds that a worker has to end after it was told to; then it is killed.
 FINISH_TIMEOUT: Final = 10.0
 
-# Seconds without an answer after which a worker is replaced, by default.
-_INTERVAL: Final = 1.0
-# Seconds that a worker has to end after it was told to; then it is killed.
-_OWN_ABSENCE: Final = 2.0
-_ORPHAN_GRACE: Final = 2.0
 # Seconds between two checks.
-
+_INTERVAL: Final = 1.0
 # Seconds since the last check above which the supervisor itself must have been stopped or blocked.
-
-
+_OWN_ABSENCE: Final = 2.0
 # Seconds that workers of an earlier supervisor have to end by themselves; then they are killed.
+_ORPHAN_GRACE: Final = 2.0
+
+
 class ProcessWatch(Protocol):
     """Access to processes. `tiledwriter` implements it with psutil, which acquisition hosts do not install."""
 
@@ -94,8 +93,7 @@ class WorkerWatch:
             return False
         self._looked = now
         for run in runs:
-            # The supervisor was stopped, not the workers; their answers are still unread.
-            if absence > _OWN_ABSENCE:
+            if absence > _OWN_ABSENCE:  # it is us who were stopped; the workers' answers are still to be read
                 run.answered = now
             self._look_for_silence(run, now)
             if run.finish_by is not None and now >= run.finish_by:

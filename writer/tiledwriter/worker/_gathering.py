@@ -47,7 +47,7 @@ class Folded:
     cursor: int
     finished: bool
     error: UnwritableDocument | JournalInvalid | None
-    """See the class."""
+    """Why there is nothing after them: the next document cannot be folded, or not be read."""
     too_narrow: dict[tuple[str, str], str]
 
 

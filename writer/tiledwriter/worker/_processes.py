@@ -29,8 +29,7 @@ class Processes:
     def identity(self, pid: int) -> ProcessIdentity | None:
         try:
             return pid, psutil.Process(pid).create_time()
-        # For example too many open files.
-        except (psutil.Error, OSError):
+        except (psutil.Error, OSError):  # such as too many open files
             return None
 
     def memory(self, pid: int) -> int | None:

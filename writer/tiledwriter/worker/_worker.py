@@ -294,7 +294,7 @@ class Worker:
         if not (self._journal.ended or self._task.drain):
             return False
         log.info("Tiled is away, and all of the run is journaled: it is parked.")
-        # The disk is full.
+        # A full disk must not prevent this.
         with contextlib.suppress(sqlite3.OperationalError):
             self._journal.note("parked", documents=self._journal.length)
         return True
@@ -381,8 +381,8 @@ class Worker:
     def _send(self, message: messages.Message) -> None:
         self._mailbox.send_multipart(messages.encode(message))
 
-    # The writing thread calls the following methods. ZeroMQ sockets belong to one thread, so messages go through
-    # `_outbox`.
+    # The writing thread calls the next four methods. A ZeroMQ socket belongs to one thread, so messages go through
+    # `_outbox` to the main thread, which calls `_post`.
 
     def _on_progress(self, index: int) -> None:
         self._tell(messages.Progress(self._task.run_uid, index))
@@ -398,7 +398,7 @@ class Worker:
 
     def _tell(self, message: messages.Message) -> None:
         self._outbox.put(message)
-        # The main thread is about to wake up anyway, or the process ends.
+        # If the socket's buffer is full, the main thread wakes up anyway; if it is closed, the process ends.
         with contextlib.suppress(OSError):
             self._wake_sender.send(b"\0")
 

@@ -136,8 +136,7 @@ class RunWriting:
         except (Stopped, sqlite3.OperationalError):
             raise
         except Exception as error:
-            # The main thread may have closed the journal during this, so the error says nothing about the run.
-            if self._stopping.is_set():
+            if self._stopping.is_set():  # the journal may have been closed under us
                 raise Stopped(str(error)) from error
             log.exception("Run %s cannot be written; it is put in quarantine.", self._journal.run_uid)
             outcome, reason, detail = FAILED, f"{type(error).__name__}: {error}", describe(error)
