@@ -312,6 +312,7 @@ def load_settings(config: Path | None, flags: dict[str, Any], *, server: bool = 
 
     try:
         return FromFile(**{name: value for name, value in flags.items() if value is not None})
-    except SettingsError as error:  # a variable of the environment that should have been JSON
+    except SettingsError as error:
+        # An environment variable that should be JSON is not.
         problem = PydanticCustomError("settings", "{problem}", {"problem": f"{error}, which has to be JSON"})
         raise ValidationError.from_exception_data("Settings", [{"type": problem, "input": None}]) from error

@@ -29,7 +29,8 @@ def text_of(value: object) -> str:
     """Return any value of a document as text. Python or NumPy fail to convert some values."""
     try:
         return str(value)
-    except Exception as error:  # huge integers, dates without a unit, text beyond Unicode, deep nesting
+    except Exception as error:
+        # Huge integers, dates without a unit, text that is not Unicode, deep nesting.
         return f"<{type(value).__name__}: {type(error).__name__}>"
 
 

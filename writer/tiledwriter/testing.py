@@ -279,12 +279,14 @@ def _within_reach(installed: Path) -> Path:
     if not place.exists():
         copy = Path(tempfile.mkdtemp(prefix=f"{place.name}-"))
         for part in (installed, installed.with_name(f"{installed.name}.libs")):
-            if part.exists():  # programs find their libraries by relative paths
+            if part.exists():
+                # The programs find their libraries by relative paths.
                 shutil.copytree(part, copy / part.name, symlinks=True)
         copy.chmod(0o755)
         try:
             copy.rename(place)
-        except OSError:  # another process was faster
+        except OSError:
+            # Another process made the copy first.
             shutil.rmtree(copy)
     return place / installed.name
 

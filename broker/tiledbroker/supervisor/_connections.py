@@ -117,7 +117,8 @@ def _opened(descriptor: int) -> socket.socket:
     duplicate = os.dup(descriptor)
     try:
         return socket.socket(fileno=duplicate)
-    except OSError:  # something else has the descriptor
+    except OSError:
+        # The descriptor no longer belongs to a socket.
         os.close(duplicate)
         raise
 

@@ -42,7 +42,8 @@ class Filing:
         except FileNotFoundError:
             # The journal has been pruned.
             pass
-        except (JournalError, OSError) as error:  # the next supervisor tries again
+        except (JournalError, OSError) as error:
+            # The next supervisor tries again.
             self._limited.log(logging.WARNING, "filing", "A finished run's journal stays where it is: %s", error)
 
     def retry(self, now: float, is_needed: Callable[[Path], bool]) -> None:
@@ -150,7 +151,8 @@ def bring_back(journal: Path) -> Path:
 
 
 def _move(journal: Path, target: Path) -> None:
-    if target.exists():  # as from a backup that was put back
+    if target.exists():
+        # It was restored from a backup, for example.
         raise JournalInvalid(journal, f"{target} has the same name; both are left as they are.")
     journal.rename(target)
 

@@ -194,7 +194,8 @@ class ForkServer:
         for key, _ in self._selector.select(0):
             if key.fileobj is self._control:
                 self._read_reports()
-            elif key.data in self._workers:  # its fork server is gone, so nobody tells its exit code
+            elif key.data in self._workers:
+                # Its fork server is gone, so nobody reports its exit code.
                 self._end(key.data, None)
         changed, self._changed = list(self._changed), {}
         return changed

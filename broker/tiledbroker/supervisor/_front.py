@@ -195,7 +195,8 @@ class Front:
             The address is in use, or is no address of this host.
         """
         scheme, _, path = address.partition("://")
-        if scheme == "ipc" and _somebody_listens(path):  # libzmq would delete the path, and take its place
+        if scheme == "ipc" and _somebody_listens(path):
+            # libzmq would delete the socket file of the other process and bind in its place.
             raise zmq.ZMQError(zmq.EADDRINUSE)
         if "[" in address:
             self.socket.setsockopt(zmq.IPV6, 1)
@@ -383,7 +384,8 @@ class Front:
         why = refusal.detail or refusal.reason
         self._refuse(topic, "Run %s of %s is refused: %s.", refusal.run, publisher, why)
         if refusal.reason not in (messages.GAP, messages.LATER):
-            if len(publisher.refused) >= messages.MAX_RUNS:  # that many are forgotten, and looked at anew
+            if len(publisher.refused) >= messages.MAX_RUNS:
+                # Bounds memory. Further messages of these runs are simply checked again.
                 publisher.refused.clear()
             publisher.refused[refusal.run] = refusal.reason
         self.send(publisher, refusal)
@@ -414,5 +416,6 @@ def _property(frame: zmq.Frame, name: str) -> str:
     """Return a property that libzmq or the authenticator has attached to a frame's connection."""
     try:
         return str(frame.get(name))
-    except zmq.ZMQError:  # as an address of ipc
+    except zmq.ZMQError:
+        # The property is missing, for example the peer address over ipc.
         return ""

@@ -285,7 +285,8 @@ class Supervisor:
         return self._drain and self._survey.done and not left
 
     def _is_drained(self, run: Run) -> bool:
-        if run.state is State.PARKED:  # an open run, of which all there is may have been written
+        if run.state is State.PARKED:
+            # An open run may be parked although all its documents so far are written.
             return self._drain and not run.left
         return run.state in (State.WRITTEN, State.INTERRUPTED)
 
@@ -422,7 +423,8 @@ class Supervisor:
             crash_point("supervisor: documents durable, publisher not told")
             self._tell_publishers(run, message)
         elif isinstance(message, messages.Refused):
-            if not run.ready:  # it has not seen what there is
+            if not run.ready:
+                # The worker has not opened the journal, so its index says nothing.
                 message = msgspec.structs.replace(message, index=run.next)
             run.relayed = min(run.relayed, message.index)
             run.start_over()
@@ -618,7 +620,8 @@ class Supervisor:
         del self._by_process[process]
         del self._by_token[run.token]
         run.process, run.ready, run.orphan = None, False, None
-        if process.pid is None:  # it was never forked
+        if process.pid is None:
+            # The worker was never forked.
             self._postpone(run, _FORK_PAUSE)
             return
         audited = run.auditing and run.complete
@@ -630,7 +633,8 @@ class Supervisor:
         elif not run.final:
             self._worker_died(run, process.exit_code)
         run.resumed = run.probe = run.auditing = False
-        if run.relayed > run.next:  # it died with documents that it had not stored
+        if run.relayed > run.next:
+            # The worker died with documents that it had not stored.
             self._tell_publishers(run, messages.Refused(run.uid, run.next, messages.GAP))
             run.relayed = run.next
         if run.backlog and self._stop_deadline is None:
@@ -644,7 +648,8 @@ class Supervisor:
         self._read_outcome(run)
         if not run.left or self._stop_deadline is not None:
             return
-        if run.finish_by is None:  # nobody told it to end
+        if run.finish_by is None:
+            # The worker ended by itself, so Tiled is away.
             self._parking.found_away(run, time.monotonic())
         self._parking.add(run)
 
@@ -661,7 +666,8 @@ class Supervisor:
             if journal.complete:
                 self._filing.file(run.journal)
             return
-        if audited and not died and at == run.audit_at and run.finish_by is None:  # nobody told the worker to end
+        if audited and not died and at == run.audit_at and run.finish_by is None:
+            # The worker ended without an audit although nobody told it to end, so Tiled is away.
             self._parking.found_away(run, time.monotonic())
         pause = self._audits.pause_after(run.uid, died=died) if audited else 0.0
         if pause is None:
@@ -672,7 +678,8 @@ class Supervisor:
     def _read_outcome(self, run: Run) -> None:
         """Read the outcome from the journal, in case the worker's last messages were lost."""
         journal = Run.from_file(run.journal, run.uid)
-        if journal.unusable:  # it may be well again; if not, its next worker says so
+        if journal.unusable:
+            # The journal may be usable again later; otherwise the next worker reports it.
             run.happens(Event.PARKED)
             run.start_at = time.monotonic() + PUT_OFF
             return
@@ -730,7 +737,8 @@ class Supervisor:
         elif run.state is State.FAILED:
             if self._drain:
                 self._runs[run.uid] = run
-        elif run.next:  # of one without documents the publisher has them all
+        elif run.next:
+            # A run without documents is not resumed; its publisher still has all of them.
             self._runs[run.uid] = run
             self._parking.add(run)
 
@@ -754,7 +762,8 @@ class Supervisor:
         run = self._run_with(path)
         if run is None or run.process is None:
             self._retry(path, run)
-        elif Run.from_file(path, run.uid).state is not State.FAILED:  # a worker that begins is not failed yet
+        elif Run.from_file(path, run.uid).state is not State.FAILED:
+            # The journal records no failure: the new worker has not failed yet, so there is nothing to retry.
             withdraw_retry(path)
         elif run.finish_by is None:
             # This worker only journals; the next one writes.

@@ -95,5 +95,6 @@ class Survey:
 def _modified(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except OSError:  # it has gone, or cannot be looked at
+    except OSError:
+        # The file is gone or cannot be accessed.
         return 0.0

@@ -93,7 +93,8 @@ class WorkerWatch:
             return False
         self._looked = now
         for run in runs:
-            if absence > _OWN_ABSENCE:  # it is us who were stopped; the workers' answers are still to be read
+            if absence > _OWN_ABSENCE:
+                # The supervisor was stopped, not the workers; their answers are still unread.
                 run.answered = now
             self._look_for_silence(run, now)
             if run.finish_by is not None and now >= run.finish_by:

@@ -243,7 +243,8 @@ class PlainText:
         self.exact = False
         if isinstance(value, bytes):
             return value.decode("utf-8", "backslashreplace")
-        if isinstance(value, tuple):  # a row of a structured array
+        if isinstance(value, tuple):
+            # A row of a structured array.
             return [self.of(item) for item in value]
         return str(value)
 

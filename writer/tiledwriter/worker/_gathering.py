@@ -47,7 +47,6 @@ class Folded:
     cursor: int
     finished: bool
     error: UnwritableDocument | JournalInvalid | None
-    """Why there is nothing after them: the next document cannot be folded, or not be read."""
     too_narrow: dict[tuple[str, str], str]
 
 

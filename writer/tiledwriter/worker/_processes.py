@@ -29,7 +29,8 @@ class Processes:
     def identity(self, pid: int) -> ProcessIdentity | None:
         try:
             return pid, psutil.Process(pid).create_time()
-        except (psutil.Error, OSError):  # such as too many open files
+        except (psutil.Error, OSError):
+            # The process is gone, or this process has too many open files, for example.
             return None
 
     def memory(self, pid: int) -> int | None:

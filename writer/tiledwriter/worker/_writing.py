@@ -136,7 +136,8 @@ class RunWriting:
         except (Stopped, sqlite3.OperationalError):
             raise
         except Exception as error:
-            if self._stopping.is_set():  # the journal may have been closed under us
+            if self._stopping.is_set():
+                # The main thread may have closed the journal during this, so the error says nothing about the run.
                 raise Stopped(str(error)) from error
             log.exception("Run %s cannot be written; it is put in quarantine.", self._journal.run_uid)
             outcome, reason, detail = FAILED, f"{type(error).__name__}: {error}", describe(error)
