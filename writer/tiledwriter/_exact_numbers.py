@@ -25,7 +25,10 @@ def nearest_float(value: ExactNumber) -> float:
 
 
 def loses_digits(value: Any) -> bool:
-    """Return whether the nearest float is a different number. A decimal equals a float whose `repr` has that value."""
+    """Return whether the nearest float is a different number; False for types that have no more digits.
+
+    A decimal equals a float if the float's `repr` has that value.
+    """
     if not isinstance(value, EXACT_NUMBERS):
         return False
     number = nearest_float(value)

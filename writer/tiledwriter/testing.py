@@ -111,6 +111,7 @@ class ServerProcess:
 
     @property
     def running(self) -> bool:
+        """Whether the process was started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
     @property

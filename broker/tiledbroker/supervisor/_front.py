@@ -125,7 +125,7 @@ class Publisher:
         self._under_way.setdefault(message.run, deque()).append((message.next, len(message.body)))
 
     def knows_of(self, message: messages.Message) -> None:
-        """Stop counting documents whose fate the publisher learns from `message`."""
+        """Stop counting the documents that `message` reports as durable or refused."""
         if isinstance(message, messages.Refused):
             self._under_way.pop(message.run, None)
         elif isinstance(message, messages.Durable) and message.run in self._under_way:

@@ -211,6 +211,7 @@ class Run:
 
     @classmethod
     def from_file(cls, path: Path, uid: str | None = None) -> Run:
+        """Return the run of a journal file; a failed run if the file cannot be used."""
         try:
             with Journal(path, "read", run_uid=uid) as journal:
                 if journal_filename(journal.run_uid) != path.name:
@@ -268,10 +269,12 @@ class Run:
 
     @property
     def final(self) -> bool:
+        """Whether the state is recorded in the journal and needs no worker."""
         return self.state in FINAL
 
     @property
     def outcome(self) -> str:
+        """The final state as recorded in the journal; "" while there is none."""
         return self.state.value if self.final else ""
 
     def happens(self, event: Event) -> None:

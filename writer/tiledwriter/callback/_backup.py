@@ -210,6 +210,7 @@ class PlainText:
         self.exact = True
 
     def of(self, value: Any) -> Any:
+        """Return a value in JSON types; clear `exact` if it cannot be restored from them."""
         if isinstance(value, Mapping):
             return {self._key(key): self.of(item) for key, item in value.items()}
         if isinstance(value, list):

@@ -54,7 +54,7 @@ class Gathering:
     """Folds a journal's documents in its own thread, until the result is taken.
 
     All documents that arrive while Tiled handles one request thus go into the next one, which is ready in time. A
-    request takes Tiled about 10 to 100 ms: longer with more columns, but hardly longer with more rows.
+    request takes Tiled about 10 to 100 ms, however few rows it has, and longer with more columns.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ class Gathering:
         return self._next is not None
 
     def take(self, *, wait: bool) -> Folded:
-        """Return what was folded since the last call; with `wait`, block until that is something."""
+        """Return what was folded since the last call. With `wait`, block until there is something."""
         assert self._next is not None
         self._patient = wait
         self._wanted.set()

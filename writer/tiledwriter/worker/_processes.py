@@ -27,6 +27,7 @@ class Processes:
     """Access to processes with psutil. Implements the protocol `ProcessWatch` of the supervisor."""
 
     def identity(self, pid: int) -> ProcessIdentity | None:
+        """Return the pid and creation time (Unix time) of a process; None if they cannot be read."""
         try:
             return pid, psutil.Process(pid).create_time()
         except (psutil.Error, OSError):
@@ -34,15 +35,18 @@ class Processes:
             return None
 
     def memory(self, pid: int) -> int | None:
+        """Return the resident memory in bytes; None if it cannot be read."""
         try:
             return int(psutil.Process(pid).memory_info().rss)
         except (psutil.Error, OSError):
             return None
 
     def is_alive(self, process: ProcessIdentity) -> bool:
+        """Return whether this process is alive; False for another one with the same pid, and for a zombie."""
         return _find(process) is not None
 
     def kill(self, process: ProcessIdentity) -> bool:
+        """Kill this process with SIGKILL; return False if it is gone."""
         found = _find(process)
         if found is None:
             return False
