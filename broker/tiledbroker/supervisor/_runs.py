@@ -269,12 +269,12 @@ class Run:
 
     @property
     def final(self) -> bool:
-        """Whether the state is recorded in the journal and needs no worker."""
+        """Whether the state is a final one, which the journal records."""
         return self.state in FINAL
 
     @property
     def outcome(self) -> str:
-        """The final state as recorded in the journal; "" while there is none."""
+        """The final state; "" while there is none."""
         return self.state.value if self.final else ""
 
     def happens(self, event: Event) -> None:
