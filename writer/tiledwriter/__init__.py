@@ -1,4 +1,4 @@
-"""Turns Bluesky runs into Tiled nodes, from journals, exactly once."""
+"""Writes Bluesky runs to Tiled from journals, exactly once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ __all__ = [
     "WriterError",
 ]
 
-# On an acquisition host only `tiledwriter-journal ship` is used, and nothing heavy is installed.
+# Names are imported on first use: an acquisition host runs only `tiledwriter-journal ship` and lacks the heavy
+# packages.
 __getattr__ = lazy_attributes(
     __name__,
     {

@@ -1,4 +1,4 @@
-"""Settings of the supervisor: YAML file, then environment, then command line."""
+"""Settings of the supervisor, from a YAML file, the environment and the command line."""
 
 from __future__ import annotations
 
@@ -61,15 +61,17 @@ from .mapping import (
 )
 from .worker import PARK_AFTER, TiledAddress, WorkerOptions
 
-WORKER_MEMORY: Final = 2048  # MiB
+# Default memory limit of a worker in MiB.
+WORKER_MEMORY: Final = 2048
 
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE: Final = re.compile(r"([!-~]([ -~\t]*[!-~])?)?")
+# Header names that the HTTP client sets itself.
 _OWN_HEADERS: Final = frozenset({"connection", "content-length", "content-type", "host", "transfer-encoding"})
 
 
 class StreamPatterns(BaseModel):
-    """Which streams are written, by shell-style patterns of their names."""
+    """Which streams are written, by shell-style patterns of their names. `exclude` takes precedence over `include`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -78,7 +80,7 @@ class StreamPatterns(BaseModel):
 
 
 class Settings(BaseSettings):
-    """What `tiledwriter-supervisor` can be told. Each also by `TILEDWRITER_<NAME>` in the environment."""
+    """Settings of `tiledwriter-supervisor`. Each can also be set as `TILEDWRITER_<NAME>` in the environment."""
 
     model_config = SettingsConfigDict(env_prefix="TILEDWRITER_", extra="forbid", hide_input_in_errors=True)
     yaml_file: ClassVar[Path | None] = None
@@ -241,7 +243,7 @@ class Settings(BaseSettings):
         return self
 
     def server_curve(self) -> ServerCurve | None:
-        """Whom the supervisor lets in; None: anybody.
+        """Return the supervisor's keys and the allowed clients; None allows any client.
 
         Raises
         ------
@@ -251,11 +253,11 @@ class Settings(BaseSettings):
         return None if self.curve is None else ServerCurve(self.curve)
 
     def client_limits(self) -> ClientLimits:
-        """What one client may have."""
+        """Return the limits for each client."""
         return ClientLimits(self.window, self.max_document, self.max_connections, self.max_open_runs)
 
     def worker_options(self) -> WorkerOptions:
-        """What every worker is told."""
+        """Return the options that all workers share."""
         headers = {name: value.get_secret_value() for name, value in self.headers.items()}
         return WorkerOptions(
             TiledAddress(self.tiled, self.profile, headers, self.api_key_file),
@@ -265,11 +267,11 @@ class Settings(BaseSettings):
         )
 
     def worker_limits(self) -> WorkerLimits:
-        """What the supervisor expects of a worker."""
+        """Return the limits at which the supervisor replaces a worker."""
         return WorkerLimits(self.worker_memory * 2**20 or None, self.worker_silence)
 
     def writing_options(self) -> WritingOptions:
-        """How runs are written."""
+        """Return the options for writing runs."""
         return WritingOptions(
             self.max_array_size,
             self.quiet_period,
@@ -285,17 +287,23 @@ class Settings(BaseSettings):
 
 
 def load_settings(config: Path | None, flags: dict[str, Any], *, server: bool = True) -> Settings:
-    """Settings from a YAML file, the environment and flags; later ones win. Mappings are merged key by key.
+    """Load settings from a YAML file, the environment and flags.
+
+    Flags take precedence over the environment, and the environment over the file. Mappings are merged key by key.
 
     Parameters
     ----------
+    config
+        YAML file; None if there is none.
+    flags
+        Settings from the command line by name; None values are ignored.
     server
-        Whether it is an error if they do not say which Tiled to write to.
+        Raise an error if the settings do not name a Tiled server.
 
     Raises
     ------
     pydantic.ValidationError
-        Something is missing, unknown or has the wrong form.
+        A setting is missing, unknown or malformed.
     """
 
     class FromFile(Settings):
@@ -304,6 +312,7 @@ def load_settings(config: Path | None, flags: dict[str, Any], *, server: bool = 
 
     try:
         return FromFile(**{name: value for name, value in flags.items() if value is not None})
-    except SettingsError as error:  # a variable of the environment that should have been JSON
+    except SettingsError as error:
+        # An environment variable that should be JSON is not.
         problem = PydanticCustomError("settings", "{problem}", {"problem": f"{error}, which has to be JSON"})
         raise ValidationError.from_exception_data("Settings", [{"type": problem, "input": None}]) from error

@@ -1,4 +1,4 @@
-"""Every error of the writer in one place."""
+"""All errors of the writer."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ class WriterError(Exception):
 
 
 class DocumentError(WriterError, ValueError):
-    """Raised when a document cannot be understood; says which one, what is wrong and what to do."""
+    """Raised when a document cannot be interpreted. The message names the document, the problem and a remedy."""
 
 
 class DocumentInvalid(DocumentError):
-    """Raised when a document of a run is not what it has to be; a patch may correct it."""
+    """Raised when a document has invalid content, which a patch may correct; `name` is the kind of document."""
 
     def __init__(self, name: str, problem: str) -> None:
         super().__init__(f"{problem}. Correct it with a patch for {name!r}, then `tiledwriter-journal retry` the run.")
@@ -22,14 +22,14 @@ class DocumentInvalid(DocumentError):
 
 
 class DocumentMisplaced(DocumentError):
-    """Raised when a document cannot be where it is among the documents of a run, whatever it says."""
+    """Raised when a document cannot occur at its position in the run, whatever its content."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"{problem}. What came is in the journal; `tiledwriter-journal export` takes it out.")
 
 
 class UnwritableDocument(WriterError):
-    """Raised when the core fails on a document of a journal: `index` and `name` say on which."""
+    """Raised when a document of a journal cannot be turned into operations. `index` and `name` identify it."""
 
     def __init__(self, index: int, name: str, cause: Exception) -> None:
         super().__init__(f"Document {index} ({name}): {type(cause).__name__}: {cause}")
@@ -39,11 +39,11 @@ class UnwritableDocument(WriterError):
 
 
 class ServerError(WriterError):
-    """Base of the errors about what Tiled answered."""
+    """Base of the errors about Tiled's answers."""
 
 
 class OperationRefused(ServerError):
-    """Raised when Tiled will never accept an operation: it is to be looked at by a human."""
+    """Raised when Tiled will never accept an operation, so that a person must look at it."""
 
     def __init__(self, operation: object, answer: str) -> None:
         super().__init__(f"Tiled refuses {operation}: {answer}")
@@ -56,7 +56,7 @@ class NotOurs(OperationRefused):
 
 
 class TiledHasMore(ServerError):
-    """Raised when Tiled holds something of a run that the journal does not know, and that must not be undone."""
+    """Raised when Tiled holds data of a run that the journal does not have; `what` lists it. Nothing is undone."""
 
     def __init__(self, what: list[str]) -> None:
         listed = ", and ".join([", ".join(what[:-1]), what[-1]] if len(what) > 1 else what)
@@ -65,11 +65,11 @@ class TiledHasMore(ServerError):
 
 
 class FoldAgain(WriterError):
-    """Base of what makes it necessary to fold the run anew, from its first document."""
+    """Base of the errors after which the run must be folded again from its first document."""
 
 
 class ColumnsTooNarrow(FoldAgain):
-    """Raised when values came that the columns planned for them do not take: `needed` has types that do."""
+    """Raised when values do not fit the planned columns; `needed` has sufficient types by stream and data key."""
 
     def __init__(self, needed: dict[tuple[str, str], str]) -> None:
         super().__init__(", ".join(f"{stream}/{key}: {kind}" for (stream, key), kind in needed.items()))
@@ -81,7 +81,7 @@ class ColumnsRefused(OperationRefused, FoldAgain):
 
 
 class NodeRewound(FoldAgain):
-    """Raised when a node does not hold what was sent, and its rows are to be sent again: which, and what is wrong."""
+    """Raised when `node` does not hold what was sent, so that its rows are sent again; `reason` is the difference."""
 
     def __init__(self, node: str, reason: str) -> None:
         super().__init__(f"{node} {reason}; it is written anew.")
@@ -90,11 +90,11 @@ class NodeRewound(FoldAgain):
 
 
 class PoisonedOperation(OperationRefused):
-    """Raised when Tiled keeps answering 500 to one operation while it is well otherwise."""
+    """Raised when Tiled keeps answering 500 to one operation although it answers other requests."""
 
 
 class AuditFailed(ServerError):
-    """Raised when a node does not hold what was sent, however often it is written anew."""
+    """Raised when `node` does not hold what was sent although it was rewritten several times."""
 
     def __init__(self, node: str, reason: str) -> None:
         super().__init__(f"{node} {reason}, although it was written anew several times.")
@@ -102,11 +102,11 @@ class AuditFailed(ServerError):
 
 
 class TiledUnavailable(ServerError):
-    """Raised when Tiled did not carry out a request for as long as somebody could wait."""
+    """Raised when Tiled did not carry out a request within the time that the caller can wait."""
 
 
 class BackupUnreadable(WriterError):
-    """Raised when a file is no backup of runs: `path` and `line` say where, the message what to do."""
+    """Raised when a file is not a backup of runs. `path` and `line` locate the problem; the message has a remedy."""
 
     def __init__(self, path: object, line: int | None, problem: str) -> None:
         place = f"{path}" if line is None else f"{path}, line {line}"
@@ -116,13 +116,13 @@ class BackupUnreadable(WriterError):
 
 
 class Stopped(WriterError):
-    """Raised inside a worker that was told to stop while it waited."""
+    """Raised inside a worker when it is told to stop while it waits."""
 
 
 class Refused(ServerError):
-    """Raised when Tiled answered one request with a client error (4xx): `status` and the server's `detail`.
+    """Raised when Tiled answers a request with a client error (4xx): its `status` and the server's `detail`.
 
-    `may_be_ours` is set if an earlier attempt at the same request may have been carried out.
+    `may_be_ours` is True if an earlier attempt at the same request may have been carried out.
     """
 
     may_be_ours = False
@@ -134,11 +134,11 @@ class Refused(ServerError):
 
 
 class Ambiguous(ServerError):
-    """Raised when a request may or may not have been carried out."""
+    """Raised when it is unknown whether a request was carried out."""
 
 
 def describe(error: BaseException) -> dict[str, Any]:
-    """An error for a run's history: its type, its text and where it was raised."""
+    """Return an error's type, text and traceback for a run's history."""
     import traceback
 
     lines = traceback.format_exception(type(error), error, error.__traceback__)

@@ -1,4 +1,4 @@
-"""Numbers that may have more digits than a float has: the nearest float, and whether that loses some."""
+"""Numbers with more digits than a float: conversion to the nearest float, and detection of lost digits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXACT_NUMBERS: Final = (Decimal, Fraction, numpy.longdouble)
 
 
 def nearest_float(value: ExactNumber) -> float:
-    """The float that is nearest to a number: infinity where it is too large, NaN where it is none."""
+    """Return the float nearest to a number: infinity if it is too large, NaN if it is NaN."""
     if isinstance(value, Decimal) and value.is_snan():
         return math.nan
     try:
@@ -25,7 +25,10 @@ def nearest_float(value: ExactNumber) -> float:
 
 
 def loses_digits(value: Any) -> bool:
-    """Whether the nearest float is another number; a decimal is the same if the float is written like it."""
+    """Return whether the nearest float is a different number; False for types that have no more digits.
+
+    A decimal equals a float if the float's `repr` has that value.
+    """
     if not isinstance(value, EXACT_NUMBERS):
         return False
     number = nearest_float(value)

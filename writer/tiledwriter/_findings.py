@@ -1,4 +1,4 @@
-"""What is wrong with a journal, or with what Tiled holds of its run, in words and in numbers."""
+"""Findings: problems of a journal, or of the data that Tiled holds of its run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAX_TEXT: Final = 200
 
 
 class Example(NamedTuple):
-    """One place: a row's or document's number, or None; what is expected there, and what was found."""
+    """One occurrence of a problem: number of the row or document (or None), the expected and the found value."""
 
     row: int | None
     expected: Any = None
@@ -23,22 +23,22 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong.
+    """One problem.
 
     Attributes
     ----------
     where
-        A node below the run, "documents", "history" or the like, or "file".
+        A node below the run, a part of the journal such as "documents" or "history", or "file".
     problem
-        What is wrong, to be read after `where` and `column`.
+        The problem, as a predicate to follow `where` and `column`.
     column
-        Of a table.
+        Column of a table, or None.
     count
-        How many rows, values or documents have this problem.
+        Number of rows, values or documents that have this problem.
     examples
         The first few of them.
     advice
-        What to do about it, if that is known.
+        A remedy; "" if none is known.
     """
 
     where: str
@@ -49,12 +49,12 @@ class Finding:
     advice: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """In types that JSON has."""
+        """Return the finding in JSON types."""
         examples = [{name: plain(value) for name, value in item._asdict().items()} for item in self.examples]
         return {**asdict(self), "examples": examples}
 
     def lines(self) -> Iterable[str]:
-        """For people."""
+        """Yield the finding as lines of text."""
         place = self.where if self.column is None else f"{self.where}, column {self.column!r}"
         yield f"{place}: {self.problem}"
         for row, expected, found in self.examples:
@@ -68,19 +68,19 @@ class Finding:
 
 @dataclass
 class Tally:
-    """Counts one problem, and keeps the first examples."""
+    """Counts one problem and keeps the first examples."""
 
     count: int = 0
     examples: list[Example] = field(default_factory=list)
 
     def add(self, row: int | None, expected: Any = None, found: Any = None, *, times: int = 1) -> None:
-        """The problem was met again."""
+        """Count the problem `times` times, with one example."""
         if len(self.examples) < MAX_EXAMPLES:
             self.examples.append(Example(row, expected, found))
         self.count += times
 
     def finding(self, where: str, problem: str, column: str | None = None, advice: str = "") -> list[Finding]:
-        """What it amounts to; nothing if it was never met. `{}` in the problem is how often."""
+        """Return the finding, or an empty list if the problem did not occur. `{}` in `problem` becomes the count."""
         if not self.count:
             return []
         text = problem.replace("{}", f"{self.count}")
@@ -88,7 +88,7 @@ class Tally:
 
 
 def plain(value: Any) -> Any:
-    """A value in types that JSON has; a long one as the beginning of its text."""
+    """Return a value in JSON types; text longer than `_MAX_TEXT` characters is cut."""
     if isinstance(value, numpy.generic | numpy.ndarray):
         value = value.tolist()
     if value is None or isinstance(value, bool | int | float):

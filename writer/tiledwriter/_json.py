@@ -1,4 +1,4 @@
-"""Metadata as JSON carries it, with a word about whatever it cannot carry."""
+"""Conversion of metadata to JSON, with a note about each value that JSON cannot represent."""
 
 from __future__ import annotations
 
@@ -15,23 +15,37 @@ from ._plain_text import text_of
 
 MAX_INTEGER: Final = 2**53 - 1
 
-# PostgreSQL makes integers of floats without a fraction, and the server fails on integers of more than 64 bits.
+# PostgreSQL turns floats without a fraction into integers, and the server fails on integers of more than 64 bits.
 _TOO_LARGE: Final = 2.0**63
+# Characters of a value that a note shows.
 _SHOWN: Final = 80
+# Bits from which a note shows only the size of an integer.
 _LONG_BITS: Final = 1000
-_MOST_NOTES: Final = 10  # on the items of one list, or the keys of one mapping
+# Notes about the items of one list, or the keys of one mapping.
+_MOST_NOTES: Final = 10
 
 REPLACED: Final = "ReplacedByRepr"
-"""The name of tiledbroker's type, which is not imported: that would load the network's library."""
+"""Name of the type in tiledbroker. Importing the type itself would load the network library."""
 
 
 def to_json(value: Any, note: Callable[[str], None], where: str = "") -> Any:
-    """`value` with only dicts, lists, strings, finite numbers, booleans and None in it.
+    """Return `value` with only dicts, lists, strings, finite numbers, booleans and None in it.
 
-    Paths, dates and times become text, and decimals, fractions and numbers of extended precision the nearest float.
-    NaN becomes None; infinities, floats from 2**63 on and integers beyond 2**53 become the largest integer that JSON
-    readers agree on. Keys become text; of those that would be one text, those that are none get another. Whatever is
-    changed is reported to `note` with its place, but for a few of many in one list. The journal has the exact values.
+    - Paths, dates and times become text.
+    - Decimals, fractions and numbers of extended precision become the nearest float.
+    - NaN becomes None. Infinities, floats of 2**63 and more, and integers beyond 2**53 become the largest integer on
+      which JSON readers agree, with their sign.
+    - Keys become text. If several keys become the same text, a key that is text itself keeps it, and the others get `_`
+      appended.
+
+    Parameters
+    ----------
+    value
+        The value to convert. The journal keeps the exact one.
+    note
+        Called with a text for each change. In one list only the first `_MOST_NOTES` changes are reported singly.
+    where
+        Path of the value, for the notes.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -67,7 +81,7 @@ def to_json(value: Any, note: Callable[[str], None], where: str = "") -> Any:
 
 
 def _plain(value: Any, note: Callable[[str], None], where: str) -> Any:
-    """A value of NumPy's as Python has it; times, some of which Python makes integers of, are text."""
+    """Return a NumPy value as Python types; times become text, since Python turns some of them into integers."""
     if value.dtype.kind == "M":
         return numpy.datetime_as_string(value).tolist()
     if value.dtype.kind == "m":
@@ -82,12 +96,12 @@ def _plain(value: Any, note: Callable[[str], None], where: str) -> Any:
 
 
 def _records(value: Any) -> list[Any]:
-    """A record as the list of its values, an array of such as lists of those."""
+    """Return a record as the list of its values, and an array of records as nested lists of these."""
     return [value[name] for name in value.dtype.names] if value.ndim == 0 else [_records(row) for row in value]
 
 
 def _items(value: Sequence[Any], note: Callable[[str], None], where: str) -> list[Any]:
-    """The items of a list, of which a few of many notes are passed on."""
+    """Convert the items of a list, limiting the number of notes about them."""
     if isinstance(note, _FewNotes):
         return [to_json(item, note, f"{where}[{i}]") for i, item in enumerate(value)]
     few = _FewNotes(note)
@@ -97,7 +111,7 @@ def _items(value: Sequence[Any], note: Callable[[str], None], where: str) -> lis
 
 
 class _FewNotes:
-    """Passes the first notes on, and then how many more there were."""
+    """Passes on the first notes and then reports the number of the others."""
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self._note = note
@@ -121,7 +135,7 @@ def _exact_number(value: ExactNumber, note: Callable[[str], None], where: str) -
 
 
 def _names(value: Mapping[Any, Any], note: Callable[[str], None], where: str) -> list[str]:
-    """The keys of a mapping as texts; of those that would be one text, texts keep it."""
+    """Return the keys of a mapping as distinct texts; keys that are text stay unchanged."""
     taken = {key for key in value if isinstance(key, str)}
     names: list[str] = []
     changed: list[str] = []
@@ -165,7 +179,7 @@ def _integer(value: int, note: Callable[[str], None], where: str) -> int:
 
 
 def _shown(value: int) -> str:
-    """Python refuses to write very large integers, as it takes long."""
+    """Return an integer for a note. Python refuses to convert very large integers to text because that takes long."""
     return str(value) if value.bit_length() < _LONG_BITS else f"an integer of {value.bit_length()} bits"
 
 

@@ -1,4 +1,4 @@
-"""Doors of rooms of which a part needs packages that an acquisition host does not have."""
+"""Lazy imports for packages whose contents partly need libraries that an acquisition host lacks."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from typing import Any
 
 
 def lazy_attributes(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a package's `__getattr__` (PEP 562), which imports the module of a name when that is first asked for.
+    """Return a module `__getattr__` (PEP 562) for a package that imports a name's module on first access.
+
+    The returned function raises AttributeError for a name that is not in `modules`.
 
     Parameters
     ----------
+    package
+        Name of the package.
     modules
         The module of each name, relative to the package.
-
-    Raises
-    ------
-    AttributeError
-        By what is returned, for any other name.
     """
 
     def get(name: str) -> Any:

@@ -1,6 +1,6 @@
-"""Log lines of the supervisor and its workers, for people or for programs.
+"""Log formats of the supervisor and its workers: text or JSON.
 
-What documents say goes into messages: it must neither look like a line of its own nor fill the log.
+Messages contain text from documents. It must neither pass for a log line of its own nor fill the log.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ExceptionInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackT
 
 
 class TextFormatter(logging.Formatter):
-    """One line per message, and indented lines for a traceback."""
+    """Formats a message as one line, and a traceback as indented lines."""
 
     def __init__(self, who: str) -> None:
         super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S")
@@ -35,7 +35,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JSONFormatter(logging.Formatter):
-    """One JSON object per line."""
+    """Formats a message as one JSON object per line."""
 
     def __init__(self, run: str | None) -> None:
         super().__init__()
@@ -58,13 +58,21 @@ class JSONFormatter(logging.Formatter):
 
 @dataclass(frozen=True)
 class LogOptions:
-    """Level and form of log lines, which go to standard error."""
+    """Level and format of log lines, which go to standard error.
+
+    Attributes
+    ----------
+    level
+        Name of the lowest level that is logged for `tiledwriter` and `tiledbroker`.
+    form
+        Format of the lines.
+    """
 
     level: str = "INFO"
     form: Literal["text", "json"] = "text"
 
     def configure(self, worker: str | None = None) -> None:
-        """Set up logging for this process; `worker` is the uid of the run it writes."""
+        """Set up logging for this process; `worker` is the uid of the worker's run, None in the supervisor."""
         handler = logging.StreamHandler(sys.stderr)
         if self.form == "json":
             handler.setFormatter(JSONFormatter(worker))

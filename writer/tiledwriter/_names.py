@@ -1,4 +1,4 @@
-"""Names that Tiled takes for nodes and for the columns of tables, made from names that it does not take."""
+"""Names that Tiled accepts for nodes and table columns, derived from names in documents."""
 
 from __future__ import annotations
 
@@ -14,20 +14,27 @@ TIME: Final = "time"
 
 _FURTHER_TABLE: Final = re.compile(rf"{TABLE_KEY}_\d+(_row)?")
 
-_MAX_BYTES: Final = 63  # of an identifier in PostgreSQL
+# Bytes of an identifier in PostgreSQL.
+_MAX_BYTES: Final = 63
 _COLUMN: Final = re.compile(r"[a-zA-Z].*")
+# What Tiled refuses in column names.
 _REFUSED: Final = re.compile(r"""['"`;\\%()=+\x00-\x1f\x7f]|--|/\*|\*/""")
 _REFUSED_IN_URL: Final = re.compile(r"[/?#%\\\x00-\x1f\x7f]")
+# Hexadecimal digits that distinguish shortened column names.
 _DIGEST: Final = 8
-_MAX_KEY: Final = 240  # characters, quoted as in URLs; file systems take 255 bytes
+# Characters of a key when quoted as in URLs; file systems take names of 255 bytes.
+_MAX_KEY: Final = 240
+# Hexadecimal digits that distinguish changed keys.
 _KEY_DIGEST: Final = 16
+# Characters that quoting makes of one character at most: 4 UTF-8 bytes of 3 characters each.
 _MOST_PER_CHARACTER: Final = 12
 
 
 def column_name(key: str) -> str:
-    """A name for the column of a data key; its timestamps then go by `ts_` and that name.
+    """Return the column name for a data key; `ts_` and that name is the column of its timestamps.
 
-    The key itself if Tiled takes both. Otherwise with `_` for what it refuses, and an `x` where no letter comes first.
+    It is the key itself if Tiled accepts both names. Otherwise `_` replaces refused characters, `x` precedes a name
+    that does not begin with a letter, and a digest ends a name that is too long.
     """
     name = _REFUSED.sub("_", key)
     if not _COLUMN.match(name):
@@ -41,9 +48,9 @@ def column_name(key: str) -> str:
 
 
 def node_key(name: str) -> str:
-    """A name as the key of a node: paths in URLs are made of keys, and clients do not quote all of them.
+    """Return the node key for a name. Keys become parts of URLs, and some clients do not quote all characters.
 
-    The server makes names of files and directories of them, too: so they are not too long.
+    The server also makes names of files and directories from keys, so their length is limited.
     """
     key = _REFUSED_IN_URL.sub("_", name).encode("utf-8", "backslashreplace").decode()
     key = "".join(c if c.isprintable() else "_" for c in key)
@@ -53,13 +60,13 @@ def node_key(name: str) -> str:
 
 
 def run_key(uid: str) -> str:
-    """The key of a run's node: its uid if Tiled takes that, else something like it that is no other run's."""
+    """Return the key of a run's node: its uid if Tiled accepts that, otherwise a similar key unique to this run."""
     key = node_key(uid)
     return key if key == uid else _with_digest(key, uid)
 
 
 def _with_digest(key: str, name: str) -> str:
-    """A key that tells names apart which would have the same; with its length kept within limits."""
+    """Return a key with a digest of `name`, to distinguish names with the same key; shorten it to the limit."""
     end = f"-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:_KEY_DIGEST]}"
     while _length_in_url(key) + len(end) > _MAX_KEY:
         key = key[: -max(1, (_length_in_url(key) + len(end) - _MAX_KEY) // _MOST_PER_CHARACTER)]
@@ -71,10 +78,18 @@ def _length_in_url(key: str) -> int:
 
 
 class StreamNames:
-    """All names that are given out in one stream: of nodes, of columns, and of dimensions.
+    """All names used in one stream: of nodes, columns and dimensions.
 
-    For readers nodes and columns are one set of names, and a dimension has one size in all of them. Data keys keep
-    their names where Tiled takes them; the others get names that no data key has. Each change is told to `note`.
+    Readers see nodes and columns in one namespace, and a dimension name must have the same size everywhere. Data keys
+    keep their names if Tiled accepts them; the others get names that no data key has. Each change is reported to
+    `note`.
+
+    Parameters
+    ----------
+    about
+        Prefix of the notes.
+    note
+        Called with a text for each changed name.
     """
 
     def __init__(self, about: str, note: Callable[[str], None]) -> None:
@@ -87,7 +102,7 @@ class StreamNames:
         self._sizes: dict[str, int | None] = {TIME: None}
 
     def declare(self, data_keys: Mapping[str, Mapping[str, Any]]) -> None:
-        """Keep names for data keys of a descriptor: of those in files the names of their nodes."""
+        """Reserve the names of a descriptor's data keys, and node names for those with external data."""
         self._keys |= data_keys.keys()
         for key in [key for key, data_key in data_keys.items() if "external" in data_key]:
             if key not in self._external:
@@ -95,27 +110,31 @@ class StreamNames:
                 self._taken.add(self._external[key])
 
     def of_files(self, key: str) -> str:
-        """The name of the node for a data key's files."""
+        """Return the name of the node for a data key's files."""
         if key not in self._external:
             self.declare({key: {"external": ""}})
         self._used.add(key)
         return self._told(key, self._external[key])
 
     def of_values(self, key: str, *, as_column: bool) -> tuple[str, str]:
-        """The names of the column, or of the node, for a data key's values, and of the column for their timestamps."""
+        """Return the names of the column or node for a data key's values, and of the column for their timestamps."""
         if key in self._external and key not in self._used:
-            self._taken.discard(self._external.pop(key))  # its data is in the events
+            # Its data is in the events although it was declared external, so the reserved name is free.
+            self._taken.discard(self._external.pop(key))
         name = self._free(key, column_name(key) if as_column else node_key(key), self._is_free_with_timestamps)
         timestamps = f"{TIMESTAMP}{column_name(name)}"
         self._taken |= {name, timestamps}
         return self._told(key, name), timestamps
 
     def of_array(self, key: str) -> str:
-        """The name that the node for a data key's values would get now."""
+        """Return the name that `of_values` would give the node of a data key now, without reserving it."""
         return self._free(key, node_key(key), self._is_free_with_timestamps)
 
     def of_dimensions(self, node: str, names: Sequence[str], sizes: Sequence[int]) -> list[str]:
-        """Names for the dimensions of a node, of which the first may be "time": each once, and of one size."""
+        """Return names for a node's dimensions: distinct, and each with one size in the stream.
+
+        Only the first dimension may be "time".
+        """
         given: list[str] = []
         for position, (name, size) in enumerate(zip(names, sizes, strict=True)):
             free = str(name)
@@ -134,7 +153,7 @@ class StreamNames:
         return given
 
     def own_dimensions(self, node: str, count: int) -> list[str]:
-        """Names for the dimensions of a node whose rows are not those of the stream's events."""
+        """Return dimension names for a node whose rows are not the stream's events."""
         first = f"{node}_frame"
         while first in self._sizes or first in self._taken:
             first += "_"

@@ -1,22 +1,24 @@
-"""Text from documents, made so that it can do nothing to a terminal or a log, nor fill it."""
+"""Text from documents, made harmless for terminals and logs and limited in length."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
+# Characters beyond which a word without blanks is cut.
 LONGEST_WORD: Final = 300
+# Characters beyond which a text is cut.
 LONGEST: Final = 8000
 
 _LONG_WORD: Final = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
 
 
 def plain(text: str) -> str:
-    """One line of printable characters: others are escaped, among them those that change the direction of writing.
+    """Return one line of printable characters. Others are escaped, including those that change the text direction.
 
-    What is too long to be read is cut; the journal has all of it.
+    Long words and long texts are cut; the journal has all of it.
     """
-    # First cut, then escape: the characters that are counted are those of the text.
+    # Cut before escaping, so that lengths are counted in characters of the original text.
     text = _cut(_LONG_WORD.sub(lambda word: _cut(word[0], LONGEST_WORD), text), LONGEST)
     if text.isprintable():
         return text
@@ -24,10 +26,11 @@ def plain(text: str) -> str:
 
 
 def text_of(value: object) -> str:
-    """Any value of a document as text; there are some that Python or NumPy have no text for."""
+    """Return any value of a document as text. Python or NumPy fail to convert some values."""
     try:
         return str(value)
-    except Exception as error:  # huge integers, dates without a unit, text beyond Unicode, deep nesting
+    except Exception as error:
+        # Huge integers, dates without a unit, text that is not Unicode, deep nesting.
         return f"<{type(value).__name__}: {type(error).__name__}>"
 
 

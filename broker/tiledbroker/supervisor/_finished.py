@@ -1,4 +1,4 @@
-"""Journals of finished runs lie in a folder of their own: whoever looks for open runs does not come across them."""
+"""Moves journals of finished runs to a separate folder, so that a search for open runs does not read them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _KEYS: Final = "SELECT key, value FROM state WHERE key IN ('run_uid', 'outcome',
 
 
 class Filing:
-    """Puts finished runs' journals aside: at once, or later if somebody uses them."""
+    """Moves journals of finished runs to their folder, and retries those that are in use."""
 
     def __init__(self) -> None:
         self._waiting: dict[Path, None] = {}
@@ -34,34 +34,45 @@ class Filing:
         self._limited = LimitedLog(log)
 
     def file(self, journal: Path) -> None:
-        """Move a journal to the folder of finished runs, now or once nobody uses it."""
+        """Move a journal to the folder of finished runs now, or retry later if it is in use."""
         self._waiting.pop(journal, None)
         try:
             if not file_away(journal):
                 self._waiting[journal] = None
         except FileNotFoundError:
-            pass  # it has been pruned
-        except (JournalError, OSError) as error:  # the next supervisor tries again
+            # The journal has been pruned.
+            pass
+        except (JournalError, OSError) as error:
+            # The next supervisor tries again.
             self._limited.log(logging.WARNING, "filing", "A finished run's journal stays where it is: %s", error)
 
     def retry(self, now: float, is_needed: Callable[[Path], bool]) -> None:
-        """Try again with those that were in use, if it is time to; not with one that is needed for its run again."""
+        """Retry journals that were in use, every `_RETRY_PAUSE_SECONDS`.
+
+        Parameters
+        ----------
+        now
+            Time (`time.monotonic`).
+        is_needed
+            Returns True for a journal whose run is active again; it is not moved.
+        """
         if now < self._retry_at:
             return
         self._retry_at = now + _RETRY_PAUSE_SECONDS
         for journal in [path for path in self._waiting if not is_needed(path)][:_RETRIED_AT_ONCE]:
             del self._waiting[journal]
-            if Run.from_file(journal).complete:  # which also removes what a killed worker has left beside the file
+            # Opening the journal also checkpoints and removes the WAL file that a killed worker may have left.
+            if Run.from_file(journal).complete:
                 self.file(journal)
 
 
 def is_finished(journal: Path) -> bool:
-    """Whether a journal at rest says that its run is in Tiled, and is not to be audited.
+    """Return True if a journal that nobody uses says that its run is in Tiled and needs no audit.
 
-    This is far quicker than opening it as a `Journal`, for directories with many. False for one that is in use, and for
-    one that is damaged or misnamed: whoever needs it looks closer.
+    This is much faster than opening the file as a `Journal`, for directories with many files. It returns False for a
+    journal that is in use, damaged or misnamed; the caller then opens it.
     """
-    # SQLite would wait for ever for somebody to write into a pipe.
+    # SQLite would block forever on a named pipe.
     if not journal.is_file() or _log_of(journal).exists():
         return False
     try:
@@ -77,23 +88,28 @@ def is_finished(journal: Path) -> bool:
 
 
 def file_away(journal: Path) -> bool:
-    """Move a finished run's journal to the folder of those; False if somebody uses it at the moment.
+    """Move a finished run's journal to the folder of finished runs.
 
-    Nothing is synced: after a power cut the file is in one place or the other, and whole.
+    Nothing is synced: after a power cut the file is complete, in the old folder or in the new one.
+
+    Returns
+    -------
+    bool
+        False if another process uses the journal at the moment.
 
     Raises
     ------
     JournalInvalid
-        There is another file of its name.
+        The folder has another file of that name.
     OSError
-        It cannot be moved.
+        The file cannot be moved.
     """
     folder = journal.parent / FINISHED
     lock = FileLock(journal.with_name(journal.name + ".lock"))
     if not lock.try_acquire():
         return False
     try:
-        # What is in SQLite's log would be left behind. The last one to close the file removes it.
+        # The move would leave the content of the WAL file behind. The last process to close the journal removes it.
         if _log_of(journal).exists():
             return False
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -105,16 +121,16 @@ def file_away(journal: Path) -> bool:
 
 
 def bring_back(journal: Path) -> Path:
-    """Move a journal out of the folder of finished runs, since there is something to do for its run; its new path.
+    """Move a journal out of the folder of finished runs because its run needs a worker again, and return its new path.
 
     Raises
     ------
     JournalLocked
-        Somebody writes it.
+        Another process is writing the journal.
     JournalInvalid
-        There is another file of its name.
+        The journal directory has another file of that name.
     OSError
-        It cannot be moved.
+        The file cannot be moved.
     """
     if journal.parent.name != FINISHED:
         return journal
@@ -125,7 +141,8 @@ def bring_back(journal: Path) -> Path:
         home = journal.parent.parent / journal.name
         _move(journal, home)
         crash_point("supervisor: journal brought back")
-        # What is acknowledged from now on is in a log beside the new name, which has to survive a power cut with it.
+        # Documents acknowledged from now on go to a WAL file next to the new name. After a power cut that name must
+        # exist.
         sync_directory(home.parent)
         sync_directory(journal.parent)
     finally:
@@ -134,7 +151,8 @@ def bring_back(journal: Path) -> Path:
 
 
 def _move(journal: Path, target: Path) -> None:
-    if target.exists():  # as from a backup that was put back
+    if target.exists():
+        # It was restored from a backup, for example.
         raise JournalInvalid(journal, f"{target} has the same name; both are left as they are.")
     journal.rename(target)
 

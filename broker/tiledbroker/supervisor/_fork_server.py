@@ -1,9 +1,9 @@
-"""A process that has the workers' imports done, and forks workers: so each is ready in milliseconds.
+"""A fork server: a process that has imported the workers' modules and forks workers in milliseconds.
 
-The supervisor and the fork server talk over a socket pair, which has no name in the file system that a cleaner of
-temporary files could remove. The supervisor never waits: it asks for a worker, and is told later that it was forked.
-Each worker shares a further socket pair with the supervisor, its lifeline, on which nothing is sent: when one end dies,
-the other one sees it, also if the fork server is gone.
+The supervisor and the fork server communicate over a socket pair. It has no name in the file system, so no cleaner of
+temporary files can remove it. The supervisor never blocks on the fork server: it requests a worker, and a later report
+says that the worker was forked. Each worker shares another socket pair with the supervisor, its lifeline. Nothing is
+sent on it; when one end dies, the other end sees the closed connection, even if the fork server is gone.
 """
 
 from __future__ import annotations
@@ -36,21 +36,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FORK_TIMEOUT_SECONDS: Final = 120.0
-"""A fork server that has not forked a worker for so long hangs. Its imports come first, and may take long."""
+"""A request that is unanswered for this long means that the fork server hangs. The time includes its imports."""
 
 _RESTART_PAUSE_SECONDS: Final = 1.0
 _START_TIMEOUT_SECONDS: Final = 5.0
 _END_TIMEOUT_SECONDS: Final = 2.0
 _RECEIVE_BYTES: Final = 65_536
 
-_OPENING: Final = struct.Struct("=I")  # length of what follows: the modules to import, and what a worker runs
-_REQUEST: Final = struct.Struct("=QI")  # number of the worker, length of the pickled task that follows
-_REPORT: Final = struct.Struct("=QBi")  # number of the worker, one of the following, pid, exit code or errno
+# Length of the pickled modules to preload and worker target that follow.
+_OPENING: Final = struct.Struct("=I")
+# Number of the worker, length of the pickled task that follows.
+_REQUEST: Final = struct.Struct("=QI")
+# Number of the worker; one of the kinds below; pid, exit code or errno, depending on the kind.
+_REPORT: Final = struct.Struct("=QBi")
 _FORKED: Final = 1
 _ENDED: Final = 2
 _NOT_FORKED: Final = 3
 
-# The same modules can be imported there as here. This is seen by `ps`, so it says nothing of what workers are told.
+# It gets this process's `sys.path`, so that it can import the same modules. `ps` shows the program text, so it must not
+# contain anything that workers are told.
 _PROGRAM: Final = (
     "import sys; sys.path[:] = {path}; from tiledbroker.supervisor._fork_server import serve; serve({descriptor})"
 )
@@ -60,18 +64,20 @@ _Target: TypeAlias = "Callable[[WorkerTask], None]"
 
 @dataclasses.dataclass(eq=False)
 class WorkerProcess:
-    """A worker, from the moment at which it is asked for.
+    """A worker process, from the moment it is requested.
 
     Attributes
     ----------
-    pid
-        None until it is forked.
-    ended
-        The process is gone, or never came about if there is no `pid`.
-    exit_code
-        Negative for a signal; None while it is not known, which it stays if the fork server died before the worker.
+    lifeline
+        The supervisor's end of the socket pair shared with the worker.
     asked_at
-        Time (`time.monotonic`).
+        Time of the request (`time.monotonic`).
+    pid
+        None until the worker is forked.
+    ended
+        The process is gone, or was never forked if there is no `pid`.
+    exit_code
+        Negative for a signal. None while it is unknown, and for good if the fork server died before the worker.
     """
 
     lifeline: socket.socket = dataclasses.field(repr=False)
@@ -81,26 +87,28 @@ class WorkerProcess:
     exit_code: int | None = None
 
     def kill(self) -> None:
-        """End it with SIGKILL if it is there; one that is being forked ends by itself when its lifeline is cut."""
+        """Kill the process with SIGKILL. A worker that is not forked yet ends by itself when its lifeline closes."""
         if self.pid is not None and not self.ended:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
 
 class ForkServer:
-    """The supervisor's side. One that has died or hangs is started anew; its workers go on.
+    """The supervisor's side of the fork server. One that has died or hangs is restarted; its workers keep running.
 
     Parameters
     ----------
     command
-        What a worker runs, and what to import before.
+        What a worker runs, and the modules to import beforehand.
     """
 
     def __init__(self, command: WorkerCommand) -> None:
         self._command = command
         self._numbers = itertools.count(1)
-        self._workers: dict[int, WorkerProcess] = {}  # those that have not ended
-        self._changed: dict[WorkerProcess, None] = {}  # those that `receive` has not told of yet
+        # Workers that have not ended, by number.
+        self._workers: dict[int, WorkerProcess] = {}
+        # Workers whose change `receive` has not returned yet.
+        self._changed: dict[WorkerProcess, None] = {}
         self._selector = selectors.DefaultSelector()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -110,20 +118,20 @@ class ForkServer:
 
     @property
     def pid(self) -> int | None:
-        """Of the fork server; None while there is none."""
+        """The fork server's pid; None while there is none."""
         return None if self._process is None else self._process.pid
 
     def fileno(self) -> int:
-        """A descriptor that can be read when `receive` has something to tell."""
+        """Return a descriptor that is readable when `receive` has something to return."""
         return self._selector.fileno()
 
     def ensure_running(self) -> None:
-        """Start the fork server unless it runs, or has ended a moment ago.
+        """Start the fork server unless it is running.
 
         Raises
         ------
         OSError
-            There is none.
+            It cannot be started, or the last attempt was less than `_RESTART_PAUSE_SECONDS` ago.
         """
         if self._process is not None:
             return
@@ -143,7 +151,7 @@ class ForkServer:
                 control.close()
                 raise
         try:
-            # That is far less than what a socket takes without anybody reading.
+            # The opening is far smaller than the socket's send buffer, so `sendall` returns although nobody reads yet.
             control.settimeout(_START_TIMEOUT_SECONDS)
             control.sendall(_OPENING.pack(len(opening)) + opening)
         except BaseException:
@@ -156,12 +164,12 @@ class ForkServer:
         self._selector.register(control, selectors.EVENT_READ)
 
     def start_worker(self, task: WorkerTask) -> WorkerProcess:
-        """Ask for a worker; `receive` tells what becomes of it.
+        """Request a worker; `receive` reports whether it was forked.
 
         Raises
         ------
         OSError
-            It cannot be asked for now.
+            No worker can be requested now.
         """
         self.ensure_running()
         assert self._control is not None
@@ -182,17 +190,18 @@ class ForkServer:
         return worker
 
     def receive(self) -> list[WorkerProcess]:
-        """Take in what is new, without waiting: workers that were forked, could not be, or have ended."""
+        """Read reports without waiting, and return the workers that were forked, could not be forked, or have ended."""
         for key, _ in self._selector.select(0):
             if key.fileobj is self._control:
                 self._read_reports()
-            elif key.data in self._workers:  # its fork server is gone, so nobody tells its exit code
+            elif key.data in self._workers:
+                # Its fork server is gone, so nobody reports its exit code.
                 self._end(key.data, None)
         changed, self._changed = list(self._changed), {}
         return changed
 
     def check(self, now: float) -> None:
-        """Start a fork server in place of one that is gone; end one that hangs, of which `receive` then tells."""
+        """Start a fork server if there is none; kill one that hangs, so that `receive` reports its loss."""
         unforked = [worker.asked_at for worker in self._workers.values() if worker.pid is None]
         if unforked and now - min(unforked) >= FORK_TIMEOUT_SECONDS and self._process is not None:
             log.error("The fork server has not answered for %.0f s; starting another.", FORK_TIMEOUT_SECONDS)
@@ -202,7 +211,7 @@ class ForkServer:
                 self.ensure_running()
 
     def close(self) -> None:
-        """End the fork server. Workers that are there see their lifelines end, and end too."""
+        """End the fork server and close all lifelines, upon which the workers end."""
         self._stop_process()
         for worker in self._workers.values():
             worker.lifeline.close()
@@ -246,7 +255,7 @@ class ForkServer:
         self._changed[worker] = None
 
     def _lose(self, why: str) -> None:
-        """The fork server is of no use any more: its workers are watched by their lifelines from now on."""
+        """Drop the fork server and watch its workers by their lifelines from now on."""
         exit_code = self._stop_process()
         message = "The fork server %s (exit code %s); starting another."
         self._limited.log(logging.ERROR, "lost", message, why, exit_code)
@@ -263,18 +272,19 @@ class ForkServer:
         self._selector.unregister(self._control)
         self._control.close()
         process, self._process, self._control = self._process, None, None
-        process.kill()  # it has nothing to tidy up, and may hang
+        # It has nothing to clean up and may hang, so SIGKILL.
+        process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_END_TIMEOUT_SECONDS)
         return process.returncode
 
 
-# The fork server's side
+# All code below runs in the fork server process.
 
 
 def serve(descriptor: int) -> None:
-    """Fork workers until the supervisor closes its end of a socket, or is gone."""
-    # Ctrl-C and systemd signal every process of a group; the supervisor closes the socket when workers are done.
+    """Fork workers until the supervisor closes its end of the socket or is gone."""
+    # Ctrl-C and systemd signal every process of a group. The supervisor closes the socket when its workers are done.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     control = socket.socket(fileno=descriptor)
@@ -308,18 +318,21 @@ def _load_command(opening: bytes) -> _Target:
 
 
 class _Forks:
-    """The workers that this process forks."""
+    """Forks workers and reports their ends, in the fork server process."""
 
     def __init__(self, control: socket.socket, target: _Target, private: Sequence[socket.socket]) -> None:
         self._control = control
         self._target = target
-        self._private = private  # sockets that no worker is to hold
-        self._numbers: dict[int, int] = {}  # by pid
+        # Sockets that a worker must not inherit.
+        self._private = private
+        # Worker numbers by pid.
+        self._numbers: dict[int, int] = {}
         self._requests = b""
-        self._lifelines: list[int] = []  # of requests that are not complete, in their order
+        # Lifelines of requests that have not arrived completely, in order of arrival.
+        self._lifelines: list[int] = []
 
     def receive(self) -> bool:
-        """Fork what is asked for; False if nobody can ask any more."""
+        """Fork the requested workers; return False when the supervisor has closed the socket."""
         data, descriptors, _, _ = socket.recv_fds(self._control, _RECEIVE_BYTES, 64)
         self._lifelines += descriptors
         self._requests += data
@@ -333,7 +346,7 @@ class _Forks:
         return bool(data)
 
     def reap(self) -> None:
-        """Report the workers that have ended."""
+        """Report workers that have ended."""
         while self._numbers:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
@@ -367,7 +380,7 @@ class _Forks:
                 signal.signal(number, signal.SIG_DFL)
             for private in (self._control, *self._private):
                 private.close()
-            # Another worker's lifeline, held here too, would hide that worker's end.
+            # A copy of another worker's lifeline in this process would keep it open, and so hide that worker's end.
             for other in self._lifelines:
                 os.close(other)
             task: Any = ForkingPickler.loads(body)

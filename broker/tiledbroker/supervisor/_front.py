@@ -1,4 +1,4 @@
-"""The socket that publishers connect to: who is let in, how much each may have under way, and what was refused."""
+"""The frontend: the socket that publishers connect to. Authenticates clients and enforces their limits."""
 
 from __future__ import annotations
 
@@ -30,13 +30,20 @@ DEFAULT_MAX_OPEN_RUNS: Final = 200
 
 MESSAGES_PER_TURN: Final = 200
 
-_HANDSHAKE_TIMEOUT: Final = 3_000  # ms
-_LINGER: Final = 200  # ms
-_WAITING_ANSWERS: Final = 100  # of one connection, before it counts as gone
-_WAITING_MESSAGES: Final = 16  # of one connection, before its sender has to wait
+# Milliseconds, as ZMQ_HANDSHAKE_IVL takes them.
+_HANDSHAKE_TIMEOUT: Final = 3_000
+# Milliseconds, as ZMQ_LINGER takes them.
+_LINGER: Final = 200
+# Queued messages to one connection, beyond which the connection counts as gone.
+_WAITING_ANSWERS: Final = 100
+# Queued messages from one connection, beyond which its sender blocks.
+_WAITING_MESSAGES: Final = 16
+# Seconds without a message after which a publisher is forgotten.
 _SILENCE: Final = 60.0
+# Seconds between two summaries of refusals in the log.
 _REPORT_INTERVAL: Final = 60.0
-_KEEPALIVE: Final = {  # seconds, but for TCP_MAXRT
+# Intervals in seconds; TCP_MAXRT in milliseconds.
+_KEEPALIVE: Final = {
     zmq.TCP_KEEPALIVE: 1,
     zmq.TCP_KEEPALIVE_IDLE: 5,
     zmq.TCP_KEEPALIVE_INTVL: 2,
@@ -49,18 +56,18 @@ _Socket: TypeAlias = "zmq.Socket[bytes]"
 
 @dataclass(frozen=True)
 class ClientLimits:
-    """What one client may have.
+    """Limits for one client: a CURVE key, or without CURVE an address.
 
     Attributes
     ----------
     window
-        Bytes under way unacknowledged, per connection.
+        Unacknowledged bytes in flight, per connection.
     max_document
         Bytes of one document, and of one message.
     max_connections
         Publishers connected at a time.
     max_open_runs
-        Runs whose end has not come.
+        Runs that have not ended, of publishers that are connected.
     """
 
     window: int = DEFAULT_WINDOW
@@ -71,20 +78,24 @@ class ClientLimits:
 
 @dataclass(eq=False)
 class Publisher:
-    """One connection; another one is another publisher, also under the same identity.
+    """One connection of a publisher. A new connection is a new `Publisher`, even under the same identity.
 
     Attributes
     ----------
     identity
-        What ZeroMQ calls it; drawn by lot for each connection.
+        The ZeroMQ routing identity; the publisher draws a random one for each connection.
     client
-        Whose key it has shown; "" without CURVE.
+        Name of the client's CURVE key; "" without CURVE.
     address
-        Where it is.
+        IP address of the peer; "" if unknown, as over ipc.
     descriptor
-        What its messages come by.
+        File descriptor of the connection.
     name
-        How it calls itself; "" until it has said Hello.
+        The publisher's name for itself; "" until it has said Hello.
+    heard
+        Time of its last message (`time.monotonic`); 0 before the first.
+    refused
+        Runs of which nothing is accepted until its next Hello: the reason by run uid.
     """
 
     identity: bytes
@@ -93,7 +104,7 @@ class Publisher:
     descriptor: int = -1
     name: str = ""
     heard: float = 0.0
-    refused: dict[str, str] = field(default_factory=dict, repr=False)  # runs that it is not to send, and why
+    refused: dict[str, str] = field(default_factory=dict, repr=False)
     _under_way: dict[str, deque[tuple[int, int]]] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
@@ -101,20 +112,20 @@ class Publisher:
 
     @property
     def party(self) -> str:
-        """Who is to keep within the limits."""
+        """Key under which this client's limits are counted: the CURVE client, or without CURVE the address."""
         return self.client or self.address
 
     @property
     def under_way(self) -> int:
-        """Bytes that have come and are not durable."""
+        """Bytes received from this connection that are not durable yet."""
         return sum(size for batches in self._under_way.values() for _, size in batches)
 
     def has_sent(self, message: messages.Documents) -> None:
-        """Documents have come."""
+        """Count the bytes of received documents as in flight."""
         self._under_way.setdefault(message.run, deque()).append((message.next, len(message.body)))
 
     def knows_of(self, message: messages.Message) -> None:
-        """It has been told what became of documents that it sent."""
+        """Stop counting the documents that `message` reports as durable or refused."""
         if isinstance(message, messages.Refused):
             self._under_way.pop(message.run, None)
         elif isinstance(message, messages.Durable) and message.run in self._under_way:
@@ -126,21 +137,25 @@ class Publisher:
 
 
 class Front:
-    """The supervisor's socket for publishers.
+    """The frontend: the supervisor's ROUTER socket for publishers.
 
     Parameters
     ----------
+    context
+        ZeroMQ context of the socket.
     limits
-        What each client may have.
+        Limits for each client.
     curve
-        Whom to let in; None: anybody.
+        Keys of the supervisor and of the allowed clients; None allows any client.
 
     Attributes
     ----------
+    socket
+        The ROUTER socket.
     publishers
-        Those that have said Hello and were heard of lately, by identity.
+        Publishers that have said Hello and sent something lately, by routing identity.
     refused
-        How often something was refused, by the reason.
+        Number of refusals by topic.
     """
 
     def __init__(self, context: zmq.Context[_Socket], limits: ClientLimits, curve: ServerCurve | None) -> None:
@@ -153,8 +168,8 @@ class Front:
         self._next_report = 0.0
         self._authenticator = self._authenticate(context)
         _draw_first_identity()
-        # Without ROUTER_HANDOVER: in libzmq 4.3.5 it joins frames of the old connection's last message to the new one's
-        # first, or aborts over them (fq.cpp: "!_more"). Publishers draw another identity instead.
+        # ROUTER_HANDOVER stays off: with it, libzmq 4.3.5 joins frames of the old connection's last message to the new
+        # connection's first message, or aborts over them (fq.cpp: "!_more"). Publishers draw a new identity instead.
         self.socket = context.socket(zmq.ROUTER)
         self._connections = Connections(context, self.socket)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -163,8 +178,9 @@ class Front:
         self.socket.setsockopt(zmq.MAXMSGSIZE, max(limits.max_document, messages.MAX_HEADER_BYTES))
         self.socket.setsockopt(zmq.RCVHWM, _WAITING_MESSAGES)
         self.socket.setsockopt(zmq.SNDHWM, _WAITING_ANSWERS)
-        # Not ZeroMQ's heartbeats: libzmq 4.3.5 aborts when one is due on a connection that went while its input was
-        # stopped at the high-water mark (zeromq/libzmq#4364). Publishers send Pings; TCP finds the half-open ones.
+        # ZeroMQ's heartbeats stay off: libzmq 4.3.5 aborts when one is due on a connection that closed while its input
+        # was stopped at the high-water mark (zeromq/libzmq#4364). Publishers send Pings; TCP keepalive detects
+        # half-open connections.
         for option, value in _KEEPALIVE.items():
             self.socket.setsockopt(option, value)
         if curve is not None:
@@ -176,18 +192,20 @@ class Front:
         Raises
         ------
         zmq.ZMQError
-            Somebody else does, or it is no address of this host.
+            The address is in use, or is no address of this host.
         """
         scheme, _, path = address.partition("://")
-        if scheme == "ipc" and _somebody_listens(path):  # libzmq would delete the path, and take its place
+        if scheme == "ipc" and _somebody_listens(path):
+            # libzmq would delete the socket file of the other process and bind in its place.
             raise zmq.ZMQError(zmq.EADDRINUSE)
         if "[" in address:
             self.socket.setsockopt(zmq.IPV6, 1)
         self.socket.bind(address)
 
     def _authenticate(self, context: zmq.Context[_Socket]) -> ThreadAuthenticator:
-        # Also without keys: libzmq then turns away whatever does not greet as ZeroMQ has done since 2012. Else it takes
-        # any bytes for messages of an ancient peer, and keeps its connection for ever.
+        # The authenticator runs even without keys: with it, libzmq refuses peers that do not send the greeting that
+        # ZeroMQ has used since 2012. Otherwise libzmq takes any bytes for messages of a peer with an older protocol,
+        # and keeps the connection forever.
         authenticator = ThreadAuthenticator(context, log=logging.getLogger(f"{__name__}.zap"))
         if self._curve is not None:
             authenticator.configure_curve_callback(ZAP_DOMAIN, self._curve)
@@ -195,18 +213,21 @@ class Front:
         return authenticator
 
     def close(self) -> None:
-        """Stop listening; what was sent last has a moment to go out."""
+        """Close the socket; messages already queued get `_LINGER` milliseconds to be sent."""
         self._authenticator.stop()
         self._connections.close()
         self.socket.close(linger=_LINGER)
 
     @property
     def endpoint(self) -> str:
-        """Where it listens."""
+        """The ZeroMQ URL to which the socket is bound."""
         return self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def receive(self) -> Iterator[tuple[Publisher, messages.Message]]:
-        """What publishers want of the supervisor: Hello, and whatever comes of those who have said it."""
+        """Yield the messages for the supervisor: each Hello, and documents of publishers that have said Hello.
+
+        At most `MESSAGES_PER_TURN` messages are read, without waiting.
+        """
         for _ in range(MESSAGES_PER_TURN):
             try:
                 identity, *frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
@@ -232,17 +253,18 @@ class Front:
                 yield publisher, message
 
     def has(self, publisher: Publisher) -> bool:
-        """Whether it is there still, as far as is known."""
+        """Return whether this connection still counts as present."""
         return self.publishers.get(publisher.identity) is publisher
 
     def send(self, publisher: Publisher, message: messages.Message) -> bool:
-        """Tell a publisher something; False if it is not there, or does not listen."""
+        """Send a message to a publisher; return False if it is gone or its queue is full."""
         if not self.has(publisher):
             return False
         publisher.knows_of(message)
         if self._send(publisher.identity, message):
             return True
-        del self.publishers[publisher.identity]  # a Hello brings it up to date
+        # When it says Hello again, the Welcome tells it everything it has missed.
+        del self.publishers[publisher.identity]
         return False
 
     def _send(self, identity: bytes, message: messages.Message) -> bool:
@@ -253,7 +275,10 @@ class Front:
         return True
 
     def _let_in(self, identity: bytes, frame: zmq.Frame) -> Publisher | None:
-        """Who sent this; None if it may not, any more: only connecting asks the authenticator."""
+        """Return the sender of a message, or None if its key is not allowed any more.
+
+        libzmq asks the authenticator only when a client connects, so a revoked key must be checked at each message.
+        """
         key = _property(frame, "User-Id") if self._curve is not None else ""
         client = self._curve.name_of(key) if self._curve is not None else ""
         if client is None:
@@ -263,7 +288,8 @@ class Front:
             return None
         publisher = self.publishers.get(identity)
         if publisher is None or publisher.client != client:
-            self.publishers.pop(identity, None)  # it was somebody else's, or the key has another name now
+            # The identity belonged to another client, or the key has a new name.
+            self.publishers.pop(identity, None)
             publisher = Publisher(identity, client, _property(frame, "Peer-Address"), frame.get(zmq.SRCFD))
         if len(identity) != messages.IDENTITY_BYTES:
             self._refuse("identity", "A message of %s, which has no identity of its own, was dropped.", publisher)
@@ -272,7 +298,7 @@ class Front:
         return publisher
 
     def _admit(self, publisher: Publisher, message: messages.Message) -> bool:
-        """Whether the supervisor is to hear of a message."""
+        """Return whether the supervisor must handle a message; answer or refuse it here otherwise."""
         publisher.heard = time.monotonic()
         if isinstance(message, messages.Hello):
             return self._welcome(publisher, message)
@@ -298,7 +324,8 @@ class Front:
         return False
 
     def _welcome(self, publisher: Publisher, hello: messages.Hello) -> bool:
-        publisher.refused.clear()  # it looks at all of its runs anew
+        # After a Hello the publisher considers all of its runs again.
+        publisher.refused.clear()
         if publisher.identity in self.publishers:
             return True
         connections = self._connected(publisher.party)
@@ -319,12 +346,12 @@ class Front:
         return sum(publisher.party == party for publisher in self.publishers.values())
 
     def _forget_gone(self, party: str) -> None:
-        """Those of a party whose connections have ended: libzmq tells when something is sent to them."""
+        """Forget the publishers of a client whose connections have ended; libzmq reports that only when we send."""
         for publisher in [publisher for publisher in self.publishers.values() if publisher.party == party]:
             self.send(publisher, messages.Pong(0))
 
     def look(self) -> None:
-        """End connections that nobody has said Hello on, or anything for long; sum up what was refused."""
+        """Forget silent publishers, close connections without a publisher, and log a summary of refusals."""
         self._forget_silent()
         if ended := self._connections.look({publisher.descriptor for publisher in self.publishers.values()}):
             self._refuse("hello", "%d connections without a Hello were ended.", ended)
@@ -337,17 +364,28 @@ class Front:
             )
 
     def _forget_silent(self) -> None:
-        """Each connection has an identity of its own; those of broken ones would pile up."""
+        """Forget publishers silent for `_SILENCE` seconds; identities of broken connections would accumulate."""
         limit = time.monotonic() - _SILENCE
         for identity in [identity for identity, publisher in self.publishers.items() if publisher.heard <= limit]:
             del self.publishers[identity]
 
     def refuse(self, topic: str, publisher: Publisher, refusal: messages.Refused) -> None:
-        """Refuse what a publisher has sent, and say why."""
+        """Refuse a message of a publisher and tell it the reason.
+
+        Parameters
+        ----------
+        topic
+            Counter and rate-limit key of the refusal.
+        publisher
+            The sender.
+        refusal
+            The answer. Any reason but "gap" and "later" is final for the run until the publisher's next Hello.
+        """
         why = refusal.detail or refusal.reason
         self._refuse(topic, "Run %s of %s is refused: %s.", refusal.run, publisher, why)
         if refusal.reason not in (messages.GAP, messages.LATER):
-            if len(publisher.refused) >= messages.MAX_RUNS:  # that many are forgotten, and looked at anew
+            if len(publisher.refused) >= messages.MAX_RUNS:
+                # Bounds memory. Further messages of these runs are simply checked again.
                 publisher.refused.clear()
             publisher.refused[refusal.run] = refusal.reason
         self.send(publisher, refusal)
@@ -358,24 +396,26 @@ class Front:
 
 
 def _draw_first_identity() -> None:
-    """Have libzmq name peers without an identity from an unknown number on.
+    """Make libzmq start its numbering of peers without an identity at a random number.
 
-    It counts from what the C library's `rand` gives, which nobody seeds: the first number is the same in each process,
-    and libzmq aborts when a peer calls itself by a number that is due.
+    libzmq counts from a value of the C library's `rand`, which nobody seeds, so the first number is the same in every
+    process; libzmq aborts when a peer announces an identity equal to the next number.
     """
     ctypes.CDLL(None).srand(ctypes.c_uint(secrets.randbits(32)))
 
 
 def _somebody_listens(path: str) -> bool:
-    """Whether there is a process behind a path, and not only what one has left."""
+    """Return whether a process listens at a Unix socket path, as opposed to a stale file."""
     with socket.socket(socket.AF_UNIX) as caller:
         caller.setblocking(False)
-        return caller.connect_ex(path) in (0, errno.EAGAIN)  # the latter: more wait to be let in than it allows
+        # EAGAIN: the listener's backlog is full.
+        return caller.connect_ex(path) in (0, errno.EAGAIN)
 
 
 def _property(frame: zmq.Frame, name: str) -> str:
-    """What libzmq or the authenticator knows of the connection that a frame came by."""
+    """Return a property that libzmq or the authenticator has attached to a frame's connection."""
     try:
         return str(frame.get(name))
-    except zmq.ZMQError:  # as an address of ipc
+    except zmq.ZMQError:
+        # The property is missing, for example the peer address over ipc.
         return ""

@@ -1,4 +1,4 @@
-"""Hellos that are being answered, a few runs at a time: one with a thousand makes nobody else wait."""
+"""Queue of Hellos to answer, a few runs at a time, so that one Hello with a thousand runs delays no other publisher."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from ..protocol import Hello, RunState
 from ._front import Publisher
 
 RUNS_PER_TURN: Final = 10
-"""Each may be a journal to open, which takes about a millisecond."""
+"""Runs looked up at a time. Each may open a journal, which takes about a millisecond."""
 
-_MAX_TEXT: Final = 64 * 2**20  # characters of uids; the publisher of what is more says Hello again
+# Characters of uids in all queued Hellos. A Hello beyond that is dropped; its publisher says Hello again.
+_MAX_TEXT: Final = 64 * 2**20
 
 
 @dataclass
@@ -23,7 +24,7 @@ class _Greeting:
 
 
 class Greetings:
-    """The Hellos of publishers, in the order in which they take turns."""
+    """The Hellos of publishers in a round-robin queue."""
 
     def __init__(self) -> None:
         self._greetings: dict[Publisher, _Greeting] = {}
@@ -32,7 +33,7 @@ class Greetings:
         return bool(self._greetings)
 
     def put(self, publisher: Publisher, hello: Hello) -> None:
-        """A Hello is to be answered; if it comes again meanwhile, with what has been looked at already."""
+        """Queue a Hello. It replaces an earlier one of this publisher and keeps the states already looked up."""
         before = self._greetings.pop(publisher, None)
         views = {} if before is None else before.views
         uids = dict.fromkeys([*hello.runs, *hello.awaited])
@@ -45,7 +46,20 @@ class Greetings:
     def turn(
         self, look: Callable[[Publisher, str], RunState], is_there: Callable[[Publisher], bool]
     ) -> Iterator[tuple[Publisher, dict[str, RunState]]]:
-        """Look at the next runs; those publishers follow, with their runs, for whom all are looked at."""
+        """Look up the next runs, at most `RUNS_PER_TURN`, and yield the Hellos that are complete.
+
+        Parameters
+        ----------
+        look
+            Returns the state of a run for a publisher.
+        is_there
+            Returns False for a publisher that is gone; its Hello is dropped.
+
+        Yields
+        ------
+        tuple of Publisher and dict of str to RunState
+            A publisher, and the states of all runs of its Hello by uid.
+        """
         looks = RUNS_PER_TURN
         while self._greetings and looks:
             publisher, greeting = next(iter(self._greetings.items()))

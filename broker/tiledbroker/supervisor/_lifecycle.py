@@ -1,10 +1,11 @@
-"""The life of a run on the ingest host, as one table.
+"""The states of a run on the ingest host and its transitions, as one table.
 
-A run is *starting* while its worker comes up, *open* while documents come, *closing* once the journal holds its end
-(the stop document, or the publisher's word that none will come). From there it ends *written*, or *interrupted* when
-it had no stop document. A run that cannot be written is *failed*: its documents are still journaled. A run whose worker
-went away with everything journaled, because Tiled is away or others need the room, is *parked* until it is resumed. A
-run that is written or interrupted may be looked at again by a worker later, and stays what it is meanwhile.
+A run is *starting* until its worker is ready, *open* while documents arrive, and *closing* once the journal has the end
+of the run: the stop document, or the publisher's message that there will be none. After closing it is *written*, or
+*interrupted* if it had no stop document. A run that cannot be written is *failed*; its documents are still journaled. A
+run is *parked* if its worker has ended although documents in the journal are not written, because Tiled is away or
+because other runs needed the worker; it is resumed later. A worker may audit a written or interrupted run later; the
+run keeps its state meanwhile.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .._errors import LifecycleError
 
 
 class State(str, Enum):
-    """What a run is."""
+    """State of a run."""
 
     STARTING = "starting"
     OPEN = "open"
@@ -31,7 +32,7 @@ class State(str, Enum):
 
 
 class Event(str, Enum):
-    """What happens to it."""
+    """Event that may change the state of a run."""
 
     READY = "ready"
     ENDED = "ended"
@@ -47,7 +48,7 @@ class Event(str, Enum):
 
 
 FINAL: Final = frozenset({State.WRITTEN, State.INTERRUPTED, State.FAILED})
-"""States that are recorded in the journal; a run in none of them is resumed when the supervisor starts."""
+"""Final states. They are recorded in the journal; a run in any other state is resumed when the supervisor starts."""
 
 TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
     (State.STARTING, Event.READY): State.OPEN,
@@ -64,7 +65,7 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
     (State.CLOSING, Event.PARKED): State.PARKED,
     (State.CLOSING, Event.FAILED): State.FAILED,
     (State.PARKED, Event.RESUMED): State.STARTING,
-    # Its worker looks once more at what was written.
+    # A worker audits the finished run.
     (State.WRITTEN, Event.READY): State.WRITTEN,
     (State.WRITTEN, Event.WRITTEN): State.WRITTEN,
     (State.WRITTEN, Event.DIED): State.WRITTEN,
@@ -75,11 +76,11 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
     (State.INTERRUPTED, Event.DIED): State.INTERRUPTED,
     (State.INTERRUPTED, Event.PARKED): State.INTERRUPTED,
     (State.INTERRUPTED, Event.FAILED): State.FAILED,
-    # Documents that come after the end, or a retry.
+    # Documents arrive after the end, or somebody requests a retry.
     (State.WRITTEN, Event.RESUMED): State.STARTING,
     (State.INTERRUPTED, Event.RESUMED): State.STARTING,
     (State.FAILED, Event.RESUMED): State.STARTING,
-    # A failed run's worker goes on journaling; nothing of that changes what the run is.
+    # A failed run's worker continues to journal; none of its events changes the state.
     (State.FAILED, Event.ENDED): State.FAILED,
     (State.FAILED, Event.FAILED): State.FAILED,
     (State.FAILED, Event.DIED): State.FAILED,
@@ -87,7 +88,7 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
 
 
 def next_state(state: State, event: Event) -> State:
-    """The state after `event`.
+    """Return the state after `event`.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Runs that are journaled and wait to be written: whose turn it is, and how many try at a time.
+"""The resume queue: runs that are journaled but not written, and how many of them may have a worker at a time.
 
-While Tiled is away one of them at a time is tried, after pauses that grow. Once anybody gets through, the others follow
-a few at a time, in the order in which they were published: a server that has just come back is not run over.
+While Tiled is away, one run at a time is tried, with growing pauses. Once a worker reaches Tiled, the others follow a
+few at a time, in the order in which the runs arrived, so that a server that has just come back is not overloaded.
 """
 
 from __future__ import annotations
@@ -19,12 +19,17 @@ _LONGEST_PAUSE: Final = 30.0
 
 
 class Parking:
-    """Runs that have something left to write, and no worker. Times are of `time.monotonic`.
+    """Runs that have something left to write and no worker. Times are those of `time.monotonic`.
 
     Parameters
     ----------
     max_resumed
         How many of them may have a worker at a time.
+
+    Attributes
+    ----------
+    away
+        Tiled did not answer a worker, and has answered none since.
     """
 
     def __init__(self, max_resumed: int) -> None:
@@ -38,15 +43,15 @@ class Parking:
         return len(self._runs)
 
     def add(self, run: Run) -> None:
-        """The run waits for its turn."""
+        """Add a run to the queue."""
         self._runs[run.uid] = run
 
     def discard(self, run: Run) -> None:
-        """The run does not wait any more, if it did."""
+        """Remove a run from the queue if it is there."""
         self._runs.pop(run.uid, None)
 
     def found_away(self, run: Run, now: float) -> None:
-        """The worker of this run has given Tiled up for now."""
+        """Note that the run's worker has ended because it could not reach Tiled."""
         if not self.away:
             log.warning("Tiled is away: finished runs are parked, and one at a time is tried.")
             self.away = True
@@ -57,29 +62,29 @@ class Parking:
         run.tries += 1
 
     def found_back(self) -> None:
-        """Tiled has answered somebody."""
+        """Note that Tiled has answered a worker."""
         if self.away:
             log.info("Tiled is back; %d runs are left to be written.", len(self._runs))
             self.away = False
 
     def allows(self, busy: int, now: float) -> bool:
-        """Whether one more may be resumed beside `busy` others."""
+        """Return whether one more run may be resumed while `busy` others are."""
         if self.away:
             return busy == 0 and now >= self._try_at
         return busy < self._max_resumed
 
     def take(self, now: float) -> Run | None:
-        """The run whose turn it is, which then waits no more."""
+        """Remove and return the next run to resume, or None."""
         due = [run for run in self._runs.values() if run.start_at <= now]
         if not due:
             return None
-        # Another one each time while Tiled is away: it may be only one run that Tiled does not let in.
+        # While Tiled is away, try a different run each time: Tiled may be refusing only this one.
         run = min(due, key=lambda run: (run.tries if self.away else 0, run.ended, run.order))
         del self._runs[run.uid]
         return run
 
     def next_at(self, busy: int) -> float | None:
-        """When to look again, unless something happens before."""
+        """Return when the next run may be resumed, or None if only another event can change that."""
         if not self._runs or (busy >= self._max_resumed if not self.away else busy):
             return None
         soonest = min(run.start_at for run in self._runs.values())
@@ -87,5 +92,5 @@ class Parking:
 
 
 def catching_up(runs: Iterable[Run]) -> int:
-    """How many of these were resumed and are not where they would be if Tiled had never been away."""
+    """Count the resumed runs that still have documents to write, or have ended and are being finished."""
     return sum(run.resumed and (run.ended or run.written < run.next) for run in runs)

@@ -1,4 +1,4 @@
-"""Another try for runs in quarantine: asked for by a file beside the journal, which a supervisor looks for."""
+"""Retries of runs in quarantine, requested by a file next to the journal that the supervisor finds."""
 
 from __future__ import annotations
 
@@ -12,29 +12,54 @@ from ._lifecycle import State
 
 REQUEST_SUFFIX: Final = ".retry"
 
-_COUNTED: Final = "repairs"  # how often the writer has mended what; a new try begins at none
+# State key that counts the writer's repairs by kind; a retry starts with an empty count.
+_COUNTED: Final = "repairs"
 _REQUEST_NAME: Final = SUFFIX + REQUEST_SUFFIX
+# Age in seconds from which a modification time of the directory is reliable, see `RetryWatch.look`.
 _SETTLED_SECONDS: Final = 2.0
-_IDLE_SHARE: Final = 100  # times as long as a look takes, nobody looks again
+# Pause between two scans, as a multiple of the time that a scan takes.
+_IDLE_SHARE: Final = 100
 
 
 def request_retry(journal: Path) -> None:
-    """Ask whoever supervises the journal's directory to try the run again."""
+    """Request a retry of the run from the supervisor of the journal's directory.
+
+    Parameters
+    ----------
+    journal
+        Path of the run's journal.
+
+    Raises
+    ------
+    OSError
+        The request file cannot be made.
+    """
     os.close(os.open(_request_of(journal), os.O_CREAT | os.O_WRONLY, 0o600))
 
 
 def withdraw_retry(journal: Path) -> None:
-    """There is nothing to ask for any more."""
+    """Remove a retry request if there is one.
+
+    Parameters
+    ----------
+    journal
+        Path of the run's journal.
+
+    Raises
+    ------
+    OSError
+        The request file cannot be removed.
+    """
     _request_of(journal).unlink(missing_ok=True)
 
 
 def retry_is_requested(journal: Path) -> bool:
-    """Whether a run is to be tried again: what became of it is open."""
+    """Return whether a retry of the run is requested; its recorded failure no longer counts then."""
     return _request_of(journal).exists()
 
 
 def retry_requests(directory: Path) -> list[Path]:
-    """The journals in a directory whose runs are to be tried again, by name.
+    """Return the journals in a directory whose runs have a retry request, sorted by name.
 
     Raises
     ------
@@ -47,15 +72,16 @@ def retry_requests(directory: Path) -> list[Path]:
 
 
 class RetryWatch:
-    """Looks for requests in a directory when something in it has changed, and for a hundredth of the time at most."""
+    """Finds retry requests in a directory. Scans only after a change, and at most 1 % of the time."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._looked_at: int | None = None  # modification time of the directory, in ns, that all is known of
+        # Modification time of the directory in ns at a scan that found nothing and can have missed nothing.
+        self._looked_at: int | None = None
         self._next_at = 0.0
 
     def look(self) -> list[Path]:
-        """The journals whose runs are to be tried again, as far as is known without looking too often.
+        """Return the journals with a retry request; empty if nothing changed or the last scan was too recent.
 
         Raises
         ------
@@ -70,19 +96,32 @@ class RetryWatch:
             return []
         found = retry_requests(self._directory)
         self._next_at = began + _IDLE_SHARE * (time.monotonic() - began)
-        # The next change may have the same time as the last one; and what is found may have to wait.
+        # A later change may get the same modification time as a very recent one, and requests that were found may have
+        # to wait. In both cases scan again.
         settled = time.time() - changed / 1e9 > _SETTLED_SECONDS
         self._looked_at = changed if settled and not found else None
         return found
 
 
 def clear_failure(journal: Path, *, lock_timeout: float = 2.0) -> bool:
-    """Take a run out of quarantine, so that it is resumed where it was; False if it is in none.
+    """Take a run out of quarantine so that it is resumed where it stopped.
+
+    Parameters
+    ----------
+    journal
+        Path of the run's journal.
+    lock_timeout
+        Seconds to wait for the journal's lock.
+
+    Returns
+    -------
+    bool
+        False if the run is not in quarantine.
 
     Raises
     ------
     JournalLocked
-        Its worker is still there, and has to end before.
+        The run's worker is still running and must end first.
     JournalInvalid
         The journal cannot be used.
     """

@@ -1,4 +1,4 @@
-"""What the supervisor knows of each run: its state, its worker, and who is to be told about it."""
+"""The supervisor's record of each run: its state, its worker, and the publishers to inform about it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_DEATHS: Final = 8
-"""Deaths of a run's worker in a row, without progress, after which the run is quarantined."""
+"""Consecutive deaths of a run's worker without progress, after which the run is quarantined."""
 
 MAX_FRUITLESS_DEATHS: Final = 24
-"""The same, where documents came and were journaled between them, but nothing was written."""
+"""The same limit if documents were journaled between the deaths but none was written."""
 
+# Seconds before a worker is restarted after its first death; the delay doubles with each further one.
 _FIRST_DELAY: Final = 0.05
 _MAX_DELAY: Final = 30.0
+# Seconds without documents after which the worker of an open run may be ended to make room for others.
 _IDLE_OPEN: Final = 10.0
+# Seconds without documents after which the worker of a closing run may be ended to make room for others.
 _IDLE_CLOSING: Final = 1.0
 
 ProcessIdentity: TypeAlias = tuple[int, float]
@@ -38,7 +41,7 @@ ProcessIdentity: TypeAlias = tuple[int, float]
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """What a worker process is told: one run, its journal, and where to report.
+    """What a worker process is told: its run, the journal, and the socket to report to.
 
     Attributes
     ----------
@@ -46,14 +49,18 @@ class WorkerTask:
         ZeroMQ URL of the supervisor's socket for workers.
     token
         The worker's identity on that socket.
+    run_uid
+        Uid of the run.
+    journal
+        Path of the run's journal.
     drain
         End once everything in the journal is written, even if the run is open.
     order
-        Where the run stands among all runs, by the time at which it came.
+        Unix time at which the run arrived; it orders the runs, and no two are equal.
     client
-        Whose key its documents came with; "" without CURVE.
+        Name of the CURVE key with which the documents came; "" without CURVE.
     lifeline
-        Descriptor that can be read once the supervisor is gone; -1 if there is none. The fork server puts it in.
+        Descriptor that becomes readable when the supervisor is gone; -1 if there is none. The fork server sets it.
     """
 
     mailbox: str
@@ -68,7 +75,15 @@ class WorkerTask:
 
 @dataclass(frozen=True)
 class WorkerCommand:
-    """What to run in a worker process, and which modules to import before the first one is needed."""
+    """What a worker process runs.
+
+    Attributes
+    ----------
+    target
+        Function that a worker process calls.
+    preload
+        Modules that the fork server imports before it forks the first worker.
+    """
 
     target: Callable[[WorkerTask], None]
     preload: tuple[str, ...] = ()
@@ -76,37 +91,109 @@ class WorkerCommand:
 
 @dataclass
 class Run:
-    """One run as the supervisor sees it."""
+    """One run as the supervisor sees it. Times are those of `time.monotonic` unless stated otherwise.
+
+    Attributes
+    ----------
+    uid
+        Uid of the run.
+    journal
+        Path of the journal, which need not exist yet.
+    state
+        State in the table of `_lifecycle`.
+    reason
+        Reason of a failure; "" if there is none.
+    start_crc
+        Checksum of the start document; it distinguishes the run from another one that has the same uid.
+    end
+        Length of the journal and checksum of its last document, as last read from the journal of an ended run.
+    next
+        Number of documents that are durable in the journal.
+    ended
+        The journal has the end of the run.
+    relayed
+        Number of documents of the run up to the last one sent to the current worker.
+    written
+        Number of documents that are in Tiled.
+    order
+        Unix time at which the run arrived; no two runs have the same.
+    heard
+        Time at which documents came last.
+    audit_at
+        Unix time of the audit of a written run; None if it needs none.
+    client
+        Name of the CURVE key that the run belongs to; "" until a client with a key has sent documents.
+    unusable
+        The journal can be neither read nor written.
+    unavailable
+        The journal is unusable for a reason that may pass, such as too many open files.
+    process
+        The worker process; None while there is none.
+    worker
+        Pid and creation time of that process.
+    orphan
+        The worker named in the journal, perhaps one of an earlier supervisor that still runs.
+    token
+        The worker's identity on the supervisor's socket.
+    ready
+        The worker has opened the journal.
+    resumed
+        The worker was started to write what is left in the journal.
+    probe
+        The worker was also started to find out if Tiled is back.
+    auditing
+        The worker was started to audit a written run.
+    finish_by
+        The worker was told to end, and is killed at this time.
+    accused
+        Why the supervisor ends the worker; "" if it does not.
+    answered
+        Time of the worker's last message.
+    asked
+        Time of the last Ping to the worker.
+    tries
+        Number of workers that ended because Tiled was away, since the last progress in writing.
+    deaths
+        Deaths of the worker since the last progress of any kind.
+    fruitless_deaths
+        Deaths of the worker since the last progress in writing.
+    start_at
+        Time before which no worker is started.
+    backlog
+        Messages to be sent to the worker when it is ready.
+    publishers
+        Publishers to inform about the run.
+    """
 
     uid: str
     journal: Path
     state: State = State.STARTING
     reason: str = ""
-    start_crc: int | None = None  # of its start document: what tells it from another run of the same uid
-    end: tuple[int, int] | None = None  # when the journal was read: its length, and its last document's checksum
-    next: int = 0  # documents that are durable here
+    start_crc: int | None = None
+    end: tuple[int, int] | None = None
+    next: int = 0
     ended: bool = False
-    relayed: int = 0  # documents handed to the worker of now
-    written: int = 0  # documents that are in Tiled
-    order: float = 0.0  # Unix time at which it came; no two have the same
-    heard: float = 0.0  # when documents came last
-    audit_at: float | None = None  # Unix time at which a run that is written wants to be looked at again
-    client: str = ""  # whose it is; "" as long as nobody has shown a key
-    unusable: bool = False  # its journal can be neither read nor written
-    unavailable: bool = False  # ... at the moment
+    relayed: int = 0
+    written: int = 0
+    order: float = 0.0
+    heard: float = 0.0
+    audit_at: float | None = None
+    client: str = ""
+    unusable: bool = False
+    unavailable: bool = False
     process: WorkerProcess | None = None
     worker: ProcessIdentity | None = None
-    orphan: ProcessIdentity | None = None  # the worker that its journal names, of an earlier supervisor perhaps
+    orphan: ProcessIdentity | None = None
     token: bytes = b""
     ready: bool = False
-    resumed: bool = False  # the worker of now was started to write what is left
-    probe: bool = False  # ... and to find out whether Tiled is back
-    auditing: bool = False  # ... or to look at a run that is written
-    finish_by: float | None = None  # it was told to end, and is ended then
-    accused: str = ""  # why it was
+    resumed: bool = False
+    probe: bool = False
+    auditing: bool = False
+    finish_by: float | None = None
+    accused: str = ""
     answered: float = 0.0
     asked: float = 0.0
-    tries: int = 0  # how often it found Tiled away
+    tries: int = 0
     deaths: int = 0
     fruitless_deaths: int = 0
     start_at: float = 0.0
@@ -115,7 +202,7 @@ class Run:
 
     @classmethod
     def load(cls, journal_dir: Path, uid: str) -> Run:
-        """A run as its journal shows it; an unreadable journal gives a failed run."""
+        """Return a run as its journal shows it: a new run without a journal, a failed run if it cannot be read."""
         try:
             path = find_run_file(journal_dir, uid)
         except OSError as error:
@@ -124,6 +211,7 @@ class Run:
 
     @classmethod
     def from_file(cls, path: Path, uid: str | None = None) -> Run:
+        """Return the run of a journal file; a failed run if the file cannot be used."""
         try:
             with Journal(path, "read", run_uid=uid) as journal:
                 if journal_filename(journal.run_uid) != path.name:
@@ -149,66 +237,69 @@ class Run:
     def _unusable(cls, path: Path, uid: str, error: Exception) -> Run:
         log.error("A journal cannot be used; it is left as it is: %s", error)
         run = cls(uid, path, State.FAILED, f"its journal cannot be used: {error}", unusable=True)
-        # Too many open files, say. The next one who asks may find it well.
+        # For example too many open files, which may pass.
         run.unavailable = isinstance(error, sqlite3.OperationalError | OSError)
         return run
 
     def begin(self, message: messages.Documents | messages.Abandoned) -> None:
-        """Note by what the run is told from others of its uid."""
+        """Remember the start document's checksum, to detect another run with the same uid."""
         if isinstance(message, messages.Documents) and message.first == 0 and self.start_crc is None:
             self.start_crc = message.crcs[0]
 
     def start_over(self) -> None:
-        """Its worker has not taken something: as long as nothing is stored, anything may be its start."""
+        """Accept any start document again, since the worker refused documents and nothing is stored yet."""
         if not self.next:
             self.start_crc = None
 
     def may_hold(self, message: messages.Documents | messages.Abandoned) -> bool:
-        """Whether a message can be of this run, and not of another one that has its uid."""
+        """Return False if a message belongs to another run that has the same uid."""
         if not isinstance(message, messages.Documents):
             return True
         if message.first == 0 and self.start_crc not in (None, message.crcs[0]):
             return False
         if not (self.ended and message.next <= self.next):
-            return True  # its worker looks closer
+            # The worker compares it with the journal.
+            return True
         with Journal(self.journal, run_uid=self.uid) as journal:
             return journal.has(message.first, message.crcs)
 
     def is_of(self, client: str) -> bool:
-        """Whether a client may add to it, and hear of it."""
+        """Return whether a client may send documents of the run and read its state."""
         return self.client in ("", client)
 
     @property
     def final(self) -> bool:
+        """Whether the state is a final one, which the journal records."""
         return self.state in FINAL
 
     @property
     def outcome(self) -> str:
+        """The final state; "" while there is none."""
         return self.state.value if self.final else ""
 
     def happens(self, event: Event) -> None:
-        """Move along the table of states."""
+        """Apply an event to the state."""
         before, self.state = self.state, next_state(self.state, event)
         if before is not self.state:
             log.info("Run %s is %s.", self.uid, self.state)
 
     def view(self) -> messages.RunState:
-        """What a publisher is told about the run."""
+        """Return the state of the run as publishers are told it."""
         end_crc = self.end[1] if self.ended and self.end is not None and self.end[0] == self.next else None
         return messages.RunState(self.next, self.ended, self.outcome, self.reason, self.start_crc, end_crc)
 
     @property
     def complete(self) -> bool:
-        """Whether all there is of it is in Tiled."""
+        """Whether all documents of the run are in Tiled."""
         return self.state in (State.WRITTEN, State.INTERRUPTED)
 
     @property
     def left(self) -> bool:
-        """Whether there is something to be written that needs no further documents."""
+        """Whether something can be written without further documents."""
         return not self.final and (self.ended or self.written < self.next)
 
     def advance(self, *, next_: int = 0, written: int = 0) -> None:
-        """Note how far the worker is; only what none was before counts as progress."""
+        """Update the worker's progress; only going beyond all earlier workers resets the count of deaths."""
         if next_ > self.next or written > self.written:
             self.deaths = 0
         if written > self.written:
@@ -217,7 +308,7 @@ class Run:
         self.written = max(self.written, written)
 
     def can_wait(self, now: float, *, away: bool) -> bool:
-        """Whether its worker may be ended to make room for a run that has documents to be stored."""
+        """Return whether the worker may be ended to make room for a run with documents to store."""
         if not self.ready or self.finish_by is not None or self.backlog or self.relayed > self.next:
             return False
         if self.state is State.OPEN:
@@ -225,7 +316,7 @@ class Run:
         return self.auditing or (self.state is State.CLOSING and (away or now - self.heard >= _IDLE_CLOSING))
 
     def put_off(self, message: messages.Documents | messages.Abandoned) -> None:
-        """Keep a message for the worker that is being started; what is kept already is not kept twice."""
+        """Keep a message for the worker that is being started, unless an earlier kept message contains it."""
         last = next((kept for kept in reversed(self.backlog) if type(kept) is type(message)), None)
         if isinstance(message, messages.Documents) and isinstance(last, messages.Documents):
             if message.next > last.next:
@@ -234,7 +325,7 @@ class Run:
             self.backlog.append(message)
 
     def try_again(self) -> None:
-        """Forget a failure, which its journal does not name any more."""
+        """Forget a failure that was removed from the journal."""
         if self.state is State.FAILED:
             self.happens(Event.RESUMED)
         self.reason = ""
@@ -242,7 +333,7 @@ class Run:
         self.start_at = 0.0
 
     def worker_died(self, exit_code: int | None) -> bool:
-        """Note a death; True if the run is to be quarantined for it."""
+        """Count a death and set the delay of the next start; return True if the run must be quarantined."""
         self.happens(Event.DIED)
         self.deaths += 1
         self.fruitless_deaths += 1
@@ -254,7 +345,7 @@ class Run:
         return self.deaths >= MAX_DEATHS or self.fruitless_deaths >= MAX_FRUITLESS_DEATHS
 
     def quarantine(self, reason: str) -> None:
-        """Record in the journal that the run is failed; its worker must be gone."""
+        """Record the failure in the journal. The worker must be gone."""
         self.happens(Event.FAILED)
         self.reason = reason
         log.error("Run %s is in quarantine: %s. Its documents are in %s.", self.uid, reason, self.journal)
@@ -262,7 +353,7 @@ class Run:
         self.record("quarantined", {"reason": reason}, state)
 
     def give_audit_up(self) -> None:
-        """Record in the journal that nobody looks at the run again; its worker must be gone."""
+        """Record in the journal that the audit is given up. The worker must be gone."""
         reason = f"its worker died {MAX_DEATHS} times in a row"
         log.error(
             "Run %s is written, but its late audit is given up: %s. To compare it with Tiled: "
@@ -274,7 +365,7 @@ class Run:
         self.record("audit given up", {"reason": reason})
 
     def record(self, event: str, detail: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> None:
-        """Note in the journal what the supervisor knows; its worker must be gone."""
+        """Write an event, and optionally state, to the journal. The worker must be gone. Errors are logged only."""
         try:
             with Journal(self.journal, "write", lock_timeout=2.0) as journal, journal.atomic():
                 for key, value in (state or {}).items():

@@ -1,6 +1,6 @@
-"""The process that publishers talk to: it relays documents to one worker process per run, and keeps workers alive.
+"""The supervisor process: relays documents from publishers to one worker process per run, and keeps workers alive.
 
-It reads headers only, keeps nothing that is not in a journal, and may be killed at any time.
+It reads only message headers and keeps no state that is not in a journal, so it may be killed at any time.
 """
 
 from __future__ import annotations
@@ -46,13 +46,20 @@ DEFAULT_ADDRESS: Final = "tcp://127.0.0.1:5579"
 DEFAULT_MAX_WORKERS: Final = 32
 DEFAULT_MAX_RESUMED: Final = 4
 
+# Longest wait for events in seconds, so that the periodic checks run.
 _IDLE: Final = 0.5
+# Seconds that workers have to end after `stop`.
 _STOP_TIMEOUT: Final = 10.0
+# Seconds before another attempt when a worker could not be forked.
 _FORK_PAUSE: Final = 1.0
+# Seconds before another check for the end of an orphan.
 _ORPHAN_PAUSE: Final = 0.1
+# Seconds to wait for the end of killed workers.
 _KILL_TIMEOUT: Final = 2.0
-_SURVEY_LEAD: Final = 1.0  # seconds in which unfinished runs are sorted before the first is resumed
-_LONGEST_SOCKET_PATH: Final = 100  # bytes; the kernel takes 107, other systems 103
+# Seconds of survey before the first run is resumed, so that unfinished runs are resumed in their order.
+_SURVEY_LEAD: Final = 1.0
+# Bytes of a Unix socket path that fit on every system: Linux takes 107, others 103.
+_LONGEST_SOCKET_PATH: Final = 100
 
 _Socket: TypeAlias = "zmq.Socket[bytes]"
 
@@ -63,7 +70,7 @@ class Supervisor:
     Parameters
     ----------
     journal_dir
-        One journal per run; made if missing. One supervisor at a time may use it.
+        Directory with one journal per run; made if missing. Only one supervisor at a time may use it.
     command
         What a worker runs.
     listen
@@ -71,24 +78,24 @@ class Supervisor:
     drain
         Return from `run` once every journal is written.
     clients
-        What one client may have.
+        Limits for each client.
     curve
-        Which clients are let in; None: all.
+        Keys of the supervisor and of the allowed clients; None allows any client.
     max_workers
-        Worker processes at a time; further runs wait for their turn, their documents in the spools.
+        Worker processes at a time. Further runs wait; their documents stay in the spools of the publishers.
     max_resumed
-        How many of them may write what is left of earlier, once Tiled is back or the supervisor has started.
+        How many of these workers may write what earlier workers left, after Tiled is back or the supervisor started.
     limits
-        What is expected of a worker.
+        Limits of each worker.
     processes
-        To watch processes with; without it, neither memory is watched nor are hanging orphans ended.
+        Access to processes. None: memory is not checked, and hanging orphans are not killed.
 
     Raises
     ------
     JournalLocked
         Another supervisor uses `journal_dir`.
     DirectoryUnusable
-        `journal_dir` cannot be read or written, is on a network file system, or, when draining, is not there.
+        `journal_dir` cannot be read or written, is on a network file system, or, when draining, does not exist.
     """
 
     def __init__(
@@ -117,9 +124,12 @@ class Supervisor:
         self._max_workers = max_workers
         self._runs: dict[str, Run] = {}
         self._greetings = Greetings()
-        self._waiting: dict[str, None] = {}  # runs that have documents for a worker, in order
-        self._parking = Parking(max_resumed)  # runs that have something to be written
-        self._audits = Audits()  # written runs to be looked at again
+        # Runs that have documents for a worker, in order of arrival.
+        self._waiting: dict[str, None] = {}
+        # Runs with something left to write.
+        self._parking = Parking(max_resumed)
+        # Written runs to be compared with their journals again.
+        self._audits = Audits()
         self._survey = Survey(journal_dir, self._take_up)
         self._retries = RetryWatch(journal_dir)
         self._filing = Filing()
@@ -128,22 +138,30 @@ class Supervisor:
         self._by_token: dict[bytes, Run] = {}
         self._by_process: dict[WorkerProcess, Run] = {}
         self._stop_deadline: float | None = None
-        # Of this supervisor only: a worker of one that was killed may live on for a moment, and find our socket.
+        # Tokens are unique to this supervisor: a worker of a killed one may live on for a moment and find our socket.
         session = secrets.token_hex(8)
         self._tokens = (f"{session}-{number}".encode() for number in itertools.count(1))
         self._limited = LimitedLog(log)
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_sender.setblocking(False)
         self._fork_server = ForkServer(command)
-        self._directory: int | None = None  # descriptor of the journal directory, if its path is too long
+        # Descriptor of the journal directory, if its path is too long for a socket in it.
+        self._directory: int | None = None
 
     def run(self) -> list[Run]:
-        """Serve until `stop`, or when draining until there is nothing left to do.
+        """Serve until `stop` is called, or when draining until there is nothing left to do.
 
         Returns
         -------
         list of Run
             The runs that are not completely in Tiled.
+
+        Raises
+        ------
+        zmq.ZMQError
+            A socket cannot be bound.
+        DirectoryUnusable
+            The path of the journal directory is too long for a socket, and the system has no `/proc`.
         """
         context: zmq.Context[_Socket] = zmq.Context()
         self._front = Front(context, self._clients, self._curve)
@@ -162,7 +180,7 @@ class Supervisor:
         return [run for run in self._runs.values() if not self._is_drained(run)]
 
     def close(self) -> None:
-        """Release the journal directory; `run` does so when it returns."""
+        """Release the journal directory. `run` calls it before it returns."""
         self._fork_server.close()
         if self._directory is not None:
             os.close(self._directory)
@@ -172,16 +190,19 @@ class Supervisor:
         self._lock.release()
 
     def stop(self) -> None:
-        """End `run` soon: workers finish or abandon their requests; nothing is lost."""
+        """Make `run` return soon; nothing is lost.
+
+        Workers finish or abandon their requests within `_STOP_TIMEOUT` seconds. A second call ends them at once.
+        """
         if self._stop_deadline is None:
             self._stop_deadline = time.monotonic() + _STOP_TIMEOUT
         else:
-            self._stop_deadline = time.monotonic()  # asked twice: at once
+            self._stop_deadline = time.monotonic()
         with contextlib.suppress(OSError):
             self._wake_sender.send(b"\0")
 
     def stop_on_signals(self) -> None:
-        """Let SIGTERM and SIGINT call `stop`."""
+        """Make SIGTERM and SIGINT call `stop`."""
 
         def handle(_number: int, _frame: FrameType | None) -> None:
             self.stop()
@@ -189,15 +210,14 @@ class Supervisor:
         signal.signal(signal.SIGTERM, handle)
         signal.signal(signal.SIGINT, handle)
 
-    # The loop
-
     def _open(self, context: zmq.Context[_Socket]) -> None:
         if self._listen is not None:
             self._front.bind(self._listen)
             log.info("Listening at %s; journals are in %s.", self._front.endpoint, self.journal_dir)
         self._back = context.socket(zmq.ROUTER)
         self._back.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._back.setsockopt(zmq.SNDHWM, 0)  # what is under way is bounded by the publishers' windows
+        # Messages to workers are bounded by the publishers' windows.
+        self._back.setsockopt(zmq.SNDHWM, 0)
         self._mailbox = f"ipc://{self._find_mailbox_path()}"
         self._back.bind(self._mailbox)
         self._poller = zmq.Poller()
@@ -207,11 +227,15 @@ class Supervisor:
         self._poller.register(self._fork_server.fileno(), zmq.POLLIN)
 
     def _find_mailbox_path(self) -> Path:
-        """The socket for workers, in the journal directory; by a descriptor of that if its path is too long."""
+        """Return the path of the workers' socket, which is in the journal directory.
+
+        If that path is too long for a socket, it goes through an open descriptor of the directory.
+        """
         path = self.journal_dir.absolute() / ".workers.ipc"
         if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
             return path
-        descriptors = Path(f"/proc/{os.getpid()}/fd")  # which workers may look at, being the same user's
+        # Workers run as the same user, so they may use this directory.
+        descriptors = Path(f"/proc/{os.getpid()}/fd")
         if not descriptors.is_dir():
             raise DirectoryUnusable(self.journal_dir, "its path is too long for a socket in it.")
         self._directory = os.open(self.journal_dir, os.O_RDONLY | os.O_DIRECTORY)
@@ -232,7 +256,8 @@ class Supervisor:
             if self._front.socket in self._poller:
                 self._poller.unregister(self._front.socket)
         if self._stop_deadline is not None:
-            self._tell_workers_to_stop()  # each time, as one that was just started does not listen yet
+            # Repeated in each iteration, since a worker just started does not listen yet.
+            self._tell_workers_to_stop()
         if self._back in events:
             self._hear_workers()
         if self._front.socket in events and self._stop_deadline is None:
@@ -241,7 +266,7 @@ class Supervisor:
         self._hear_fork_server()
 
     def _patience(self) -> float:
-        """Seconds to wait for events: until the next worker is due, at most."""
+        """Return the longest time in seconds to wait for events: until the next worker is due, at most `_IDLE`."""
         survey = self._survey.next_at()
         due = [] if survey is None else [survey]
         if self._room_for_workers():
@@ -253,18 +278,17 @@ class Supervisor:
 
     def _finished(self) -> bool:
         if self._stop_deadline is not None:
-            # One that is being forked ends by itself when the fork server does.
+            # A worker that is still being forked ends by itself when the fork server ends.
             forked = any(process.pid is not None for process in self._by_process)
             return not forked or time.monotonic() >= self._stop_deadline
         left = self._waiting or self._parking or self._audits or self._by_token
         return self._drain and self._survey.done and not left
 
     def _is_drained(self, run: Run) -> bool:
-        if run.state is State.PARKED:  # an open run, of which all there is may have been written
+        if run.state is State.PARKED:
+            # An open run may be parked although all its documents so far are written.
             return self._drain and not run.left
         return run.state in (State.WRITTEN, State.INTERRUPTED)
-
-    # Publishers
 
     def _hear_publishers(self) -> None:
         for publisher, message in self._front.receive():
@@ -281,7 +305,7 @@ class Supervisor:
     def _answer_hellos(self) -> None:
         limits = self._clients
         for publisher, views in self._greetings.turn(self._view, self._front.has):
-            # Not before: what a publisher hears of a run before its Welcome, it could take for its own run.
+            # Add publishers only now: a publisher that hears of a run before its Welcome could take it for its own run.
             for run in [self._runs[uid] for uid in views if uid in self._runs]:
                 views[run.uid] = self._view(publisher, run.uid)
                 if run.is_of(publisher.client):
@@ -290,7 +314,7 @@ class Supervisor:
             crash_point("supervisor: publisher welcomed")
 
     def _view(self, publisher: Publisher, uid: str) -> messages.RunState:
-        """What a publisher is told of a run: nothing is known of one that cannot be looked at."""
+        """Return the state of a run for a publisher; an empty state if it cannot be read."""
         try:
             return self._look_at(publisher, uid)
         except Exception:
@@ -298,7 +322,7 @@ class Supervisor:
             return messages.RunState(0, ended=False, outcome="")
 
     def _look_at(self, publisher: Publisher, uid: str) -> messages.RunState:
-        # A run that is complete, or has not come yet, is not kept: a publisher may ask for any number.
+        # Do not keep the run in `_runs` if it is complete or unknown: a publisher may ask for any number of them.
         run = self._runs.get(uid) or Run.load(self.journal_dir, uid)
         if run.unavailable or not run.is_of(publisher.client):
             return messages.RunState(0, ended=False, outcome="")
@@ -335,7 +359,7 @@ class Supervisor:
     def _refusal(
         self, run: Run, publisher: Publisher, message: messages.Documents | messages.Abandoned
     ) -> tuple[str, messages.Refused] | None:
-        """Why a message is not for a run's worker, if it is not: a topic to count it under, and what to say."""
+        """Return why a message must not go to the worker: a topic to count it under and the answer; None if it may."""
         if not run.is_of(publisher.client):
             return "owner", messages.Refused(run.uid, 0, "a run of this uid belongs to another client")
         if run.unavailable:
@@ -357,7 +381,7 @@ class Supervisor:
         return None
 
     def _open_runs(self, party: str) -> int:
-        """Runs that somebody who is there has open."""
+        """Count the open runs of a client that has publishers connected."""
         there = {other for other in self._front.publishers.values() if other.party == party}
         return sum(not (run.ended or run.final) and not there.isdisjoint(run.publishers) for run in self._runs.values())
 
@@ -369,8 +393,6 @@ class Supervisor:
 
     def _tell_publishers(self, run: Run, message: messages.Message) -> None:
         run.publishers = {publisher for publisher in run.publishers if self._front.send(publisher, message)}
-
-    # Workers
 
     def _hear_workers(self) -> None:
         for _ in range(MESSAGES_PER_TURN):
@@ -390,7 +412,8 @@ class Supervisor:
     def _from_worker(self, token: bytes, message: messages.Message) -> None:
         run = self._by_token.get(token)
         if run is None:
-            return  # the last words of a worker that was replaced
+            # A worker that was replaced sent it before it ended.
+            return
         run.answered = time.monotonic()
         if isinstance(message, messages.Ready):
             self._worker_is_ready(run, message)
@@ -400,7 +423,8 @@ class Supervisor:
             crash_point("supervisor: documents durable, publisher not told")
             self._tell_publishers(run, message)
         elif isinstance(message, messages.Refused):
-            if not run.ready:  # it has not seen what there is
+            if not run.ready:
+                # The worker has not opened the journal, so its index says nothing.
                 message = msgspec.structs.replace(message, index=run.next)
             run.relayed = min(run.relayed, message.index)
             run.start_over()
@@ -448,7 +472,7 @@ class Supervisor:
         self._to_worker(run, messages.Finish())
 
     def _want_worker(self, run: Run) -> None:
-        """The run needs a worker for documents that have come, or that may come any time."""
+        """Queue the run for a worker, for documents that have arrived or may arrive any time."""
         if run.process is None and run.uid not in self._waiting:
             self._parking.discard(run)
             if run.state is not State.STARTING:
@@ -478,11 +502,14 @@ class Supervisor:
             self._try_worker(resumed)
 
     def _may_resume(self) -> bool:
-        """Whether it is known what is to be resumed first, or has taken too long to find out."""
+        """Return whether the survey knows which runs to resume first, or has had enough time."""
         return self._survey.done or time.monotonic() >= self._began + _SURVEY_LEAD
 
     def _make_room(self, places: int, now: float, *, idle_only: bool = False) -> None:
-        """Have workers ended that others need more: those of finished runs, the latest first, and of idle open ones."""
+        """End idle workers to make room for others.
+
+        Audits end first, then workers of ended runs (latest run first), then those of open runs (longest idle first).
+        """
         if self._stop_deadline is not None:
             return
         places -= sum(run.finish_by is not None for run in self._by_token.values())
@@ -495,7 +522,7 @@ class Supervisor:
             self._end_worker(run)
 
     def _next_left(self, now: float) -> Run | None:
-        """The next run that has something left to be done without further documents."""
+        """Return the next run that needs a worker but no further documents, or None. Parked runs come before audits."""
         run = self._parking.take(now)
         if run is not None:
             if run.state is not State.STARTING:
@@ -510,12 +537,13 @@ class Supervisor:
         if run.unavailable:
             self._audits.plan(audit, time.time() + PUT_OFF)
         if not run.complete or run.process is not None:
-            return self._next_left(now)  # documents have come for it: it is looked at when these are written
+            # New documents have arrived for it, so the audit comes after these are written.
+            return self._next_left(now)
         run.auditing = True
         return self._keep(run)
 
     def _try_worker(self, run: Run) -> None:
-        """Start a worker for the run, or see to it that it is tried again."""
+        """Start a worker for the run, or schedule another attempt."""
         try:
             self._start_worker(run)
         except (JournalError, sqlite3.Error, OSError) as error:
@@ -550,7 +578,7 @@ class Supervisor:
                     self._begin_anew(run, process)
 
     def _begin_anew(self, run: Run, process: WorkerProcess) -> None:
-        """Go on with a run as its journal has it, when the end of its worker could not be dealt with."""
+        """Restart a run from its journal after an exception while the end of its worker was handled."""
         self._by_process.pop(process, None)
         self._by_token.pop(run.token, None)
         self._waiting.pop(run.uid, None)
@@ -587,11 +615,13 @@ class Supervisor:
     def _worker_ended(self, run: Run) -> None:
         process = run.process
         assert process is not None
-        self._hear_workers()  # its last words
+        # Read the worker's last messages first.
+        self._hear_workers()
         del self._by_process[process]
         del self._by_token[run.token]
         run.process, run.ready, run.orphan = None, False, None
-        if process.pid is None:  # it was never forked
+        if process.pid is None:
+            # The worker was never forked.
             self._postpone(run, _FORK_PAUSE)
             return
         audited = run.auditing and run.complete
@@ -603,7 +633,8 @@ class Supervisor:
         elif not run.final:
             self._worker_died(run, process.exit_code)
         run.resumed = run.probe = run.auditing = False
-        if run.relayed > run.next:  # it died with documents that it had not stored
+        if run.relayed > run.next:
+            # The worker died with documents that it had not stored.
             self._tell_publishers(run, messages.Refused(run.uid, run.next, messages.GAP))
             run.relayed = run.next
         if run.backlog and self._stop_deadline is None:
@@ -613,16 +644,17 @@ class Supervisor:
             self._forget(run)
 
     def _worker_left(self, run: Run) -> None:
-        """A worker has ended in order: the run is complete, parked, or drained."""
+        """Handle a worker that ended in order: the run is complete, parked, or drained."""
         self._read_outcome(run)
         if not run.left or self._stop_deadline is not None:
             return
-        if run.finish_by is None:  # nobody told it to end
+        if run.finish_by is None:
+            # The worker ended by itself, so Tiled is away.
             self._parking.found_away(run, time.monotonic())
         self._parking.add(run)
 
     def _look_again(self, run: Run, *, audited: bool, died: bool) -> None:
-        """Have a run that is written looked at later, if its journal says so."""
+        """Schedule the audit of a written run if its journal asks for one; file the journal away otherwise."""
         if self._stop_deadline is not None or not run.complete:
             return
         journal = Run.from_file(run.journal, run.uid)
@@ -634,7 +666,8 @@ class Supervisor:
             if journal.complete:
                 self._filing.file(run.journal)
             return
-        if audited and not died and at == run.audit_at and run.finish_by is None:  # nobody told the worker to end
+        if audited and not died and at == run.audit_at and run.finish_by is None:
+            # The worker ended without an audit although nobody told it to end, so Tiled is away.
             self._parking.found_away(run, time.monotonic())
         pause = self._audits.pause_after(run.uid, died=died) if audited else 0.0
         if pause is None:
@@ -643,9 +676,10 @@ class Supervisor:
             self._plan_audit(run, max(at, time.time() + pause))
 
     def _read_outcome(self, run: Run) -> None:
-        """A worker has ended well; should its last words not have come through, the journal has them."""
+        """Read the outcome from the journal, in case the worker's last messages were lost."""
         journal = Run.from_file(run.journal, run.uid)
-        if journal.unusable:  # it may be well again; if not, its next worker says so
+        if journal.unusable:
+            # The journal may be usable again later; otherwise the next worker reports it.
             run.happens(Event.PARKED)
             run.start_at = time.monotonic() + PUT_OFF
             return
@@ -677,16 +711,17 @@ class Supervisor:
             del self._runs[run.uid]
 
     def _survey_journals(self) -> None:
-        """Find out what earlier supervisors have left, a little at a time."""
+        """Continue the survey of the journals that earlier supervisors left."""
         if self._survey.done or self._stop_deadline is not None:
             return
         if self._survey.proceed():
             log.info("%d journals looked at; resuming %d unfinished runs.", self._survey.seen, len(self._parking))
 
     def _take_up(self, path: Path) -> None:
-        """Do for a journal that is there what there is to do: file it away, or have its run resumed."""
+        """Handle a journal found by the survey: file it away, plan its audit, or resume its run."""
         if self._run_with(path) is not None:
-            return  # documents have come for it, or it is to be tried again
+            # Documents have arrived for it, or it is being retried.
+            return
         if is_finished(path):
             self._filing.file(path)
             return
@@ -702,18 +737,19 @@ class Supervisor:
         elif run.state is State.FAILED:
             if self._drain:
                 self._runs[run.uid] = run
-        elif run.next:  # of one without documents the publisher has them all
+        elif run.next:
+            # A run without documents is not resumed; its publisher still has all of them.
             self._runs[run.uid] = run
             self._parking.add(run)
 
     def _run_with(self, path: Path) -> Run | None:
-        """The run in hand that has this journal."""
+        """Return the active run that has this journal, or None."""
         if journal_filename(path.stem) == path.name:
             return self._runs.get(path.stem)
         return next((run for run in self._runs.values() if run.journal == path), None)
 
     def _look_for_retries(self) -> None:
-        """Failed runs that somebody wants to be tried again."""
+        """Find and start requested retries."""
         if self._stop_deadline is not None:
             return
         try:
@@ -726,16 +762,19 @@ class Supervisor:
         run = self._run_with(path)
         if run is None or run.process is None:
             self._retry(path, run)
-        elif Run.from_file(path, run.uid).state is not State.FAILED:  # a worker that begins is not failed yet
+        elif Run.from_file(path, run.uid).state is not State.FAILED:
+            # The journal records no failure: the new worker has not failed yet, so there is nothing to retry.
             withdraw_retry(path)
         elif run.finish_by is None:
-            self._end_worker(run)  # it only journals; its successor writes
+            # This worker only journals; the next one writes.
+            self._end_worker(run)
 
     def _retry(self, path: Path, run: Run | None) -> None:
         try:
             clear_failure(path, lock_timeout=0.0)
         except JournalLocked:
-            return  # somebody has it for a moment
+            # Another process has the journal open for a moment.
+            return
         except (JournalError, sqlite3.Error, OSError) as error:
             log.error("Run %s cannot be tried again: %s", path.stem, error)
             withdraw_retry(path)
@@ -760,7 +799,7 @@ class Supervisor:
             log.warning("Run %s wants to be looked at again later; the next supervisor does so.", run.uid)
 
     def _log_trouble(self, uid: str) -> None:
-        """Log the exception that is being handled: one run's trouble never ends a loop that others share."""
+        """Log the current exception. A problem with one run must not end a loop that serves all runs."""
         self._limited.log(logging.ERROR, f"trouble {uid}", "There is trouble with run %s.", uid, exc_info=True)
 
     def _tell_workers_to_stop(self) -> None:
@@ -779,7 +818,7 @@ class Supervisor:
 
 
 def _prepare_directory(directory: Path, *, make: bool) -> None:
-    """Make a journal directory if it is not there, and see that it can be used."""
+    """Make a journal directory if it is missing, and check that it can be used."""
     if not make and not directory.is_dir():
         raise DirectoryUnusable(directory, "there is no such journal directory, so nothing can be drained.")
     if (name := network_filesystem(directory)) is not None:

@@ -1,4 +1,4 @@
-"""A supervisor's first look at the journals in its directory: a little at a time, as it answers everybody meanwhile."""
+"""First look at all journals in the directory after a start, in small slices between the supervisor's other work."""
 
 from __future__ import annotations
 
@@ -14,20 +14,30 @@ from ..log import is_run_file
 log = logging.getLogger(__name__)
 
 SLICE_SECONDS: Final = 0.005
-"""Work at a time."""
+"""Seconds of work at a time."""
 
-_PAUSE_SHARE: Final = 3  # times as long as a slice has taken
+# Pause between two slices, as a multiple of the time that the last slice took.
+_PAUSE_SHARE: Final = 3
 
 _LOG_SUFFIX: Final = "-wal"
 
 
 class Survey:
-    """Looks at each journal at the top of a directory once, those that are most likely to be unfinished first.
+    """Visits each journal at the top of a directory once, those most likely to be unfinished first.
 
     Parameters
     ----------
+    directory
+        The journal directory.
     look
-        Called with each; what it raises is logged, and costs that journal only.
+        Called with the path of each journal. An exception is logged, and the survey goes on with the next journal.
+
+    Attributes
+    ----------
+    done
+        All journals have been visited.
+    seen
+        Number of journals visited so far.
     """
 
     def __init__(self, directory: Path, look: Callable[[Path], None]) -> None:
@@ -39,11 +49,11 @@ class Survey:
         self.seen = 0
 
     def next_at(self) -> float | None:
-        """When to `proceed`; None if there is nothing left to do. Times are of `time.monotonic`."""
+        """Return when to call `proceed` next (`time.monotonic`), or None if all journals have been visited."""
         return None if self.done else self._next_at
 
     def proceed(self) -> bool:
-        """Work for a moment, if it is time to; whether all is done then."""
+        """Work for `SLICE_SECONDS` if the pause is over; return whether all journals have been visited."""
         began = time.monotonic()
         if self.done or began < self._next_at:
             return self.done
@@ -56,7 +66,7 @@ class Survey:
         return False
 
     def _walk(self) -> Iterator[bool]:
-        """One step after another."""
+        """Yield after each small step."""
         names: list[str] = []
         in_use: set[str] = set()
         with os.scandir(self._directory) as entries:
@@ -66,7 +76,8 @@ class Survey:
                 elif entry.name.endswith(_LOG_SUFFIX):
                     in_use.add(entry.name.removesuffix(_LOG_SUFFIX))
                 yield True
-        # A supervisor that was killed leaves its workers' logs; the runs of one that ended in order are the latest.
+        # A killed supervisor leaves the WAL files of its workers' journals. A supervisor that ended in order leaves
+        # none, but its unfinished runs are the latest.
         order: list[tuple[bool, float, Path]] = []
         for name in names:
             path = self._directory / name
@@ -84,5 +95,6 @@ class Survey:
 def _modified(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except OSError:  # it has gone, or cannot be looked at
+    except OSError:
+        # The file is gone or cannot be accessed.
         return 0.0

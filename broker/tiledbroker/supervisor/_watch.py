@@ -1,4 +1,4 @@
-"""Whether workers are well: they answer, keep within their memory, and leave when they are told to."""
+"""The worker monitor: replaces workers that do not answer, use too much memory, or do not end when told to."""
 
 from __future__ import annotations
 
@@ -12,40 +12,45 @@ from ._runs import ProcessIdentity, Run
 
 log = logging.getLogger(__name__)
 
+# Seconds without an answer after which a worker is replaced, by default.
 DEFAULT_SILENCE: Final = 60.0
+# Seconds that a worker has to end after it was told to; then it is killed.
 FINISH_TIMEOUT: Final = 10.0
 
+# Seconds between two checks.
 _INTERVAL: Final = 1.0
+# Seconds since the last check above which the supervisor itself must have been stopped or blocked.
 _OWN_ABSENCE: Final = 2.0
+# Seconds that workers of an earlier supervisor have to end by themselves; then they are killed.
 _ORPHAN_GRACE: Final = 2.0
 
 
 class ProcessWatch(Protocol):
-    """What there is to know of processes. `tiledwriter` has it from psutil, which the acquisition host does without."""
+    """Access to processes. `tiledwriter` implements it with psutil, which acquisition hosts do not install."""
 
     def identity(self, pid: int) -> ProcessIdentity | None:
-        """Of a living process: its pid with the time of its creation, since pids are used again."""
+        """Return the pid and creation time of a living process, since pids are reused; None if it is gone."""
 
     def memory(self, pid: int) -> int | None:
-        """Resident bytes."""
+        """Return the resident memory in bytes; None if the process is gone."""
 
     def is_alive(self, process: ProcessIdentity) -> bool:
-        """Whether this very process is there, and not only one of the same pid."""
+        """Return whether this process is alive, not another one with the same pid."""
 
     def kill(self, process: ProcessIdentity) -> bool:
-        """End this very process with SIGKILL; False if it is not there."""
+        """Kill this process with SIGKILL; return False if it is gone."""
 
 
 @dataclass(frozen=True)
 class WorkerLimits:
-    """What is expected of a worker.
+    """Limits of a worker.
 
     Attributes
     ----------
     memory
-        Resident bytes above which it is replaced; None: any.
+        Resident bytes above which a worker is replaced; None for no limit.
     silence
-        Seconds without an answer after which it is replaced.
+        Seconds without an answer after which a worker is replaced.
     """
 
     memory: int | None = None
@@ -53,16 +58,18 @@ class WorkerLimits:
 
 
 class WorkerWatch:
-    """Looks after workers, once a second.
+    """Checks workers once a second.
 
     Parameters
     ----------
+    limits
+        Limits of each worker.
     processes
-        None: memory is not watched, and what a killed supervisor left behind is not looked for.
+        Access to processes. None: memory is not checked, and orphans of a killed supervisor are not killed.
     ask
-        Sends a worker a message that it has to answer.
+        Sends the run's worker a message that it must answer.
     end
-        Tells a worker to end.
+        Tells the run's worker to end.
     """
 
     def __init__(
@@ -80,13 +87,14 @@ class WorkerWatch:
         self._looked = self._began = time.monotonic()
 
     def look(self, runs: Collection[Run], now: float) -> bool:
-        """Look after the workers of `runs`, if it is time to; whether it was."""
+        """Check the workers of `runs` if the last check was a second ago; return whether it was."""
         absence = now - self._looked
         if absence < _INTERVAL:
             return False
         self._looked = now
         for run in runs:
-            if absence > _OWN_ABSENCE:  # it is us who were stopped; the workers' answers are still to be read
+            if absence > _OWN_ABSENCE:
+                # The supervisor was stopped, not the workers; their answers are still unread.
                 run.answered = now
             self._look_for_silence(run, now)
             if run.finish_by is not None and now >= run.finish_by:
@@ -96,23 +104,23 @@ class WorkerWatch:
         return True
 
     def started(self, run: Run) -> None:
-        """A worker was forked for the run."""
+        """Register the worker that was forked for the run."""
         assert run.process is not None
         run.answered = run.asked = time.monotonic()
         pid = run.process.pid
         run.worker = self._processes.identity(pid) if self._processes is not None and pid is not None else None
 
     def kill(self, run: Run) -> None:
-        """End the run's worker with SIGKILL."""
+        """Kill the run's worker with SIGKILL."""
         if self._processes is not None and run.worker is not None:
             self._processes.kill(run.worker)
         elif run.process is not None:
             run.process.kill()
 
     def orphan_is_gone(self, run: Run, now: float) -> bool:
-        """Whether the worker that the journal names is gone; one that should have ended by itself is helped to.
+        """Return whether the worker named in the journal is gone; kill it if it should have ended by now.
 
-        Workers of a supervisor that was killed end by themselves, unless they hang.
+        Workers of a killed supervisor end by themselves unless they hang.
         """
         orphan, processes = run.orphan, self._processes
         if orphan is None or processes is None or not processes.is_alive(orphan):
@@ -125,7 +133,8 @@ class WorkerWatch:
 
     def _look_for_silence(self, run: Run, now: float) -> None:
         if run.process is not None and run.process.pid is None:
-            return  # it is being forked, and the fork server is looked after by itself
+            # The worker is being forked; the fork server has its own timeout.
+            return
         if now - run.answered >= self._limits.silence:
             if not run.accused:
                 run.accused = f"its worker did not answer for {self._limits.silence:g} s"

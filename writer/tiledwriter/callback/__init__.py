@@ -1,4 +1,4 @@
-"""The writer inside the acquisition process, and its backups."""
+"""A writer inside the acquisition process, with backups for runs that cannot be written."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Backups of runs that could not be written: everything of such a run, to be replayed once Tiled is well.
+"""Backups of runs that could not be written, with all documents of such a run, to be replayed later.
 
-A backup is a file of JSON lines, `{"name": ..., "doc": ...}`. A document with something in it that JSON cannot carry
-(bytes, complex numbers, arrays of other types than JSON gives back) is there as near to it as JSON comes, and exactly
-under a third key, `exact`: the document in the journals' encoding, as base64. NaN and infinities are written as
-Python's `json` writes and reads them.
+A backup is a file of JSON lines, `{"name": ..., "doc": ...}`. Some values have no exact form in JSON: bytes, complex
+numbers, and arrays of types that JSON does not preserve. A document with such values is written to `doc` as closely as
+JSON allows, and exactly to a third key, `exact`: the document in the journals' encoding, as base64. NaN and infinities
+are written as Python's `json` module writes and reads them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .._exact_numbers import nearest_float
 log = logging.getLogger(__name__)
 
 IN_MEMORY: Final = 16 * 2**20
-"""Bytes of a run's documents that are kept in memory; the rest is in a temporary file."""
+"""Bytes of a run's documents that stay in memory; further ones are in a temporary file."""
 
 _FRAME: Final = struct.Struct(">BQ")
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -40,7 +40,7 @@ _EXACT_IN_JSON: Final = frozenset({"<i8", "<f8", "|b1"})
 
 
 class Recording:
-    """The documents of one run so far, encoded: a long run's in a temporary file, so that memory is bounded."""
+    """The encoded documents of one run so far. Those of a long run go to a temporary file, so memory is bounded."""
 
     def __init__(self, in_memory: int = IN_MEMORY) -> None:
         self._limit = in_memory
@@ -66,7 +66,7 @@ class Recording:
         yield from self._recent
 
     def clear(self) -> None:
-        """Forget all documents."""
+        """Discard all documents."""
         self._recent.clear()
         self._size = self._on_disk = 0
         if self._close is not None:
@@ -74,7 +74,7 @@ class Recording:
             self._file = self._close = None
 
     def _spill(self) -> None:
-        """Move what is in memory to the file; if there is no space, it stays where it is."""
+        """Move the documents in memory to the file; they stay in memory if the disk has no space."""
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the recording
@@ -94,16 +94,29 @@ class Recording:
 
 
 class Backup(Protocol):
-    """Where the documents of one run go that could not be written."""
+    """Destination for the documents of one run that could not be written."""
 
     def save(self, documents: Iterable[tuple[str, bytes]]) -> None:
-        """Add documents, encoded as `tiledbroker.Encoder` does."""
+        """Add documents.
+
+        Parameters
+        ----------
+        documents
+            Names, and bodies as `tiledbroker.Encoder` encodes them.
+        """
 
 
 class JSONLinesBackup:
     """One file of JSON lines, named by the first part of the run's uid.
 
-    What has that name already is left alone: the file is then named by the whole uid, or that and a number.
+    An existing file of that name is not touched: the new file is then named by the whole uid, or by that and a number.
+
+    Parameters
+    ----------
+    directory
+        Directory of the file; made if missing.
+    run_uid
+        Uid of the run.
     """
 
     def __init__(self, directory: Path, run_uid: str) -> None:
@@ -112,7 +125,13 @@ class JSONLinesBackup:
         self._path: Path | None = None
 
     def save(self, documents: Iterable[tuple[str, bytes]]) -> None:
-        """Append documents to the file."""
+        """Append documents to the file.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+        """
         if self._path is None:
             self._path = self._new_file()
             log.warning("Run %s is backed up to %s.", self._run_uid, self._path)
@@ -130,11 +149,20 @@ class JSONLinesBackup:
             except FileExistsError:
                 continue
             return path
-        raise AssertionError  # names do not come to an end
+        # `_names` is endless.
+        raise AssertionError
 
 
 class DictionaryBackup:
-    """A list of documents under a key of a mapping: the first part of the run's uid, if that is free."""
+    """A list of documents in a mapping, under the first part of the run's uid if that key is free.
+
+    Parameters
+    ----------
+    store
+        The mapping. A key in use is not touched.
+    run_uid
+        Uid of the run.
+    """
 
     def __init__(self, store: MutableMapping[str, Any], run_uid: str) -> None:
         self._store = store
@@ -148,11 +176,12 @@ class DictionaryBackup:
             self._key = next(name for name in _names(self._run_uid) if name not in self._store)
             log.warning("Run %s is backed up under %r.", self._run_uid, self._key)
         self._entries += [to_entry(name, body) for name, body in documents]
-        self._store[self._key] = self._entries  # each time, as a store on disk sees nothing else
+        # Assigned each time, because a store on disk does not notice changes of the list.
+        self._store[self._key] = self._entries
 
 
 def _names(run_uid: str) -> Iterator[str]:
-    """What a run's backup may be called, best first, without end."""
+    """Yield possible names of a run's backup, best first, without end."""
     yield run_uid.partition("-")[0]
     yield run_uid
     number = 2
@@ -162,19 +191,26 @@ def _names(run_uid: str) -> Iterator[str]:
 
 
 def to_entry(name: str, body: bytes) -> dict[str, Any]:
-    """A document as it is backed up."""
+    """Return a document as an entry of a backup; `body` is the encoded document."""
     plain = PlainText()
     entry = {"name": name, "doc": plain.of(decode(body))}
     return entry if plain.exact else {**entry, "exact": b64encode(body).decode()}
 
 
 class PlainText:
-    """Makes values such as JSON can carry; `exact` tells if they can come back as they were."""
+    """Converts values to JSON types.
+
+    Attributes
+    ----------
+    exact
+        Everything converted so far can be restored exactly from JSON.
+    """
 
     def __init__(self) -> None:
         self.exact = True
 
     def of(self, value: Any) -> Any:
+        """Return a value in JSON types; clear `exact` if it cannot be restored from them."""
         if isinstance(value, Mapping):
             return {self._key(key): self.of(item) for key, item in value.items()}
         if isinstance(value, list):
@@ -208,13 +244,26 @@ class PlainText:
         self.exact = False
         if isinstance(value, bytes):
             return value.decode("utf-8", "backslashreplace")
-        if isinstance(value, tuple):  # a row of a structured array
+        if isinstance(value, tuple):
+            # A row of a structured array.
             return [self.of(item) for item in value]
         return str(value)
 
 
 class Entry(NamedTuple):
-    """One document of a backup: line number, or index in a journal, name, content, and the same encoded."""
+    """One document of a backup or journal.
+
+    Attributes
+    ----------
+    line
+        Number of its line in the file, or its index in a journal.
+    name
+        Kind of document.
+    document
+        Its content.
+    body
+        The same content, encoded.
+    """
 
     line: int
     name: str
@@ -223,14 +272,21 @@ class Entry(NamedTuple):
 
 
 def read_backup(path: Path) -> Iterator[Entry]:
-    """The documents in a file, in order.
+    """Yield the documents of a file in order.
 
-    Each line is `{"name": ..., "doc": ...}` or `[name, doc]`; lines as of a JSON array of these will do.
+    Each line is `{"name": ..., "doc": ...}` or `[name, doc]`. A JSON array with one of these per line is accepted, too.
+
+    Parameters
+    ----------
+    path
+        File of JSON lines.
 
     Raises
     ------
     BackupUnreadable
         A line is not a document.
+    OSError
+        The file cannot be read.
     """
     encoder = Encoder()
     with path.open("rb") as file:
@@ -245,7 +301,7 @@ def read_backup(path: Path) -> Iterator[Entry]:
 
 
 def _items(path: Path, number: int, line: bytes) -> list[Any]:
-    """What stands in one line of a file."""
+    """Return the entries in one line of a file."""
     text = line.strip().removesuffix(b",")
     if text in (b"", b"[", b"]"):
         return []
@@ -259,7 +315,7 @@ def _items(path: Path, number: int, line: bytes) -> list[Any]:
 
 
 def _parsed(item: Any) -> tuple[str, dict[str, Any], bytes | None]:
-    """Name, document, and the document's encoded form if the backup has it."""
+    """Return an entry's name and document, and the encoded document if the entry has it."""
     body = None
     if isinstance(item, list):
         name, document = item

@@ -1,4 +1,4 @@
-"""Writes runs to Tiled from within the acquisition process, for those who have no ingest host."""
+"""Writes runs to Tiled from the acquisition process, for sites without an ingest host."""
 
 from __future__ import annotations
 
@@ -21,51 +21,54 @@ from ._callback_run import CallbackRun, RunOptions
 log = logging.getLogger(__name__)
 
 BATCH_SIZE: Final = 10_000
+# Seconds for which a request is retried, by default.
 PATIENCE: Final = 45.0
 
 
 class TiledWriter:
     """A RunEngine callback that writes runs to Tiled while they are measured: `RE.subscribe(TiledWriter(client))`.
 
-    The RunEngine waits for Tiled in every call that sends something. Where it must not, subscribe a
-    `tiledbroker.ZMQPublisher` and let the service write.
+    The RunEngine waits for Tiled in every call that sends something. If it must not wait, subscribe a
+    `tiledbroker.ZMQPublisher` instead and run the supervisor.
 
-    When something goes wrong with a run (a document that cannot be understood, a server that refuses, or is not there
-    for `patience` seconds), Tiled gets nothing more of that run, and in particular no stop document: a run in part
-    cannot pass for a complete one. With a backup the whole run goes there, the error is logged, and the RunEngine goes
-    on. Without one, or if the backup fails, the error is raised, once; the run's further documents are ignored. Other
-    runs are not affected.
+    If writing a run fails (its document cannot be interpreted, the server refuses something, or does not answer for
+    `patience` seconds), Tiled gets nothing more of that run, in particular no stop document, so that an incomplete run
+    cannot pass for a complete one. With a backup, the whole run goes there, the error is logged, and the RunEngine
+    continues. Without a backup, or if the backup fails, the error is raised once, and the run's further documents are
+    ignored. Other runs are not affected.
 
     Parameters
     ----------
     client
-        The container to write into, as `tiled.client` gives it.
+        The container to write into, as `tiled.client` returns it.
     normalizer
-        A class that brings documents up to date, made for each run with `patches` and `spec_to_mimetype`:
-        `RunNormalizer`, a subclass, or one that emits documents to what was given to its `subscribe`. None if the
-        documents are up to date already.
+        A class that translates old documents into modern ones. For each run it is called with `patches` and
+        `spec_to_mimetype`. It may be `RunNormalizer`, a subclass, or a class that emits documents to the function given
+        to its `subscribe`. None if the documents are modern already.
     patches, spec_to_mimetype
         See `RunNormalizer`.
     backup_directory
-        Runs that fail go to files of JSON lines here, one for each, named by the first part of the run's uid.
+        Directory for failed runs: one file of JSON lines each, named by the first part of the run's uid.
     backup_dictionary
-        Runs that fail go to lists of documents here, by the first part of the run's uid.
+        Mapping for failed runs: a list of documents each, under the first part of the run's uid.
     batch_size
-        So many events and stream datums are sent together; 1 sends each at once. What is left is sent at the stop.
+        Number of events and stream datums sent together; 1 sends each at once. The rest is sent at the stop.
     max_array_size
-        Arrays in events of up to this many numbers become list columns, where the server's tables have those; negative
-        for all of them.
+        Arrays in events with up to this many numbers become list columns if the server's tables support these; a
+        negative number means all arrays.
     validate
-        Deprecated. Have each run validated by the reading client when it is written; an error counts as a failure.
+        Deprecated. Have the reading client validate each run after it is written; an error counts as a failure.
     ignore_errors
-        Patterns of validation errors that do not matter.
+        Patterns of validation errors to ignore.
     patience
-        Seconds for which a request is tried.
+        Seconds for which a request is retried.
 
     Raises
     ------
     TiledTooOld
-        The server cannot store what is written here.
+        The server does not support what this class writes.
+    ValueError
+        `validate` is set, but the client cannot validate runs.
     """
 
     def __init__(
@@ -111,7 +114,7 @@ class TiledWriter:
 
     @classmethod
     def from_uri(cls, uri: str, **options: Any) -> TiledWriter:
-        """Write into the container at `uri`; options that are not this class's go to `tiled.client.from_uri`."""
+        """Write into the container at `uri`. Options of other names go to `tiled.client.from_uri`."""
         from tiled.client import from_uri
 
         own = cls._own_options(options)
@@ -119,7 +122,7 @@ class TiledWriter:
 
     @classmethod
     def from_profile(cls, profile: str, **options: Any) -> TiledWriter:
-        """Write into a profile's container; options that are not this class's go to `tiled.client.from_profile`."""
+        """Write into a profile's container. Options of other names go to `tiled.client.from_profile`."""
         from tiled.client import from_profile
 
         own = cls._own_options(options)
@@ -127,19 +130,19 @@ class TiledWriter:
 
     @classmethod
     def _own_options(cls, options: dict[str, Any]) -> dict[str, Any]:
-        """Take the options of the constructor out of `options`."""
+        """Remove the constructor's options from `options` and return them."""
         names = [name for name, kind in signature(cls).parameters.items() if kind.kind is Parameter.KEYWORD_ONLY]
         return {name: options.pop(name) for name in names if name in options}
 
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
-        """Take in a document, which is neither changed nor kept.
+        """Process a document, which is neither changed nor kept.
 
         Raises
         ------
         tiledbroker.RoutingError
-            It belongs to no run that is open here.
+            The document belongs to no run that is open here.
         Exception
-            Its run failed, and is not in a backup.
+            Its run failed and has no backup.
         """
         body = self._encoder.encode(doc)
         deliveries = self._routing.deliver(name, doc, body)
@@ -150,7 +153,7 @@ class TiledWriter:
             raise errors[0]
 
     def _pass_on(self, run_uid: str, name: str, body: bytes) -> BaseException | None:
-        """Give a document to its run; returns the error, as other runs may want the document, too."""
+        """Pass a document to its run; return the error, if any, since other runs may need the document, too."""
         if name == "start":
             self._runs[run_uid] = CallbackRun(run_uid, self._options, self._backups(run_uid))
         try:

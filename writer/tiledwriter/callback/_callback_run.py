@@ -1,4 +1,4 @@
-"""One run written while it is measured, from within the acquisition process: to Tiled, or to backups."""
+"""One run of `TiledWriter`: writes it to Tiled while it is measured, or moves it to the backups."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Seconds between two checks of operations whose outcome is not known yet.
 _SETTLING_POLL: Final = 0.1
 
 MakeNormalizer: TypeAlias = Callable[..., Any]
@@ -30,7 +31,7 @@ MakeNormalizer: TypeAlias = Callable[..., Any]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How `TiledWriter` writes its runs; its docstring explains them."""
+    """Options of `TiledWriter` for its runs; see there."""
 
     client: Any
     normalizer: MakeNormalizer | None
@@ -45,10 +46,17 @@ class RunOptions:
 
 
 class CallbackFold:
-    """The pure core applied to one run's documents, with any kind of normalizer.
+    """The fold for one run's documents, with any kind of normalizer.
 
-    A normalizer returns the modern documents of each it is called with, as `RunNormalizer` does; or it has `subscribe`
-    and emits them, as those made for bluesky-tiled-plugins do.
+    A normalizer either returns the modern documents for each document, as `RunNormalizer` does, or has `subscribe` and
+    emits them, as normalizers made for bluesky-tiled-plugins do.
+
+    Attributes
+    ----------
+    pending
+        Number of events and stream datums since the last flush.
+    writer
+        The `RunWriter` that makes the operations.
     """
 
     def __init__(
@@ -76,7 +84,7 @@ class CallbackFold:
         )
 
     def __call__(self, name: str, document: dict[str, Any]) -> list[Operation]:
-        """Operations for a document, which is the fold's to change."""
+        """Return the operations for a document, which may be changed."""
         if self._guesses is not None and name == "descriptor":
             keys = document.get("data_keys", {})
             self._guesses |= {(document["name"], key) for key, value in keys.items() if not declares_dtype(value)}
@@ -87,7 +95,7 @@ class CallbackFold:
         ]
 
     def flush(self) -> list[Operation]:
-        """Operations for what is pending."""
+        """Return the operations for everything pending."""
         self.pending = 0
         return self.writer.flush()
 
@@ -106,7 +114,7 @@ class CallbackFold:
             self.pending += part_name in ("event", "stream_datum")
             stop = dict(part)
             if part_name == "stop":
-                # Where normalizers made for bluesky-tiled-plugins put their notes.
+                # Normalizers made for bluesky-tiled-plugins put their notes there.
                 notes = [*stop.pop("_run_normalizer_notes", ()), *getattr(self._normalizer, "notes", ())]
                 for note in notes:
                     self.writer.note(note)
@@ -114,7 +122,7 @@ class CallbackFold:
 
 
 def _single(name: str, document: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
-    """A document, or the events of a page, for which the writer has no use."""
+    """Return a document, or the events of an event page, since `RunWriter` takes no pages."""
     if name != "event_page":
         return [(name, document)]
     from event_model import unpack_event_page
@@ -125,10 +133,10 @@ def _single(name: str, document: dict[str, Any]) -> Iterable[tuple[str, dict[str
 class CallbackRun:
     """Called with each document of a run, encoded as `tiledbroker.Encoder` does.
 
-    The documents are recorded until the run ends, for two purposes. The backups get the whole run if it fails. And the
-    run is folded anew, from its first document, when its tables turn out to need other columns: the server has no list
-    columns, or a value does not fit the type that was declared. Up to `IN_MEMORY` bytes of a recording are in memory,
-    the rest is in a temporary file: so the end of a long run is as safe as its beginning, and memory is bounded.
+    The documents are recorded until the run ends, for two reasons. First, the backups get the whole run if it fails.
+    Second, the run is folded again from its first document if its tables need other columns, because the server has no
+    list columns or a value does not fit its declared type. Up to `IN_MEMORY` bytes of the recording are in memory, the
+    rest is in a temporary file, so memory is bounded however long the run is.
     """
 
     def __init__(self, run_uid: str, options: RunOptions, backups: list[Backup]) -> None:
@@ -147,7 +155,7 @@ class CallbackRun:
         self._fold: CallbackFold | None = None
 
     def __call__(self, name: str, body: bytes) -> None:
-        """Take in the next document; raises what went wrong unless the run is in a backup now."""
+        """Process the next document. An error is raised unless a backup has the whole run."""
         if self._recording is not None:
             self._recording.append(name, body)
         if self._error is None:
@@ -167,7 +175,7 @@ class CallbackRun:
                 raise
 
     def _back_up(self) -> bool:
-        """Move what is recorded to the backups; returns whether one has all of the run."""
+        """Move the recorded documents to the backups; return whether a backup has the whole run."""
         for backup in list(self._backups):
             try:
                 backup.save(self._recording or ())
@@ -187,8 +195,9 @@ class CallbackRun:
             self._recording.clear()
 
     def _take(self, name: str, body: bytes) -> None:
-        """Fold a document and carry out what it amounts to; if need be, fold all of the run anew."""
-        assert self._recording is not None  # there is none only after a failure
+        """Fold a document and apply its operations; if necessary, fold the whole run again."""
+        # The recording is None only after a failure.
+        assert self._recording is not None
         documents: Iterable[tuple[str, bytes]] = [(name, body)]
         while True:
             try:
@@ -221,7 +230,7 @@ class CallbackRun:
         self._apply(operations)
 
     def _apply(self, operations: list[Operation]) -> None:
-        """Carry operations out; wait until it is clear what became of each, but not for ever."""
+        """Apply operations, and wait until the outcome of each is known, for a limited time."""
         waiting = self._catalog.apply(operations)
         limit = self._options.patience + QUIET_PERIOD
         since, left = time.monotonic(), len(waiting)

@@ -1,4 +1,4 @@
-"""Journals and Tiled compared."""
+"""Verification of journals, and of the runs in Tiled against their journals."""
 
 from __future__ import annotations
 

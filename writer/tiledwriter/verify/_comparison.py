@@ -1,4 +1,4 @@
-"""Compares what Tiled holds of a run with what its documents amount to: nodes, metadata, and every row."""
+"""Compares a run in Tiled with its documents: nodes, metadata, and every row."""
 
 from __future__ import annotations
 
@@ -30,14 +30,16 @@ _UPDATED: Final = frozenset({"stop", "notes", "_config_updates"})
 
 
 class Comparison:
-    """One run in Tiled against its journal.
+    """Compares one run in Tiled with its journal.
 
-    `add` takes the operations that the journal amounts to, in order; `again` says if they are to be given once more.
+    `add` takes the operations that the journal yields, in order. If `again` then returns True, `add` them once more.
 
     Parameters
     ----------
+    stored
+        Access to what Tiled holds.
     confirmed
-        How far each node is, of a run that is not complete: only that has to be there. None: everything has to be.
+        Progress of each node of an incomplete run; only that much must be in Tiled. None: everything must be.
     """
 
     def __init__(self, stored: StoredNodes, confirmed: Mapping[str, NodeProgress] | None) -> None:
@@ -48,21 +50,22 @@ class Comparison:
         self._found: dict[str, Mapping[str, Any]] = {}
         self._problems: list[Finding] = []
         self._skipped: set[str] = set()
-        self._led_to = set(confirmed or ())  # nodes that the journal leads to, or says that it made
+        # Nodes that the journal creates or removes, or records as created.
+        self._led_to = set(confirmed or ())
         self._repeating: set[str] | None = None
 
     @property
     def nodes(self) -> int:
-        """How many nodes were compared."""
+        """Number of nodes compared."""
         return len(self._found)
 
     @property
     def rows(self) -> int:
-        """How many rows, or datums, were."""
+        """Number of rows or datums compared."""
         return sum(check.rows for check in self._checks.values())
 
     def add(self, operation: Operation) -> None:
-        """Compare with what this operation makes, if it is to be there."""
+        """Compare Tiled with the result of this operation, if that must be in Tiled."""
         if isinstance(operation, AppendRows | WriteArray | ExtendExternal):
             self._grow(operation)
         elif self._repeating is not None:
@@ -79,12 +82,12 @@ class Comparison:
             self._remove(operation.path)
 
     def again(self) -> bool:
-        """Whether all operations have to be given once more."""
+        """Return whether all operations must be added once more."""
         self._repeating = {path for path, check in self._checks.items() if check.again()}
         return bool(self._repeating)
 
     def findings(self, *, stopped: bool) -> list[Finding]:
-        """What is wrong; `stopped` says if the journal has a stop document."""
+        """Return the problems. `stopped` is True if the journal has a stop document."""
         problems = [*self._problems]
         for path, metadata in self._metadata.items():
             if path in self._found:
@@ -94,7 +97,7 @@ class Comparison:
         return problems + self._strangers()
 
     def _strangers(self) -> list[Finding]:
-        """Nodes that Tiled has of the run and that the journal does not lead to."""
+        """Return findings for nodes of the run in Tiled that the journal does not account for."""
         runs = [path for path in self._found if "/" not in path]
         strangers = sorted(path for run in runs for path in self._stored.below(run) if path not in self._led_to)
         return [Finding(_below(path), "is in Tiled, and the journal does not lead to it") for path in strangers]
@@ -167,7 +170,7 @@ def _sorted(notes: Any) -> Any:
 
 
 def _difference(wanted: Any, have: Any) -> tuple[Any, Any]:
-    """The parts of two values in which they differ, as deep inside as can be told."""
+    """Return the innermost parts in which two values differ."""
     if isinstance(wanted, Mapping) and isinstance(have, Mapping):
         for key in [*wanted, *have]:
             if not same(wanted.get(key), have.get(key)):

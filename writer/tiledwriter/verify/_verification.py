@@ -1,4 +1,4 @@
-"""Whether a run's journal is whole, and whether Tiled holds what it should of the run. Nothing is changed."""
+"""Verifies that a run's journal is intact and that Tiled holds what the journal yields. It changes nothing."""
 
 from __future__ import annotations
 
@@ -19,23 +19,30 @@ from ..mapping import WritingOptions
 from ..worker import FAILED
 from ._comparison import Comparison
 
-PATIENCE: Final = 30.0  # seconds for a request
+# Seconds for which a request is retried.
+PATIENCE: Final = 30.0
 
 _ATTEMPTS: Final = 3
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found out about one run.
+    """Result of the verification of one run.
 
     Attributes
     ----------
+    uid
+        Uid of the run.
+    file
+        Path of its journal or spool file.
     state
-        As `tiledwriter-journal ls` has it; "damaged" or "unreadable" if that cannot be told.
+        State as in `tiledwriter-journal ls`; "damaged" or "unreadable" if that is unknown.
     documents
-        How many there are; None if the file cannot be used.
+        Number of documents; None if the file cannot be used.
+    findings
+        The problems.
     nodes, rows
-        How many were compared with Tiled; None if nothing was.
+        Number of nodes and rows compared with Tiled; None if nothing was compared.
     """
 
     uid: str
@@ -48,11 +55,11 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found to be wrong."""
+        """Whether there are no findings."""
         return not self.findings
 
     def as_dict(self) -> dict[str, Any]:
-        """In types that JSON has."""
+        """Return the result in JSON types."""
         return {
             **{name: getattr(self, name) for name in ("uid", "file", "state", "documents", "nodes", "rows", "ok")},
             "findings": [finding.as_dict() for finding in self.findings],
@@ -60,12 +67,19 @@ class Verification:
 
 
 def runs_without_journal(connection: Connection, uids: Collection[str]) -> list[str]:
-    """Return the keys of runs that Tiled has, and that are none of these.
+    """Return the keys of runs in Tiled that are not among `uids`.
+
+    Parameters
+    ----------
+    connection
+        Connection to Tiled.
+    uids
+        Uids of the runs that have a journal.
 
     Raises
     ------
     TiledUnavailable
-        Tiled was not there, or does not accept the credentials.
+        Tiled does not answer, or does not accept the credentials.
     """
     known = set(map(run_key, uids))
     return [key for key in Nodes(connection).runs() if key not in known]
@@ -74,17 +88,28 @@ def runs_without_journal(connection: Connection, uids: Collection[str]) -> list[
 def verify(path: Path, options: WritingOptions, connection: Connection | None) -> Verification:
     """Check a journal, and compare it with Tiled if there is a connection.
 
-    It may be in use. Of a run that is not complete, what Tiled has confirmed has to be there.
+    Another process may be writing the journal. If the run is not complete, only the parts that Tiled has confirmed must
+    be there.
+
+    Parameters
+    ----------
+    path
+        Journal or spool file of the run.
+    options
+        Options with which the run is written.
+    connection
+        Connection to Tiled; None checks the journal only.
 
     Raises
     ------
     TiledUnavailable
-        Tiled was not there, or does not accept the credentials.
+        Tiled does not answer, or does not accept the credentials.
     """
     for _ in range(_ATTEMPTS):
         result = _verify(path, options, connection)
         if result.ok or not _in_use(path):
-            break  # else it may have changed under our eyes
+            # Otherwise the run may have changed during the verification, so verify it again.
+            break
     return result
 
 
@@ -119,7 +144,8 @@ def _check(
     documents = DocumentsCheck(journal)
     findings = documents.findings()
     if findings and any(finding.advice for finding in findings):
-        return findings, None  # what the documents amount to is not known
+        # It is unknown which operations the documents yield.
+        return findings, None
     progress = ProgressCheck(journal)
     dry_run = DryRun(journal, options)
     with tempfile.TemporaryDirectory(prefix="tiledwriter-verify-") as directory:
@@ -143,14 +169,14 @@ def _check(
 
 
 def _fold_findings(dry_run: DryRun, progress: ProgressCheck) -> Sequence[Finding]:
-    """A run in quarantine may have a document that cannot be written; any other may not."""
+    """Return a finding if a document cannot be written, unless the run is in quarantine, where that is expected."""
     if dry_run.error is None or progress.outcome == FAILED:
         return []
     return [Finding(f"document {dry_run.error.index}", f"it cannot be written: {dry_run.error}", advice=CONFIGURE)]
 
 
 def _in_use(path: Path) -> bool:
-    """Whether somebody writes the file, or has left something of it elsewhere since; also if that cannot be told."""
+    """Return whether a process writes the file or has left part of it in a WAL file; True if that is unknown."""
     try:
         return FileLock(path.with_name(path.name + ".lock")).held or path.with_name(path.name + "-wal").exists()
     except OSError:

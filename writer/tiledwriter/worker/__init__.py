@@ -1,4 +1,4 @@
-"""The process that journals one run and writes it to Tiled."""
+"""The worker process of one run: it journals the run's documents and writes them to Tiled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents are folded as they come, and handed on together."""
+"""Prefetch of the fold: documents are folded while Tiled handles the previous request."""
 
 from __future__ import annotations
 
@@ -16,16 +16,30 @@ from ..mapping import BATCH_BYTES, BATCH_DOCUMENTS, Fold, Operation
 from ._handover import Handover
 
 HOLD_SECONDS: Final = 5.0
-"""For how long a few frames may be held back of a key that has many, see `RunWriter.holds`."""
+"""Seconds for which a few frames of a key with many frames may be held back, see `RunWriter.holds`."""
 
-_IDLE: Final = 1.0  # seconds
+# Seconds to wait for documents at a time.
+_IDLE: Final = 1.0
 
 
 @dataclass(frozen=True)
 class Folded:
-    """Some more documents of a journal, and which operations they amount to.
+    """Further documents of a journal, folded into operations.
 
-    The operations are for all documents before `cursor`; later ones that were folded may be held back.
+    Attributes
+    ----------
+    documents
+        Number of documents folded.
+    operations
+        Their operations, which are complete for all documents before `cursor`.
+    cursor
+        Index up to which nothing is held back; documents from here on may be folded, but held back in part.
+    finished
+        The fold has reached the end of the run.
+    error
+        The reason why nothing follows: the next document cannot be folded or read. None if there is none.
+    too_narrow
+        Column types that the values need, by stream and data key, see `RunWriter.too_narrow`.
     """
 
     documents: int
@@ -33,24 +47,23 @@ class Folded:
     cursor: int
     finished: bool
     error: UnwritableDocument | JournalInvalid | None
-    """Why there is nothing after them: the next document cannot be folded, or not be read."""
     too_narrow: dict[tuple[str, str], str]
 
 
 class Gathering:
-    """Folds a journal's documents in a thread of its own, from when they come until somebody takes the result.
+    """Folds a journal's documents in its own thread, until the result is taken.
 
-    So whatever came while Tiled was busy with one request goes into the next one, and is ready for it. A request
-    takes Tiled some 10 to 100 ms, the more columns the longer, however few rows it has.
+    All documents that arrive while Tiled handles one request thus go into the next one, which is ready in time. A
+    request takes Tiled about 10 to 100 ms, however few rows it has, and longer with more columns.
 
     Parameters
     ----------
     fold
-        Used by nobody else meanwhile.
+        The fold, which nothing else may use meanwhile.
     journal
-        Where the documents are.
+        The journal to read documents from.
     handover
-        Where they are, too, if they are new; it tells when to look for more.
+        Buffer of the newest documents, which also signals new ones.
     """
 
     def __init__(self, fold: Fold, journal: Journal, handover: Handover) -> None:
@@ -60,7 +73,8 @@ class Gathering:
         self._wanted = threading.Event()
         self._patient = False
         self._closed = False
-        self._nothing_held = fold.cursor, time.monotonic()  # where and when
+        # The index of the first document that may be held back, and the time at which none was held back last.
+        self._nothing_held = fold.cursor, time.monotonic()
         self._thread = ThreadPoolExecutor(1, "tiledwriter-folding")
         self._next: Future[Folded] | None = self._thread.submit(self._gather)
 
@@ -74,17 +88,17 @@ class Gathering:
         self._thread.shutdown()
 
     def close(self) -> None:
-        """Fold no more, from whichever thread: whoever waits for documents gets what there is."""
+        """Stop folding, from any thread; a blocked `take` returns what there is."""
         self._closed = True
         self._handover.wake()
 
     @property
     def goes_on(self) -> bool:
-        """Whether there can be more to `take`."""
+        """Whether `take` can return more."""
         return self._next is not None
 
     def take(self, *, wait: bool) -> Folded:
-        """What was folded since the last time; if it is nothing, and one is to wait, as soon as there is something."""
+        """Return what was folded since the last call. With `wait`, block until there is something."""
         assert self._next is not None
         self._patient = wait
         self._wanted.set()
@@ -128,16 +142,16 @@ class Gathering:
 
     @property
     def _is_due(self) -> bool:
-        """Whether frames were held back for long enough."""
+        """Whether frames were held back for `HOLD_SECONDS`."""
         return self._seconds_left <= 0
 
     @property
     def _seconds_left(self) -> float:
-        """For how long frames may still be held back."""
+        """Seconds for which frames may still be held back."""
         return self._nothing_held[1] + HOLD_SECONDS - time.monotonic()
 
     def _read_on(self) -> list[Record]:
-        """The next documents, some at a time."""
+        """Return the next documents, a limited number."""
         start = self._fold.cursor
         records = self._handover.take(start, BATCH_DOCUMENTS)
         if records or self._journal.length <= start:

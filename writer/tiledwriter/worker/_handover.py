@@ -1,4 +1,4 @@
-"""Documents on their way from the thread that journals them to the one that writes them."""
+"""Buffer of new documents between the thread that journals them and the thread that writes them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from tiledbroker import Record
 
 
 class Handover:
-    """The newest documents of a journal, for a reader that follows closely: a shorter way than by the file.
+    """The newest documents of a journal, so that a reader that keeps up need not read the file.
 
-    Whatever is not here is in the journal, where it has to be before it is put here.
+    All documents are committed to the journal before they are put here, so the reader reads those that are missing here
+    from the journal.
 
     Parameters
     ----------
     max_bytes
-        Of bodies; what comes beyond has to be read from the journal.
+        Limit of the sum of bodies; documents that would exceed it are not kept.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -26,19 +27,20 @@ class Handover:
         self._news = threading.Event()
         self._bytes = 0
         self._mutex = threading.Lock()
-        self._batches: deque[Sequence[Record]] = deque()  # without a gap
+        # Batches without gaps between them.
+        self._batches: deque[Sequence[Record]] = deque()
 
     def wait(self, timeout: float) -> None:
-        """Block until there may be something new in the journal, or somebody calls `wake`; for so many seconds."""
+        """Block until the journal may have new documents or `wake` is called, at most `timeout` seconds."""
         self._news.wait(timeout)
         self._news.clear()
 
     def wake(self) -> None:
-        """Have the reader look again."""
+        """Make the reader check the journal again."""
         self._news.set()
 
     def put(self, records: Sequence[Record]) -> None:
-        """Offer documents that follow each other, the newest in the journal, and wake the reader."""
+        """Add consecutive documents, which are the newest in the journal, and wake the reader."""
         self._keep(records)
         self.wake()
 
@@ -53,9 +55,9 @@ class Handover:
             self._bytes += size
 
     def take(self, start: int, limit: int) -> list[Record]:
-        """Documents from index `start` on, about `limit`; none if that one is not here. Those before it are forgotten.
+        """Return about `limit` documents from index `start` on, or none if that one is not here.
 
-        Until the next call they can be taken again.
+        Documents before `start` are dropped. Until the next call, the same documents can be taken again.
         """
         taken: list[Record] = []
         with self._mutex:

@@ -1,4 +1,4 @@
-"""Imported once, by the process that workers are forked from: so a worker is ready in milliseconds."""
+"""Imports of all workers, done once in the fork server, so that a forked worker is ready in milliseconds."""
 
 import encodings.idna  # noqa: F401  what follows would be imported by each worker, at its first request
 import gc
@@ -16,8 +16,10 @@ from . import _worker
 
 __all__ = ["_worker", "pyarrow", "tiled"]
 
-pyarrow.array([0.0])  # looks for pandas
+# PyArrow looks for pandas at its first conversion.
+pyarrow.array([0.0])
 _document_checks.load_schemas()
-# Searches all installed packages, which the first client of a process would do.
+# The first client in a process searches all installed packages for entry points.
 tiled.client.container.Container.discover_clients_from_entrypoints()
-gc.freeze()  # what workers never collect they share
+# Workers never collect these objects, so the memory stays shared with the fork server.
+gc.freeze()

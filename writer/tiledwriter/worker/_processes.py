@@ -1,4 +1,4 @@
-"""What psutil and the kernel say about processes: for the supervisor's watch over its workers and over itself."""
+"""Access to processes and limits through psutil and the kernel, for the supervisor."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import psutil
 from tiledbroker.supervisor import ProcessIdentity
 
 _OPEN_FILES: Final = 65_536
-_SAME_TIME: Final = 1.5  # seconds; each process derives times of creation from the boot time as it knows it
+# Seconds. Each process computes creation times from its own reading of the boot time, so they differ slightly.
+_SAME_TIME: Final = 1.5
 
 
 def allow_open_files() -> int:
-    """Let this process have as many files open as it may: each connection is one. Returns how many."""
+    """Raise this process's limit of open files as far as allowed, since each connection needs one; return the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -23,24 +24,29 @@ def allow_open_files() -> int:
 
 
 class Processes:
-    """A `ProcessWatch`."""
+    """Access to processes with psutil. Implements the protocol `ProcessWatch` of the supervisor."""
 
     def identity(self, pid: int) -> ProcessIdentity | None:
+        """Return the pid and creation time (Unix time) of a process; None if they cannot be read."""
         try:
             return pid, psutil.Process(pid).create_time()
-        except (psutil.Error, OSError):  # such as too many open files
+        except (psutil.Error, OSError):
+            # The process is gone, or this process has too many open files, for example.
             return None
 
     def memory(self, pid: int) -> int | None:
+        """Return the resident memory in bytes; None if it cannot be read."""
         try:
             return int(psutil.Process(pid).memory_info().rss)
         except (psutil.Error, OSError):
             return None
 
     def is_alive(self, process: ProcessIdentity) -> bool:
+        """Return whether this process is alive; False for another one with the same pid, and for a zombie."""
         return _find(process) is not None
 
     def kill(self, process: ProcessIdentity) -> bool:
+        """Kill this process with SIGKILL; return False if it is gone."""
         found = _find(process)
         if found is None:
             return False
@@ -52,7 +58,7 @@ class Processes:
 
 
 def _find(identity: ProcessIdentity) -> psutil.Process | None:
-    """The living process of this identity, and no other that has its pid by now."""
+    """Return the living process of this identity, or None; another process may have its pid by now."""
     pid, created = identity
     try:
         process = psutil.Process(pid)

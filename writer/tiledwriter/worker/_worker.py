@@ -1,6 +1,6 @@
-"""A worker process: takes one run's documents into its journal, acknowledges them, and has them written to Tiled.
+"""The worker process: journals one run's documents, acknowledges them, and has them written to Tiled.
 
-It is an actor: its mailbox is a socket to the supervisor, its state is the journal. Taking in never waits for Tiled.
+Its input is a socket to the supervisor, its state is the journal. Intake never waits for Tiled.
 """
 
 from __future__ import annotations
@@ -36,22 +36,38 @@ from ._writing import FAILED, RunWriting
 
 log = logging.getLogger(__name__)
 
-LOCK_TIMEOUT: Final = 10.0  # seconds for the worker of a supervisor that was killed to let go of the journal
+# Seconds to wait until the worker of a killed supervisor releases the journal.
+LOCK_TIMEOUT: Final = 10.0
+# Bytes of documents in one transaction.
 MAX_TAKEN: Final = 32 * 2**20
+# Seconds for which documents are refused after the disk did not take some.
 DISK_PAUSE: Final = 1.0
+# Seconds for a request in flight when the worker is told to end.
 STOP_TIMEOUT: Final = 5.0
+# Seconds for a request in flight when the supervisor is gone.
 ORPHAN_TIMEOUT: Final = 1.0
-_SWITCH_INTERVAL: Final = 5e-4  # seconds for which a thread that computes lets the one that journals wait
+# Seconds after which the writing thread, while it computes, yields the GIL to the main thread.
+_SWITCH_INTERVAL: Final = 5e-4
+# Seconds without Tiled after which a worker with nothing else to do ends, by default.
 PARK_AFTER: Final = 10.0
-ORPHANED: Final = 3  # exit code
+# Exit code of a worker whose supervisor is gone.
+ORPHANED: Final = 3
 
 
 @dataclass(frozen=True)
 class TiledAddress:
-    """Which Tiled to write to: a URI, or a profile of Tiled's client. Credentials as Tiled's client takes them.
+    """Address of the Tiled server: a URI, or a profile of Tiled's client. Credentials are those of Tiled's client.
 
-    `headers` go with every request, besides those of the profile; they may be secrets, and are not shown.
-    `api_key_file` holds the API key, and is read at each connection.
+    Attributes
+    ----------
+    uri
+        URI of the container to write into; None to use `profile`.
+    profile
+        Name of a profile of Tiled's client.
+    headers
+        HTTP headers of every request, in addition to those of the profile. They may be secrets, so `repr` omits them.
+    api_key_file
+        File with the API key, which is read at each connection.
     """
 
     uri: str | None = None
@@ -60,12 +76,22 @@ class TiledAddress:
     api_key_file: Path | None = None
 
     def connect(self) -> Client:
-        """A container client; fails at once where Tiled's own client would try again for long."""
+        """Connect and return a container client.
+
+        It fails at once where Tiled's own client would retry for long.
+
+        Raises
+        ------
+        OSError
+            The API key file cannot be read.
+        Exception
+            Whatever Tiled's client raises.
+        """
         import tiled.client
         import tiled.client.utils
 
         tiled.client.utils.TILED_RETRY_ATTEMPTS = 1
-        # The client changes the dict that it is given.
+        # A new dict, because the client changes it.
         given: dict[str, Any] = {"headers": {**self._profile_headers(), **self.headers}} if self.headers else {}
         if self.api_key_file is not None:
             given["api_key"] = self.api_key_file.read_text().strip()
@@ -77,7 +103,7 @@ class TiledAddress:
         return client
 
     def _profile_headers(self) -> dict[str, str]:
-        """Headers of the profile that are not given here: what is given to the client takes the place of all."""
+        """Return the profile's headers that are not overridden: headers passed to the client replace all of them."""
         from tiled.profiles import load_profiles
 
         if self.profile is None:
@@ -89,9 +115,18 @@ class TiledAddress:
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """Everything about a worker that does not depend on its run.
+    """Options of a worker that do not depend on its run.
 
-    `park_after` is for how many seconds it waits for Tiled when there is nothing else to do.
+    Attributes
+    ----------
+    tiled
+        The Tiled server to write to.
+    writing
+        Options for writing runs.
+    logging
+        Level and format of the log.
+    park_after
+        Seconds without Tiled after which a worker with nothing else to do ends.
     """
 
     tiled: TiledAddress
@@ -101,8 +136,16 @@ class WorkerOptions:
 
 
 def run_worker(task: WorkerTask, *, options: WorkerOptions) -> None:
-    """What a worker process runs."""
-    # Ctrl-C and systemd signal every process of a group; the supervisor tells a worker when to end.
+    """Run a worker in this process until it ends.
+
+    Parameters
+    ----------
+    task
+        The run, its journal, and the supervisor's socket.
+    options
+        Options that do not depend on the run.
+    """
+    # Ctrl-C and systemd signal every process of a group, but only the supervisor tells a worker to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.setswitchinterval(_SWITCH_INTERVAL)
@@ -111,7 +154,7 @@ def run_worker(task: WorkerTask, *, options: WorkerOptions) -> None:
 
 
 class Worker:
-    """See the module."""
+    """Intake of one run in the main thread: receives, journals and acknowledges documents."""
 
     def __init__(self, task: WorkerTask, options: WorkerOptions) -> None:
         self._task = task
@@ -125,16 +168,19 @@ class Worker:
         self._failed = False
         self._finishing = False
         self._disk_problem = ""
-        self._disk_problem_until = 0.0  # documents that are refused meanwhile are refused for that
+        # Time until which documents are refused because of the disk problem.
+        self._disk_problem_until = 0.0
         self._limited = LimitedLog(log)
 
     def run(self) -> None:
-        """Work until the run is complete or parked, or the supervisor says stop, or is gone."""
+        """Work until the run is complete or parked, the supervisor says Finish, or the supervisor is gone."""
         context = zmq.Context()
         self._mailbox = context.socket(zmq.DEALER)
         self._mailbox.setsockopt(zmq.ROUTING_ID, self._task.token)
-        self._mailbox.setsockopt(zmq.RCVHWM, 0)  # bounded by the publisher's window
-        self._mailbox.setsockopt(zmq.SNDHWM, 0)  # a few bytes each, and never to be waited for
+        # The publisher's window bounds the queue.
+        self._mailbox.setsockopt(zmq.RCVHWM, 0)
+        # These messages are a few bytes each, and sending must never block.
+        self._mailbox.setsockopt(zmq.SNDHWM, 0)
         self._mailbox.connect(self._task.mailbox)
         try:
             journal = self._open_journal()
@@ -158,7 +204,7 @@ class Worker:
             self._wake_sender.close()
 
     def _open_journal(self) -> Journal | None:
-        """The run's journal; on a disk that is full, as soon as there is space. None if told to end before that."""
+        """Open the run's journal, waiting for disk space if needed; return None if told to end before."""
         while True:
             try:
                 journal = Journal(self._task.journal, "create", run_uid=self._task.run_uid, lock_timeout=LOCK_TIMEOUT)
@@ -177,7 +223,7 @@ class Worker:
                 return journal
 
     def _sign(self, journal: Journal) -> None:
-        """Note who writes the journal: should this process hang when its supervisor is gone, the next one ends it."""
+        """Record this process in the journal, so that the next supervisor can kill it if it hangs as an orphan."""
         with journal.atomic():
             if self._task.order and journal.get("arrived") is None:
                 journal.set("arrived", self._task.order)
@@ -187,7 +233,10 @@ class Worker:
             journal.note("worker started", pid=os.getpid(), documents=journal.length)
 
     def _told_to_end(self, timeout: float) -> bool:
-        """Wait, without a journal to store documents in; none are sent before this worker says that it is ready."""
+        """Wait at most `timeout` seconds; return whether the supervisor said Finish.
+
+        There is no journal yet to store documents in, but the supervisor sends none before this worker is ready.
+        """
         poller = self._make_poller()
         deadline = time.monotonic() + timeout
         while (patience := deadline - time.monotonic()) > 0:
@@ -202,7 +251,7 @@ class Worker:
         return False
 
     def _make_poller(self) -> zmq.Poller:
-        """For messages of the supervisor, and for its end."""
+        """Return a poller for the supervisor's messages and for its end."""
         poller = zmq.Poller()
         poller.register(self._mailbox, zmq.POLLIN)
         if self._task.lifeline >= 0:
@@ -238,27 +287,27 @@ class Worker:
         return not self._failed or self._journal.ended or self._task.drain
 
     def _is_to_be_parked(self) -> bool:
-        """Whether all that is left to do is to wait for Tiled, which needs no process."""
+        """Return whether only Tiled's absence keeps the run from being written, which needs no process."""
         since = self._writing.away_since
         if since is None or time.monotonic() - since < self._park_after:
             return False
         if not (self._journal.ended or self._task.drain):
             return False
         log.info("Tiled is away, and all of the run is journaled: it is parked.")
-        with contextlib.suppress(sqlite3.OperationalError):  # a full disk
+        # A full disk must not prevent this.
+        with contextlib.suppress(sqlite3.OperationalError):
             self._journal.note("parked", documents=self._journal.length)
         return True
 
     def _end_as_orphan(self) -> None:
-        """The supervisor is gone. Its successor wants the journal; everything acknowledged is in it."""
+        """End at once: the successor of the lost supervisor needs the journal, which has everything acknowledged."""
         log.warning("The supervisor is gone; this worker ends.")
         self._writing.stop(ORPHAN_TIMEOUT)
-        os._exit(ORPHANED)  # a request may still be under way in the other thread; its intent is in the journal
-
-    # The mailbox
+        # The writing thread may still have a request in flight; its intent is recorded in the journal.
+        os._exit(ORPHANED)
 
     def _take_in(self) -> None:
-        """Store everything that has arrived as one transaction, then acknowledge it."""
+        """Store everything that has arrived in one transaction, then acknowledge it."""
         arrived: list[messages.Documents] = []
         end: messages.Abandoned | None = None
         size = 0
@@ -286,7 +335,7 @@ class Worker:
         except JournalInvalid as error:
             self._send(messages.Refused(self._task.run_uid, self._journal.length, str(error)))
         except sqlite3.OperationalError as error:
-            # Nothing is acknowledged, so the spools keep it, and their publishers send it again later.
+            # Nothing is acknowledged, so the spools keep the documents, and their publishers send them again later.
             self._note_disk_problem(self._journal.path, error)
             self._refuse_documents(self._journal.length)
         else:
@@ -298,14 +347,14 @@ class Worker:
                 self._refuse_documents(self._journal.length)
 
     def _store(self, arrived: list[messages.Documents], end: messages.Abandoned | None) -> tuple[list[Record], bool]:
-        """Store what continues the journal: which documents that was, and whether others were left out for a gap."""
+        """Store the documents that continue the journal; return them, and whether there was a gap before others."""
         stored: list[Record] = []
         with self._journal.atomic():
             for message in arrived:
                 if message.first > self._journal.length:
                     return stored, True
                 stored += self._journal.admit(message.first, list(message.unpack()))
-            # Whoever says that the run has ended has to know all of it.
+            # A publisher may end the run only if it knows the run's full length.
             if end is not None and end.length == self._journal.length and not self._journal.ended:
                 self._journal.set("abandoned", True)
                 self._journal.note("abandoned", documents=self._journal.length)
@@ -317,7 +366,7 @@ class Worker:
         self._disk_problem_until = time.monotonic() + DISK_PAUSE
 
     def _refuse_documents(self, index: int) -> None:
-        """Have documents from an index on sent again: at once, or after a pause if the disk does not take them."""
+        """Make the publisher send documents from an index on again: at once, or later if the disk has a problem."""
         if time.monotonic() < self._disk_problem_until:
             refusal = messages.Refused(self._task.run_uid, index, messages.LATER, self._disk_problem)
         else:
@@ -325,14 +374,15 @@ class Worker:
         self._send(refusal)
 
     def _answer(self, message: messages.Message) -> None:
-        """Show that this process does not hang."""
+        """Answer a Ping, to show that this process does not hang."""
         if isinstance(message, messages.Ping):
             self._send(messages.Pong(message.token))
 
     def _send(self, message: messages.Message) -> None:
         self._mailbox.send_multipart(messages.encode(message))
 
-    # From the writing thread
+    # The writing thread calls the next four methods. A ZeroMQ socket belongs to one thread, so messages go through
+    # `_outbox` to the main thread, which calls `_post`.
 
     def _on_progress(self, index: int) -> None:
         self._tell(messages.Progress(self._task.run_uid, index))
@@ -348,7 +398,8 @@ class Worker:
 
     def _tell(self, message: messages.Message) -> None:
         self._outbox.put(message)
-        with contextlib.suppress(OSError):  # it is awake, or the process ends
+        # If the socket's buffer is full, the main thread wakes up anyway; if it is closed, the process ends.
+        with contextlib.suppress(OSError):
             self._wake_sender.send(b"\0")
 
     def _post(self) -> None:

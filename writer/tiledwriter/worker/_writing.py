@@ -1,4 +1,4 @@
-"""The thread that writes one run: journal to core to catalog, at Tiled's pace, from wherever it stopped."""
+"""The thread that writes one run from its journal to Tiled, resuming where it stopped."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from ._handover import Handover
 
 log = logging.getLogger(__name__)
 
-MAX_WAITING: Final = 32  # operations that wait for a node to settle while others go on
+# Operations that may wait until a node is quiet while others continue; beyond this, no further documents are taken.
+MAX_WAITING: Final = 32
+# Seconds before another attempt after the disk was full.
 DISK_PAUSE: Final = 1.0
 REST_PATIENCE_SECONDS: Final = 15.0
-"""How long a journal may take to get its next document, while Tiled has the run's stop document already."""
+"""Seconds to wait for the journal's next document when Tiled already has the run's stop document."""
 
 _SHORTEST_POLL_SECONDS: Final = 0.25
 _LONGEST_POLL_SECONDS: Final = 2.0
@@ -37,21 +39,24 @@ FAILED: Final = "failed"
 class RunWriting:
     """Writes one run until it is complete, has failed, or the process ends.
 
-    `start` begins, `stop` ends it and joins the thread. New documents in the journal are announced, and handed over, by
-    `notify`.
+    `start` starts the thread; `stop` ends and joins it. `notify` announces new documents in the journal and passes them
+    on.
 
     Parameters
     ----------
     journal
-        Of the run; its progress and history are kept here.
+        Journal of the run, which also records progress and history.
     connect
-        Makes the `tiled.client` container to write into.
+        Returns the `tiled.client` container to write into.
+    options
+        Options for writing runs.
     drain
         End when everything in the journal is written, even if the run is open.
     on_progress
-        Called with the index up to which documents are in Tiled.
+        Called in the writing thread with the index up to which documents are in Tiled.
     on_end
-        Called with the outcome ("written", "interrupted", "failed", or "" if there is none) and its reason.
+        Called in the writing thread with the outcome ("written", "interrupted", "failed", or "" for none) and its
+        reason.
     on_reached
         Called when Tiled answers for the first time, and again after it was away.
     """
@@ -92,7 +97,7 @@ class RunWriting:
         self._thread.start()
 
     def stop(self, timeout: float) -> None:
-        """End the thread; a request that is under way is given up after `timeout` seconds."""
+        """End the thread; abandon a request in flight after `timeout` seconds."""
         self._stopping.set()
         if self._gathering is not None:
             self._gathering.close()
@@ -100,12 +105,12 @@ class RunWriting:
             self._thread.join(timeout)
 
     def notify(self, records: Sequence[Record] = ()) -> None:
-        """There are new documents in the journal; `records` are the last of them."""
+        """Announce new documents in the journal, of which `records` are the last."""
         self._handover.put(records)
 
     @property
     def away_since(self) -> float | None:
-        """Since when (`time.monotonic`) Tiled takes no requests; None while it does."""
+        """Time (`time.monotonic`) since which Tiled has accepted no requests; None while it does."""
         return self._connection.away_since
 
     def _run(self) -> None:
@@ -116,7 +121,7 @@ class RunWriting:
                     outcome, reason = self._write_or_fail()
                     break
                 except sqlite3.OperationalError as error:
-                    # What the journal did not take is found out again from the journal.
+                    # Restart from the journal: progress that it could not record is determined again.
                     self._limited.log(logging.ERROR, "disk", "%s cannot be written: %s", self._journal.path, error)
                     self._stopping.wait(DISK_PAUSE)
         except Stopped:
@@ -125,13 +130,14 @@ class RunWriting:
             self._on_end(outcome, reason)
 
     def _write_or_fail(self) -> tuple[str, str]:
-        """The outcome and its reason, as recorded in the journal."""
+        """Write, and return the outcome and its reason as recorded in the journal."""
         try:
             outcome, reason, detail = self._write(), "", {}
         except (Stopped, sqlite3.OperationalError):
             raise
         except Exception as error:
-            if self._stopping.is_set():  # the journal may have been closed under us
+            if self._stopping.is_set():
+                # The main thread may have closed the journal during this, so the error says nothing about the run.
                 raise Stopped(str(error)) from error
             log.exception("Run %s cannot be written; it is put in quarantine.", self._journal.run_uid)
             outcome, reason, detail = FAILED, f"{type(error).__name__}: {error}", describe(error)
@@ -143,7 +149,7 @@ class RunWriting:
         with self._journal.atomic():
             self._journal.set("outcome", outcome)
             self._journal.set("reason", reason or None)
-            # Requests whose answers were lost may be carried out yet: somebody has to look again, once.
+            # Requests whose answers were lost may still be carried out, so the run must be audited once more.
             late = outcome != FAILED and self._journal.get(LATE_AUDIT)
             self._journal.set("audit_at", time.time() + self._options.late_audit if late else None)
             self._journal.set(LATE_AUDIT, None)
@@ -153,7 +159,7 @@ class RunWriting:
     def _write(self) -> str:
         catalog = TiledCatalog(self._connection, self._journal, quiet_period=self._options.quiet_period)
         while True:
-            # Kept in the journal: whoever replays it has to come to the same operations.
+            # Record it in the journal: every replay must yield the same operations.
             max_array_size = self._journal.get("max_array_size")
             if max_array_size is None:
                 max_array_size = self._options.max_array_size
@@ -173,7 +179,7 @@ class RunWriting:
                 self._journal.note("wider columns", columns=[[*where, kind] for where, kind in error.needed.items()])
 
     def _follow(self, fold: Fold, catalog: TiledCatalog) -> str:
-        """Fold and write until the run has ended."""
+        """Fold and write documents until the run has ended; return the outcome."""
         waiting: list[Operation] = []
         poll = _SHORTEST_POLL_SECONDS
         latest_document = time.monotonic()
