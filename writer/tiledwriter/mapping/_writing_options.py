@@ -13,11 +13,16 @@ from ._run_writer import MAX_ARRAY_SIZE
 from ._stream_filter import StreamFilter
 
 QUIET_PERIOD: Final = 5.0
+"""Seconds without a change to a node before an append with an unknown outcome counts as lost."""
+
 POISON_AFTER: Final = 60.0
 """Seconds for which one operation gets only HTTP 500, while the databases are healthy, before it counts as poison."""
 
 LATE_AUDIT_AFTER: Final = 300.0
+"""Seconds between the end of a run and its second audit, if answers of the server were lost."""
+
 WRITE_SLOTS: Final = 2
+"""The largest number of concurrent write requests to Tiled from all workers of a journal directory."""
 
 
 @dataclass(frozen=True)
