@@ -60,6 +60,7 @@ class _Run:
 
     @property
     def seq_stop(self) -> int:
+        """The sequence number after that of the last frame's event."""
         return (self.seq_num or 0) + self.count
 
     def continues_at(self, start: int, seq_num: int | None) -> bool:
@@ -221,6 +222,7 @@ class _Files:
         return self.uri, self.template
 
     def name(self, number: int) -> str:
+        """Return the URI of the file with this number."""
         tail = self.template.format(number)
         return self.uri + (tail.lstrip("/") if self.uri.endswith("/") else tail)
 
