@@ -43,6 +43,7 @@ class _Component(NamedTuple):
     spellings: frozenset[str]
 
     def means(self, other: _Component) -> bool:
+        """Return whether the two components have a spelling in common."""
         return not self.spellings.isdisjoint(other.spellings)
 
 
@@ -53,6 +54,7 @@ class _Place(NamedTuple):
     components: tuple[_Component, ...]
 
     def holds(self, other: _Place) -> bool:
+        """Return whether the other path is equal to this one or below it."""
         if self.host != other.host or len(self.components) > len(other.components):
             return False
         return all(mine.means(theirs) for mine, theirs in zip(self.components, other.components, strict=False))
