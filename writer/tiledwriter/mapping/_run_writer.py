@@ -88,6 +88,7 @@ class ExternalData:
     patch: Patch | None = None
 
     def consume(self, stream_datum: Mapping[str, Any]) -> None:
+        """Add the frames of a stream datum; raise DocumentError if Tiled cannot serve them."""
         patch = self.consolidator.consume(stream_datum)
         self.patch = patch if self.patch is None else self.patch.union(patch)
 
@@ -95,8 +96,8 @@ class ExternalData:
     def in_order_of_events(self) -> bool:
         """Whether the frames are in the order of the event rows.
 
-        If sequence numbers repeat, frames are in the order in which their documents arrived, which late documents
-        break.
+        If sequence numbers repeat, the frames are in the order in which their documents arrived. A late document then
+        breaks the order of the events.
         """
         consolidator = self.consolidator
         if not isinstance(consolidator, ArrayConsolidator):
@@ -126,6 +127,7 @@ class ExternalData:
         return self.told >= LONG_LIST and self.consolidator.rows - self.told < self.told * SMALL_ADDITION
 
     def flush(self, *, everything: bool) -> list[Operation]:
+        """Return the operation for the frames since the last flush; small additions only if `everything` is set."""
         if self.patch is None or (self.is_small_addition and not everything):
             return []
         told, self.told = self.told, self.consolidator.rows
@@ -542,7 +544,7 @@ class RunWriter:
         return external
 
     def _leave_out(self, stream: Stream, key: str, document: Mapping[str, Any], why: str) -> None:
-        """Accept no more files of a data key; the data that Tiled has so far is correct and stays."""
+        """Stop accepting files of a data key; the data that Tiled has so far is correct and stays."""
         stream.left_out.add(key)
         since = f" from sequence number {_first_event(document)} on" if key in stream.external else ""
         self.note(f"Stream {stream.name!r}: the frames of {key!r} are left out{since}. {why}")
