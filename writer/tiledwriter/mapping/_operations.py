@@ -16,6 +16,7 @@ import numpy.typing
 import pyarrow
 
 Specs: TypeAlias = tuple[tuple[str, str | None], ...]
+"""The specs of a node: pairs of name and version; the version may be None."""
 
 
 @dataclass(frozen=True)
@@ -285,7 +286,11 @@ class CloseStream:
 
 
 Growth: TypeAlias = AppendRows | WriteArray | ExtendExternal
+"""An operation that adds rows to a node."""
+
 Creation: TypeAlias = CreateContainer | CreateTable | CreateArray | RegisterExternal
+"""An operation that creates a node."""
+
 Operation: TypeAlias = (
     Creation | Growth | OrderTable | DescribeExternal | RemoveNode | Audit | UpdateMetadata | CloseStream
 )
