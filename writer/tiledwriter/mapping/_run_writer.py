@@ -46,7 +46,7 @@ _NOT_METADATA: Final = frozenset({"name", "object_keys", "run_start"})
 
 @dataclass
 class ExternalData:
-    """The external files of one data key, and the part of them that earlier operations told Tiled.
+    """The external files of one data key, and the part of them that is already reported to Tiled.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ class ExternalData:
     registered
         The data source with which the node is created.
     told, told_assets
-        The numbers of rows and of files that Tiled knows.
+        The numbers of rows and of files already reported to Tiled.
     last
         The number, in the stream, of the last document that added frames.
     late
@@ -174,7 +174,7 @@ class Stream:
     updates
         Metadata of the further descriptors.
     changes
-        Changes of the node's metadata that no operation has told Tiled yet.
+        Changes of the node's metadata that are not reported to Tiled yet.
     """
 
     def __init__(
