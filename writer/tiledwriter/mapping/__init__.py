@@ -1,4 +1,4 @@
-"""From documents to Tiled operations: pure, no I/O."""
+"""Map the documents of a run to Tiled operations, without I/O."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which access tags the runs of a client may ask for."""
+"""Restrict the access tags that a client's runs may request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ANY_CLIENT: Final = "*"
 
 
 def as_tags(tags: Any) -> tuple[str, ...] | None:
-    """The access tags of a start document; a text is one tag."""
+    """Return the access tags of a start document as a tuple; a string is one tag."""
     if tags is None:
         return None
     return (tags,) if isinstance(tags, str) else tuple(tags)
@@ -20,25 +20,34 @@ def as_tags(tags: Any) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True)
 class AccessTagLimits:
-    """What `tiled_access_tags` in a start document may name.
+    """The tags that `tiled_access_tags` in a start document may contain.
 
     Attributes
     ----------
     allowed
-        Tags by client; "*" for clients that are not named, and for all where there are no keys. Empty: any tags.
+        Allowed tags by client name. The entry "*" applies to clients that have no entry of their own, and to all
+        clients if the service runs without keys. An empty mapping allows all tags.
     """
 
     allowed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def check(self, client: str, start: Mapping[str, Any]) -> None:
-        """Refuse a run that asks for tags which are not its client's to give.
+        """Check that a run requests only tags that its client may assign.
 
-        To leave them out instead would show the run to others than its owner meant.
+        A forbidden tag is refused, not dropped: without the tag, the run could become visible to users to whom its
+        owner did not mean to show it.
+
+        Parameters
+        ----------
+        client
+            The name of the client that sent the run; empty if the service runs without keys.
+        start
+            The start document.
 
         Raises
         ------
         DocumentError
-            It does.
+            The start document requests a tag that the client may not assign.
         """
         asked = as_tags(start.get("tiled_access_tags"))
         if not self.allowed or asked is None:

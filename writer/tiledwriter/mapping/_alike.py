@@ -1,4 +1,4 @@
-"""Documents whose bytes differ in values only, decoded together: a column at a time instead of a document at a time."""
+"""Decode documents whose encodings differ in values only, one column at a time instead of one document at a time."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Numbers: TypeAlias = "numpy.typing.NDArray[Any]"
 Values: TypeAlias = "Sequence[Any] | Numbers"
 _Bytes: TypeAlias = "numpy.typing.NDArray[numpy.uint8]"
 
-# What the fields of a document may hold: of what is "same" all that look alike have the same; "values" are a mapping to
-# values of any kind that has a place. Documents with other fields are decoded one by one.
+# The kind of value that each field must hold. A "same" field has equal values in all documents of a batch; "values" is
+# a mapping to numbers, booleans, text or None. Documents with other fields are decoded one by one.
 _FIELDS: Final[Mapping[str, Mapping[str, str]]] = {
     "event": {
         "uid": "text",
@@ -41,17 +41,18 @@ _ANY: Final = "iufbtn"
 _OTHERS: Final = frozenset({"text", "none"})
 
 FEWEST: Final = 16
-"""Documents for which it is worth while."""
+"""The smallest number of documents for which columnar decoding pays off."""
 
 MOST_BYTES: Final = 4 * 2**20
-"""Of documents decoded at a time."""
+"""The largest total size, in bytes, of the documents decoded at once."""
 
-_CACHED_BYTES: Final = 256 * 2**10  # what a processor's cache holds
+# Rows are compared in pieces of this size, in bytes, so that a piece stays in the processor's cache.
+_CACHED_BYTES: Final = 256 * 2**10
 _MOST_LAYOUTS: Final = 64
 _LARGEST: Final = 2**63 - 1
 _NUMBER_BYTES: Final = 8
 
-# What MessagePack's first byte of a number says of the bytes after it, as NumPy's types.
+# MessagePack numbers: the NumPy type of the bytes that follow, by first byte.
 _NUMBERS: Final = {
     0xCB: ">f8",
     0xCC: "u1",
@@ -64,11 +65,13 @@ _NUMBERS: Final = {
     0xD3: ">i8",
 }
 _BOOLEANS: Final = (0xC2, 0xC3)
-_BOOLEAN: Final = 0xFE  # bits that these two have in common
+# Mask of the bits that both encodings of a boolean share.
+_BOOLEAN: Final = 0xFE
 _NONE: Final = 0xC0
 _TEXTS: Final = {0xD9: 1, 0xDA: 2, 0xDB: 4}
 _MAPPINGS: Final = {0xDE: 2, 0xDF: 4}
-_SCALAR_EXTENSION: Final = 3  # NumPy's scalars, see tiledbroker's codec: length of the type's name, its name, the value
+# NumPy scalars in tiledbroker's codec: one byte with the length of the type's name, the name, and the value.
+_SCALAR_EXTENSION: Final = 3
 _EXTENSION: Final = 0xC7
 _EXTENSIONS: Final = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
 _SCALARS: Final = frozenset(
@@ -83,9 +86,15 @@ _Path: TypeAlias = "tuple[str, ...]"
 
 @dataclass(frozen=True)
 class AlikeDocuments:
-    """Documents of one kind that have the same keys, and values of the same types, column by column.
+    """A batch of documents with one name, the same keys and the same types of values, decoded into columns.
 
-    Columns are NumPy arrays of int64, float64 or bool, or lists of text or None.
+    Attributes
+    ----------
+    count
+        Number of documents.
+    columns
+        The values by path, the names of the field and of the key within it. Each column has `count` items: a NumPy
+        array of int64, float64 or bool, or a list of strings or None.
     """
 
     count: int
@@ -93,28 +102,35 @@ class AlikeDocuments:
 
     @property
     def nbytes(self) -> int:
-        """About what the values take."""
+        """The approximate size of the values, in bytes."""
         return _NUMBER_BYTES * self.count * len(self.columns)
 
     def numbers(self, *path: str) -> Numbers:
-        """The column of a field, or of one in a field, that holds numbers in any case."""
+        """Return the column at a path whose values are always numbers."""
         column = self.columns[path]
         assert isinstance(column, numpy.ndarray)
         return column
 
     def within(self, name: str) -> dict[str, Values]:
-        """The columns of a field that is a mapping."""
+        """Return the columns of a field that is a mapping, by key."""
         return {path[1]: column for path, column in self.columns.items() if path[0] == name and len(path) > 1}
 
 
 class _Unlike(Exception):
-    """Raised when documents are to be decoded one by one."""
+    """Raised when documents must be decoded one by one."""
 
 
 class _Place(NamedTuple):
-    """Where a value is in a document's bytes, and how it is written: `dtype` is a NumPy type, "text" or "none".
+    """The byte range and the encoding of one value in a document.
 
-    Bits of `fixed` in each of its bytes are the same for all values of the kind.
+    Attributes
+    ----------
+    offset, size
+        The byte range.
+    dtype
+        A NumPy type, "text" or "none".
+    fixed
+        Mask of the bits that, in each byte of the range, are the same for all values of this encoding.
     """
 
     offset: int
@@ -124,7 +140,7 @@ class _Place(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """NumPy's letter for the kind of its values, "t" for text, "n" for none."""
+        """NumPy's kind letter for the values, "t" for text, "n" for None."""
         if self.fixed == _BOOLEAN:
             return "b"
         return self.dtype[0] if self.dtype in _OTHERS else numpy.dtype(self.dtype).kind
@@ -132,7 +148,17 @@ class _Place(NamedTuple):
 
 @dataclass
 class _Layout:
-    """What is the same in all documents that look like one: all bits of `mask`."""
+    """The common encoding of a batch of documents.
+
+    Attributes
+    ----------
+    mask
+        The bits that are equal in all documents of the batch.
+    pattern
+        The values of these bits.
+    places
+        The byte range of each value, by path.
+    """
 
     mask: _Bytes
     pattern: _Bytes
@@ -140,12 +166,12 @@ class _Layout:
 
     @classmethod
     def of(cls, name: str, body: bytes) -> _Layout:
-        """The layout of documents that look like this one.
+        """Return the layout of an encoded document and of all documents that differ from it in values only.
 
         Raises
         ------
         _Unlike
-            It has values of other kinds.
+            The document has fields or values that cannot be decoded by column.
         """
         layout = cls(numpy.full(len(body), 0xFF, numpy.uint8), numpy.frombuffer(body, numpy.uint8))
         try:
@@ -158,7 +184,7 @@ class _Layout:
         return layout
 
     def fits(self, rows: _Bytes) -> int:
-        """How many documents, from the first one on, have this layout: one in each row."""
+        """Return the number of leading rows, one document each, that have this layout."""
         at_once = max(1, _CACHED_BYTES // len(self.mask))
         for start in range(0, len(rows), at_once):
             unlike = ((rows[start : start + at_once] & self.mask) != self.pattern).any(axis=1)
@@ -167,12 +193,12 @@ class _Layout:
         return len(rows)
 
     def column(self, place: _Place, rows: _Bytes) -> Values:
-        """The values at a place.
+        """Return the values of all rows at a byte range.
 
         Raises
         ------
         _Unlike
-            There is one that no column of numbers takes.
+            An unsigned integer does not fit int64.
         """
         count, size = rows.shape
         if place.dtype == "none":
@@ -189,15 +215,14 @@ class _Layout:
             raise _Unlike
         return values.astype(numpy.int64)
 
-    # Reading MessagePack
-
     def _read(self, fields: Mapping[str, str], body: bytes) -> int:
-        """Note the places of a document's values; returns where it ends."""
+        """Record the byte ranges of a document's values; return the offset of the document's end."""
         size, at = _entries(body, 0)
         left = set(fields)
         for _ in range(size):
             name, at = _text(body, at)
-            if name not in left:  # unknown, or there twice
+            # Unknown or repeated fields.
+            if name not in left:
                 raise _Unlike
             left.discard(name)
             at = self._read_field(fields[name], body, at, name)
@@ -224,7 +249,7 @@ class _Layout:
         return at
 
     def _read_value(self, kinds: str, body: bytes, at: int, path: _Path) -> int:
-        """Note the place of a value; returns where it ends."""
+        """Record the byte range of a value; return the offset of the value's end."""
         place = _place(body, at)
         end = place.offset + place.size
         if end > len(body) or place.kind not in kinds:
@@ -235,7 +260,7 @@ class _Layout:
 
 
 def _past_booleans(body: bytes, at: int) -> int:
-    """Where a mapping to booleans ends."""
+    """Return the offset of the end of a mapping to booleans."""
     size, at = _entries(body, at)
     for _ in range(size):
         _, at = _text(body, at)
@@ -246,7 +271,7 @@ def _past_booleans(body: bytes, at: int) -> int:
 
 
 def _place(body: bytes, at: int) -> _Place:
-    """The place of the value that begins there."""
+    """Return the byte range of the value that begins at an offset."""
     kind = body[at]
     if kind in _NUMBERS:
         return _Place(at + 1, numpy.dtype(_NUMBERS[kind]).itemsize, _NUMBERS[kind], 0)
@@ -267,7 +292,7 @@ def _place(body: bytes, at: int) -> _Place:
 
 
 def _scalar_place(body: bytes, at: int) -> _Place:
-    """The place of a NumPy scalar's value."""
+    """Return the byte range of a NumPy scalar's value."""
     head = body[at : at + 3] if body[at] == _EXTENSION else bytes((0, _EXTENSIONS[body[at]], body[at + 1]))
     start = at + (3 if body[at] == _EXTENSION else 2)
     _, size, code = head
@@ -281,7 +306,7 @@ def _scalar_place(body: bytes, at: int) -> _Place:
 
 
 def _text(body: bytes, at: int) -> tuple[str, int]:
-    """The text that begins there, and where it ends."""
+    """Return the text that begins at an offset, and the offset of its end."""
     size, at = _size(body, at, _TEXTS, short=0xA0, mask=0x1F)
     if at + size > len(body):
         raise _Unlike
@@ -289,12 +314,20 @@ def _text(body: bytes, at: int) -> tuple[str, int]:
 
 
 def _entries(body: bytes, at: int) -> tuple[int, int]:
-    """How many entries the mapping has that begins there, and where they begin."""
+    """Return the number of entries of the mapping that begins at an offset, and the offset of the first entry."""
     return _size(body, at, _MAPPINGS, short=0x80, mask=0x0F)
 
 
 def _size(body: bytes, at: int, longer: Mapping[int, int], *, short: int, mask: int) -> tuple[int, int]:
-    """A size, which is in the first byte or in so many bytes after it, and where it ends."""
+    """Return the size encoded at an offset, and the offset of the content.
+
+    Parameters
+    ----------
+    longer
+        Sizes in the bytes that follow: the number of these bytes, by first byte.
+    short, mask
+        Sizes in the first byte: its fixed bits, and the bits with the size.
+    """
     kind = body[at]
     if kind in longer:
         end = at + 1 + longer[kind]
@@ -305,20 +338,38 @@ def _size(body: bytes, at: int, longer: Mapping[int, int], *, short: int, mask: 
 
 
 class AlikeReader:
-    """Finds and decodes documents that look alike.
+    """Columnar decoder for documents that differ in values only.
 
-    Layouts are kept: events of one descriptor have few.
+    The decoder keeps the layouts it has seen, because the events of one descriptor have few.
+
+    Attributes
+    ----------
+    names
+        The names of the documents that can be decoded by column.
     """
 
     names: Final = frozenset(_FIELDS)
 
     def __init__(self) -> None:
-        self._layouts: dict[tuple[str, int], _Layout] = {}  # by length
+        # By document name and length in bytes.
+        self._layouts: dict[tuple[str, int], _Layout] = {}
 
     def read(self, name: str, model: bytes, bodies: Sequence[bytes]) -> AlikeDocuments | None:
-        """The first of these documents, which are all as long as `model`, that look like it.
+        """Decode the leading documents that differ from `model` in values only.
 
-        None if they are few, or if there are values of other kinds among them.
+        Parameters
+        ----------
+        name
+            The name of the documents.
+        model
+            An encoded document.
+        bodies
+            The encoded documents that follow it, each as long as `model`.
+
+        Returns
+        -------
+        AlikeDocuments or None
+            None if fewer than `FEWEST` documents match, or if a value cannot be decoded by column.
         """
         try:
             layout = self._layout(name, model)

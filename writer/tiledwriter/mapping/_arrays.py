@@ -1,4 +1,4 @@
-"""Arrays in events: what they are, and the array node that holds those of one data key."""
+"""Convert arrays in events, and collect those of one data key for its array node."""
 
 from __future__ import annotations
 
@@ -18,19 +18,26 @@ from ._dtypes import declared_dtype
 Array = numpy.typing.NDArray[Any]
 
 CHUNK_BYTES: Final = 2**20
-"""What a chunk of an array node holds, if that is more than one row."""
+"""The largest chunk of an array node, in bytes; a chunk has at least one row."""
 
 MAX_CHUNK_ROWS: Final = 10_000
-"""As many rows as a request of a flood has: until the first chunk is full, each batch takes two requests."""
+"""The largest number of rows in a chunk of an array node.
+
+Each batch takes two requests until the first chunk is full. This is the number of rows in a full batch, so that at high
+event rates only the first batch takes two.
+"""
 
 MAX_DECLARED_ITEMS: Final = 2**22
-"""What a descriptor may say of the size of arrays that nobody has seen: room is made for the missing ones, too."""
+"""The largest declared size of an array, in items; larger declarations are ignored.
+
+The limit guards against wrong descriptors, because missing arrays take up memory, too.
+"""
 
 ABSENT: Final = object()
-"""In place of the value of a key that an event does not have."""
+"""Stands for the value of a data key that an event does not have."""
 
 ARRAY: Final = "array"
-"""What names of types begin with that are those of array nodes, not of columns."""
+"""Prefix of type names that denote the type of an array node, not of a column."""
 
 _KINDS: Final = "biufcmMUS"
 _NUMBERS: Final = "biufc"
@@ -38,30 +45,48 @@ _MIN_CHARACTERS: Final = 32
 
 
 def takes_lists(dtype: numpy.dtype[Any]) -> bool:
-    """Whether list columns hold what arrays of this type do: databases have no unsigned 64-bit integers."""
+    """Return whether list columns can hold arrays of this type.
+
+    They cannot hold unsigned 64-bit integers, because databases have no such type.
+    """
     return dtype.kind in "bif" or (dtype.kind == "u" and dtype.itemsize < 8)
 
 
 def as_array(value: Any, declared: numpy.dtype[Any] | None = None) -> Array | None:
-    """`value` as an array of numbers, times or text, with at least one dimension; None if it is none."""
+    """Convert a value to an array of numbers, times or text.
+
+    Returns
+    -------
+    Array or None
+        An array with at least one dimension; None if the value is not an array of such items.
+    """
     if isinstance(value, str | bytes):
         return None
     try:
         array = _to_numpy(value, declared)
-    except ValueError:  # rows of unequal length
+    except ValueError:
+        # Rows of unequal length.
         return None
     if array.ndim == 0 or array.dtype.kind not in _KINDS:
         return None
+    # NumPy converts numbers to text if the same list contains text.
     if array.dtype.kind in "US" and not all(isinstance(item, str | bytes) for item in _items(value)):
-        return None  # NumPy makes text of numbers that stand beside text
+        return None
     return array
 
 
 def _to_numpy(value: Any, wanted: numpy.dtype[Any] | None, on_rounded: Callable[[], None] = lambda: None) -> Array:
-    """A value as an array; with NaN where numbers are missing, and the nearest floats of exact numbers.
+    """Convert a value to an array, with NaN for missing numbers and the nearest float for each exact number.
 
-    NumPy takes small integers beside some of more than 63 bits for floats, unless it is told. `on_rounded` is called if
-    digits are lost.
+    Parameters
+    ----------
+    value
+        The value.
+    wanted
+        The expected type. If it is an unsigned integer type, integers stay integers: without a type, NumPy converts a
+        list with small integers and integers of more than 63 bits to floats.
+    on_rounded
+        Called if the conversion loses digits.
     """
     array = numpy.asarray(value)
     if array.dtype.kind == "O":
@@ -83,7 +108,10 @@ def _to_numpy(value: Any, wanted: numpy.dtype[Any] | None, on_rounded: Callable[
 
 
 def _with_nan(array: Array) -> Array:
-    """Objects that are numbers or None as floats; as they are, if there are others, or none that floats hold."""
+    """Convert an array of numbers and None to floats, with NaN for None.
+
+    The array is returned unchanged if it contains other objects, or integers that a float cannot represent.
+    """
     items = array.ravel().tolist()
     if not all(item is None or isinstance(item, (bool, int, float, numpy.number, *EXACT_NUMBERS)) for item in items):
         return array
@@ -101,12 +129,12 @@ def _nearest(item: Any) -> float:
 
 
 def is_extended(dtype: numpy.dtype[Any]) -> bool:
-    """Whether a type has a precision that Tiled does not store."""
+    """Return whether a type has a precision that Tiled cannot store."""
     return dtype != stored_type(dtype)
 
 
 def stored_type(dtype: numpy.dtype[Any]) -> numpy.dtype[Any]:
-    """The type itself, or the most exact one that Tiled stores of its kind."""
+    """Return the type itself, or the most precise type of the same kind that Tiled can store."""
     if dtype.kind == "f" and dtype.itemsize > 8:
         return numpy.dtype("<f8")
     return numpy.dtype("<c16") if dtype.kind == "c" and dtype.itemsize > 16 else dtype
@@ -119,7 +147,10 @@ def _items(value: Any) -> list[Any]:
 
 
 def declared_shape(data_key: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """The shape of one event's array, None if it is not declared, varies, or is more than can be believed."""
+    """Return the declared shape of one event's array.
+
+    None if the shape is undeclared or variable, or if it has more than `MAX_DECLARED_ITEMS` items.
+    """
     sizes = tuple(data_key.get("shape") or ())
     if not sizes or not all(isinstance(size, int | numpy.integer) and size > 0 for size in sizes):
         return None
@@ -128,16 +159,25 @@ def declared_shape(data_key: Mapping[str, Any]) -> tuple[int, ...] | None:
 
 
 def declared_type(data_key: Mapping[str, Any]) -> numpy.dtype[Any] | None:
-    """The declared NumPy type, None if there is none, or none that array nodes have."""
+    """Return the declared type as stored; None if the data key declares no type, or none that array nodes support."""
     kind = dtype_kind(data_key)
     return stored_type(declared_dtype(data_key["dtype_numpy"])) if kind is not None and kind in _KINDS else None
 
 
 def element_type(data_key: Mapping[str, Any], first: Array | None, *, guessed: bool) -> numpy.dtype[Any]:
-    """The type for elements of an array node.
+    """Return the type of the elements of an array node.
 
-    Text has a fixed width: twice what the first array has, so that later text has room, or what is declared if that is
-    more.
+    Text has a fixed width: at least the declared width, and at least twice the width of the first array, so that longer
+    text fits later.
+
+    Parameters
+    ----------
+    data_key
+        The descriptor's entry for the data key.
+    first
+        The first array, or None if the first event has none.
+    guessed
+        Whether `dtype_numpy` was derived from the JSON type instead of declared.
     """
     declared = declared_type(data_key)
     kind = None if declared is None else declared.kind
@@ -157,9 +197,30 @@ def element_type(data_key: Mapping[str, Any], first: Array | None, *, guessed: b
 
 @dataclass
 class InternalArray:
-    """One data key's values, an array each, as rows of one array node.
+    """The array node of one data key, with one row per event.
 
-    `lists` says if there are list columns for what does not fit, `rounded` how many arrays have lost digits.
+    Attributes
+    ----------
+    key
+        The data key.
+    path
+        The path of the node.
+    shape
+        The shape of one row.
+    dtype
+        The type of the elements.
+    dims
+        The names of the dimensions, that of the rows included.
+    lists
+        Whether list columns are available for values that do not fit the node.
+    pending
+        Values of the rows not yet flushed.
+    written
+        Number of rows flushed.
+    created
+        Whether the operation that creates the node was emitted.
+    rounded
+        Number of arrays that lost digits.
     """
 
     key: str
@@ -176,7 +237,7 @@ class InternalArray:
 
     @cached_property
     def row_bytes(self) -> int:
-        """What one row takes."""
+        """The size of one row, in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
@@ -185,10 +246,20 @@ class InternalArray:
         return min(max(1, CHUNK_BYTES // self.row_bytes), MAX_CHUNK_ROWS)
 
     def column_for(self, value: Any, *, lists: bool) -> str | None:
-        """What would take a value which the node's rows do not take, None if there is no good one.
+        """Return a type that could hold a value that does not fit the node.
 
-        An array node of a wider type, as in "array<f8". A list column (if there are `lists`), or "text" for JSON.
-        Images stay what they are: as text they would be huge.
+        Parameters
+        ----------
+        value
+            The value.
+        lists
+            Whether list columns are available.
+
+        Returns
+        -------
+        str or None
+            A wider type for the node (such as "array<f8"), the type of a list column, or "text" for JSON. None if no
+            type is suitable, and for images, because their JSON would be huge.
         """
         array = as_array(value, self.dtype) if value is not None and value is not ABSENT else None
         if array is not None and array.shape == self.shape and (wider := self._wider(array)) is not None:
@@ -201,7 +272,7 @@ class InternalArray:
         return "text"
 
     def _wider(self, array: Array) -> numpy.dtype[Any] | None:
-        """The type of numbers that holds an array and all rows so far, if it is another one."""
+        """Return a wider numeric type that holds both an array and all rows so far; None if there is none."""
         if self.dtype.kind not in _NUMBERS or array.dtype.kind not in _NUMBERS:
             return None
         common: numpy.dtype[Any] = numpy.result_type(self.dtype, array.dtype)
@@ -210,11 +281,22 @@ class InternalArray:
         return common
 
     def take(self) -> tuple[Array, list[Any], str | None]:
-        """The pending rows as one array, and the values that had another shape or type than the node."""
+        """Remove the pending rows and return them.
+
+        Returns
+        -------
+        rows
+            The rows as one array.
+        misfits
+            The values that do not fit the shape or the type of the node.
+        needed
+            A type that holds the first misfit for which `column_for` finds one; None if there is none.
+        """
         rows = numpy.zeros((len(self.pending), *self.shape), self.dtype)
         misfits = []
         needed: str | None = None
-        with numpy.errstate(invalid="ignore"):  # NaN among integers; it shows as a misfit
+        # NumPy warns about NaN in integer rows, which is reported as a misfit instead.
+        with numpy.errstate(invalid="ignore"):
             for row, value in zip(rows, self.pending, strict=True):
                 if not self._place(row, value):
                     misfits.append(value)
@@ -225,14 +307,15 @@ class InternalArray:
         return rows, misfits, needed
 
     def _place(self, row: Array, value: Any) -> bool:
-        """Put a value into its row, or as much of it as has a place there; whether that was all of it."""
+        """Copy into its row the part of a value that fits; return whether the whole value fits exactly."""
         row[...] = self._missing
         if value is ABSENT:
             return self.dtype.kind in "fcmM"
         try:
             array = _to_numpy(value, self.dtype, self._count_rounded)
+            # A waveform of one number may come as a scalar.
             if array.ndim == 0 and value is not None and len(self.shape) == 1:
-                array = array.reshape(1)  # a waveform of one number
+                array = array.reshape(1)
             if array.ndim != len(self.shape) or (array.dtype.kind in "US") != (self.dtype.kind == "U"):
                 return False
             if array.dtype.kind == "c" != self.dtype.kind:
@@ -242,7 +325,8 @@ class InternalArray:
         except (ValueError, TypeError):
             return False
         same = _equal(row[part], array[part])
-        if not same and self.dtype.kind != "U":  # better nothing than another number
+        # A missing value is better than a wrong number. Truncated text is kept.
+        if not same and self.dtype.kind != "U":
             row[...] = self._missing
         return same and array.shape == self.shape
 

@@ -1,4 +1,4 @@
-"""Types of table columns, from what descriptors declare, and values made to fit them."""
+"""Derive the types of table columns from descriptors, and convert values to them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ ARROW_TYPES: Final[dict[str, pyarrow.DataType]] = {
     "string": pyarrow.string(),
 }
 
+# The types of values that Arrow converts to a column type without rounding.
 _EXACT: Final[dict[str, frozenset[type]]] = {
     "bool": frozenset({bool, numpy.bool_, NoneType}),
     "int64": frozenset({int, numpy.int64, numpy.int32, numpy.int16, numpy.int8, NoneType}),
@@ -29,31 +30,41 @@ _EXACT: Final[dict[str, frozenset[type]]] = {
     "string": frozenset({str, NoneType}),
 }
 
-# Of these, those of which every value is taken.
+# Those of the types above of which Arrow accepts every value.
 _ALWAYS: Final[dict[str, frozenset[type]]] = {
     "bool": frozenset({bool, NoneType}),
     "float64": frozenset({float, NoneType}),
 }
 
-_KINDS: Final = {"bool": "b", "int64": "i", "float64": "f"}  # of the NumPy arrays that `AlikeDocuments` has
+# NumPy's kind letters of the arrays in `AlikeDocuments`, by column type.
+_KINDS: Final = {"bool": "b", "int64": "i", "float64": "f"}
 
-# The widest type of each kind: exact for whatever a device declared, and the same on every table storage.
+# The widest type of each kind: it holds any declared width exactly, and every table storage has it.
 _BY_KIND: Final = {"b": "bool", "i": "int64", "u": "int64", "f": "float64", "U": "string", "S": "string"}
 
 _BY_JSON: Final = {"number": "float64", "integer": "int64", "boolean": "bool", "string": "string"}
 
 MAX_EXACT: Final = 2**53
-"""Up to here float64 holds every integer."""
+"""The largest integer up to which float64 represents every integer."""
 
-# Each takes all values of those before it, integers up to 2**53.
+# Each type holds all values of the types before it; float64 holds integers up to `MAX_EXACT`.
 _NUMBERS: Final = ("bool", "int64", "float64")
 
 
 def scalar_type(data_key: Mapping[str, Any], first: Any = None, *, guessed: bool = False) -> str:
-    """Column type for a data key that holds one value per event; "string" for whatever has no better one.
+    """Return the column type for a data key with one value per event; "string" if no other type fits.
 
-    What is declared counts, unless the `first` value (None if there is none) shows that it is wrong. `guessed`: the
-    key's NumPy type was not declared, but derived from its JSON type, which many devices say of booleans is "integer".
+    The declared type applies, unless the first value does not fit it.
+
+    Parameters
+    ----------
+    data_key
+        The descriptor's entry for the data key.
+    first
+        The first value, or None if there is none.
+    guessed
+        Whether `dtype_numpy` was derived from the JSON type. If so, a boolean first value makes the column boolean,
+        because many devices declare booleans as "integer".
     """
     kind = dtype_kind(data_key)
     if guessed and isinstance(first, bool | numpy.bool_):
@@ -66,7 +77,7 @@ def scalar_type(data_key: Mapping[str, Any], first: Any = None, *, guessed: bool
 
 
 def wider(type_name: str, value: Any) -> str | None:
-    """The narrowest type that takes `value` and all that `type_name` takes; None if there is none."""
+    """Return the narrowest type that holds `value` and all values of `type_name`; None if there is none."""
     head, item, tail = ("list<", type_name[5:-1], ">") if type_name.startswith("list<") else ("", type_name, "")
     if item not in _NUMBERS:
         return None
@@ -75,7 +86,7 @@ def wider(type_name: str, value: Any) -> str | None:
 
 
 def exceeds_float(values: Values) -> bool:
-    """Whether there are integers among the values (which are of a column of integers) that float64 may not hold."""
+    """Return whether a float64 column might not represent some of these values of an integer column exactly."""
     if isinstance(values, numpy.ndarray):
         return len(values) > 0 and not -MAX_EXACT <= values.min() <= values.max() <= MAX_EXACT
     integers = [value for value in values if value is not None]
@@ -83,18 +94,26 @@ def exceeds_float(values: Values) -> bool:
 
 
 def list_type(data_key: Mapping[str, Any], first: Any = None) -> str:
-    """Column type for a data key that holds a few numbers per event, of which `first` are the first (or None)."""
+    """Return the type of the list column for a data key with a short array per event.
+
+    Parameters
+    ----------
+    data_key
+        The descriptor's entry for the data key.
+    first
+        The first array, or None if there is none.
+    """
     declared = f"list<{_BY_KIND.get(dtype_kind(data_key) or 'f', 'float64')}>"
     return wider(declared, first) or declared
 
 
 def arrow_size(type_name: str) -> int:
-    """Bytes that a value takes at most in a row of a database, the rest being kept elsewhere."""
+    """Return the largest size, in bytes, of a value within a database row; PostgreSQL stores the rest elsewhere."""
     return {"bool": 1, "int64": 8, "float64": 8}.get(type_name, 20)
 
 
 def dtype_kind(data_key: Mapping[str, Any]) -> str | None:
-    """NumPy's letter for the kind of a data key's type, None if it has none that NumPy knows."""
+    """Return NumPy's kind letter of a data key's declared type; None if it declares no type that NumPy knows."""
     declared = data_key.get("dtype_numpy")
     if not declared:
         return None
@@ -105,22 +124,28 @@ def dtype_kind(data_key: Mapping[str, Any]) -> str | None:
 
 
 def arrow_type(name: str) -> pyarrow.DataType:
-    """The Arrow type a column type names."""
+    """Return the Arrow type for the name of a column type, such as "float64" or "list<int64>"."""
     if name.startswith("list<"):
         return pyarrow.list_(ARROW_TYPES[name[5:-1]])
     return ARROW_TYPES[name]
 
 
 def arrow_column(parts: Sequence[Values], type_name: str) -> pyarrow.Array:
-    """Values that fit a column type, which are in several parts, as one Arrow array."""
+    """Join parts of a column, whose values fit the column type, into one Arrow array."""
     arrays = [pyarrow.array(part, arrow_type(type_name)) for part in parts]
     return arrays[0] if len(arrays) == 1 else pyarrow.concat_arrays(arrays)
 
 
 def fit(values: Values, type_name: str) -> tuple[Values, list[int]]:
-    """Values as Arrow takes them for a column type, and the positions of those that had to be left out (None).
+    """Convert values to a column type.
 
-    A value that converts without loss is converted; any other counts as left out.
+    Returns
+    -------
+    fitted
+        The values, with None in place of each value that cannot be converted without loss. Exact numbers are rounded
+        to the nearest float.
+    misfits
+        The positions of the values that were replaced by None.
     """
     if isinstance(values, numpy.ndarray):
         if _KINDS.get(type_name) == values.dtype.kind:
@@ -138,14 +163,15 @@ def fit(values: Values, type_name: str) -> tuple[Values, list[int]]:
 
 
 def _arrow_takes(values: Sequence[Any], type_name: str) -> bool:
-    """Whether all values are of the column's own type: what Arrow makes of others, it may round."""
+    """Return whether Arrow converts all values exactly; Arrow may round values of other types than the column's."""
     types = set(map(type, values))
     if not types <= _EXACT[type_name]:
         return False
     if types <= _ALWAYS.get(type_name, frozenset()):
         return True
+    # PostgreSQL refuses text with null characters.
     if type_name == "string" and any("\0" in value for value in values if value):
-        return False  # PostgreSQL refuses it
+        return False
     try:
         pyarrow.array(values, ARROW_TYPES[type_name])
     except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError):
@@ -154,9 +180,10 @@ def _arrow_takes(values: Sequence[Any], type_name: str) -> bool:
 
 
 def _fit_scalar(value: Any, type_name: str) -> Any:
-    """`value` as the column's type, or None if that would lose something."""
+    """Convert a value to the column type; return None if the conversion would lose information."""
+    # `item` converts NumPy times of some units to integers.
     if isinstance(value, numpy.generic | numpy.ndarray) and value.ndim == 0 and value.dtype.kind not in "mM":
-        value = value.item()  # of times, some would be integers
+        value = value.item()
     if isinstance(value, list | tuple | numpy.ndarray) and numpy.ndim(value) and len(value) == 1:
         return _fit_scalar(value[0], type_name)
     if type_name == "string":
@@ -173,11 +200,11 @@ def _fit_scalar(value: Any, type_name: str) -> Any:
 
 
 def _fit_exact_number(value: ExactNumber, type_name: str) -> Any:
-    """The nearest float; among integers and booleans a number that is one, else None."""
+    """Convert an exact number to the nearest float, or to an integer or boolean if it equals one, else to None."""
     number = nearest_float(value)
     if type_name == "float64":
         return number
-    # What is beyond 64 bits may be so large that Python would never end to make an integer of it.
+    # A number beyond 64 bits may be so large that Python would take forever to convert it to an integer.
     if not abs(number) <= 2.0**63 or (integer := int(value)) != value:
         return None
     return _fit_scalar(integer, type_name)
@@ -197,7 +224,10 @@ def _exact_float(value: Any) -> float | None:
 
 
 def _fit_list(value: Any, type_name: str) -> list[Any] | None:
-    """One row of a list column; multi-dimensional ones are flattened, and missing numbers are NaN."""
+    """Convert a value to one row of a list column; return None if the conversion would lose information.
+
+    Multi-dimensional arrays are flattened. In float columns, missing numbers become NaN.
+    """
     if isinstance(value, numpy.ndarray):
         value = value.ravel().tolist()
     if not isinstance(value, list | tuple):

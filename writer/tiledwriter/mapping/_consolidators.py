@@ -1,4 +1,4 @@
-"""Detectors announce their files piece by piece; this file adds the pieces up to data sources that Tiled can serve."""
+"""Consolidate the external files of a data key, announced document by document, into one Tiled data source."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ Shape = tuple[int, ...]
 _WIDE_NUMBER: Final = re.compile(r"\{[^{}]*[0-9]{4}")
 
 MAX_FILES: Final = 1_000_000
-"""Files of one data key; a few bytes can claim any number of them."""
+"""The largest number of files of one data key; without a limit, one small document could claim any number of files."""
 
 MAX_CHUNKS: Final = 10_000_000
-"""Chunks along one dimension."""
+"""The largest number of chunks along one dimension."""
 
 MAX_LISTED_ROWS: Final = 200_000
-"""Rows of HDF5 files that are told to Tiled one by one, since they do not follow each other."""
+"""The largest number of HDF5 rows that are listed one by one for Tiled, because they are not consecutive."""
 
 
 @dataclass(frozen=True)
 class Patch:
-    """The box of an array that has been added: where it begins and how large it is, per dimension."""
+    """A region of an array: its offset and its shape, one number for each dimension."""
 
     offset: Shape
     shape: Shape
 
     def union(self, other: Patch) -> Patch:
-        """The smallest box that covers both."""
+        """Return the smallest region that covers both regions."""
         offset = tuple(map(min, self.offset, other.offset))
         end = map(max, self._end(), other._end())
         return Patch(offset, tuple(stop - start for start, stop in zip(offset, end, strict=True)))
@@ -49,7 +49,10 @@ class Patch:
 
 @dataclass
 class _Run:
-    """Frames that follow each other, in their files as in the events: `seq_num` is None where no events are named."""
+    """Consecutive frames: positions `start` onwards in the files, of the events from `seq_num` on.
+
+    `seq_num` is None if the documents name no events.
+    """
 
     seq_num: int | None
     start: int
@@ -57,29 +60,44 @@ class _Run:
 
     @property
     def seq_stop(self) -> int:
+        """The sequence number after that of the last frame's event."""
         return (self.seq_num or 0) + self.count
 
     def continues_at(self, start: int, seq_num: int | None) -> bool:
-        """Whether a frame at this place, of this event, is the next one."""
+        """Return whether a frame at this position, of this event, is the next one."""
         known = None if self.seq_num is None else self.seq_stop
         return start == self.start + self.count and seq_num == known
 
 
 class FrameOrder:
-    """Which frames a node has, in the order of the events.
+    """The frames of a node, in the order of their events.
 
-    That is the order of their sequence numbers. Where these repeat, a plan was rewound: then the frames come after
-    those that are there, as the rows of the events do.
+    Frames are sorted by sequence number. A repeated sequence number means that a plan was rewound; its frames come
+    after all earlier ones, as the rows of the events do.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self.follows = True  # each frame is the one after that before it in the files
+        # Whether the frames, in the order of the rows, are consecutive in the files.
+        self.follows = True
         self._runs: list[_Run] = []
-        self._rewound_at = 0  # from this run on no sequence number is there twice
+        # The index in `_runs` from which on sequence numbers increase and do not repeat.
+        self._rewound_at = 0
 
     def add(self, start: int, count: int, seq_num: int | None, *, insert: bool = True) -> int:
-        """Add frames from `start` on; returns the row of the first one. Without `insert` they are the last ones."""
+        """Add consecutive frames; return the row of the first one.
+
+        Parameters
+        ----------
+        start
+            The position of the first frame in the files.
+        count
+            The number of frames.
+        seq_num
+            The sequence number of the first frame's event, or None if unknown.
+        insert
+            Whether the frames may be inserted before others. Without it, they are added at the end.
+        """
         at, rewound = self._place(count, seq_num)
         if rewound or (at < len(self._runs) and not insert):
             self._rewound_at = at = len(self._runs)
@@ -94,21 +112,21 @@ class FrameOrder:
         return row
 
     def row_of(self, count: int, seq_num: int | None) -> int:
-        """The row of the first of these frames by the order of events."""
+        """Return the row that the first of these frames would have in the order of the events."""
         return self._row(self._place(count, seq_num)[0])
 
     def is_next(self, start: int, seq_num: int | None) -> bool:
-        """Whether a frame from there, of this event, would come after all others, in the files as in the events."""
+        """Return whether a frame at this position, of this event, comes next both in the files and in the events."""
         return not self._runs or (self.follows and start == self._stop and self.row_of(1, seq_num) == self.count)
 
     @property
     def repeats(self) -> bool:
-        """Whether sequence numbers repeat."""
+        """Whether any sequence number is repeated."""
         return self._rewound_at > 0
 
     @property
     def first(self) -> int:
-        """Where the first frame is in the files."""
+        """The position of the first frame in the files."""
         return self._runs[0].start if self._runs else 0
 
     @property
@@ -119,7 +137,10 @@ class FrameOrder:
         return self.count if at == len(self._runs) else sum(run.count for run in self._runs[:at])
 
     def _place(self, count: int, seq_num: int | None) -> tuple[int, bool]:
-        """Where in the runs frames of events from this one on are to be, and whether there are such events already."""
+        """Return the index in `_runs` for frames of the events from `seq_num` on, and whether any has a frame already.
+
+        In the second case, the index is the end of `_runs`.
+        """
         end = len(self._runs)
         if end == self._rewound_at or seq_num is None or self._runs[-1].seq_num is None:
             return end, False
@@ -133,7 +154,7 @@ class FrameOrder:
 
     @property
     def ranges(self) -> list[range]:
-        """The places of the frames in their files."""
+        """The positions of the frames in the files, in the order of the rows."""
         ranges: list[range] = []
         for run in self._runs:
             if ranges and ranges[-1].stop == run.start:
@@ -144,7 +165,7 @@ class FrameOrder:
 
     @property
     def seq_nums(self) -> list[range]:
-        """The sequence numbers of the frames' events, as far as they are known."""
+        """The known sequence numbers of the frames' events, in the order of the rows."""
         ranges: list[range] = []
         for run in self._runs:
             if run.seq_num is None:
@@ -161,28 +182,28 @@ def _first_event(run: _Run) -> int:
 
 
 class AnnouncedFrames:
-    """Which frames of which files the documents of a run have named, for whatever stream they were.
+    """The frames that the documents of a run have named, by file, over all streams.
 
-    Files that hold one array together are joined one after the other, whatever is in them. So it matters how many
-    frames they have, and nothing but the documents can tell that.
+    Tiled joins the files of an array with all frames that they contain. The position of a frame therefore depends on
+    the number of frames in the files before, which only the documents tell.
     """
 
     def __init__(self) -> None:
         self._files: dict[Any, range] = {}
 
     def add(self, file: Any, numbers: range) -> None:
-        """Take note that these frames are in a file."""
+        """Record that a file contains these frames."""
         known = self._files.get(file, numbers)
         self._files[file] = range(known.start, max(known.stop, numbers.stop))
 
     def of(self, file: Any) -> range:
-        """From the first one named to the last."""
+        """Return the range from the first to the last frame named for a file; an empty range if there is none."""
         return self._files.get(file, range(0))
 
 
 @dataclass(frozen=True)
 class _Joined:
-    """Where the frames of a file are among those of all files of a key: frame `base` is the one at `place`."""
+    """The position of a file's frames among those of all files of a data key: frame number `base` is at `place`."""
 
     base: int
     place: int
@@ -190,28 +211,54 @@ class _Joined:
 
 @dataclass
 class _Files:
-    """The numbered files of one resource, `file` for short."""
+    """The numbered files of one resource, named by its URI and a template for their numbers."""
 
     uri: str
     template: str
 
     @property
     def file(self) -> tuple[str, str]:
+        """The key by which these files are known, as if they were one file."""
         return self.uri, self.template
 
     def name(self, number: int) -> str:
+        """Return the URI of the file with this number."""
         tail = self.template.format(number)
         return self.uri + (tail.lstrip("/") if self.uri.endswith("/") else tail)
 
 
 class Consolidator:
-    """Add up the files of one external data key of one stream to one Tiled data source.
+    """Base class of consolidators: one Tiled data source for the files of one external data key in one stream.
 
-    Subclass it, or one of its subclasses, for a new kind of file: list the `mimetypes`, implement `data_source`.
-    Made from the key's first StreamResource and the stream's descriptor. Attributes: `data_key`; `metadata`, for the
-    node; `notes`, where what was declared could not be followed; `announced`, which frames the run's documents have
-    named, of all streams. Documents that do not describe data that can be served raise DocumentError, before anything
-    has changed: what there was before goes on being served.
+    To support a new kind of file, subclass this class or one of its subclasses: list the `mimetypes`, and implement
+    `consume` and `data_source`. If a document describes data that Tiled cannot serve, the constructor and the methods
+    raise DocumentError and leave the data source unchanged, so that earlier data stays available.
+
+    Parameters
+    ----------
+    stream_resource
+        The first StreamResource document of the data key.
+    descriptor
+        The descriptor of the stream.
+
+    Attributes
+    ----------
+    mimetypes
+        The mimetypes that the class handles; empty for any.
+    asset_parameter
+        The name of the parameter by which Tiled's adapter receives the files.
+    data_key
+        The data key.
+    mimetype
+        The mimetype of the files.
+    parameters
+        The parameters of the StreamResource.
+    metadata
+        Metadata for the node.
+    notes
+        Notes on declarations that could not be followed.
+    announced
+        The frames that the run's documents have named, over all streams.
     """
 
     mimetypes: ClassVar[frozenset[str]] = frozenset()
@@ -219,7 +266,7 @@ class Consolidator:
 
     @classmethod
     def variant(cls, stream_resource: Document) -> type[Consolidator]:  # noqa: ARG003 - subclasses look at it
-        """The class to use for this resource: a mimetype may stand for several layouts."""
+        """Return the class for a resource, because one mimetype may stand for several layouts."""
         return cls
 
     def __init__(self, stream_resource: Document, descriptor: Document) -> None:
@@ -238,29 +285,51 @@ class Consolidator:
         self._assets: dict[str, dict[str, Any]] = {}
         self._files: dict[tuple[str, str], _Files] = {}
         self._files_of: dict[str, _Files] = {}
-        self._file_of: dict[str, Any] = {}  # by resource
-        self._joined: dict[Any, _Joined] = {}  # by file
+        # By uid of the resource.
+        self._file_of: dict[str, Any] = {}
+        # By file, in the order in which they are joined.
+        self._joined: dict[Any, _Joined] = {}
 
     @property
     def rows(self) -> int:
-        """How many rows (datums) there are so far."""
+        """The number of rows (datums) so far."""
         return self._rows
 
     @property
     def problem(self) -> str:
-        """Why Tiled cannot read these files, as far as the run's documents tell, whatever it is told; "" if it can."""
+        """The reason why Tiled cannot serve these files, according to the run's documents; "" if it can."""
         return ""
 
     def add_resource(self, stream_resource: Document) -> None:
-        """Go on with another StreamResource of the same data key."""
+        """Add another StreamResource of the same data key.
+
+        Raises
+        ------
+        DocumentError
+            The files of the resource cannot be joined to the others. This base class accepts one resource only.
+        """
         raise self._wrong(f"{type(self).__name__} takes one resource, not also {stream_resource['uid']!r}")
 
     def consume(self, stream_datum: Document) -> Patch:
-        """Add the rows of a StreamDatum; return the box that they fill."""
+        """Add the rows of a StreamDatum.
+
+        Returns
+        -------
+        Patch
+            The region of the array that changes.
+
+        Raises
+        ------
+        DocumentError
+            Tiled cannot serve these rows.
+        """
         raise NotImplementedError
 
     def data_source(self) -> dict[str, Any]:
-        """The data source as it is now, in types that JSON has. Its parts are shared: do not change them."""
+        """Return the current data source, in JSON types.
+
+        Callers must not change it, because its parts are shared.
+        """
         raise NotImplementedError
 
     def _wrong(self, what: str) -> DocumentError:
@@ -275,15 +344,15 @@ class Consolidator:
     def _indices(self, stream_datum: Document) -> range:
         indices = stream_datum["indices"]
         if not {"start", "stop"} <= indices.keys() or not 0 <= indices["start"] <= indices["stop"]:
-            # Not which one: of frames that are read together, only the first document is at hand.
+            # The message does not name the document: of documents decoded by column, only the first is available.
             raise self._wrong(f"a stream_datum has {indices!r} as indices")
         return range(indices["start"], indices["stop"])
 
     def _locate(self, stream_datum: Document, numbers: range) -> tuple[int, int]:
-        """The number of the first of these frames in its file, and its place among the frames of all files.
+        """Return the number of the first of these frames in its file, and its position among the frames of all files.
 
-        Some devices count from zero in each file, others go on counting: those whose first frame in a file has the
-        number of all frames before.
+        Some detectors number the frames of each file from 0, others continue from file to file. The latter is assumed
+        if the first frame of a file has the number of frames in all files before.
         """
         file = self._file_of.get(stream_datum["stream_resource"])
         if file is None:
@@ -302,19 +371,19 @@ class Consolidator:
         return number, joined.place + number
 
     def announce(self, stream_datum: Document) -> None:
-        """Take note of frames that a file has, though they are left out."""
+        """Record frames that a file contains but that are left out of the data source."""
         file = self._file_of.get(stream_datum["stream_resource"])
         indices = stream_datum["indices"]
         if file is not None and {"start", "stop"} <= indices.keys():
             self.announced.add(file, range(indices["start"], indices["stop"]))
 
     def _has_room(self, file: Any, stop: int) -> bool:
-        """Whether a file can have so many frames without reaching into the next one."""
+        """Return whether the frames of a file can extend to position `stop` without overlapping the next file."""
         place = self._joined[file].place
         return all(where.place <= place or where.place >= stop for where in self._joined.values())
 
     def _add_assets(self, uris: Iterable[str]) -> None:
-        """Add files; one that is there already is there once."""
+        """Add files, without repeating those that are already known."""
         common = {"is_directory": False, "parameter": self.asset_parameter}
         for uri in uris:
             if uri in self._assets:
@@ -324,7 +393,10 @@ class Consolidator:
             self._assets[uri] = {"data_uri": uri, **common, "num": len(self._assets)}
 
     def _add_repeated_assets(self, uris: list[str]) -> None:
-        """Add files, one that is there already once more: by another spelling, since Tiled keeps each URI once."""
+        """Add files, repeating those that are already known.
+
+        Tiled keeps each URI once, so a repeated file gets another spelling of its URI.
+        """
         if len(self._assets) + len(uris) > MAX_FILES:
             raise self._wrong(f"it has more than {MAX_FILES} files")
         for uri in uris:
@@ -335,7 +407,7 @@ class Consolidator:
             self._add_assets([spelled])
 
     def _add_numbered_files(self, stream_resource: Document, template: str) -> None:
-        """Take in a resource whose files are named by its uri and a template."""
+        """Add a resource whose files are named by its URI and a template."""
         files = _Files(stream_resource["uri"], template)
         if _WIDE_NUMBER.search(template):
             raise self._wrong(f"template {template!r:.200} asks for a number of a thousand digits or more")
@@ -359,13 +431,35 @@ class Consolidator:
 
 
 class ArrayConsolidator(Consolidator):
-    """Files that together hold one array; as it is, each resource is one file.
+    """Consolidator for files that together hold one array; in this class itself, each resource is one file.
 
-    Every datum is one step along a new first axis ('stack'), or `datum_shape[0]` steps along the existing one
-    ('concat'). StreamResource parameters used: join_method, join_chunks, chunk_shape, multiplier.
+    Each datum is one step along a new first axis ('stack'), or `datum_shape[0]` steps along the existing first axis
+    ('concat'). The class uses the StreamResource parameters join_method, join_chunks, chunk_shape and multiplier.
 
-    Subclasses whose adapter can be told which rows of the files to serve, in any order, say so in `adapter_parameters`
-    by `selected_rows`, and set `selects_rows`. For others the documents have to name all frames of the files in order.
+    If the adapter of a subclass accepts a selection of rows in any order, the subclass sets `selects_rows` and passes
+    `selected_rows` to the adapter in `adapter_parameters`. Otherwise, the documents must name all frames of the files,
+    in order.
+
+    Attributes
+    ----------
+    join_method
+        'stack' or 'concat', unless the StreamResource says otherwise.
+    join_chunks
+        Whether chunks may span several datums when they are joined by 'concat'.
+    selects_rows
+        Whether the adapter accepts a selection of rows.
+    in_order_of_events
+        Whether the frames are in the order of their events.
+    datum_shape
+        The shape of one datum.
+    data_type
+        The type of the elements, in Tiled's form.
+    dims
+        The names of the dimensions, or None.
+    chunk_shape
+        The shape of a chunk; dimensions beyond its length have a single chunk.
+    frames
+        The frames of the node.
     """
 
     join_method: str = "stack"
@@ -394,14 +488,14 @@ class ArrayConsolidator(Consolidator):
 
     @property
     def shape(self) -> Shape:
-        """Shape of the whole array, skipped rows included."""
+        """The shape of the whole array."""
         if self.join_method == "concat" and self.datum_shape:
             return (self._rows * self.datum_shape[0], *self.datum_shape[1:])
         return (self._rows, *self.datum_shape)
 
     @property
     def chunks(self) -> list[list[int]]:
-        """Chunk sizes along each dimension: `chunk_shape` as often as it fits, one chunk where it says nothing."""
+        """The sizes of the chunks along each dimension; dimensions beyond `chunk_shape` have a single chunk."""
         shape, chunk = self.shape, self.chunk_shape
         chunks = [_sizes(size, step) for size, step in zip(shape, chunk, strict=False)]
         if chunk and self.datum_shape and self.join_method == "concat" and not self.join_chunks:
@@ -409,14 +503,14 @@ class ArrayConsolidator(Consolidator):
         return chunks + [[size] for size in shape[len(chunk) :]]
 
     def add_resource(self, stream_resource: Document) -> None:
-        """Go on with another file."""
+        """Add another file; the chunk shape of the first resource stays valid."""
         chunk_shape = self._as_chunk_shape(stream_resource["parameters"].get("chunk_shape"))
         if chunk_shape != self._declared_chunk:
             self._note(f"chunk_shape differs between its resources; {self._declared_chunk} counts.")
         self._add_resource_files(stream_resource)
 
     def consume(self, stream_datum: Document) -> Patch:
-        """Add the rows of a StreamDatum; return the box that they fill."""
+        """Add the rows of a StreamDatum; return the region of the array that changes."""
         indices = self._indices(stream_datum)
         self._check_size(len(indices))
         seq_num = _seq_num(stream_datum, len(indices))
@@ -426,7 +520,7 @@ class ArrayConsolidator(Consolidator):
 
     @property
     def problem(self) -> str:
-        """Which file has turned out to have more frames than it was taken to have when another was joined to it."""
+        """The file, if any, for which more frames were announced after the next file had been joined to it."""
         places = [*(where.place for where in self._joined.values())][1:]
         for (file, where), following in zip(self._joined.items(), places, strict=False):
             if self.announced.of(file).stop - where.base > following - where.place:
@@ -436,7 +530,13 @@ class ArrayConsolidator(Consolidator):
         return ""
 
     def selected_rows(self) -> str | list[int] | None:
-        """Which rows of the files the node has: a slice, or their numbers in order; None for all from the first on."""
+        """Return the selection of the node's rows from the files.
+
+        Returns
+        -------
+        str, list of int or None
+            A slice, or the numbers of the rows in order. None for all rows from the first one on.
+        """
         ranges, step = self.frames.ranges, self.rows_per_datum
         if len(ranges) > 1:
             return [row for part in ranges for row in range(part.start * step, part.stop * step)]
@@ -446,23 +546,23 @@ class ArrayConsolidator(Consolidator):
 
     @property
     def rows_per_datum(self) -> int:
-        """How many rows of its file one datum takes."""
+        """The number of rows in the file for one datum."""
         return self._rows_per_datum()[0]
 
     @property
     def _reshapes(self) -> bool:
-        """Whether Tiled makes another shape of the file's rows, for which there must not be more rows than are named.
+        """Whether Tiled reshapes the rows of a file, which fails if the file has more rows than the documents name.
 
-        Without that it serves as many as it was told.
+        Otherwise, Tiled serves as many rows as the structure declares.
         """
         step, certain = self._rows_per_datum()
         return certain and self.join_method == "stack" and (step > 1 or self.datum_shape[:1] == (1,))
 
     def _rows_per_datum(self) -> tuple[int, bool]:
-        """Rows that a datum takes in its file, and whether that is certain.
+        """Return the number of rows in the file for one datum, and whether it is certain.
 
-        A datum of shape (4,) may be one row of a file of shape (n, 4), or four of one of shape (4 n,): as many
-        dimensions as the file has, has its chunk shape.
+        A datum of shape (4,) may be one row of a file of shape (n, 4) or four rows of a file of shape (4 n,). The chunk
+        shape decides, because it has as many dimensions as the file.
         """
         shape, dimensions = self.datum_shape, len(self._declared_chunk)
         if not shape or shape[0] == 1:
@@ -472,14 +572,14 @@ class ArrayConsolidator(Consolidator):
         return 1, dimensions == len(shape) + 1 or (not dimensions and len(shape) == 2)
 
     def _check_size(self, more: int) -> None:
-        """Refuse what could not be described, before it is counted."""
+        """Refuse frames that would need more than `MAX_CHUNKS` chunks, before they are counted."""
         rows = self._rows + more
         size = rows * self.datum_shape[0] if self.join_method == "concat" and self.datum_shape else rows
         if size // (self.chunk_shape[0] if self.chunk_shape else size or 1) > MAX_CHUNKS:
             raise self._wrong(f"it would have more than {MAX_CHUNKS} chunks; chunk_shape is {self.chunk_shape}")
 
     def _check_place(self, stream_datum: Document, indices: range, place: int, seq_num: int | None) -> None:
-        """Refuse frames that Tiled's adapter could not serve where they belong."""
+        """Refuse frames that Tiled's adapter cannot serve at their position in the array."""
         file = self._file_of.get(stream_datum["stream_resource"])
         if file in self._joined and not self._has_room(file, place + len(indices)):
             raise self._wrong(f"frames {_span(indices)} of {file} come after those of further files")
@@ -496,7 +596,7 @@ class ArrayConsolidator(Consolidator):
             self._note("its documents do not say how many rows of a file make a frame; one is taken to.")
 
     def _insert(self, place: int, count: int, seq_num: int | None, *, insert: bool = True) -> Patch:
-        """Count frames; return the box that they fill, and with it those that come after them."""
+        """Count frames; return the region from their first row to the end, because later rows move."""
         first = self.frames.add(place, count, seq_num, insert=insert)
         self._rows += count
         rows, *rest = self.shape
@@ -504,11 +604,11 @@ class ArrayConsolidator(Consolidator):
         return Patch((first * step, *[0] * len(rest)), (rows - first * step, *rest))
 
     def adapter_parameters(self) -> dict[str, Any]:
-        """What Tiled's adapter has to be told to read the files."""
+        """Return the parameters that Tiled's adapter needs to read the files."""
         return {}
 
     def data_source(self) -> dict[str, Any]:
-        """The data source as it is now, of structure family 'array'."""
+        """Return the current data source, of structure family 'array'."""
         array = {"data_type": self.data_type, "shape": list(self.shape), "chunks": self.chunks}
         structure = {**array, "dims": self.dims, "resizable": False}
         return self._source("array", structure, self.adapter_parameters(), self._properties())
@@ -524,7 +624,7 @@ class ArrayConsolidator(Consolidator):
             self._note("its frames are in several files, each of which is taken to have no others than were announced.")
 
     def _datum_shape(self) -> Shape:
-        """Shape of one datum, with the `multiplier` (frames per datum) as its first dimension."""
+        """Return the shape of one datum; if there is a `multiplier` (frames per datum), it is the first dimension."""
         sizes = tuple(self._described.get("shape") or ())
         if None in sizes:
             raise self._wrong(f"its shape {sizes} varies, which {self.mimetype} files cannot")
@@ -539,7 +639,7 @@ class ArrayConsolidator(Consolidator):
         return (int(multiplier), *frame)
 
     def _data_type(self) -> dict[str, Any]:
-        """The element type as Tiled spells it; float64 when the descriptor does not say."""
+        """Return the type of the elements in Tiled's form; float64 if the descriptor declares none."""
         declared = self._described.get("dtype_numpy")
         try:
             dtype = numpy.dtype("<f8") if declared is None else declared_dtype(declared)
@@ -562,7 +662,7 @@ class ArrayConsolidator(Consolidator):
         return self._declared_chunk
 
     def _as_chunk_shape(self, declared: Any) -> Shape:
-        """A chunk shape as it was declared, or nothing where that is none."""
+        """Return a declared chunk shape, or an empty one if the declaration is invalid."""
         sizes = declared.tolist() if isinstance(declared, numpy.ndarray) else declared
         if not sizes:
             return ()
@@ -573,9 +673,10 @@ class ArrayConsolidator(Consolidator):
 
 
 class CSVConsolidator(ArrayConsolidator):
-    """Tables of numbers in text files without a header, one below the other.
+    """Consolidator for tables of numbers in text files without a header, concatenated along the rows.
 
-    Tiled's adapter reads each file as a whole, as one chunk, and fails if it has other rows than that.
+    Tiled's adapter reads each file as a whole, as one chunk, and fails if the number of rows differs from the size of
+    the chunk.
     """
 
     mimetypes = frozenset({"text/csv;header=absent"})
@@ -589,13 +690,13 @@ class CSVConsolidator(ArrayConsolidator):
 
     @property
     def chunks(self) -> list[list[int]]:
-        """Chunk sizes along each dimension: along the first one a chunk for each file."""
+        """The sizes of the chunks along each dimension; along the first one, each file is one chunk."""
         rows = self.datum_shape[0] if self.join_method == "concat" and self.datum_shape else 1
         return [[count * rows for count in self._datums_of_files().values()] or [0], *super().chunks[1:]]
 
     @property
     def problem(self) -> str:
-        """Which file has datums that are not in this node, as another stream has them or they were left out."""
+        """The file, if any, with datums that are missing from this node: left out, or part of another stream."""
         for file, count in self._datums_of_files().items():
             announced = self.announced.of(file).stop - self._joined[file].base
             if announced > count:
@@ -605,32 +706,34 @@ class CSVConsolidator(ArrayConsolidator):
         return super().problem
 
     def consume(self, stream_datum: Document) -> Patch:
-        """Add the rows of a StreamDatum; return the box that they fill."""
+        """Add the rows of a StreamDatum; return the region of the array that changes."""
         self._note("Tiled reads its files as a whole; they are taken to have no other rows than were announced.")
         return super().consume(stream_datum)
 
     def data_source(self) -> dict[str, Any]:
-        """The data source as it is now, with the files that have rows, and the first one."""
+        """Return the current data source, without files that have no rows yet, except the first file."""
         source = super().data_source()
         return {**source, "assets": source["assets"][: max(1, len(self._datums_of_files()))]}
 
     def _datums_of_files(self) -> dict[Any, int]:
-        """How many datums each file has that has any."""
+        """Return the number of datums in each file that has any."""
         begun = {file: where.place for file, where in self._joined.items() if where.place < self._rows}
         ends = [*begun.values(), self._rows][1:]
         return {file: end - place for (file, place), end in zip(begun.items(), ends, strict=True)}
 
     def adapter_parameters(self) -> dict[str, Any]:
-        """Options of the CSV reader."""
+        """Return the options of the CSV reader."""
         options = {"header": None, **self.parameters}
         return {name: value for name, value in options.items() if name in self._READER_OPTIONS}
 
 
 class _HDF5Dataset(ArrayConsolidator):
+    """Base class for datasets in HDF5 files: the parameters of the adapter and the selection of rows."""
+
     mimetypes = frozenset({"application/x-hdf5"})
 
     def adapter_parameters(self) -> dict[str, Any]:
-        """Where the data is in the files, and how to open them."""
+        """Return the path of the dataset in the files, the selection of rows, and the options to open the files."""
         given = self.parameters
         if "dataset" not in given:
             raise self._wrong("its StreamResource has no 'dataset' among its parameters")
@@ -641,7 +744,7 @@ class _HDF5Dataset(ArrayConsolidator):
         return {"dataset": given["dataset"], **optional, "swmr": swmr, "locking": locking}
 
     def _selection(self, rows: str | list[int] | None) -> str | list[int] | None:
-        """The adapter's `slice`: of these rows what the documents want of them."""
+        """Return the adapter's `slice`: the selected rows combined with the `slice` that the documents request."""
         wanted = self.parameters.get("slice")
         if not wanted or rows is None:
             return rows
@@ -650,7 +753,7 @@ class _HDF5Dataset(ArrayConsolidator):
 
     @property
     def _slices_frames(self) -> bool:
-        """Whether what the documents want of their frames, if anything, can be selected beside rows."""
+        """Whether the `slice` that the documents request, if any, can be combined with a selection of rows."""
         wanted = self.parameters.get("slice")
         return not wanted or str(wanted).strip().startswith(":,")
 
@@ -664,21 +767,21 @@ class _HDF5Dataset(ArrayConsolidator):
 
 
 class HDF5Consolidator(_HDF5Dataset):
-    """Datasets of the same path in HDF5 files, one file per resource.
+    """Consolidator for datasets with the same path in HDF5 files, one file per resource.
 
-    StreamResource parameters used besides those of arrays: dataset (required), slice, squeeze, swmr, locking.
-    A `template` makes it a `HDF5SequenceConsolidator`.
+    In addition to the parameters of `ArrayConsolidator`, the class uses the StreamResource parameters dataset
+    (required), slice, squeeze, swmr and locking. A resource with a template gets a `HDF5SequenceConsolidator`.
     """
 
     selects_rows = True
 
     @classmethod
     def variant(cls, stream_resource: Document) -> type[Consolidator]:
-        """One file, or with a `template` several."""
+        """Return the class for a resource: the sequence class if the resource has a template."""
         return HDF5SequenceConsolidator if stream_resource["parameters"].get("template") else cls
 
     def add_resource(self, stream_resource: Document) -> None:
-        """Go on with another file, of the same dataset."""
+        """Add another file with the same dataset."""
         first, dataset = self.parameters.get("dataset"), stream_resource["parameters"].get("dataset")
         if dataset != first:
             raise self._wrong(f"its resources have different datasets: {first!r}, {dataset!r}")
@@ -686,9 +789,15 @@ class HDF5Consolidator(_HDF5Dataset):
 
 
 class SequenceConsolidator(ArrayConsolidator):
-    """Numbered files, one or more per datum.
+    """Consolidator for numbered files, one or more per datum.
 
-    StreamResource parameters used besides those of arrays: template (required), filename, files_per_datum.
+    In addition to the parameters of `ArrayConsolidator`, the class uses the StreamResource parameters template
+    (required), filename and files_per_datum.
+
+    Attributes
+    ----------
+    files_per_datum
+        The number of files for each datum.
     """
 
     def __init__(self, stream_resource: Document, descriptor: Document) -> None:
@@ -697,7 +806,7 @@ class SequenceConsolidator(ArrayConsolidator):
         self.files_per_datum = self._files_per_datum()
 
     def add_resource(self, stream_resource: Document) -> None:
-        """Go on with the files of another resource, with its own template."""
+        """Add the files of another resource, which has its own template."""
         before, self.parameters = self.parameters, dict(stream_resource["parameters"])
         try:
             self._add_resource_files(stream_resource)
@@ -707,7 +816,7 @@ class SequenceConsolidator(ArrayConsolidator):
         self.files_per_datum = self._files_per_datum()
 
     def consume(self, stream_datum: Document) -> Patch:
-        """Add the rows of a StreamDatum and their files; return the box that they fill."""
+        """Add the rows of a StreamDatum and their files; return the region of the array that changes."""
         indices, per_datum = self._indices(stream_datum), self.files_per_datum
         if len(indices) * per_datum > MAX_FILES:
             raise self._wrong(f"stream_datum {stream_datum.get('uid')!r} has more than {MAX_FILES} files")
@@ -721,21 +830,21 @@ class SequenceConsolidator(ArrayConsolidator):
 
     @property
     def problem(self) -> str:
-        """None: whatever else there is, a sequence has the files that were named."""
+        """Always "", because the node has exactly the files that the documents name."""
         return ""
 
     def selected_rows(self) -> None:
-        """All rows: which frames there are is said by the files."""
+        """Return None for all rows, because the list of files already selects the frames."""
 
     def _append(self, count: int, seq_num: int | None) -> Patch:
-        """Count frames after all others: files are numbered once and for all."""
+        """Count frames after all others, because the numbers of the files in the data source never change."""
         if count and self.frames.row_of(count, seq_num) != self._rows:
             self.in_order_of_events = False
             self._note("its frames are in the order in which they were announced, not in that of the events.")
         return self._insert(self._rows, count, seq_num, insert=False)
 
     def _properties(self) -> dict[str, Any]:
-        """Where a datum is split over files: how the files divide the array, one entry per file."""
+        """Return the layout of the files in the array, one entry per file, if a datum spans several files."""
         if not self._split:
             return {}
         frames = self._frames_per_file()
@@ -769,7 +878,7 @@ class SequenceConsolidator(ArrayConsolidator):
         return int(self.parameters.get("files_per_datum") or max(frames // self._frames_per_file(), 1))
 
     def _frames_per_file(self) -> int:
-        """How many steps along a datum's first axis one file holds."""
+        """Return the number of steps along a datum's first axis in one file."""
         datum, chunk = self.datum_shape, self.chunk_shape
         if not datum:
             return 1
@@ -784,23 +893,23 @@ class SequenceConsolidator(ArrayConsolidator):
 
 
 class HDF5SequenceConsolidator(_HDF5Dataset, SequenceConsolidator):
-    """Datasets of the same path in numbered HDF5 files."""
+    """Consolidator for datasets with the same path in numbered HDF5 files."""
 
 
 class TIFFConsolidator(SequenceConsolidator):
-    """Numbered TIFF images."""
+    """Consolidator for numbered TIFF images."""
 
     mimetypes = frozenset({"multipart/related;type=image/tiff"})
 
 
 class JPEGConsolidator(SequenceConsolidator):
-    """Numbered JPEG images."""
+    """Consolidator for numbered JPEG images."""
 
     mimetypes = frozenset({"multipart/related;type=image/jpeg"})
 
 
 class NPYConsolidator(SequenceConsolidator):
-    """Numbered NPY files of one frame each, named as the `NPY_SEQ` spec has it."""
+    """Consolidator for numbered NPY files with one frame each, named according to the `NPY_SEQ` spec."""
 
     mimetypes = frozenset({"multipart/related;type=application/x-npy"})
 
@@ -813,7 +922,10 @@ class NPYConsolidator(SequenceConsolidator):
 
 
 class BytesConsolidator(Consolidator):
-    """Files of any kind, to be downloaded as they are: with a `template` one per datum, otherwise one per resource."""
+    """Consolidator for files of any kind, which clients download unchanged.
+
+    With a template there is one file per datum, otherwise one per resource.
+    """
 
     mimetypes = frozenset({"application/octet-stream"})
 
@@ -822,18 +934,18 @@ class BytesConsolidator(Consolidator):
         self.add_resource(stream_resource)
 
     def add_resource(self, stream_resource: Document) -> None:
-        """Go on with the file or files of another resource."""
+        """Add the file or files of another resource."""
         template, filename = (stream_resource["parameters"].get(name) or "" for name in ("template", "filename"))
         self._add_numbered_files(stream_resource, compile_template(template, filename))
 
     def consume(self, stream_datum: Document) -> Patch:
-        """Add the files of a StreamDatum; return their numbers."""
+        """Add the files of a StreamDatum; return the region of its rows."""
         indices = self._indices(stream_datum)
         if len(indices) > MAX_FILES:
             raise self._wrong(f"stream_datum {stream_datum.get('uid')!r} has more than {MAX_FILES} files")
         number, _ = self._locate(stream_datum, indices)
         uris = self._numbered_uris(stream_datum, range(number, number + len(indices)))
-        # Without a template all datums of a resource are in one file.
+        # Without a template, all datums of a resource are in one file.
         add = self._add_repeated_assets if len(set(uris)) == len(uris) and self._is_numbered else self._add_assets
         add(uris)
         first, self._rows = self._rows, self._rows + len(indices)
@@ -844,7 +956,7 @@ class BytesConsolidator(Consolidator):
         return any("{" in files.template for files in self._files.values())
 
     def data_source(self) -> dict[str, Any]:
-        """The data source as it is now, of structure family 'bytes'."""
+        """Return the current data source, of structure family 'bytes'."""
         return self._source("bytes", {}, {}, {})
 
 
@@ -860,10 +972,24 @@ REGISTRY: Final[Mapping[str, type[Consolidator]]] = {
 def consolidator_for(
     stream_resource: Document, descriptor: Document, registry: Mapping[str, type[Consolidator]] | None = None
 ) -> Consolidator:
-    """The consolidator for a data key, by the mimetype of its first StreamResource.
+    """Return the consolidator for a data key.
 
-    `registry` has classes by mimetype and goes before `REGISTRY`. A mimetype that neither has is taken for arrays, one
-    file per resource: whether Tiled can read them is the business of the adapters its server is configured with.
+    A mimetype without a class gets an `ArrayConsolidator`, with one file per resource. The adapters configured on the
+    Tiled server decide whether such files can be read.
+
+    Parameters
+    ----------
+    stream_resource
+        The first StreamResource of the data key, whose mimetype selects the class.
+    descriptor
+        The descriptor of the stream.
+    registry
+        Classes by mimetype, which take precedence over `REGISTRY`.
+
+    Raises
+    ------
+    DocumentError
+        The documents do not describe data that Tiled can serve.
     """
     mimetype = stream_resource["mimetype"]
     consolidator = {**REGISTRY, **(registry or {})}.get(mimetype, ArrayConsolidator)
@@ -871,9 +997,15 @@ def consolidator_for(
 
 
 def compile_template(template: str, filename: str = "") -> str:
-    """A template with one number in the style of `str.format`, from that or from the style of C.
+    """Return a template for a number in the style of `str.format`.
 
-    The first '%s' stands for the file name, further ones for nothing: "%s%s_%06d.tif" becomes "name_{:06d}.tif".
+    Parameters
+    ----------
+    template
+        A template in the style of `str.format` or of C's `printf`. The first '%s' stands for the file name, further
+        ones for an empty string: "%s%s_%06d.tif" becomes "name_{:06d}.tif".
+    filename
+        The file name.
     """
     literal = filename.replace("{", "{{").replace("}", "}}")
     before, slot, after = template.replace("{:s}", "%s", 1).partition("%s")
@@ -891,13 +1023,13 @@ def _number_field(match: re.Match[str]) -> str:
 
 
 def _sizes(total: int, step: int, repeat: int = 1) -> list[int]:
-    """Pieces of at most `step` that make up `total`, and all that `repeat` times; [0] for nothing."""
+    """Split `total` into pieces of at most `step`; return the pieces, repeated `repeat` times, or [0] if none."""
     rest = total % step
     return ([step] * (total // step) + [rest] * (rest > 0)) * repeat or [0]
 
 
 def _seq_num(stream_datum: Document, count: int) -> int | None:
-    """The sequence number of a StreamDatum's first event; None unless there are as many as there are frames."""
+    """Return the sequence number of a StreamDatum's first event; None unless each frame has one event."""
     numbers = stream_datum.get("seq_nums")
     if not isinstance(numbers, Mapping):
         return None
@@ -914,7 +1046,7 @@ def _span(numbers: range) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A parameter in types that JSON has."""
+    """Convert a parameter to JSON types."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, numpy.ndarray | numpy.generic):

@@ -1,7 +1,7 @@
-"""Whether documents are what event-model's schemas say, found out before anything is made of them.
+"""Check documents against event-model's schemas before they are written.
 
-What nodes and rows are made of has to follow the schemas. Whatever else deviates from them is only kept as metadata:
-it does no harm, and a note says so.
+Fields from which nodes and rows are built must follow the schemas. Deviations elsewhere affect only metadata, so they
+are tolerated and noted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ RELIED_ON: Final[Mapping[str, tuple[str, ...]]] = {
         *("descriptor", "seq_num", "seq_num.*", "time", "time.*", "data", "data.*", "timestamps", "timestamps.*"),
         *("filled?", "filled.*"),
     ),
-    "bulk_events": ("*", "*.*"),  # the events themselves come by once more
+    # The events within are checked one by one, later.
+    "bulk_events": ("*", "*.*"),
     "resource": ("uid", "run_start?", "spec?", "root?", "resource_path", "resource_kwargs?"),
     "datum": ("datum_id", "resource", "datum_kwargs?"),
     "datum_page": ("datum_id", "datum_id.*", "resource", "datum_kwargs", "datum_kwargs.*"),
@@ -37,9 +38,10 @@ RELIED_ON: Final[Mapping[str, tuple[str, ...]]] = {
     "stream_datum": ("stream_resource", "descriptor", "indices", "indices.*"),
     "stop": ("uid", "run_start", "time", "exit_status"),
 }
-"""Which places of documents have to follow the schemas. `*` is any key; at those with `?` null is as good as nothing.
+"""The fields that must follow the schemas, as dotted paths by document name.
 
-Fields that have to be there are the normalizer's business, since old documents have others; but see `indices`.
+`*` stands for any key. A path that ends with `?` may be null, which counts as absent. The normalizer checks that the
+required fields exist, because old documents have different ones; only those of `indices` are checked here.
 """
 
 _HARMLESS: Final = frozenset({"additionalProperties", "unevaluatedProperties", "pattern", "enum"})
@@ -51,17 +53,19 @@ _MASK: Final = "the value"
 
 
 class _Schema(NamedTuple):
+    """A compiled schema, and the fields that it defines at the top level (`known`)."""
+
     validator: Any
-    known: frozenset[str]  # the document's own fields
+    known: frozenset[str]
 
 
 class DocumentChecks:
-    """Called with each document of one run, as it is after the user's patches.
+    """Check of the documents of one run, after the user's patches; called with each name and document.
 
     Raises
     ------
     DocumentInvalid
-        The document does not follow its schema where that matters.
+        A field from which nodes or rows are built does not follow the schema.
     """
 
     def __init__(self) -> None:
@@ -71,18 +75,19 @@ class DocumentChecks:
         schema = _schemas()[name]
         try:
             valid = schema.validator.is_valid(document)
-        except ValueError:  # a value that JSON does not have, such as NumPy's numbers
+        except ValueError:
+            # The document has a value that JSON cannot represent, such as a NumPy scalar.
             valid = False
         if not valid:
             self._judge(name, document, schema)
 
     def tolerates(self, name: str) -> bool:
-        """Whether documents of this name deviated so far."""
+        """Return whether any document of this name has deviated from its schema so far."""
         return any(kind == name for kind, *_ in self._deviations)
 
     @property
     def notes(self) -> list[str]:
-        """The deviations that were tolerated, each kind once."""
+        """The tolerated deviations, one note for each kind."""
         return [
             f"Against event-model's schema of {name} documents: {text}"
             + (f", in {count} of them." if count > 1 else ".")
@@ -92,8 +97,9 @@ class DocumentChecks:
     def _judge(self, name: str, document: Mapping[str, Any], schema: _Schema) -> None:
         kinds: dict[tuple[str, ...], Any] = {}
         for error in schema.validator.iter_errors(_as_json(name, document)):
+            # An error elsewhere in a document makes known fields unevaluated, too.
             if error.kind.name == "unevaluatedProperties" and not _unknown(error, schema):
-                continue  # it only follows from another error
+                continue
             if _is_relied_on(name, error):
                 raise DocumentInvalid(name, _described(error, schema))
             kinds.setdefault((name, *map(str, error.schema_path), getattr(error.kind, "property", "")), error)
@@ -104,7 +110,10 @@ class DocumentChecks:
 
 @cache
 def _schemas() -> dict[str, _Schema]:
-    """Compiled once for all runs of a process, which takes some milliseconds; most is event-model's import."""
+    """Return the schemas by document name.
+
+    They are compiled once per process, which takes some milliseconds, most of them for the import of event-model.
+    """
     import jsonschema_rs
     from event_model import schemas
 
@@ -115,12 +124,19 @@ def _schemas() -> dict[str, _Schema]:
 
 
 def check_place(index: int, name: str) -> None:
-    """Whether a document can stand where it does in a run's log.
+    """Check that a run begins with a start document and has no other.
+
+    Parameters
+    ----------
+    index
+        The index of the document in its run.
+    name
+        The name of the document.
 
     Raises
     ------
     DocumentMisplaced
-        It cannot.
+        The first document is not a start document, or a later one is.
     """
     if index == 0 and name != "start":
         raise DocumentMisplaced("it is the first of its run, which begins with a start")
@@ -129,12 +145,19 @@ def check_place(index: int, name: str) -> None:
 
 
 def check_run(run_uid: str, name: str, document: Mapping[str, Any]) -> None:
-    """Whether a document, as the normalizer emits it, belongs to the run that it came for.
+    """Check that a document, as the normalizer emits it, names the run in whose log it is.
+
+    Parameters
+    ----------
+    run_uid
+        The uid of the run.
+    name, document
+        The document.
 
     Raises
     ------
     DocumentInvalid
-        It names another run, whose node in Tiled it must not touch.
+        The document names another run; written, it could change the node of that run.
     """
     field = _RUN_FIELDS.get(name)
     if field is not None and document.get(field) != run_uid:
@@ -143,7 +166,7 @@ def check_run(run_uid: str, name: str, document: Mapping[str, Any]) -> None:
 
 
 def load_schemas() -> None:
-    """Do what takes time beforehand."""
+    """Compile the schemas now, so that the first document need not wait for it."""
     _schemas()
 
 
@@ -165,7 +188,10 @@ def _is_relied_on(name: str, error: Any) -> bool:
 
 
 def _matching(name: str, path: Sequence[str | int]) -> str | None:
-    """The entry of `RELIED_ON` that a place falls under."""
+    """Return the entry of `RELIED_ON` that matches a path in a document.
+
+    "" for the document as a whole; None if no entry matches.
+    """
     for pattern in RELIED_ON[name]:
         parts = pattern.removesuffix("?").split(".")
         if len(parts) == len(path) and all(a in ("*", b) for a, b in zip(parts, path, strict=True)):
@@ -183,8 +209,9 @@ def _described(error: Any, schema: _Schema) -> str:
 
 
 def _unknown(error: Any, schema: _Schema) -> list[str]:
-    """The fields that an error is about."""
-    if error.kind.name == "unevaluatedProperties":  # among them are those that something else is wrong with
+    """Return the unknown fields that an error reports."""
+    # The validator also reports known fields, if they have errors of their own.
+    if error.kind.name == "unevaluatedProperties":
         return [field for field in error.kind.unexpected if field not in schema.known]
     return error.kind.unexpected if error.kind.name == "additionalProperties" else []
 
@@ -198,7 +225,7 @@ def _json_path(path: Sequence[str | int]) -> str:
 
 
 def _as_json(name: str, document: Mapping[str, Any]) -> dict[str, Any]:
-    """A document in the types of JSON, as far as schemas look at it: not at the values of an event."""
+    """Return the parts of a document that its schema checks, in JSON types; the values of events are left out."""
     return {
         _plain(str(key)): _shell(name, value) if key in _CONTENTS.get(name, ()) else _plain(value)
         for key, value in document.items()
@@ -206,7 +233,10 @@ def _as_json(name: str, document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shell(name: str, value: Any) -> Any:
-    """What there is to see of an event's values, or of a page's columns."""
+    """Return the values of an event as an empty mapping, or the columns of a page as empty lists.
+
+    What is not a mapping or a list stays in the result, so that the schema can refuse it.
+    """
     if not isinstance(value, Mapping):
         return _plain(value)
     if name == "event":
@@ -221,7 +251,7 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, numpy.ndarray):
-        # Of one type all through: some of it tells all.
+        # All items have the same type, so the first ones suffice.
         return _plain([*itertools.islice(value.flat, _ENOUGH)] if value.ndim else value.item())
     if isinstance(value, numpy.generic) and not isinstance(value, str | float):
         item = value.item()
@@ -229,7 +259,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
-        return float(value) if math.isfinite(value) else 0.0  # which are numbers, though JSON has none of them
+        # JSON has no NaN and no infinities, but for the schema they are numbers.
+        return float(value) if math.isfinite(value) else 0.0
     if isinstance(value, str):
         return str.__str__(value).encode("utf-8", "backslashreplace").decode()
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""NumPy types as descriptors declare them: text or JSON that nobody has checked."""
+"""Parse NumPy types from descriptors, which are unchecked text or JSON."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ from typing import Any, Final
 
 import numpy
 
-# NumPy divides by the number after the slash, and by the one before the unit, and the process ends if it is 0.
+# In datetime units, NumPy divides by the number after the slash and by the number before the unit. If either is 0, the
+# division kills the process.
 _DEADLY: Final = re.compile(r"/|\[\s*0")
 
 
 def declared_dtype(declared: Any) -> numpy.dtype[Any]:
-    """The type that `dtype_numpy` stands for: text, or a list of fields as JSON has it.
+    """Return the type that a descriptor's `dtype_numpy` declares.
+
+    Parameters
+    ----------
+    declared
+        A type string, or a list of fields for a structured type, with JSON lists in place of tuples.
 
     Raises
     ------
     TypeError, ValueError
-        NumPy does not know such a type.
+        NumPy does not know the type.
     """
     return numpy.dtype(_name(declared) if isinstance(declared, str) else _fields(declared))
 
@@ -30,7 +36,7 @@ def _name(text: str) -> str:
 
 
 def _fields(description: Iterable[Any]) -> list[tuple[Any, ...]]:
-    """The fields of a structured dtype as numpy wants them: tuples, where JSON has lists."""
+    """Return the fields of a structured type as NumPy expects them: with tuples in place of JSON lists."""
     return [
         (name, _name(kind) if isinstance(kind, str) else _fields(kind), *(tuple(numpy.atleast_1d(n)) for n in shape))
         for name, kind, *shape in description

@@ -1,4 +1,4 @@
-"""The pure core applied to a run's records."""
+"""Fold the records of a run into Tiled operations."""
 
 from __future__ import annotations
 
@@ -20,19 +20,50 @@ if TYPE_CHECKING:
     from tiledbroker import Record, RunReader
 
 BATCH_DOCUMENTS: Final = 10_000
-BATCH_BYTES: Final = 16 * 2**20
-"""How much of a journal is best read at a time."""
+"""The recommended number of records to read from a journal at once."""
 
-MAX_PENDING: Final = 24 * 2**20  # bytes of events, or of their values where these were decoded together
-_ALIKE_PAUSE: Final = 256  # documents, after which it is tried again whether they look alike
+BATCH_BYTES: Final = 16 * 2**20
+"""The recommended size, in bytes, of the records to read from a journal at once."""
+
+# Bytes of collected documents, or of their values if they were decoded by column, before a flush is due.
+MAX_PENDING: Final = 24 * 2**20
+
+# After columnar decoding fails, the next attempt waits for this number of documents.
+_ALIKE_PAUSE: Final = 256
+
+# The fields that the normalizer must pass on unchanged for columnar decoding to be valid.
 _VALUES: Final = {"event": ("data", "timestamps"), "stream_datum": ("indices",)}
 
 
 class Fold:
-    """The pure core applied to a run's records: which operations they amount to.
+    """The fold of one run: takes the run's records in order and returns the operations that write them.
 
-    Documents are checked as they are after the user's patches; see `DocumentChecks`. `client` is whose the run is.
-    `on_resource` is told of each stream resource, as `RunNormalizer` emits it, and where the path map says it is.
+    The fold performs no I/O and depends on its arguments only. It checks documents after the user's patches; see
+    `DocumentChecks`.
+
+    Parameters
+    ----------
+    run_uid
+        The uid of the run.
+    options
+        The writing options.
+    max_array_size
+        The largest array in an event, in numbers, that becomes a list column. It replaces the value in `options`.
+    on_resource
+        Called with each stream resource, as `RunNormalizer` emits it, and with the result of the path map.
+    client
+        The name of the client that sent the run, for the check of access tags.
+    column_types
+        Column types by `(stream, data key)` that an earlier fold of the run found necessary; see `too_narrow`.
+
+    Attributes
+    ----------
+    cursor
+        The index of the next record to fold.
+    finished
+        Whether the run has ended, by a stop document or by `abandon`.
+    error
+        The error of the document that cannot be folded, if any.
     """
 
     def __init__(
@@ -59,7 +90,7 @@ class Fold:
         self._checks = self._normalizer.check = DocumentChecks()
         self._alike = AlikeReader()
         self._alike_from = 0
-        # Who brings code of his own sees each document.
+        # The user's patches and normalizers must see each document.
         alike = AlikeReader.names - self._normalizer.patches.keys()
         self._read_alike = alike if type(self._normalizer) is RunNormalizer else frozenset()
         self._writer = RunWriter(
@@ -78,47 +109,50 @@ class Fold:
         column_types: Mapping[tuple[str, str], str],
         on_resource: Callable[[Mapping[str, Any], MappedUri], None] | None = None,
     ) -> Fold:
-        """For the run of a journal."""
+        """Return a fold for the run of a journal; for the arguments see `Fold`."""
         client = journal.get("client", "")
         return cls(journal.run_uid, options, max_array_size, on_resource, client=client, column_types=column_types)
 
     @property
     def too_narrow(self) -> dict[tuple[str, str], str]:
-        """See `RunWriter.too_narrow`."""
+        """Column types needed to hold all values so far; see `RunWriter.too_narrow`."""
         return self._writer.too_narrow
 
     @property
     def goes_on(self) -> bool:
-        """Whether further records can be folded."""
+        """Whether the fold can take further records."""
         return not self.finished and self.error is None
 
     @property
     def crowded(self) -> bool:
-        """Whether it is time to `flush`: what was collected takes much memory."""
+        """Whether a `flush` is due because the collected rows take much memory."""
         return self._writer.crowded or self._pending_bytes > MAX_PENDING
 
     def feed(self, records: Sequence[Record]) -> list[Operation]:
-        """Operations for further records, or for the first of them: `cursor` says where to go on.
+        """Fold records and flush; return the operations.
 
-        A document that cannot be folded ends it: see `error`.
+        The fold may take only the first of the records: it stops when a flush is due (`crowded`), at the end of the
+        run, and at a document that cannot be folded, for which it sets `error`. `cursor` is the index of the next
+        record to feed.
         """
         return [*self.collect(records), *self.flush()]
 
     @property
     def holds(self) -> bool:
-        """See `RunWriter.holds`."""
+        """Whether frames are held back; see `RunWriter.holds`."""
         return self._writer.holds
 
     def flush(self, *, everything: bool = True) -> list[Operation]:
-        """Operations for the rows that were collected; see `RunWriter.flush`."""
+        """Return the operations for the collected rows; see `RunWriter.flush`."""
         self._pending_bytes = 0
         return self._end_of_batch(lambda: self._writer.flush(everything=everything))
 
     def collect(self, records: Sequence[Record]) -> list[Operation]:
-        """The same as `feed`, but rows are kept back until `flush`."""
+        """Fold records like `feed`, but keep rows back until `flush`."""
         operations: list[Operation] = []
         at = 0
-        while at < len(records) and not self.finished:  # what comes after the stop document stays in the journal
+        # Documents after the stop document stay in the journal.
+        while at < len(records) and not self.finished:
             record = records[at]
             try:
                 if record.idx != self.cursor:
@@ -144,7 +178,18 @@ class Fold:
     def _can_read_alike(
         self, name: str, document: Mapping[str, Any], translated: list[tuple[str, dict[str, Any]]]
     ) -> bool:
-        """Whether documents that differ from this one in values only come to rows as it did, by way of nothing else."""
+        """Return whether documents that differ from this one in values only can be decoded by column.
+
+        That requires that the normalizer passes them on unchanged, that the stream filter keeps them, that none of
+        their kind has deviated from its schema, and that the run writer accepts batches of them.
+
+        Parameters
+        ----------
+        name, document
+            The document as received.
+        translated
+            The modern documents that the normalizer made of it.
+        """
         if name not in self._read_alike or self.cursor < self._alike_from or len(translated) != 1:
             return False
         (_, modern) = translated[0]
@@ -156,7 +201,20 @@ class Fold:
         )
 
     def _feed_alike(self, model: Record, document: Mapping[str, Any], records: Sequence[Record], start: int) -> int:
-        """Take in the records from `start` on that differ from a model in values only; how many that are."""
+        """Decode by column the records from `start` on that differ from a model in values only.
+
+        Parameters
+        ----------
+        model, document
+            The record before `start`, and its document.
+        records, start
+            The records, and the position of the first one to decode.
+
+        Returns
+        -------
+        int
+            The number of records taken; 0 if columnar decoding does not apply.
+        """
         size = len(model.body)
         nearest = records[start + FEWEST - 1 : start + FEWEST]
         if not nearest or len(nearest[0].body) != size:
@@ -175,7 +233,7 @@ class Fold:
         return self._writer.add_alike(model.name, document, alike)
 
     def abandon(self) -> list[Operation]:
-        """Operations that end a run without a stop document."""
+        """Return the operations that end a run without a stop document."""
         self.finished = True
         return self._end_of_batch(self._abandon)
 
@@ -185,12 +243,15 @@ class Fold:
         return [*operations, *self._writer.abandon()]
 
     def _pass_notes_on(self) -> None:
-        """Tell the writer, which writes them to Tiled, all notes that others took."""
+        """Pass the notes of all stages to the run writer, which writes them to Tiled."""
         for note in [*self._checks.notes, *self._normalizer.notes, *self._sieve.notes]:
             self._writer.note(note)
 
     def _end_of_batch(self, operations: Callable[[], list[Operation]]) -> list[Operation]:
-        """Operations for what was kept back so far; should that fail, one of these documents was the cause."""
+        """Return the operations for the rows kept back.
+
+        If that fails, set `error`: the cause is the last document, or one before it.
+        """
         try:
             return operations()
         except Exception as error:
@@ -198,7 +259,7 @@ class Fold:
             return []
 
     def _write(self, documents: Iterable[tuple[str, dict[str, Any]]]) -> list[Operation]:
-        """Operations for modern documents."""
+        """Return the operations for modern documents."""
         operations: list[Operation] = []
         for name, document in documents:
             check_run(self._run_uid, name, document)
@@ -213,7 +274,7 @@ class Fold:
         return operations
 
     def _on_server(self, resource: dict[str, Any]) -> dict[str, Any]:
-        """A stream resource with its files where the Tiled server sees them."""
+        """Return a stream resource with the URI by which the Tiled server reaches the files."""
         mapped = self._path_map(resource["uri"])
         if self._on_resource is not None:
             self._on_resource(resource, mapped)

@@ -1,4 +1,4 @@
-"""Documents come in every dialect Bluesky has spoken; this file translates them, so that the writer knows only one."""
+"""Translate documents of all Bluesky versions into modern ones, so that the run writer handles only one form."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _SEQ_NUMS_IN_A_NOTE: Final = 10
 _POSITIONS: Final = ("point_number", "index")
 
 MAX_USED_DATUMS: Final = 10_000
-"""Datums that an event has referred to are kept for others to refer to again: the latest ones."""
+"""The number of used datums to keep, in case later events refer to them again; the most recently used ones are kept."""
 
 
 class _Stream(NamedTuple):
@@ -71,9 +71,11 @@ class _Stream(NamedTuple):
 
 
 class _Datum(NamedTuple):
+    """A datum; `number` counts the datums of its resource from 0."""
+
     resource: str
     kwargs: Document
-    number: int  # among those of its resource, from 0
+    number: int
 
 
 class _Reference(NamedTuple):
@@ -85,7 +87,7 @@ class _Reference(NamedTuple):
 
 
 class _ResourceCounts:
-    """What is counted of a resource: its datums, and how many frames the datums had so far that each data key has."""
+    """Counters for one resource: its datums, and the frames used so far for each data key."""
 
     def __init__(self) -> None:
         self._datums = 0
@@ -93,9 +95,9 @@ class _ResourceCounts:
         self._frames: dict[str, int] = {}
 
     def number(self, datum_id: str) -> int:
-        """The number of a new datum.
+        """Return the number of a new datum.
 
-        Ids usually end with it; then it is right also if others are lost or late.
+        Ids usually end with the number, which is then correct even if other datums are lost or late.
         """
         self._datums += 1
         found = _NUMBERED_ID.fullmatch(datum_id)
@@ -106,7 +108,11 @@ class _ResourceCounts:
         return number - self._first if number >= self._first else self._datums - 1
 
     def frames(self, data_key: str, last: int) -> tuple[int, int]:
-        """The frames of a datum that ends with this one: those after the datum before, or this one if it came back."""
+        """Return the range of a datum's frames, given the last one.
+
+        The range begins after the frames of the previous datum. If `last` was used before, the range is that frame
+        alone.
+        """
         start = self._frames.get(data_key, 0)
         if last < start:
             return last, last + 1
@@ -115,27 +121,27 @@ class _ResourceCounts:
 
 
 class RunNormalizer:
-    """Translate the documents of one run into the modern ones: call it with each document, in order.
+    """Translator of the documents of one run into modern ones; called with each document, in order.
 
-    Pure: no input or output, and the documents given are never changed. What is returned may share nested values
-    with them, so it is not to be changed either.
+    The normalizer performs no I/O and never changes the documents it receives. The documents it returns may share
+    nested values with them, so callers must not change these either.
 
     Parameters
     ----------
     patches : mapping of document name to function, optional
-        Each gets a deep copy of a document before it is translated, and returns the document to use instead.
-        The documents inside a page get theirs ('event', 'datum') after the page's own.
+        Each function receives a deep copy of a document before the translation, and returns the document to use
+        instead. A page is patched first as a page, then its documents are patched as 'event' or 'datum'.
     spec_to_mimetype : mapping, optional
         Mimetypes of resources by spec, in upper or lower case, in addition to `MIMETYPES`.
 
     Attributes
     ----------
     check : function, optional
-        Called with the name of each document and the document, once it is patched; it raises what is wrong with it.
+        Called with the name and the content of each document after its patch; raises if the document is invalid.
     notes : list of str
-        What a reader of the run should know about the translation; each note once.
+        Notes on the translation for readers of the run, without duplicates.
     guessed_types : set of (stream, data key)
-        Those whose `dtype_numpy` was not declared, but derived from the JSON type.
+        The data keys whose `dtype_numpy` was derived from the JSON type because it was not declared.
     """
 
     def __init__(
@@ -148,33 +154,39 @@ class RunNormalizer:
         self.notes: list[str] = []
         self.guessed_types: set[tuple[str, str]] = set()
         self._emitted: list[tuple[str, dict[str, Any]]] = []
-        self._streams: dict[str, _Stream] = {}  # by descriptor uid
-        self._latest_streams: dict[str, _Stream] = {}  # by name
+        # By uid of the descriptor.
+        self._streams: dict[str, _Stream] = {}
+        # By name.
+        self._latest_streams: dict[str, _Stream] = {}
         self._specs: dict[str, str] = {}
         self._resources: dict[str, dict[str, Any]] = {}
-        self._datums: dict[str, _Datum] = {}  # that no event has referred to
-        self._used_datums: OrderedDict[str, _Datum] = OrderedDict()  # the latest last
+        # Datums to which no event has referred yet.
+        self._datums: dict[str, _Datum] = {}
+        # The most recently used one is the last.
+        self._used_datums: OrderedDict[str, _Datum] = OrderedDict()
         self._has_forgotten = False
         self._announced: set[str] = set()
         self._run_uid = ""
-        self._foreign: set[str] = set()  # resources that another run began
+        # Resources that began in another run.
+        self._foreign: set[str] = set()
         self._counts: dict[str, _ResourceCounts] = {}
-        # References are served in the order of their events, per data key: rows and frame numbers depend on it.
+        # References of one data key are resolved in the order of their events, because rows and frame numbers depend
+        # on that order.
         self._queues: dict[tuple[str, str], deque[_Reference]] = {}
         self._blocked: dict[str, list[deque[_Reference]]] = {}
 
     def __call__(self, name: str, doc: Document) -> list[tuple[str, dict[str, Any]]]:
-        """Take the run's next document.
+        """Translate the next document of the run.
 
         Returns
         -------
         list of (name, document)
-            The modern documents that this one yields, in order: none while it waits for a later one.
+            The modern documents, in order; none while the document waits for a later one.
 
         Raises
         ------
         DocumentError
-            When the document lacks a field or refers to a descriptor that never came.
+            The document lacks a field, or refers to a descriptor that did not come before it.
         """
         if name not in _REQUIRED:
             raise DocumentError(f"There is no kind of document called {name!r}; there are {', '.join(_REQUIRED)}.")
@@ -183,17 +195,17 @@ class RunNormalizer:
         return self._emitted
 
     def emit(self, name: str | Enum, doc: dict[str, Any]) -> None:
-        """Yield a modern document; `name` may be a member of `event_model.DocumentNames`."""
+        """Add a modern document to the result of the call; `name` may be a member of `event_model.DocumentNames`."""
         self._emitted.append((name if isinstance(name, str) else name.name, doc))
 
     def start(self, doc: Document) -> None:
-        """Pass on the run's metadata."""
+        """Emit the start document, and remember the run's uid."""
         modern = dict(self._received("start", doc))
         self._run_uid = modern["uid"]
         self.emit("start", modern)
 
     def descriptor(self, doc: Document) -> None:
-        """Bring the data keys up to date and remember which of them are external."""
+        """Translate the data keys, remember which of them are external, and emit the descriptor."""
         modern = dict(self._received("descriptor", doc))
         renamed = _rename_reserved_keys(modern)
         for name, other in renamed.items():
@@ -210,14 +222,14 @@ class RunNormalizer:
             modern["configuration"] = _modern_configuration(modern["configuration"], modern)
         external = frozenset(name for name, key in keys.items() if "external" in key)
         stream = _Stream(modern["name"], frozenset(keys) - external, external, renamed)
-        # Most further descriptors have the same data keys: what is said of them is kept once.
+        # Most further descriptors of a stream have the same data keys, which then are stored only once.
         if self._latest_streams.get(stream.name) != stream:
             self._latest_streams[stream.name] = stream
         self._streams[modern["uid"]] = self._latest_streams[stream.name]
         self.emit("descriptor", modern)
 
     def event(self, doc: Document) -> None:
-        """Yield the event with its internal data, then what its references to external data have led to."""
+        """Emit the event with its internal data, then the documents for its references to external data."""
         modern = dict(self._received("event", doc))
         stream = self._streams.get(modern["descriptor"])
         if stream is None:
@@ -235,18 +247,18 @@ class RunNormalizer:
                     self._refer(_Reference(data[key], stream.name, key, modern["descriptor"], modern["seq_num"]))
 
     def event_page(self, doc: Document) -> None:
-        """Take the events of a page one by one."""
+        """Handle the events of a page one by one."""
         for event in _unpacked_events(self._received("event_page", doc)):
             self.event(event)
 
     def bulk_events(self, doc: Document) -> None:
-        """Take the events of the page's predecessor, lists of events by descriptor."""
+        """Handle the events of a bulk document, the predecessor of the page, with lists of events by descriptor."""
         for events in self._received("bulk_events", doc).values():
             for event in events:
                 self.event(event)
 
     def resource(self, doc: Document) -> None:
-        """Keep a resource until an event refers to one of its datums."""
+        """Store a resource for the events that refer to its datums, and resolve the references that waited for it."""
         received = dict(self._received("resource", doc))
         received["spec"] = str(received.get("spec") or "").upper()
         self._specs[received["uid"]] = received["spec"]
@@ -256,7 +268,7 @@ class RunNormalizer:
         self._unblock(received["uid"])
 
     def datum(self, doc: Document) -> None:
-        """Keep a datum, and serve the events that waited for it."""
+        """Store a datum, and resolve the references that waited for it."""
         spec = self._specs.get(doc.get("resource", ""))
         if spec:
             doc = {**doc, "datum_kwargs": {**(doc.get("datum_kwargs") or {}), "_resource_spec": spec}}
@@ -269,35 +281,35 @@ class RunNormalizer:
         self._unblock(received["datum_id"])
 
     def datum_page(self, doc: Document) -> None:
-        """Take the datums of a page one by one."""
+        """Handle the datums of a page one by one."""
         page = self._received("datum_page", doc)
         kwargs = _rows("datum_page", page["datum_kwargs"], len(page["datum_id"]))
         for row in _rows("datum_page", {"datum_id": page["datum_id"], "datum_kwargs": kwargs}, len(kwargs)):
             self.datum({"resource": page["resource"], **row})
 
     def bulk_datum(self, doc: Document) -> None:
-        """Take the datums of the page's predecessor one by one."""
+        """Handle the datums of a bulk document, the predecessor of the page, one by one."""
         page = self._received("bulk_datum", doc)
         columns = {"datum_id": page["datum_ids"], "datum_kwargs": page["datum_kwarg_list"]}
         for row in _rows("bulk_datum", columns, len(page["datum_ids"])):
             self.datum({"resource": page["resource"], **row})
 
     def stream_resource(self, doc: Document) -> None:
-        """Pass on a stream resource, the old kind in its modern form."""
+        """Emit a stream resource in its modern form."""
         self.emit("stream_resource", self._modern_resource("stream_resource", self._received("stream_resource", doc)))
 
     def stream_datum(self, doc: Document) -> None:
-        """Pass on a stream datum."""
+        """Emit a stream datum."""
         self.emit("stream_datum", dict(self._received("stream_datum", doc)))
 
     def stop(self, doc: Document) -> None:
-        """Serve the references that can be served, note those that cannot, and end the run."""
+        """Resolve the remaining references, note those that cannot be resolved, and emit the stop document."""
         received = dict(self._received("stop", doc))
         self._settle_all()
         self.emit("stop", received)
 
     def abandon(self) -> list[tuple[str, dict[str, Any]]]:
-        """The documents that were held back, for a run that ends without a stop document."""
+        """Return the documents held back, for a run that ends without a stop document."""
         self._emitted = []
         self._settle_all()
         return self._emitted
@@ -318,7 +330,7 @@ class RunNormalizer:
             self.notes.append(note)
 
     def _internal_keys(self, stream: _Stream, data: Document, filled: Document) -> frozenset[str]:
-        """Which keys of an event carry their data themselves."""
+        """Return the data keys whose data is in the event itself."""
         internal = stream.internal
         if filled:
             internal = frozenset(
@@ -336,7 +348,7 @@ class RunNormalizer:
         return internal
 
     def _modern_resource(self, name: str, doc: Document) -> dict[str, Any]:
-        """A StreamResource of today from one, an old one or a Resource."""
+        """Translate a StreamResource, modern or old, or a Resource into a modern StreamResource."""
         if "mimetype" in doc:
             _require(name, doc, _MODERN_RESOURCE)
             mimetype, uri, parameters = doc["mimetype"], doc["uri"], dict(doc["parameters"])
@@ -364,7 +376,7 @@ class RunNormalizer:
             self._advance(queue)
 
     def _advance(self, queue: deque[_Reference]) -> None:
-        """Serve references up to the first whose datum or resource has not come."""
+        """Resolve references up to the first one whose datum or resource has not arrived."""
         while queue:
             missing = self._missing(queue[0])
             if missing is not None:
@@ -377,7 +389,7 @@ class RunNormalizer:
             self._advance(queue)
 
     def _missing(self, reference: _Reference) -> str | None:
-        """The id of what a reference still waits for."""
+        """Return the id of the datum or resource for which a reference waits; None if both have arrived."""
         datum = self._find_datum(reference.datum_id)
         if datum is None:
             return reference.datum_id
@@ -387,7 +399,7 @@ class RunNormalizer:
         return self._datums.get(datum_id) or self._used_datums.get(datum_id)
 
     def _use_datum(self, datum_id: str) -> _Datum:
-        """Take a datum for an event, and forget the one that was not used for longest."""
+        """Return a datum for an event, and forget the least recently used datum if there are too many."""
         datum = self._datums.pop(datum_id, None) or self._used_datums[datum_id]
         self._used_datums[datum_id] = datum
         self._used_datums.move_to_end(datum_id)
@@ -397,7 +409,7 @@ class RunNormalizer:
         return datum
 
     def _serve(self, reference: _Reference) -> None:
-        """Yield the stream datum of a reference, after its stream resource when that is new."""
+        """Emit the stream datum of a reference, after its stream resource if that is new."""
         datum = self._use_datum(reference.datum_id)
         if datum.resource in self._foreign and not _names_frames(datum.kwargs):
             self._note(
@@ -419,7 +431,7 @@ class RunNormalizer:
         self.emit("stream_datum", {**ids, "indices": indices, "seq_nums": seq_nums})
 
     def _rows_of(self, reference: _Reference, datum: _Datum) -> tuple[tuple[int, int], dict[str, Any]]:
-        """The frames of its resource that a datum stands for, and those of its arguments that say nothing of them."""
+        """Return the start and stop of a datum's frames in the resource, and the arguments that do not concern them."""
         kwargs = dict(datum.kwargs)
         indices = kwargs.pop("indices", None)
         points = [point for name in _POSITIONS if (point := _number(kwargs, name)) is not None]
@@ -439,7 +451,7 @@ class RunNormalizer:
             self._settle(stream, data_key, queue)
 
     def _settle(self, stream: str, data_key: str, queue: deque[_Reference]) -> None:
-        """Serve what is left of a queue, around the references that nothing came for."""
+        """Resolve the rest of a queue, skipping the references whose datum or resource never arrived."""
         lost: list[int] = []
         while queue:
             reference = queue.popleft()
@@ -455,10 +467,17 @@ class RunNormalizer:
 
 
 def file_uri(root: str | None, path: str) -> str:
-    """The URI of a file or, with a trailing slash, of a directory.
+    """Return the URI of a file or, with a trailing slash, of a directory.
 
-    Nothing is percent-encoded: Tiled takes the path of a file URI literally. A relative path is taken from '/',
-    because the working directory of the process that wrote it is not known.
+    Nothing is percent-encoded, because Tiled does not decode the path of a file URI. A relative path starts at '/',
+    because the working directory of the process that wrote the file is unknown.
+
+    Parameters
+    ----------
+    root
+        The directory as a path or URI, or None; ignored if it is an absolute path and `path` lies below it already.
+    path
+        The path, relative to `root` even if it begins with '/'. Without a root, a path or URI.
     """
     path = str(path)
     if root and not _is_below(path, str(root)):
@@ -476,18 +495,18 @@ def file_uri(root: str | None, path: str) -> str:
 
 
 def _is_below(path: str, root: str) -> bool:
-    """Whether an absolute path begins with a root already."""
+    """Return whether a root is absolute and a path lies below it."""
     place, folder = (text.replace("\\", "/").rstrip("/") + "/" for text in (path, root))
     return folder != "/" and place.startswith(folder) and re.match(r"/|[A-Za-z]:/", folder) is not None
 
 
 def _names_frames(kwargs: Document) -> bool:
-    """Whether a datum's arguments say where in its resource its frames are, and not just how many there are."""
+    """Return whether a datum's arguments give the positions of its frames in the resource."""
     return bool(kwargs.get("indices")) or any(_number(dict(kwargs), name) is not None for name in _POSITIONS)
 
 
 def _number(kwargs: dict[str, Any], name: str) -> int | None:
-    """Take an argument that is a number out of those of a datum."""
+    """Remove an integer argument from those of a datum and return it; None if it is no integer."""
     value = kwargs.get(name)
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         return None
@@ -519,7 +538,7 @@ def _without_reserved_names(values: Document, renamed: Mapping[str, str]) -> Doc
 
 
 def _rename_reserved_keys(descriptor: dict[str, Any]) -> dict[str, str]:
-    """Rename reserved data keys wherever a descriptor has them, in new dicts; say which there were."""
+    """Rename reserved data keys throughout a descriptor, in new dicts; return the new names by old name."""
     keys = descriptor["data_keys"]
     renamed: dict[str, str] = {}
     for name in [name for name in _RENAMED if name in keys]:
@@ -555,7 +574,7 @@ def _modern_data_keys(keys: Document, descriptor: Document) -> dict[str, dict[st
 
 
 def _modern_data_key(name: str, key: Document, descriptor: Document) -> dict[str, Any]:
-    """A copy of a data key that says its type in `dtype_numpy`: the most exact of the ways it was said."""
+    """Return a copy of a data key that has its most precise declared type as `dtype_numpy`."""
     modern = dict(key)
     fields = modern.pop("dtype_descr", None)
     text = modern.pop("dtype_str", None)
@@ -573,6 +592,7 @@ def _modern_data_key(name: str, key: Document, descriptor: Document) -> dict[str
 
 
 def declares_dtype(key: Document) -> bool:
+    """Return whether a data key, as received, declares a NumPy type."""
     return any(key.get(field) for field in ("dtype_descr", "dtype_numpy", "dtype_str"))
 
 

@@ -1,6 +1,7 @@
-"""What a run becomes in Tiled, as values: the pure core makes them, the catalog applies them.
+"""Operations on Tiled as immutable values: the fold produces them, the catalog applies them.
 
-Paths are relative to the container that runs are written to, first the run's uid: `<uid>/primary/internal`.
+Paths are relative to the container to which runs are written; their first part is the key of the run's node, usually
+its uid: `<uid>/primary/internal`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ import numpy.typing
 import pyarrow
 
 Specs: TypeAlias = tuple[tuple[str, str | None], ...]
+"""The specs of a node: pairs of name and version; the version may be None."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A table column: its name and Arrow type, e.g. `("motor", "float64")` or `("roi", "list<int64>")`."""
+    """A table column: its name and the name of its type, such as `("motor", "float64")` or `("roi", "list<int64>")`.
+
+    `arrow_type` returns the Arrow type for such a name.
+    """
 
     name: str
     type: str
@@ -27,7 +32,22 @@ class Column:
 
 @dataclass(frozen=True)
 class CreateContainer:
-    """Make a container; `identity` is what of its metadata proves that an existing one is the same."""
+    """Create a container.
+
+    Attributes
+    ----------
+    path
+        The path of the node.
+    metadata
+        The metadata of the node.
+    specs
+        Pairs of name and version.
+    access_tags
+        The access tags of the node; None for the server's default.
+    identity
+        The path, in the metadata, of a value that must be equal if a container already exists at `path`. Otherwise it
+        belongs to something else. Empty: accept any container.
+    """
 
     path: str
     metadata: Mapping[str, Any]
@@ -38,7 +58,21 @@ class CreateContainer:
 
 @dataclass(frozen=True)
 class CreateTable:
-    """Make an appendable table without rows, whose rows come back ordered by the columns in `order`."""
+    """Create an appendable table without rows.
+
+    Attributes
+    ----------
+    path
+        The path of the node.
+    columns
+        The columns.
+    order
+        The columns by which readers get the rows sorted.
+    metadata
+        The metadata of the node.
+    access_tags
+        The access tags of the node; None for the server's default.
+    """
 
     path: str
     columns: tuple[Column, ...]
@@ -49,7 +83,19 @@ class CreateTable:
 
 @dataclass(frozen=True)
 class AppendRows:
-    """Rows `first` up to `stop` of a table, column by column."""
+    """Append rows to a table.
+
+    Attributes
+    ----------
+    path
+        The path of the node.
+    first
+        The number of rows that precede these in the table.
+    columns
+        The columns.
+    values
+        The values of each column, all of equal length.
+    """
 
     path: str
     first: int
@@ -58,18 +104,18 @@ class AppendRows:
 
     @property
     def stop(self) -> int:
-        """The table's number of rows afterwards."""
+        """The number of rows in the table after the operation."""
         return self.first + (len(self.values[0]) if self.values else 0)
 
     def rows(self, first: int, stop: int) -> AppendRows:
-        """The part of the operation that is rows `first` to `stop` of the table."""
+        """Return the part of the operation that appends the table's rows `first` to `stop - 1`."""
         part = slice(max(first - self.first, 0), stop - self.first)
         return replace(self, first=max(first, self.first), values=tuple(values[part] for values in self.values))
 
 
 @dataclass(frozen=True)
 class OrderTable:
-    """From now on a table's rows come back ordered by these columns; by none: as they were appended."""
+    """Change the columns by which readers get a table's rows sorted; with no columns, the rows stay as appended."""
 
     path: str
     order: tuple[str, ...]
@@ -77,9 +123,24 @@ class OrderTable:
 
 @dataclass(frozen=True)
 class CreateArray:
-    """Make an array stored by Tiled that grows along its first dimension, in chunks of `chunk_rows` rows.
+    """Create an array without rows, stored by Tiled, that grows along its first dimension.
 
-    `shape` is the shape of one row. The node begins without rows.
+    Attributes
+    ----------
+    path
+        The path of the node.
+    dtype
+        The NumPy type of the elements.
+    shape
+        The shape of one row.
+    chunk_rows
+        The number of rows per chunk.
+    dims
+        The names of the dimensions, that of the rows included.
+    metadata
+        The metadata of the node.
+    access_tags
+        The access tags of the node; None for the server's default.
     """
 
     path: str
@@ -93,7 +154,17 @@ class CreateArray:
 
 @dataclass(frozen=True)
 class WriteArray:
-    """Rows `first` up to `stop` of an array, at their place."""
+    """Write rows of an array at their positions.
+
+    Attributes
+    ----------
+    path
+        The path of the node.
+    first
+        The position of the first row.
+    values
+        The rows; the first dimension counts them.
+    """
 
     path: str
     first: int
@@ -101,18 +172,30 @@ class WriteArray:
 
     @property
     def stop(self) -> int:
-        """The array's number of rows afterwards."""
+        """The number of rows in the array after the operation."""
         return self.first + len(self.values)
 
     def rows(self, first: int, stop: int) -> WriteArray:
-        """The part of the operation that is rows `first` to `stop` of the array."""
+        """Return the part of the operation that writes the array's rows `first` to `stop - 1`."""
         part = slice(max(first - self.first, 0), stop - self.first)
         return replace(self, first=max(first, self.first), values=self.values[part])
 
 
 @dataclass(frozen=True)
 class RegisterExternal:
-    """Make a node for files that somebody else wrote, without rows; `data_source` as Tiled's API takes it."""
+    """Create a node without rows for files that a detector wrote.
+
+    Attributes
+    ----------
+    path
+        The path of the node.
+    data_source
+        The data source, in the form that Tiled's API accepts.
+    metadata
+        The metadata of the node.
+    access_tags
+        The access tags of the node; None for the server's default.
+    """
 
     path: str
     data_source: Mapping[str, Any]
@@ -122,9 +205,20 @@ class RegisterExternal:
 
 @dataclass(frozen=True)
 class ExtendExternal:
-    """The files have `stop` datums now; `data_source` is the node's whole state, `offset` and `shape` what is new.
+    """Register more datums of a node for external files.
 
-    Of its files Tiled was told so many before as `known_assets` says, and keeps them.
+    Attributes
+    ----------
+    path
+        The path of the node.
+    first, stop
+        The number of datums before and after the operation.
+    data_source
+        The complete data source after the operation.
+    offset, shape
+        The region of the array that changes.
+    known_assets
+        The number of files, at the start of the list of assets, that Tiled knows from earlier operations and keeps.
     """
 
     path: str
@@ -137,13 +231,13 @@ class ExtendExternal:
 
     @property
     def new_data_source(self) -> dict[str, Any]:
-        """The node's state with no other files than the new ones."""
+        """The data source with the new files only."""
         return {**self.data_source, "assets": self.data_source["assets"][self.known_assets :]}
 
 
 @dataclass(frozen=True)
 class DescribeExternal:
-    """The files have no more datums, and these are the node's structure and parameters; its files are as they are."""
+    """Set the final structure and parameters of a node for external files; the list of its files does not change."""
 
     path: str
     data_source: Mapping[str, Any]
@@ -151,7 +245,7 @@ class DescribeExternal:
 
 @dataclass(frozen=True)
 class UpdateMetadata:
-    """Set these top-level keys of a node's metadata."""
+    """Set top-level keys of a node's metadata; other keys keep their values."""
 
     path: str
     metadata: Mapping[str, Any]
@@ -159,17 +253,24 @@ class UpdateMetadata:
 
 @dataclass(frozen=True)
 class RemoveNode:
-    """Delete a node of ours, if there is one, whose data has found another place."""
+    """Delete a node of the run, if it exists: its data is stored elsewhere now, or Tiled cannot read its files."""
 
     path: str
 
 
 @dataclass(frozen=True)
 class Audit:
-    """Make sure that a node's first dimension is `rows`, or a table has that many.
+    """Verify the number of rows of a node, and the values of a table's key columns.
 
-    `columns` of a table are names with the digests of their values (see `ColumnDigest`), None where the values cannot
-    be compared. At least one, of which the rows are counted.
+    Attributes
+    ----------
+    path
+        The path of the node.
+    rows
+        The expected number of rows of a table, or size of an array's first dimension.
+    columns
+        For a table: names of columns, each with the digest of its values (see `ColumnDigest`), or None if the values
+        cannot be compared. There is at least one, because the rows of a column are counted. Empty for an array.
     """
 
     path: str
@@ -179,44 +280,48 @@ class Audit:
 
 @dataclass(frozen=True)
 class CloseStream:
-    """Tell those who follow a node live that nothing more comes."""
+    """Tell subscribers of a node that it is complete."""
 
     path: str
 
 
 Growth: TypeAlias = AppendRows | WriteArray | ExtendExternal
+"""An operation that adds rows to a node."""
+
 Creation: TypeAlias = CreateContainer | CreateTable | CreateArray | RegisterExternal
+"""An operation that creates a node."""
+
 Operation: TypeAlias = (
     Creation | Growth | OrderTable | DescribeExternal | RemoveNode | Audit | UpdateMetadata | CloseStream
 )
 
 
 class ColumnDigest:
-    """The digest of a column's values, as they are sent and as they are read back: numbers of 8 bytes."""
+    """Digest of the values of an "int64" or "float64" column, to compare sent values with those read back."""
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
         self._comparable = True
 
     def add(self, values: pyarrow.Array) -> None:
-        """Go on with these values of an "int64" or "float64" column; a missing one cannot be compared."""
+        """Add the next values of the column; a missing value makes the column incomparable."""
         if not self._comparable or values.null_count:
             self._comparable = False
             return
         self.add_bytes(values.to_numpy().tobytes())
 
     def add_bytes(self, values: bytes) -> None:
-        """Go on with values as they are in memory."""
+        """Add the next values of the column as bytes: 8 for each value, in native byte order."""
         self._hash.update(values)
 
     @property
     def value(self) -> str | None:
-        """In hexadecimal digits; None if there was a value that cannot be compared."""
+        """The digest in hexadecimal digits; None if a value was missing."""
         return self._hash.hexdigest() if self._comparable else None
 
 
 def describe_operation(operation: Operation) -> str:
-    """One line for logs and errors, without the data."""
+    """Return a one-line description of an operation for logs and errors, without its data."""
     text = f"{type(operation).__name__} {operation.path}"
     if isinstance(operation, AppendRows | WriteArray | ExtendExternal):
         text += f" rows {operation.first} to {operation.stop}"

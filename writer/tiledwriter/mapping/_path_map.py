@@ -1,8 +1,8 @@
-"""The acquisition host and the Tiled server see the same files in different places; this file translates one to other.
+"""Map file paths of the acquisition host to those of the Tiled server, which may mount the same files elsewhere.
 
-A rule maps a directory as the acquisition host writes it to the same directory as the Tiled server sees it. Of the
-rules that match, the one with the most path components applies, whatever their order. Components match as a whole:
-a rule for `/data` says nothing about `/database`.
+A rule maps a directory on the acquisition host to the same directory on the Tiled server. If several rules match, the
+one with the most path components applies; the order of the rules does not matter. Only whole components match: a rule
+for `/data` does not apply to `/database`.
 """
 
 from __future__ import annotations
@@ -22,29 +22,39 @@ _LOCAL: Final = frozenset({"", "localhost"})
 
 
 class MappedUri(NamedTuple):
-    """Where a file is: its URI as registered in Tiled, and the rule, by its own words, that led there if one did."""
+    """A URI on the Tiled server, and the rule that produced it.
+
+    Attributes
+    ----------
+    uri
+        The URI to register in Tiled.
+    rule
+        The source directory of the rule as configured, or None if no rule applied.
+    """
 
     uri: str
     rule: str | None = None
 
 
 class _Component(NamedTuple):
-    """One component of a path: as it is written, and every spelling that means the same."""
+    """One component of a path: its text, and all equivalent spellings of it."""
 
     text: str
     spellings: frozenset[str]
 
     def means(self, other: _Component) -> bool:
+        """Return whether the two components have a spelling in common."""
         return not self.spellings.isdisjoint(other.spellings)
 
 
 class _Place(NamedTuple):
-    """An absolute path on a host, without `.` and `..`."""
+    """An absolute path on a host, without `.` and `..`; the host is "" for the local one."""
 
     host: str
     components: tuple[_Component, ...]
 
     def holds(self, other: _Place) -> bool:
+        """Return whether the other path is equal to this one or below it."""
         if self.host != other.host or len(self.components) > len(other.components):
             return False
         return all(mine.means(theirs) for mine, theirs in zip(self.components, other.components, strict=False))
@@ -58,12 +68,18 @@ class _Rule(NamedTuple):
 
 @dataclass(frozen=True)
 class PathMap:
-    """Maps the URIs of files, by rules of the form (directory on the acquisition host, directory on the server).
+    """Map of file URIs from the acquisition host to the Tiled server; called with a URI.
+
+    Attributes
+    ----------
+    rules
+        Pairs of a directory on the acquisition host and the same directory on the server.
 
     Raises
     ------
     ValueError
-        A rule is not about absolute paths or file URIs, or two are about the same directory.
+        A directory is neither an absolute path nor a URI, a directory on the server contains `..`, or two rules have
+        the same source directory.
     """
 
     rules: tuple[tuple[str, str], ...] = ()
@@ -80,13 +96,14 @@ class PathMap:
 
     @classmethod
     def of(cls, rules: Mapping[str, str]) -> PathMap:
-        """A map from rules as they are configured."""
+        """Return a map with the rules of the configuration: directories on the server by directory on the host."""
         return cls(tuple(rules.items()))
 
     def __call__(self, uri: str) -> MappedUri:
-        """Where the file is for the server; as it was given, where no rule applies.
+        """Return the URI by which the server reaches a file; the URI as given if no rule applies.
 
-        What follows the rule's prefix keeps its spelling, percent signs included: Tiled takes paths literally.
+        The part after the rule's directory keeps its spelling, percent signs included, because Tiled does not decode
+        paths.
         """
         place = _place(uri) if self._rules else None
         for rule in self._rules:
@@ -106,7 +123,7 @@ def _rule(source: str, target: str) -> _Rule:
 
 
 def _target(text: str) -> str:
-    """The URI of a directory, without a slash at its end."""
+    """Return the URI of a directory, without a trailing slash."""
     if _SCHEME.match(text):
         uri = text
     elif text.startswith("/"):
@@ -121,11 +138,12 @@ def _target(text: str) -> str:
 
 
 def _place(text: str) -> _Place | None:
-    """Where a path or file URI leads; None if that is no place in a file system, or not a certain one."""
+    """Parse a path or file URI; return None if it is neither, or if it is ambiguous."""
     uri = _FILE_URI.fullmatch(text)
     if uri is not None:
         host, path = uri["host"] or "", uri["path"] or "/"
-        if _DRIVE.fullmatch(host):  # a URI with a slash too few
+        # In a URI with a slash too few, such as `file://C:/data`, the drive is in the place of the host.
+        if _DRIVE.fullmatch(host):
             host, path = "", f"/{host}{path}"
     elif text.startswith(_UNC):
         host, _, path = text[2:].replace("\\", "/").partition("/")
@@ -135,8 +153,9 @@ def _place(text: str) -> _Place | None:
         return None
     windows = _DRIVE.match(path.removeprefix("/")) is not None
     components = list(_components(path.replace("\\", "/") if windows else path, encoded=uri is not None, fold=windows))
+    # An encoded slash makes the path ambiguous: it means one path to software that decodes it, another to the rest.
     if any("/" in spelling for component in components for spelling in component.spellings):
-        return None  # an encoded slash: who decodes it sees another path than who does not
+        return None
     host = "" if host.lower() in _LOCAL else host.lower()
     return _Place(host, _resolved(components, keep=int(windows)))
 
@@ -148,7 +167,7 @@ def _components(path: str, *, encoded: bool, fold: bool) -> Iterator[_Component]
 
 
 def _resolved(components: list[_Component], keep: int) -> tuple[_Component, ...]:
-    """Without `.` and `..`, also where these are encoded; the first `keep`, a drive, cannot be left."""
+    """Resolve `.` and `..`, encoded ones included; `..` never removes the first `keep` components (a drive)."""
     resolved: list[_Component] = []
     for component in components:
         if ".." in component.spellings:

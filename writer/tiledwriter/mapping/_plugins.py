@@ -1,7 +1,7 @@
-"""Users bring their own normalizer, patches and consolidators; this file imports what the configuration names.
+"""Import the user's normalizer, patches and consolidators.
 
-Classes and functions are named as `module:attribute`, by the configuration or by an installed package's entry points.
-Nothing is ever imported because a document says so.
+The configuration or the entry points of installed packages name them as `module:attribute`. Documents cannot cause an
+import.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ._consolidators import Consolidator
 from ._normalizer import _REQUIRED, DocumentPatch, RunNormalizer
 
 ENTRY_POINTS: Final = "tiledwriter.consolidators"
-"""Entry point group. The value is a subclass of `Consolidator`, the name its mimetype.
+"""The entry point group for consolidators.
 
-An entry point's name cannot have the `=` of some mimetypes: one without a slash stands for all of the class's
-`mimetypes`.
+The value of an entry point refers to a subclass of `Consolidator`; its name is the mimetype. Names of entry points
+cannot contain `=`, which some mimetypes do. Therefore, a name without a slash stands for all `mimetypes` of the class.
 """
 
 _REFERENCE: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -30,21 +30,23 @@ _Loaded = TypeVar("_Loaded")
 
 
 class PluginError(WriterError, ValueError):
-    """Raised when something that the configuration names cannot be used; says which entry, and why."""
+    """Raised when a plugin cannot be imported or used; the message names the entry and the reason."""
 
 
 @dataclass(frozen=True)
 class Plugins:
-    """What to import, as `module:attribute`, so that it can be handed to other processes; each imports for itself.
+    """References to the plugins, as `module:attribute`.
+
+    References, not the plugins, are passed to other processes; each process imports the plugins itself.
 
     Attributes
     ----------
     normalizer
-        A subclass of `RunNormalizer`.
+        A subclass of `RunNormalizer`, or None for `RunNormalizer` itself.
     patches
         Functions by the name of the documents that they correct; see `RunNormalizer`.
     consolidators
-        Subclasses of `Consolidator` by mimetype. They go before those of this package.
+        Subclasses of `Consolidator` by mimetype. They take precedence over those of this package.
     """
 
     normalizer: str | None = None
@@ -52,12 +54,17 @@ class Plugins:
     consolidators: Mapping[str, str] = field(default_factory=dict)
 
     def make_normalizer(self, spec_to_mimetype: Mapping[str, str]) -> RunNormalizer:
-        """A normalizer for one run.
+        """Return a normalizer for one run.
+
+        Parameters
+        ----------
+        spec_to_mimetype
+            Mimetypes by spec; see `RunNormalizer`.
 
         Raises
         ------
         PluginError
-            It cannot be made.
+            The normalizer or a patch cannot be imported, or the normalizer cannot be constructed.
         """
         patches = load_patches(self.patches)
         normalizer = _load_class(self.normalizer, RunNormalizer) if self.normalizer else RunNormalizer
@@ -67,18 +74,29 @@ class Plugins:
             raise PluginError(f"{self.normalizer} cannot be made ({type(error).__name__}: {error})") from error
 
     def load_consolidators(self) -> dict[str, type[Consolidator]]:
-        """Classes by mimetype.
+        """Import the consolidators; return the classes by mimetype.
 
         Raises
         ------
         PluginError
-            One of them cannot be used.
+            A consolidator cannot be imported, or does not handle its mimetype.
         """
         return load_consolidators(self.consolidators)
 
 
 def load_patches(references: Mapping[str, str]) -> dict[str, DocumentPatch]:
-    """Patches by document name; raises `PluginError`."""
+    """Import patches.
+
+    Parameters
+    ----------
+    references
+        References to functions (`module:attribute`) by document name.
+
+    Raises
+    ------
+    PluginError
+        There are no documents of that name, or a patch cannot be imported.
+    """
     patches: dict[str, DocumentPatch] = {}
     for name, reference in references.items():
         if name not in _REQUIRED:
@@ -88,7 +106,18 @@ def load_patches(references: Mapping[str, str]) -> dict[str, DocumentPatch]:
 
 
 def load_consolidators(references: Mapping[str, str]) -> dict[str, type[Consolidator]]:
-    """Consolidators by mimetype; raises `PluginError`."""
+    """Import consolidators.
+
+    Parameters
+    ----------
+    references
+        References to subclasses of `Consolidator` (`module:attribute`) by mimetype.
+
+    Raises
+    ------
+    PluginError
+        A consolidator cannot be imported, or does not handle its mimetype.
+    """
     consolidators: dict[str, type[Consolidator]] = {}
     for mimetype, reference in references.items():
         consolidator = _named(mimetype, lambda reference: _load_class(reference, Consolidator), reference)
@@ -99,14 +128,17 @@ def load_consolidators(references: Mapping[str, str]) -> dict[str, type[Consolid
 
 
 def installed_consolidators(except_for: Mapping[str, str]) -> dict[str, str]:
-    """References by mimetype, from the entry points of installed packages.
+    """Return references to the consolidators of installed packages, by mimetype, from their entry points.
 
-    Those for a mimetype in `except_for` are decided otherwise, and not looked at.
+    Parameters
+    ----------
+    except_for
+        Mimetypes for which the configuration names a consolidator. Entry points with such a name are not imported.
 
     Raises
     ------
     PluginError
-        One cannot be used, or two packages have one for the same mimetype.
+        A consolidator cannot be used, or two packages have different ones for the same mimetype.
     """
     found: dict[str, metadata.EntryPoint] = {}
     for point in metadata.entry_points(group=ENTRY_POINTS):
@@ -120,7 +152,7 @@ def installed_consolidators(except_for: Mapping[str, str]) -> dict[str, str]:
 
 
 def _mimetypes(point: metadata.EntryPoint) -> list[str]:
-    """What an entry point is for; its class, too, has to fit."""
+    """Return the mimetypes of an entry point, after checking that its class handles them."""
     named = "/" in point.name
     try:
         consolidator = _load_class(_reference(point), Consolidator)
@@ -134,7 +166,7 @@ def _mimetypes(point: metadata.EntryPoint) -> list[str]:
 
 
 def _reference(point: metadata.EntryPoint) -> str:
-    """The entry point's value as `module:attribute`, without the extras that may follow it."""
+    """Return the entry point's value as `module:attribute`, without the extras that may follow it."""
     return point.value.partition("[")[0].strip()
 
 
@@ -163,7 +195,8 @@ def _load(reference: str) -> Any:
     module, _, attribute = reference.partition(":")
     try:
         return attrgetter(attribute)(import_module(module))
-    except Exception as error:  # a module runs what it likes when it is imported
+    except Exception as error:
+        # The module's code runs on import and may raise anything.
         raise PluginError(f"{reference} cannot be imported ({type(error).__name__}: {error})") from error
 
 

@@ -1,4 +1,4 @@
-"""The fold: modern documents of one run in, Tiled operations out. No I/O, no clock, no chance."""
+"""Turn the modern documents of one run into Tiled operations, without I/O, clock or random numbers."""
 
 from __future__ import annotations
 
@@ -26,10 +26,18 @@ from ._operations import (
 from ._tables import InternalData
 
 MAX_ARRAY_SIZE: Final = 16
-MAX_PENDING: Final = 64 * 2**20  # bytes of arrays of one stream, beyond which they are to be flushed
-LONG_LIST: Final = 1_000  # frames
-SMALL_ADDITION: Final = 1 / 8  # of a long list
+"""The default for the largest array in an event, in numbers, that becomes a list column."""
+
+# Bytes of pending arrays in one stream before a flush is due.
+MAX_PENDING: Final = 64 * 2**20
+
+# A partial flush holds back additions of less than this fraction to data keys with at least `LONG_LIST` frames.
+LONG_LIST: Final = 1_000
+SMALL_ADDITION: Final = 1 / 8
+
 RUN_SPEC: Final = ("BlueskyRun", "3.0")
+"""The name and version of the spec of a run's container."""
+
 STREAM_SPECS: Final = (("BlueskyEventStream", "3.0"), ("composite", None))
 
 _LAYOUT: Final = ("shape", "dtype_numpy")
@@ -38,10 +46,32 @@ _NOT_METADATA: Final = frozenset({"name", "object_keys", "run_start"})
 
 @dataclass
 class ExternalData:
-    """One data key's external files, and what of them Tiled was told.
+    """The external files of one data key, and the part of them that is already reported to Tiled.
 
-    `described` is what its descriptor says of it, `last` the number of the stream's document that added to it last.
-    `late` says if documents of it had to wait for others.
+    Attributes
+    ----------
+    path
+        The path of the node.
+    mimetype
+        The mimetype of the files.
+    consolidator
+        The consolidator, with all documents so far.
+    described
+        The descriptor's entry for the data key.
+    resources
+        The uids of the StreamResources.
+    dims
+        The names of the dimensions in the stream, or None.
+    registered
+        The data source with which the node is created.
+    told, told_assets
+        The numbers of rows and of files already reported to Tiled.
+    last
+        The number, in the stream, of the last document that added frames.
+    late
+        Whether stream datums came before the documents to which they refer.
+    patch
+        The region that changed since the last flush, or None.
     """
 
     path: str
@@ -58,12 +88,17 @@ class ExternalData:
     patch: Patch | None = None
 
     def consume(self, stream_datum: Mapping[str, Any]) -> None:
+        """Add the frames of a stream datum; raise DocumentError if Tiled cannot serve them."""
         patch = self.consolidator.consume(stream_datum)
         self.patch = patch if self.patch is None else self.patch.union(patch)
 
     @property
     def in_order_of_events(self) -> bool:
-        """Whether frames are in the order of the events; where these repeat it is the order in which documents came."""
+        """Whether the frames are in the order of the event rows.
+
+        If sequence numbers repeat, the frames are in the order in which their documents arrived. A late document then
+        breaks the order of the events.
+        """
         consolidator = self.consolidator
         if not isinstance(consolidator, ArrayConsolidator):
             return True
@@ -71,11 +106,11 @@ class ExternalData:
 
     @property
     def takes_ranges(self) -> bool:
-        """Whether datums that follow each other are as good as one."""
+        """Whether consecutive datums can be consumed as one."""
         return type(self.consolidator).consume is ArrayConsolidator.consume
 
     def data_source(self) -> dict[str, Any]:
-        """The data source as it is now, with names of dimensions that are the stream's."""
+        """Return the current data source, with the names of dimensions in the stream."""
         source = self.consolidator.data_source()
         if self.dims is None:
             return source
@@ -83,15 +118,16 @@ class ExternalData:
 
     @property
     def shape(self) -> list[int]:
-        """Of the array; empty for files without a shape."""
+        """The shape of the array; empty for files without a shape."""
         return list(self.consolidator.data_source()["structure"].get("shape") or ())
 
     @property
     def is_small_addition(self) -> bool:
-        """Whether there is so little to tell of so long a list that more may come first."""
+        """Whether the new frames are so few, compared with those that Tiled knows, that an update can wait."""
         return self.told >= LONG_LIST and self.consolidator.rows - self.told < self.told * SMALL_ADDITION
 
     def flush(self, *, everything: bool) -> list[Operation]:
+        """Return the operation for the frames since the last flush; small additions only if `everything` is set."""
         if self.patch is None or (self.is_small_addition and not everything):
             return []
         told, self.told = self.told, self.consolidator.rows
@@ -103,17 +139,43 @@ class ExternalData:
         return [ExtendExternal(self.path, told, self.told, source, patch.offset, patch.shape, known)]
 
     def describe(self) -> Operation:
-        """Tell Tiled once more what there is, of which there will not be more."""
+        """Return the operation that sets the final structure and parameters."""
         return DescribeExternal(self.path, {**self.data_source(), "assets": []})
 
     def audit(self) -> Operation | None:
-        """How many frames Tiled was told of; nothing for files without a shape."""
+        """Return the operation that verifies the number of rows; None for files without rows or shape."""
         shape = self.shape
         return Audit(self.path, shape[0]) if self.told and shape else None
 
 
 class Stream:
-    """One stream: its data keys, internal data, and external data by key."""
+    """The state of one stream.
+
+    Attributes
+    ----------
+    name
+        The name of the stream.
+    path
+        The path of its node.
+    data_keys
+        The data keys of all its descriptors.
+    latest_keys
+        The data keys of its latest descriptor.
+    internal
+        The data in its events.
+    names
+        The names of nodes, columns and dimensions in the stream.
+    external
+        The data in external files, by data key.
+    left_out
+        The data keys whose files are no longer accepted.
+    documents
+        The number of events and stream datums so far.
+    updates
+        Metadata of the further descriptors.
+    changes
+        Changes of the node's metadata that are not reported to Tiled yet.
+    """
 
     def __init__(
         self,
@@ -130,13 +192,13 @@ class Stream:
         self.internal = internal
         self.names = names
         self.external: dict[str, ExternalData] = {}
-        self.left_out: set[str] = set()  # keys of which no more files are taken
-        self.documents = 0  # events and stream datums
+        self.left_out: set[str] = set()
+        self.documents = 0
         self.updates: list[dict[str, Any]] = []
-        self.changes: dict[str, Any] = {}  # of its metadata, that Tiled was not told of
+        self.changes: dict[str, Any] = {}
 
     def change(self) -> list[Operation]:
-        """Tell Tiled of what has changed of the metadata."""
+        """Return the operations that update the metadata with all changes so far."""
         changes, self.changes = self.changes, {}
         if "_config_updates" in changes:
             changes["_config_updates"] = list(self.updates)
@@ -144,28 +206,31 @@ class Stream:
 
 
 class RunWriter:
-    """Turns the documents of one run, as `RunNormalizer` emits them, into operations.
+    """Writer of one run: turns its documents, as `RunNormalizer` emits them, into operations.
 
-    Nodes come from each call, rows and changes of metadata from `flush`: so a flood of documents becomes few requests.
-    The operations' effect does not depend on when `flush` is called.
+    A call with a document returns the operations that create nodes; `flush` returns those for rows and for changes of
+    metadata. Thus many documents become few requests. The effect of the operations does not depend on the times of the
+    flushes.
 
     Parameters
     ----------
     max_array_size
-        Arrays in events of up to this many numbers become list columns, larger ones array nodes.
+        The largest array in an event, in numbers, that becomes a list column; larger arrays become array nodes. 0: no
+        list columns; negative: no limit.
     guessed_types
-        `(stream, data key)` pairs whose NumPy type was derived from their JSON type; the normalizer keeps them.
+        The `(stream, data key)` pairs whose NumPy type was derived from the JSON type. The normalizer adds to this
+        collection as descriptors arrive.
     consolidators
-        Consolidator classes by mimetype, in addition to those that come with this package.
+        Consolidator classes by mimetype, which take precedence over those of this package.
     column_types
-        Column types by `(stream, data key)` that an earlier attempt has shown to be needed, see `too_narrow`.
+        Column types by `(stream, data key)` that an earlier fold of the run found necessary; see `too_narrow`.
 
     Attributes
     ----------
     notes
-        What could not be represented as it was, for the run's metadata.
+        Notes for the run's metadata on data that could not be stored unchanged.
     crowded
-        Whether it is time to `flush`: arrays that wait, or the room for those that are missing, take much memory.
+        Whether a `flush` is due because pending arrays, missing ones included, take much memory.
     """
 
     def __init__(
@@ -185,10 +250,12 @@ class RunWriter:
         self._path = ""
         self._access_tags: tuple[str, ...] | None = None
         self._streams: dict[str, Stream] = {}
-        self._stream_of: dict[str, Stream] = {}  # by descriptor uid
+        # By uid of the descriptor.
+        self._stream_of: dict[str, Stream] = {}
         self._descriptors: dict[str, Mapping[str, Any]] = {}
         self._resources: dict[str, Mapping[str, Any]] = {}
-        self._waiting: dict[str, list[Mapping[str, Any]]] = {}  # stream datums, by uid of what they refer to
+        # Stream datums, by uid of the missing document to which they refer.
+        self._waiting: dict[str, list[Mapping[str, Any]]] = {}
         self._announced = AnnouncedFrames()
         self._handlers: dict[str, Callable[[Mapping[str, Any]], list[Operation]]] = {
             "start": self._start,
@@ -200,12 +267,13 @@ class RunWriter:
         }
 
     def __call__(self, name: str, document: Mapping[str, Any]) -> list[Operation]:
-        """Take in one document.
+        """Add one document; return the operations that create its nodes.
 
         Raises
         ------
         DocumentError
-            The document cannot be understood.
+            `RunNormalizer` does not emit such documents, or the document lacks a field or refers to an unknown
+            document.
         """
         handler = self._handlers.get(name)
         if handler is None:
@@ -218,7 +286,7 @@ class RunWriter:
             ) from error
 
     def takes_alike(self, name: str, document: Mapping[str, Any]) -> bool:
-        """Whether documents that differ from this one, which came last, in values only can be given to `add_alike`."""
+        """Return whether `add_alike` accepts documents that differ in values only from this one, the last one added."""
         stream = self._stream_of.get(document["descriptor"])
         if stream is None:
             return False
@@ -228,7 +296,22 @@ class RunWriter:
         return external is not None and external.takes_ranges
 
     def add_alike(self, name: str, model: Mapping[str, Any], documents: AlikeDocuments) -> int:
-        """Take in the first of documents that differ from a model in values only; how many that were."""
+        """Add a batch of documents that differ from a model in values only.
+
+        Parameters
+        ----------
+        name
+            The name of the documents.
+        model
+            The document that came before the batch.
+        documents
+            The batch.
+
+        Returns
+        -------
+        int
+            The number of leading documents that were added; the caller must add the others one by one.
+        """
         stream = self._stream_of[model["descriptor"]]
         if name == "event":
             stream.internal.add_alike(documents)
@@ -237,7 +320,7 @@ class RunWriter:
         starts, stops = documents.numbers("indices", "start"), documents.numbers("indices", "stop")
         seq_starts, seq_stops = documents.numbers("seq_nums", "start"), documents.numbers("seq_nums", "stop")
         sizes = stops - starts
-        # As one datum, as long as each begins where the one before ends, in its file as in the events.
+        # Consecutive datums are added as one: each begins where the previous one ends, in the file and in the events.
         sound = (sizes >= 0) & (sizes == seq_stops - seq_starts)
         follows = (starts[1:] == stops[:-1]) & (seq_starts[1:] == seq_stops[:-1]) & sound[1:] & sound[:-1]
         count = documents.count if follows.all() else int(follows.argmin()) + 1
@@ -247,14 +330,23 @@ class RunWriter:
         return count
 
     def _external_of(self, stream: Stream, stream_datum: Mapping[str, Any]) -> ExternalData | None:
-        """What a datum belongs to of which there were others before; None where no more are taken."""
+        """Return the external data to which a stream datum adds.
+
+        None if its resource is unknown, if it is the first datum of its data key, or if the key's files are left out.
+        """
         resource = self._resources.get(stream_datum["stream_resource"])
         if resource is None or resource["data_key"] in stream.left_out:
             return None
         return stream.external.get(resource["data_key"])
 
     def flush(self, *, everything: bool = True) -> list[Operation]:
-        """Operations for all events and datums since the last flush; if not for `everything`, see `holds`."""
+        """Return the operations for events, datums and changes of metadata since the last flush.
+
+        Parameters
+        ----------
+        everything
+            Whether to include small additions to data keys with many frames; see `holds`.
+        """
         self.crowded = False
         operations: list[Operation] = []
         for stream in self._streams.values():
@@ -266,13 +358,17 @@ class RunWriter:
 
     @property
     def holds(self) -> bool:
-        """Whether a few frames are held back of a key that has many: each update has to tell Tiled of all chunks."""
+        """Whether frames wait for a flush of `everything`.
+
+        After a partial flush, these are small additions to data keys with many frames. They are held back because each
+        update must list all chunks for Tiled.
+        """
         return any(
             external.patch is not None for stream in self._streams.values() for external in stream.external.values()
         )
 
     def abandon(self) -> list[Operation]:
-        """Operations that end a run which has no stop document."""
+        """Return the operations that end a run without a stop document."""
         operations = [*self.flush(), *self._finish()]
         if self.notes:
             operations.append(UpdateMetadata(self._path, {"notes": list(self.notes)}))
@@ -280,10 +376,10 @@ class RunWriter:
 
     @property
     def too_narrow(self) -> dict[tuple[str, str], str]:
-        """Types that table columns would need to hold all values flushed so far, by `(stream, data key)`.
+        """Column types needed to hold all values flushed so far, by `(stream, data key)`.
 
-        Values that did not fit were left empty. Whoever has all documents can fold them anew with these as
-        `column_types`.
+        Values that do not fit their column are left empty. To store them, fold all documents of the run again with
+        these types as `column_types`.
         """
         return {
             (name, key): needed
@@ -292,7 +388,7 @@ class RunWriter:
         }
 
     def note(self, text: str) -> None:
-        """Add to the notes, once."""
+        """Add a note, unless it exists already."""
         if text not in self.notes:
             self.notes.append(text)
 
@@ -332,13 +428,13 @@ class RunWriter:
 
     def _add_descriptor(self, stream: Stream, document: Mapping[str, Any]) -> None:
         self._stream_of[document["uid"]] = stream
-        # Most further descriptors have the same data keys: what is said of them is kept once.
+        # Most further descriptors of a stream have the same data keys, which then are stored only once.
         if not _equal(stream.latest_keys, document["data_keys"]):
             stream.latest_keys = document["data_keys"]
         self._descriptors[document["uid"]] = stream.latest_keys
 
     def _free_key(self, stream: str) -> str:
-        """The key of a stream's node: its name, if Tiled takes that and no other stream has it."""
+        """Return the key of a stream's node: the stream's name, unless Tiled refuses it or another stream has it."""
         key = node_key(stream)
         while any(other.path == f"{self._path}/{key}" for other in self._streams.values()):
             key += "_"
@@ -347,7 +443,7 @@ class RunWriter:
         return key
 
     def _reconfigure(self, stream: Stream, document: Mapping[str, Any], metadata: dict[str, Any]) -> list[Operation]:
-        """A further descriptor of a stream tells that its configuration or its data keys have changed."""
+        """Add a further descriptor of a stream, with a changed configuration or changed data keys."""
         self._add_descriptor(stream, document)
         further = {key: data_key for key, data_key in document["data_keys"].items() if key not in stream.data_keys}
         stream.data_keys |= further
@@ -371,7 +467,7 @@ class RunWriter:
         return self._end_waiting(document["uid"])
 
     def _end_waiting(self, uid: str) -> list[Operation]:
-        """Take in the stream datums that came before what they refer to."""
+        """Add the stream datums that came before the document to which they refer."""
         operations = []
         for document in self._waiting.pop(uid, ()):
             operations += self._stream_datum(document)
@@ -405,7 +501,13 @@ class RunWriter:
     def _consume(
         self, stream: Stream, key: str, resource: Mapping[str, Any], document: Mapping[str, Any]
     ) -> list[Operation]:
-        """Take in a stream datum of a known resource; a DocumentError says why not."""
+        """Add a stream datum whose resource and descriptor are known.
+
+        Raises
+        ------
+        DocumentError
+            Tiled cannot serve its frames.
+        """
         described = self._descriptors[document["descriptor"]].get(key) or stream.data_keys.get(key, {})
         stream.documents += 1
         external = stream.external.get(key)
@@ -414,7 +516,7 @@ class RunWriter:
             external.consume(document)
             external.last = stream.documents
             stream.external[key] = external
-            # The node begins without rows, whatever its first documents amount to.
+            # The node is created without rows; the rows of this first datum follow with the next flush.
             return [RegisterExternal(external.path, external.registered, {}, self._access_tags)]
         if resource["mimetype"] != external.mimetype:
             raise DocumentError(f"Files of {resource['mimetype']} follow such of {external.mimetype}.")
@@ -442,7 +544,7 @@ class RunWriter:
         return external
 
     def _leave_out(self, stream: Stream, key: str, document: Mapping[str, Any], why: str) -> None:
-        """Take no more files of a data key: what Tiled has of it so far is right, and stays."""
+        """Stop accepting files of a data key; the data that Tiled has so far is correct and stays."""
         stream.left_out.add(key)
         since = f" from sequence number {_first_event(document)} on" if key in stream.external else ""
         self.note(f"Stream {stream.name!r}: the frames of {key!r} are left out{since}. {why}")
@@ -455,7 +557,7 @@ class RunWriter:
         return [*operations, UpdateMetadata(self._path, metadata), *self._close()]
 
     def _finish(self) -> list[Operation]:
-        """Operations for what is only known when all documents are there, and the notes on it."""
+        """Return the operations that require all documents of the run, and add the notes on them."""
         for uid, documents in self._waiting.items():
             named = _many(len(documents), "stream datum")
             self.note(f"{uid!r} never came; what {named} named of it is left out.")
@@ -475,7 +577,7 @@ class RunWriter:
         return operations
 
     def _withdraw(self, stream: Stream) -> list[Operation]:
-        """Delete nodes of files that Tiled cannot read, as has come out since the nodes were made."""
+        """Remove nodes whose files, as later documents have shown, Tiled cannot read."""
         problems = {key: external.consolidator.problem for key, external in stream.external.items()}
         operations: list[Operation] = []
         for key in [key for key, problem in problems.items() if problem]:
@@ -484,7 +586,10 @@ class RunWriter:
         return operations
 
     def _set_apart(self, stream: Stream) -> list[Operation]:
-        """Give dimensions of its own to files' data that has not one frame for each event, in order: no common time."""
+        """Give separate dimensions to external data that does not have exactly one frame per event, in order.
+
+        Such data does not share the stream's time dimension.
+        """
         arrays = {key: external for key, external in stream.external.items() if external.shape}
         lengths = [external.shape[0] for external in arrays.values()]
         events = stream.internal.rows or max(lengths, key=lambda length: (lengths.count(length), length), default=0)
@@ -503,7 +608,8 @@ class RunWriter:
                 self.note(
                     f"Stream {stream.name!r}: {key!r} has {counts}, and a dimension {own[0]!r} of its own.{belong}"
                 )
-            # An earlier attempt may have ended before the events that came after the last frame, and said otherwise.
+            # An earlier fold may have ended before the events that follow the last frame, and thus may have written
+            # other dimensions.
             if apart or external.last != stream.documents:
                 operations.append(external.describe())
         return operations
@@ -528,7 +634,8 @@ class RunWriter:
 def _equal(one: Any, other: Any) -> bool:
     try:
         return bool(one == other)
-    except ValueError:  # arrays of NumPy
+    except ValueError:
+        # The values contain NumPy arrays, whose comparison has no single truth value.
         return False
 
 
@@ -537,7 +644,7 @@ def _many(count: int, what: str) -> str:
 
 
 def _belonging(consolidator: Consolidator) -> str:
-    """To which events frames belong, in a sentence."""
+    """Return a sentence that names the sequence numbers of a data key's frames; "" if they are unknown."""
     ranges = consolidator.frames.seq_nums if isinstance(consolidator, ArrayConsolidator) else []
     if not ranges:
         return ""

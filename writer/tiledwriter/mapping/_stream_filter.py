@@ -1,4 +1,4 @@
-"""Some streams are not wanted in Tiled; this file tells which, and keeps their documents from the writer."""
+"""Keep the documents of unwanted streams from the run writer."""
 
 from __future__ import annotations
 
@@ -10,29 +10,38 @@ from typing import Any
 
 @dataclass(frozen=True)
 class StreamFilter:
-    """Shell-style patterns of stream names: a stream is kept if one of `include` matches and none of `exclude`."""
+    """Selection of streams by name.
+
+    A stream is kept if its name matches a pattern of `include` and no pattern of `exclude`.
+
+    Attributes
+    ----------
+    include, exclude
+        Case-sensitive shell-style patterns (`fnmatch`).
+    """
 
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
 
     def keeps(self, stream: str) -> bool:
-        """Whether a stream of this name is to be in Tiled."""
+        """Return whether a stream of this name is written to Tiled."""
         return _matches(stream, self.include) and not _matches(stream, self.exclude)
 
 
 class StreamSieve:
-    """A `StreamFilter` at work on one run, on the documents as `RunNormalizer` emits them.
+    """A `StreamFilter` applied to the documents of one run, as `RunNormalizer` emits them.
 
-    Stream resources pass in any case, since they do not say which stream they belong to: without a stream datum they
-    come to nothing.
+    Stream resources always pass because they do not name their stream. A stream resource without stream datums has no
+    effect.
     """
 
     def __init__(self, streams: StreamFilter) -> None:
         self._streams = streams
-        self._left_out: dict[str, str] = {}  # stream names by descriptor uid
+        # Stream names by descriptor uid.
+        self._left_out: dict[str, str] = {}
 
     def keeps(self, name: str, document: Mapping[str, Any]) -> bool:
-        """Whether the run's next document goes to the writer."""
+        """Return whether the run's next document goes to the run writer."""
         if name == "descriptor" and not self._streams.keeps(document["name"]):
             self._left_out[document["uid"]] = document["name"]
             return False
@@ -40,7 +49,7 @@ class StreamSieve:
 
     @property
     def notes(self) -> list[str]:
-        """For the run's metadata: which streams were left out so far."""
+        """The streams left out so far, as notes for the run's metadata."""
         streams = dict.fromkeys(self._left_out.values())
         return [f"Streams left out by configuration: {', '.join(map(repr, streams))}."] if streams else []
 

@@ -1,4 +1,4 @@
-"""The internal data of one stream: tables for what fits columns, an array node for each key that does not."""
+"""Map the events of one stream to tables, and to an array node for each data key whose values do not fit a column."""
 
 from __future__ import annotations
 
@@ -44,19 +44,32 @@ from ._operations import (
 
 MAX_COLUMNS: Final = 1024
 MAX_ROW_BYTES: Final = 7_900
-"""PostgreSQL keeps a row in one page of 8 KiB; text and lists can be kept outside, for 20 bytes in the row."""
+"""The largest size of a table row, in bytes.
 
-_AT_ONCE: Final = 32  # events
-_LATER: Final = "\0declared later"  # after the names of data keys
+PostgreSQL stores a row in one page of 8 KiB. It can store text and lists elsewhere, which leaves 20 bytes in the row.
+"""
+
+# The number of events that are transposed into columns at once.
+_AT_ONCE: Final = 32
+
+# Suffix, in `too_narrow`, of data keys that a further descriptor declared.
+_LATER: Final = "\0declared later"
+
 _TEXT: Final[frozenset[type]] = frozenset({str, numpy.str_, NoneType})
 _BY_SEQ_NUM: Final = ("seq_num", "time")
 _BY_TIME: Final = ("time", "seq_num")
 
 
 class RowOrder:
-    """Finds columns whose order is the order in which rows come.
+    """The columns that sort the rows of a table into their order of arrival.
 
-    Sequence numbers do, unless a scan was rewound; then time does, unless the clock was set back.
+    These are sequence number and time. If a scan was rewound, they are time and sequence number, unless the clock was
+    set back as well.
+
+    Attributes
+    ----------
+    columns
+        The names of the columns; empty if neither sort order is the order of arrival.
     """
 
     def __init__(self) -> None:
@@ -65,7 +78,7 @@ class RowOrder:
         self._last = (-math.inf, -math.inf)
 
     def add_alike(self, events: AlikeDocuments) -> None:
-        """Events that come one after the other."""
+        """Add a batch of consecutive events."""
         seq_num, time = events.numbers("seq_num"), events.numbers("time")
         self.add(seq_num[0].item(), time[0].item())
         for columns, first, second in ((_BY_SEQ_NUM, seq_num, time), (_BY_TIME, time, seq_num)):
@@ -75,6 +88,7 @@ class RowOrder:
         self.add(seq_num[-1].item(), time[-1].item())
 
     def add(self, seq_num: float, time: float) -> None:
+        """Add the next event."""
         last_seq_num, last_time = self._last
         if (seq_num, time) < (last_seq_num, last_time):
             self._fits[_BY_SEQ_NUM] = False
@@ -87,11 +101,19 @@ class RowOrder:
 
 @dataclass(frozen=True)
 class Cell:
-    """Where a column's values come from.
+    """A table column and the source of its values.
 
-    `kind` says which part of an event: its sequence number or time, a data key's value, that value as JSON text, or
-    the value's timestamp; "row" is the number of the event in its stream, from 0. `changed` has a word on the first
-    value that is not in its JSON as it was given.
+    Attributes
+    ----------
+    column
+        The column.
+    kind
+        The part of an event with the values: its sequence number or time, the value of a data key, that value as JSON
+        ("text"), or its timestamp. "row" is the number of the event in its stream, from 0.
+    key
+        The data key; empty for columns without one.
+    changed
+        A description of the first value that JSON could not represent unchanged; empty if there is none.
     """
 
     column: Column
@@ -100,7 +122,7 @@ class Cell:
     changed: list[str] = field(default_factory=list, compare=False)
 
     def pick(self, events: Sequence[Mapping[str, Any]], first_row: int) -> list[Any]:
-        """The column's values of these events, the first of which is that row."""
+        """Return the column's values for consecutive events; `first_row` is the row of the first event."""
         kind, key = self.kind, self.key
         if kind == "value":
             return [event["data"].get(key) for event in events]
@@ -113,7 +135,7 @@ class Cell:
         return [event[kind] for event in events]
 
     def pick_alike(self, events: AlikeDocuments, first_row: int) -> Values:
-        """The same of events that look alike."""
+        """Return the column's values for a batch of events; `first_row` is the row of the first event."""
         if self.kind == "row":
             return numpy.arange(first_row, first_row + events.count)
         field = "timestamps" if self.kind == "timestamp" else "data"
@@ -123,7 +145,7 @@ class Cell:
         return self._texts(values) if self.kind == "text" else values
 
     def _texts(self, values: Values) -> list[str | None]:
-        """Values as JSON."""
+        """Return values as JSON."""
         plain = values.tolist() if isinstance(values, numpy.ndarray) else values
         return [None if value is None else json.dumps(to_json(value, self._on_changed)) for value in plain]
 
@@ -134,7 +156,23 @@ class Cell:
 
 @dataclass
 class InternalTable:
-    """One table of a stream: its columns, and the events whose rows are not flushed yet."""
+    """One table of a stream: its columns, and the events whose rows are not flushed yet.
+
+    Attributes
+    ----------
+    path
+        The path of the node.
+    order
+        The columns by which readers get the rows sorted.
+    cells
+        The columns and the sources of their values.
+    rows
+        The number of rows flushed.
+    created
+        Whether the operation that creates the table was emitted.
+    digests
+        The digests of the key columns, by column name.
+    """
 
     path: str
     order: tuple[str, ...]
@@ -143,14 +181,20 @@ class InternalTable:
     created: bool = False
     digests: dict[str, ColumnDigest] = field(default_factory=dict)
     _events: list[Mapping[str, Any]] = field(default_factory=list)
-    _values: list[list[Any]] = field(default_factory=list)  # of events before those, by column
-    _parts: list[Sequence[Values]] = field(default_factory=list)  # the same of events before those
-    _pending: int = 0  # rows that are in columns
+    # The values of the events before `_events`, by column.
+    _values: list[list[Any]] = field(default_factory=list)
+    # The values of the events before those in `_values`: parts, each by column.
+    _parts: list[Sequence[Values]] = field(default_factory=list)
+    # The number of rows in `_values` and `_parts`.
+    _pending: int = 0
     _bytes: int = 0
     _names: set[str] = field(default_factory=set)
 
     def has_room(self, cells: Sequence[Cell]) -> bool:
-        """Whether further columns go into the table: Tiled takes names for one that differ in case only."""
+        """Return whether the table has room for further columns.
+
+        Their names must be new, regardless of case, because Tiled does not distinguish upper and lower case.
+        """
         return (
             len(self.cells) + len(cells) <= MAX_COLUMNS
             and self._bytes + _bytes(cells) <= MAX_ROW_BYTES
@@ -158,20 +202,20 @@ class InternalTable:
         )
 
     def extend(self, cells: Sequence[Cell]) -> None:
-        """Add columns, before there are rows."""
+        """Add columns; allowed only while the table has no rows."""
         self.cells += cells
         self._bytes += _bytes(cells)
         self._names |= {cell.column.name.lower() for cell in cells}
         self.digests |= {cell.column.name: ColumnDigest() for cell in cells if cell.kind in ("seq_num", "time", "row")}
 
     def add(self, event: Mapping[str, Any]) -> None:
-        """Take in one event document."""
+        """Add one event document."""
         self._events.append(event)
         if len(self._events) >= _AT_ONCE:
             self._collect()
 
     def add_alike(self, events: AlikeDocuments) -> None:
-        """Take in events that look alike."""
+        """Add a batch of events."""
         self._end_part()
         first_row = self.rows + self._pending
         self._parts.append([cell.pick_alike(events, first_row) for cell in self.cells])
@@ -179,16 +223,16 @@ class InternalTable:
 
     @property
     def rows_taken_in(self) -> int:
-        """How many rows there are, with those that are not taken yet."""
+        """The number of rows, including those not flushed yet."""
         return self.rows + self._pending + len(self._events)
 
     @property
     def pending(self) -> bool:
-        """Whether there are rows to `take`."""
+        """Whether there are rows to flush with `take`."""
         return bool(self._events or self._pending)
 
     def take(self) -> list[list[Values]]:
-        """The rows since the last time, column by column: each in as many parts."""
+        """Remove the rows not flushed yet; return them by column, each column in the same number of parts."""
         self._end_part()
         parts, self._parts = self._parts, []
         self.rows += self._pending
@@ -203,7 +247,10 @@ class InternalTable:
             self._values = []
 
     def _collect(self) -> None:
-        """Sort the values of some events into columns, while all of these events are in the processor's cache."""
+        """Transpose the latest events into columns.
+
+        This happens for a few events at a time, while they are still in the processor's cache.
+        """
         self._values = self._values or [[] for _ in self.cells]
         first_row = self.rows + self._pending
         for column, cell in zip(self._values, self.cells, strict=True):
@@ -213,29 +260,37 @@ class InternalTable:
 
 
 class InternalData:
-    """Collects the events of one stream and turns them into operations.
+    """Collector of the events of one stream, which turns them into operations.
 
     Parameters
     ----------
     path
-        Of the stream's node.
+        The path of the stream's node.
     data_keys
-        Of the stream's descriptor.
+        The data keys of the stream's descriptor.
     guessed
-        Data keys whose NumPy type was derived from their JSON type.
+        The data keys whose NumPy type was derived from the JSON type.
     max_array_size
-        Arrays of up to this many numbers become list columns of the table; with 0 there are none, with -1 all do.
+        The largest array, in numbers, that becomes a list column of the table. 0: no list columns; -1: no limit.
     column_types
-        Types of columns that turned out to need another one than planned, by data key.
+        Column types by data key that an earlier fold of the run found necessary; see `too_narrow`.
     names
-        Gives out the stream's names.
+        The names of nodes, columns and dimensions in the stream.
+    access_tags
+        The access tags of the nodes; None for the server's default.
+    note
+        Called with each note for the run's metadata.
 
     Attributes
     ----------
+    arrays
+        The array nodes, by data key.
+    tables
+        The tables.
     too_narrow
-        Types that columns would need for the values that were flushed so far, by data key.
+        The types that columns would need to hold all values flushed so far, by data key.
     pending_bytes
-        What the rows of arrays will take that are to be flushed, with those that have no value.
+        The size, in bytes, of the array rows not flushed yet, missing arrays included.
     """
 
     def __init__(
@@ -265,31 +320,35 @@ class InternalData:
         self._access_tags = access_tags
         self._note = note
         self._keys: frozenset[str] = frozenset()
-        self._replaced: list[str] = []  # array nodes of an earlier attempt, whose data is in columns now
+        # Paths of array nodes of an earlier fold whose data is in columns now.
+        self._replaced: list[str] = []
         self._unknown: set[str] = set()
         self._misfits: dict[str, int] = {}
         self._rounded: dict[str, int] = {}
         self._escaped: dict[str, int] = {}
-        self._not_text: dict[str, set[str]] = {}  # names of types that are stored as text, by key
-        self._exact: set[str] = set()  # keys of columns with integers that no wider type holds
+        # Names of types, other than text, whose values are stored as text, by data key.
+        self._not_text: dict[str, set[str]] = {}
+        # Data keys of columns with integers that no wider type holds.
+        self._exact: set[str] = set()
         self._order = RowOrder()
-        self._dim_names: dict[tuple[int, int], str] = {}  # by size, and how often that was there before
+        # By size, and the number of earlier dimensions of that size in the same array.
+        self._dim_names: dict[tuple[int, int], str] = {}
 
     @property
     def paths(self) -> list[str]:
-        """Of all nodes that there are."""
+        """The paths of all nodes."""
         return [array.path for array in self.arrays.values()] + [table.path for table in self.tables]
 
     @property
     def rows(self) -> int:
-        """How many events there are so far."""
+        """The number of events so far."""
         return self.tables[0].rows_taken_in if self.tables else 0
 
     def declare(self, data_keys: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take in the data keys of a further descriptor.
+        """Add the data keys of a further descriptor.
 
-        Those that are new need columns that the stream's table does not have, if there are events already: then they
-        are among what is `too_narrow`, with what the descriptor says of them as JSON.
+        If there are events already, the tables have no columns for new data keys. Therefore, `too_narrow` gets an
+        entry for each, with the descriptor's entry for the data key as JSON.
         """
         self._names.declare(data_keys)
         for key in [key for key in data_keys if key not in self._data_keys]:
@@ -298,7 +357,7 @@ class InternalData:
                 self.too_narrow[key + _LATER] = json.dumps(to_json(data_keys[key], _ignore))
 
     def add(self, event: Mapping[str, Any]) -> None:
-        """Take in one event document."""
+        """Add one event document."""
         data = event["data"]
         if not self.tables:
             self._plan(data)
@@ -312,11 +371,11 @@ class InternalData:
 
     @property
     def takes_alike(self) -> bool:
-        """Whether `add_alike` can be used: not before the first event, nor with arrays."""
+        """Whether `add_alike` accepts events: not before the first event, and not if there are array nodes."""
         return bool(self.tables) and not self.arrays
 
     def add_alike(self, events: AlikeDocuments) -> None:
-        """Take in events that look alike."""
+        """Add a batch of events."""
         for table in self.tables:
             table.add_alike(events)
         self._order.add_alike(events)
@@ -327,7 +386,7 @@ class InternalData:
             self._unknown.update(data.keys() - self._keys)
 
     def flush(self) -> list[Operation]:
-        """Operations for the events since the last flush."""
+        """Return the operations for the events since the last flush."""
         self.pending_bytes = 0
         operations = [operation for array in self.arrays.values() for operation in self._flush_array(array)]
         for table in self.tables:
@@ -341,7 +400,7 @@ class InternalData:
         return operations
 
     def audits(self) -> list[Operation]:
-        """What everything flushed so far amounts to."""
+        """Return the operations that verify all rows flushed so far."""
         operations: list[Operation] = []
         for table in self.tables:
             columns = [(name, digest.value if table.order else None) for name, digest in table.digests.items()]
@@ -349,7 +408,7 @@ class InternalData:
         return operations + [Audit(array.path, array.written) for array in self.arrays.values() if array.created]
 
     def report(self) -> None:
-        """Note what could not be represented."""
+        """Add notes on all values that could not be stored unchanged."""
         for key, count in sorted(self._misfits.items()):
             self._note(
                 f"{self._stream_name}: {count} values of {key!r} do not fit its type and are not here as they were."
@@ -374,8 +433,6 @@ class InternalData:
         if not self._order.columns:
             self._note(f"{self._stream_name}: sequence numbers and times both run backwards; rows may be out of order.")
 
-    # Where each data key goes, by the descriptor and the first event
-
     def _plan(self, data: Mapping[str, Any]) -> None:
         declared = [key for key, data_key in self._data_keys.items() if "external" not in data_key]
         keys = list(dict.fromkeys([*declared, *data]))
@@ -394,7 +451,7 @@ class InternalData:
         self.tables.append(table)
 
     def _place(self, key: str, value: Any) -> None:
-        """Find a place for one data key: columns for value and timestamp, or an array node and a column."""
+        """Assign nodes to one data key: columns for its value and timestamp, or an array node and one column."""
         cell = self._value_cell(key, value)
         name, timestamps = self._names.of_values(key, as_column=cell is not None)
         cells = [Cell(Column(timestamps, "float64"), "timestamp", key)]
@@ -409,7 +466,7 @@ class InternalData:
         self._new_table(Cell(Column(f"{TABLE_KEY}_{len(self.tables)}_row", "int64"), "row"), *cells)
 
     def _value_cell(self, key: str, value: Any) -> tuple[str, Literal["value", "text"]] | None:
-        """Type and kind of the column for a key's values; None if they go to an array node."""
+        """Return the type and the kind of the column for a data key's values; None if they go to an array node."""
         data_key = self._data_keys.get(key, {})
         is_array = data_key.get("dtype") == "array"
         self._note_precision(key, data_key)
@@ -429,8 +486,9 @@ class InternalData:
         first = None if value is None else as_array(value, declared_type(data_key))
         shape = declared_shape(data_key) if first is None else first.shape
         if None in (data_key.get("shape") or ()) or (first is not None and first.size == 0):
-            shape = None  # it varies
-        # Numbered wherever the arrays go, so that names do not depend on that.
+            # The shape varies.
+            shape = None
+        # Dimensions are numbered even if the array becomes a column, so that their names do not depend on that choice.
         names = (TIME, *self._dimensions(shape or ()))
         needed = self._column_types.get(key)
         if needed is not None and not needed.startswith(ARRAY):
@@ -461,7 +519,10 @@ class InternalData:
             )
 
     def _planned_column(self, key: str) -> tuple[str, Literal["value", "text"]]:
-        """The column that a key's arrays have turned out to need, perhaps instead of a node that is there."""
+        """Return the column that an earlier fold found necessary for a data key's arrays.
+
+        The array node that the earlier fold may have created is removed.
+        """
         self._replaced.append(f"{self._path}/{self._names.of_array(key)}")
         if self._column_types[key] != "text" and self._max_array_size:
             return self._column_types[key], "value"
@@ -472,23 +533,22 @@ class InternalData:
         self._note(f"{self._stream_name}: {key!r} has no arrays of one shape and type; they are stored as JSON.")
 
     def _is_short(self, shape: tuple[int, ...] | None) -> bool:
-        """Whether an array of this shape is for a list column."""
+        """Return whether an array of this shape is short enough for a list column."""
         if shape is None or len(shape) != 1:
             return False
         return self._max_array_size < 0 or shape[0] <= self._max_array_size
 
     def _dimensions(self, shape: tuple[int, ...]) -> list[str]:
-        """One name per size, so that dimensions of equal size align when the stream is read as a data set.
+        """Return the names of an array's dimensions.
 
-        Those of one array have different names in any case.
+        Dimensions of equal size in different arrays share a name, so that they align when the stream is read as a
+        data set. The dimensions of one array always have different names.
         """
         repeats = [shape[:i].count(size) for i, size in enumerate(shape)]
         return [
             self._dim_names.setdefault(dimension, f"dim_int_{len(self._dim_names) + 1}")
             for dimension in zip(shape, repeats, strict=True)
         ]
-
-    # Operations
 
     def _flush_array(self, array: InternalArray) -> list[Operation]:
         if not array.pending:
@@ -546,13 +606,13 @@ class InternalData:
         return fitted
 
     def _look_for_types(self, key: str, values: Values) -> None:
-        """Take note of what is stored as text and is none."""
+        """Record the types of values that are stored as text but are not text."""
         types = {values.dtype.type} if isinstance(values, numpy.ndarray) else set(map(type, values))
         if not types <= _TEXT:
             self._not_text.setdefault(key, set()).update(map(_type_name, types - _TEXT))
 
     def _look_for_changes(self, cell: Cell, given: Values, fitted: Values) -> None:
-        """Count what is stored as something else than it was."""
+        """Count the values that were escaped or rounded."""
         pairs = list(zip(given, fitted, strict=True))
         if cell.column.type == "string":
             self._count(self._escaped, cell, sum(isinstance(one, str) and one != other for one, other in pairs))
@@ -576,14 +636,17 @@ class InternalData:
 
 
 def _type_name(kind: type) -> str:
-    """Name a type as Python does: values that are read together are NumPy's, and the same ones alone are Python's."""
+    """Return the Python name of a type.
+
+    The same value is a NumPy scalar if it was decoded by column, and a Python object otherwise; notes must not differ.
+    """
     if issubclass(kind, numpy.bool_ | numpy.number):
         return type(numpy.zeros(1, kind).item()).__name__
     return kind.__name__
 
 
 def _declared_later(column_types: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Data keys that an earlier attempt has found in further descriptors."""
+    """Return the data keys that an earlier fold found in further descriptors."""
     later = {key: text for key, text in column_types.items() if key.endswith(_LATER)}
     return {key.removesuffix(_LATER): json.loads(text) for key, text in later.items()}
 
@@ -597,7 +660,7 @@ def _is_sequence(value: Any) -> bool:
 
 
 def _loses_digits(value: Any) -> bool:
-    """Whether a value of a column of numbers, or one of its items, has more digits than a float."""
+    """Return whether a value of a numeric column, or one of its items, has more digits than a float."""
     if isinstance(value, list | tuple):
         return any(map(_loses_digits, value))
     if isinstance(value, numpy.ndarray):
@@ -606,4 +669,4 @@ def _loses_digits(value: Any) -> bool:
 
 
 def _ignore(_: str) -> None:
-    """What is said of a data key is noted where its node or column is made."""
+    """Discard a note: the conversion of a data key is noted when its node or column is created."""

@@ -1,4 +1,4 @@
-"""How runs are written: everything that does not depend on the run."""
+"""Options that apply to all runs that a process writes."""
 
 from __future__ import annotations
 
@@ -13,39 +13,46 @@ from ._run_writer import MAX_ARRAY_SIZE
 from ._stream_filter import StreamFilter
 
 QUIET_PERIOD: Final = 5.0
+"""Seconds without a change to a node before an append with an unknown outcome counts as lost."""
+
 POISON_AFTER: Final = 60.0
-"""Seconds of nothing but 500 for one operation, while the databases are well, until it counts as poison."""
+"""Seconds for which one operation gets only HTTP 500, while the databases are healthy, before it counts as poison."""
 
 LATE_AUDIT_AFTER: Final = 300.0
+"""Seconds between the end of a run and its second audit, if answers of the server were lost."""
+
 WRITE_SLOTS: Final = 2
+"""The largest number of concurrent write requests to Tiled from all workers of a journal directory."""
 
 
 @dataclass(frozen=True)
 class WritingOptions:
-    """How runs are written.
+    """Options for writing runs.
 
     Attributes
     ----------
     max_array_size
-        Arrays in events of up to this many numbers become list columns, where the server's tables have those.
+        The largest array in an event, in numbers, that becomes a list column, if the server's table storage has list
+        columns. Larger arrays become array nodes. 0: no list columns; negative: no limit.
     quiet_period
-        Seconds; see `TiledCatalog`.
+        Seconds without a change to a node before `TiledCatalog` treats an append with an unknown outcome as lost.
     poison_after
-        Seconds; see `Connection`.
+        Seconds for which one operation gets only HTTP 500, while the databases are healthy, before `Connection` treats
+        it as poison.
     late_audit
-        Seconds after its end at which a run is compared with its journal once more, if answers were lost.
+        Seconds between the end of a run and its second audit, which happens only if answers of the server were lost.
     write_slots
-        Requests at a time that write to Tiled, over all workers of a journal directory.
+        The largest number of concurrent write requests to Tiled from all workers of a journal directory.
     spec_to_mimetype
-        For old resources, in addition to the specs that `RunNormalizer` knows.
+        Mimetypes by spec for old resources, in addition to those that `RunNormalizer` knows.
     plugins
-        The user's own normalizer, patches and consolidators.
+        The user's normalizer, patches and consolidators.
     streams
-        Which streams are written at all.
+        The selection of streams to write.
     path_map
-        From the acquisition host's file paths to the Tiled server's.
+        Maps file paths of the acquisition host to those of the Tiled server.
     access_tags
-        Which access tags the runs of a client may ask for.
+        The access tags that a client's runs may request.
     """
 
     max_array_size: int = MAX_ARRAY_SIZE
