@@ -87,7 +87,7 @@ _NEVER: Final = 2**53
 
 
 class Ledger(Protocol):
-    """Durable store of a run's progress: the part of `tiledbroker.Journal` that `TiledCatalog` uses."""
+    """Store of a run's progress: the part of `tiledbroker.Journal` that `TiledCatalog` uses."""
 
     @property
     def stopped(self) -> bool: ...
@@ -172,7 +172,8 @@ class TiledCatalog:
     connection
         Connection to the server.
     ledger
-        Durable store of the rows that the server has confirmed for each node and of the requests in flight.
+        Store of the rows that the server has confirmed for each node and of the requests in flight; a journal keeps
+        them on disk.
     quiet_period
         Seconds for which a node's size must not change before an append with unknown outcome counts as not carried
         out.
@@ -591,7 +592,7 @@ class TiledCatalog:
         self._ledger.set(_DOUBTED, self._doubted)
 
     def _reject_rows(self, path: str, shown: str, reason: str) -> NoReturn:
-        """Have a wrong table rewritten: a copy at once, as nobody reads it, and the shown table only after a proof.
+        """Have a wrong table rewritten: a copy at once, as readers do not see it, the shown table only after a proof.
 
         The shown table must not be rewritten if it has rows that the journal does not have.
 
@@ -669,7 +670,7 @@ class TiledCatalog:
             self._unseen.discard(path)
             self._floors[path] = extent(self._nodes.read(path)["data_sources"][0])
 
-    # Tables whose columns have to change
+    # Tables whose columns must change
 
     def _check_columns(self, operation: CreateTable) -> None:
         """Start or continue the rewrite of an existing table if its columns must change."""

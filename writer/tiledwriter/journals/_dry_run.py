@@ -114,6 +114,7 @@ class DryRun:
         return self._fold.finished
 
     def __iter__(self) -> Iterator[Operation]:
+        """Yield the operations, without audits, with the final column types."""
         while self._widens_columns():
             pass
         self._begin()

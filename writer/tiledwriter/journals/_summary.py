@@ -67,6 +67,7 @@ class RunSummary:
     worker_starts: int | None = 0
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the attributes as a dictionary of JSON types."""
         return asdict(self)
 
     @property
