@@ -1,4 +1,4 @@
-"""Everything that talks to Tiled while runs are written."""
+"""All communication with Tiled while runs are written: connection, retries, write slots, nodes, rewrites, checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which row of a table is which expected one, when some are missing, there twice, or out of order."""
+"""Match the rows of a table to the expected rows when some are missing, duplicated or out of order."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _ABSENT: Final = -1
 
 
 class Alignment:
-    """Matches rows by their keys, rows of one key in the order in which they come.
+    """Match of expected and found rows by key; rows with equal keys are matched in order of occurrence.
 
     Parameters
     ----------
     expected, found
-        Keys: one row each, in order, of as many numbers as there are key columns.
+        Keys of the rows in row order, shape (rows, key columns).
     required
-        How many of the expected rows have to be there.
+        Number of leading expected rows that must be present.
 
     Attributes
     ----------
     places
-        For each expected row the number of the found one, -1 if there is none.
+        Index of the matching found row for each expected row, -1 if there is none.
     """
 
     def __init__(self, expected: Array, found: Array, required: int) -> None:
@@ -51,7 +51,17 @@ class Alignment:
         return places
 
     def findings(self, where: str, names: Sequence[str], *, ordered: bool) -> list[Finding]:
-        """Rows that are missing, that are there too often, that nobody wrote, and that are out of order."""
+        """Return findings for missing, duplicated, unexpected and, if `ordered`, out-of-order rows.
+
+        Parameters
+        ----------
+        where
+            The node's path below the run.
+        names
+            Names of the key columns.
+        ordered
+            Report rows that are out of order.
+        """
         missing, doubled, strange = Tally(), Tally(), Tally()
         for row in numpy.flatnonzero(self.places[: self._required] == _ABSENT).tolist():
             missing.add(row, _named(names, self._expected[row]))
@@ -68,7 +78,7 @@ class Alignment:
         ]
 
     def _disorder(self, names: Sequence[str]) -> Tally:
-        """Rows that come after one that they should come before."""
+        """Return a tally of the rows that follow a row that they should precede."""
         tally = Tally()
         there = numpy.flatnonzero(self.places != _ABSENT)
         for i in numpy.flatnonzero(numpy.diff(self.places[there]) < 0).tolist():
@@ -79,7 +89,7 @@ class Alignment:
 
 
 def _numbered(codes: Array) -> Array:
-    """Codes, each with how often it came before."""
+    """Return each code with the number of its earlier occurrences, shape (codes, 2)."""
     order = numpy.argsort(codes, kind="stable")
     ranked = codes[order]
     begins = numpy.flatnonzero(numpy.r_[True, ranked[1:] != ranked[:-1]])[: len(ranked)]

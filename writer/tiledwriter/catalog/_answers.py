@@ -1,4 +1,4 @@
-"""Sorts Tiled's answers: what was carried out, what was not, what is unknown, and what was not said by Tiled at all."""
+"""Classify HTTP responses: request done, not processed, refused, outcome unknown, or not a response of Tiled."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from .._errors import Ambiguous, Refused, ServerError
 _PAUSE_STATUSES: Final = frozenset({401, 403})
 _AMBIGUOUS_STATUSES: Final = frozenset({408})
 _JSON: Final = "application/json"
-# One of these is in every JSON object that Tiled answers to the requests that we send.
+# Every JSON object that Tiled returns for the requests of this package has at least one of these keys.
 _FIELDS_OF_ANSWERS: Final = frozenset({"id", "data", "data_type", "shape"})
 
 
 class NotProcessed(ServerError):
-    """Raised when a request certainly had no effect; `retry_after` in seconds, if the server named it."""
+    """Raised when a request certainly had no effect.
+
+    Attributes
+    ----------
+    retry_after
+        Delay in seconds from the server's Retry-After header; None if there is no usable one.
+    """
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -24,17 +30,22 @@ class NotProcessed(ServerError):
 
 
 class Paused(NotProcessed):
-    """Raised when nothing can be written until a human changes something, such as our credentials."""
+    """Raised when no write can succeed until a person intervenes, for example to renew the credentials."""
 
 
 class ServerFailed(Ambiguous):
-    """Raised when the server answered 500: something broke there, perhaps because of what was asked."""
+    """Raised when Tiled answers 500: it failed, possibly because of the request itself."""
 
 
 class NotTiled(Ambiguous):
-    """Raised when something in front of Tiled answered: a redirect, or a page of a gateway. `status` is its status.
+    """Raised when a proxy or gateway in front of Tiled answers, with a redirect or a page of its own.
 
-    A gateway may replace an answer of Tiled by its own, so it is not known whether the request was carried out.
+    A gateway may replace Tiled's response by its own, so the outcome of the request is unknown.
+
+    Attributes
+    ----------
+    status
+        HTTP status of the response.
     """
 
     def __init__(self, status: int, text: str) -> None:
@@ -43,21 +54,23 @@ class NotTiled(Ambiguous):
 
 
 def sort_answer(response: httpx.Response, media_type: str = _JSON) -> None:
-    """Return if Tiled carried out the request; else raise what the answer means.
+    """Return if Tiled carried out the request; otherwise raise the error that the response stands for.
 
     Parameters
     ----------
+    response
+        The HTTP response.
     media_type
-        What a good answer is made of.
+        Expected media type of a successful response.
 
     Raises
     ------
     NotProcessed, Paused
-        The request had no effect, and may be sent again.
+        The request had no effect and may be sent again.
     Refused
-        Tiled will not do it.
-    NotTiled, Ambiguous
-        It may have been carried out.
+        Tiled rejected the request.
+    NotTiled, ServerFailed, Ambiguous
+        The request may have been carried out.
     """
     status = response.status_code
     if 200 <= status < 300:
@@ -98,7 +111,7 @@ def _media_type(response: httpx.Response) -> str:
 
 
 def _detail(response: httpx.Response) -> str | None:
-    """What Tiled says about an error; None if it was not Tiled that answered."""
+    """Return the error text of Tiled, at most 2000 characters; None if the response is not from Tiled."""
     if _media_type(response) != _JSON:
         return None
     try:

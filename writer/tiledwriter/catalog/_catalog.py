@@ -1,4 +1,4 @@
-"""Applies operations to Tiled so that each has its effect once, whatever was killed or cut in between."""
+"""Apply operations to Tiled with exactly-once effect, across crashes and lost responses."""
 
 from __future__ import annotations
 
@@ -58,10 +58,14 @@ log = logging.getLogger(__name__)
 
 MAX_ROWS: Final = 20_000
 MAX_BYTES: Final = 32 * 2**20
-MAX_REPAIRS: Final = 5  # of one node
+# Per node.
+MAX_REPAIRS: Final = 5
 
-_FORGETTING: Final = 0.9  # per growth
-_SLOWEST: Final = "slowest_append"  # keys of the ledger
+# Decay factor of the slowest append, per growth.
+_FORGETTING: Final = 0.9
+
+# Keys of the ledger.
+_SLOWEST: Final = "slowest_append"
 _LISTS_TAKEN: Final = "list_columns_taken"
 _COLUMNS: Final = "columns"
 _REWRITES: Final = "rewrites"
@@ -73,16 +77,17 @@ _COMPLETE_BEFORE: Final = "complete_before"
 _PROBE_TABLE: Final = "probe_table"
 
 _REWRITE_SUFFIX: Final = "_rewrite"
-_ORDERS: Final = (("seq_num", "time"), ("time", "seq_num"), ())  # a run comes to a later one, never back
+# The order of a table only moves to a later entry, never back.
+_ORDERS: Final = (("seq_num", "time"), ("time", "seq_num"), ())
 
 LATE_AUDIT: Final = "late_audit"
-"""Key of the ledger, set when a request may outlive the run's end."""
+"""Key of the ledger, set when a late audit is needed because a request may be carried out after the run's end."""
 
 _NEVER: Final = 2**53
 
 
 class Ledger(Protocol):
-    """Where progress is kept: `tiledbroker.Journal`."""
+    """Store of a run's progress: the part of `tiledbroker.Journal` that `TiledCatalog` uses."""
 
     @property
     def stopped(self) -> bool: ...
@@ -95,18 +100,34 @@ class Ledger(Protocol):
 
 
 class Settling(WriterError):
-    """Raised when an operation has to wait until it is clear what became of an earlier one on the same node."""
+    """Raised when an operation must wait until the node is quiet: an earlier request may still change it."""
 
 
 @dataclass
 class Settlement:
-    """Watches a node that a request may still be changing: quiet once its size has not moved for a while."""
+    """Observed size of a node that a request may still be changing.
+
+    Attributes
+    ----------
+    size
+        Last observed size; None before the first observation.
+    since
+        Time at which this size was first observed, in seconds.
+    """
 
     size: int | None = None
     since: float = 0.0
 
     def observe(self, size: int, asked: float, answered: float) -> float:
-        """Seconds for which the node has had this size for certain, with when that was asked and answered."""
+        """Record an observation and return the seconds for which the node has certainly had this size.
+
+        Parameters
+        ----------
+        size
+            Observed size.
+        asked, answered
+            Times in seconds just before the request for the size and just after its response.
+        """
         if size != self.size:
             self.size, self.since = size, answered
         return max(0.0, asked - self.since)
@@ -114,11 +135,22 @@ class Settlement:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A table whose columns have to be others than it was made with: its rows are written anew into a copy beside it.
+    """Rewrite of a table whose column types must change or whose rows are wrong: its rows go to a copy beside it.
 
-    When the copy has as many rows as the table had (`until`), the table's node is made to show the copy's rows, and
-    the copy's node is deleted. Rows in databases are never deleted: tables of one schema are one table there, which
-    Tiled drops when it finds it empty, in spite of those who are about to append to it.
+    When the copy has as many rows as the table had, the data source of the table's node is replaced to show the copy's
+    rows, and the copy's node is deleted. The old rows stay in the database: Tiled stores all tables of one schema in
+    one SQL table and drops it when it becomes empty, even if another process is about to append to it.
+
+    Attributes
+    ----------
+    copy
+        Path of the copy.
+    columns
+        Names and Arrow types of the copy's columns.
+    until
+        Number of rows after which the table shows the copy; `_NEVER` to wait for the audit or the end of the run.
+    swapped
+        True once the table shows the copy's rows.
     """
 
     copy: str
@@ -128,23 +160,25 @@ class Rewrite:
 
 
 class TiledCatalog:
-    """One run's nodes in Tiled.
+    """Nodes of one run in Tiled.
 
-    What Tiled holds that this process did not write is believed to be right, and never undone: another host may have
-    written it, from more documents than are here. Nothing is done to a table before the journal has proved to know all
-    of its rows (`RowProof`), and nothing at all to a run that has a stop document which the journal does not have. If
-    the journal comes to its end without that, `TiledHasMore` is raised.
+    The catalog never undoes data in Tiled that this process did not write: another host may have written it from more
+    documents than the journal has. It does not change such a table before the journal has been proved to contain all
+    of its rows (`RowProof`). It does not change a run at all that has a stop document in Tiled but not in the journal.
+    If the journal ends without the missing documents, `TiledHasMore` is raised.
 
     Parameters
     ----------
     connection
-        To the server.
+        Connection to the server.
     ledger
-        Keeps how many rows of each node the server has confirmed, and which append is under way, on disk.
+        Store of the rows that the server has confirmed for each node and of the requests in flight; a journal keeps
+        them on disk.
     quiet_period
-        Seconds for which a node must not have moved before an append whose fate is unknown counts as not carried out.
+        Seconds for which a node's size must not change before an append with unknown outcome counts as not carried
+        out.
     clock
-        Monotonic time in seconds.
+        Returns monotonic time in seconds.
     """
 
     def __init__(
@@ -167,16 +201,25 @@ class TiledCatalog:
         self._disturbed: set[str] = set(ledger.get(_DISTURBED, ()))
         self._rewrites = {path: Rewrite(**state) for path, state in ledger.get(_REWRITES, {}).items()}
         self._max_rows: dict[str, int] = {}
-        self._inherited = set(self._progress)  # nodes that others than this process have written to
-        self._unseen = set(self._progress)  # those of them that were not looked at yet
-        self._doubted: dict[str, str] = ledger.get(_DOUBTED, {})  # why each table is to be written anew, "" if not
+        # Nodes that another process has written to.
+        self._inherited = set(self._progress)
+        # Nodes of earlier processes whose state in Tiled this process has not read yet.
+        self._unseen = set(self._progress)
+        # Reason for which each unproved table must be rewritten; "" if it only must be proved.
+        self._doubted: dict[str, str] = ledger.get(_DOUBTED, {})
         self._proofs: dict[str, RowProof] = {}
-        self._floors: dict[str, int] = {}  # how much of an array or of files there was before
-        self._foreign_arrays: dict[str, int] = {}  # rows of those of another type or shape that another writer has made
-        self._known: set[str] = set()  # all nodes that the journal leads to
-        self._journaled: dict[str, int] = {}  # how many rows of each node it has so far
-        self._keys: dict[str, tuple[Column, ...]] = {}  # of tables
-        self._more: list[str] = []  # what Tiled has beside rows that the journal does not know
+        # Extent of arrays and files that Tiled had before this process wrote to them.
+        self._floors: dict[str, int] = {}
+        # Number of rows of arrays that another writer has created with another type or shape.
+        self._foreign_arrays: dict[str, int] = {}
+        # All nodes that the journal's operations create.
+        self._known: set[str] = set()
+        # Number of rows of each node in the journal so far.
+        self._journaled: dict[str, int] = {}
+        # Key columns of tables.
+        self._keys: dict[str, tuple[Column, ...]] = {}
+        # Descriptions of data that Tiled has and the journal lacks, besides `_rows_beyond` and the stop document.
+        self._more: list[str] = []
         self._removed: set[str] = set()
         self._has_stop = False
         self._hands_off = False
@@ -184,16 +227,16 @@ class TiledCatalog:
 
     @property
     def waits_for_stop(self) -> bool:
-        """Whether nothing is done because Tiled has a stop document that the journal does not have yet."""
+        """True while operations are not applied because Tiled has a stop document that the journal lacks."""
         return self._hands_off
 
     def refuse(self) -> NoReturn:
-        """Give up waiting: the journal does not come to know what Tiled has.
+        """Give up waiting for documents that Tiled has and the journal lacks.
 
         Raises
         ------
         TiledHasMore
-            With what it is.
+            Always, with a description of the data.
         """
         raise TiledHasMore([*self._rows_beyond(), *self._more, *(["a stop document"] if self._has_stop else [])])
 
@@ -203,18 +246,22 @@ class TiledCatalog:
         Returns
         -------
         list
-            Those that have to wait because their node is settling; give them again, before later ones.
+            Operations that must wait until their node is quiet; pass them again, before later ones.
 
         Raises
         ------
         OperationRefused
-            Tiled will never do it.
+            Tiled will never accept an operation.
+        ColumnsRefused
+            The server's table storage has no list columns.
         TiledHasMore
-            Tiled knows more of the run than the journal, which has ended.
+            Tiled has more of the run than the journal, and the journal will not get it.
         NodeRewound
-            All operations have to be given again, from the first one.
+            All operations of the run must be passed again, from the first one.
+        AuditFailed
+            A node still differs after `MAX_REPAIRS` repairs.
         Stopped
-            The process is told to end.
+            The process was told to stop.
         """
         if self._hands_off and self._ledger.stopped:
             self._hands_off = False
@@ -237,14 +284,14 @@ class TiledCatalog:
     def _must_wait(operation: Operation, blocked: set[str]) -> bool:
         if operation.path in blocked:
             return True
-        # What ends a run or a stream comes after all that is in it.
+        # An operation that ends a run or a stream must follow all operations in it.
         final = isinstance(operation, UpdateMetadata | CloseStream)
         return final and any(path.startswith(operation.path + "/") for path in blocked)
 
     def _apply(self, operation: Operation) -> None:
         self._take_note(operation)
         if self._hands_off:
-            # What comes last in a run: the journal has no more to say.
+            # These operations come last in a run, so the journal will not get further documents.
             if isinstance(operation, Audit | CloseStream):
                 self.refuse()
         elif isinstance(operation, AppendRows | WriteArray | ExtendExternal):
@@ -270,14 +317,15 @@ class TiledCatalog:
             self._create(operation)
 
     def _take_note(self, operation: Operation) -> None:
-        """Remember what the journal knows of the run."""
+        """Remember the nodes, row counts and key columns that the journal's operations lead to."""
         if isinstance(operation, AppendRows | WriteArray | ExtendExternal):
             self._journaled[operation.path] = operation.stop
         elif isinstance(operation, CreateContainer | CreateTable | CreateArray | RegisterExternal):
             self._known.add(operation.path)
         if isinstance(operation, CreateTable | AppendRows):
             self._keys[operation.path] = key_columns(operation.columns)
-        if isinstance(operation, AppendRows):  # the table exists
+        # Rows are appended only to a table that exists, so the probe can read its columns.
+        if isinstance(operation, AppendRows):
             self._nodes.probe.column = f"{operation.path}/{self._keys[operation.path][0].name}"
 
     def _set_order(self, operation: OrderTable) -> None:
@@ -303,7 +351,7 @@ class TiledCatalog:
         crash_point("catalog: metadata set")
 
     def _is_known(self, path: str, wanted: Any, found: Any) -> bool:
-        """Whether metadata need not be set: they are there, or as the beginning of a list that is longer."""
+        """Return True if Tiled has this metadata value or a longer list that begins with it; report a longer list."""
         if isinstance(wanted, list) and isinstance(found, list) and found[: len(wanted)] == wanted:
             if len(found) > len(wanted):
                 self._more.append(f"{len(found)} changes of configuration in {_below(path)}, {len(wanted)} here")
@@ -325,7 +373,13 @@ class TiledCatalog:
             crash_point("catalog: stream closed")
 
     def _check_end(self, run: str) -> None:
-        """A run without a stop document ends: Tiled must not know more of it."""
+        """Check, at the end of a run without a stop document, that Tiled does not have more of the run.
+
+        Raises
+        ------
+        TiledHasMore
+            Tiled has a stop document, or nodes or configuration changes that the journal does not lead to.
+        """
         self._has_stop = self._nodes.read(run)["metadata"].get("stop") is not None
         ours = {*self._known, *(path + _REWRITE_SUFFIX for path in self._known), f"{run}/{PROBE_KEY}"}
         if unknown := sorted(path for path in self._nodes.below(run) if path not in ours):
@@ -334,7 +388,7 @@ class TiledCatalog:
             self.refuse()
 
     def _rows_beyond(self) -> list[str]:
-        """What rows of the nodes that the journal knows are not in the journal."""
+        """Describe the rows that Tiled has beyond those of the journal, one line per node."""
         beyond = []
         for path, journaled in self._journaled.items():
             try:
@@ -358,7 +412,8 @@ class TiledCatalog:
             self._meet_again(operation)
             if operation.path in self._progress:
                 return
-        # A 500 for list columns is SQLite's answer to them: no use to wait for another, unless it has taken some.
+        # With SQLite as table storage Tiled always answers 500 to list columns. Do not wait for another response
+        # unless this server has accepted list columns before.
         lists = isinstance(operation, CreateTable) and any(c.type.startswith("list<") for c in operation.columns)
         unproven = lists and not self._ledger.get(_LISTS_TAKEN)
         try:
@@ -371,12 +426,12 @@ class TiledCatalog:
             directory = self._nodes.clear_array_key(operation)
             self._ledger.note("cleared away", node=operation.path, directory=directory)
             self._create_or_adopt(operation)
-        # A table that was adopted may have other columns, and tells nothing.
+        # An adopted table may have other columns and proves nothing about list columns.
         if unproven and isinstance(operation, CreateTable) and self._has_columns(operation):
             self._ledger.set(_LISTS_TAKEN, True)
 
     def _has_columns(self, operation: CreateTable) -> bool:
-        """Whether the table has the columns that it is to have."""
+        """Return True if the table has the columns of the operation."""
         return self._columns.get(operation.path) == arrow_columns(operation.columns)
 
     def _create_or_adopt(self, operation: Creation, *, tolerated_failures: int | None = None) -> None:
@@ -401,7 +456,15 @@ class TiledCatalog:
             self._nodes.probe.run = path
 
     def _adopt(self, operation: Creation, *, made_here: bool) -> None:
-        """The node exists: it is ours from before a crash, another host's who wrote the run, or somebody else's."""
+        """Take over an existing node: from before a crash, or from another host that wrote the run.
+
+        Raises
+        ------
+        NotOurs
+            The node belongs to something else.
+        Settling
+            Another process may still be writing to the node.
+        """
         path = operation.path
         attributes = self._nodes.read(path)
         if reason := difference(operation, attributes):
@@ -437,9 +500,9 @@ class TiledCatalog:
         self._check_columns(operation)
 
     def _wait_until_unchanged(self, operation: Creation) -> None:
-        """Somebody else has written this node, and may have a request under way: raise `Settling` until it is quiet.
+        """Raise `Settling` until a node that another process has written is quiet: a request may be in flight.
 
-        A run is not written to any more when it has its stop document.
+        A run with a stop document is complete, so there is no need to wait.
         """
         if self._has_stop:
             return
@@ -455,11 +518,11 @@ class TiledCatalog:
 
     @staticmethod
     def _extent_of(operation: Creation, attributes: Mapping[str, Any]) -> int:
-        """How much of an array or of files a node has; nothing of a container."""
+        """Return the extent of a node's data (see `extent`); 0 for a container."""
         return 0 if isinstance(operation, CreateContainer) else extent(attributes["data_sources"][0])
 
     def _meet_again(self, operation: Creation) -> None:
-        """A node that an earlier process made: find out what became of it since."""
+        """Check a node that is in the progress already, before it is used again."""
         path = operation.path
         if "/" not in path:
             self._nodes.probe.run = path
@@ -470,24 +533,24 @@ class TiledCatalog:
             self._remake_array(operation)
 
     def _meet_run(self, attributes: Mapping[str, Any]) -> None:
-        """Keep the hands off a run that is complete in Tiled, unless the journal is complete, too."""
+        """Stop applying operations if the run has its stop document in Tiled but not in the journal."""
         self._has_stop = attributes["metadata"].get("stop") is not None
         if self._has_stop and not self._ledger.stopped:
             self._hands_off = True
             log.warning("Tiled has a stop document of this run, which the journal does not have; nothing is written.")
             self._ledger.note("tiled has more", reason="it has a stop document")
 
-    # Arrays that have to be others than they were made
+    # Arrays whose type or shape must change
 
     @staticmethod
     def _holds_array(operation: Creation, attributes: Mapping[str, Any]) -> bool:
-        """Whether an array that Tiled stores is where one is to be."""
+        """Return True if the operation creates an array and the existing node is an array that Tiled stores."""
         if not isinstance(operation, CreateArray) or attributes["structure_family"] != "array":
             return False
         return bool(attributes["data_sources"][0]["management"] == "writable")
 
     def _replace_array(self, path: str, operation: WriteArray) -> None:
-        """Delete an array of another type, which another writer has made, once the journal knows all of its rows."""
+        """Delete another writer's array of another type or shape once the journal has as many rows."""
         if operation.stop >= self._foreign_arrays[path]:
             self._ledger.note("array made anew", node=path)
             del self._foreign_arrays[path]
@@ -500,12 +563,13 @@ class TiledCatalog:
         self._ledger.set(_ARRAYS, {**arrays, operation.path: made})
 
     def _remake_array(self, operation: CreateArray) -> None:
-        """Delete an array that this journal had made for values of another type or shape."""
+        """Delete an array that was created from this journal if its type or shape must change."""
         path = operation.path
         arrays = self._ledger.get(_ARRAYS, {})
         if path not in arrays:
             return
-        dtype, shape, *rows_of_zeros = arrays[path]  # with which earlier versions made arrays
+        # Earlier versions created arrays with rows of zeros and recorded their number.
+        dtype, shape, *rows_of_zeros = arrays[path]
         if (dtype, shape) == (operation.dtype, list(operation.shape)):
             return
         progress = self._progress[path]
@@ -516,21 +580,30 @@ class TiledCatalog:
         self._ledger.note("array made anew", node=path, type=operation.dtype, shape=list(operation.shape))
         self._remove(path)
 
-    # Tables whose rows this journal has not written
+    # Tables with rows that were not written from this journal
 
     def _doubt(self, path: str, reason: str) -> None:
-        """From now on nothing is done to a table, until the journal has proved to know all of its rows.
+        """Suspend changes to a table until the journal is proved to contain all of its rows.
 
-        With a reason they are written anew then.
+        With a reason other than "" the table is rewritten after the proof.
         """
         self._proofs.pop(path, None)
         self._doubted = {**self._doubted, path: reason}
         self._ledger.set(_DOUBTED, self._doubted)
 
     def _reject_rows(self, path: str, shown: str, reason: str) -> NoReturn:
-        """Have a table that is wrong written anew: at once if it is our copy, which nobody reads; else if that may be.
+        """Have a wrong table rewritten: a copy at once, as readers do not see it, the shown table only after a proof.
 
-        It must not if the table, which is at `shown`, has rows that the journal does not know.
+        The shown table must not be rewritten if it has rows that the journal does not have.
+
+        Parameters
+        ----------
+        path
+            Path of the wrong table: the shown one or its copy.
+        shown
+            Path of the table that readers see.
+        reason
+            Difference, for the history.
         """
         if path != shown:
             self._repair(shown, reason, rewrite=True)
@@ -544,9 +617,15 @@ class TiledCatalog:
             self._ledger.set(_DOUBTED, self._doubted)
 
     def _prove(self, path: str, operation: AppendRows) -> None:
-        """Take in further rows that the journal knows; return if the table is to be trusted now, or is not yet.
+        """Add the journal's next rows to the proof of a table; return if the table is proved, or not yet.
 
-        A table with the journal's first rows goes on behind them. One that has some of them twice is written anew.
+        A proved table that holds exactly the journal's first rows is continued after them. A proved table with
+        duplicated rows, or with a reason for a rewrite, is rewritten.
+
+        Raises
+        ------
+        NodeRewound
+            The rows must be passed from the first one, or the table is rewritten.
         """
         proof = self._proofs.get(path)
         if proof is None:
@@ -570,7 +649,13 @@ class TiledCatalog:
             raise NodeRewound(path, "needs other columns")
 
     def _look_for_foreign_rows(self, path: str, operation: AppendRows | CreateTable) -> None:
-        """Before an earlier process's table is changed: others may have written to it since."""
+        """Before the first change to an earlier process's table, check that no other writer has added rows since.
+
+        Raises
+        ------
+        NodeRewound
+            The table has more rows than confirmed; the journal must be proved to contain them.
+        """
         if path not in self._unseen:
             return
         self._unseen.discard(path)
@@ -580,18 +665,19 @@ class TiledCatalog:
             raise NodeRewound(path, f"has {found} rows where {known} are expected")
 
     def _look_for_foreign_frames(self, path: str) -> None:
-        """The same for arrays and files: remember how much there is."""
+        """Before the first change to an earlier process's array or files, remember their extent."""
         if path in self._unseen:
             self._unseen.discard(path)
             self._floors[path] = extent(self._nodes.read(path)["data_sources"][0])
 
-    # Tables whose columns have to change
+    # Tables whose columns must change
 
     def _check_columns(self, operation: CreateTable) -> None:
-        """The table exists: have it rewritten if it is to have other columns."""
+        """Start or continue the rewrite of an existing table if its columns must change."""
         path = self._target(operation.path)
         if path in self._doubted:
-            self._proofs.pop(path, None)  # the rows come from the first one on
+            # The rows come again from the first one, so the proof starts again.
+            self._proofs.pop(path, None)
             return
         wanted = arrow_columns(operation.columns)
         rewrite = self._rewrites.get(operation.path)
@@ -601,7 +687,7 @@ class TiledCatalog:
         if rewrite is None and self._columns.get(operation.path, wanted) == wanted:
             return
         if rewrite is not None and rewrite.until < _NEVER and self._columns.get(operation.path) == wanted:
-            # The table has the columns that are wanted after all: as when the server refused those of the copy.
+            # The table has the required columns after all, for example because the server refused those of the copy.
             self._discard(rewrite.copy)
             self._set_rewrite(operation.path, None)
             return
@@ -620,17 +706,23 @@ class TiledCatalog:
         self._finish_rewrite(operation.path)
 
     def _target(self, path: str) -> str:
-        """Where the rows of a node go now."""
+        """Return the path to which a node's rows are written now: the node itself or the copy of its rewrite."""
         rewrite = self._rewrites.get(path)
         return path if rewrite is None or rewrite.swapped else rewrite.copy
 
     def _finish_rewrites_of(self, run: str) -> None:
-        """A run that ends has no further rows: what copies have is what their tables are to have."""
+        """Complete all rewrites at the end of a run, when the copies have all rows."""
         for path in [path for path in self._rewrites if path.startswith(f"{run}/") and "/" not in run]:
             self._finish_rewrite(path, complete=True)
 
     def _finish_rewrite(self, path: str, *, complete: bool = False) -> None:
-        """Let a table's node show the rows of its copy, if there are enough of them."""
+        """Make a table's node show the rows of its copy if there are enough of them, or if the run is `complete`.
+
+        Raises
+        ------
+        TiledHasMore
+            The run is complete, but the table has more rows than the copy.
+        """
         rewrite = self._rewrites.get(path)
         if rewrite is None:
             return
@@ -654,21 +746,29 @@ class TiledCatalog:
         self._ledger.note("rewritten", node=path, rows=self._progress[path].rows)
 
     def _discard(self, copy: str) -> None:
-        """Delete the node of a copy, and no rows."""
+        """Delete the node of a copy but not its rows."""
         self._nodes.detach(copy)
         crash_point("catalog: copy detached")
         self._trust(copy)
         self._remove(copy)
 
     def _remove_probe_table(self) -> None:
-        """Delete what a probe has left that could not remove its table, or was killed before."""
+        """Delete the table that a probe left because its deletion failed or its process was killed."""
         if (path := self._ledger.get(_PROBE_TABLE)) is not None:
             self._nodes.detach(path)
             self._nodes.delete(path)
             self._ledger.set(_PROBE_TABLE, None)
 
     def _remove_replaced(self, path: str) -> None:
-        """Delete an array whose values are in a column now: ours, or of another host that died before it did so."""
+        """Delete an array whose values are now in a column, including one of another host that died before deleting it.
+
+        Raises
+        ------
+        NotOurs
+            The node is not an array that Tiled stores.
+        TiledHasMore
+            The array has more rows than the journal.
+        """
         if path in self._removed:
             return
         if path not in self._progress:
@@ -698,12 +798,21 @@ class TiledCatalog:
             self._ledger.drop_progress(path)
             del self._progress[path]
 
-    # What a node holds in the end
+    # Audits of complete nodes
 
     def _audit(self, operation: Audit) -> None:
-        """Compare a node with what was sent; what differs is written anew.
+        """Compare a node with the rows that were sent, and have it rewritten if it differs.
 
-        An answer that was lost may have hidden a request that the server carried out later than anybody waited for.
+        The server may have carried out a request with a lost response after the quiet period.
+
+        Raises
+        ------
+        NodeRewound
+            The node is rewritten.
+        AuditFailed
+            The node was rewritten too often.
+        TiledHasMore
+            The journal was not proved to contain the node's rows.
         """
         path = self._target(operation.path)
         if path in self._doubted or path in self._foreign_arrays:
@@ -717,7 +826,7 @@ class TiledCatalog:
         self._finish_rewrite(operation.path, complete=True)
 
     def _compare_rows(self, path: str, operation: Audit) -> str:
-        """What is wrong with a table; "" if nothing is."""
+        """Return how a table differs from the audit; "" if it does not."""
         for name, digest in operation.columns:
             if digest is None:
                 rows, found = self._nodes.size(f"{path}/{name}"), None
@@ -734,7 +843,7 @@ class TiledCatalog:
         return ""
 
     def _compare_shape(self, path: str, operation: Audit) -> str:
-        """What is wrong with an array or with external data; "" if nothing is."""
+        """Return how an array or external data differ from the audit; "" if they do not."""
         if path in self._disturbed:
             self._disturbed.discard(path)
             self._ledger.set(_DISTURBED, sorted(self._disturbed))
@@ -748,7 +857,15 @@ class TiledCatalog:
         return "" if rows == operation.rows else f"has a length of {rows} where {operation.rows} is expected"
 
     def _repair(self, path: str, reason: str, *, rewrite: bool) -> NoReturn:
-        """Have a node's rows written anew: a table beside itself, other nodes at their place."""
+        """Have a node's rows sent again: with `rewrite`, to a copy of the table; otherwise in place.
+
+        Raises
+        ------
+        NodeRewound
+            Unless the node was repaired too often.
+        AuditFailed
+            The node was repaired `MAX_REPAIRS` times already.
+        """
         repairs = self._ledger.get(_REPAIRS, {})
         count = repairs.get(path, 0) + 1
         if count > MAX_REPAIRS:
@@ -767,7 +884,7 @@ class TiledCatalog:
         raise NodeRewound(path, reason)
 
     def _note_disturbance(self, path: str) -> None:
-        """Remember that there may be requests about which nobody hears any more."""
+        """Remember that a request with a lost response may still change the node."""
         if path not in self._disturbed:
             self._disturbed.add(path)
             self._ledger.set(_DISTURBED, sorted(self._disturbed))
@@ -779,7 +896,7 @@ class TiledCatalog:
 
     @property
     def _needed_quiet(self) -> float:
-        """Seconds for which a node must not have moved."""
+        """Seconds for which a node's size must not have changed."""
         return max(self._quiet_period, 3 * self._slowest_append)
 
     def _set_columns(self, path: str, columns: list[list[str]]) -> None:
@@ -827,14 +944,14 @@ class TiledCatalog:
                 self._attempt(path, piece)
 
     def _is_there(self, path: str, operation: WriteArray) -> bool:
-        """Whether an array has these rows, which another process may have written."""
+        """Return True if the array holds these rows already because another process has written them."""
         if operation.stop > self._floors.get(path, 0):
             return False
         found = self._nodes.rows_of_array(path, operation.first, operation.stop)
         return found == numpy.ascontiguousarray(operation.values).tobytes()
 
     def _pieces(self, path: str, operation: AppendRows | WriteArray) -> Iterator[AppendRows | WriteArray]:
-        """The operation in parts of a size that one request may have; the limit may shrink on the way."""
+        """Yield the operation in parts that fit into one request; the limit may shrink during the iteration."""
         first = operation.first
         while first < operation.stop:
             stop = min(operation.stop, first + self._row_limit(path, operation))
@@ -851,7 +968,13 @@ class TiledCatalog:
         return limit
 
     def _attempt(self, path: str, operation: Growth) -> None:
-        """Send one growth: its intent on disk before, its completion after."""
+        """Send one growth, with its intent recorded before and its completion after.
+
+        Raises
+        ------
+        Settling
+            The outcome is unknown.
+        """
         rows = self._progress[path].rows
         self._record(path, rows, operation.stop)
         crash_point("catalog: growth intended")
@@ -860,7 +983,8 @@ class TiledCatalog:
             self._nodes.grow(path, operation)
         except Ambiguous as error:
             if isinstance(error, NotTiled) and self._can_be_split(error.status, operation):
-                self._record(path, rows)  # a gateway does not pass on what is too large for it
+                # A gateway does not forward a request that is too large for it, so nothing was carried out.
+                self._record(path, rows)
                 self._max_rows[path] = (operation.stop - operation.first) // 2
                 return
             self._note_disturbance(path)
@@ -868,7 +992,8 @@ class TiledCatalog:
             self._ledger.note("ambiguous", operation=describe_operation(operation), reason=str(error))
             log.warning("%s may or may not have been done (%s); looking.", describe_operation(operation), error)
             raise Settling from error
-        except Stopped:  # raised between two requests only, and what is sent again was not processed
+        except Stopped:
+            # It is raised only between two attempts, and only an attempt that was not processed is repeated.
             self._record(path, rows)
             raise
         except Refused as error:
@@ -883,20 +1008,37 @@ class TiledCatalog:
 
     @staticmethod
     def _can_be_split(status: int, operation: Growth) -> bool:
-        """Whether smaller requests may succeed."""
+        """Return True if smaller requests may succeed."""
         return status == 413 and operation.stop - operation.first > 1 and not isinstance(operation, ExtendExternal)
 
     def _took(self, seconds: float) -> None:
-        """Remember the slowest of the growths so far, the longer ago the less; across restarts if that matters."""
+        """Update the decaying maximum of request durations; store it if it determines the quiet period."""
         before, self._slowest_append = self._slowest_append, max(seconds, _FORGETTING * self._slowest_append)
         if 3 * max(before, self._slowest_append) > self._quiet_period:
             self._ledger.set(_SLOWEST, self._slowest_append)
 
     def _settle(self, path: str, operation: Growth | CreateTable, rows: int, intent: int) -> None:
-        """Find out what became of a growth, or raise `Settling` until that is clear.
+        """Determine the outcome of a growth whose response was lost.
 
-        An append that is there cannot come again. One that is not there may still be under way, as a request lives on
-        in the server when its client is gone: only a row count that does not move for a while tells that it is not.
+        An append whose rows are present cannot be carried out again. An append whose rows are missing may still be in
+        flight, because a request lives on in the server after its client is gone. Only a row count that stays the same
+        for the quiet period shows that the append was not carried out.
+
+        Parameters
+        ----------
+        path
+            The node, or the copy of its rewrite.
+        operation
+            The next operation on the node.
+        rows, intent
+            Number of rows before and after the growth.
+
+        Raises
+        ------
+        Settling
+            The outcome is not known yet.
+        NodeRewound
+            The table has neither number of rows.
         """
         self._note_disturbance(path)
         asked = self._clock()
@@ -904,7 +1046,8 @@ class TiledCatalog:
         table = bool(columns)
         size = self._nodes.size(f"{path}/{columns[0].name}" if columns else path)
         quiet = self._settling.setdefault(path, Settlement()).observe(size, asked, self._clock())
-        # An array has its shape before its content; of files it is the frames that have a shape, not the datums.
+        # Only a table's size proves arrival: an array gets its shape before its content, and the size of external data
+        # counts frames while `intent` counts datums.
         arrived = table and size == intent
         if not arrived and quiet < self._needed_quiet:
             raise Settling
@@ -922,5 +1065,5 @@ class TiledCatalog:
 
 
 def _below(path: str) -> str:
-    """A node's path below its run; "the run" for the run."""
+    """Return a node's path below its run; "the run" for the run itself."""
     return path.partition("/")[2] or "the run"

@@ -1,4 +1,4 @@
-"""One HTTP connection to Tiled: sends requests, sorts answers, and repeats what is safe to repeat."""
+"""HTTP connection to Tiled: send requests, classify responses, and retry requests that are safe to repeat."""
 
 from __future__ import annotations
 
@@ -25,23 +25,27 @@ from ._turns import Turns
 log = logging.getLogger(__name__)
 
 TIMEOUT: Final = httpx.Timeout(connect=10.0, read=120.0, write=120.0, pool=10.0)
-"""A long read timeout: a request that we give up on may still be carried out."""
+"""Seconds. The read timeout is long because the server may still carry out a request after the client gave up."""
 
 POISON_FAILURES: Final = 6
-"""How many of them there have to be: PostgreSQL's restart alone answers five requests with 500."""
+"""Minimum number of 500 responses before an operation counts as poisoned.
+
+A restart of PostgreSQL alone makes Tiled answer 500 to five requests.
+"""
 
 OLDEST_TILED: Final = (0, 2, 12)
-"""The first version that knows `order_by_args`; earlier ones answer 500 for ever to tables that have it."""
+"""First version that supports `order_by_args`; earlier ones always answer 500 for tables that have it."""
 
 _MAX_WAIT: Final = 30.0
 _PROBE_TIMEOUT_SECONDS: Final = 20.0
-_WRITE_PROBES_TO_CONDEMN: Final = 2  # with one more failure between them: an outage may end just before the first
+# The operation fails once more between the two probes: an outage may have ended just before the first one.
+_WRITE_PROBES_TO_CONDEMN: Final = 2
 _VERSION: Final = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
 _NEVER_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 
 
 class Client(Protocol):
-    """What is needed of a `tiled.client` container: where it is, and its connection."""
+    """The parts of a `tiled.client` container that `Connection` uses: its HTTP context and its path."""
 
     @property
     def context(self) -> Any: ...
@@ -50,11 +54,17 @@ class Client(Protocol):
 
 
 class TiledTooOld(Paused):
-    """Raised when the server's version is older than what can store our runs."""
+    """Raised when the server's version is older than `OLDEST_TILED`."""
 
 
 def check_version(client: Client) -> None:
-    """Raise `TiledTooOld` if the client's server cannot store what we write."""
+    """Check the version of the client's server.
+
+    Raises
+    ------
+    TiledTooOld
+        The version is older than `OLDEST_TILED`. An unrecognized version string is accepted.
+    """
     version = str(client.context.server_info.library_version)
     match = _VERSION.match(version)
     if match is not None and tuple(int(part or 0) for part in match.groups()) < OLDEST_TILED:
@@ -66,7 +76,7 @@ def check_version(client: Client) -> None:
 
 @dataclass
 class _Failing:
-    """An operation that got nothing but 500 since a time (`time.monotonic`), while the databases were well."""
+    """An operation that has received only 500 responses since a time (`time.monotonic`) while the databases worked."""
 
     since: float
     failures: int = 0
@@ -78,7 +88,7 @@ def _shortened(timeout: httpx.Timeout, limit: float) -> httpx.Timeout:
 
 
 class _Wait(tenacity.wait.wait_base):
-    """Exponential backoff with jitter; a server that names a time gets it, unless that is beyond our patience."""
+    """Exponential backoff with jitter; a server's Retry-After takes precedence, within `patience` (seconds)."""
 
     def __init__(self, patience: float | None = None) -> None:
         self._patience = patience
@@ -96,7 +106,7 @@ class _Wait(tenacity.wait.wait_base):
 
 
 class _OutOfPatience(tenacity.stop.stop_base):
-    """Ends trying after a time; at once where only a human could help."""
+    """Stop condition: `patience` seconds have passed, or only a person can fix the error (`Paused`)."""
 
     def __init__(self, patience: float) -> None:
         self._patience = patience
@@ -110,30 +120,32 @@ def _error_of(retry_state: tenacity.RetryCallState) -> BaseException | None:
 
 
 class Connection:
-    """Requests to Tiled, on behalf of one run.
+    """Requests to Tiled on behalf of one run.
 
     Parameters
     ----------
     connect
-        Makes a `tiled.client` container to write into; called when first needed, and again until it succeeds.
+        Returns a `tiled.client` container to write into. Called on first use, again until it succeeds, and again
+        after a response that asks for other credentials.
     stopping
         Ends all waiting when set.
     report
-        Told of every retry: event name and details, for the run's history.
+        Called with an event name and details when Tiled starts to refuse requests ("waiting", once per kind of error)
+        and when it accepts them again ("resumed"), for the run's history.
     poison_after
         Seconds; see `POISON_AFTER`.
-    turns
-        Waited for before each request that writes; None: no need to.
     patience
-        Seconds after which a request that Tiled does not take is given up; None: never. Credentials that it does not
-        accept are then given up at once.
+        Seconds after which a request that Tiled does not accept is given up; None: never. If set, an error that only
+        a person can fix, such as refused credentials, is given up at once.
+    turns
+        Write slots to acquire for each request other than GET; None: no limit.
     on_reached
-        Called when the server answers for the first time, and again after it was away.
+        Called when the server is available for the first time, and again after each outage.
 
     Attributes
     ----------
     probe
-        How it is found out that the databases are well; whoever makes nodes tells it of them.
+        Probe of the databases; callers that create nodes set its paths.
     """
 
     def __init__(
@@ -164,11 +176,11 @@ class Connection:
 
     @property
     def away_since(self) -> float | None:
-        """Since when (`time.monotonic`) the server takes no requests; None while it does.
+        """Time (`time.monotonic`) since which the server is unavailable; None while it is available.
 
-        It does not while there is no answer, or one that is not Tiled's, or asks to come again or for other
-        credentials, or a 500 while its databases are not well. Any other answer ends it, a 500 while they are well,
-        too.
+        The server is unavailable if it does not answer, if the response is not from Tiled, asks for a retry or for
+        other credentials, or is a 500 while the databases fail. Any other response ends the outage, including a 500
+        while the databases work.
         """
         return self._away_since
 
@@ -185,32 +197,49 @@ class Connection:
         content_type: str = "application/json",
         params: Mapping[str, Any] | None = None,
     ) -> httpx.Response:
-        """Send a request until it is carried out or refused, for ever if need be and patience allows.
+        """Send a request and retry it until the server carries it out or refuses it, for at most `patience` seconds.
 
         Parameters
         ----------
+        method
+            HTTP method.
         endpoint, path
-            As in `/api/v1/<endpoint>/<path>`; `path` is relative to the container runs are written to.
+            As in `/api/v1/<endpoint>/<path>`; `path` is relative to the container that runs are written to.
         repeat
-            Whether the request may be sent again when it is not known if it was carried out.
+            Send the request again if its outcome is unknown.
         tolerated_failures
-            Raise `ServerFailed` when the server has answered 500 more often than this, and takes other writes.
+            Number of 500 responses to tolerate; the next one raises `ServerFailed` if other writes work. None: keep
+            retrying until the operation counts as poisoned.
+        json
+            Body, to be encoded as JSON.
+        content, content_type
+            Encoded body and its media type, if `json` is None.
+        params
+            Query parameters.
+
+        Returns
+        -------
+        httpx.Response
+            A 2xx response of Tiled.
 
         Raises
         ------
         Refused
-            With a 4xx status; `may_be_ours` says if an earlier attempt may have been carried out.
+            Tiled answered with a 4xx status; `may_be_ours` is set if an earlier attempt may have been carried out.
         Ambiguous
-            Not known if it was carried out, and `repeat` is False.
+            The outcome is unknown and `repeat` is False.
+        ServerFailed
+            The server answered 500 more often than `tolerated_failures` while other writes work.
         PoisonedOperation
-            Other writes work, but the server keeps answering 500 to this.
+            The server keeps answering 500 to this operation while other writes work.
         TiledUnavailable
-            Patience has an end, and was at it.
+            The request did not succeed within `patience` seconds, or needs a person to intervene.
         Stopped
             `stopping` was set while waiting.
         """
         body = msgspec.json.encode(json) if json is not None else content
-        # Answers are short, but for columns; and who decodes what Tiled would send imports blosc2, of 13 MiB, in 80 ms.
+        # Do not ask for compression: most responses are short, and decoding Tiled's compressed ones would import
+        # blosc2, which takes 80 ms and 13 MiB.
         headers = {"Accept-Encoding": "identity"}
         if body is not None:
             headers["Content-Type"] = content_type
@@ -225,7 +254,7 @@ class Connection:
                     method,
                     endpoint,
                     path,
-                    # A GET or a close is never poison, nor is what the caller has another way for.
+                    # A GET or a close is never poisoned, nor is a request for which the caller has a fallback.
                     may_be_poison=not (method == "GET" or endpoint == "stream/close" or tolerated_failures is not None),
                     content=body,
                     headers=headers,
@@ -248,11 +277,11 @@ class Connection:
         return self._persistently(what, once, again, failures_expected=tolerated_failures is not None)
 
     def reads_well(self) -> bool:
-        """Whether the server reads from its databases."""
+        """Return True if the server can read from its databases."""
         return self.probe.reads(self._ask)
 
     def writes_well(self) -> bool:
-        """Whether the server writes to its databases, too."""
+        """Return True if the server can read from and write to its databases."""
         return self.reads_well() and self.probe.writes(self._ask)
 
     def _ask(
@@ -266,14 +295,14 @@ class Connection:
         content_type: str = "application/json",
         params: Mapping[str, Any] | None = None,
     ) -> httpx.Response:
-        """Send a request for a probe: it is not repeated, and not part of what is known about other requests."""
+        """Send a request of the probe, with at most one repetition and no effect on the state of other requests."""
         body = msgspec.json.encode(json) if json is not None else content
         headers = {"Accept-Encoding": "identity", **({} if body is None else {"Content-Type": content_type})}
         arguments = {"content": body, "headers": headers, "params": params, "timeout": _PROBE_TIMEOUT_SECONDS}
         try:
             response = self._request(method, endpoint, path, **arguments)
         except (NotProcessed, Ambiguous):
-            # uvicorn closes a connection after it has answered 500 on it.
+            # Try once more: uvicorn closes a connection after a 500 response, so a pooled one may be dead.
             response = self._request(method, endpoint, path, **arguments)
         sort_answer(response)
         return response
@@ -329,7 +358,7 @@ class Connection:
             except httpx.HTTPError as error:
                 raise NotProcessed(f"{type(error).__name__}: {error}") from error
             except Exception as error:
-                # No such profile or container, no credentials: for a human to mend, and no fault of the run.
+                # A missing profile, container or credential is for a person to fix and not the run's fault.
                 raise Paused(f"{type(error).__name__}: {error}") from error
         assert self._client is not None
         return self._client
@@ -337,7 +366,7 @@ class Connection:
     def _once(
         self, what: str, method: str, endpoint: str, path: str, *, may_be_poison: bool, **arguments: Any
     ) -> httpx.Response:
-        """Send a request, and note what its answer, or that there is none, says about the server."""
+        """Send a request once and update the state of the server from the response or its absence."""
         try:
             response = self._request(method, endpoint, path, **arguments)
             sort_answer(response, str((arguments["params"] or {}).get("format", "application/json")))
@@ -349,7 +378,8 @@ class Connection:
             raise
         except (NotProcessed, Ambiguous) as error:
             if isinstance(error, Paused):
-                self._client = None  # the next one has the credentials of then
+                # The next attempt makes a new client, with the credentials valid by then.
+                self._client = None
             self._note_answer(what, well=False)
             raise
         except Refused:
@@ -364,7 +394,7 @@ class Connection:
         turns = None if method == "GET" else self._turns
         try:
             with nullcontext() if turns is None else turns.turn(self._stopping):
-                # A redirect of a write leads to a login page, and never to what was asked for.
+                # A redirect of a write leads to a login page, never to the requested resource.
                 response: httpx.Response = client.context.http_client.request(
                     method, url, **{"timeout": self._timeout, "follow_redirects": False, **arguments}
                 )
@@ -379,7 +409,13 @@ class Connection:
         self._note_presence(well=well)
 
     def _note_failure(self, what: str, error: str) -> None:
-        """A 500 while the databases are well is the request's own fault, perhaps; another one is part of an outage."""
+        """Count a 500 against the request if the databases work; otherwise treat it as part of an outage.
+
+        Raises
+        ------
+        PoisonedOperation
+            The request has failed often and long enough while other writes work.
+        """
         failing = self._failing.setdefault(what, _Failing(time.monotonic()))
         failing.failures += 1
         if not self.reads_well():

@@ -1,4 +1,4 @@
-"""Progress of a run that is written while it is measured, for as long as the process lives."""
+"""Progress of a run that the acquisition process writes itself; it lasts as long as the process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ log = logging.getLogger(__name__)
 
 
 class MemoryLedger:
-    """What `TiledCatalog` keeps in a journal elsewhere. Notes go to the log."""
+    """In-memory replacement for the journal in which `TiledCatalog` keeps its progress; notes go to the log.
+
+    Parameters
+    ----------
+    run_uid
+        Uid of the run, for log messages.
+    """
 
     def __init__(self, run_uid: str) -> None:
         self._run_uid = run_uid
@@ -20,29 +26,39 @@ class MemoryLedger:
 
     @property
     def stopped(self) -> bool:
-        """Whether the run's stop document is known: it may come, as nothing else tells that the run has ended."""
+        """Always True: only the stop document itself tells that the run has ended, so nothing must wait for it."""
         return True
 
     def progress(self) -> dict[str, NodeProgress]:
-        """How far each node is."""
+        """Return the progress of each node by path."""
         return dict(self._progress)
 
     def set_progress(self, node: str, rows: int, intent: int | None = None) -> None:
-        """Record what the server holds of a node, and up to where the request sent next would bring it."""
+        """Record the progress of a node.
+
+        Parameters
+        ----------
+        node
+            The node's path.
+        rows
+            Number of rows that the server has confirmed.
+        intent
+            Number of rows after the unresolved request; None if no request is unresolved.
+        """
         self._progress[node] = NodeProgress(rows, intent)
 
     def drop_progress(self, node: str) -> None:
-        """Forget a node that the server does not hold any more."""
+        """Forget a node that the server no longer holds."""
         self._progress.pop(node, None)
 
     def note(self, event: str, **detail: Any) -> None:
-        """Log what happened to the run."""
+        """Log an event of the run, with details."""
         log.info("Run %s: %s %s", self._run_uid, event, detail)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A value of the run's state."""
+        """Return a value of the run's state, or `default`."""
         return self._values.get(key, default)
 
     def set(self, key: str, value: Any) -> None:
-        """Keep a value in the run's state."""
+        """Set a value of the run's state."""
         self._values[key] = value

@@ -1,4 +1,4 @@
-"""Compares one node of a run, as Tiled holds it, with the operations that make it."""
+"""Compare one node of a run, as Tiled holds it, with the operations that create it."""
 
 from __future__ import annotations
 
@@ -29,16 +29,25 @@ from ._stored import MAX_BYTES, StoredNodes, StoredTable
 
 
 class NodeCheck(ABC):
-    """Compares one node.
+    """Comparison of one node.
 
     Parameters
     ----------
     operation
-        Makes the node.
+        Operation that creates the node.
     found
-        What the server says of it.
+        The node's attributes on the server.
+    stored
+        Reader of the server's nodes.
     required
-        How many rows of it have to be there; None: all, and nothing else.
+        Number of rows, or datums, that must be present; None: all of them, and no others.
+
+    Attributes
+    ----------
+    path
+        The node's path.
+    rows
+        Number of expected rows, or datums, compared so far.
     """
 
     def __init__(
@@ -52,24 +61,24 @@ class NodeCheck(ABC):
 
     @property
     def where(self) -> str:
-        """The node below the run; "" for the run."""
+        """The node's path below the run; "" for the run itself."""
         return self.path.partition("/")[2]
 
     @abstractmethod
     def compare(self, operation: Growth) -> None:
-        """Compare further rows, unless they are not required."""
+        """Compare the next rows, as far as they are required."""
 
     def again(self) -> bool:
-        """Whether all rows are to be given once more."""
+        """Return True if the caller must pass all rows to `compare` a second time."""
         return False
 
     @abstractmethod
     def findings(self) -> list[Finding]:
-        """What is wrong, in the end."""
+        """Return all differences, once all rows have been compared."""
 
 
 class TableCheck(NodeCheck):
-    """Compares a table value by value, as long as its rows are those that are expected; else row is sought by key."""
+    """Comparison of a table, value by value; if the keys do not match row for row, a second pass aligns rows by key."""
 
     def __init__(
         self, operation: CreateTable, found: Mapping[str, Any], stored: StoredNodes, required: int | None
@@ -116,7 +125,7 @@ class TableCheck(NodeCheck):
             self._compare_values(name, expected, table.column(name).take(places[there]), places[there])
 
     def again(self) -> bool:
-        """Once more, by their keys, if the rows are not those that are expected."""
+        """Return True once, to start a second pass by key, if the rows are not the expected ones in order."""
         if self._places is not None or not self._expected_keys:
             return False
         found = self._opened().rows
@@ -159,7 +168,7 @@ class TableCheck(NodeCheck):
 
 
 class ArrayCheck(NodeCheck):
-    """Compares an array that Tiled stores, row by row."""
+    """Comparison of an array that Tiled stores, row by row."""
 
     def __init__(
         self, operation: CreateArray, found: Mapping[str, Any], stored: StoredNodes, required: int | None
@@ -216,7 +225,7 @@ class ArrayCheck(NodeCheck):
 
 
 class ExternalCheck(NodeCheck):
-    """Compares what Tiled was told about files, not what is in them."""
+    """Comparison of the registration of external files, not of their content."""
 
     def __init__(
         self, operation: RegisterExternal, found: Mapping[str, Any], stored: StoredNodes, required: int | None
@@ -249,7 +258,10 @@ class ExternalCheck(NodeCheck):
 
 
 def same(wanted: Any, have: Any) -> bool:
-    """Whether a value came back; Tiled gives NaN for what is missing, and floats for integers beside that."""
+    """Return True if Tiled returned the value that was sent.
+
+    Tiled returns NaN for missing values, and floats for integers in a column with missing values.
+    """
     if _is_missing(wanted) or _is_missing(have):
         return _is_missing(wanted) and _is_missing(have)
     if isinstance(wanted, Mapping) and isinstance(have, Mapping):
@@ -266,13 +278,13 @@ def _is_missing(value: Any) -> bool:
 
 
 def _numbers(values: Sequence[Any]) -> Array:
-    """Key values as numbers; what is missing is none of them."""
+    """Return key values as floats, with -inf for missing ones so that they compare equal."""
     numbers = numpy.asarray(values, numpy.float64)
     return numpy.nan_to_num(numbers, nan=-numpy.inf, posinf=numpy.inf, neginf=-numpy.inf)
 
 
 def _told(source: Mapping[str, Any]) -> dict[str, Any]:
-    """What matters of a data source, in the form in which it comes back."""
+    """Return the compared parts of a data source, in the form in which Tiled returns them."""
     structure = source["structure"]
     told = {"mimetype": source["mimetype"], "parameters": source["parameters"]}
     told |= {name: _lists(structure.get(name)) for name in ("shape", "chunks", "data_type", "columns", "npartitions")}

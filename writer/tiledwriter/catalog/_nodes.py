@@ -1,4 +1,4 @@
-"""Requests about nodes, one method each: what the catalog asks of Tiled, in Tiled's own terms."""
+"""Requests on nodes, one method per request, in the terms of Tiled's API."""
 
 from __future__ import annotations
 
@@ -34,14 +34,23 @@ from ._connection import Connection
 from ._probe import ARROW_FILE, DatabaseProbe
 from ._row_proof import row_keys
 
-_BYTES_PER_VALUE: Final = 8  # in the columns that are read back
-_BYTES_PER_SLICE: Final = 32 * 2**20  # Tiled's own limit for an answer is 300 MB, unless it is configured
+# All columns that are read back have 8-byte values.
+_BYTES_PER_VALUE: Final = 8
+# Tiled limits a response to 300 MB by default.
+_BYTES_PER_SLICE: Final = 32 * 2**20
 _NODES_PER_PAGE: Final = 100
-_ROWS: Final = "rows"  # among the properties of an array's data source: how many there are in its first chunk
+# Property of an array's data source: number of rows written to its first chunk.
+_ROWS: Final = "rows"
 
 
 class Nodes:
-    """The nodes of one run on the server. Errors are those of `Connection.send`."""
+    """Nodes on the server, accessed by path; all methods that send a request raise the errors of `Connection.send`.
+
+    Parameters
+    ----------
+    connection
+        Connection to the server.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -50,11 +59,24 @@ class Nodes:
 
     @property
     def probe(self) -> DatabaseProbe:
-        """Of the connection; see there."""
+        """Database probe of the connection."""
         return self._connection.probe
 
     def create(self, operation: Creation, *, tolerated_failures: int | None = None) -> None:
-        """Make a node; a `Refused` with status 409 says that its key is taken."""
+        """Create a node.
+
+        Parameters
+        ----------
+        operation
+            Describes the node.
+        tolerated_failures
+            See `Connection.send`.
+
+        Raises
+        ------
+        Refused
+            With status 409 if a node with this key exists.
+        """
         parent, _, key = operation.path.rpartition("/")
         endpoint = "register" if isinstance(operation, RegisterExternal) else "metadata"
         response = self._connection.send(
@@ -63,16 +85,16 @@ class Nodes:
         self._remember(operation.path, response.json().get("data_sources"))
 
     def read(self, path: str) -> dict[str, Any]:
-        """A node's attributes, with its data sources."""
+        """Return a node's attributes, including its data sources."""
         response = self._connection.send("GET", "metadata", path, params={"include_data_sources": True})
         attributes: dict[str, Any] = response.json()["data"]["attributes"]
         self._remember(path, attributes.get("data_sources"))
         return attributes
 
     def detach(self, path: str) -> None:
-        """Have a table's node show no rows, so that none are deleted with it; it may be gone already.
+        """Detach a table's node from its rows so that deleting the node deletes no rows; ignore a missing node.
 
-        Without a data set's number Tiled looks for none. See `Rewrite`.
+        Tiled finds the rows by `dataset_id`; without one it deletes none. See `Rewrite` for the reason.
         """
         try:
             source = self.data_source(path)
@@ -83,7 +105,7 @@ class Nodes:
                 raise
 
     def delete(self, path: str) -> None:
-        """Delete a node, with what Tiled stores for it; it may be gone already."""
+        """Delete a node and the data that Tiled stores for it; ignore a missing node."""
         try:
             self._connection.send("DELETE", "metadata", path, params={"external_only": False})
         except Refused as error:
@@ -98,15 +120,16 @@ class Nodes:
         self._connection.send("PATCH", "metadata", path, json=body, params={"drop_revision": True})
 
     def close_stream(self, path: str) -> None:
-        """Tell those who follow a node live that nothing more comes."""
+        """Tell live subscribers of a node that it is complete."""
         try:
             self._connection.send("DELETE", "stream/close", path)
         except Refused as error:
-            if error.status != 404:  # nobody follows it, or the server has no live streams
+            # Tiled answers 404 if the node has no subscribers or live streaming is not enabled.
+            if error.status != 404:
                 raise
 
     def data_source(self, path: str) -> Mapping[str, Any]:
-        """The node's data source as it was made, or read or put last."""
+        """Return the node's data source as last created, read or replaced here; read it if it is not known."""
         if path not in self._data_sources:
             self.read(path)
         return self._data_sources[path]
@@ -114,30 +137,30 @@ class Nodes:
     def put_data_source(
         self, path: str, source: Mapping[str, Any], *, repeat: bool, params: Mapping[str, Any] | None = None
     ) -> None:
-        """Replace the node's data source."""
+        """Replace the node's data source; `repeat` and `params` are those of `Connection.send`."""
         self._connection.send("PUT", "data_source", path, json={"data_source": source}, repeat=repeat, params=params)
 
     def set_order(self, path: str, order: tuple[str, ...]) -> None:
-        """Have a table's rows come back ordered by these columns."""
+        """Make Tiled return a table's rows ordered by these columns, ascending."""
         source = dict(self.data_source(path))
         source["parameters"] = {**source["parameters"], "order_by_args": _order_by(order)}
         self.put_data_source(path, source, repeat=True)
         self._data_sources[path] = source
 
     def columns(self, path: str) -> list[list[str]]:
-        """Names and Arrow types of a table's columns."""
+        """Read the names and Arrow types of a table's columns from the server."""
         self._data_sources.pop(path, None)
         structure = TableStructure.from_json(self.data_source(path)["structure"])
         return [[field.name, str(field.type)] for field in structure.arrow_schema_decoded]
 
     def size(self, path: str) -> int:
-        """Length of a node's first dimension; of a table's column, its number of rows."""
+        """Return the length of a node's first dimension; for a table's column, the number of rows."""
         response = self._connection.send("GET", "metadata", path, params={"fields": "structure"})
         structure = response.json()["data"]["attributes"]["structure"] or {}
         return int((structure.get("shape") or [0])[0])
 
     def column(self, path: str, name: str) -> Iterator[bytes]:
-        """The values of a table's column, in the order of its rows, as they are in memory: a slice at a time."""
+        """Yield the values of a table's column in row order, one slice at a time, as raw bytes of 8-byte numbers."""
         first = 0
         while True:
             rows = self._rows_per_slice
@@ -147,7 +170,8 @@ class Nodes:
             except Refused as error:
                 if error.status != 400 or rows == 1:
                     raise
-                self._rows_per_slice = rows // 2  # the server has a lower limit for the size of an answer
+                # The server is configured with a lower limit on the size of a response.
+                self._rows_per_slice = rows // 2
                 continue
             yield content
             count = len(content) // _BYTES_PER_VALUE
@@ -156,22 +180,23 @@ class Nodes:
             first += count
 
     def row_keys(self, path: str, names: Sequence[str]) -> Array:
-        """The keys of a table's rows, made of the values in these columns; see `RowProof`."""
+        """Return the keys of a table's rows, made from these one or two columns; see `RowProof`."""
         types = {column[0]: column[1] for column in self.columns(path)}
         columns = []
         for name in names:
             dtype = numpy.dtype(pyarrow.type_for_alias(types[name]).to_pandas_dtype())
             columns.append(numpy.frombuffer(b"".join(self.column(path, name)), dtype))
-        shortest = min(map(len, columns))  # rows may come between two requests
+        # Rows may be appended between the requests for two columns.
+        shortest = min(map(len, columns))
         return row_keys([values[:shortest] for values in columns])
 
     def rows_of_array(self, path: str, first: int, stop: int) -> bytes:
-        """Rows of an array, as they are in memory."""
+        """Return rows `first` to `stop` of an array as raw bytes."""
         params = {"slice": f"{first}:{stop}", "format": "application/octet-stream"}
         return self._connection.send("GET", "array/full", path, params=params).content
 
     def below(self, path: str) -> Iterator[str]:
-        """Paths of all nodes below a container."""
+        """Yield the paths of all nodes below a container, at any depth."""
         for node in self._children(path, "structure_family"):
             child = f"{path}/{node['id']}"
             yield child
@@ -179,7 +204,7 @@ class Nodes:
                 yield from self.below(child)
 
     def runs(self) -> Iterator[str]:
-        """Keys of all runs in the container that runs are written to, whoever wrote them."""
+        """Yield the keys of all runs in the container that runs are written to, including those of other writers."""
         for node in self._children("", "specs"):
             if any(spec["name"] == RUN_SPEC[0] for spec in node["attributes"]["specs"] or ()):
                 yield str(node["id"])
@@ -195,7 +220,13 @@ class Nodes:
             offset += len(nodes)
 
     def grow(self, path: str, operation: Growth) -> None:
-        """Send rows to a node, once: whether an ambiguous answer may be repeated is for the caller to find out."""
+        """Send rows or new files to a node, without repeating a request whose outcome is unknown.
+
+        Raises
+        ------
+        Ambiguous
+            The outcome is unknown; the caller must determine it before it sends the rows again.
+        """
         if isinstance(operation, AppendRows):
             self._connection.send(
                 "PATCH",
@@ -214,9 +245,9 @@ class Nodes:
             self.put_data_source(path, source, repeat=False, params=params)
 
     def _write_rows(self, path: str, operation: WriteArray) -> None:
-        """Send rows of an array; and how many there are, as long as they are in its first chunk.
+        """Send rows of an array, and their total number as long as the array has only one chunk.
 
-        Zarr begins with a whole chunk, and Tiled takes all of it for rows as soon as some are written.
+        Zarr allocates a whole chunk, and Tiled reports all of it as rows as soon as the first ones are written.
         """
         known = extent(self.data_source(path))
         values = numpy.ascontiguousarray(operation.values)
@@ -238,9 +269,21 @@ class Nodes:
         self._data_sources[path] = source
 
     def trim_first_chunk(self, path: str, rows: int) -> bool:
-        """Have an array show so many rows where it shows a whole chunk, the rest of which nobody has written.
+        """Reduce the reported length of an array from its whole first chunk to the rows that were written.
 
-        So it does if another process died before it told the number of rows.
+        An array reports the whole chunk if its writer died between sending the rows and sending their number.
+
+        Parameters
+        ----------
+        path
+            The array's path.
+        rows
+            Number of rows that the array should have.
+
+        Returns
+        -------
+        bool
+            False if the array has further rows, by its recorded number or because they are not all zero.
         """
         source = self.read(path)["data_sources"][0]
         shown = (source["structure"].get("shape") or [0])[0]
@@ -250,9 +293,10 @@ class Nodes:
         return True
 
     def clear_array_key(self, operation: CreateArray) -> str:
-        """Free an array's key from what a server left there that died while it made the array; returns its directory.
+        """Delete files that a server left when it died while creating an array, and return their directory.
 
-        The files have no node, and stand in the way of one for ever. As the files of a node they can be deleted.
+        The files have no node, and while they exist every attempt to create a node with this key fails. Registering a
+        node for them makes it possible to delete them with that node.
         """
         parent, _, key = operation.path.rpartition("/")
         probe = f"{parent}/{key}-probe"
@@ -262,12 +306,13 @@ class Nodes:
         try:
             self._make_and_delete(operation, "register", {"management": "external", "assets": [asset]})
         except Refused as error:
-            if error.status != 409:  # it exists after all
+            # Status 409: the node exists after all.
+            if error.status != 409:
                 raise
         return directory
 
     def _make_and_delete(self, operation: CreateArray, endpoint: str, source: Mapping[str, Any]) -> str:
-        """Make an array's node and delete it with its files; returns where they were."""
+        """Create an array's node, delete it with its files, and return the URI of the deleted files."""
         parent, _, key = operation.path.rpartition("/")
         body = node_body(operation, key)
         body["data_sources"] = [{**body["data_sources"][0], **source}]
@@ -276,7 +321,8 @@ class Nodes:
         except Refused as error:
             if error.status != 409 or endpoint == "register":
                 raise
-            self.delete(operation.path)  # left by one that was killed here
+            # A process that was killed at this point has left the node.
+            self.delete(operation.path)
             response = self._connection.send("POST", endpoint, parent, json=body)
         made = response.json()["data_sources"][0]
         if made["management"] == "external":
@@ -290,12 +336,12 @@ class Nodes:
 
 
 def arrow_columns(columns: Iterable[Column]) -> list[list[str]]:
-    """Names and Arrow types of columns, as `Nodes.columns` gives them."""
+    """Return the names and Arrow types of columns in the form of `Nodes.columns`."""
     return [[field.name, str(field.type)] for field in _schema(columns)]
 
 
 def node_body(operation: Creation, key: str) -> dict[str, Any]:
-    """The request that creates a node."""
+    """Return the JSON body of the request that creates a node with this key."""
     body: dict[str, Any] = {
         "id": key,
         "metadata": operation.metadata,
@@ -340,7 +386,7 @@ def _data_source_of(operation: CreateTable | CreateArray | RegisterExternal) -> 
                 "dt_units": data_type.dt_units,
             },
             "shape": (0, *operation.shape),
-            # Tiled makes a file of one such chunk.
+            # Tiled stores each such chunk in one file.
             "chunks": [[size] for size in (operation.chunk_rows, *operation.shape)],
             "dims": operation.dims,
             "resizable": False,
@@ -349,7 +395,7 @@ def _data_source_of(operation: CreateTable | CreateArray | RegisterExternal) -> 
 
 
 def difference(operation: Creation, existing: Mapping[str, Any]) -> str:
-    """What makes an existing node another one than the operation would create; "" if it is the same."""
+    """Return how an existing node differs from the node that the operation creates; "" if they are compatible."""
     family = node_body(operation, "")["structure_family"]
     if existing["structure_family"] != family:
         return f"is a {existing['structure_family']}, not a {family}"
@@ -374,7 +420,7 @@ def difference(operation: Creation, existing: Mapping[str, Any]) -> str:
 
 
 def _kind_of(structure: Mapping[str, Any]) -> str:
-    """What all rows of an array have in common; the columns of a table."""
+    """Return a description of an array's row type and shape, or of a table's columns."""
     if "shape" not in structure:
         return f"columns {', '.join(structure.get('columns') or ())}"
     data_type = structure["data_type"]
@@ -384,9 +430,10 @@ def _kind_of(structure: Mapping[str, Any]) -> str:
 
 
 def extent(source: Mapping[str, Any]) -> int:
-    """How much of its files a data source shows: rows of an array, else how many files.
+    """Return the number of rows of an array's data source, or the number of files of one without a shape.
 
-    An array of ours whose rows are in its first chunk has as many as were told last, even if all of the chunk is shown.
+    An array that this package wrote and that has only one chunk has as many rows as its `_ROWS` property says, even if
+    its shape is that of the whole chunk.
     """
     shape = source["structure"].get("shape")
     if not shape:
@@ -396,7 +443,7 @@ def extent(source: Mapping[str, Any]) -> int:
 
 
 def with_rows(source: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """An array's data source with so many rows, all of which are in the first chunk."""
+    """Return an array's data source with its length set to `rows`, all in the first chunk."""
     structure = source["structure"]
     shape, chunks = [rows, *structure["shape"][1:]], [[rows], *structure["chunks"][1:]]
     properties = {**source["properties"], _ROWS: rows}
@@ -404,7 +451,7 @@ def with_rows(source: Mapping[str, Any], rows: int) -> dict[str, Any]:
 
 
 def order_of(source: Mapping[str, Any]) -> tuple[str, ...]:
-    """The columns by which a table's rows come back in order."""
+    """Return the columns by which Tiled orders a table's rows."""
     return tuple(item["column"] for item in source["parameters"].get("order_by_args") or ())
 
 
@@ -430,7 +477,7 @@ def _arrow_file(operation: AppendRows) -> bytes:
 
 
 def _pointer(key: str) -> str:
-    """A metadata key as a segment of a JSON pointer."""
+    """Escape a metadata key as a segment of a JSON pointer."""
     return key.replace("~", "~0").replace("/", "~1")
 
 

@@ -1,8 +1,8 @@
-"""Finds out whether the databases behind Tiled work, when Tiled answers 500 to something else.
+"""Test the databases behind Tiled after Tiled has answered 500 to a request.
 
-`/healthz` is a constant: it says that all is well while a database is away. So the catalog is asked for a node, and the
-table storage for the rows of a table. Databases that can only be read (a full disk, a replica) are told from such that
-work by a table that is made, filled, read and removed.
+Tiled's `/healthz` returns a constant and reports success even while a database is down. The probe therefore reads a
+node from the catalog database and a row count from the table storage. To detect databases that can only be read (full
+disk, read-only replica), it also creates a table, appends a row, counts it and deletes the table's node.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ ARROW_FILE: Final = "application/vnd.apache.arrow.file"
 _COLUMN: Final = "tiledwriter_probe_row"
 
 Ask: TypeAlias = Callable[..., httpx.Response]
-"""Sends a request once (method, endpoint, path and options of a request); raises unless Tiled carries it out."""
+"""Function that sends a request (method, endpoint, path, options) without retrying; raises unless Tiled does it."""
 
 
 class DatabaseProbe:
-    """Tries the databases that requests for one run need.
+    """Probe of the databases that the requests of one run need.
 
     Attributes
     ----------
     run
-        The path of the run's node, once that exists.
+        Path of the run's node; "" until it exists.
     column
-        The path of a table's column, once there is one.
+        Path of a table's column; "" until there is one.
     on_table
-        Told the path of the probe's table before that is made, and None when it is gone: a process that dies in between
-        leaves it.
+        Called with the path of the probe's table before its creation, and with None after its deletion. A process
+        that dies in between leaves the table behind.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class DatabaseProbe:
         self.on_table: Callable[[str | None], None] = lambda _: None
 
     def reads(self, ask: Ask) -> bool:
-        """Whether the catalog gives a node, and the table storage the number of a table's rows."""
+        """Return True if the catalog database returns a node and the table storage, once used, a row count."""
         try:
             ask("GET", "metadata", self.run)
             if self.column:
@@ -55,7 +55,7 @@ class DatabaseProbe:
         return True
 
     def writes(self, ask: Ask) -> bool:
-        """Whether both take a table with one row; it is removed again."""
+        """Return True if both databases accept a table with one row; the table's node is deleted again."""
         path = f"{self.run}/{PROBE_KEY}" if self.run else PROBE_KEY
         self.on_table(path)
         try:
@@ -69,19 +69,20 @@ class DatabaseProbe:
         return found == 1
 
     def _make(self, ask: Ask, path: str) -> None:
-        """Make the table, after the one is removed that an earlier probe could not remove."""
+        """Create the table; if an earlier probe left one, delete that first."""
         parent, _, key = path.rpartition("/")
         try:
             ask("POST", "metadata", parent, json=_table(key))
         except Refused as error:
             if error.status != 409:
                 raise
-            # Nothing is asked of that table: without a data set's number Tiled answers 500 to what asks for its rows.
+            # Do not read that table: it may be detached already, and Tiled answers 500 to requests for the rows of a
+            # table without a `dataset_id`.
             self._remove(ask, path)
             ask("POST", "metadata", parent, json=_table(key))
 
     def _remove(self, ask: Ask, path: str) -> None:
-        """Delete the node, and no rows: see `Rewrite`."""
+        """Delete the node but not its row; see `Rewrite` for the reason."""
         attributes = ask("GET", "metadata", path, params={"include_data_sources": True}).json()["data"]["attributes"]
         source: Mapping[str, Any] = attributes["data_sources"][0]
         detached = {**source, "parameters": {**source["parameters"], "dataset_id": None}}

@@ -1,4 +1,4 @@
-"""Proves that a journal knows the rows that Tiled has of a table, before anything is done to them."""
+"""Proof that a journal has all rows that Tiled holds of a table, required before the table is changed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,24 @@ import pyarrow
 
 from ..mapping import AppendRows, Array, Column
 
-_MISSING = -numpy.inf  # stands for a value that is no number, which would not equal itself
+# Replaces NaN, which does not compare equal to itself.
+_MISSING = -numpy.inf
 
 
 class RowProof:
-    """Compares the rows found in a table with a journal's, which are given in order by `add`.
+    """Comparison of the rows found in a table with the rows of a journal, which `add` receives in order.
 
     Parameters
     ----------
     found
-        The keys of the rows in the table, as `row_keys` makes them.
+        Keys of the rows in the table, as `row_keys` returns them.
+
+    Attributes
+    ----------
+    found
+        Number of rows in the table.
+    journaled
+        Number of the journal's rows received so far.
     """
 
     def __init__(self, found: Array) -> None:
@@ -27,10 +35,11 @@ class RowProof:
         self.journaled = 0
         self._found = found
         self._unexplained = numpy.unique(found)
-        self._beginning: list[Array] = []  # as many of the journal's keys as there are rows in the table
+        # The journal's first keys, at most as many as the table has rows.
+        self._beginning: list[Array] = []
 
     def add(self, keys: Array) -> None:
-        """Take in the keys of the journal's next rows."""
+        """Add the keys of the journal's next rows."""
         room = self.found - self.journaled
         if room > 0:
             self._beginning.append(keys[:room])
@@ -39,12 +48,12 @@ class RowProof:
 
     @property
     def explained(self) -> bool:
-        """Whether the journal has each of the table's rows, once at least."""
+        """True if the journal has each of the table's rows at least once."""
         return not len(self._unexplained)
 
     @property
     def is_beginning(self) -> bool:
-        """Whether the table's rows are the first ones of the journal, each as often as there."""
+        """True if the table's rows are the journal's first rows, in any order and with the same multiplicity."""
         if self.journaled < self.found:
             return False
         beginning = numpy.concatenate([self._found[:0], *self._beginning])
@@ -52,13 +61,13 @@ class RowProof:
 
 
 def key_columns(columns: Sequence[Column]) -> tuple[Column, ...]:
-    """The columns that tell a table's rows apart: sequence number and time, or the row's number in further tables."""
+    """Return the columns that identify a row: `seq_num` and `time`, or the first column in tables without these."""
     names = [column.name for column in columns[:2]]
     return tuple(columns[:2] if names == ["seq_num", "time"] else columns[:1])
 
 
 def row_keys(columns: Sequence[Any]) -> Array:
-    """The keys of rows, one number for each row, made of the values of one or two columns."""
+    """Return one complex number per row as its key: the first column as real part, the second, if any, as imaginary."""
     keys = numpy.zeros(len(columns[0]), numpy.complex128)
     keys.real = _as_numbers(columns[0])
     if len(columns) > 1:
@@ -67,7 +76,7 @@ def row_keys(columns: Sequence[Any]) -> Array:
 
 
 def keys_of_append(operation: AppendRows) -> Array:
-    """The keys of the rows that an operation appends."""
+    """Return the keys of the rows that an operation appends."""
     return row_keys(operation.values[: len(key_columns(operation.columns))])
 
 

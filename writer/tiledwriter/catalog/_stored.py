@@ -1,4 +1,4 @@
-"""What Tiled holds of a run, read back piece by piece: no more than a few dozen megabytes in memory at a time."""
+"""Read back the nodes of a run in pieces, with at most a few tens of megabytes in memory at a time."""
 
 from __future__ import annotations
 
@@ -18,19 +18,23 @@ from ._probe import ARROW_FILE
 
 MAX_BYTES: Final = 32 * 2**20
 
-_MAX_NAMES: Final = 4_000  # characters of an address
-_TYPICAL_VALUE: Final = 16  # bytes
+# Characters of column names per request: they are part of its URL.
+_MAX_NAMES: Final = 4_000
+# Bytes.
+_TYPICAL_VALUE: Final = 16
 
 
 class StoredNodes:
-    """Reads nodes of a server.
+    """Reader of nodes on a server.
+
+    Errors are those of `Connection.send`.
 
     Parameters
     ----------
     connection
-        To the server.
+        Connection to the server.
     directory
-        Takes copies of tables; the caller removes it.
+        Directory for local copies of tables; the caller removes it.
     """
 
     def __init__(self, connection: Connection, directory: Path) -> None:
@@ -39,7 +43,7 @@ class StoredNodes:
         self._numbers = count()
 
     def attributes(self, path: str) -> Mapping[str, Any] | None:
-        """What the server says of a node; None if there is none."""
+        """Return a node's attributes with its data sources; None if there is no such node."""
         try:
             response = self._connection.send("GET", "metadata", path, params={"include_data_sources": True})
         except Refused as error:
@@ -50,17 +54,29 @@ class StoredNodes:
         return attributes
 
     def below(self, path: str) -> Iterator[str]:
-        """Paths of all nodes below a container."""
+        """Yield the paths of all nodes below a container."""
         return Nodes(self._connection).below(path)
 
     def table(self, path: str, columns: Sequence[str]) -> StoredTable:
-        """The rows of a table as they are now."""
+        """Copy these columns of a table, as they are now, to `directory` and return the copy."""
         rows = self._rows(path, columns[0])
         files = [self._copy(path, group) for group in _groups(columns, rows)]
         return StoredTable(files)
 
     def rows_of_array(self, path: str, dtype: numpy.dtype[Any], shape: Sequence[int], first: int, stop: int) -> Array:
-        """Rows of an array, of this type and this shape each: fewer if it has fewer."""
+        """Return rows `first` to `stop` of an array, or fewer if it is shorter.
+
+        Parameters
+        ----------
+        path
+            The array's path.
+        dtype
+            Type of the elements.
+        shape
+            Shape of one row.
+        first, stop
+            Range of rows.
+        """
         params = {"slice": f"{first}:{stop}", "format": "application/octet-stream"}
         response = self._connection.send("GET", "array/full", path, params=params)
         return numpy.frombuffer(response.content, dtype).reshape((-1, *shape))
@@ -79,23 +95,34 @@ class StoredNodes:
 
 
 class StoredTable:
-    """Columns of a table, read from copies of it when they are needed."""
+    """Columns of a table, memory-mapped from local copies.
+
+    Parameters
+    ----------
+    files
+        Arrow files, each with some of the columns.
+
+    Attributes
+    ----------
+    rows
+        Number of rows that all columns have.
+    """
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._columns: dict[str, pyarrow.ChunkedArray] = {}
         for file in files:
             table = pyarrow.ipc.open_file(pyarrow.memory_map(str(file))).read_all()
             self._columns.update(zip(table.column_names, table.columns, strict=True))
-        # Of a table that grows, a later copy has more rows.
+        # The table may grow between two copies, so a later copy may have more rows.
         self.rows = min((len(column) for column in self._columns.values()), default=0)
 
     def column(self, name: str) -> pyarrow.ChunkedArray:
-        """The values of a column, in the order of the rows."""
+        """Return the values of a column in row order."""
         return self._columns[name].slice(0, self.rows)
 
 
 def _groups(columns: Sequence[str], rows: int) -> Iterator[list[str]]:
-    """Columns to be asked for together."""
+    """Yield groups of columns, each to be read with one request."""
     limit = max(1, MAX_BYTES // (_TYPICAL_VALUE * max(rows, 1)))
     group: list[str] = []
     for column in columns:

@@ -1,4 +1,7 @@
-"""Workers take turns: a Tiled server gets no faster by more than a few requests at a time, and SQLite fails."""
+"""Write slots, a limit on concurrent write requests across workers.
+
+More than a few requests at a time do not make a Tiled server faster, and make its SQLite database fail.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,16 @@ _POLL: Final = 0.01
 
 
 class Turns:
-    """At most `slots` requests at a time, over all processes that use the same directory.
+    """Limit on concurrent requests, shared by all processes that use the same directory.
 
-    A slot is a lock file, which the kernel releases however its holder ends.
+    A slot is a lock file; the kernel releases the lock however its holder ends.
+
+    Parameters
+    ----------
+    directory
+        Directory of the lock files; created if it does not exist.
+    slots
+        Maximum number of concurrent requests.
     """
 
     def __init__(self, directory: Path, slots: int) -> None:
@@ -31,14 +41,14 @@ class Turns:
 
     @contextmanager
     def turn(self, stopping: threading.Event) -> Iterator[None]:
-        """Hold a slot.
+        """Wait for a slot, and hold it within the context.
 
         Raises
         ------
         Stopped
             `stopping` was set while waiting.
         NotProcessed
-            The directory cannot be used.
+            The lock files cannot be used.
         """
         lock = self._take(stopping)
         try:
@@ -56,7 +66,7 @@ class Turns:
                 except OSError as error:
                     failure = error
             if failure is not None:
-                # This host's trouble, such as a directory that may not be entered: no fault of the request.
+                # The fault is this host's, for example a directory without permission, and not the request's.
                 raise NotProcessed(f"no write slot can be had: {failure}") from failure
             if stopping.wait(_POLL):
                 raise Stopped("Stopped while waiting for a turn.")

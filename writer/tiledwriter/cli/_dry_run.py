@@ -1,4 +1,4 @@
-"""`tiledwriter-journal show --operations` and `--paths`: what a run becomes in Tiled, without a server."""
+"""`tiledwriter-journal show --operations` and `--paths`: report a run's operations and file paths without a server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,24 @@ _MANY: Final = 4
 
 
 class Report:
-    """The dry run of one journal, as lines for people or as one object for programs."""
+    """Report on the dry run of one journal, as lines of text or as an object for JSON.
+
+    Parameters
+    ----------
+    journal
+        The run.
+    config
+        Path of the supervisor's configuration file, if any.
+    operations
+        Report the operations.
+    paths
+        Report the locations of files.
+
+    Raises
+    ------
+    WrongConfiguration
+        The configuration cannot be used.
+    """
 
     def __init__(self, journal: RunReader, config: Path | None, *, operations: bool, paths: bool) -> None:
         self._dry_run = DryRun(journal, settings_of(config, {}, server=False).writing_options())
@@ -28,11 +45,11 @@ class Report:
 
     @property
     def error(self) -> UnwritableDocument | None:
-        """What the run cannot be folded for, after one of the other methods."""
+        """Error of the document that cannot be folded; None if there is none, or before one of the methods has run."""
         return self._dry_run.error
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """Yield the report as lines of text."""
         for number, operation in enumerate(self._dry_run, 1):
             if self._operations:
                 yield from _operation_lines(number, summary_of(operation))
@@ -43,7 +60,7 @@ class Report:
             yield "the run is open: more may come"
 
     def as_dict(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the report in JSON types."""
         operations = [summary_of(operation) for operation in self._dry_run]
         result = {
             "uid": self._run_uid,
@@ -94,7 +111,8 @@ def _for_people(summary: Mapping[str, Any]) -> dict[str, str]:
 
 def _columns(summary: Mapping[str, Any]) -> str:
     columns = summary["columns"]
-    if "first" in summary:  # they are those of the table
+    # The operation appends rows; the operation that created the table has listed its columns already.
+    if "first" in summary:
         return str(len(columns))
     return ", ".join(f"{column['name']} {column['type']}" for column in columns)
 

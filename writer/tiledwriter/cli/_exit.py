@@ -1,4 +1,4 @@
-"""Exit codes of all commands, and the error that ends a command with one."""
+"""Exit codes of all commands, and the exceptions that end a command."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ _WIDTH: Final = 100
 
 
 class ExitCode(IntEnum):
-    """How a command ended. 0 is given only by what has looked, and was not interrupted."""
+    """Exit code of a command, with its meaning.
+
+    A command returns 0 only if it has checked everything that it was asked to check and was not interrupted.
+    """
 
     meaning: str
 
     def __new__(cls, value: int, meaning: str) -> ExitCode:
-        """Make a code that knows what it means."""
+        """Create a member with its number as value and its meaning as attribute."""
         code = int.__new__(cls, value)
         code._value_ = value
         code.meaning = meaning
@@ -34,7 +37,7 @@ class ExitCode(IntEnum):
 
 
 class CommandFailed(Exception):
-    """Raised when a command cannot go on: `code` is what it ends with."""
+    """Raised when a command cannot continue; it ends with exit code `code`."""
 
     def __init__(self, code: ExitCode, message: str) -> None:
         super().__init__(message)
@@ -42,10 +45,10 @@ class CommandFailed(Exception):
 
 
 class Terminated(KeyboardInterrupt):
-    """Raised in the main thread by SIGTERM, as Ctrl-C raises its base class."""
+    """Raised in the main thread on SIGTERM, as `KeyboardInterrupt` is on SIGINT."""
 
 
 def exit_codes_help() -> str:
-    """All codes, as `--help` lists them."""
+    """Return the list of all codes for `--help`."""
     text = "exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in ExitCode)
     return "\n".join(textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)) + "\n"

@@ -1,4 +1,4 @@
-"""`tiledwriter-journal export`: a run's documents for other programs."""
+"""`tiledwriter-journal export`: write a run's documents to a file for other programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ._terminal import fail, plain
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Tell the command line of it."""
+    """Add the command to the command line."""
     export = commands.add_parser("export", help="take a run's documents out of its journal")
     export.add_argument("run", metavar="UID", help="the run's uid, the beginning of it, or a journal file")
     export.add_argument("out", type=Path, metavar="OUT", help="a file that is made; with jsonl, - is standard output")
@@ -63,7 +63,13 @@ def _export(arguments: argparse.Namespace) -> ExitCode:
 
 
 def _export_to_file(journal: RunReader, out: Path, kind: str) -> str:
-    """Make a file that is there under its name only when all of it is on the disk; returns what to say of it."""
+    """Export to a file that gets its name only when it is complete on the disk; return a message.
+
+    Raises
+    ------
+    CommandFailed
+        The file exists or cannot be written.
+    """
     from ..journals import export_json_lines, export_sqlite
 
     if status_of(out, follow_symlinks=False) is not None:

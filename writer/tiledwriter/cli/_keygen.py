@@ -1,4 +1,4 @@
-"""`tiledwriter-supervisor keygen`: CURVE keys for the supervisor and for its clients."""
+"""`tiledwriter-supervisor keygen`: generate CURVE keys for the supervisor and its clients."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def add_command(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def make_keys(arguments: argparse.Namespace) -> ExitCode:
-    """Make keys, and say what to do with them."""
+    """Generate keys and print instructions for their use."""
     directory: Path = arguments.directory
     try:
         if not arguments.client:

@@ -1,4 +1,4 @@
-"""`tiledwriter-journal ls`, `show` and `tail`: which runs there are, what became of them, and what happens to them."""
+"""`tiledwriter-journal ls`, `show` and `tail`: list runs, show one in detail, and follow its timeline."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _UNKNOWN: Final = "?"
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Tell the command line of them."""
+    """Add the commands to the command line."""
     ls = commands.add_parser("ls", help="list the runs: what each is, how far it got, and why it waits")
     add_directory(ls)
     ls.set_defaults(command=_ls, json_failure=_ls_failure)
@@ -85,7 +85,7 @@ def _ls_failure(arguments: argparse.Namespace, message: str) -> list[dict[str, A
 
 
 def _summary_of(path: Path, directory: Path) -> RunSummary | None:
-    """What a file tells of its run; None if it was deleted since it was listed."""
+    """Return the summary of a listed file, also if it was moved meanwhile; None if it was deleted."""
     try:
         with opened(path) as journal:
             return summarize(journal)
@@ -191,19 +191,20 @@ def _tail(arguments: argparse.Namespace) -> ExitCode:
             if arguments.follow:
                 _follow(happenings, path)
     except KeyboardInterrupt as interrupt:
-        # Ctrl-C is how one stops following; SIGTERM is not, nor is it when nothing is followed.
+        # Ctrl-C is the normal way to end `tail --follow`. SIGTERM is an interruption, and so is Ctrl-C without
+        # `--follow`.
         if type(interrupt) is not KeyboardInterrupt or not arguments.follow:
             raise
     return ExitCode.OK
 
 
 def _follow(happenings: Happenings, path: Path) -> None:
-    """Print what happens until the run has an outcome.
+    """Print new entries of the timeline until the run has an outcome.
 
     Raises
     ------
     CommandFailed
-        The file was pruned, shipped or moved before.
+        The file was pruned, shipped or moved before that.
     """
     while not happenings.ended:
         was_gone = gone(path)

@@ -1,4 +1,4 @@
-"""`tiledwriter-journal ship` and `replay`: what dead sessions left, and runs from files."""
+"""`tiledwriter-journal ship` and `replay`: ship the spools of dead sessions, and write runs from files to Tiled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _POLL_SECONDS: Final = 0.05
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Tell the command line of them."""
+    """Add the commands to the command line."""
     ship = commands.add_parser("ship", help="ship what dead sessions left in a spool directory")
     ship.add_argument("directory", type=Path, metavar="SPOOL_DIR")
     ship.add_argument("address", metavar="ADDRESS", help="where the supervisor listens, e.g. tcp://ingest:5579")
@@ -63,7 +63,7 @@ def _ship(arguments: argparse.Namespace) -> ExitCode:
 
 
 def _shipped(arguments: argparse.Namespace) -> PublisherStatus:
-    """Ship until nothing is left or the time is over; how the publisher was then."""
+    """Ship runs until none is left or the timeout has passed; return the publisher's final status."""
     directory: Path = arguments.directory
     publisher = ZMQPublisher(
         arguments.address,
@@ -87,7 +87,11 @@ def _shipped(arguments: argparse.Namespace) -> PublisherStatus:
 
 
 def _reasons(left: Sequence[Path], status: PublisherStatus, timeout: float) -> Iterator[str]:
-    """Why runs were not shipped: in one line if the supervisor is the reason, else one for each."""
+    """Yield the reasons why runs were not shipped.
+
+    A supervisor that is not connected gives one line for all runs. Each refused, busy or unreadable run, and each run
+    that a connected supervisor did not acknowledge in time, gives a line of its own.
+    """
     if not status.connected:
         problem = status.problem or f"the supervisor at {status.address} does not answer"
         yield f"{count_of_runs(len(left))} left in {status.spool_dir}: {problem}"

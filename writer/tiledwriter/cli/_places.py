@@ -1,6 +1,6 @@
-"""Where the runs are that a command is told of: directories, uids, files.
+"""Find the run files that a command's arguments name: by directory, uid or file.
 
-Nothing is said to be missing here unless the system said so: what may not be looked at raises.
+A run is reported as missing only if the system says so; a path that may not be read raises an error instead.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from ._exit import CommandFailed, ExitCode
 
 _LABEL: Final = 8
 _HASHED: Final = "sha256-"
-"""How names of files begin that are no uids."""
+"""Prefix of file names that are a digest of the uid instead of the uid itself."""
 _SUFFIXES: Final = (".sqlite", ".segment")
 _TYPEABLE: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
 _UNROUTED: Final = "_unrouted"
 _OURS: Final = re.compile(
     rf"{_UNROUTED}.*|\.supervisor\.lock|\.workers\.ipc|finished|retry|.*\.sqlite.*|.*\.segment|\.session-.*\.lock"
 )
-"""Names of all that journal and spool directories hold."""
+"""Pattern of all names that occur in journal and spool directories."""
 
 
 def add_directory(command: argparse.ArgumentParser, *, json: bool = True) -> None:
-    """Add the optional directory to a command, and `--json`."""
+    """Add the optional argument DIR to a command and, if `json`, the flag `--json`."""
     command.add_argument(
         "directory",
         nargs="?",
@@ -44,7 +44,7 @@ def add_directory(command: argparse.ArgumentParser, *, json: bool = True) -> Non
 
 
 def directory_of(given: Path | None) -> Path:
-    """The directory that is meant."""
+    """Return the given directory, else TILEDWRITER_JOURNAL_DIR, else the default journal directory."""
     if given is not None:
         return given
     configured = os.environ.get("TILEDWRITER_JOURNAL_DIR")
@@ -52,17 +52,17 @@ def directory_of(given: Path | None) -> Path:
 
 
 def label_of(uid: str) -> str:
-    """The beginning of a run's uid, or of its file's name where the uid cannot well be typed: `find` takes either."""
+    """Return the beginning of a run's uid, or of its file name if the uid is hard to type; `find` accepts both."""
     return uid[:_LABEL] if _TYPEABLE.fullmatch(uid[:_LABEL]) else journal_filename(uid)[: len(_HASHED) + _LABEL]
 
 
 def runs_in(directory: Path) -> list[Path]:
-    """The run files in a journal or spool directory, by name.
+    """Return the run files in a journal or spool directory, sorted by name.
 
     Raises
     ------
     CommandFailed
-        There is no such directory, or it holds files and none of them is of a journal or a spool.
+        There is no such directory, or it contains only files that do not belong to a journal or spool directory.
     OSError
         The directory cannot be read.
     """
@@ -77,13 +77,13 @@ def runs_in(directory: Path) -> list[Path]:
 
 
 def labelled_runs_in(directory: Path) -> dict[str, Path]:
-    """The same by label: what tells a run from others, also once its file has another name."""
+    """Return the run files of `runs_in` by a label that stays the same when the file is renamed."""
     runs_in(directory)
     return labelled_run_files(directory)
 
 
 def unrouted_in(directory: Path) -> list[Path]:
-    """Files of documents that belong to no known run: nobody ships them."""
+    """Return the files of documents that belong to no known run, which are never shipped."""
     return [
         directory / name
         for name in _names_in(directory)
@@ -92,7 +92,7 @@ def unrouted_in(directory: Path) -> list[Path]:
 
 
 def relocated(path: Path, directory: Path) -> Path | None:
-    """Where a file is that was listed and is not there any more; None if it was deleted."""
+    """Return the new path of a listed file that was moved; None if it was not moved or was deleted."""
     if not gone(path):
         return None
     directory = directory.parent if directory.name == FINISHED else directory
@@ -100,24 +100,31 @@ def relocated(path: Path, directory: Path) -> Path | None:
 
 
 def no_runs_in(directory: Path) -> str:
-    """What is said of a directory that was looked at, and is empty."""
+    """Return the message for a directory without runs."""
     return f"no runs in {directory}"
 
 
 def count_of_runs(count: int) -> str:
-    """How many runs."""
+    """Return a number of runs in words, such as "1 run"."""
     return f"{count} run" if count == 1 else f"{count} runs"
 
 
 def find(run: str, directory: Path) -> Path:
-    """The file of a run that is named by its file, its uid or the beginning of that.
+    """Return the file of a run.
+
+    Parameters
+    ----------
+    run
+        Path of the run's file, its uid, or the beginning of either the uid or the file name.
+    directory
+        Directory to search for a uid.
 
     Raises
     ------
     CommandFailed
-        There is none, or there are several.
+        No run matches, several match, or a run that might match cannot be read.
     OSError
-        It cannot be told, as a directory or file may not be looked at.
+        The directory or the file cannot be accessed.
     """
     if looks_like_path(run) and status_of(file := follow_run_file(Path(run)), follow_symlinks=False) is not None:
         return file
@@ -143,12 +150,15 @@ def find(run: str, directory: Path) -> Path:
 
 
 def looks_like_path(run: str) -> bool:
-    """Whether a run is named by its file."""
+    """Return True if a run is given by the name of its file."""
     return run.endswith(_SUFFIXES)
 
 
 def _begins_with(path: Path, run: str, refusals: list[str]) -> bool:
-    """Whether a file's name begins like that, or the uid of its run where the name does not tell it."""
+    """Return True if the file name begins with `run`, or if the uid does and the name is a digest of it.
+
+    If the file cannot be read, append the reason to `refusals` and return False.
+    """
     if path.name.startswith(run):
         return True
     if not path.name.startswith(_HASHED):
@@ -163,7 +173,7 @@ def _begins_with(path: Path, run: str, refusals: list[str]) -> bool:
 
 
 def _names_in(directory: Path) -> Sequence[str]:
-    """What is in a directory, by name."""
+    """Return the names in a directory, sorted; raise `CommandFailed` if there is no such directory."""
     try:
         return sorted(path.name for path in directory.iterdir())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""`tiledwriter-journal prune`: deletes journals of runs that have been in Tiled for long."""
+"""`tiledwriter-journal prune`: delete journals of runs that were written to Tiled long ago."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DAY_SECONDS: Final = 24 * 60 * 60.0
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Tell the command line of it."""
+    """Add the command to the command line."""
     prune = commands.add_parser("prune", help="delete journals of runs that are written")
     prune.add_argument(
         "directory",
@@ -64,7 +64,22 @@ def _prune(arguments: argparse.Namespace) -> ExitCode:
 
 
 def _pruned(path: Path, before: float, *, dry_run: bool) -> tuple[int, str] | None:
-    """Delete a journal if that may be; its size and a line about it."""
+    """Delete a journal if it is old enough and no longer needed.
+
+    Parameters
+    ----------
+    path
+        The journal.
+    before
+        Unix time in seconds; later runs are kept.
+    dry_run
+        Delete nothing.
+
+    Returns
+    -------
+    tuple of int and str, or None
+        Size of the file in bytes and a line for the output; None if the journal is kept.
+    """
     with opened(path) as journal:
         written = _written(journal)
         line = f"{journal.run_uid}  written {local(written)}"
@@ -74,14 +89,15 @@ def _pruned(path: Path, before: float, *, dry_run: bool) -> tuple[int, str] | No
     if dry_run:
         return size, line
     with opened_for_writing(path) as journal:
-        if _written(journal) != written:  # documents have come for it
+        # Documents may have arrived for the run before the journal was locked.
+        if _written(journal) != written:
             return None
         journal.remove()
     return size, line
 
 
 def _written(journal: RunReader) -> float | None:
-    """Since when nobody needs the journal any more; None if somebody does."""
+    """Return the Unix time since which the journal is no longer needed; None if it still is, also for a late audit."""
     if journal.get("outcome") != State.WRITTEN.value or journal.get("audit_at") is not None:
         return None
     entries = [entry.time for entry in journal.history() if entry.event == State.WRITTEN.value]

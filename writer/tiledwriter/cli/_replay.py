@@ -1,4 +1,4 @@
-"""`tiledwriter-journal replay`: writes runs from backups, exported documents and journals to Tiled."""
+"""`tiledwriter-journal replay`: write runs from backups, exported documents and journals to Tiled."""
 
 from __future__ import annotations
 
@@ -27,7 +27,26 @@ def run(
     as_json: bool,
     tell: Callable[[str], None],
 ) -> ExitCode:
-    """Replay files and tell what became of each run."""
+    """Replay files and report the result of each run.
+
+    Parameters
+    ----------
+    files
+        Backups, exported documents or journals.
+    config
+        Path of the supervisor's configuration file, if any.
+    tiled, profile
+        URI of the Tiled server, or name of a profile; None to use the configuration.
+    as_json
+        Print all results as JSON at the end.
+    tell
+        Called with a line for each result, unless `as_json`.
+
+    Raises
+    ------
+    WrongConfiguration
+        The settings cannot be used.
+    """
     options = settings_of(config, {"tiled": tiled, "profile": profile}).worker_options()
     logging.getLogger("tiledwriter.worker._writing").addFilter(_without_traceback)
     results: list[Replayed] = []
@@ -49,7 +68,7 @@ def run(
 
 
 class _Ending(threading.Event):
-    """Set by the first signal, which `signal` tells; the second one is raised."""
+    """Event that the first signal sets and records in `signal`; the second signal raises its exception."""
 
     signal: int | None = None
 
@@ -80,5 +99,5 @@ def _line(result: Replayed) -> str:
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """The service's words for a run that fails, which is told in other words here."""
+    """Filter out the service's log record of a failed run, because the command reports the failure itself."""
     return record.exc_info is None

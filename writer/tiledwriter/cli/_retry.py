@@ -1,4 +1,4 @@
-"""`tiledwriter-journal retry`: has runs in quarantine tried again, once the cause is fixed."""
+"""`tiledwriter-journal retry`: retry runs in quarantine after their cause has been fixed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ._terminal import fail, plain
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Tell the command line of it."""
+    """Add the command to the command line."""
     retry = commands.add_parser("retry", help="try runs in quarantine again")
     retry.add_argument("run", nargs="?", metavar="UID", help="the run's uid, the beginning of it, or a journal file")
     retry.add_argument(
@@ -63,9 +63,9 @@ def _retry_all(directory: Path) -> ExitCode:
 
 
 def _try_again(path: Path) -> str:
-    """Ask for another try, or see to it; says which."""
+    """Ask the running supervisor to retry a run, or without one take it out of quarantine; return a message."""
     uid = _uid(path)
-    # In this order: a supervisor that starts meanwhile finds either the request or a run that is not failed.
+    # The order matters: a supervisor that starts meanwhile finds either the request or a run out of quarantine.
     request_retry(path)
     if not _supervised(path.parent):
         try:

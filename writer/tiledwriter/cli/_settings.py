@@ -1,4 +1,4 @@
-"""Settings for the commands, with what is wrong with them in one line."""
+"""Settings of the commands, with configuration errors reported in one line."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ..journals import status_of
 
 
 class WrongConfiguration(Exception):
-    """Raised when settings cannot be used; says which and why."""
+    """Raised when settings cannot be used; the message names the settings and the reason."""
 
 
 def settings_of(config: Path | None, flags: dict[str, Any], *, server: bool = True) -> Settings:
-    """Settings from a YAML file, the environment and flags; see `load_settings`.
+    """Return the settings from a YAML file, the environment and flags; see `load_settings` for the parameters.
 
     Raises
     ------
     WrongConfiguration
-        They cannot be used.
+        The file does not exist, or the settings cannot be used.
     """
     if config is not None:
         _require_file(config)
@@ -41,7 +41,7 @@ def settings_of(config: Path | None, flags: dict[str, Any], *, server: bool = Tr
 
 
 def _require_file(config: Path) -> None:
-    """Refuse what the settings would ignore without a word."""
+    """Raise `WrongConfiguration` if the file does not exist, because `load_settings` would silently ignore it."""
     status = status_of(config)
     if status is None or not stat.S_ISREG(status.st_mode):
         raise WrongConfiguration(f"there is no configuration file {config}")

@@ -1,4 +1,4 @@
-"""What commands print: tables, times, and text that can do nothing to a terminal."""
+"""Output of commands: tables, times, and text that is safe to print on a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WIDEST: Final = 40
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print columns that are as wide as what is in them."""
+    """Print a table with columns as wide as their content; all but the last are cut at `_WIDEST` characters."""
     cells = [list(header), *(_cells(row) for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     for row in cells:
@@ -31,40 +31,41 @@ def _cells(row: Sequence[object]) -> list[str]:
 
 
 def local(timestamp: float | None) -> str:
-    """A Unix time in the local time zone."""
+    """Return a Unix time in seconds as date and time in the local time zone; "" for None."""
     if timestamp is None:
         return ""
     try:
         return datetime.fromtimestamp(timestamp).astimezone().replace(tzinfo=None).isoformat(" ", "seconds")
-    except (ValueError, OverflowError, OSError):  # no date that a calendar has
+    except (ValueError, OverflowError, OSError):
+        # The number is not a date in the range of `datetime`.
         return str(timestamp)
 
 
 def take_any_text() -> None:
-    """Escape what the terminal's encoding does not have, instead of failing."""
+    """Make standard output escape characters that its encoding lacks, instead of failing."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def fail(code: ExitCode, message: str) -> ExitCode:
-    """Say why the command fails; returns the code."""
+    """Print the reason of a failure to standard error, and return the code."""
     print(f"tiledwriter-journal: {plain(message)}", file=sys.stderr)
     return code
 
 
 def flush_output() -> None:
-    """Hand over what was printed, while a failure to do so can still be told.
+    """Flush standard output while a failure can still be reported.
 
     Raises
     ------
     OSError
-        Not all of it was taken: a full disk, or a pipe without a reader.
+        The output was not written completely: the disk is full, or the pipe has no reader.
     """
     sys.stdout.flush()
 
 
 def discard_output() -> None:
-    """Have nothing more printed: Python's own flush at its end must neither fail nor wait."""
+    """Redirect standard output to the null device, so that Python's flush at exit neither fails nor blocks."""
     if isinstance(sys.stdout, TextIOWrapper):
         descriptor = os.open(os.devnull, os.O_WRONLY)
         os.dup2(descriptor, sys.stdout.fileno())

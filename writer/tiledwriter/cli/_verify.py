@@ -1,4 +1,4 @@
-"""`tiledwriter-journal verify`: whether journals are sound, and whether Tiled holds what it should of their runs."""
+"""`tiledwriter-journal verify`: check journals, and compare their runs with Tiled."""
 
 from __future__ import annotations
 
@@ -28,9 +28,16 @@ _NAMED_RUNS: Final = 10
 
 
 class _Subject(NamedTuple):
-    """What is to be verified: files of runs, and the directories and files that were named for them.
+    """Runs to verify.
 
-    `whole` is whether these are all runs of the directories.
+    Attributes
+    ----------
+    files
+        Files of the runs.
+    places
+        Directories of these files, separated by commas, for messages.
+    whole
+        True if these are all runs of the directories.
     """
 
     files: Sequence[Path]
@@ -39,7 +46,7 @@ class _Subject(NamedTuple):
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Tell the command line of it."""
+    """Add the command to the command line."""
     verify = commands.add_parser("verify", help="check journals, and what Tiled holds of their runs")
     verify.add_argument(
         "runs",
@@ -95,7 +102,7 @@ def _verify(arguments: argparse.Namespace) -> ExitCode:
 
 
 def _failure(message: str) -> dict[str, Any]:
-    """What programs are told instead of a verification."""
+    """Return the entry of the JSON output that reports a failure of the command."""
     from .._findings import Finding
     from ..verify import Verification
 
@@ -103,7 +110,7 @@ def _failure(message: str) -> dict[str, Any]:
 
 
 def _stranger(key: str) -> dict[str, Any]:
-    """What programs are told of a run in Tiled that no journal knows."""
+    """Return the entry of the JSON output for a run in Tiled that has no journal."""
     from ..verify import Verification
 
     return Verification(key, "", NO_JOURNAL, None).as_dict()
@@ -144,19 +151,19 @@ def _results(files: Sequence[Path], options: WritingOptions, connection: Connect
             if result.ok or not gone(file):
                 yield result
                 break
-            # It was pruned, shipped or moved since it was listed.
+            # The file was pruned, shipped or moved after it was listed.
             file = relocated(file, listed.parent)
 
 
 def _subject_of(named: Sequence[str]) -> _Subject:
-    """The journals to verify.
+    """Return the runs that the command's arguments name; without arguments, those of the default directory.
 
     Raises
     ------
     CommandFailed
-        Something that was named is not there.
+        A named run, directory or file does not exist.
     OSError
-        It may not be looked at.
+        A directory or file may not be accessed.
     """
     kinds = {name: _kind_of(name) for name in named}
     directories = [Path(name) for name, kind in kinds.items() if kind == "directory"]
@@ -166,14 +173,14 @@ def _subject_of(named: Sequence[str]) -> _Subject:
         files = [file for directory in places for file in runs_in(directory)]
         return _Subject(files, ", ".join(map(str, places)), whole=True)
     found: list[Path] = []
-    # A mistyped path first: it says more than that a run is not in the default directory.
+    # Search paths before uids: the error for a mistyped path is more helpful than that for a missing uid.
     for run in sorted(runs, key=lambda name: os.sep not in name):
         found += [Path(run)] if kinds[run] == "file" else _find_in(run, directories or [directory_of(None)])
     return _Subject(found, ", ".join(map(str, dict.fromkeys(file.parent for file in found))), whole=False)
 
 
 def _kind_of(name: str) -> str:
-    """What is meant: "directory", "file" or "uid"."""
+    """Return the kind of an argument: "directory", "file" or "uid"."""
     status = status_of(Path(name))
     if status is None:
         return "uid"
@@ -183,7 +190,7 @@ def _kind_of(name: str) -> str:
 
 
 def _find_in(run: str, directories: Sequence[Path]) -> list[Path]:
-    """A run in each of the directories that has it; it has to be in one."""
+    """Return the run's file in each directory that has it; raise `CommandFailed` if none has."""
     found: list[Path] = []
     missing: CommandFailed | None = None
     for directory in directories:
@@ -224,7 +231,7 @@ def _verdict(result: Verification) -> str:
 def _summary(
     results: Sequence[Verification], subject: _Subject, unknown: Sequence[str], *, compared: bool
 ) -> Iterator[str]:
-    """What was verified, where, and what was not compared."""
+    """Yield the totals, runs in Tiled without a journal, and a note if Tiled was not asked."""
     counts = Counter((result.state, result.ok) for result in results)
     told = [
         f"{counts[state, ok]} {state}, {'without a finding' if ok else 'with findings'}"

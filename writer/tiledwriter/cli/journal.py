@@ -1,4 +1,4 @@
-"""`tiledwriter-journal`: looks into journals and spools, checks them, and does what has to be done about them."""
+"""`tiledwriter-journal`: inspect, check, ship, replay and prune journals and spools."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the argument parser."""
     result = argparse.ArgumentParser(
         "tiledwriter-journal",
         description="Look into the journals of runs, check them, try runs again, ship spools, and replay backups.",
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command and return its exit code."""
     arguments = parser().parse_args(argv)
     take_any_text()
     with _terminated_by_exception():
@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             discard_output()
             code = ExitCode.TERMINATED if isinstance(interrupt, Terminated) else ExitCode.INTERRUPTED
             return fail(code, f"{code.meaning}: not all was done")
-        except BrokenPipeError:  # as in `tiledwriter-journal ls | head`
+        except BrokenPipeError:
+            # The reader of the output has ended, as in `tiledwriter-journal ls | head`.
             discard_output()
             return ExitCode.BROKEN_PIPE
         except (BrokerError, CommandFailed, OSError, sqlite3.Error) as error:
@@ -77,19 +78,20 @@ def _code_of(error: Exception) -> ExitCode:
 
 
 def _failed(arguments: argparse.Namespace, code: ExitCode, message: str) -> ExitCode:
-    """Tell people and programs why the command fails."""
+    """Report a failure on standard error and, with `--json`, also as JSON on standard output."""
     try:
         if getattr(arguments, "json", False):
             print(json.dumps(arguments.json_failure(arguments, message), indent=2))
         flush_output()
-    except OSError:  # most likely the reason of the failure, too
+    except OSError:
+        # Standard output cannot be written, which is probably also the reason of the failure.
         discard_output()
     return fail(code, message)
 
 
 @contextmanager
 def _terminated_by_exception() -> Iterator[None]:
-    """Have SIGTERM raise, so that temporary files are deleted."""
+    """Make SIGTERM raise `Terminated`, so that temporary files are deleted."""
 
     def terminate(*_: Any) -> None:
         raise Terminated

@@ -1,4 +1,4 @@
-"""`tiledwriter-supervisor`: the service of the ingest host."""
+"""`tiledwriter-supervisor`: run the service of the ingest host."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ exit codes: 0 ended as asked; 1 failed; 2 wrong usage; 3 another supervisor uses
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the argument parser."""
     result = argparse.ArgumentParser(
         "tiledwriter-supervisor",
         description=_DESCRIPTION,
@@ -68,13 +68,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command and return its exit code."""
     arguments = parser().parse_args(argv)
     return int(arguments.command(arguments))
 
 
 def serve(arguments: argparse.Namespace) -> ExitCode:
-    """Be the supervisor."""
+    """Run the supervisor until it is stopped or, with `--drain`, until it has drained the journals."""
     flags = vars(arguments)
     del flags["command"]
     config, drain = flags.pop("config"), flags.pop("drain")

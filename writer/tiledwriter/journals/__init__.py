@@ -1,4 +1,4 @@
-"""Journals and spools inspected, exported and replayed."""
+"""Inspection, export, dry run and replay of journals and spools."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ __all__ = [
     "unreadable",
 ]
 
-# On an acquisition host runs are listed and shipped, and nothing is installed that the others need.
+# An acquisition host only lists and ships runs; the dependencies of these names need not be installed there.
 __getattr__ = lazy_attributes(
     __name__,
     {

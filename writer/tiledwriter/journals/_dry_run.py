@@ -1,4 +1,4 @@
-"""What a run becomes in Tiled, found out from its journal alone: for people and programs to look at beforehand."""
+"""Derive the Tiled operations and file paths of a run from its journal alone, for inspection without a server."""
 
 from __future__ import annotations
 
@@ -39,18 +39,25 @@ _SHAPES: Final = {
 
 @dataclass(frozen=True)
 class ResourcePaths:
-    """Where the files of one resource are.
+    """Locations of the files of one resource.
 
     Attributes
     ----------
+    uid
+        Uid of the resource.
+    data_key
+        Data key that the resource is for.
+    mimetype
+        Mimetype of the resource.
     published, registered
         The resource's URI as `RunNormalizer` emits it, and after the path map.
     rule
-        The path map's rule that was applied, if one was.
+        Rule of the path map that was applied; None if there was none.
     files
-        URIs of its files, as registered; none if nothing in Tiled refers to it.
+        Registered URIs of the resource's files; empty if no node refers to the resource.
     found
-        How many of them this host has; None where they are not in a file system.
+        Number of these files on this host, or of the registered URI if there are none; None if they are not `file:`
+        URIs.
     """
 
     uid: str
@@ -64,16 +71,23 @@ class ResourcePaths:
 
 
 class DryRun:
-    """Folds a journal as a worker would, with the same options.
+    """Fold of a journal as in a worker, with the same options.
 
-    Iterate to get the operations; then the attributes are complete.
+    Iterate to get the operations; the attributes are complete after the iteration.
+
+    Parameters
+    ----------
+    journal
+        The run.
+    options
+        The worker's writing options.
 
     Attributes
     ----------
     max_array_size
-        The one that the run's worker has settled on, if it has had one.
+        Maximum size of arrays in list columns: the value that the run's worker has recorded, else that of `options`.
     error
-        The document that cannot be folded, if there is one; there are no operations for it and what follows.
+        Error of the document that cannot be folded, None if there is none; it and later documents have no operations.
     """
 
     def __init__(self, journal: RunReader, options: WritingOptions) -> None:
@@ -87,7 +101,8 @@ class DryRun:
         types = dict(self._column_types)
         self._fold = Fold.of(self._journal, self._options, self.max_array_size, types, self._on_resource)
         self._resources: dict[str, tuple[Mapping[str, Any], MappedUri]] = {}
-        self._files: dict[str, tuple[str, ...]] = {}  # by node
+        # URIs of files by node.
+        self._files: dict[str, tuple[str, ...]] = {}
 
     @property
     def error(self) -> UnwritableDocument | None:
@@ -95,17 +110,18 @@ class DryRun:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is to come: the run was stopped or abandoned."""
+        """True if no further operations will come because the run was stopped or abandoned."""
         return self._fold.finished
 
     def __iter__(self) -> Iterator[Operation]:
+        """Yield the operations, without audits, with the final column types."""
         while self._widens_columns():
             pass
         self._begin()
         yield from self._operations()
 
     def _widens_columns(self) -> bool:
-        """Whether a value needs a wider column than planned; a worker that meets one begins anew, too."""
+        """Return True if a value needs a wider column than planned; the fold then starts again, as in a worker."""
         self._begin()
         for _ in self._operations():
             if self._fold.too_narrow:
@@ -123,12 +139,13 @@ class DryRun:
             yield from self._seen(self._fold.abandon())
 
     def paths(self) -> list[ResourcePaths]:
-        """Where the files of every resource are, after iteration."""
+        """Return the locations of the files of every resource; call it after the iteration."""
         return [self._paths(resource, mapped) for resource, mapped in self._resources.values()]
 
     def _seen(self, operations: list[Operation]) -> Iterator[Operation]:
         for operation in operations:
-            if isinstance(operation, Audit):  # it changes nothing
+            # An audit changes nothing in Tiled.
+            if isinstance(operation, Audit):
                 continue
             if isinstance(operation, RegisterExternal | ExtendExternal):
                 source = operation.data_source
@@ -141,14 +158,14 @@ class DryRun:
     def _paths(self, resource: Mapping[str, Any], mapped: MappedUri) -> ResourcePaths:
         key = str(resource["data_key"])
         known = [uri for path, uris in self._files.items() if path.rpartition("/")[2] == key for uri in uris]
-        # A sequence's resource names the directory, or what the file names begin with.
+        # The resource of a file sequence names the directory, or the common beginning of the file names.
         files = [uri for uri in known if uri == mapped.uri] or [uri for uri in known if uri.startswith(mapped.uri)]
         published = (str(resource["uid"]), key, str(resource["mimetype"]), str(resource["uri"]))
         return ResourcePaths(*published, *mapped, tuple(files), _found(files or [mapped.uri]))
 
 
 def summary_of(operation: Operation) -> dict[str, Any]:
-    """An operation without its data, in types that JSON has."""
+    """Return an operation without its data, in JSON types."""
     result: dict[str, Any] = {"operation": type(operation).__name__, "path": operation.path}
     for field in fields(operation):
         if field.name not in _NOT_SHOWN:
@@ -157,7 +174,8 @@ def summary_of(operation: Operation) -> dict[str, Any]:
     if (stop := getattr(operation, "stop", None)) is not None:
         result["stop"] = stop
     if isinstance(operation, DescribeExternal):
-        del result["assets"]  # they are as they are
+        # The operation leaves the node's files as they are.
+        del result["assets"]
     values = getattr(operation, "values", None)
     if isinstance(values, numpy.ndarray):
         result |= {"dtype": values.dtype.str, "shape": list(values.shape)}
@@ -200,7 +218,10 @@ def _plain(value: Any) -> Any:
 
 
 def _found(uris: list[str]) -> int | None:
-    """How many of the files this host has, their paths taken as Tiled takes them."""
+    """Return the number of files that exist on this host, with paths taken from the URIs as Tiled does.
+
+    Return None if a URI is not a `file:` URI.
+    """
     places = [urlparse(uri) for uri in uris]
     if any(place.scheme != "file" for place in places):
         return None

@@ -1,4 +1,4 @@
-"""Takes the documents out of a journal, into files for other programs: JSON lines, or tables in SQLite."""
+"""Export the documents of a journal to files for other programs: JSON lines, or tables in SQLite."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tiledbroker import JournalInvalid, Record, RunReader
 from ..callback import PlainText, to_entry
 
 MAX_COLUMNS: Final = 900
-"""Of a table; SQLite takes up to 999 values at a time."""
+"""Maximum number of columns per table; SQLite accepts up to 999 values per statement."""
 
 FURTHER: Final = "further"
-"""The column that has, as JSON, what would be beyond `MAX_COLUMNS`."""
+"""Name of the column that holds all values beyond `MAX_COLUMNS` as JSON."""
 
 Key: TypeAlias = tuple[str, str]
-"""What a column is for: "" and a key of the document, "data" or "timestamps" and a data key."""
+"""Origin of a column: ("", key of the document), ("data", data key) or ("timestamps", data key)."""
 
 _BATCH: Final = 1000
 _INTEGERS: Final = range(-(2**63), 2**63)
@@ -40,12 +40,24 @@ _TABLES: Final = {
 
 
 def export_json_lines(journal: RunReader, file: IO[str]) -> int:
-    """Write all documents as a backup has them, which can be replayed; returns how many.
+    """Write all documents in the format of a backup, which can be replayed.
+
+    Parameters
+    ----------
+    journal
+        The run.
+    file
+        Text file to write to.
+
+    Returns
+    -------
+    int
+        Number of documents.
 
     Raises
     ------
     JournalInvalid, CodecError
-        A document is missing or damaged. What was written then is not all of the run.
+        A document is missing or damaged; the output is incomplete then.
     """
     count = 0
     for record in _consecutive(journal):
@@ -55,19 +67,27 @@ def export_json_lines(journal: RunReader, file: IO[str]) -> int:
 
 
 def export_sqlite(journal: RunReader, path: Path) -> int:
-    """Make tables of all documents, one for each kind of them, with one row for each event and datum.
+    """Write all documents to an SQLite database, one table per kind of document, and the history to another table.
 
-    Columns of events are their data keys, and their timestamps after `ts_`. What SQLite has no type for is JSON.
+    Pages are unpacked: each event and datum has a row. The columns of events are their data keys, and `ts_` with a
+    data key for its timestamps. Values without an SQLite type are stored as JSON.
+
+    Parameters
+    ----------
+    journal
+        The run.
+    path
+        The database file to create.
 
     Returns
     -------
     int
-        How many documents there are.
+        Number of documents.
 
     Raises
     ------
     JournalInvalid, CodecError
-        A document is missing or damaged. What was written then is not all of the run.
+        A document is missing or damaged; the database is incomplete then.
     """
     count = 0
     database = sqlite_utils.Database(sqlite3.connect(path))
@@ -88,7 +108,7 @@ def export_sqlite(journal: RunReader, path: Path) -> int:
 
 
 def _consecutive(journal: RunReader) -> Iterator[Record]:
-    """All documents, of which none may be missing."""
+    """Yield all documents; raise `JournalInvalid` if one is missing."""
     for expected, record in enumerate(journal.records()):
         if record.idx != expected:
             raise JournalInvalid(journal.path, f"documents {expected} to {record.idx - 1} are missing.")
@@ -96,7 +116,7 @@ def _consecutive(journal: RunReader) -> Iterator[Record]:
 
 
 class _Table:
-    """One table that gets its columns from the rows as they come: SQLite does not tell upper from lower case."""
+    """Table that gets its columns from the rows; column names differ in more than case, which SQLite ignores."""
 
     def __init__(self, database: sqlite_utils.Database, name: str) -> None:
         self._table = Table(database, name)
@@ -123,7 +143,7 @@ class _Table:
     def flush(self) -> None:
         if not self._rows:
             return
-        # A column is made when it has a value, as that tells its type.
+        # Create a column only when it has a value, because the value determines its type.
         values = {
             column: [row[column] for row in self._rows if row.get(column) is not None] for column in self._order()
         }
@@ -151,7 +171,7 @@ class _Table:
 
 
 def _type(values: Sequence[Any]) -> type:
-    """The type of a column that has such values among its first."""
+    """Return the type of a column from its first values."""
     kinds = {bool: int, int: int, float: float, bytes: bytes}
     found = {kinds.get(type(value), str) for value in values}
     if found == {int, float}:
@@ -164,7 +184,7 @@ def _name(key: Key) -> str:
 
 
 def _rows(record: Record, streams: dict[str, str]) -> Iterator[tuple[str, dict[Key, Any]]]:
-    """Rows that a document amounts to, with the kind of document that each is of."""
+    """Yield the rows of a document, each with its kind of document."""
     for name, document in _single(record.name, record.document()):
         values: dict[Key, Any] = {("", "idx"): record.idx}
         if name == "descriptor":
@@ -178,7 +198,7 @@ def _rows(record: Record, streams: dict[str, str]) -> Iterator[tuple[str, dict[K
 
 
 def _single(name: str, document: Any) -> Iterable[tuple[str, dict[str, Any]]]:
-    """Documents one by one, instead of pages of them and the old bulk documents."""
+    """Unpack pages and legacy bulk documents into single documents."""
     if name == "event_page":
         return (("event", dict(event)) for event in event_model.unpack_event_page(document))
     if name == "datum_page":
@@ -193,7 +213,7 @@ def _single(name: str, document: Any) -> Iterable[tuple[str, dict[str, Any]]]:
 
 
 def _value(value: Any) -> Any:
-    """A value as SQLite takes it."""
+    """Convert a value to a type that SQLite accepts."""
     if value is None or isinstance(value, bytes):
         return value
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""What happens to a run, as its journal shows it: documents that come, and its history, in order of time."""
+"""Timeline of a run from its journal: received documents and history entries in order of time."""
 
 from __future__ import annotations
 
@@ -11,11 +11,22 @@ from .._plain_text import text_of
 
 _BATCH: Final = 10_000
 _SHOWN: Final = ("name", "descriptor", "seq_num", "data_key", "stream_resource", "resource", "exit_status", "plan_name")
-_UID: Final = 8  # characters that tell uids apart
+# Characters of a uid that suffice to distinguish it.
+_UID: Final = 8
 
 
 class Happening(NamedTuple):
-    """One of them: Unix time, what in a word, details in a line."""
+    """Entry of the timeline.
+
+    Attributes
+    ----------
+    time
+        Unix time in seconds.
+    what
+        Name of the document, or "*" for an entry of the history.
+    details
+        Details in one line.
+    """
 
     time: float
     what: str
@@ -23,7 +34,15 @@ class Happening(NamedTuple):
 
 
 class Happenings:
-    """Follows a journal from its last `documents` documents on."""
+    """Timeline of a journal that can be followed while the run goes on.
+
+    Parameters
+    ----------
+    journal
+        The run.
+    documents
+        Number of the latest documents to start with.
+    """
 
     def __init__(self, journal: RunReader, documents: int) -> None:
         self._journal = journal
@@ -32,11 +51,11 @@ class Happenings:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more is to be expected."""
+        """True if the run has an outcome, so that no further entries are expected."""
         return self._journal.get("outcome") is not None
 
     def take(self) -> list[Happening]:
-        """What is new since the last time, all of the history at first."""
+        """Return the entries since the last call; the first call returns all of the history."""
         happenings = []
         while records := self._journal.read(self._next, _BATCH):
             happenings += [_of_document(record) for record in records]
@@ -62,7 +81,7 @@ def _short(value: Any) -> str:
 
 
 def _counted(document: Mapping[str, Any]) -> list[str]:
-    """How much is in a document that has much."""
+    """Return the range of indices or the number of data keys in a document that has them."""
     if isinstance(document.get("indices"), Mapping):
         return [" to ".join(text_of(document["indices"].get(end)) for end in ("start", "stop"))]
     keys = document.get("data_keys")

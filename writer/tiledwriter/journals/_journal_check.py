@@ -1,4 +1,4 @@
-"""Whether a journal is whole and makes sense, without asking anybody else."""
+"""Check a journal for completeness and consistency, without a server."""
 
 from __future__ import annotations
 
@@ -39,19 +39,30 @@ _BATCH: Final = 10_000
 
 
 class DocumentsCheck:
-    """Reads every document: checksums, numbers, order, and what refers to what."""
+    """Check of every document: checksum, index, order and references.
+
+    Parameters
+    ----------
+    journal
+        The run.
+
+    Attributes
+    ----------
+    stopped
+        True once the check has found a stop document, at any position.
+    """
 
     def __init__(self, journal: RunReader) -> None:
         self._journal = journal
         self._routing = RunRouting()
         self._next = 0
-        self.stopped = False  # whether there is a stop document, anywhere
+        self.stopped = False
         self._missing, self._unreadable, self._damaged = Tally(), Tally(), Tally()
         self._undecodable, self._misplaced, self._late = Tally(), Tally(), Tally()
         self._events = EventsCheck()
 
     def findings(self) -> list[Finding]:
-        """What is wrong with the documents."""
+        """Read all documents and return the findings."""
         for record in self._records():
             self._check(record)
         return [
@@ -61,17 +72,17 @@ class DocumentsCheck:
             *self._undecodable.finding("documents", "{} are not in the journals' encoding", advice=MEND),
             *self._misplaced.finding("documents", "{} do not belong where they are"),
             *self._late.finding("documents", "{} came after the stop document, and are not written"),
-            # Events that cannot be read are missing, too, by their numbers: that says nothing new.
+            # Lost documents also leave gaps in the sequence numbers, which would be reported twice.
             *(self._events.findings() if not self._lost else []),
         ]
 
     @property
     def _lost(self) -> int:
-        """Number of documents that are missing, or not what they were."""
+        """Number of documents that are missing, unreadable, damaged or undecodable."""
         return self._missing.count + self._unreadable.count + self._damaged.count + self._undecodable.count
 
     def _records(self) -> Iterator[Record]:
-        """All documents that can be read: one by one where not all of a batch can."""
+        """Yield all readable documents; if a batch cannot be read, read its documents one by one."""
         start, one_by_one_until, gap = 0, 0, self._journal.length
         while start < self._journal.length:
             try:
@@ -112,7 +123,7 @@ class DocumentsCheck:
             self._route(record, document)
 
     def _route(self, record: Record, document: Any) -> None:
-        """As on the acquisition host, documents belong to the run by what they refer to."""
+        """Check a document's references with the routing rules of the acquisition host."""
         self.stopped = record.name == "stop"
         try:
             runs = self._routing.route(record.name, document)
@@ -129,20 +140,23 @@ class DocumentsCheck:
 
 
 class EventsCheck:
-    """Finds events that are missing or doubled although the documents' numbers follow each other.
+    """Check for missing or duplicated events in documents with consecutive indices.
 
-    A log that was damaged before it got its numbers is whole by itself. Sequence numbers of a stream rise by one, or go
-    back when a plan is rewound; and each event has a uid of its own.
+    If documents were lost or duplicated before they got their indices, the indices do not show it. The check relies
+    on two rules: in a stream, `seq_num` rises by one, or goes back when a plan is rewound; and event uids are unique.
     """
 
     def __init__(self) -> None:
-        self._latest: dict[Any, int] = {}  # sequence number by descriptor
-        self._digests = array("q")  # of uids: 8 bytes for each event
+        # Latest sequence number by descriptor.
+        self._latest: dict[Any, int] = {}
+        # Digests of uids, 8 bytes per event.
+        self._digests = array("q")
+        # Indices of the documents that the digests belong to.
         self._places = array("q")
         self._skipping = Tally()
 
     def add(self, idx: int, event: Mapping[str, Any]) -> None:
-        """Take in the next event, which is document `idx`."""
+        """Add the next event, which is document `idx`."""
         stream, seq_num = event.get("descriptor"), event.get("seq_num")
         if isinstance(seq_num, int):
             latest = self._latest.get(stream)
@@ -154,11 +168,11 @@ class EventsCheck:
         self._places.append(idx)
 
     def begin_anew(self, descriptor: Any) -> None:
-        """Events of a stream came in another form, which is not looked at."""
+        """Restart the sequence numbers of a stream after an event page, which is not checked."""
         self._latest.pop(descriptor, None)
 
     def findings(self) -> list[Finding]:
-        """What is wrong with the events."""
+        """Return the findings on the events."""
         doubled = Tally()
         digests, places = numpy.asarray(self._digests), numpy.asarray(self._places)
         order = numpy.argsort(digests, kind="stable")
@@ -171,10 +185,24 @@ class EventsCheck:
 
 
 class ProgressCheck:
-    """Compares what the journal says of Tiled with what its documents amount to."""
+    """Comparison of the progress that a journal records with the operations that its documents lead to.
+
+    Parameters
+    ----------
+    journal
+        The run.
+
+    Attributes
+    ----------
+    outcome
+        Recorded outcome; None if there is none yet.
+    confirmed
+        Recorded progress of each node by path.
+    """
 
     def __init__(self, journal: RunReader) -> None:
-        # Read before the documents are: there may be more of both, meanwhile.
+        # Read the progress before the documents: a worker may add to both meanwhile, and documents that are newer than
+        # the progress are harmless.
         self.outcome: str | None = journal.get("outcome")
         self.confirmed: Mapping[str, NodeProgress] = journal.progress()
         self._rewrites: Mapping[str, Mapping[str, Any]] = journal.get("rewrites", {})
@@ -182,11 +210,11 @@ class ProgressCheck:
 
     @property
     def complete(self) -> bool:
-        """Whether the journal says that all there is of the run is in Tiled."""
+        """True if the recorded outcome says that all documents of the run are in Tiled."""
         return self.outcome in (WRITTEN, INTERRUPTED)
 
     def add(self, operation: Operation) -> None:
-        """Take in the next operation."""
+        """Add the next operation."""
         if isinstance(operation, AppendRows | WriteArray | ExtendExternal):
             self._ends[operation.path] = operation.stop
         elif isinstance(operation, CreateContainer | CreateTable | CreateArray | RegisterExternal):
@@ -195,7 +223,13 @@ class ProgressCheck:
             self._ends.pop(operation.path, None)
 
     def findings(self, *, stopped: bool) -> list[Finding]:
-        """What is wrong with the progress, once all operations are known, and if there is a stop document."""
+        """Return the findings on the progress, after all operations were added.
+
+        Parameters
+        ----------
+        stopped
+            True if the documents include a stop document.
+        """
         copies = {rewrite["copy"] for rewrite in self._rewrites.values()}
         unknown, beyond, short, open_ = Tally(), Tally(), Tally(), Tally()
         for node, progress in self.confirmed.items():

@@ -1,4 +1,4 @@
-"""Writes runs from files to Tiled: backups, exported documents, journals. The machinery is the service's."""
+"""Write runs from backups, exported documents and journals to Tiled, with the writing code of the worker."""
 
 from __future__ import annotations
 
@@ -29,15 +29,21 @@ _SQLITE: Final = b"SQLite format 3\0"
 
 @dataclass(frozen=True)
 class Replayed:
-    """What became of one run, or of a file without one that could be read.
+    """Result of the replay of one run, or of a file that cannot be read.
 
     Attributes
     ----------
+    file
+        File that the run comes from.
+    uid
+        Uid of the run; "" for an unreadable file.
+    documents
+        Number of documents.
     outcome
-        "written"; "interrupted" if it is, and has no stop document; "failed"; "unfinished" if the replay was ended
+        "written"; "interrupted" if written without a stop document; "failed"; "unfinished" if the replay was stopped
         before; "unreadable".
     reason
-        Of the latter three.
+        Reason for "failed" or "unreadable"; else "".
     """
 
     file: str
@@ -48,12 +54,12 @@ class Replayed:
 
     @property
     def done(self) -> bool:
-        """Whether all of it is in Tiled."""
+        """True if the run is completely in Tiled."""
         return self.outcome not in (FAILED, UNFINISHED, UNREADABLE)
 
 
 class Ending(Protocol):
-    """As `threading.Event` has it."""
+    """Flag that ends a replay early, such as a `threading.Event`."""
 
     def is_set(self) -> bool: ...
 
@@ -67,11 +73,24 @@ class _Run:
 def replay(
     files: Iterable[Path], connect: Callable[[], Client], options: WritingOptions, directory: Path, ending: Ending
 ) -> Iterator[Replayed]:
-    """Write all runs in the files, one after another, and tell what became of each.
+    """Write all runs in the files one after another, and yield the result of each.
 
-    Nothing of a file is written before all of it has been read: each run's documents go to a journal of its own
-    first, in `directory`, which is also what makes it wait for Tiled and write nothing twice. What Tiled has of a run
-    is adopted. `ending` makes it stop early.
+    All files are read before anything is written: the documents of each run first go to a journal in `directory`. As
+    in a worker, the journal makes it possible to wait for Tiled and to write nothing twice. Nodes of a run that exist
+    in Tiled are adopted.
+
+    Parameters
+    ----------
+    files
+        Backups, exported documents or journals.
+    connect
+        Returns a `tiled.client` container to write into.
+    options
+        Writing options.
+    directory
+        Existing directory for temporary journals; the caller removes it.
+    ending
+        Stops the replay early when set; the remaining runs are "unfinished".
     """
     runs: list[_Run] = []
     places = (directory / f"{number}.sqlite" for number in count())
@@ -87,7 +106,7 @@ def replay(
 
 
 def _collect(file: Path, places: Iterator[Path]) -> list[_Run]:
-    """Journals of the runs in a file."""
+    """Copy each run in a file to a journal, and return the runs."""
     with file.open("rb") as stream:
         is_journal = stream.read(len(_SQLITE)) == _SQLITE
     runs = [_copied(file, next(places))] if is_journal else _sorted(file, places)
@@ -97,7 +116,7 @@ def _collect(file: Path, places: Iterator[Path]) -> list[_Run]:
 
 
 def _copied(file: Path, place: Path) -> _Run:
-    """The journal's documents; how far they got is of no interest, as that may have been another server."""
+    """Copy a journal's documents, but not their progress, which may be that of another server."""
     with opened(file) as source, _new_journal(place, source.run_uid) as journal:
         with journal.atomic():
             for record in source.records():
@@ -109,7 +128,10 @@ def _copied(file: Path, place: Path) -> _Run:
 
 
 def _sorted(file: Path, places: Iterator[Path]) -> list[_Run]:
-    """The documents by run. A run that begins a second time is one more: files may have been joined."""
+    """Sort the documents of a file by run, one journal per run.
+
+    A repeated start document begins another run of the same uid, because the file may be a concatenation of backups.
+    """
     routing = RunRouting()
     journals: dict[str, Journal] = {}
     runs: list[_Run] = []
@@ -143,7 +165,7 @@ def _complete(journal: Journal) -> None:
 
 
 def _end(journal: Journal) -> None:
-    """No more is to come, as far as the file goes."""
+    """Mark a journal without a stop document as abandoned: the file has no more documents of the run."""
     if not journal.stopped:
         journal.set("abandoned", True)
 
@@ -153,7 +175,7 @@ def _new_journal(place: Path, run_uid: str) -> Journal:
 
 
 def _write(journal: Journal, connect: Callable[[], Client], options: WritingOptions, ending: Ending) -> tuple[str, str]:
-    """Outcome and reason."""
+    """Write a run, and return its outcome and reason."""
     ended = threading.Event()
     ends: list[tuple[str, str]] = []
 

@@ -1,4 +1,4 @@
-"""Opens the files of journals and spools, and says why one cannot be read."""
+"""Open the files of journals and spools, and report the system's reason if one cannot be read."""
 
 from __future__ import annotations
 
@@ -18,16 +18,24 @@ _COMPANIONS: Final = ("", "-wal", "-shm", ".tail", ".lock")
 
 @contextmanager
 def opened(path: Path, mode: Literal["read", "inspect"] = "read") -> Iterator[RunReader]:
-    """Open a run for reading, a journal or a segment of a spool; the modes are those of `Journal`.
+    """Open a run for reading, and close it at the end of the context.
+
+    Parameters
+    ----------
+    path
+        A journal, or a segment of a spool.
+    mode
+        As for `Journal`.
 
     Raises
     ------
     JournalError
-        The file is no run, or is damaged.
+        The file is not a run, or is damaged.
     OSError
-        It cannot be read: permission, a disk that fails, or it is not there.
+        The file cannot be read: it does not exist, permission is denied, or the disk fails.
     """
-    # Some versions of pathlib answer False to a question that the system refuses to answer.
+    # Call `stat` because it raises: `exists` and `is_file` return False in some versions of Python if the system
+    # denies access.
     path = find_segment(follow_run_file(path))
     path.stat()
     with _explaining(path), open_run(path, mode) as run:
@@ -36,14 +44,14 @@ def opened(path: Path, mode: Literal["read", "inspect"] = "read") -> Iterator[Ru
 
 @contextmanager
 def opened_for_writing(path: Path) -> Iterator[Journal]:
-    """Open a journal, and lock it against other processes.
+    """Open a journal for writing and lock it against other processes; close it at the end of the context.
 
     Raises
     ------
     JournalError
-        The file is no journal, is damaged, or is in use.
+        The file is not a journal, is damaged, or is in use.
     OSError
-        It cannot be read or written.
+        The file cannot be read or written.
     """
     path = follow_run_file(path)
     path.stat()
@@ -61,16 +69,17 @@ def _explaining(path: Path) -> Iterator[None]:
 
 
 def status_of(path: Path, *, follow_symlinks: bool = True) -> os.stat_result | None:
-    """What the system tells of a file or directory; None only if there is nothing of that name.
+    """Return the status of a file or directory; None only if nothing of that name exists.
 
     Raises
     ------
     OSError
-        It may not be looked at.
+        The system denies the status, for example for lack of permission.
     """
     try:
         return path.stat(follow_symlinks=follow_symlinks)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for names that no file can have
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        # Python raises ValueError for names that no file can have.
         return None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
@@ -79,7 +88,7 @@ def status_of(path: Path, *, follow_symlinks: bool = True) -> os.stat_result | N
 
 
 def gone(path: Path) -> bool:
-    """Whether a file that was listed is known to be pruned, shipped or moved since."""
+    """Return True if a listed file certainly no longer exists, because it was pruned, shipped or moved."""
     try:
         return status_of(path, follow_symlinks=False) is None
     except OSError:
@@ -87,7 +96,7 @@ def gone(path: Path) -> bool:
 
 
 def reason_of(error: Exception) -> str:
-    """An error in one line, with its path."""
+    """Return an error's message in one line, with its path if it is an `OSError`."""
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror[0].lower() + error.strerror[1:]
         return reason if error.filename is None else f"{reason}: {error.filename}"
@@ -95,7 +104,7 @@ def reason_of(error: Exception) -> str:
 
 
 def _raise_refusal(path: Path) -> None:
-    """Raise the system's own error where SQLite only tells that it was unable to open a file."""
+    """Raise the system's error for a file that cannot be opened, which SQLite does not report."""
     for suffix in _COMPANIONS:
         try:
             os.close(os.open(path.with_name(path.name + suffix), os.O_RDONLY | os.O_NONBLOCK))

@@ -1,4 +1,4 @@
-"""What a journal tells about its run, in words for a human."""
+"""Summary of a run from its journal or spool file: documents, progress, state and reason for waiting."""
 
 from __future__ import annotations
 
@@ -18,30 +18,40 @@ UNREADABLE: Final = "unreadable"
 DAMAGED: Final = "damaged"
 SPOOLED: Final = "spooled"
 STATES: Final = ("written", "interrupted", "failed", PARKED, "closing", "open", SPOOLED, DAMAGED, UNREADABLE)
-"""All that can be said of a run, in the order in which totals name them; "damaged" only by `verify`."""
+"""All states of a run, in the order in which totals list them; of a journal, only `verify` reports "damaged"."""
 
 _LARGEST: Final = 2**63
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run: what it is, how far it got, and why it waits.
+    """Summary of one run: identity, progress, and reason for waiting.
 
     Attributes
     ----------
+    uid
+        Uid of the run.
+    file
+        Path of the journal, or of a segment of the spool.
+    plan
+        Name of the plan; "" if the start document has none.
+    scan_id
+        Scan id; None if the start document has no usable one.
     started
-        Unix time of the start document, in seconds.
+        Unix time of the start document, in seconds; None if it has no usable one.
     documents
-        How many, by name; None if the file cannot be read.
+        Number of documents by name; None if the file cannot be read.
     state
-        "written", "interrupted", "failed", or "open", "closing" and "parked" before that; "unreadable" if the file
-        cannot be read.
-    rows
-        Rows, or datums, that Tiled has confirmed, by node below the run; None if the file cannot be read.
+        One of `STATES`: of a journal, "open", "closing" or "parked", and finally "written", "interrupted" or "failed";
+        of a spooled run, "spooled" or "damaged"; "unreadable" if the file cannot be read.
     why
-        What the run waits for, or why its file cannot be read; "" if it waits for nothing.
+        Reason why the run waits or ended without being written, or why its file cannot be read; "" if there is none.
+    rows
+        Number of rows, or datums, that Tiled has confirmed, by node below the run; None if the file cannot be read.
     worker
-        Whether a process has the file open for writing; None if that cannot be told.
+        True if a process has the file open for writing; None if unknown.
+    worker_starts
+        Number of worker starts in the history; None if the file cannot be read.
     """
 
     uid: str
@@ -57,6 +67,7 @@ class RunSummary:
     worker_starts: int | None = 0
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the attributes as a dictionary of JSON types."""
         return asdict(self)
 
     @property
@@ -71,12 +82,12 @@ class RunSummary:
 
 
 def unreadable(uid: str, file: str, why: str) -> RunSummary:
-    """The summary of a run whose file, or of runs whose directory, cannot be read."""
+    """Return the summary of a run whose file, or of runs whose directory, cannot be read."""
     return RunSummary(uid, file, "", None, None, None, UNREADABLE, why, None, None, None)
 
 
 def summarize(journal: RunReader) -> RunSummary:
-    """The summary of a journal or spool file."""
+    """Return the summary of a journal or spool file."""
     start = _start_document(journal)
     history = journal.history()
     worker, doubt = _worker_of(journal)
@@ -114,7 +125,7 @@ def _start_document(journal: RunReader) -> dict[str, Any]:
 
 
 def _worker_of(journal: RunReader) -> tuple[bool | None, str]:
-    """Whether a process has the file open for writing; None if that cannot be told, and why."""
+    """Return True if a process has the file open for writing, or None and the reason if that is unknown."""
     try:
         return journal.being_written, ""
     except OSError as error:
@@ -122,7 +133,7 @@ def _worker_of(journal: RunReader) -> tuple[bool | None, str]:
 
 
 def _of_spooled(run: SpooledRun, *, worker: bool | None) -> tuple[str, str]:
-    """Return what a run in a spool is, and what it waits for: whether it is in Tiled is not known here."""
+    """Return the state of a spooled run and the reason for waiting; the spool does not know its state in Tiled."""
     if damage := run.damage():
         return DAMAGED, damage[0]
     if worker:
@@ -169,5 +180,5 @@ def _why_at_work(journal: RunReader, history: Sequence[HistoryEntry]) -> str:
 
 
 def _last(history: Sequence[HistoryEntry], *events: str) -> str | None:
-    """The last of these events."""
+    """Return the latest of these events in the history; None if there is none."""
     return next((entry.event for entry in reversed(history) if entry.event in events), None)
