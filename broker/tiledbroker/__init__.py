@@ -16,7 +16,7 @@ from ._errors import (
     RunNotWritten,
     SpoolDamaged,
 )
-from ._places import default_journal_dir, default_spool_dir
+from ._paths import default_journal_dir, default_spool_dir
 from .log import (
     Encoder,
     HistoryEntry,

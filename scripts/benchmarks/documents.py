@@ -51,8 +51,8 @@ def run_of(events: int, keys: int = 5) -> Emitted:
 def frames_of(frames: int, file: Path) -> Emitted:
     """A run of a detector that writes an HDF5 file and tells of each frame; makes the file, unless it is there."""
     if not file.exists():
-        with h5py.File(file, "w") as opened:
-            opened["data"] = numpy.zeros((frames, *FRAME))
+        with h5py.File(file, "w") as open_run_file:
+            open_run_file["data"] = numpy.zeros((frames, *FRAME))
     data_key = {
         "source": "bench",
         "dtype": "array",

@@ -138,6 +138,6 @@ def _compare(running: Service, sides: Mapping[str, Write], emitted: Emitted) -> 
 
 def _requests(log: Path, start: int) -> int:
     """Requests since then that have given the array rows or a shape."""
-    with log.open("rb") as opened:
-        opened.seek(start)
-        return len(re.findall(rb"(?:PATCH|PUT) /api/v1/(?:array/full|data_source)/[^ ]*/wave", opened.read()))
+    with log.open("rb") as open_run_file:
+        open_run_file.seek(start)
+        return len(re.findall(rb"(?:PATCH|PUT) /api/v1/(?:array/full|data_source)/[^ ]*/wave", open_run_file.read()))

@@ -83,8 +83,8 @@ def _almost_written(place: Path, events: int) -> Mapping[str, float]:
         running.supervisor.start()
         first = _next_write(running, sent)
         with journal_of(running.supervisor.journal_dir, uid) as journal:
-            opened = max(entry.time for entry in journal.history() if entry.event == "worker started")
-    return {"first write": first - began, "replayed": (1 + len(most)) / (first - opened)}
+            open_run_file = max(entry.time for entry in journal.history() if entry.event == "worker started")
+    return {"first write": first - began, "replayed": (1 + len(most)) / (first - open_run_file)}
 
 
 def _kill(running: Service) -> None:

@@ -1,7 +1,7 @@
 """A supervisor whose workers die: of what comes after a replay, or of looking at a run that is written.
 
-The latter are few and soon: what is said of pauses in `tiledbroker.supervisor._audits` is shortened. Or they take so
-long to begin that the supervisor is told to stop before they can be told anything.
+The latter are few and soon: the pauses of `tiledbroker.supervisor._audit_schedule` are shortened. Or they take so long
+to begin that the supervisor is told to stop before they can be told anything.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import zmq
 
 from tiledbroker import Journal
 from tiledbroker.protocol.messages import Finish, Progress, Ready, decode, encode
-from tiledbroker.supervisor import _audits
+from tiledbroker.supervisor import _audit_schedule
 from tiledbroker.supervisor._runs import WorkerCommand, WorkerTask
 from tiledbroker.supervisor._supervisor import Supervisor
 
@@ -64,7 +64,7 @@ def drain(directory: Path) -> None:
 
 
 def audit(directory: Path) -> None:
-    _audits.FIRST_PAUSE = 0.001  # type: ignore[misc]
+    _audit_schedule.FIRST_PAUSE = 0.001  # type: ignore[misc]
     supervisor = Supervisor(directory, WorkerCommand(begin_and_die), listen=None)
     supervisor.stop_on_signals()
     supervisor.run()

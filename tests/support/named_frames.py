@@ -112,8 +112,8 @@ class NamedFrames:
                 files += [path for path in map(source.path, part.indices) if path not in files]
                 continue
             # A file that begins with the number of all frames before goes on counting.
-            goes_on = part.indices.start == len(numbers)
-            first = firsts.setdefault(part.resource, part.indices.start if goes_on else 0)
+            accepts_more = part.indices.start == len(numbers)
+            first = firsts.setdefault(part.resource, part.indices.start if accepts_more else 0)
             numbers += [source.numbers(index - first, shape) for index in part.indices]
         return files or numpy.concatenate(numbers)
 

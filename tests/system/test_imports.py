@@ -89,7 +89,7 @@ def test_the_mapping_loads_neither_a_client_nor_the_catalog() -> None:
 
 
 def test_listing_runs_loads_nothing_that_an_acquisition_host_does_not_have() -> None:
-    loaded = modules_loaded_by("import tiledwriter.cli.journal, tiledwriter.cli._moving, tiledwriter.journals")
+    loaded = modules_loaded_by("import tiledwriter.cli.journal, tiledwriter.cli._ship, tiledwriter.journals")
     assert "tiledwriter.journals._summary" in loaded
     assert {name.partition(".")[0] for name in loaded} & HEAVY == set()
 

@@ -45,10 +45,10 @@ from tiledbroker.supervisor import (
 
 from ._logging import LogOptions
 from .mapping import (
-    LATE_AUDIT_AFTER,
+    LATE_AUDIT_SECONDS,
     MAX_ARRAY_SIZE,
-    POISON_AFTER,
-    QUIET_PERIOD,
+    POISON_AFTER_SECONDS,
+    QUIET_PERIOD_SECONDS,
     WRITE_SLOTS,
     AccessTagLimits,
     PathMap,
@@ -124,13 +124,14 @@ class Settings(BaseSettings):
         MAX_ARRAY_SIZE, ge=0, description="Arrays in events of up to this many numbers become list columns."
     )
     quiet_period: PositiveFloat = Field(
-        QUIET_PERIOD, description="Seconds a table must not have moved before a lost append is sent again."
+        QUIET_PERIOD_SECONDS, description="Seconds a table must not have moved before a lost append is sent again."
     )
     poison_after: PositiveFloat = Field(
-        POISON_AFTER, description="Seconds of nothing but 500 from a server that is well, before a run is quarantined."
+        POISON_AFTER_SECONDS,
+        description="Seconds of nothing but 500 from a server that is well, before a run is quarantined.",
     )
     late_audit: PositiveFloat = Field(
-        LATE_AUDIT_AFTER,
+        LATE_AUDIT_SECONDS,
         description="Seconds after which a run is compared with its journal again, if answers were lost.",
     )
     write_slots: PositiveInt = Field(WRITE_SLOTS, description="Requests at a time that write to Tiled; 1 for SQLite.")

@@ -109,14 +109,14 @@ class StreamNames:
                 self._external[key] = self._free(key, node_key(key), self._is_free)
                 self._taken.add(self._external[key])
 
-    def of_files(self, key: str) -> str:
+    def name_for_files(self, key: str) -> str:
         """Return the name of the node for a data key's files."""
         if key not in self._external:
             self.declare({key: {"external": ""}})
         self._used.add(key)
         return self._told(key, self._external[key])
 
-    def of_values(self, key: str, *, as_column: bool) -> tuple[str, str]:
+    def name_for_values(self, key: str, *, as_column: bool) -> tuple[str, str]:
         """Return the names of the column or node for a data key's values, and of the column for their timestamps."""
         if key in self._external and key not in self._used:
             # Its data is in the events although it was declared external, so the reserved name is free.
@@ -127,7 +127,7 @@ class StreamNames:
         return self._told(key, name), timestamps
 
     def of_array(self, key: str) -> str:
-        """Return the name that `of_values` would give the node of a data key now, without reserving it."""
+        """Return the name that `name_for_values` would give the node of a data key now, without reserving it."""
         return self._free(key, node_key(key), self._is_free_with_timestamps)
 
     def of_dimensions(self, node: str, names: Sequence[str], sizes: Sequence[int]) -> list[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from .._errors import KeyFileError
-from .._limited import LimitedLog
+from .._rate_limited_log import RateLimitedLog
 
 if TYPE_CHECKING:
     import zmq
@@ -134,7 +134,7 @@ class ServerCurve:
         self._names: dict[str, str] = {}
         self._seen: tuple[tuple[Path, int, int], ...] = ()
         self._read_again_at = 0.0
-        self._limited = LimitedLog(log)
+        self._limited_log = RateLimitedLog(log)
         if not self._clients.is_dir():
             raise KeyFileError(self._clients, "there is no such directory. `tiledwriter-supervisor keygen` makes it.")
         self._refresh()
@@ -151,7 +151,7 @@ class ServerCurve:
         """
         name = self.name_of(key.decode())
         if name is None:
-            self._limited.log(
+            self._limited_log.log(
                 logging.WARNING, "unknown", "A client with the unknown key %s is not let in.", key.decode()
             )
         return name is not None
@@ -171,7 +171,7 @@ class ServerCurve:
         try:
             seen = _key_files(self._clients)
         except OSError as error:
-            self._limited.log(logging.ERROR, "directory", "No client is let in: %s cannot be read.", error)
+            self._limited_log.log(logging.ERROR, "directory", "No client is let in: %s cannot be read.", error)
             seen = ()
         if seen == self._seen:
             return

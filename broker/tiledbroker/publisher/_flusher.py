@@ -6,7 +6,7 @@ import logging
 import threading
 from typing import Final
 
-from .._limited import LimitedLog
+from .._rate_limited_log import RateLimitedLog
 from ._spool import Spool
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class Flusher:
         self._spool = spool
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="tiledbroker-flusher", daemon=True)
-        self._limited = LimitedLog(log)
+        self._limited_log = RateLimitedLog(log)
 
     def start(self) -> None:
         """Start the thread."""
@@ -43,4 +43,4 @@ class Flusher:
                 self._spool.maintain()
             except Exception:
                 # Keep running after any error: documents are still in memory and are shipped from there.
-                self._limited.log(logging.ERROR, "maintain", "The spool cannot be maintained.", exc_info=True)
+                self._limited_log.log(logging.ERROR, "maintain", "The spool cannot be maintained.", exc_info=True)

@@ -13,8 +13,8 @@ from typing import Any, Literal
 from .._crash_points import crash_point
 from .._errors import BrokerError, PublisherClosed, RunNotWritten
 from .._filesystem import network_filesystem
-from .._limited import LimitedLog
-from .._places import default_spool_dir, local_spool_dir
+from .._paths import default_spool_dir, local_spool_dir
+from .._rate_limited_log import RateLimitedLog
 from ..log import RunLog
 from ..protocol import Address, ClientCurve, CurveArgument, normalize_address
 from ._flusher import Flusher
@@ -130,7 +130,7 @@ class ZMQPublisher:
         self.address = normalize_address(address)
         keys = None if curve is None else ClientCurve.of(curve).load()
         self._raise = on_error == "raise"
-        self._limited = LimitedLog(log)
+        self._limited_log = RateLimitedLog(log)
         self._spool = Spool(
             _spool_directory(spool_dir, self.address),
             destination=self.address,
@@ -165,7 +165,9 @@ class ZMQPublisher:
         except Exception as error:
             if self._raise:
                 raise
-            self._limited.log(logging.ERROR, type(error).__name__, "A %s document was not stored.", name, exc_info=True)
+            self._limited_log.log(
+                logging.ERROR, type(error).__name__, "A %s document was not stored.", name, exc_info=True
+            )
 
     def insert(self, name: str, doc: Mapping[str, Any]) -> None:
         """Append one document to the spool: the callback under the name that `databroker` uses for it."""

@@ -25,7 +25,7 @@ import zmq
 
 from .._crash_points import crash_point
 from .._errors import JournalInvalid, ProtocolError, SpoolDamaged
-from .._limited import LimitedLog
+from .._rate_limited_log import RateLimitedLog
 from ..log import Record, RunLog
 from ..protocol import Keys, messages
 from ._monitor import ConnectionMonitor
@@ -189,7 +189,7 @@ class Shipper:
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
         self._thread = threading.Thread(target=self._run, name="tiledbroker-shipper", daemon=True)
-        self._limited = LimitedLog(log)
+        self._limited_log = RateLimitedLog(log)
 
     # Methods for other threads.
 
@@ -304,7 +304,7 @@ class Shipper:
                 except Exception as error:
                     # Keep the thread alive after any error: the spool still has all documents, so retry.
                     self._connection_problem = f"shipping was interrupted ({type(error).__name__}: {error})"
-                    self._limited.log(logging.ERROR, "session", "Shipping is interrupted.", exc_info=True)
+                    self._limited_log.log(logging.ERROR, "session", "Shipping is interrupted.", exc_info=True)
                     time.sleep(IDLE_SECONDS)
         finally:
             context.destroy(linger=0)
@@ -464,7 +464,7 @@ class Shipper:
             except OSError as error:
                 shipment.delayed = f"run {shipment.run.run_uid} cannot be read: {error}"
                 shipment.not_before = now + REREAD_SECONDS
-                self._limited.log(logging.ERROR, shipment.run.run_uid, "It is tried again: %s.", shipment.delayed)
+                self._limited_log.log(logging.ERROR, shipment.run.run_uid, "It is tried again: %s.", shipment.delayed)
                 continue
             if size == 0:
                 return False
@@ -547,7 +547,7 @@ class Shipper:
             except ProtocolError as error:
                 if self._welcome is None:
                     self._rejected = f"{self._url} is no supervisor that this publisher can talk to: {error}"
-                self._limited.log(logging.ERROR, "protocol", "%s sent something else: %s", self._url, error)
+                self._limited_log.log(logging.ERROR, "protocol", "%s sent something else: %s", self._url, error)
 
     def _handle(self, connection: zmq.Socket[bytes], message: messages.Message) -> None:
         with self._changed:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from .._errors import PublisherClosed, RoutingError
-from .._limited import LimitedLog
+from .._rate_limited_log import RateLimitedLog
 from ..log import RECENT_ASSETS, Encoder, FileLock, RunLog, RunRouting, Segment, lock_path, new_holder, spare_path
-from ._left_runs import LeftRuns
+from ._adoption import RunAdopter
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +97,8 @@ class Spool:
         self._large_wanted = 0
         self._names_changed = False
         self._wake = threading.Event()
-        self._limited = LimitedLog(log)
-        self._left = LeftRuns(
+        self._limited_log = RateLimitedLog(log)
+        self._left = RunAdopter(
             directory,
             self._holder,
             destination,
@@ -125,7 +125,7 @@ class Spool:
                 raise PublisherClosed("This publisher is closed.")
             body = self._encoder.encode(document)
             if self._encoder.replaced:
-                self._limited.log(
+                self._limited_log.log(
                     logging.WARNING,
                     "repr",
                     "A %s document has values that cannot be stored (%s); their repr is stored instead.",
@@ -176,7 +176,7 @@ class Spool:
         printable = str(name).encode("ascii", "backslashreplace")[:50].decode()
         self._unrouted_log.append(printable, body, self._take_segment)
         self.unrouted += 1
-        self._limited.log(
+        self._limited_log.log(
             logging.ERROR,
             "unrouted",
             "%s It is kept in %s and not shipped.",

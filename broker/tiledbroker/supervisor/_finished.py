@@ -12,7 +12,7 @@ from typing import Final
 
 from .._crash_points import crash_point
 from .._errors import JournalError, JournalInvalid, JournalLocked
-from .._limited import LimitedLog
+from .._rate_limited_log import RateLimitedLog
 from ..log import APPLICATION_ID, FINISHED, FileLock, journal_filename, sync_directory
 from ._lifecycle import State
 from ._runs import Run
@@ -31,7 +31,7 @@ class Filing:
     def __init__(self) -> None:
         self._waiting: dict[Path, None] = {}
         self._retry_at = 0.0
-        self._limited = LimitedLog(log)
+        self._limited_log = RateLimitedLog(log)
 
     def file(self, journal: Path) -> None:
         """Move a journal to the folder of finished runs now, or retry later if it is in use."""
@@ -44,7 +44,7 @@ class Filing:
             pass
         except (JournalError, OSError) as error:
             # The next supervisor tries again.
-            self._limited.log(logging.WARNING, "filing", "A finished run's journal stays where it is: %s", error)
+            self._limited_log.log(logging.WARNING, "filing", "A finished run's journal stays where it is: %s", error)
 
     def retry(self, now: float, is_needed: Callable[[Path], bool]) -> None:
         """Retry journals that were in use, every `_RETRY_PAUSE_SECONDS`.

@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
-from .._limited import LimitedLog
+from .._rate_limited_log import RateLimitedLog
 
 if TYPE_CHECKING:
     from ._runs import WorkerCommand, WorkerTask
@@ -114,7 +114,7 @@ class ForkServer:
         self._control: socket.socket | None = None
         self._reports = b""
         self._start_at = 0.0
-        self._limited = LimitedLog(log)
+        self._limited_log = RateLimitedLog(log)
 
     @property
     def pid(self) -> int | None:
@@ -243,7 +243,7 @@ class ForkServer:
             self._changed[worker] = None
             return
         if kind == _NOT_FORKED:
-            self._limited.log(logging.ERROR, "fork", "No worker can be forked: %s.", os.strerror(value))
+            self._limited_log.log(logging.ERROR, "fork", "No worker can be forked: %s.", os.strerror(value))
         self._end(number, value if kind == _ENDED else None)
 
     def _end(self, number: int, exit_code: int | None) -> None:
@@ -258,7 +258,7 @@ class ForkServer:
         """Drop the fork server and watch its workers by their lifelines from now on."""
         exit_code = self._stop_process()
         message = "The fork server %s (exit code %s); starting another."
-        self._limited.log(logging.ERROR, "lost", message, why, exit_code)
+        self._limited_log.log(logging.ERROR, "lost", message, why, exit_code)
         for number, worker in list(self._workers.items()):
             if worker.pid is None:
                 self._end(number, None)

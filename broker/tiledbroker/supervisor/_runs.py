@@ -17,14 +17,14 @@ from ._lifecycle import FINAL, Event, State, next_state
 
 if TYPE_CHECKING:
     from ._fork_server import WorkerProcess
-    from ._front import Publisher
+    from ._frontend import Publisher
 
 log = logging.getLogger(__name__)
 
 MAX_DEATHS: Final = 8
 """Consecutive deaths of a run's worker without progress, after which the run is quarantined."""
 
-MAX_FRUITLESS_DEATHS: Final = 24
+MAX_DEATHS_WITHOUT_WRITES: Final = 24
 """The same limit if documents were journaled between the deaths but none was written."""
 
 # Seconds before a worker is restarted after its first death; the delay doubles with each further one.
@@ -145,7 +145,7 @@ class Run:
         The worker was started to audit a written run.
     finish_by
         The worker was told to end, and is killed at this time.
-    accused
+    kill_reason
         Why the supervisor ends the worker; "" if it does not.
     answered
         Time of the worker's last message.
@@ -155,11 +155,11 @@ class Run:
         Number of workers that ended because Tiled was away, since the last progress in writing.
     deaths
         Deaths of the worker since the last progress of any kind.
-    fruitless_deaths
+    deaths_without_writes
         Deaths of the worker since the last progress in writing.
     start_at
         Time before which no worker is started.
-    backlog
+    queued_messages
         Messages to be sent to the worker when it is ready.
     publishers
         Publishers to inform about the run.
@@ -190,14 +190,14 @@ class Run:
     probe: bool = False
     auditing: bool = False
     finish_by: float | None = None
-    accused: str = ""
+    kill_reason: str = ""
     answered: float = 0.0
     asked: float = 0.0
     tries: int = 0
     deaths: int = 0
-    fruitless_deaths: int = 0
+    deaths_without_writes: int = 0
     start_at: float = 0.0
-    backlog: list[messages.Documents | messages.Abandoned] = field(default_factory=list)
+    queued_messages: list[messages.Documents | messages.Abandoned] = field(default_factory=list)
     publishers: set[Publisher] = field(default_factory=set)
 
     @classmethod
@@ -263,7 +263,7 @@ class Run:
         with Journal(self.journal, run_uid=self.uid) as journal:
             return journal.has(message.first, message.crcs)
 
-    def is_of(self, client: str) -> bool:
+    def belongs_to(self, client: str) -> bool:
         """Return whether a client may send documents of the run and read its state."""
         return self.client in ("", client)
 
@@ -277,7 +277,7 @@ class Run:
         """The final state; "" while there is none."""
         return self.state.value if self.final else ""
 
-    def happens(self, event: Event) -> None:
+    def apply_event(self, event: Event) -> None:
         """Apply an event to the state."""
         before, self.state = self.state, next_state(self.state, event)
         if before is not self.state:
@@ -303,50 +303,50 @@ class Run:
         if next_ > self.next or written > self.written:
             self.deaths = 0
         if written > self.written:
-            self.fruitless_deaths = self.tries = 0
+            self.deaths_without_writes = self.tries = 0
         self.next = max(self.next, next_)
         self.written = max(self.written, written)
 
-    def can_wait(self, now: float, *, away: bool) -> bool:
+    def worker_may_end(self, now: float, *, away: bool) -> bool:
         """Return whether the worker may be ended to make room for a run with documents to store."""
-        if not self.ready or self.finish_by is not None or self.backlog or self.relayed > self.next:
+        if not self.ready or self.finish_by is not None or self.queued_messages or self.relayed > self.next:
             return False
         if self.state is State.OPEN:
             return self.written >= self.next and now - self.heard >= _IDLE_OPEN
         return self.auditing or (self.state is State.CLOSING and (away or now - self.heard >= _IDLE_CLOSING))
 
-    def put_off(self, message: messages.Documents | messages.Abandoned) -> None:
+    def queue_message(self, message: messages.Documents | messages.Abandoned) -> None:
         """Keep a message for the worker that is being started, unless an earlier kept message contains it."""
-        last = next((kept for kept in reversed(self.backlog) if type(kept) is type(message)), None)
+        last = next((kept for kept in reversed(self.queued_messages) if type(kept) is type(message)), None)
         if isinstance(message, messages.Documents) and isinstance(last, messages.Documents):
             if message.next > last.next:
-                self.backlog.append(message)
+                self.queued_messages.append(message)
         elif last is None:
-            self.backlog.append(message)
+            self.queued_messages.append(message)
 
     def try_again(self) -> None:
         """Forget a failure that was removed from the journal."""
         if self.state is State.FAILED:
-            self.happens(Event.RESUMED)
+            self.apply_event(Event.RESUMED)
         self.reason = ""
-        self.deaths = self.fruitless_deaths = self.tries = 0
+        self.deaths = self.deaths_without_writes = self.tries = 0
         self.start_at = 0.0
 
     def worker_died(self, exit_code: int | None) -> bool:
         """Count a death and set the delay of the next start; return True if the run must be quarantined."""
-        self.happens(Event.DIED)
+        self.apply_event(Event.DIED)
         self.deaths += 1
-        self.fruitless_deaths += 1
-        delay = min(_MAX_DELAY, _FIRST_DELAY * 2 ** (self.fruitless_deaths - 1))
+        self.deaths_without_writes += 1
+        delay = min(_MAX_DELAY, _FIRST_DELAY * 2 ** (self.deaths_without_writes - 1))
         self.start_at = time.monotonic() + delay
         log.warning(
             "The worker of run %s ended with exit code %s; starting another in %.2f s.", self.uid, exit_code, delay
         )
-        return self.deaths >= MAX_DEATHS or self.fruitless_deaths >= MAX_FRUITLESS_DEATHS
+        return self.deaths >= MAX_DEATHS or self.deaths_without_writes >= MAX_DEATHS_WITHOUT_WRITES
 
     def quarantine(self, reason: str) -> None:
         """Record the failure in the journal. The worker must be gone."""
-        self.happens(Event.FAILED)
+        self.apply_event(Event.FAILED)
         self.reason = reason
         log.error("Run %s is in quarantine: %s. Its documents are in %s.", self.uid, reason, self.journal)
         state = {"outcome": State.FAILED.value, "reason": reason}

@@ -25,20 +25,20 @@ import zmq
 from .._crash_points import crash_point
 from .._errors import DirectoryUnusable, JournalError, JournalLocked, LifecycleError, ProtocolError
 from .._filesystem import network_filesystem
-from .._limited import LimitedLog
+from .._rate_limited_log import RateLimitedLog
 from ..log import FileLock, journal_filename
 from ..protocol import ServerCurve, messages
-from ._audits import PUT_OFF, Audits
+from ._audit_schedule import PUT_OFF, AuditSchedule
 from ._finished import Filing, bring_back, is_finished
 from ._fork_server import ForkServer, WorkerProcess
-from ._front import MESSAGES_PER_TURN, ClientLimits, Front, Publisher
-from ._greetings import Greetings
+from ._frontend import MESSAGES_PER_TURN, ClientLimits, Frontend, Publisher
+from ._handshake_queue import HandshakeQueue
 from ._lifecycle import Event, State
-from ._parking import Parking, catching_up
+from ._resume_queue import ResumeQueue, catching_up
 from ._retry import RetryWatch, clear_failure, retry_is_requested, withdraw_retry
 from ._runs import Run, WorkerCommand, WorkerTask
 from ._survey import Survey
-from ._watch import FINISH_TIMEOUT, ProcessWatch, WorkerLimits, WorkerWatch
+from ._worker_monitor import FINISH_TIMEOUT, ProcessTable, WorkerLimits, WorkerMonitor
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Supervisor:
         max_workers: int = DEFAULT_MAX_WORKERS,
         max_resumed: int = DEFAULT_MAX_RESUMED,
         limits: WorkerLimits = WorkerLimits(),  # noqa: B008  it is frozen
-        processes: ProcessWatch | None = None,
+        processes: ProcessTable | None = None,
     ) -> None:
         _prepare_directory(journal_dir, make=not drain)
         self._lock = FileLock(journal_dir / ".supervisor.lock")
@@ -123,25 +123,25 @@ class Supervisor:
         self._curve = curve
         self._max_workers = max_workers
         self._runs: dict[str, Run] = {}
-        self._greetings = Greetings()
+        self._handshake_queue = HandshakeQueue()
         # Runs that have documents for a worker, in order of arrival.
         self._waiting: dict[str, None] = {}
         # Runs with something left to write.
-        self._parking = Parking(max_resumed)
+        self._resume_queue = ResumeQueue(max_resumed)
         # Written runs to be compared with their journals again.
-        self._audits = Audits()
-        self._survey = Survey(journal_dir, self._take_up)
+        self._audit_schedule = AuditSchedule()
+        self._survey = Survey(journal_dir, self._handle_surveyed_journal)
         self._retries = RetryWatch(journal_dir)
         self._filing = Filing()
         self._last_order = 0.0
-        self._watch = WorkerWatch(limits, processes, ask=self._ask, end=self._end_worker)
+        self._worker_monitor = WorkerMonitor(limits, processes, ask=self._ask, end=self._end_worker)
         self._by_token: dict[bytes, Run] = {}
         self._by_process: dict[WorkerProcess, Run] = {}
         self._stop_deadline: float | None = None
         # Tokens are unique to this supervisor: a worker of a killed one may live on for a moment and find our socket.
         session = secrets.token_hex(8)
         self._tokens = (f"{session}-{number}".encode() for number in itertools.count(1))
-        self._limited = LimitedLog(log)
+        self._limited_log = RateLimitedLog(log)
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_sender.setblocking(False)
         self._fork_server = ForkServer(command)
@@ -164,7 +164,7 @@ class Supervisor:
             The path of the journal directory is too long for a socket, and the system has no `/proc`.
         """
         context: zmq.Context[_Socket] = zmq.Context()
-        self._front = Front(context, self._clients, self._curve)
+        self._frontend = Frontend(context, self._clients, self._curve)
         try:
             self._open(context)
             self._fork_server.check(time.monotonic())
@@ -174,7 +174,7 @@ class Supervisor:
                 self._turn()
         finally:
             self._end_workers()
-            self._front.close()
+            self._frontend.close()
             context.destroy(linger=200)
             self.close()
         return [run for run in self._runs.values() if not self._is_drained(run)]
@@ -212,8 +212,8 @@ class Supervisor:
 
     def _open(self, context: zmq.Context[_Socket]) -> None:
         if self._listen is not None:
-            self._front.bind(self._listen)
-            log.info("Listening at %s; journals are in %s.", self._front.endpoint, self.journal_dir)
+            self._frontend.bind(self._listen)
+            log.info("Listening at %s; journals are in %s.", self._frontend.endpoint, self.journal_dir)
         self._back = context.socket(zmq.ROUTER)
         self._back.setsockopt(zmq.ROUTER_MANDATORY, 1)
         # Messages to workers are bounded by the publishers' windows.
@@ -221,7 +221,7 @@ class Supervisor:
         self._mailbox = f"ipc://{self._find_mailbox_path()}"
         self._back.bind(self._mailbox)
         self._poller = zmq.Poller()
-        self._poller.register(self._front.socket, zmq.POLLIN)
+        self._poller.register(self._frontend.socket, zmq.POLLIN)
         self._poller.register(self._back, zmq.POLLIN)
         self._poller.register(self._wake_receiver.fileno(), zmq.POLLIN)
         self._poller.register(self._fork_server.fileno(), zmq.POLLIN)
@@ -242,25 +242,25 @@ class Supervisor:
         return descriptors / str(self._directory) / path.name
 
     def _turn(self) -> None:
-        if self._watch.look(list(self._by_token.values()), time.monotonic()):
+        if self._worker_monitor.check_workers(list(self._by_token.values()), time.monotonic()):
             self._fork_server.check(time.monotonic())
             self._look_for_retries()
             self._filing.retry(time.monotonic(), lambda path: self._run_with(path) is not None)
         self._survey_journals()
-        self._front.look()
+        self._frontend.look()
         self._start_workers()
-        patience = 0.0 if self._greetings else self._patience()
+        patience = 0.0 if self._handshake_queue else self._patience()
         events = dict(self._poller.poll(int(patience * 1000)))
         if self._wake_receiver.fileno() in events:
             self._wake_receiver.recv(4096)
-            if self._front.socket in self._poller:
-                self._poller.unregister(self._front.socket)
+            if self._frontend.socket in self._poller:
+                self._poller.unregister(self._frontend.socket)
         if self._stop_deadline is not None:
             # Repeated in each iteration, since a worker just started does not listen yet.
             self._tell_workers_to_stop()
         if self._back in events:
             self._hear_workers()
-        if self._front.socket in events and self._stop_deadline is None:
+        if self._frontend.socket in events and self._stop_deadline is None:
             self._hear_publishers()
         self._answer_hellos()
         self._hear_fork_server()
@@ -271,7 +271,7 @@ class Supervisor:
         due = [] if survey is None else [survey]
         if self._room_for_workers():
             due += [self._runs[uid].start_at for uid in self._waiting]
-            parked = self._parking.next_at(catching_up(self._by_token.values()))
+            parked = self._resume_queue.next_at(catching_up(self._by_token.values()))
             if parked is not None and self._may_resume():
                 due.append(parked)
         return max(0.0, min([_IDLE, *(at - time.monotonic() for at in due)]))
@@ -281,7 +281,7 @@ class Supervisor:
             # A worker that is still being forked ends by itself when the fork server ends.
             forked = any(process.pid is not None for process in self._by_process)
             return not forked or time.monotonic() >= self._stop_deadline
-        left = self._waiting or self._parking or self._audits or self._by_token
+        left = self._waiting or self._resume_queue or self._audit_schedule or self._by_token
         return self._drain and self._survey.done and not left
 
     def _is_drained(self, run: Run) -> bool:
@@ -291,26 +291,26 @@ class Supervisor:
         return run.state in (State.WRITTEN, State.INTERRUPTED)
 
     def _hear_publishers(self) -> None:
-        for publisher, message in self._front.receive():
+        for publisher, message in self._frontend.receive():
             if isinstance(message, messages.Hello):
-                self._greetings.put(publisher, message)
+                self._handshake_queue.put(publisher, message)
             elif isinstance(message, messages.Documents | messages.Abandoned):
                 try:
                     self._relay(publisher, message)
                 except Exception as error:
                     self._log_trouble(message.run)
                     refusal = messages.Refused(message.run, message.first, messages.LATER, f"an error: {error}")
-                    self._front.refuse("later", publisher, refusal)
+                    self._frontend.refuse("later", publisher, refusal)
 
     def _answer_hellos(self) -> None:
         limits = self._clients
-        for publisher, views in self._greetings.turn(self._view, self._front.has):
+        for publisher, views in self._handshake_queue.turn(self._view, self._frontend.has):
             # Add publishers only now: a publisher that hears of a run before its Welcome could take it for its own run.
             for run in [self._runs[uid] for uid in views if uid in self._runs]:
                 views[run.uid] = self._view(publisher, run.uid)
-                if run.is_of(publisher.client):
+                if run.belongs_to(publisher.client):
                     run.publishers.add(publisher)
-            self._front.send(publisher, messages.Welcome(limits.window, limits.max_document, views))
+            self._frontend.send(publisher, messages.Welcome(limits.window, limits.max_document, views))
             crash_point("supervisor: publisher welcomed")
 
     def _view(self, publisher: Publisher, uid: str) -> messages.RunState:
@@ -324,7 +324,7 @@ class Supervisor:
     def _look_at(self, publisher: Publisher, uid: str) -> messages.RunState:
         # Do not keep the run in `_runs` if it is complete or unknown: a publisher may ask for any number of them.
         run = self._runs.get(uid) or Run.load(self.journal_dir, uid)
-        if run.unavailable or not run.is_of(publisher.client):
+        if run.unavailable or not run.belongs_to(publisher.client):
             return messages.RunState(0, ended=False, outcome="")
         if run.state is State.FAILED and retry_is_requested(run.journal):
             return msgspec.structs.replace(run.view(), outcome="", reason="")
@@ -333,16 +333,16 @@ class Supervisor:
     def _relay(self, publisher: Publisher, message: messages.Documents | messages.Abandoned) -> None:
         if message.run in publisher.refused:
             reason = publisher.refused[message.run]
-            self._front.refuse("refused", publisher, messages.Refused(message.run, 0, reason))
+            self._frontend.refuse("refused", publisher, messages.Refused(message.run, 0, reason))
             return
         run = self._runs.get(message.run) or Run.load(self.journal_dir, message.run)
         if (refused := self._refusal(run, publisher, message)) is not None:
             topic, refusal = refused
-            self._front.refuse(topic, publisher, refusal)
+            self._frontend.refuse(topic, publisher, refusal)
             return
         run.publishers.add(publisher)
         if run.ended and message.next <= run.next:
-            self._front.send(publisher, messages.Durable(run.uid, run.next, run.ended))
+            self._frontend.send(publisher, messages.Durable(run.uid, run.next, run.ended))
             return
         if run.uid not in self._runs:
             self._keep(run)
@@ -353,14 +353,14 @@ class Supervisor:
             self._to_worker(run, message)
             crash_point("supervisor: documents relayed")
         else:
-            run.put_off(message)
-            self._want_worker(run)
+            run.queue_message(message)
+            self._queue_for_worker(run)
 
     def _refusal(
         self, run: Run, publisher: Publisher, message: messages.Documents | messages.Abandoned
     ) -> tuple[str, messages.Refused] | None:
         """Return why a message must not go to the worker: a topic to count it under and the answer; None if it may."""
-        if not run.is_of(publisher.client):
+        if not run.belongs_to(publisher.client):
             return "owner", messages.Refused(run.uid, 0, "a run of this uid belongs to another client")
         if run.unavailable:
             return "later", messages.Refused(run.uid, message.first, messages.LATER, run.reason)
@@ -375,14 +375,14 @@ class Supervisor:
         if run.uid not in self._runs and not run.next:
             if message.first > 0 or isinstance(message, messages.Abandoned):
                 return "gap", messages.Refused(run.uid, 0, messages.GAP)
-            if (count := self._open_runs(publisher.party)) >= self._clients.max_open_runs:
+            if (count := self._open_runs(publisher.quota_key)) >= self._clients.max_open_runs:
                 detail = f"{count} runs of this client are open, which is the limit"
                 return "later", messages.Refused(run.uid, message.first, messages.LATER, detail)
         return None
 
-    def _open_runs(self, party: str) -> int:
+    def _open_runs(self, quota_key: str) -> int:
         """Count the open runs of a client that has publishers connected."""
-        there = {other for other in self._front.publishers.values() if other.party == party}
+        there = {other for other in self._frontend.publishers.values() if other.quota_key == quota_key}
         return sum(not (run.ended or run.final) and not there.isdisjoint(run.publishers) for run in self._runs.values())
 
     def _keep(self, run: Run) -> Run:
@@ -392,7 +392,7 @@ class Supervisor:
         return run
 
     def _tell_publishers(self, run: Run, message: messages.Message) -> None:
-        run.publishers = {publisher for publisher in run.publishers if self._front.send(publisher, message)}
+        run.publishers = {publisher for publisher in run.publishers if self._frontend.send(publisher, message)}
 
     def _hear_workers(self) -> None:
         for _ in range(MESSAGES_PER_TURN):
@@ -403,7 +403,7 @@ class Supervisor:
             try:
                 self._from_worker(token, messages.decode(frames))
             except ProtocolError as error:
-                self._limited.log(logging.ERROR, "workers", "A worker sent something else: %s", error)
+                self._limited_log.log(logging.ERROR, "workers", "A worker sent something else: %s", error)
             except LifecycleError:
                 log.exception("A message came out of order; it is ignored.")
             except Exception:
@@ -432,29 +432,29 @@ class Supervisor:
         elif isinstance(message, messages.Progress):
             run.advance(written=message.next)
         elif isinstance(message, messages.Reached):
-            self._parking.found_back()
+            self._resume_queue.note_recovery()
         elif isinstance(message, messages.Written):
-            run.happens(Event(message.outcome))
+            run.apply_event(Event(message.outcome))
             run.reason = message.reason
             self._tell_publishers(run, message)
 
     def _worker_is_ready(self, run: Run, message: messages.Ready) -> None:
         run.ready = True
-        run.happens(Event.READY)
+        run.apply_event(Event.READY)
         run.next = message.next
         self._note_end(run, message.ended)
         run.relayed = run.next
         if self._stop_deadline is not None or run.finish_by is not None:
             self._to_worker(run, messages.Finish())
             return
-        backlog, run.backlog = run.backlog, []
-        for waiting in backlog:
+        queued_messages, run.queued_messages = run.queued_messages, []
+        for waiting in queued_messages:
             self._to_worker(run, waiting)
 
     def _note_end(self, run: Run, ended: bool) -> None:
         run.ended = ended
         if ended and run.state is State.OPEN:
-            run.happens(Event.ENDED)
+            run.apply_event(Event.ENDED)
 
     def _to_worker(self, run: Run, message: messages.Message) -> None:
         if isinstance(message, messages.Documents):
@@ -471,12 +471,12 @@ class Supervisor:
         run.finish_by = time.monotonic() + FINISH_TIMEOUT
         self._to_worker(run, messages.Finish())
 
-    def _want_worker(self, run: Run) -> None:
+    def _queue_for_worker(self, run: Run) -> None:
         """Queue the run for a worker, for documents that have arrived or may arrive any time."""
         if run.process is None and run.uid not in self._waiting:
-            self._parking.discard(run)
+            self._resume_queue.discard(run)
             if run.state is not State.STARTING:
-                run.happens(Event.RESUMED)
+                run.apply_event(Event.RESUMED)
             self._waiting[run.uid] = None
 
     def _room_for_workers(self) -> bool:
@@ -491,14 +491,14 @@ class Supervisor:
                 return
             del self._waiting[run.uid]
             self._try_worker(run)
-        while self._may_resume() and self._parking.allows(catching_up(self._by_token.values()), now):
+        while self._may_resume() and self._resume_queue.may_resume(catching_up(self._by_token.values()), now):
             if not self._room_for_workers():
-                self._make_room(min(1, len(self._parking)), now, idle_only=True)
+                self._make_room(min(1, len(self._resume_queue)), now, idle_only=True)
                 return
-            resumed = self._next_left(now)
+            resumed = self._next_run_to_resume(now)
             if resumed is None:
                 return
-            resumed.resumed, resumed.probe = True, self._parking.away
+            resumed.resumed, resumed.probe = True, self._resume_queue.away
             self._try_worker(resumed)
 
     def _may_resume(self) -> bool:
@@ -513,7 +513,7 @@ class Supervisor:
         if self._stop_deadline is not None:
             return
         places -= sum(run.finish_by is not None for run in self._by_token.values())
-        others = [run for run in self._by_token.values() if run.can_wait(now, away=self._parking.away)]
+        others = [run for run in self._by_token.values() if run.worker_may_end(now, away=self._resume_queue.away)]
         if idle_only:
             others = [run for run in others if run.state is State.OPEN]
         others.sort(key=lambda run: (run.auditing, run.ended, run.order if run.ended else -run.heard), reverse=True)
@@ -521,24 +521,24 @@ class Supervisor:
             log.debug("Run %s is parked to make room.", run.uid)
             self._end_worker(run)
 
-    def _next_left(self, now: float) -> Run | None:
+    def _next_run_to_resume(self, now: float) -> Run | None:
         """Return the next run that needs a worker but no further documents, or None. Parked runs come before audits."""
-        run = self._parking.take(now)
+        run = self._resume_queue.pop_next(now)
         if run is not None:
             if run.state is not State.STARTING:
-                run.happens(Event.RESUMED)
+                run.apply_event(Event.RESUMED)
             return run
         if len(self._by_token) >= max(1, self._max_workers // 2):
             return None
-        audit = self._audits.take(time.time())
+        audit = self._audit_schedule.pop_due(time.time())
         if audit is None:
             return None
         run = self._runs.get(audit) or Run.load(self.journal_dir, audit)
         if run.unavailable:
-            self._audits.plan(audit, time.time() + PUT_OFF)
+            self._audit_schedule.schedule(audit, time.time() + PUT_OFF)
         if not run.complete or run.process is not None:
             # New documents have arrived for it, so the audit comes after these are written.
-            return self._next_left(now)
+            return self._next_run_to_resume(now)
         run.auditing = True
         return self._keep(run)
 
@@ -547,18 +547,18 @@ class Supervisor:
         try:
             self._start_worker(run)
         except (JournalError, sqlite3.Error, OSError) as error:
-            self._limited.log(logging.ERROR, "start", "Run %s has no worker; trying again: %s", run.uid, error)
+            self._limited_log.log(logging.ERROR, "start", "Run %s has no worker; trying again: %s", run.uid, error)
             self._postpone(run, _FORK_PAUSE)
             detail = f"no worker can be started: {error}"
             self._tell_publishers(run, messages.Refused(run.uid, run.next, messages.LATER, detail))
 
     def _start_worker(self, run: Run) -> None:
-        if not self._watch.orphan_is_gone(run, time.monotonic()):
+        if not self._worker_monitor.orphan_is_gone(run, time.monotonic()):
             self._postpone(run, _ORPHAN_PAUSE)
             return
         run.journal = bring_back(run.journal)
         run.token = next(self._tokens)
-        run.ready, run.finish_by, run.accused = False, None, ""
+        run.ready, run.finish_by, run.kill_reason = False, None, ""
         task = WorkerTask(self._mailbox, run.token, run.uid, run.journal, self._drain, run.order, run.client)
         process = self._fork_server.start_worker(task)
         run.process = process
@@ -575,21 +575,21 @@ class Supervisor:
             except Exception:
                 self._log_trouble(run.uid)
                 if process.ended:
-                    self._begin_anew(run, process)
+                    self._restart_from_journal(run, process)
 
-    def _begin_anew(self, run: Run, process: WorkerProcess) -> None:
+    def _restart_from_journal(self, run: Run, process: WorkerProcess) -> None:
         """Restart a run from its journal after an exception while the end of its worker was handled."""
         self._by_process.pop(process, None)
         self._by_token.pop(run.token, None)
         self._waiting.pop(run.uid, None)
-        self._parking.discard(run)
+        self._resume_queue.discard(run)
         fresh = Run.from_file(run.journal, run.uid)
         fresh.publishers, fresh.start_at = run.publishers, time.monotonic() + FINISH_TIMEOUT
         if fresh.final or self._stop_deadline is not None:
             self._runs.pop(run.uid, None)
         else:
             self._runs[run.uid] = fresh
-            self._parking.add(fresh)
+            self._resume_queue.add(fresh)
         detail = "there was an error about it on the ingest host"
         self._tell_publishers(fresh, messages.Refused(run.uid, fresh.next, messages.LATER, detail))
 
@@ -598,16 +598,16 @@ class Supervisor:
             self._worker_ended(run)
         else:
             crash_point("supervisor: worker forked")
-            self._watch.started(run)
+            self._worker_monitor.started(run)
             log.debug("Worker %s writes run %s.", process.pid, run.uid)
 
     def _postpone(self, run: Run, pause: float) -> None:
         run.start_at = time.monotonic() + pause
         if run.auditing:
-            self._audits.plan(run.uid, time.time() + pause)
+            self._audit_schedule.schedule(run.uid, time.time() + pause)
             self._forget(run)
-        elif run.resumed and not run.backlog:
-            self._parking.add(run)
+        elif run.resumed and not run.queued_messages:
+            self._resume_queue.add(run)
         else:
             self._waiting[run.uid] = None
         run.resumed = run.probe = run.auditing = False
@@ -625,9 +625,9 @@ class Supervisor:
             self._postpone(run, _FORK_PAUSE)
             return
         audited = run.auditing and run.complete
-        died = process.exit_code != 0 or bool(run.accused)
-        if run.accused and self._stop_deadline is None:
-            run.record("worker ended", {"reason": run.accused})
+        died = process.exit_code != 0 or bool(run.kill_reason)
+        if run.kill_reason and self._stop_deadline is None:
+            run.record("worker ended", {"reason": run.kill_reason})
         if not run.final and not died:
             self._worker_left(run)
         elif not run.final:
@@ -637,8 +637,8 @@ class Supervisor:
             # The worker died with documents that it had not stored.
             self._tell_publishers(run, messages.Refused(run.uid, run.next, messages.GAP))
             run.relayed = run.next
-        if run.backlog and self._stop_deadline is None:
-            self._want_worker(run)
+        if run.queued_messages and self._stop_deadline is None:
+            self._queue_for_worker(run)
         elif run.final:
             self._look_again(run, audited=audited, died=died)
             self._forget(run)
@@ -650,8 +650,8 @@ class Supervisor:
             return
         if run.finish_by is None:
             # The worker ended by itself, so Tiled is away.
-            self._parking.found_away(run, time.monotonic())
-        self._parking.add(run)
+            self._resume_queue.note_outage(run, time.monotonic())
+        self._resume_queue.add(run)
 
     def _look_again(self, run: Run, *, audited: bool, died: bool) -> None:
         """Schedule the audit of a written run if its journal asks for one; file the journal away otherwise."""
@@ -662,14 +662,14 @@ class Supervisor:
         if journal.unavailable:
             at = time.time() + PUT_OFF
         if at is None:
-            self._audits.discard(run.uid)
+            self._audit_schedule.discard(run.uid)
             if journal.complete:
                 self._filing.file(run.journal)
             return
         if audited and not died and at == run.audit_at and run.finish_by is None:
             # The worker ended without an audit although nobody told it to end, so Tiled is away.
-            self._parking.found_away(run, time.monotonic())
-        pause = self._audits.pause_after(run.uid, died=died) if audited else 0.0
+            self._resume_queue.note_outage(run, time.monotonic())
+        pause = self._audit_schedule.pause_after(run.uid, died=died) if audited else 0.0
         if pause is None:
             run.give_audit_up()
         else:
@@ -680,31 +680,31 @@ class Supervisor:
         journal = Run.from_file(run.journal, run.uid)
         if journal.unusable:
             # The journal may be usable again later; otherwise the next worker reports it.
-            run.happens(Event.PARKED)
+            run.apply_event(Event.PARKED)
             run.start_at = time.monotonic() + PUT_OFF
             return
         run.next, run.end = max(run.next, journal.next), journal.end
         self._note_end(run, journal.ended)
         if journal.final and run.state is State.CLOSING:
-            run.happens(Event(journal.outcome))
+            run.apply_event(Event(journal.outcome))
             run.reason = journal.reason
             self._tell_publishers(run, messages.Written(run.uid, run.outcome, run.reason))
         else:
-            run.happens(Event.PARKED)
+            run.apply_event(Event.PARKED)
 
     def _worker_died(self, run: Run, exit_code: int | None) -> None:
         if self._stop_deadline is not None:
-            run.happens(Event.DIED)
+            run.apply_event(Event.DIED)
             return
         if run.worker_died(exit_code):
-            times = max(run.deaths, run.fruitless_deaths)
+            times = max(run.deaths, run.deaths_without_writes)
             reason = f"its worker died {times} times in a row without progress"
-            run.quarantine(f"{reason}; at last {run.accused}" if run.accused else reason)
+            run.quarantine(f"{reason}; at last {run.kill_reason}" if run.kill_reason else reason)
             self._tell_publishers(run, messages.Written(run.uid, run.outcome, run.reason))
-        elif run.backlog or not run.ended:
-            self._want_worker(run)
+        elif run.queued_messages or not run.ended:
+            self._queue_for_worker(run)
         else:
-            self._parking.add(run)
+            self._resume_queue.add(run)
 
     def _forget(self, run: Run) -> None:
         if not self._drain and self._stop_deadline is None:
@@ -715,9 +715,9 @@ class Supervisor:
         if self._survey.done or self._stop_deadline is not None:
             return
         if self._survey.proceed():
-            log.info("%d journals looked at; resuming %d unfinished runs.", self._survey.seen, len(self._parking))
+            log.info("%d journals looked at; resuming %d unfinished runs.", self._survey.seen, len(self._resume_queue))
 
-    def _take_up(self, path: Path) -> None:
+    def _handle_surveyed_journal(self, path: Path) -> None:
         """Handle a journal found by the survey: file it away, plan its audit, or resume its run."""
         if self._run_with(path) is not None:
             # Documents have arrived for it, or it is being retried.
@@ -740,7 +740,7 @@ class Supervisor:
         elif run.next:
             # A run without documents is not resumed; its publisher still has all of them.
             self._runs[run.uid] = run
-            self._parking.add(run)
+            self._resume_queue.add(run)
 
     def _run_with(self, path: Path) -> Run | None:
         """Return the active run that has this journal, or None."""
@@ -783,24 +783,24 @@ class Supervisor:
             run = Run.from_file(path)
             self._runs[run.uid] = run
         run.try_again()
-        if run.backlog:
-            self._want_worker(run)
+        if run.queued_messages:
+            self._queue_for_worker(run)
         elif run.left:
             self._waiting.pop(run.uid, None)
-            self._parking.add(run)
+            self._resume_queue.add(run)
         else:
             self._forget(run)
         withdraw_retry(path)
 
     def _plan_audit(self, run: Run, at: float) -> None:
         if not self._drain or at <= time.time():
-            self._audits.plan(run.uid, at)
+            self._audit_schedule.schedule(run.uid, at)
         else:
             log.warning("Run %s wants to be looked at again later; the next supervisor does so.", run.uid)
 
     def _log_trouble(self, uid: str) -> None:
         """Log the current exception. A problem with one run must not end a loop that serves all runs."""
-        self._limited.log(logging.ERROR, f"trouble {uid}", "There is trouble with run %s.", uid, exc_info=True)
+        self._limited_log.log(logging.ERROR, f"trouble {uid}", "There is trouble with run %s.", uid, exc_info=True)
 
     def _tell_workers_to_stop(self) -> None:
         for run in self._by_token.values():

@@ -27,7 +27,7 @@ from spools import seq_nums, start
 from tiledbroker import Journal, Record, decode, open_run, run_files
 from tiledbroker.log import _released_spool
 from tiledbroker.log._released_spool import tail_of
-from tiledbroker.publisher import _left_runs as left_runs
+from tiledbroker.publisher import _adoption as left_runs
 from tiledbroker.publisher._spool import Spool
 
 LEFT = TESTS / "data" / "released_spool_0.1.tar.gz"

@@ -11,7 +11,7 @@ import pytest
 from tiledbroker import Journal
 from tiledbroker.protocol.messages import Abandoned, documents
 from tiledbroker.supervisor._lifecycle import State
-from tiledbroker.supervisor._runs import MAX_DEATHS, MAX_FRUITLESS_DEATHS, Run
+from tiledbroker.supervisor._runs import MAX_DEATHS, MAX_DEATHS_WITHOUT_WRITES, Run
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def batch(first: int, count: int):
 
 def test_what_is_sent_again_while_a_worker_starts_is_kept_once(run: Run) -> None:
     for message in [batch(0, 10), batch(10, 5), batch(0, 10), batch(10, 5), Abandoned("run", 15), Abandoned("run", 15)]:
-        run.put_off(message)
-    assert run.backlog == [batch(0, 10), batch(10, 5), Abandoned("run", 15)]
+        run.queue_message(message)
+    assert run.queued_messages == [batch(0, 10), batch(10, 5), Abandoned("run", 15)]
 
 
 def test_replaying_is_no_progress(run: Run) -> None:
@@ -57,13 +57,13 @@ def test_each_death_delays_the_next_worker_longer(run: Run) -> None:
 def test_documents_between_deaths_do_not_make_restarts_frequent_for_ever(run: Run) -> None:
     """A run that kills its worker while it is being measured: each worker journals a little before it dies."""
     delays = []
-    for death in range(1, MAX_FRUITLESS_DEATHS):
+    for death in range(1, MAX_DEATHS_WITHOUT_WRITES):
         run.advance(next_=death)
         now = time.monotonic()
         assert not run.worker_died(1)
         delays.append(run.start_at - now)
     assert delays[-1] == pytest.approx(30.0, abs=0.1)
-    run.advance(next_=MAX_FRUITLESS_DEATHS)
+    run.advance(next_=MAX_DEATHS_WITHOUT_WRITES)
     assert run.worker_died(1)
 
 
@@ -82,9 +82,9 @@ def test_a_worker_makes_room_when_nothing_waits_for_it(
     run: Run, state: State, away: bool, idle: float, may: bool
 ) -> None:
     run.state, run.ready, run.next, run.written, run.relayed, run.heard = state, True, 5, 5, 5, 100.0
-    assert run.can_wait(100.0 + idle, away=away) is may
+    assert run.worker_may_end(100.0 + idle, away=away) is may
     run.relayed = 6  # documents are on their way to it
-    assert not run.can_wait(100.0 + idle, away=away)
+    assert not run.worker_may_end(100.0 + idle, away=away)
 
 
 def test_a_journal_names_its_worker_its_turn_and_its_next_audit(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tiledbroker.log._journal import find_run_file
 from tiledbroker.supervisor._finished import bring_back
 from tiledbroker.supervisor._lifecycle import State
 from tiledbroker.supervisor._runs import MAX_DEATHS, Run
-from tiledbroker.supervisor._watch import WorkerLimits, WorkerWatch
+from tiledbroker.supervisor._worker_monitor import WorkerLimits, WorkerMonitor
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
 from tiledwriter.worker._processes import Processes
 
@@ -259,14 +259,14 @@ class Asked:
     def __init__(self, tmp_path: Path, silence: float) -> None:
         self.run = Run("run", tmp_path / "run.sqlite", State.OPEN)
         self.asked = self.ended = 0
-        self._watch = WorkerWatch(WorkerLimits(silence=silence), None, ask=self._ask, end=self._end)
+        self._worker_monitor = WorkerMonitor(WorkerLimits(silence=silence), None, ask=self._ask, end=self._end)
         self.now = time.monotonic()
         self.run.answered = self.run.asked = self.now
 
     def pass_by(self, seconds: float) -> None:
         for _ in range(int(seconds)):
             self.now += 1.0
-            self._watch.look([self.run], self.now)
+            self._worker_monitor.check_workers([self.run], self.now)
 
     def _ask(self, run: Run) -> None:
         assert run is self.run
@@ -280,9 +280,9 @@ def test_a_silent_worker_is_asked_several_times_before_it_is_blamed(tmp_path: Pa
     asked = Asked(tmp_path, silence=40)
     asked.pass_by(39)
     assert asked.asked == 3
-    assert not asked.run.accused
+    assert not asked.run.kill_reason
     asked.pass_by(2)
-    assert asked.run.accused == "its worker did not answer for 40 s"
+    assert asked.run.kill_reason == "its worker did not answer for 40 s"
 
 
 def test_a_worker_that_answers_is_left_in_peace(tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_a_worker_that_answers_is_left_in_peace(tmp_path: Path) -> None:
     for _ in range(20):
         asked.pass_by(15)
         asked.run.answered = asked.now
-    assert not asked.run.accused
+    assert not asked.run.kill_reason
 
 
 # Late audits

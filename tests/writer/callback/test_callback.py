@@ -56,7 +56,7 @@ def client_of_proxy(proxy: FaultyProxy, tiled_server: TiledServer) -> Iterator[A
 
 @pytest.fixture
 def short_quiet_period(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_callback_run, "QUIET_PERIOD", 0.3)
+    monkeypatch.setattr(_callback_run, "QUIET_PERIOD_SECONDS", 0.3)
 
 
 def a_run(events: int = 3, value: Callable[[int], Any] = float, **data_key: Any) -> Documents:

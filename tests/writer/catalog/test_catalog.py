@@ -52,7 +52,7 @@ from tiledwriter.mapping._operations import (
 )
 from tiledwriter.testing import wait_until
 
-QUIET_PERIOD = 0.3
+QUIET_PERIOD_SECONDS = 0.3
 COLUMNS = (Column("seq_num", "int64"), Column("time", "float64"), Column("x", "float64"))
 BY_SEQ_NUM = ("seq_num", "time")
 
@@ -86,7 +86,7 @@ class Run:
         self._api_key = api_key
 
     @contextmanager
-    def catalog(self, *, poison_after=5.0, quiet_period=QUIET_PERIOD, stopping=None):
+    def catalog(self, *, poison_after=5.0, quiet_period=QUIET_PERIOD_SECONDS, stopping=None):
         with self.proxy.client(self._api_key) as client:
             stopping = stopping or threading.Event()
             connection = Connection(lambda: client, stopping, self.journal.note, poison_after=poison_after)
@@ -404,7 +404,7 @@ def test_what_a_probe_has_left_is_removed_before_the_run_ends(run, proxy, tiled,
     with run.catalog() as catalog:
         catalog.apply(run.with_table())
         proxy.script("DELETE" if left == "detached" else "PUT", "", *[answer(503)] * 2)
-        assert not catalog._nodes._connection.writes_well()
+        assert not catalog._nodes._connection.databases_can_write()
     assert "tiledwriter_probe" in list(tiled.new_variation()[run.uid])
     run.apply(*run.with_table(), run.append(0, 2), UpdateMetadata(run.uid, STOP))
     assert list(tiled.new_variation()[run.uid]) == ["primary"]
@@ -689,7 +689,7 @@ def test_an_append_that_never_arrived_is_sent_again_after_the_quiet_period(run, 
         waiting = catalog.apply([*run.with_table(), run.append(0, 3)])
         started = time.monotonic()
         finish(catalog, waiting)
-        assert time.monotonic() - started >= QUIET_PERIOD
+        assert time.monotonic() - started >= QUIET_PERIOD_SECONDS
     assert appends(proxy) == [[0, 1, 2]] * 2
     assert read_column(tiled, run.table) == [0, 1, 2]
 

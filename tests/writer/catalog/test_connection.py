@@ -11,8 +11,8 @@ from faulty_proxy import CUT_BEFORE, PASS, ScriptedServer, answer, page, small_c
 
 from tiledwriter._errors import Ambiguous, PoisonedOperation, Refused, Stopped
 from tiledwriter.catalog import _connection
-from tiledwriter.catalog._answers import NotProcessed, NotTiled, Paused, ServerFailed, sort_answer
 from tiledwriter.catalog._connection import Connection, check_version
+from tiledwriter.catalog._responses import NotProcessed, NotTiled, Paused, ServerFailed, raise_for_response
 from tiledwriter.testing import free_port, wait_until
 
 
@@ -85,14 +85,14 @@ def response(status, **options):
 @pytest.mark.parametrize("content", [b"null", b'{"id":"x"}', b'{"data":{}}', b'{"data_type":{}}'], ids=repr)
 @pytest.mark.parametrize("status", [200, 201])
 def test_a_good_answer_means_done(status, content):
-    assert sort_answer(response(status, content=content, headers={"Content-Type": "application/json"})) is None
+    assert raise_for_response(response(status, content=content, headers={"Content-Type": "application/json"})) is None
 
 
 def test_content_that_was_asked_for_means_done():
     octets = {"Content-Type": "application/octet-stream"}
-    assert sort_answer(response(200, content=b"12345678", headers=octets), "application/octet-stream") is None
+    assert raise_for_response(response(200, content=b"12345678", headers=octets), "application/octet-stream") is None
     with pytest.raises(NotTiled):
-        sort_answer(response(200, json=None), "application/octet-stream")
+        raise_for_response(response(200, json=None), "application/octet-stream")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_content_that_was_asked_for_means_done():
 )
 def test_what_is_not_in_tiled_s_words_says_nothing_about_the_request(status, options):
     with pytest.raises(NotTiled, match=f"^{status}: ") as raised:
-        sort_answer(response(status, **options))
+        raise_for_response(response(status, **options))
     assert raised.value.status == status
 
 
@@ -139,16 +139,16 @@ def test_what_is_not_in_tiled_s_words_says_nothing_about_the_request(status, opt
 )
 def test_each_other_answer_has_its_meaning(status, error):
     with pytest.raises(error) as raised:
-        sort_answer(response(status, json={"detail": "because"}))
+        raise_for_response(response(status, json={"detail": "because"}))
     assert type(raised.value) is error
     assert str(raised.value) == f"{status}: because"
 
 
 def test_an_answer_without_json_gives_its_reason():
     with pytest.raises(Ambiguous, match="502: Bad Gateway"):
-        sort_answer(response(502, html="<h1>Bad</h1>"))
+        raise_for_response(response(502, html="<h1>Bad</h1>"))
     with pytest.raises(NotTiled, match="302: redirected to /login"):
-        sort_answer(response(302, headers={"Location": "/login"}))
+        raise_for_response(response(302, headers={"Location": "/login"}))
 
 
 @pytest.mark.parametrize(
@@ -157,14 +157,14 @@ def test_an_answer_without_json_gives_its_reason():
 )
 def test_retry_after_is_understood_in_seconds(header, seconds):
     with pytest.raises(NotProcessed) as raised:
-        sort_answer(response(429, headers={"Retry-After": header} if header else {}))
+        raise_for_response(response(429, headers={"Retry-After": header} if header else {}))
     assert raised.value.retry_after == seconds
 
 
 @pytest.mark.parametrize("header", ["nan", "-5"])
 def test_a_retry_after_that_is_no_time_to_wait_is_not_taken(header):
     with pytest.raises(NotProcessed) as raised:
-        sort_answer(response(429, headers={"Retry-After": header}))
+        raise_for_response(response(429, headers={"Retry-After": header}))
     assert raised.value.retry_after is None
 
 
@@ -327,7 +327,7 @@ def test_connecting_is_tried_until_it_succeeds(server, stopping, reports, waits)
 def away(connection, monkeypatch):
     """Since when the server was away, at each wait for another try."""
     seen = []
-    monkeypatch.setattr(connection, "_sleep", lambda _: seen.append(connection.away_since))
+    monkeypatch.setattr(connection, "_sleep", lambda _: seen.append(connection.unavailable_since))
     return seen
 
 
@@ -343,14 +343,14 @@ def test_a_server_that_takes_no_requests_is_away_from_the_first_one_on(connectio
     assert len(away) == 3
     assert len(set(away)) == 1
     assert before <= away[0] <= time.monotonic()
-    assert connection.away_since is None
+    assert connection.unavailable_since is None
 
 
 def test_it_is_away_after_the_only_try_of_what_may_not_be_repeated(connection, server):
     server.script("PATCH", "table", answer(504))
     with pytest.raises(Ambiguous):
         connection.send("PATCH", "table/partition", "run", content=b"rows", repeat=False)
-    assert connection.away_since is not None
+    assert connection.unavailable_since is not None
 
 
 def test_it_is_away_while_there_is_nobody_to_connect_to(server, stopping, reports, monkeypatch):
@@ -364,11 +364,11 @@ def test_it_is_away_while_there_is_nobody_to_connect_to(server, stopping, report
             return client
 
         connection = Connection(connect, stopping, reports)
-        monkeypatch.setattr(connection, "_sleep", lambda _: seen.append(connection.away_since))
+        monkeypatch.setattr(connection, "_sleep", lambda _: seen.append(connection.unavailable_since))
         connection.send("GET", "metadata", "run")
     assert len(seen) == 2
     assert None not in seen
-    assert connection.away_since is None
+    assert connection.unavailable_since is None
 
 
 def test_a_500_means_that_it_is_away_if_its_probe_fails_too(connection, server, away):
@@ -384,7 +384,7 @@ def test_a_server_that_refuses_something_is_there(connection, server, status):
     server.script("POST", "metadata", answer(503), answer(status))
     with pytest.raises(Refused):
         connection.send("POST", "metadata", "run", json={})
-    assert connection.away_since is None
+    assert connection.unavailable_since is None
 
 
 def test_who_wants_to_know_is_told_once_that_the_server_answers_and_again_after_it_was_away(
@@ -504,7 +504,7 @@ def test_a_server_that_is_too_old_is_named_and_waited_for(server, stopping, repo
         away = []
 
         def sleep(_):
-            away.append(connection.away_since)
+            away.append(connection.unavailable_since)
             client.context.server_info.library_version = "0.2.12"
 
         monkeypatch.setattr(connection, "_sleep", sleep)
@@ -595,10 +595,10 @@ def test_poison_is_recognized_by_wall_clock_time(server, stopping, reports, wait
 def test_databases_are_well_if_they_can_be_read_and_written(server, stopping, reports, waits):
     with server.client() as client:
         connection = Connection(lambda: client, stopping, reports)
-        assert connection.reads_well()
-        assert connection.writes_well()
+        assert connection.databases_can_read()
+        assert connection.databases_can_write()
         server.script("GET", "metadata/", CUT_BEFORE, PASS, answer(500))
-        assert [connection.reads_well() for _ in range(2)] == [True, False]
+        assert [connection.databases_can_read() for _ in range(2)] == [True, False]
         # The first time, there is a table that was left by a probe before.
         server.script("POST", "metadata/", answer(409), PASS, answer(500))
-        assert [connection.writes_well() for _ in range(2)] == [True, False]
+        assert [connection.databases_can_write() for _ in range(2)] == [True, False]

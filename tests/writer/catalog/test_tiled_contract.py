@@ -199,8 +199,8 @@ def test_an_array_begins_without_rows_and_shows_a_whole_chunk_until_it_is_told_h
 def test_rows_of_an_hdf5_file_are_selected_by_a_list_in_its_order(api: Api, readable: Path, rows: list[int]) -> None:
     file = readable / f"{api.root}.h5"
     values = numpy.arange(24.0).reshape(6, 4)
-    with h5py.File(file, "w") as opened:
-        opened["x"] = values
+    with h5py.File(file, "w") as open_run_file:
+        open_run_file["x"] = values
     source = files_of([file], "application/x-hdf5", values[rows].shape, {"dataset": "x", "slice": rows, "swmr": False})
     found = api.register("rows", source)
     assert found.read().tolist() == values[rows].tolist()

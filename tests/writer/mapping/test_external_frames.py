@@ -78,8 +78,8 @@ class Acquisition:
             made = [frame(kind, file, number) for number in range(count)]
             stem = f"{KEYS[kind]}{file}"
             if kind in {HDF5, LEGACY}:
-                with h5py.File(self.directory / f"{stem}.h5", "w") as opened:
-                    opened["/entry/data/data"] = numpy.stack(made)
+                with h5py.File(self.directory / f"{stem}.h5", "w") as open_run_file:
+                    open_run_file["/entry/data/data"] = numpy.stack(made)
             elif kind == CSV:
                 numpy.savetxt(self.directory / f"{stem}.csv", numpy.concatenate(made), delimiter=",")
             for number, values in enumerate(made):

@@ -12,7 +12,7 @@ from ophyd.sim import SynSignalWithRegistry, det, motor
 from tiledbroker import Encoder, Journal, ZMQPublisher
 from tiledwriter.mapping._fold import Fold
 from tiledwriter.mapping._operations import CreateContainer, UpdateMetadata
-from tiledwriter.mapping._stream_filter import StreamFilter, StreamSieve
+from tiledwriter.mapping._stream_filter import RunStreamFilter, StreamFilter
 from tiledwriter.mapping._writing_options import WritingOptions
 from tiledwriter.testing import SupervisorProcess, journal_of
 
@@ -38,7 +38,7 @@ def test_a_stream_is_kept_if_it_is_included_and_not_excluded(streams, kept):
 
 
 def test_the_documents_of_a_stream_are_left_out_and_no_others():
-    sieve = StreamSieve(StreamFilter(exclude=("baseline",)))
+    sieve = RunStreamFilter(StreamFilter(exclude=("baseline",)))
     kept = [
         (name, document)
         for name, document in [
@@ -70,7 +70,7 @@ def test_the_documents_of_a_stream_are_left_out_and_no_others():
 
 
 def test_nothing_is_noted_where_nothing_was_left_out():
-    sieve = StreamSieve(StreamFilter(exclude=("baseline",)))
+    sieve = RunStreamFilter(StreamFilter(exclude=("baseline",)))
     assert sieve.keeps("descriptor", {"uid": "p", "name": "primary"})
     assert sieve.notes == []
 

@@ -65,7 +65,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[sqlite3.Connection]:
+def open_run_file(path: Path) -> Iterator[sqlite3.Connection]:
     """A journal in the hands of somebody who knows how to get around its triggers."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
@@ -78,49 +78,49 @@ def replaced(connection: sqlite3.Connection, idx: int, body: bytes) -> None:
 
 
 def flip_a_bit(path: Path) -> None:
-    with opened(path) as connection:
+    with open_run_file(path) as connection:
         (body,) = connection.execute("SELECT body FROM documents WHERE idx = 3").fetchone()
         changed = body[:10] + bytes([body[10] ^ 1]) + body[11:]
         connection.execute("UPDATE documents SET body = ? WHERE idx = 3", (changed,))
 
 
 def lose_two_documents(path: Path) -> None:
-    with opened(path) as connection:
+    with open_run_file(path) as connection:
         connection.execute("DELETE FROM documents WHERE idx IN (3, 4)")
 
 
 def lose_the_start(path: Path) -> None:
-    with opened(path) as connection:
+    with open_run_file(path) as connection:
         connection.execute("DELETE FROM documents WHERE idx = 0")
 
 
 def garble(path: Path) -> None:
-    with opened(path) as connection:
+    with open_run_file(path) as connection:
         replaced(connection, 3, b"\xc1 this is no MessagePack")
 
 
 def refer_to_nothing(path: Path) -> None:
-    with opened(path) as connection:
+    with open_run_file(path) as connection:
         event = {"descriptor": "nobody", "uid": "e", "seq_num": 2, "time": 0.0, "data": {}, "timestamps": {}}
         replaced(connection, 3, Encoder().encode(event))
 
 
 def start_another_run(path: Path) -> None:
-    with opened(path) as connection:
+    with open_run_file(path) as connection:
         replaced(connection, 3, Encoder().encode({"uid": "another", "time": 0.0}))
         connection.execute("UPDATE documents SET name = 'start' WHERE idx = 3")
 
 
 def double_an_event(path: Path) -> None:
     """As of a log that was damaged before its documents got their numbers."""
-    with opened(path) as connection:
+    with open_run_file(path) as connection:
         events = "SELECT idx, body FROM documents WHERE name = 'event' ORDER BY idx LIMIT 3"
         (_, body), _, (idx, _) = connection.execute(events).fetchall()
         replaced(connection, idx, body)
 
 
 def skip_two_events(path: Path) -> None:
-    with opened(path) as connection:
+    with open_run_file(path) as connection:
         (body,) = connection.execute("SELECT body FROM documents WHERE idx = 4").fetchone()
         event = decode(body)
         replaced(connection, 4, Encoder().encode({**event, "seq_num": event["seq_num"] + 2}))
@@ -194,7 +194,7 @@ def test_a_file_that_is_no_journal_is_named(contents: bytes, tmp_path: Path) -> 
 
 
 def test_a_journal_of_a_newer_version_is_refused(path: Path) -> None:
-    with opened(path) as connection:
+    with open_run_file(path) as connection:
         connection.execute("PRAGMA user_version = 99")
     (finding,) = verify(path, OPTIONS, None).findings
     assert "format 99" in finding.problem

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tiledbroker import Encoder
-from tiledbroker._limited import LimitedLog
+from tiledbroker._rate_limited_log import RateLimitedLog
 from tiledbroker.log import RECENT_ASSETS, RunRouting
 
 from ..catalog import check_version
@@ -110,7 +110,7 @@ class TiledWriter:
         self._encoder = Encoder()
         self._routing = RunRouting(RECENT_ASSETS)
         self._runs: dict[str, CallbackRun] = {}
-        self._limited = LimitedLog(log)
+        self._limited_log = RateLimitedLog(log)
 
     @classmethod
     def from_uri(cls, uri: str, **options: Any) -> TiledWriter:
@@ -147,7 +147,7 @@ class TiledWriter:
         body = self._encoder.encode(doc)
         deliveries = self._routing.deliver(name, doc, body)
         for kind in self._encoder.take_replaced():
-            self._limited.log(logging.WARNING, kind, "A %s in a %s document is replaced by its repr.", kind, name)
+            self._limited_log.log(logging.WARNING, kind, "A %s in a %s document is replaced by its repr.", kind, name)
         errors = [error for delivery in deliveries if (error := self._pass_on(*delivery)) is not None]
         if errors:
             raise errors[0]

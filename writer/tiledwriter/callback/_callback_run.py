@@ -15,7 +15,7 @@ from tiledbroker import decode
 from .._errors import ColumnsRefused, ColumnsTooNarrow, NodeRewound, TiledUnavailable
 from .._names import run_key
 from ..catalog import Connection, MemoryLedger, TiledCatalog
-from ..mapping import QUIET_PERIOD, Consolidator, DocumentPatch, Operation, RunWriter, declares_dtype
+from ..mapping import QUIET_PERIOD_SECONDS, Consolidator, DocumentPatch, Operation, RunWriter, declares_dtype
 from ._backup import Backup, Recording
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class CallbackRun:
         self._connection = Connection(
             lambda: options.client, threading.Event(), self._ledger.note, patience=options.patience
         )
-        self._catalog = TiledCatalog(self._connection, self._ledger, quiet_period=QUIET_PERIOD)
+        self._catalog = TiledCatalog(self._connection, self._ledger, quiet_period=QUIET_PERIOD_SECONDS)
         self._fold: CallbackFold | None = None
 
     def __call__(self, name: str, body: bytes) -> None:
@@ -223,7 +223,7 @@ class CallbackRun:
                 self._options, max_array_size=self._max_array_size, column_types=dict(self._column_types)
             )
         operations = self._fold(name, decode(body))
-        if self._fold.pending >= max(1, self._options.batch_size) or self._fold.writer.crowded:
+        if self._fold.pending >= max(1, self._options.batch_size) or self._fold.writer.flush_due:
             operations += self._fold.flush()
         if needed := self._fold.writer.too_narrow:
             raise ColumnsTooNarrow(needed)
@@ -232,7 +232,7 @@ class CallbackRun:
     def _apply(self, operations: list[Operation]) -> None:
         """Apply operations, and wait until the outcome of each is known, for a limited time."""
         waiting = self._catalog.apply(operations)
-        limit = self._options.patience + QUIET_PERIOD
+        limit = self._options.patience + QUIET_PERIOD_SECONDS
         since, left = time.monotonic(), len(waiting)
         while waiting:
             if time.monotonic() - since > limit:

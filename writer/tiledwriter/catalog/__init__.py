@@ -8,7 +8,7 @@ from ._ledger import MemoryLedger
 from ._node_checks import ArrayCheck, ExternalCheck, NodeCheck, TableCheck, same
 from ._nodes import Nodes, node_body
 from ._stored import StoredNodes
-from ._turns import Turns
+from ._write_slots import WriteSlots
 
 __all__ = [
     "LATE_AUDIT",
@@ -22,7 +22,7 @@ __all__ = [
     "StoredNodes",
     "TableCheck",
     "TiledCatalog",
-    "Turns",
+    "WriteSlots",
     "check_version",
     "node_body",
     "same",

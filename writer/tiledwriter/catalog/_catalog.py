@@ -27,7 +27,7 @@ from .._errors import (
     WriterError,
 )
 from ..mapping import (
-    QUIET_PERIOD,
+    QUIET_PERIOD_SECONDS,
     AppendRows,
     Audit,
     CloseStream,
@@ -48,10 +48,10 @@ from ..mapping import (
     WriteArray,
     describe_operation,
 )
-from ._answers import NotTiled, ServerFailed
 from ._connection import Connection
 from ._nodes import Nodes, arrow_columns, difference, extent, order_of
 from ._probe import PROBE_KEY
+from ._responses import NotTiled, ServerFailed
 from ._row_proof import RowProof, key_columns, keys_of_append
 
 log = logging.getLogger(__name__)
@@ -99,12 +99,12 @@ class Ledger(Protocol):
     def set(self, key: str, value: Any) -> None: ...
 
 
-class Settling(WriterError):
+class NodeNotQuiet(WriterError):
     """Raised when an operation must wait until the node is quiet: an earlier request may still change it."""
 
 
 @dataclass
-class Settlement:
+class QuietWatch:
     """Observed size of a node that a request may still be changing.
 
     Attributes
@@ -186,7 +186,7 @@ class TiledCatalog:
         connection: Connection,
         ledger: Ledger,
         *,
-        quiet_period: float = QUIET_PERIOD,
+        quiet_period: float = QUIET_PERIOD_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._nodes = Nodes(connection)
@@ -195,21 +195,21 @@ class TiledCatalog:
         self._quiet_period = quiet_period
         self._clock = clock
         self._progress = ledger.progress()
-        self._settling: dict[str, Settlement] = {}
+        self._settling: dict[str, QuietWatch] = {}
         self._slowest_append = float(ledger.get(_SLOWEST, 0.0))
         self._columns: dict[str, list[list[str]]] = ledger.get(_COLUMNS, {})
-        self._disturbed: set[str] = set(ledger.get(_DISTURBED, ()))
+        self._lost_responses: set[str] = set(ledger.get(_DISTURBED, ()))
         self._rewrites = {path: Rewrite(**state) for path, state in ledger.get(_REWRITES, {}).items()}
         self._max_rows: dict[str, int] = {}
         # Nodes that another process has written to.
-        self._inherited = set(self._progress)
+        self._nodes_of_others = set(self._progress)
         # Nodes of earlier processes whose state in Tiled this process has not read yet.
         self._unseen = set(self._progress)
         # Reason for which each unproved table must be rewritten; "" if it only must be proved.
         self._doubted: dict[str, str] = ledger.get(_DOUBTED, {})
         self._proofs: dict[str, RowProof] = {}
         # Extent of arrays and files that Tiled had before this process wrote to them.
-        self._floors: dict[str, int] = {}
+        self._initial_extents: dict[str, int] = {}
         # Number of rows of arrays that another writer has created with another type or shape.
         self._foreign_arrays: dict[str, int] = {}
         # All nodes that the journal's operations create.
@@ -222,13 +222,13 @@ class TiledCatalog:
         self._more: list[str] = []
         self._removed: set[str] = set()
         self._has_stop = False
-        self._hands_off = False
+        self._suspended = False
         self._concluded = False
 
     @property
     def waits_for_stop(self) -> bool:
         """True while operations are not applied because Tiled has a stop document that the journal lacks."""
-        return self._hands_off
+        return self._suspended
 
     def refuse(self) -> NoReturn:
         """Give up waiting for documents that Tiled has and the journal lacks.
@@ -263,8 +263,8 @@ class TiledCatalog:
         Stopped
             The process was told to stop.
         """
-        if self._hands_off and self._ledger.stopped:
-            self._hands_off = False
+        if self._suspended and self._ledger.stopped:
+            self._suspended = False
             raise NodeRewound("run", "has come to its stop document here, too")
         waiting: list[Operation] = []
         blocked: set[str] = set()
@@ -273,7 +273,7 @@ class TiledCatalog:
                 try:
                     self._apply(operation)
                     continue
-                except Settling:
+                except NodeNotQuiet:
                     blocked.add(operation.path)
                 except Refused as error:
                     raise OperationRefused(describe_operation(operation), str(error)) from error
@@ -290,7 +290,7 @@ class TiledCatalog:
 
     def _apply(self, operation: Operation) -> None:
         self._take_note(operation)
-        if self._hands_off:
+        if self._suspended:
             # These operations come last in a run, so the journal will not get further documents.
             if isinstance(operation, Audit | CloseStream):
                 self.refuse()
@@ -330,7 +330,7 @@ class TiledCatalog:
 
     def _set_order(self, operation: OrderTable) -> None:
         path = self._target(operation.path)
-        if path in self._inherited:
+        if path in self._nodes_of_others:
             found = order_of(self._nodes.data_source(path))
             if found == operation.order or _ORDERS.index(found) > _ORDERS.index(operation.order):
                 return
@@ -340,7 +340,7 @@ class TiledCatalog:
     def _update_metadata(self, operation: UpdateMetadata) -> None:
         path, metadata = operation.path, operation.metadata
         self._remove_probe_table()
-        if path in self._inherited:
+        if path in self._nodes_of_others:
             found = self._nodes.read(path)["metadata"]
             wanted: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(metadata))
             self._check_same_stop(operation, wanted.get("stop"), found.get("stop"))
@@ -409,7 +409,7 @@ class TiledCatalog:
 
     def _create(self, operation: Creation) -> None:
         if operation.path in self._progress:
-            self._meet_again(operation)
+            self._check_existing(operation)
             if operation.path in self._progress:
                 return
         # With SQLite as table storage Tiled always answers 500 to list columns. Do not wait for another response
@@ -462,7 +462,7 @@ class TiledCatalog:
         ------
         NotOurs
             The node belongs to something else.
-        Settling
+        NodeNotQuiet
             Another process may still be writing to the node.
         """
         path = operation.path
@@ -475,19 +475,19 @@ class TiledCatalog:
             self._ledger.note("another array", node=path, reason=reason)
             return
         if "/" not in path:
-            self._meet_run(attributes)
+            self._check_run_complete(attributes)
             if self._has_stop:
                 self._ledger.set(_COMPLETE_BEFORE, True)
         elif not made_here and not isinstance(operation, CreateContainer):
             self._wait_until_unchanged(operation)
         if not made_here:
             self._plan_late_audit()
-        self._inherited.add(path)
+        self._nodes_of_others.add(path)
         self._ledger.note("adopted", node=path)
         if isinstance(operation, CreateTable):
             self._adopt_table(operation)
         else:
-            self._floors[path] = self._extent_of(operation, attributes)
+            self._initial_extents[path] = self._extent_of(operation, attributes)
             self._record(path, 0)
 
     def _adopt_table(self, operation: CreateTable) -> None:
@@ -500,7 +500,7 @@ class TiledCatalog:
         self._check_columns(operation)
 
     def _wait_until_unchanged(self, operation: Creation) -> None:
-        """Raise `Settling` until a node that another process has written is quiet: a request may be in flight.
+        """Raise `NodeNotQuiet` until a node that another process has written is quiet: a request may be in flight.
 
         A run with a stop document is complete, so there is no need to wait.
         """
@@ -511,9 +511,9 @@ class TiledCatalog:
             size = self._nodes.size(f"{path}/{self._nodes.columns(path)[0][0]}")
         else:
             size = self._extent_of(operation, self._nodes.read(path))
-        quiet = self._settling.setdefault(path, Settlement()).observe(size, asked, self._clock())
+        quiet = self._settling.setdefault(path, QuietWatch()).observe(size, asked, self._clock())
         if quiet < self._needed_quiet:
-            raise Settling
+            raise NodeNotQuiet
         del self._settling[path]
 
     @staticmethod
@@ -521,22 +521,22 @@ class TiledCatalog:
         """Return the extent of a node's data (see `extent`); 0 for a container."""
         return 0 if isinstance(operation, CreateContainer) else extent(attributes["data_sources"][0])
 
-    def _meet_again(self, operation: Creation) -> None:
+    def _check_existing(self, operation: Creation) -> None:
         """Check a node that is in the progress already, before it is used again."""
         path = operation.path
         if "/" not in path:
             self._nodes.probe.run = path
             if path in self._unseen:
                 self._unseen.discard(path)
-                self._meet_run(self._nodes.read(path))
+                self._check_run_complete(self._nodes.read(path))
         elif isinstance(operation, CreateArray):
             self._remake_array(operation)
 
-    def _meet_run(self, attributes: Mapping[str, Any]) -> None:
+    def _check_run_complete(self, attributes: Mapping[str, Any]) -> None:
         """Stop applying operations if the run has its stop document in Tiled but not in the journal."""
         self._has_stop = attributes["metadata"].get("stop") is not None
         if self._has_stop and not self._ledger.stopped:
-            self._hands_off = True
+            self._suspended = True
             log.warning("Tiled has a stop document of this run, which the journal does not have; nothing is written.")
             self._ledger.note("tiled has more", reason="it has a stop document")
 
@@ -648,7 +648,7 @@ class TiledCatalog:
         if self._columns[path] != arrow_columns(operation.columns):
             raise NodeRewound(path, "needs other columns")
 
-    def _look_for_foreign_rows(self, path: str, operation: AppendRows | CreateTable) -> None:
+    def _check_foreign_rows(self, path: str, operation: AppendRows | CreateTable) -> None:
         """Before the first change to an earlier process's table, check that no other writer has added rows since.
 
         Raises
@@ -664,11 +664,11 @@ class TiledCatalog:
             self._doubt(path, "")
             raise NodeRewound(path, f"has {found} rows where {known} are expected")
 
-    def _look_for_foreign_frames(self, path: str) -> None:
+    def _record_initial_extent(self, path: str) -> None:
         """Before the first change to an earlier process's array or files, remember their extent."""
         if path in self._unseen:
             self._unseen.discard(path)
-            self._floors[path] = extent(self._nodes.read(path)["data_sources"][0])
+            self._initial_extents[path] = extent(self._nodes.read(path)["data_sources"][0])
 
     # Tables whose columns must change
 
@@ -695,7 +695,7 @@ class TiledCatalog:
             progress = self._progress[operation.path]
             if progress.intent is not None:
                 self._settle(operation.path, operation, progress.rows, progress.intent)
-            self._look_for_foreign_rows(operation.path, operation)
+            self._check_foreign_rows(operation.path, operation)
             if rewrite is not None:
                 self._discard(rewrite.copy)
             rewrite = Rewrite(operation.path + _REWRITE_SUFFIX, wanted, self._progress[operation.path].rows)
@@ -844,9 +844,9 @@ class TiledCatalog:
 
     def _compare_shape(self, path: str, operation: Audit) -> str:
         """Return how an array or external data differ from the audit; "" if they do not."""
-        if path in self._disturbed:
-            self._disturbed.discard(path)
-            self._ledger.set(_DISTURBED, sorted(self._disturbed))
+        if path in self._lost_responses:
+            self._lost_responses.discard(path)
+            self._ledger.set(_DISTURBED, sorted(self._lost_responses))
             return "may have been written to by a request whose answer was lost"
         rows = self._nodes.size(path)
         if rows > operation.rows:
@@ -883,11 +883,11 @@ class TiledCatalog:
             self._record(path, 0)
         raise NodeRewound(path, reason)
 
-    def _note_disturbance(self, path: str) -> None:
+    def _record_lost_response(self, path: str) -> None:
         """Remember that a request with a lost response may still change the node."""
-        if path not in self._disturbed:
-            self._disturbed.add(path)
-            self._ledger.set(_DISTURBED, sorted(self._disturbed))
+        if path not in self._lost_responses:
+            self._lost_responses.add(path)
+            self._ledger.set(_DISTURBED, sorted(self._lost_responses))
         self._plan_late_audit()
 
     def _plan_late_audit(self) -> None:
@@ -928,11 +928,11 @@ class TiledCatalog:
         if operation.first > done:
             raise WriterError(f"{describe_operation(operation)} does not continue at row {done}; this is a defect.")
         if isinstance(operation, AppendRows):
-            self._look_for_foreign_rows(path, operation)
+            self._check_foreign_rows(path, operation)
         else:
-            self._look_for_foreign_frames(path)
+            self._record_initial_extent(path)
         if isinstance(operation, ExtendExternal):
-            if extent(operation.data_source) <= self._floors.get(path, -1):
+            if extent(operation.data_source) <= self._initial_extents.get(path, -1):
                 self._record(path, operation.stop)
             else:
                 self._attempt(path, operation)
@@ -945,7 +945,7 @@ class TiledCatalog:
 
     def _is_there(self, path: str, operation: WriteArray) -> bool:
         """Return True if the array holds these rows already because another process has written them."""
-        if operation.stop > self._floors.get(path, 0):
+        if operation.stop > self._initial_extents.get(path, 0):
             return False
         found = self._nodes.rows_of_array(path, operation.first, operation.stop)
         return found == numpy.ascontiguousarray(operation.values).tobytes()
@@ -972,7 +972,7 @@ class TiledCatalog:
 
         Raises
         ------
-        Settling
+        NodeNotQuiet
             The outcome is unknown.
         """
         rows = self._progress[path].rows
@@ -987,11 +987,11 @@ class TiledCatalog:
                 self._record(path, rows)
                 self._max_rows[path] = (operation.stop - operation.first) // 2
                 return
-            self._note_disturbance(path)
+            self._record_lost_response(path)
             self._took(self._clock() - started)
             self._ledger.note("ambiguous", operation=describe_operation(operation), reason=str(error))
             log.warning("%s may or may not have been done (%s); looking.", describe_operation(operation), error)
-            raise Settling from error
+            raise NodeNotQuiet from error
         except Stopped:
             # It is raised only between two attempts, and only an attempt that was not processed is repeated.
             self._record(path, rows)
@@ -1035,22 +1035,22 @@ class TiledCatalog:
 
         Raises
         ------
-        Settling
+        NodeNotQuiet
             The outcome is not known yet.
         NodeRewound
             The table has neither number of rows.
         """
-        self._note_disturbance(path)
+        self._record_lost_response(path)
         asked = self._clock()
         columns = operation.columns if isinstance(operation, AppendRows | CreateTable) else ()
         table = bool(columns)
         size = self._nodes.size(f"{path}/{columns[0].name}" if columns else path)
-        quiet = self._settling.setdefault(path, Settlement()).observe(size, asked, self._clock())
+        quiet = self._settling.setdefault(path, QuietWatch()).observe(size, asked, self._clock())
         # Only a table's size proves arrival: an array gets its shape before its content, and the size of external data
         # counts frames while `intent` counts datums.
         arrived = table and size == intent
         if not arrived and quiet < self._needed_quiet:
-            raise Settling
+            raise NodeNotQuiet
         del self._settling[path]
         if table and size not in (rows, intent):
             self._reject_rows(path, operation.path, f"has {size} rows where {rows} or {intent} are expected")

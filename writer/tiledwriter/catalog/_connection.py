@@ -17,10 +17,10 @@ import msgspec
 import tenacity
 
 from .._errors import Ambiguous, PoisonedOperation, Refused, Stopped, TiledUnavailable
-from ..mapping import POISON_AFTER
-from ._answers import NotProcessed, Paused, ServerFailed, sort_answer
+from ..mapping import POISON_AFTER_SECONDS
 from ._probe import DatabaseProbe
-from ._turns import Turns
+from ._responses import NotProcessed, Paused, ServerFailed, raise_for_response
+from ._write_slots import WriteSlots
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class Connection:
         Called with an event name and details when Tiled starts to refuse requests ("waiting", once per kind of error)
         and when it accepts them again ("resumed"), for the run's history.
     poison_after
-        Seconds; see `POISON_AFTER`.
+        Seconds; see `POISON_AFTER_SECONDS`.
     patience
         Seconds after which a request that Tiled does not accept is given up; None: never. If set, an error that only
         a person can fix, such as refused credentials, is given up at once.
@@ -154,9 +154,9 @@ class Connection:
         stopping: threading.Event,
         report: Callable[..., None],
         *,
-        poison_after: float = POISON_AFTER,
+        poison_after: float = POISON_AFTER_SECONDS,
         patience: float | None = None,
-        turns: Turns | None = None,
+        turns: WriteSlots | None = None,
         on_reached: Callable[[], None] = lambda: None,
     ) -> None:
         self._connect = connect
@@ -165,7 +165,7 @@ class Connection:
         self._report = report
         self._poison_after = poison_after
         self._patience = patience
-        self._turns = turns
+        self._write_slots = turns
         self._timeout = TIMEOUT if patience is None else _shortened(TIMEOUT, patience)
         self._client: Client | None = None
         self.probe = DatabaseProbe()
@@ -175,7 +175,7 @@ class Connection:
         self._reported: set[str] = set()
 
     @property
-    def away_since(self) -> float | None:
+    def unavailable_since(self) -> float | None:
         """Time (`time.monotonic`) since which the server is unavailable; None while it is available.
 
         The server is unavailable if it does not answer, if the response is not from Tiled, asks for a retry or for
@@ -269,20 +269,20 @@ class Connection:
             may_be_done = may_be_done or isinstance(error, Ambiguous)
             failures += isinstance(error, ServerFailed)
             if tolerated_failures is not None and failures > tolerated_failures:
-                if self.writes_well():
+                if self.databases_can_write():
                     return False
                 failures = 0
             return isinstance(error, NotProcessed) or (repeat and isinstance(error, Ambiguous))
 
         return self._persistently(what, once, again, failures_expected=tolerated_failures is not None)
 
-    def reads_well(self) -> bool:
+    def databases_can_read(self) -> bool:
         """Return True if the server can read from its databases."""
         return self.probe.reads(self._ask)
 
-    def writes_well(self) -> bool:
+    def databases_can_write(self) -> bool:
         """Return True if the server can read from and write to its databases."""
-        return self.reads_well() and self.probe.writes(self._ask)
+        return self.databases_can_read() and self.probe.writes(self._ask)
 
     def _ask(
         self,
@@ -304,7 +304,7 @@ class Connection:
         except (NotProcessed, Ambiguous):
             # Try once more: uvicorn closes a connection after a 500 response, so a pooled one may be dead.
             response = self._request(method, endpoint, path, **arguments)
-        sort_answer(response)
+        raise_for_response(response)
         return response
 
     def _persistently(
@@ -352,7 +352,7 @@ class Connection:
                 raise
             except httpx.HTTPStatusError as error:
                 try:
-                    sort_answer(error.response)
+                    raise_for_response(error.response)
                 except (Refused, Ambiguous) as answer:
                     raise NotProcessed(str(answer)) from error
             except httpx.HTTPError as error:
@@ -369,7 +369,7 @@ class Connection:
         """Send a request once and update the state of the server from the response or its absence."""
         try:
             response = self._request(method, endpoint, path, **arguments)
-            sort_answer(response, str((arguments["params"] or {}).get("format", "application/json")))
+            raise_for_response(response, str((arguments["params"] or {}).get("format", "application/json")))
         except ServerFailed as error:
             if may_be_poison:
                 self._note_failure(what, str(error))
@@ -391,7 +391,7 @@ class Connection:
     def _request(self, method: str, endpoint: str, path: str, **arguments: Any) -> httpx.Response:
         client = self._connected()
         url = f"{client.context.api_uri}{endpoint}/{_quoted([*client.path_parts, *path.split('/')])}"
-        turns = None if method == "GET" else self._turns
+        turns = None if method == "GET" else self._write_slots
         try:
             with nullcontext() if turns is None else turns.turn(self._stopping):
                 # A redirect of a write leads to a login page, never to the requested resource.
@@ -418,7 +418,7 @@ class Connection:
         """
         failing = self._failing.setdefault(what, _Failing(time.monotonic()))
         failing.failures += 1
-        if not self.reads_well():
+        if not self.databases_can_read():
             self._note_answer(what, well=False)
             return
         self._note_presence(well=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from tiledbroker import CodecError, RunReader
 
-from ..journals import opened, status_of
+from ..journals import open_run_file, status_of
 from ._exit import CommandFailed, ExitCode
-from ._places import directory_of, find
+from ._run_lookup import directory_of, find
 from ._terminal import fail, plain
 
 
@@ -47,7 +47,7 @@ def _export(arguments: argparse.Namespace) -> ExitCode:
         return fail(ExitCode.USAGE, "a database cannot go to standard output")
     path = find(arguments.run, directory_of(arguments.directory))
     try:
-        with opened(path) as journal:
+        with open_run_file(path) as journal:
             if to_standard_output:
                 export_json_lines(journal, sys.stdout)
             else:

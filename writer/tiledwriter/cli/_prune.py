@@ -10,9 +10,9 @@ from typing import Final
 from tiledbroker import JournalError, JournalLocked, RunReader
 from tiledbroker.supervisor import State
 
-from ..journals import gone, opened, opened_for_writing, reason_of
+from ..journals import gone, open_run_file, open_run_file_for_writing, reason_of
 from ._exit import ExitCode
-from ._places import directory_of, no_runs_in, runs_in
+from ._run_lookup import directory_of, no_runs_in, runs_in
 from ._terminal import fail, local, plain
 
 _DAYS: Final = 30.0
@@ -80,7 +80,7 @@ def _pruned(path: Path, before: float, *, dry_run: bool) -> tuple[int, str] | No
     tuple of int and str, or None
         Size of the file in bytes and a line for the output; None if the journal is kept.
     """
-    with opened(path) as journal:
+    with open_run_file(path) as journal:
         written = _written(journal)
         line = f"{journal.run_uid}  written {local(written)}"
         if written is None or written > before:
@@ -88,7 +88,7 @@ def _pruned(path: Path, before: float, *, dry_run: bool) -> tuple[int, str] | No
     size = path.stat().st_size
     if dry_run:
         return size, line
-    with opened_for_writing(path) as journal:
+    with open_run_file_for_writing(path) as journal:
         # Documents may have arrived for the run before the journal was locked.
         if _written(journal) != written:
             return None

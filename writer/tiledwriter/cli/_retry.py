@@ -9,9 +9,9 @@ from tiledbroker import JournalError, JournalLocked
 from tiledbroker.log import FileLock
 from tiledbroker.supervisor import State, clear_failure, request_retry, withdraw_retry
 
-from ..journals import gone, opened, reason_of
+from ..journals import gone, open_run_file, reason_of
 from ._exit import ExitCode
-from ._places import count_of_runs, directory_of, find, no_runs_in, runs_in
+from ._run_lookup import count_of_runs, directory_of, find, no_runs_in, runs_in
 from ._terminal import fail, plain
 
 
@@ -83,10 +83,10 @@ def _supervised(directory: Path) -> bool:
 
 
 def _is_failed(path: Path) -> bool:
-    with opened(path) as journal:
+    with open_run_file(path) as journal:
         return bool(journal.get("outcome") == State.FAILED.value)
 
 
 def _uid(path: Path) -> str:
-    with opened(path) as journal:
+    with open_run_file(path) as journal:
         return journal.run_uid

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..journals import STATES, UNREADABLE, gone, status_of
 from ._exit import CommandFailed, ExitCode
-from ._places import count_of_runs, directory_of, find, looks_like_path, no_runs_in, relocated, runs_in
+from ._run_lookup import count_of_runs, directory_of, find, looks_like_path, no_runs_in, relocated, runs_in
 from ._terminal import fail, plain
 
 if TYPE_CHECKING:

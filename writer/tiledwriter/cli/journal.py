@@ -14,7 +14,7 @@ from typing import Any
 from tiledbroker import AddressError, BrokerError, JournalLocked, KeyFileError
 
 from ..journals import reason_of
-from . import _export, _looking, _moving, _prune, _retry, _verify
+from . import _export, _inspect, _prune, _retry, _ship, _verify
 from ._exit import CommandFailed, ExitCode, Terminated, exit_codes_help
 from ._terminal import discard_output, fail, flush_output, take_any_text
 
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = result.add_subparsers(required=True, metavar="COMMAND")
-    for group in (_looking, _verify, _retry, _export, _moving, _prune):
+    for group in (_inspect, _verify, _retry, _export, _ship, _prune):
         group.add_commands(commands)
     return result
 

@@ -5,36 +5,36 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .._lazy import lazy_attributes
-from ._happenings import Happening, Happenings
-from ._run_files import gone, opened, opened_for_writing, reason_of, status_of
+from ._run_files import gone, open_run_file, open_run_file_for_writing, reason_of, status_of
 from ._summary import DAMAGED, SPOOLED, STATES, UNREADABLE, RunSummary, summarize, unreadable
+from ._timeline import Timeline, TimelineEntry
 
 if TYPE_CHECKING:
     from ._dry_run import DryRun, ResourcePaths, summary_of
     from ._export import export_json_lines, export_sqlite
-    from ._journal_check import CONFIGURE, MEND, DocumentsCheck, ProgressCheck
+    from ._journal_check import CHECK_OPTIONS, RECOVERY_ADVICE, DocumentsCheck, ProgressCheck
     from ._replay import Replayed, replay
 
 __all__ = [
-    "CONFIGURE",
+    "CHECK_OPTIONS",
     "DAMAGED",
-    "MEND",
+    "RECOVERY_ADVICE",
     "SPOOLED",
     "STATES",
     "UNREADABLE",
     "DocumentsCheck",
     "DryRun",
-    "Happening",
-    "Happenings",
     "ProgressCheck",
     "Replayed",
     "ResourcePaths",
     "RunSummary",
+    "Timeline",
+    "TimelineEntry",
     "export_json_lines",
     "export_sqlite",
     "gone",
-    "opened",
-    "opened_for_writing",
+    "open_run_file",
+    "open_run_file_for_writing",
     "reason_of",
     "replay",
     "status_of",
@@ -47,10 +47,10 @@ __all__ = [
 __getattr__ = lazy_attributes(
     __name__,
     {
-        "CONFIGURE": "_journal_check",
+        "CHECK_OPTIONS": "_journal_check",
         "DocumentsCheck": "_journal_check",
         "DryRun": "_dry_run",
-        "MEND": "_journal_check",
+        "RECOVERY_ADVICE": "_journal_check",
         "ProgressCheck": "_journal_check",
         "Replayed": "_replay",
         "ResourcePaths": "_dry_run",

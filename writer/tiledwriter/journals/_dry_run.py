@@ -130,12 +130,12 @@ class DryRun:
         return False
 
     def _operations(self) -> Iterator[Operation]:
-        while self._fold.goes_on:
+        while self._fold.accepts_more:
             records = self._journal.read(self._fold.cursor, BATCH_DOCUMENTS, BATCH_BYTES)
             if not records:
                 break
             yield from self._seen(self._fold.feed(records))
-        if self._journal.ended and self._fold.goes_on:
+        if self._journal.ended and self._fold.accepts_more:
             yield from self._seen(self._fold.abandon())
 
     def paths(self) -> list[ResourcePaths]:

@@ -29,11 +29,11 @@ from ..mapping import (
 )
 from ..worker import INTERRUPTED, WRITTEN
 
-MEND: Final = (
+RECOVERY_ADVICE: Final = (
     "Keep the file. If the publisher's spool, a backup or Tiled has the run, take it from there; what SQLite can save, "
     "`sqlite3 FILE .recover` does."
 )
-CONFIGURE: Final = "Is --config the configuration that the run was written with?"
+CHECK_OPTIONS: Final = "Is --config the configuration that the run was written with?"
 
 _BATCH: Final = 10_000
 
@@ -66,10 +66,10 @@ class DocumentsCheck:
         for record in self._records():
             self._check(record)
         return [
-            *self._missing.finding("documents", "{} are missing, from these numbers on", advice=MEND),
-            *self._unreadable.finding("documents", "{} cannot be read from the file", advice=MEND),
-            *self._damaged.finding("documents", "{} do not match their checksums", advice=MEND),
-            *self._undecodable.finding("documents", "{} are not in the journals' encoding", advice=MEND),
+            *self._missing.finding("documents", "{} are missing, from these numbers on", advice=RECOVERY_ADVICE),
+            *self._unreadable.finding("documents", "{} cannot be read from the file", advice=RECOVERY_ADVICE),
+            *self._damaged.finding("documents", "{} do not match their checksums", advice=RECOVERY_ADVICE),
+            *self._undecodable.finding("documents", "{} are not in the journals' encoding", advice=RECOVERY_ADVICE),
             *self._misplaced.finding("documents", "{} do not belong where they are"),
             *self._late.finding("documents", "{} came after the stop document, and are not written"),
             # Lost documents also leave gaps in the sequence numbers, which would be reported twice.
@@ -250,9 +250,9 @@ class ProgressCheck:
             stopless.add(None)
         said = f"the run is {self.outcome}, but"
         return [
-            *unknown.finding("progress", "{} nodes are named that the documents do not lead to", advice=CONFIGURE),
-            *beyond.finding("progress", "{} nodes have more rows than the documents lead to", advice=CONFIGURE),
-            *short.finding("progress", f"{said} not all rows of {{}} nodes are confirmed", advice=CONFIGURE),
+            *unknown.finding("progress", "{} nodes are named that the documents do not lead to", advice=CHECK_OPTIONS),
+            *beyond.finding("progress", "{} nodes have more rows than the documents lead to", advice=CHECK_OPTIONS),
+            *short.finding("progress", f"{said} not all rows of {{}} nodes are confirmed", advice=CHECK_OPTIONS),
             *open_.finding("progress", f"{said} {{}} requests are not confirmed"),
             *stopless.finding("state", f"{said} there is no stop document"),
         ]

@@ -17,7 +17,7 @@ from ..callback import read_backup
 from ..catalog import Client
 from ..mapping import WritingOptions
 from ..worker import FAILED, RunWriting
-from ._run_files import opened, reason_of
+from ._run_files import open_run_file, reason_of
 from ._summary import UNREADABLE
 
 UNFINISHED: Final = "unfinished"
@@ -117,7 +117,7 @@ def _collect(file: Path, places: Iterator[Path]) -> list[_Run]:
 
 def _copied(file: Path, place: Path) -> _Run:
     """Copy a journal's documents, but not their progress, which may be that of another server."""
-    with opened(file) as source, _new_journal(place, source.run_uid) as journal:
+    with open_run_file(file) as source, _new_journal(place, source.run_uid) as journal:
         with journal.atomic():
             for record in source.records():
                 journal.append(record.idx, [(record.name, record.crc, record.body)])

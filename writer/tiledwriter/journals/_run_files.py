@@ -17,7 +17,7 @@ _COMPANIONS: Final = ("", "-wal", "-shm", ".tail", ".lock")
 
 
 @contextmanager
-def opened(path: Path, mode: Literal["read", "inspect"] = "read") -> Iterator[RunReader]:
+def open_run_file(path: Path, mode: Literal["read", "inspect"] = "read") -> Iterator[RunReader]:
     """Open a run for reading, and close it at the end of the context.
 
     Parameters
@@ -43,7 +43,7 @@ def opened(path: Path, mode: Literal["read", "inspect"] = "read") -> Iterator[Ru
 
 
 @contextmanager
-def opened_for_writing(path: Path) -> Iterator[Journal]:
+def open_run_file_for_writing(path: Path) -> Iterator[Journal]:
     """Open a journal for writing and lock it against other processes; close it at the end of the context.
 
     Raises

@@ -46,15 +46,21 @@ from ._path_map import MappedUri, PathMap
 from ._plugins import Plugins, installed_consolidators, load_consolidators, load_patches
 from ._run_writer import MAX_ARRAY_SIZE, RUN_SPEC, RunWriter
 from ._stream_filter import StreamFilter
-from ._writing_options import LATE_AUDIT_AFTER, POISON_AFTER, QUIET_PERIOD, WRITE_SLOTS, WritingOptions
+from ._writing_options import (
+    LATE_AUDIT_SECONDS,
+    POISON_AFTER_SECONDS,
+    QUIET_PERIOD_SECONDS,
+    WRITE_SLOTS,
+    WritingOptions,
+)
 
 __all__ = [
     "BATCH_BYTES",
     "BATCH_DOCUMENTS",
-    "LATE_AUDIT_AFTER",
+    "LATE_AUDIT_SECONDS",
     "MAX_ARRAY_SIZE",
-    "POISON_AFTER",
-    "QUIET_PERIOD",
+    "POISON_AFTER_SECONDS",
+    "QUIET_PERIOD_SECONDS",
     "RUN_SPEC",
     "WRITE_SLOTS",
     "AccessTagLimits",

@@ -12,7 +12,7 @@ import pyarrow
 
 from .._exact_numbers import EXACT_NUMBERS, ExactNumber, nearest_float
 from .._plain_text import text_of
-from ._alike import Values
+from ._columnar import Values
 from ._dtypes import declared_dtype
 
 ARROW_TYPES: Final[dict[str, pyarrow.DataType]] = {
@@ -36,7 +36,7 @@ _ALWAYS: Final[dict[str, frozenset[type]]] = {
     "float64": frozenset({float, NoneType}),
 }
 
-# NumPy's kind letters of the arrays in `AlikeDocuments`, by column type.
+# NumPy's kind letters of the arrays in `EventBatch`, by column type.
 _KINDS: Final = {"bool": "b", "int64": "i", "float64": "f"}
 
 # The widest type of each kind: it holds any declared width exactly, and every table storage has it.

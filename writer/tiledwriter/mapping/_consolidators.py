@@ -361,9 +361,9 @@ class Consolidator:
         joined = self._joined.get(file)
         if joined is None:
             place = sum(self.announced.of(known).stop - where.base for known, where in self._joined.items())
-            goes_on = place > 0 and self.announced.of(file).start == place
-            joined = self._joined[file] = _Joined(place if goes_on else 0, place)
-            if goes_on:
+            accepts_more = place > 0 and self.announced.of(file).start == place
+            joined = self._joined[file] = _Joined(place if accepts_more else 0, place)
+            if accepts_more:
                 self._note(f"frame {place} is taken to be the first of further files, as there were {place} before.")
         number = numbers.start - joined.base
         if number < 0:

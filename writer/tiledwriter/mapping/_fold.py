@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from .._errors import DocumentError, UnwritableDocument
-from ._alike import FEWEST, MOST_BYTES, AlikeReader
+from ._columnar import MAX_BATCH_BYTES, MIN_BATCH_DOCUMENTS, ColumnarDecoder
 from ._document_checks import DocumentChecks, check_place, check_run
 from ._normalizer import RunNormalizer
 from ._operations import Operation
 from ._path_map import MappedUri
 from ._run_writer import RunWriter
-from ._stream_filter import StreamSieve
+from ._stream_filter import RunStreamFilter
 from ._writing_options import WritingOptions
 
 if TYPE_CHECKING:
@@ -85,13 +85,13 @@ class Fold:
         self._access_tags = options.access_tags
         self._on_resource = on_resource
         self._path_map = options.path_map
-        self._sieve = StreamSieve(options.streams)
+        self._run_stream_filter = RunStreamFilter(options.streams)
         self._normalizer = options.plugins.make_normalizer(options.spec_to_mimetype)
         self._checks = self._normalizer.check = DocumentChecks()
-        self._alike = AlikeReader()
+        self._columnar = ColumnarDecoder()
         self._alike_from = 0
         # The user's patches and normalizers must see each document.
-        alike = AlikeReader.names - self._normalizer.patches.keys()
+        alike = ColumnarDecoder.names - self._normalizer.patches.keys()
         self._read_alike = alike if type(self._normalizer) is RunNormalizer else frozenset()
         self._writer = RunWriter(
             max_array_size=max_array_size,
@@ -119,19 +119,19 @@ class Fold:
         return self._writer.too_narrow
 
     @property
-    def goes_on(self) -> bool:
+    def accepts_more(self) -> bool:
         """Whether the fold can take further records."""
         return not self.finished and self.error is None
 
     @property
-    def crowded(self) -> bool:
+    def flush_due(self) -> bool:
         """Whether a `flush` is due because the collected rows take much memory."""
-        return self._writer.crowded or self._pending_bytes > MAX_PENDING
+        return self._writer.flush_due or self._pending_bytes > MAX_PENDING
 
     def feed(self, records: Sequence[Record]) -> list[Operation]:
         """Fold records and flush; return the operations.
 
-        The fold may take only the first of the records: it stops when a flush is due (`crowded`), at the end of the
+        The fold may take only the first of the records: it stops when a flush is due (`flush_due`), at the end of the
         run, and at a document that cannot be folded, for which it sets `error`. `cursor` is the index of the next
         record to feed.
         """
@@ -166,16 +166,16 @@ class Fold:
                 break
             self.cursor = record.idx + 1
             self._pending_bytes += len(record.body)
-            if self.crowded:
+            if self.flush_due:
                 break
             at += 1
-            if self._can_read_alike(record.name, document, translated):
-                taken = self._feed_alike(record, document, records, at)
+            if self._can_decode_by_column(record.name, document, translated):
+                taken = self._feed_batch(record, document, records, at)
                 self.cursor += taken
                 at += taken
         return operations
 
-    def _can_read_alike(
+    def _can_decode_by_column(
         self, name: str, document: Mapping[str, Any], translated: list[tuple[str, dict[str, Any]]]
     ) -> bool:
         """Return whether documents that differ from this one in values only can be decoded by column.
@@ -195,12 +195,12 @@ class Fold:
         (_, modern) = translated[0]
         return (
             all(modern[field] is document[field] for field in _VALUES[name])
-            and self._sieve.keeps(name, modern)
+            and self._run_stream_filter.keeps(name, modern)
             and not self._checks.tolerates(name)
-            and self._writer.takes_alike(name, modern)
+            and self._writer.accepts_batch(name, modern)
         )
 
-    def _feed_alike(self, model: Record, document: Mapping[str, Any], records: Sequence[Record], start: int) -> int:
+    def _feed_batch(self, model: Record, document: Mapping[str, Any], records: Sequence[Record], start: int) -> int:
         """Decode by column the records from `start` on that differ from a model in values only.
 
         Parameters
@@ -216,21 +216,21 @@ class Fold:
             The number of records taken; 0 if columnar decoding does not apply.
         """
         size = len(model.body)
-        nearest = records[start + FEWEST - 1 : start + FEWEST]
+        nearest = records[start + MIN_BATCH_DOCUMENTS - 1 : start + MIN_BATCH_DOCUMENTS]
         if not nearest or len(nearest[0].body) != size:
             return 0
         bodies: list[bytes] = []
-        for record in records[start : start + max(FEWEST, MOST_BYTES // size)]:
+        for record in records[start : start + max(MIN_BATCH_DOCUMENTS, MAX_BATCH_BYTES // size)]:
             idx, name, _, crc, body = record
             if len(body) != size or name != model.name or idx != self.cursor + len(bodies) or zlib.crc32(body) != crc:
                 break
             bodies.append(body)
-        alike = self._alike.read(model.name, model.body, bodies) if len(bodies) >= FEWEST else None
+        alike = self._columnar.read(model.name, model.body, bodies) if len(bodies) >= MIN_BATCH_DOCUMENTS else None
         if alike is None:
             self._alike_from = self.cursor + _ALIKE_PAUSE
             return 0
         self._pending_bytes += alike.nbytes
-        return self._writer.add_alike(model.name, document, alike)
+        return self._writer.add_batch(model.name, document, alike)
 
     def abandon(self) -> list[Operation]:
         """Return the operations that end a run without a stop document."""
@@ -244,7 +244,7 @@ class Fold:
 
     def _pass_notes_on(self) -> None:
         """Pass the notes of all stages to the run writer, which writes them to Tiled."""
-        for note in [*self._checks.notes, *self._normalizer.notes, *self._sieve.notes]:
+        for note in [*self._checks.notes, *self._normalizer.notes, *self._run_stream_filter.notes]:
             self._writer.note(note)
 
     def _end_of_batch(self, operations: Callable[[], list[Operation]]) -> list[Operation]:
@@ -265,7 +265,7 @@ class Fold:
             check_run(self._run_uid, name, document)
             if name == "start":
                 self._access_tags.check(self._client, document)
-            if not self._sieve.keeps(name, document):
+            if not self._run_stream_filter.keeps(name, document):
                 continue
             if name == "stop":
                 self.finished = True

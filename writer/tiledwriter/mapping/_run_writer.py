@@ -10,7 +10,7 @@ from .._errors import DocumentError
 from .._json import to_json
 from .._names import StreamNames, node_key, run_key
 from ._access_tags import as_tags
-from ._alike import AlikeDocuments
+from ._columnar import EventBatch
 from ._consolidators import AnnouncedFrames, ArrayConsolidator, Consolidator, Patch, consolidator_for
 from ._operations import (
     Audit,
@@ -229,7 +229,7 @@ class RunWriter:
     ----------
     notes
         Notes for the run's metadata on data that could not be stored unchanged.
-    crowded
+    flush_due
         Whether a `flush` is due because pending arrays, missing ones included, take much memory.
     """
 
@@ -242,7 +242,7 @@ class RunWriter:
         column_types: Mapping[tuple[str, str], str] | None = None,
     ) -> None:
         self.notes: list[str] = []
-        self.crowded = False
+        self.flush_due = False
         self._max_array_size = max_array_size
         self._guessed_types = guessed_types
         self._consolidators = consolidators
@@ -285,17 +285,17 @@ class RunWriter:
                 f"{name} document {document.get('uid', '')!r} lacks or refers to unknown {error}."
             ) from error
 
-    def takes_alike(self, name: str, document: Mapping[str, Any]) -> bool:
-        """Return whether `add_alike` accepts documents that differ in values only from this one, the last one added."""
+    def accepts_batch(self, name: str, document: Mapping[str, Any]) -> bool:
+        """Return whether `add_batch` accepts documents that differ in values only from this one, the last one added."""
         stream = self._stream_of.get(document["descriptor"])
         if stream is None:
             return False
         if name == "event":
-            return stream.internal.takes_alike
+            return stream.internal.accepts_batch
         external = self._external_of(stream, document)
         return external is not None and external.takes_ranges
 
-    def add_alike(self, name: str, model: Mapping[str, Any], documents: AlikeDocuments) -> int:
+    def add_batch(self, name: str, model: Mapping[str, Any], documents: EventBatch) -> int:
         """Add a batch of documents that differ from a model in values only.
 
         Parameters
@@ -314,7 +314,7 @@ class RunWriter:
         """
         stream = self._stream_of[model["descriptor"]]
         if name == "event":
-            stream.internal.add_alike(documents)
+            stream.internal.add_batch(documents)
             stream.documents += documents.count
             return documents.count
         starts, stops = documents.numbers("indices", "start"), documents.numbers("indices", "stop")
@@ -347,7 +347,7 @@ class RunWriter:
         everything
             Whether to include small additions to data keys with many frames; see `holds`.
         """
-        self.crowded = False
+        self.flush_due = False
         operations: list[Operation] = []
         for stream in self._streams.values():
             operations += stream.change()
@@ -459,7 +459,7 @@ class RunWriter:
         stream = self._stream_of[document["descriptor"]]
         stream.documents += 1
         stream.internal.add(document)
-        self.crowded = self.crowded or stream.internal.pending_bytes > MAX_PENDING
+        self.flush_due = self.flush_due or stream.internal.pending_bytes > MAX_PENDING
         return []
 
     def _stream_resource(self, document: Mapping[str, Any]) -> list[Operation]:
@@ -535,7 +535,7 @@ class RunWriter:
         consolidator = consolidator_for(resource, {"data_keys": {key: described}}, self._consolidators)
         consolidator.announced = self._announced
         source = consolidator.data_source()
-        name = stream.names.of_files(key)
+        name = stream.names.name_for_files(key)
         path, mimetype = f"{stream.path}/{name}", resource["mimetype"]
         external = ExternalData(path, mimetype, consolidator, described, {resource["uid"]})
         if dims := source["structure"].get("dims"):

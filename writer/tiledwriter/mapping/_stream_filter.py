@@ -28,7 +28,7 @@ class StreamFilter:
         return _matches(stream, self.include) and not _matches(stream, self.exclude)
 
 
-class StreamSieve:
+class RunStreamFilter:
     """A `StreamFilter` applied to the documents of one run, as `RunNormalizer` emits them.
 
     Stream resources always pass because they do not name their stream. A stream resource without stream datums has no

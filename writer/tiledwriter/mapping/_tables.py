@@ -14,7 +14,6 @@ import numpy
 from .._exact_numbers import loses_digits
 from .._json import REPLACED, to_json
 from .._names import TABLE_KEY, TIME, TIMESTAMP, StreamNames
-from ._alike import AlikeDocuments, Values
 from ._arrays import (
     ABSENT,
     ARRAY,
@@ -27,6 +26,7 @@ from ._arrays import (
     stored_type,
     takes_lists,
 )
+from ._columnar import EventBatch, Values
 from ._columns import arrow_column, arrow_size, dtype_kind, exceeds_float, fit, list_type, scalar_type, wider
 from ._dtypes import declared_dtype
 from ._operations import (
@@ -77,7 +77,7 @@ class RowOrder:
         self._fits = {_BY_SEQ_NUM: True, _BY_TIME: True}
         self._last = (-math.inf, -math.inf)
 
-    def add_alike(self, events: AlikeDocuments) -> None:
+    def add_batch(self, events: EventBatch) -> None:
         """Add a batch of consecutive events."""
         seq_num, time = events.numbers("seq_num"), events.numbers("time")
         self.add(seq_num[0].item(), time[0].item())
@@ -134,7 +134,7 @@ class Cell:
             return list(range(first_row, first_row + len(events)))
         return [event[kind] for event in events]
 
-    def pick_alike(self, events: AlikeDocuments, first_row: int) -> Values:
+    def pick_batch(self, events: EventBatch, first_row: int) -> Values:
         """Return the column's values for a batch of events; `first_row` is the row of the first event."""
         if self.kind == "row":
             return numpy.arange(first_row, first_row + events.count)
@@ -214,11 +214,11 @@ class InternalTable:
         if len(self._events) >= _AT_ONCE:
             self._collect()
 
-    def add_alike(self, events: AlikeDocuments) -> None:
+    def add_batch(self, events: EventBatch) -> None:
         """Add a batch of events."""
         self._end_part()
         first_row = self.rows + self._pending
-        self._parts.append([cell.pick_alike(events, first_row) for cell in self.cells])
+        self._parts.append([cell.pick_batch(events, first_row) for cell in self.cells])
         self._pending += events.count
 
     @property
@@ -370,15 +370,15 @@ class InternalData:
         self._look_for_unknown(data)
 
     @property
-    def takes_alike(self) -> bool:
-        """Whether `add_alike` accepts events: not before the first event, and not if there are array nodes."""
+    def accepts_batch(self) -> bool:
+        """Whether `add_batch` accepts events: not before the first event, and not if there are array nodes."""
         return bool(self.tables) and not self.arrays
 
-    def add_alike(self, events: AlikeDocuments) -> None:
+    def add_batch(self, events: EventBatch) -> None:
         """Add a batch of events."""
         for table in self.tables:
-            table.add_alike(events)
-        self._order.add_alike(events)
+            table.add_batch(events)
+        self._order.add_batch(events)
         self._look_for_unknown(events.within("data"))
 
     def _look_for_unknown(self, data: Mapping[str, Any]) -> None:
@@ -453,7 +453,7 @@ class InternalData:
     def _place(self, key: str, value: Any) -> None:
         """Assign nodes to one data key: columns for its value and timestamp, or an array node and one column."""
         cell = self._value_cell(key, value)
-        name, timestamps = self._names.of_values(key, as_column=cell is not None)
+        name, timestamps = self._names.name_for_values(key, as_column=cell is not None)
         cells = [Cell(Column(timestamps, "float64"), "timestamp", key)]
         if cell is not None:
             cells.insert(0, Cell(Column(name, cell[0]), cell[1], key))

@@ -12,13 +12,13 @@ from ._plugins import Plugins
 from ._run_writer import MAX_ARRAY_SIZE
 from ._stream_filter import StreamFilter
 
-QUIET_PERIOD: Final = 5.0
+QUIET_PERIOD_SECONDS: Final = 5.0
 """Seconds without a change to a node before an append with an unknown outcome counts as lost."""
 
-POISON_AFTER: Final = 60.0
+POISON_AFTER_SECONDS: Final = 60.0
 """Seconds for which one operation gets only HTTP 500, while the databases are healthy, before it counts as poison."""
 
-LATE_AUDIT_AFTER: Final = 300.0
+LATE_AUDIT_SECONDS: Final = 300.0
 """Seconds between the end of a run and its second audit, if answers of the server were lost."""
 
 WRITE_SLOTS: Final = 2
@@ -56,9 +56,9 @@ class WritingOptions:
     """
 
     max_array_size: int = MAX_ARRAY_SIZE
-    quiet_period: float = QUIET_PERIOD
-    poison_after: float = POISON_AFTER
-    late_audit: float = LATE_AUDIT_AFTER
+    quiet_period: float = QUIET_PERIOD_SECONDS
+    poison_after: float = POISON_AFTER_SECONDS
+    late_audit: float = LATE_AUDIT_SECONDS
     write_slots: int = WRITE_SLOTS
     spec_to_mimetype: Mapping[str, str] = field(default_factory=dict)
     plugins: Plugins = field(default_factory=Plugins)

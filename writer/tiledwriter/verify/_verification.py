@@ -14,7 +14,17 @@ from tiledbroker.log import FileLock
 from .._findings import Example, Finding
 from .._names import run_key
 from ..catalog import Connection, Nodes, StoredNodes
-from ..journals import CONFIGURE, MEND, SPOOLED, UNREADABLE, DocumentsCheck, DryRun, ProgressCheck, opened, reason_of
+from ..journals import (
+    CHECK_OPTIONS,
+    RECOVERY_ADVICE,
+    SPOOLED,
+    UNREADABLE,
+    DocumentsCheck,
+    DryRun,
+    ProgressCheck,
+    open_run_file,
+    reason_of,
+)
 from ..mapping import WritingOptions
 from ..worker import FAILED
 from ._comparison import Comparison
@@ -117,19 +127,19 @@ def _verify(path: Path, options: WritingOptions, connection: Connection | None) 
     uid, state = path.stem, "damaged"
     length: int | None = None
     try:
-        with opened(path, "inspect") as journal:
+        with open_run_file(path, "inspect") as journal:
             uid, length = journal.run_uid, journal.length
             damage = [Example(None, found=line) for line in journal.damage()]
             state = SPOOLED if isinstance(journal, SpooledRun) else _state_of(journal)
             findings, comparison = _check(journal, options, connection)
     except (JournalInvalid, ValueError) as error:
-        unusable = Finding("file", f"it cannot be used: {error}", advice=MEND)
+        unusable = Finding("file", f"it cannot be used: {error}", advice=RECOVERY_ADVICE)
         return Verification(uid, str(path), state, length, (unusable,))
     except (JournalError, OSError) as error:
         unreadable = Finding("file", f"it cannot be read: {reason_of(error)}")
         return Verification(uid, str(path), UNREADABLE, None, (unreadable,))
     if damage:
-        findings.insert(0, Finding("file", "it is damaged", None, len(damage), tuple(damage[:3]), MEND))
+        findings.insert(0, Finding("file", "it is damaged", None, len(damage), tuple(damage[:3]), RECOVERY_ADVICE))
     compared = (None, None) if comparison is None else (comparison.nodes, comparison.rows)
     return Verification(uid, str(path), state, length, tuple(findings), *compared)
 
@@ -172,7 +182,7 @@ def _fold_findings(dry_run: DryRun, progress: ProgressCheck) -> Sequence[Finding
     """Return a finding if a document cannot be written, unless the run is in quarantine, where that is expected."""
     if dry_run.error is None or progress.outcome == FAILED:
         return []
-    return [Finding(f"document {dry_run.error.index}", f"it cannot be written: {dry_run.error}", advice=CONFIGURE)]
+    return [Finding(f"document {dry_run.error.index}", f"it cannot be written: {dry_run.error}", advice=CHECK_OPTIONS)]
 
 
 def _in_use(path: Path) -> bool:

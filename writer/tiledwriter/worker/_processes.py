@@ -24,7 +24,7 @@ def allow_open_files() -> int:
 
 
 class Processes:
-    """Access to processes with psutil. Implements the protocol `ProcessWatch` of the supervisor."""
+    """Access to processes with psutil. Implements the protocol `ProcessTable` of the supervisor."""
 
     def identity(self, pid: int) -> ProcessIdentity | None:
         """Return the pid and creation time (Unix time) of a process; None if they cannot be read."""

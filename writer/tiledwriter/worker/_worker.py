@@ -24,7 +24,7 @@ import zmq
 from tiledbroker import Journal, JournalInvalid, ProtocolError, Record
 from tiledbroker._crash_points import crash_point
 from tiledbroker._filesystem import explain_write_error
-from tiledbroker._limited import LimitedLog
+from tiledbroker._rate_limited_log import RateLimitedLog
 from tiledbroker.protocol import messages
 from tiledbroker.supervisor import WorkerTask
 
@@ -170,7 +170,7 @@ class Worker:
         self._disk_problem = ""
         # Time until which documents are refused because of the disk problem.
         self._disk_problem_until = 0.0
-        self._limited = LimitedLog(log)
+        self._limited_log = RateLimitedLog(log)
 
     def run(self) -> None:
         """Work until the run is complete or parked, the supervisor says Finish, or the supervisor is gone."""
@@ -210,19 +210,19 @@ class Worker:
                 journal = Journal(self._task.journal, "create", run_uid=self._task.run_uid, lock_timeout=LOCK_TIMEOUT)
                 crash_point("worker: journal made")
                 try:
-                    self._sign(journal)
+                    self._record_process(journal)
                 except BaseException:
                     journal.close()
                     raise
             except (sqlite3.OperationalError, OSError) as error:
                 self._note_disk_problem(self._task.journal, error)
                 self._refuse_documents(0)
-                if self._told_to_end(DISK_PAUSE):
+                if self._wait_for_finish(DISK_PAUSE):
                     return None
             else:
                 return journal
 
-    def _sign(self, journal: Journal) -> None:
+    def _record_process(self, journal: Journal) -> None:
         """Record this process in the journal, so that the next supervisor can kill it if it hangs as an orphan."""
         with journal.atomic():
             if self._task.order and journal.get("arrived") is None:
@@ -232,7 +232,7 @@ class Worker:
             journal.set("worker", Processes().identity(os.getpid()))
             journal.note("worker started", pid=os.getpid(), documents=journal.length)
 
-    def _told_to_end(self, timeout: float) -> bool:
+    def _wait_for_finish(self, timeout: float) -> bool:
         """Wait at most `timeout` seconds; return whether the supervisor said Finish.
 
         There is no journal yet to store documents in, but the supervisor sends none before this worker is ready.
@@ -288,7 +288,7 @@ class Worker:
 
     def _is_to_be_parked(self) -> bool:
         """Return whether only Tiled's absence keeps the run from being written, which needs no process."""
-        since = self._writing.away_since
+        since = self._writing.unavailable_since
         if since is None or time.monotonic() - since < self._park_after:
             return False
         if not (self._journal.ended or self._task.drain):
@@ -317,7 +317,7 @@ class Worker:
             except zmq.Again:
                 break
             except ProtocolError as error:
-                self._limited.log(logging.ERROR, "protocol", "The supervisor sent something else: %s", error)
+                self._limited_log.log(logging.ERROR, "protocol", "The supervisor sent something else: %s", error)
                 continue
             if isinstance(message, messages.Documents):
                 arrived.append(message)
@@ -361,7 +361,7 @@ class Worker:
         return stored, end is not None and end.length > self._journal.length
 
     def _note_disk_problem(self, path: Path, error: sqlite3.Error | OSError) -> None:
-        self._limited.log(logging.ERROR, "disk", "%s cannot be written: %s", path, error)
+        self._limited_log.log(logging.ERROR, "disk", "%s cannot be written: %s", path, error)
         self._disk_problem = explain_write_error(path, error)
         self._disk_problem_until = time.monotonic() + DISK_PAUSE
 

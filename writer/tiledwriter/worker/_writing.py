@@ -11,18 +11,18 @@ from typing import Any, Final
 
 from tiledbroker import Journal, Record
 from tiledbroker._crash_points import crash_point
-from tiledbroker._limited import LimitedLog
+from tiledbroker._rate_limited_log import RateLimitedLog
 
 from .._errors import ColumnsRefused, ColumnsTooNarrow, NodeRewound, Stopped, describe
-from ..catalog import LATE_AUDIT, Client, Connection, TiledCatalog, Turns
+from ..catalog import LATE_AUDIT, Client, Connection, TiledCatalog, WriteSlots
 from ..mapping import BATCH_BYTES, Fold, Operation, WritingOptions
-from ._gathering import Gathering
-from ._handover import Handover
+from ._prefetch import FoldPrefetch
+from ._record_buffer import RecordBuffer
 
 log = logging.getLogger(__name__)
 
 # Operations that may wait until a node is quiet while others continue; beyond this, no further documents are taken.
-MAX_WAITING: Final = 32
+MAX_BLOCKED_OPERATIONS: Final = 32
 # Seconds before another attempt after the disk was full.
 DISK_PAUSE: Final = 1.0
 REST_PATIENCE_SECONDS: Final = 15.0
@@ -78,17 +78,17 @@ class RunWriting:
         self._on_progress = on_progress
         self._on_end = on_end
         self._stopping = threading.Event()
-        self._handover = Handover(BATCH_BYTES)
-        self._gathering: Gathering | None = None
+        self._record_buffer = RecordBuffer(BATCH_BYTES)
+        self._prefetch: FoldPrefetch | None = None
         self._connection = Connection(
             connect,
             self._stopping,
             journal.note,
             poison_after=options.poison_after,
-            turns=Turns(journal.path.parent / ".turns", options.write_slots),
+            turns=WriteSlots(journal.path.parent / ".turns", options.write_slots),
             on_reached=on_reached,
         )
-        self._limited = LimitedLog(log)
+        self._limited_log = RateLimitedLog(log)
         self._told = -1
         self._thread = threading.Thread(target=self._run, name="tiledwriter-writing", daemon=True)
 
@@ -99,19 +99,19 @@ class RunWriting:
     def stop(self, timeout: float) -> None:
         """End the thread; abandon a request in flight after `timeout` seconds."""
         self._stopping.set()
-        if self._gathering is not None:
-            self._gathering.close()
+        if self._prefetch is not None:
+            self._prefetch.close()
         if self._thread.is_alive():
             self._thread.join(timeout)
 
     def notify(self, records: Sequence[Record] = ()) -> None:
         """Announce new documents in the journal, of which `records` are the last."""
-        self._handover.put(records)
+        self._record_buffer.put(records)
 
     @property
-    def away_since(self) -> float | None:
+    def unavailable_since(self) -> float | None:
         """Time (`time.monotonic`) since which Tiled has accepted no requests; None while it does."""
-        return self._connection.away_since
+        return self._connection.unavailable_since
 
     def _run(self) -> None:
         outcome, reason = "", ""
@@ -122,7 +122,7 @@ class RunWriting:
                     break
                 except sqlite3.OperationalError as error:
                     # Restart from the journal: progress that it could not record is determined again.
-                    self._limited.log(logging.ERROR, "disk", "%s cannot be written: %s", self._journal.path, error)
+                    self._limited_log.log(logging.ERROR, "disk", "%s cannot be written: %s", self._journal.path, error)
                     self._stopping.wait(DISK_PAUSE)
         except Stopped:
             pass
@@ -183,10 +183,10 @@ class RunWriting:
         waiting: list[Operation] = []
         poll = _SHORTEST_POLL_SECONDS
         latest_document = time.monotonic()
-        with Gathering(fold, self._journal, self._handover) as gathering:
-            self._gathering = gathering
+        with FoldPrefetch(fold, self._journal, self._record_buffer) as gathering:
+            self._prefetch = gathering
             while not self._stopping.is_set():
-                if len(waiting) <= MAX_WAITING and gathering.goes_on:
+                if len(waiting) <= MAX_BLOCKED_OPERATIONS and gathering.accepts_more:
                     folded = gathering.take(wait=not (self._drain or waiting or catalog.waits_for_stop))
                     waiting += folded.operations
                     if folded.documents:

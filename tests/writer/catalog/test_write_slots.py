@@ -13,8 +13,8 @@ import pytest
 
 from tiledbroker.log._lock import FileLock
 from tiledwriter._errors import Stopped
-from tiledwriter.catalog._answers import NotProcessed
-from tiledwriter.catalog._turns import Turns
+from tiledwriter.catalog._responses import NotProcessed
+from tiledwriter.catalog._write_slots import WriteSlots
 
 
 @pytest.mark.parametrize("slots", [1, 2])
@@ -24,7 +24,7 @@ def test_no_more_than_the_slots_are_held_at_a_time(tmp_path: Path, slots: int) -
 
     def work(_: int) -> None:
         nonlocal held, most
-        with Turns(tmp_path, slots).turn(threading.Event()):
+        with WriteSlots(tmp_path, slots).turn(threading.Event()):
             with mutex:
                 held += 1
                 most = max(most, held)
@@ -40,7 +40,11 @@ def test_no_more_than_the_slots_are_held_at_a_time(tmp_path: Path, slots: int) -
 def test_who_waits_for_a_turn_can_be_stopped(tmp_path: Path) -> None:
     stopping = threading.Event()
     stopping.set()
-    with Turns(tmp_path, 1).turn(threading.Event()), pytest.raises(Stopped), Turns(tmp_path, 1).turn(stopping):
+    with (
+        WriteSlots(tmp_path, 1).turn(threading.Event()),
+        pytest.raises(Stopped),
+        WriteSlots(tmp_path, 1).turn(stopping),
+    ):
         pass
 
 
@@ -60,14 +64,14 @@ def test_the_slot_of_a_process_that_was_killed_is_free(tmp_path: Path) -> None:
         assert process.stdout.readline() == "held\n"
         process.kill()
         process.wait()
-    with Turns(tmp_path, 1).turn(threading.Event()):
+    with WriteSlots(tmp_path, 1).turn(threading.Event()):
         pass
 
 
 def test_a_directory_that_cannot_be_used_is_no_fault_of_the_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turns = Turns(tmp_path, 2)
+    turns = WriteSlots(tmp_path, 2)
 
     def fail(_: FileLock) -> bool:
         raise PermissionError(13, "Permission denied", "slot-0.lock")

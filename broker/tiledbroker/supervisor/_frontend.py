@@ -17,7 +17,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from .._errors import ProtocolError, ProtocolVersionError
-from .._limited import LimitedLog
+from .._rate_limited_log import RateLimitedLog
 from ..protocol import ZAP_DOMAIN, ServerCurve, messages
 from ._connections import Connections
 
@@ -111,20 +111,20 @@ class Publisher:
         return " ".join(filter(None, (self.name or "somebody", self.client and f"({self.client})", self.address)))
 
     @property
-    def party(self) -> str:
+    def quota_key(self) -> str:
         """Key under which this client's limits are counted: the CURVE client, or without CURVE the address."""
         return self.client or self.address
 
     @property
-    def under_way(self) -> int:
+    def bytes_in_flight(self) -> int:
         """Bytes received from this connection that are not durable yet."""
         return sum(size for batches in self._under_way.values() for _, size in batches)
 
-    def has_sent(self, message: messages.Documents) -> None:
+    def count_in_flight(self, message: messages.Documents) -> None:
         """Count the bytes of received documents as in flight."""
         self._under_way.setdefault(message.run, deque()).append((message.next, len(message.body)))
 
-    def knows_of(self, message: messages.Message) -> None:
+    def acknowledge_up_to(self, message: messages.Message) -> None:
         """Stop counting the documents that `message` reports as durable or refused."""
         if isinstance(message, messages.Refused):
             self._under_way.pop(message.run, None)
@@ -136,7 +136,7 @@ class Publisher:
                 del self._under_way[message.run]
 
 
-class Front:
+class Frontend:
     """The frontend: the supervisor's ROUTER socket for publishers.
 
     Parameters
@@ -163,7 +163,7 @@ class Front:
         self.refused: Counter[str] = Counter()
         self._limits = limits
         self._curve = curve
-        self._limited = LimitedLog(log)
+        self._limited_log = RateLimitedLog(log)
         self._reported: Counter[str] = Counter()
         self._next_report = 0.0
         self._authenticator = self._authenticate(context)
@@ -260,7 +260,7 @@ class Front:
         """Send a message to a publisher; return False if it is gone or its queue is full."""
         if not self.has(publisher):
             return False
-        publisher.knows_of(message)
+        publisher.acknowledge_up_to(message)
         if self._send(publisher.identity, message):
             return True
         # When it says Hello again, the Welcome tells it everything it has missed.
@@ -313,10 +313,10 @@ class Front:
                 reason = f"a document of it has {size} bytes; the limit is {self._limits.max_document}"
                 self.refuse("document", publisher, messages.Refused(message.run, message.first, reason))
                 return False
-            if publisher.under_way >= self._limits.window:
+            if publisher.bytes_in_flight >= self._limits.window:
                 self.refuse("window", publisher, messages.Refused(message.run, message.first, messages.LATER))
                 return False
-            publisher.has_sent(message)
+            publisher.count_in_flight(message)
             return True
         if isinstance(message, messages.Abandoned):
             return True
@@ -328,10 +328,10 @@ class Front:
         publisher.refused.clear()
         if publisher.identity in self.publishers:
             return True
-        connections = self._connected(publisher.party)
+        connections = self._connected(publisher.quota_key)
         if connections >= self._limits.max_connections:
-            self._forget_gone(publisher.party)
-            connections = self._connected(publisher.party)
+            self._forget_gone(publisher.quota_key)
+            connections = self._connected(publisher.quota_key)
         if connections >= self._limits.max_connections:
             self._refuse("connections", "%s has %d connections already.", publisher, connections)
             reason = f"{connections} publishers of yours are connected, which is the limit"
@@ -342,12 +342,12 @@ class Front:
         log.info("Publisher %s is connected, with %d runs.", publisher, len(hello.runs))
         return True
 
-    def _connected(self, party: str) -> int:
-        return sum(publisher.party == party for publisher in self.publishers.values())
+    def _connected(self, quota_key: str) -> int:
+        return sum(publisher.quota_key == quota_key for publisher in self.publishers.values())
 
-    def _forget_gone(self, party: str) -> None:
+    def _forget_gone(self, quota_key: str) -> None:
         """Forget the publishers of a client whose connections have ended; libzmq reports that only when we send."""
-        for publisher in [publisher for publisher in self.publishers.values() if publisher.party == party]:
+        for publisher in [publisher for publisher in self.publishers.values() if publisher.quota_key == quota_key]:
             self.send(publisher, messages.Pong(0))
 
     def look(self) -> None:
@@ -392,7 +392,7 @@ class Front:
 
     def _refuse(self, topic: str, message: str, *args: object) -> None:
         self.refused[topic] += 1
-        self._limited.log(logging.WARNING, topic, message, *args)
+        self._limited_log.log(logging.WARNING, topic, message, *args)
 
 
 def _draw_first_identity() -> None:

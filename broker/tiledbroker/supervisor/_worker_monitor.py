@@ -25,7 +25,7 @@ _OWN_ABSENCE: Final = 2.0
 _ORPHAN_GRACE: Final = 2.0
 
 
-class ProcessWatch(Protocol):
+class ProcessTable(Protocol):
     """Access to processes. `tiledwriter` implements it with psutil, which acquisition hosts do not install."""
 
     def identity(self, pid: int) -> ProcessIdentity | None:
@@ -57,7 +57,7 @@ class WorkerLimits:
     silence: float = DEFAULT_SILENCE
 
 
-class WorkerWatch:
+class WorkerMonitor:
     """Checks workers once a second.
 
     Parameters
@@ -75,7 +75,7 @@ class WorkerWatch:
     def __init__(
         self,
         limits: WorkerLimits,
-        processes: ProcessWatch | None,
+        processes: ProcessTable | None,
         *,
         ask: Callable[[Run], None],
         end: Callable[[Run], None],
@@ -86,7 +86,7 @@ class WorkerWatch:
         self._end = end
         self._looked = self._began = time.monotonic()
 
-    def look(self, runs: Collection[Run], now: float) -> bool:
+    def check_workers(self, runs: Collection[Run], now: float) -> bool:
         """Check the workers of `runs` if the last check was a second ago; return whether it was."""
         absence = now - self._looked
         if absence < _INTERVAL:
@@ -136,19 +136,19 @@ class WorkerWatch:
             # The worker is being forked; the fork server has its own timeout.
             return
         if now - run.answered >= self._limits.silence:
-            if not run.accused:
-                run.accused = f"its worker did not answer for {self._limits.silence:g} s"
-                log.error("The worker of run %s is ended: %s.", run.uid, run.accused)
+            if not run.kill_reason:
+                run.kill_reason = f"its worker did not answer for {self._limits.silence:g} s"
+                log.error("The worker of run %s is ended: %s.", run.uid, run.kill_reason)
             self.kill(run)
         elif now - max(run.answered, run.asked) >= self._limits.silence / 4:
             run.asked = now
             self._ask(run)
 
-    def _look_at_memory(self, run: Run, limit: int, processes: ProcessWatch) -> None:
-        if run.worker is None or run.accused:
+    def _look_at_memory(self, run: Run, limit: int, processes: ProcessTable) -> None:
+        if run.worker is None or run.kill_reason:
             return
         used = processes.memory(run.worker[0]) or 0
         if used > limit:
-            run.accused = f"its worker took {used / 2**20:.0f} MiB of memory, of {limit / 2**20:.0f} MiB at most"
-            log.error("The worker of run %s is ended: %s.", run.uid, run.accused)
+            run.kill_reason = f"its worker took {used / 2**20:.0f} MiB of memory, of {limit / 2**20:.0f} MiB at most"
+            log.error("The worker of run %s is ended: %s.", run.uid, run.kill_reason)
             self._end(run)

@@ -6,29 +6,29 @@ import logging
 
 import pytest
 
-from tiledbroker._limited import LimitedLog
+from tiledbroker._rate_limited_log import RateLimitedLog
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, to be set by the test."""
     now = [1000.0]
-    monkeypatch.setattr("tiledbroker._limited.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("tiledbroker._rate_limited_log.time.monotonic", lambda: now[0])
     return now
 
 
 @pytest.fixture
-def limited(caplog: pytest.LogCaptureFixture) -> LimitedLog:
+def limited(caplog: pytest.LogCaptureFixture) -> RateLimitedLog:
     caplog.set_level(logging.DEBUG, "test.limited")
-    return LimitedLog(logging.getLogger("test.limited"), interval=10.0)
+    return RateLimitedLog(logging.getLogger("test.limited"), interval=10.0)
 
 
-def test_the_first_is_logged_at_once(limited: LimitedLog, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_first_is_logged_at_once(limited: RateLimitedLog, caplog: pytest.LogCaptureFixture) -> None:
     limited.log(logging.WARNING, "topic", "Frame %d is bad.", 7)
     assert caplog.record_tuples == [("test.limited", logging.WARNING, "Frame 7 is bad.")]
 
 
-def test_the_rest_are_counted(limited: LimitedLog, caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
+def test_the_rest_are_counted(limited: RateLimitedLog, caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
     for number in range(1000):
         limited.log(logging.WARNING, "topic", "Frame %d is bad.", number)
     assert caplog.messages == ["Frame 0 is bad."]
@@ -37,7 +37,7 @@ def test_the_rest_are_counted(limited: LimitedLog, caplog: pytest.LogCaptureFixt
     assert caplog.messages[1:] == ["Frame 1000 is bad. (and 999 more like this since the last report)"]
 
 
-def test_the_count_starts_again(limited: LimitedLog, caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
+def test_the_count_starts_again(limited: RateLimitedLog, caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
     for _ in range(3):
         limited.log(logging.WARNING, "topic", "Bad.")
         limited.log(logging.WARNING, "topic", "Bad.")
@@ -48,7 +48,7 @@ def test_the_count_starts_again(limited: LimitedLog, caplog: pytest.LogCaptureFi
 
 
 def test_nothing_is_said_of_none_left_out(
-    limited: LimitedLog, caplog: pytest.LogCaptureFixture, clock: list[float]
+    limited: RateLimitedLog, caplog: pytest.LogCaptureFixture, clock: list[float]
 ) -> None:
     for _ in range(2):
         limited.log(logging.WARNING, "topic", "Bad.")
@@ -56,13 +56,13 @@ def test_nothing_is_said_of_none_left_out(
     assert caplog.messages == ["Bad.", "Bad."]
 
 
-def test_topics_do_not_silence_each_other(limited: LimitedLog, caplog: pytest.LogCaptureFixture) -> None:
+def test_topics_do_not_silence_each_other(limited: RateLimitedLog, caplog: pytest.LogCaptureFixture) -> None:
     for topic in ("one", "two", "one"):
         limited.log(logging.INFO, topic, topic)
     assert caplog.messages == ["one", "two"]
 
 
-def test_the_traceback_is_logged_when_asked_for(limited: LimitedLog, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_traceback_is_logged_when_asked_for(limited: RateLimitedLog, caplog: pytest.LogCaptureFixture) -> None:
     try:
         raise KeyError("reason")
     except KeyError:

@@ -13,7 +13,7 @@ from tiledbroker import Journal, JournalInvalid, Record
 
 from .._errors import UnwritableDocument
 from ..mapping import BATCH_BYTES, BATCH_DOCUMENTS, Fold, Operation
-from ._handover import Handover
+from ._record_buffer import RecordBuffer
 
 HOLD_SECONDS: Final = 5.0
 """Seconds for which a few frames of a key with many frames may be held back, see `RunWriter.holds`."""
@@ -23,7 +23,7 @@ _IDLE: Final = 1.0
 
 
 @dataclass(frozen=True)
-class Folded:
+class FoldedBatch:
     """Further documents of a journal, folded into operations.
 
     Attributes
@@ -50,7 +50,7 @@ class Folded:
     too_narrow: dict[tuple[str, str], str]
 
 
-class Gathering:
+class FoldPrefetch:
     """Folds a journal's documents in its own thread, until the result is taken.
 
     All documents that arrive while Tiled handles one request thus go into the next one, which is ready in time. A
@@ -66,19 +66,19 @@ class Gathering:
         Buffer of the newest documents, which also signals new ones.
     """
 
-    def __init__(self, fold: Fold, journal: Journal, handover: Handover) -> None:
+    def __init__(self, fold: Fold, journal: Journal, handover: RecordBuffer) -> None:
         self._fold = fold
         self._journal = journal
-        self._handover = handover
+        self._record_buffer = handover
         self._wanted = threading.Event()
         self._patient = False
         self._closed = False
         # The index of the first document that may be held back, and the time at which none was held back last.
         self._nothing_held = fold.cursor, time.monotonic()
         self._thread = ThreadPoolExecutor(1, "tiledwriter-folding")
-        self._next: Future[Folded] | None = self._thread.submit(self._gather)
+        self._next: Future[FoldedBatch] | None = self._thread.submit(self._gather)
 
-    def __enter__(self) -> Gathering:
+    def __enter__(self) -> FoldPrefetch:
         return self
 
     def __exit__(
@@ -90,25 +90,25 @@ class Gathering:
     def close(self) -> None:
         """Stop folding, from any thread; a blocked `take` returns what there is."""
         self._closed = True
-        self._handover.wake()
+        self._record_buffer.wake()
 
     @property
-    def goes_on(self) -> bool:
+    def accepts_more(self) -> bool:
         """Whether `take` can return more."""
         return self._next is not None
 
-    def take(self, *, wait: bool) -> Folded:
+    def take(self, *, wait: bool) -> FoldedBatch:
         """Return what was folded since the last call. With `wait`, block until there is something."""
         assert self._next is not None
         self._patient = wait
         self._wanted.set()
-        self._handover.wake()
+        self._record_buffer.wake()
         folded = self._next.result()
         self._wanted.clear()
-        self._next = self._thread.submit(self._gather) if self._fold.goes_on and folded.error is None else None
+        self._next = self._thread.submit(self._gather) if self._fold.accepts_more and folded.error is None else None
         return folded
 
-    def _gather(self) -> Folded:
+    def _gather(self) -> FoldedBatch:
         fold = self._fold
         start = fold.cursor
         operations: list[Operation] = []
@@ -124,21 +124,21 @@ class Gathering:
                 operations += fold.collect(records)
             elif self._journal.ended and self._journal.length <= fold.cursor:
                 operations += fold.abandon()
-            if not fold.goes_on or fold.crowded:
+            if not fold.accepts_more or fold.flush_due:
                 break
             if wanted and (fold.cursor > start or not self._patient):
                 break
             if not records:
                 if wanted and fold.holds and self._is_due:
                     break
-                self._handover.wait(min(_IDLE, max(0.01, self._seconds_left)) if wanted and fold.holds else _IDLE)
+                self._record_buffer.wait(min(_IDLE, max(0.01, self._seconds_left)) if wanted and fold.holds else _IDLE)
         reason = fold.error or damage
-        everything = not (self._patient and fold.goes_on) or self._closed or self._is_due or reason is not None
+        everything = not (self._patient and fold.accepts_more) or self._closed or self._is_due or reason is not None
         operations += fold.flush(everything=everything)
         if not fold.holds:
             self._nothing_held = fold.cursor, time.monotonic()
         cursor = self._nothing_held[0]
-        return Folded(fold.cursor - start, operations, cursor, fold.finished, reason, fold.too_narrow)
+        return FoldedBatch(fold.cursor - start, operations, cursor, fold.finished, reason, fold.too_narrow)
 
     @property
     def _is_due(self) -> bool:
@@ -153,7 +153,7 @@ class Gathering:
     def _read_on(self) -> list[Record]:
         """Return the next documents, a limited number."""
         start = self._fold.cursor
-        records = self._handover.take(start, BATCH_DOCUMENTS)
+        records = self._record_buffer.take(start, BATCH_DOCUMENTS)
         if records or self._journal.length <= start:
             return records
         return self._journal.read(start, BATCH_DOCUMENTS, BATCH_BYTES)

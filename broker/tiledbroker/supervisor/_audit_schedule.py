@@ -12,7 +12,7 @@ FIRST_PAUSE: Final = 5.0
 PUT_OFF: Final = 60.0
 
 
-class Audits:
+class AuditSchedule:
     """Audit times and consecutive worker deaths by run uid. Times are Unix times, as in journals."""
 
     def __init__(self) -> None:
@@ -23,11 +23,11 @@ class Audits:
     def __len__(self) -> int:
         return len(self._at)
 
-    def plan(self, uid: str, at: float) -> None:
+    def schedule(self, uid: str, at: float) -> None:
         """Schedule an audit of the run at Unix time `at`."""
         self._at[uid] = at
 
-    def take(self, now: float) -> str | None:
+    def pop_due(self, now: float) -> str | None:
         """Remove and return a run whose audit is due, or None."""
         uid = next((uid for uid, at in self._at.items() if at <= now), None)
         if uid is not None:

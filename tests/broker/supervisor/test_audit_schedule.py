@@ -4,42 +4,42 @@ from __future__ import annotations
 
 import pytest
 
-from tiledbroker.supervisor._audits import FIRST_PAUSE, PUT_OFF, Audits
+from tiledbroker.supervisor._audit_schedule import FIRST_PAUSE, PUT_OFF, AuditSchedule
 from tiledbroker.supervisor._runs import MAX_DEATHS
 
 
 @pytest.fixture
-def audits() -> Audits:
+def audits() -> AuditSchedule:
     """With two runs in it."""
-    audits = Audits()
-    audits.plan("late", 200.0)
-    audits.plan("early", 100.0)
+    audits = AuditSchedule()
+    audits.schedule("late", 200.0)
+    audits.schedule("early", 100.0)
     return audits
 
 
-def test_a_run_is_taken_once_when_its_time_has_come(audits: Audits) -> None:
-    assert audits.take(99.9) is None
-    assert audits.take(100.0) == "early"
-    assert audits.take(199.9) is None
+def test_a_run_is_taken_once_when_its_time_has_come(audits: AuditSchedule) -> None:
+    assert audits.pop_due(99.9) is None
+    assert audits.pop_due(100.0) == "early"
+    assert audits.pop_due(199.9) is None
     assert len(audits) == 1
-    assert audits.take(200.0) == "late"
+    assert audits.pop_due(200.0) == "late"
     assert not audits
 
 
-def test_a_run_that_was_looked_at_waits_no_more(audits: Audits) -> None:
+def test_a_run_that_was_looked_at_waits_no_more(audits: AuditSchedule) -> None:
     audits.discard("early")
     audits.discard("unknown")
-    assert audits.take(1000.0) == "late"
+    assert audits.pop_due(1000.0) == "late"
 
 
-def test_pauses_grow_with_deaths_in_a_row_until_the_audit_is_given_up(audits: Audits) -> None:
+def test_pauses_grow_with_deaths_in_a_row_until_the_audit_is_given_up(audits: AuditSchedule) -> None:
     pauses = [audits.pause_after("early", died=True) for _ in range(MAX_DEATHS)]
     assert pauses == [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, None]
     assert audits.pause_after("early", died=True) == FIRST_PAUSE
 
 
 @pytest.mark.parametrize("well", [False, True])
-def test_an_audit_that_is_only_put_off_kills_nobody(audits: Audits, well: bool) -> None:
+def test_an_audit_that_is_only_put_off_kills_nobody(audits: AuditSchedule, well: bool) -> None:
     """As when Tiled is away, or others need the room."""
     for _ in range(MAX_DEATHS - 1):
         audits.pause_after("early", died=True)
@@ -50,7 +50,7 @@ def test_an_audit_that_is_only_put_off_kills_nobody(audits: Audits, well: bool) 
     assert audits.pause_after("early", died=True) == FIRST_PAUSE
 
 
-def test_runs_are_counted_by_themselves(audits: Audits) -> None:
+def test_runs_are_counted_by_themselves(audits: AuditSchedule) -> None:
     for _ in range(MAX_DEATHS):
         audits.pause_after("early", died=True)
     assert audits.pause_after("late", died=True) == FIRST_PAUSE

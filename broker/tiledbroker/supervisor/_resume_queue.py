@@ -18,7 +18,7 @@ _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 30.0
 
 
-class Parking:
+class ResumeQueue:
     """Runs that have something left to write and no worker. Times are those of `time.monotonic`.
 
     Parameters
@@ -50,7 +50,7 @@ class Parking:
         """Remove a run from the queue if it is there."""
         self._runs.pop(run.uid, None)
 
-    def found_away(self, run: Run, now: float) -> None:
+    def note_outage(self, run: Run, now: float) -> None:
         """Note that the run's worker has ended because it could not reach Tiled."""
         if not self.away:
             log.warning("Tiled is away: finished runs are parked, and one at a time is tried.")
@@ -61,19 +61,19 @@ class Parking:
         self._try_at = max(self._try_at, now + self._pause)
         run.tries += 1
 
-    def found_back(self) -> None:
+    def note_recovery(self) -> None:
         """Note that Tiled has answered a worker."""
         if self.away:
             log.info("Tiled is back; %d runs are left to be written.", len(self._runs))
             self.away = False
 
-    def allows(self, busy: int, now: float) -> bool:
+    def may_resume(self, busy: int, now: float) -> bool:
         """Return whether one more run may be resumed while `busy` others are."""
         if self.away:
             return busy == 0 and now >= self._try_at
         return busy < self._max_resumed
 
-    def take(self, now: float) -> Run | None:
+    def pop_next(self, now: float) -> Run | None:
         """Remove and return the next run to resume, or None."""
         due = [run for run in self._runs.values() if run.start_at <= now]
         if not due:

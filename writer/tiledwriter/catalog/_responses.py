@@ -53,7 +53,7 @@ class NotTiled(Ambiguous):
         self.status = status
 
 
-def sort_answer(response: httpx.Response, media_type: str = _JSON) -> None:
+def raise_for_response(response: httpx.Response, media_type: str = _JSON) -> None:
     """Return if Tiled carried out the request; otherwise raise the error that the response stands for.
 
     Parameters

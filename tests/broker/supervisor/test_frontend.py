@@ -18,7 +18,7 @@ import zmq
 
 from tiledbroker.protocol import messages
 from tiledbroker.supervisor._connections import TIMEOUT
-from tiledbroker.supervisor._front import ClientLimits, Front, Publisher
+from tiledbroker.supervisor._frontend import ClientLimits, Frontend, Publisher
 from tiledwriter.testing import wait_until
 
 LIMITS = ClientLimits(window=1000, max_document=20 * 2**20, max_connections=3)
@@ -32,15 +32,15 @@ def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
 
 
 @pytest.fixture
-def front(context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[Front]:
-    made = Front(context, LIMITS, None)
+def front(context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[Frontend]:
+    made = Frontend(context, LIMITS, None)
     made.bind("tcp://127.0.0.1:*")
     yield made
     made.close()
 
 
 @pytest.fixture
-def dial(context: zmq.Context[zmq.Socket[bytes]], front: Front) -> Iterator[Callable[..., zmq.Socket[bytes]]]:
+def dial(context: zmq.Context[zmq.Socket[bytes]], front: Frontend) -> Iterator[Callable[..., zmq.Socket[bytes]]]:
     """Connects a socket, as a publisher would."""
 
     made: list[zmq.Socket[bytes]] = []
@@ -58,7 +58,7 @@ def send(dealer: zmq.Socket[bytes], message: messages.Message) -> None:
     dealer.send_multipart(messages.encode(message))
 
 
-def hear(front: Front, seconds: float = 10.0) -> tuple[Publisher, messages.Message] | None:
+def hear(front: Frontend, seconds: float = 10.0) -> tuple[Publisher, messages.Message] | None:
     """The next that the supervisor is to hear, if there is any."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -68,12 +68,12 @@ def hear(front: Front, seconds: float = 10.0) -> tuple[Publisher, messages.Messa
     return None
 
 
-def answer(front: Front, dealer: zmq.Socket[bytes]) -> messages.Message:
+def answer(front: Frontend, dealer: zmq.Socket[bytes]) -> messages.Message:
     wait_until(lambda: not list(front.receive()) and dealer.poll(20), 10, "there is an answer")
     return messages.decode(dealer.recv_multipart())
 
 
-def greeted(front: Front, dealer: zmq.Socket[bytes]) -> Publisher:
+def greeted(front: Frontend, dealer: zmq.Socket[bytes]) -> Publisher:
     send(dealer, messages.Hello("test", {}, []))
     heard = hear(front)
     assert heard is not None
@@ -84,7 +84,7 @@ def documents(first: int, size: int, run: str = "r") -> messages.Documents:
     return messages.documents(run, first, [("event", 0, bytes(size))])
 
 
-def test_who_has_not_said_hello_is_asked_to(front: Front, dial: Callable[[], Any]) -> None:
+def test_who_has_not_said_hello_is_asked_to(front: Frontend, dial: Callable[[], Any]) -> None:
     dealer = dial()
     send(dealer, documents(0, 1))
     assert answer(front, dealer) == messages.Refused("", 0, "hello")
@@ -92,7 +92,9 @@ def test_who_has_not_said_hello_is_asked_to(front: Front, dial: Callable[[], Any
 
 
 @pytest.mark.parametrize("identity", [b"", b"\0\0\0\0\1", b"x" * 15, b"x" * 17], ids=len)
-def test_whoever_has_no_identity_of_its_own_is_told_so(front: Front, dial: Callable[..., Any], identity: bytes) -> None:
+def test_whoever_has_no_identity_of_its_own_is_told_so(
+    front: Frontend, dial: Callable[..., Any], identity: bytes
+) -> None:
     dealer = dial(identity)
     send(dealer, messages.Hello("test", {}, []))
     refusal = answer(front, dealer)
@@ -108,7 +110,7 @@ def test_nobody_can_know_what_peers_without_an_identity_are_called() -> None:
     for _ in range(2):
         ctypes.CDLL(None).srand(1)  # what each process begins with
         with zmq.Context() as context:
-            front = Front(context, LIMITS, None)
+            front = Frontend(context, LIMITS, None)
             front.bind("tcp://127.0.0.1:*")
             with peers.dial(context, front.endpoint, identity=b"") as dealer:
                 dealer.send(b"")
@@ -117,7 +119,7 @@ def test_nobody_can_know_what_peers_without_an_identity_are_called() -> None:
     assert len(given) == 2
 
 
-def test_a_ping_is_answered_at_once(front: Front, dial: Callable[[], Any]) -> None:
+def test_a_ping_is_answered_at_once(front: Frontend, dial: Callable[[], Any]) -> None:
     dealer = dial()
     greeted(front, dealer)
     send(dealer, messages.Ping(7))
@@ -125,7 +127,7 @@ def test_a_ping_is_answered_at_once(front: Front, dial: Callable[[], Any]) -> No
 
 
 def test_what_was_refused_is_summed_up_once_a_minute(
-    front: Front, dial: Callable[[], Any], caplog: pytest.LogCaptureFixture
+    front: Frontend, dial: Callable[[], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     dealer = dial()
@@ -141,7 +143,7 @@ def test_what_was_refused_is_summed_up_once_a_minute(
     assert [text for text in caplog.messages if "so far" in text] == ["Refused so far: protocol 2."]
 
 
-def test_what_only_workers_send_is_dropped_and_counted(front: Front, dial: Callable[[], Any]) -> None:
+def test_what_only_workers_send_is_dropped_and_counted(front: Frontend, dial: Callable[[], Any]) -> None:
     dealer = dial()
     greeted(front, dealer)
     send(dealer, messages.Ready("r", 5, ended=True))
@@ -159,7 +161,7 @@ def test_what_only_workers_send_is_dropped_and_counted(front: Front, dial: Calla
     ids=["empty", "two empty", "half a preamble", "many", "large"],
 )
 def test_frames_that_are_no_message_are_dropped_and_counted(
-    front: Front, dial: Callable[[], Any], frames: list[bytes]
+    front: Frontend, dial: Callable[[], Any], frames: list[bytes]
 ) -> None:
     dealer = dial()
     dealer.send_multipart(frames)
@@ -167,7 +169,7 @@ def test_frames_that_are_no_message_are_dropped_and_counted(
     assert front.refused == {"protocol": 1}
 
 
-def test_more_than_the_window_has_to_come_again_later(front: Front, dial: Callable[[], Any]) -> None:
+def test_more_than_the_window_has_to_come_again_later(front: Frontend, dial: Callable[[], Any]) -> None:
     dealer = dial()
     publisher = greeted(front, dealer)
     for first in range(4):
@@ -175,33 +177,35 @@ def test_more_than_the_window_has_to_come_again_later(front: Front, dial: Callab
     assert answer(front, dealer) == messages.Refused("r", 3, "later")
     assert front.refused == {"window": 1}
     # What it is told of the run it knows, and sends anew; nothing of it is under way any more.
-    assert publisher.under_way == 0
+    assert publisher.bytes_in_flight == 0
 
 
-def test_what_is_durable_is_not_under_way(front: Front, dial: Callable[[], Any]) -> None:
+def test_what_is_durable_is_not_under_way(front: Frontend, dial: Callable[[], Any]) -> None:
     dealer = dial()
     publisher = greeted(front, dealer)
     for run in ("r", "s"):
         for first in range(2):
             send(dealer, documents(first, 200, run))
             assert hear(front) is not None
-    assert publisher.under_way == 800
+    assert publisher.bytes_in_flight == 800
     assert front.send(publisher, messages.Durable("r", 1, ended=False))
-    assert publisher.under_way == 600
+    assert publisher.bytes_in_flight == 600
     assert front.send(publisher, messages.Durable("r", 2, ended=True))
-    assert publisher.under_way == 400
+    assert publisher.bytes_in_flight == 400
     assert front.send(publisher, messages.Refused("s", 0, "gap"))
-    assert publisher.under_way == 0
+    assert publisher.bytes_in_flight == 0
 
 
-def test_a_single_document_may_be_larger_than_the_window(front: Front, dial: Callable[[], Any]) -> None:
+def test_a_single_document_may_be_larger_than_the_window(front: Frontend, dial: Callable[[], Any]) -> None:
     dealer = dial()
     greeted(front, dealer)
     send(dealer, documents(0, 50_000))
     assert hear(front) is not None
 
 
-def test_a_message_beyond_the_largest_ends_its_connection_and_no_other(front: Front, dial: Callable[[], Any]) -> None:
+def test_a_message_beyond_the_largest_ends_its_connection_and_no_other(
+    front: Frontend, dial: Callable[[], Any]
+) -> None:
     honest, greedy = dial(), dial()
     greeted(front, honest)
     greeted(front, greedy)
@@ -212,7 +216,7 @@ def test_a_message_beyond_the_largest_ends_its_connection_and_no_other(front: Fr
     assert heard is not None
 
 
-def test_a_client_has_so_many_connections_and_no_more(front: Front, dial: Callable[[], Any]) -> None:
+def test_a_client_has_so_many_connections_and_no_more(front: Frontend, dial: Callable[[], Any]) -> None:
     for _ in range(LIMITS.max_connections):
         greeted(front, dial())
     one_more = dial()
@@ -227,7 +231,7 @@ def test_a_client_has_so_many_connections_and_no_more(front: Front, dial: Callab
     assert greeted(front, one_more).name == "test"
 
 
-def test_connections_that_have_ended_do_not_count(front: Front, dial: Callable[[], Any]) -> None:
+def test_connections_that_have_ended_do_not_count(front: Frontend, dial: Callable[[], Any]) -> None:
     for _ in range(LIMITS.max_connections):
         dealer = dial()
         greeted(front, dealer)
@@ -241,7 +245,7 @@ def test_connections_that_have_ended_do_not_count(front: Front, dial: Callable[[
     wait_until(let_in, 10, "libzmq has noticed that they ended")
 
 
-def test_a_document_beyond_the_limit_is_refused_with_its_run(front: Front, dial: Callable[[], Any]) -> None:
+def test_a_document_beyond_the_limit_is_refused_with_its_run(front: Frontend, dial: Callable[[], Any]) -> None:
     front._limits = ClientLimits(max_document=1000)
     dealer = dial()
     greeted(front, dealer)
@@ -251,7 +255,7 @@ def test_a_document_beyond_the_limit_is_refused_with_its_run(front: Front, dial:
     assert "1001 bytes; the limit is 1000" in refusal.reason
 
 
-def test_a_hello_with_too_many_runs_is_no_message(front: Front, dial: Callable[[], Any]) -> None:
+def test_a_hello_with_too_many_runs_is_no_message(front: Frontend, dial: Callable[[], Any]) -> None:
     dealer = dial()
     send(dealer, messages.Hello("greedy", {str(n): 0 for n in range(messages.MAX_RUNS + 1)}, []))
     greeted(front, dealer)
@@ -262,7 +266,7 @@ def test_a_hello_with_too_many_runs_is_no_message(front: Front, dial: Callable[[
 
 
 @pytest.fixture
-def raw(front: Front) -> Iterator[Callable[[bytes], socket.socket]]:
+def raw(front: Frontend) -> Iterator[Callable[[bytes], socket.socket]]:
     """Connects a bare socket, and sends bytes."""
     made: list[socket.socket] = []
 
@@ -304,7 +308,7 @@ GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16) + bytes(32)
     ids=["http", "ancient peer", "random", "random after the greeting", "tls"],
 )
 def test_whatever_is_no_zeromq_of_today_is_turned_away(
-    front: Front, raw: Callable[[bytes], socket.socket], content: bytes
+    front: Frontend, raw: Callable[[bytes], socket.socket], content: bytes
 ) -> None:
     assert is_closed(raw(content))
     assert hear(front, 0.2) is None
@@ -320,7 +324,7 @@ def test_whoever_does_not_come_to_the_point_is_disconnected(
 READY = b"\x04\x1c\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
 
 
-def grow_older(front: Front, connections: int, seconds: float) -> None:
+def grow_older(front: Frontend, connections: int, seconds: float) -> None:
     """Let time pass for so many connections, once they are known."""
     wait_until(lambda: front.look() or len(front._connections) == connections, 10, "they are accepted")
     for connection in front._connections._connections.values():
@@ -330,7 +334,7 @@ def grow_older(front: Front, connections: int, seconds: float) -> None:
 
 
 def test_whoever_does_not_say_hello_is_disconnected(
-    front: Front, raw: Callable[[bytes], socket.socket], dial: Callable[[], Any]
+    front: Frontend, raw: Callable[[bytes], socket.socket], dial: Callable[[], Any]
 ) -> None:
     silent = raw(GREETING + READY)
     dealer = dial()
@@ -347,7 +351,7 @@ def test_whoever_does_not_say_hello_is_disconnected(
     assert answer(front, dealer) == messages.Pong(7)
 
 
-def test_a_publisher_that_fell_silent_is_disconnected_in_the_end(front: Front, dial: Callable[[], Any]) -> None:
+def test_a_publisher_that_fell_silent_is_disconnected_in_the_end(front: Frontend, dial: Callable[[], Any]) -> None:
     dealer = dial()
     greeted(front, dealer).heard -= 1000
     with dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED) as events:
@@ -360,7 +364,7 @@ def test_a_path_at_which_somebody_listens_is_not_taken_over(tmp_path: Path) -> N
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(f"{tmp_path}/front")  # as a supervisor that is killed leaves it
     with zmq.Context() as context, zmq.Context() as another_context:
-        front, other = Front(context, LIMITS, None), Front(another_context, LIMITS, None)
+        front, other = Frontend(context, LIMITS, None), Frontend(another_context, LIMITS, None)
         front.bind(f"ipc://{tmp_path}/front")
         with pytest.raises(zmq.ZMQError, match="Address already in use"):
             other.bind(f"ipc://{tmp_path}/front")
@@ -373,7 +377,7 @@ def test_a_path_at_which_somebody_listens_is_not_taken_over(tmp_path: Path) -> N
 def test_a_connection_over_ipc_that_says_no_hello_is_ended(
     context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
 ) -> None:
-    front = Front(context, LIMITS, None)
+    front = Frontend(context, LIMITS, None)
     front.bind(f"ipc://{tmp_path}/front")
     with socket.socket(socket.AF_UNIX) as silent:
         silent.settimeout(20)
@@ -385,7 +389,7 @@ def test_a_connection_over_ipc_that_says_no_hello_is_ended(
 
 
 def test_what_has_been_given_the_descriptor_of_a_connection_is_left_alone(
-    front: Front, raw: Callable[[bytes], socket.socket]
+    front: Frontend, raw: Callable[[bytes], socket.socket]
 ) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -402,7 +406,7 @@ def test_what_has_been_given_the_descriptor_of_a_connection_is_left_alone(
 
 
 def test_a_frame_that_claims_four_gigabytes_takes_no_memory(
-    front: Front, raw: Callable[[bytes], socket.socket]
+    front: Frontend, raw: Callable[[bytes], socket.socket]
 ) -> None:
     connection = raw(GREETING + READY)
     before = psutil.Process().memory_info().rss

@@ -12,9 +12,9 @@ from typing import Any, Final
 
 from tiledbroker import JournalError, PublisherStatus, ZMQPublisher
 
-from ..journals import gone, opened, reason_of, status_of
+from ..journals import gone, open_run_file, reason_of, status_of
 from ._exit import CommandFailed, ExitCode
-from ._places import count_of_runs, labelled_runs_in, no_runs_in, runs_in, unrouted_in
+from ._run_lookup import count_of_runs, labelled_runs_in, no_runs_in, runs_in, unrouted_in
 from ._terminal import fail, plain
 
 _POLL_SECONDS: Final = 0.05
@@ -97,7 +97,7 @@ def _reasons(left: Sequence[Path], status: PublisherStatus, timeout: float) -> I
         yield f"{count_of_runs(len(left))} left in {status.spool_dir}: {problem}"
     for path in left:
         try:
-            with opened(path, "inspect") as journal:
+            with open_run_file(path, "inspect") as journal:
                 if journal.run_uid in status.refused:
                     yield f"{path} was refused: {status.refused[journal.run_uid]}"
                 elif journal.being_written:

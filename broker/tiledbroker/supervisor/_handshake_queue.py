@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..protocol import Hello, RunState
-from ._front import Publisher
+from ._frontend import Publisher
 
 RUNS_PER_TURN: Final = 10
 """Runs looked up at a time. Each may open a journal, which takes about a millisecond."""
@@ -23,25 +23,25 @@ class _Greeting:
     text: int
 
 
-class Greetings:
+class HandshakeQueue:
     """The Hellos of publishers in a round-robin queue."""
 
     def __init__(self) -> None:
-        self._greetings: dict[Publisher, _Greeting] = {}
+        self._handshake_queue: dict[Publisher, _Greeting] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._greetings)
+        return bool(self._handshake_queue)
 
     def put(self, publisher: Publisher, hello: Hello) -> None:
         """Queue a Hello. It replaces an earlier one of this publisher and keeps the states already looked up."""
-        before = self._greetings.pop(publisher, None)
+        before = self._handshake_queue.pop(publisher, None)
         views = {} if before is None else before.views
         uids = dict.fromkeys([*hello.runs, *hello.awaited])
         text = sum(map(len, uids))
-        if text + sum(greeting.text for greeting in self._greetings.values()) <= _MAX_TEXT:
+        if text + sum(greeting.text for greeting in self._handshake_queue.values()) <= _MAX_TEXT:
             known = {uid: views[uid] for uid in uids if uid in views}
             left = {uid: None for uid in uids if uid not in views}
-            self._greetings[publisher] = _Greeting(left, known, text)
+            self._handshake_queue[publisher] = _Greeting(left, known, text)
 
     def turn(
         self, look: Callable[[Publisher, str], RunState], is_there: Callable[[Publisher], bool]
@@ -61,9 +61,9 @@ class Greetings:
             A publisher, and the states of all runs of its Hello by uid.
         """
         looks = RUNS_PER_TURN
-        while self._greetings and looks:
-            publisher, greeting = next(iter(self._greetings.items()))
-            del self._greetings[publisher]
+        while self._handshake_queue and looks:
+            publisher, greeting = next(iter(self._handshake_queue.items()))
+            del self._handshake_queue[publisher]
             if not is_there(publisher):
                 continue
             while greeting.left and looks:
@@ -72,6 +72,6 @@ class Greetings:
                 greeting.views[uid] = look(publisher, uid)
                 looks -= 1
             if greeting.left:
-                self._greetings[publisher] = greeting
+                self._handshake_queue[publisher] = greeting
             else:
                 yield publisher, greeting.views

@@ -15,7 +15,7 @@ from typing import Final
 from tiledbroker import JournalError, default_journal_dir, journal_filename, labelled_run_files, run_files
 from tiledbroker.log import FINISHED, follow_run_file
 
-from ..journals import gone, opened, reason_of, status_of
+from ..journals import gone, open_run_file, reason_of, status_of
 from ._exit import CommandFailed, ExitCode
 
 _LABEL: Final = 8
@@ -164,7 +164,7 @@ def _begins_with(path: Path, run: str, refusals: list[str]) -> bool:
     if not path.name.startswith(_HASHED):
         return False
     try:
-        with opened(path) as journal:
+        with open_run_file(path) as journal:
             return journal.run_uid.startswith(run)
     except (JournalError, OSError) as error:
         if not gone(path):

@@ -21,7 +21,7 @@ from runs import happenings, seq_nums, wait_for_outcome
 
 from tiledbroker import Encoder, Journal, ZMQPublisher
 from tiledbroker.supervisor._lifecycle import State
-from tiledbroker.supervisor._parking import Parking, catching_up
+from tiledbroker.supervisor._resume_queue import ResumeQueue, catching_up
 from tiledbroker.supervisor._runs import Run
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
 
@@ -45,85 +45,85 @@ def finished(number: int, **more: object) -> Run:
 
 
 @pytest.fixture
-def parking() -> Parking:
+def parking() -> ResumeQueue:
     """With five finished runs in it, which did not come in order."""
-    parking = Parking(max_resumed=2)
+    parking = ResumeQueue(max_resumed=2)
     for number in (3, 1, 4, 5, 2):
         parking.add(finished(number))
     return parking
 
 
-def taken(parking: Parking, now: float = 0.0) -> list[str]:
+def taken(parking: ResumeQueue, now: float = 0.0) -> list[str]:
     """All that can be taken, in order."""
     runs = []
-    while (run := parking.take(now)) is not None:
+    while (run := parking.pop_next(now)) is not None:
         runs.append(run.uid)
     return runs
 
 
-def test_runs_are_resumed_in_the_order_in_which_they_came(parking: Parking) -> None:
+def test_runs_are_resumed_in_the_order_in_which_they_came(parking: ResumeQueue) -> None:
     assert taken(parking) == ["run-1", "run-2", "run-3", "run-4", "run-5"]
     assert not parking
 
 
-def test_open_runs_go_first(parking: Parking) -> None:
+def test_open_runs_go_first(parking: ResumeQueue) -> None:
     parking.add(finished(9, ended=False))
     assert taken(parking)[0] == "run-9"
 
 
-def test_no_more_than_a_few_are_resumed_at_a_time(parking: Parking) -> None:
-    assert [parking.allows(busy, 0.0) for busy in range(4)] == [True, True, False, False]
+def test_no_more_than_a_few_are_resumed_at_a_time(parking: ResumeQueue) -> None:
+    assert [parking.may_resume(busy, 0.0) for busy in range(4)] == [True, True, False, False]
 
 
-def test_a_run_whose_worker_has_died_waits_for_its_time(parking: Parking) -> None:
+def test_a_run_whose_worker_has_died_waits_for_its_time(parking: ResumeQueue) -> None:
     parking.add(finished(0, start_at=7.0))
     assert taken(parking, now=6.9) == ["run-1", "run-2", "run-3", "run-4", "run-5"]
     assert taken(parking, now=7.0) == ["run-0"]
 
 
-def test_one_at_a_time_is_tried_while_tiled_is_away_after_pauses_that_grow(parking: Parking) -> None:
+def test_one_at_a_time_is_tried_while_tiled_is_away_after_pauses_that_grow(parking: ResumeQueue) -> None:
     now, pauses = 100.0, []
     for _ in range(8):
-        run = parking.take(now)
+        run = parking.pop_next(now)
         assert run is not None
         run.probe = parking.away
-        parking.found_away(run, now)
+        parking.note_outage(run, now)
         parking.add(run)
         due = parking.next_at(0)
         assert due is not None
-        assert not parking.allows(0, due - 0.01)
-        assert parking.allows(0, due)
-        assert not parking.allows(1, due)
+        assert not parking.may_resume(0, due - 0.01)
+        assert parking.may_resume(0, due)
+        assert not parking.may_resume(1, due)
         pauses.append(due - now)
         now = due
     assert pauses == [1, 2, 4, 8, 16, 30, 30, 30]
 
 
-def test_another_run_is_tried_each_time(parking: Parking) -> None:
+def test_another_run_is_tried_each_time(parking: ResumeQueue) -> None:
     """For it may be one run only that Tiled does not let in."""
     tried = []
     for now in range(0, 500, 100):
-        run = parking.take(float(now))
+        run = parking.pop_next(float(now))
         assert run is not None
         tried.append(run.uid)
-        parking.found_away(run, float(now))
+        parking.note_outage(run, float(now))
         parking.add(run)
     assert sorted(tried) == ["run-1", "run-2", "run-3", "run-4", "run-5"]
-    parking.found_back()
+    parking.note_recovery()
     assert taken(parking) == ["run-1", "run-2", "run-3", "run-4", "run-5"]
 
 
-def test_many_that_give_up_at_once_do_not_lengthen_the_pause(parking: Parking) -> None:
+def test_many_that_give_up_at_once_do_not_lengthen_the_pause(parking: ResumeQueue) -> None:
     for number in range(10, 20):
-        parking.found_away(finished(number), 0.0)
+        parking.note_outage(finished(number), 0.0)
     assert parking.next_at(0) == 1.0
 
 
-def test_once_tiled_is_back_a_few_at_a_time_follow_at_once(parking: Parking) -> None:
-    parking.found_away(finished(6), 0.0)
-    assert not parking.allows(0, 0.0)
-    parking.found_back()
-    assert parking.allows(1, 0.0)
+def test_once_tiled_is_back_a_few_at_a_time_follow_at_once(parking: ResumeQueue) -> None:
+    parking.note_outage(finished(6), 0.0)
+    assert not parking.may_resume(0, 0.0)
+    parking.note_recovery()
+    assert parking.may_resume(1, 0.0)
 
 
 def test_a_run_catches_up_until_all_it_has_is_written() -> None:

@@ -16,17 +16,17 @@ from ..journals import (
     DAMAGED,
     STATES,
     UNREADABLE,
-    Happening,
-    Happenings,
     RunSummary,
+    Timeline,
+    TimelineEntry,
     gone,
-    opened,
+    open_run_file,
     reason_of,
     summarize,
     unreadable,
 )
 from ._exit import CommandFailed, ExitCode
-from ._places import (
+from ._run_lookup import (
     add_directory,
     count_of_runs,
     directory_of,
@@ -87,7 +87,7 @@ def _ls_failure(arguments: argparse.Namespace, message: str) -> list[dict[str, A
 def _summary_of(path: Path, directory: Path) -> RunSummary | None:
     """Return the summary of a listed file, also if it was moved meanwhile; None if it was deleted."""
     try:
-        with opened(path) as journal:
+        with open_run_file(path) as journal:
             return summarize(journal)
     except (JournalError, OSError) as error:
         if not gone(path):
@@ -129,7 +129,7 @@ def _show(arguments: argparse.Namespace) -> ExitCode:
         return _show_dry_run(path, arguments)
     if arguments.config is not None:
         return fail(ExitCode.USAGE, "--config is for --operations and --paths")
-    with opened(path) as journal:
+    with open_run_file(path) as journal:
         summary = summarize(journal)
         history = journal.history()
         progress = journal.progress()
@@ -168,7 +168,7 @@ def _show_dry_run(path: Path, arguments: argparse.Namespace) -> ExitCode:
         from ._settings import WrongConfiguration
     except ImportError as error:
         return fail(ExitCode.FAILED, f'{error}. This needs: pip install "tiledwriter[ingest]"')
-    with opened(path) as journal:
+    with open_run_file(path) as journal:
         try:
             report = Report(journal, arguments.config, operations=arguments.operations, paths=arguments.paths)
         except WrongConfiguration as error:
@@ -185,8 +185,8 @@ def _tail(arguments: argparse.Namespace) -> ExitCode:
     directory = directory_of(arguments.directory)
     path = find(arguments.run, directory)
     try:
-        with opened(path) as journal:
-            happenings = Happenings(journal, arguments.lines)
+        with open_run_file(path) as journal:
+            happenings = Timeline(journal, arguments.lines)
             _print_happenings(happenings.take()[-arguments.lines :] if arguments.lines > 0 else [])
             if arguments.follow:
                 _follow(happenings, path)
@@ -198,7 +198,7 @@ def _tail(arguments: argparse.Namespace) -> ExitCode:
     return ExitCode.OK
 
 
-def _follow(happenings: Happenings, path: Path) -> None:
+def _follow(happenings: Timeline, path: Path) -> None:
     """Print new entries of the timeline until the run has an outcome.
 
     Raises
@@ -214,6 +214,6 @@ def _follow(happenings: Happenings, path: Path) -> None:
             raise CommandFailed(ExitCode.NOT_FOUND, f"{path} is not there any more: it was shipped, pruned or moved")
 
 
-def _print_happenings(happenings: Iterable[Happening]) -> None:
+def _print_happenings(happenings: Iterable[TimelineEntry]) -> None:
     for when, what, details in happenings:
         print(plain(f"{local(when)}  {what:<12}  {details}".rstrip()), flush=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tiledbroker import Record
-from tiledwriter.worker._handover import Handover
+from tiledwriter.worker._record_buffer import RecordBuffer
 
 
 def records(start, stop, size=10):
@@ -17,7 +17,7 @@ def indices(taken):
 
 
 def test_documents_are_taken_in_order_from_where_the_reader_is():
-    handover = Handover(10_000)
+    handover = RecordBuffer(10_000)
     handover.put(records(0, 3))
     handover.put(records(3, 5))
     assert indices(handover.take(1, 100)) == [1, 2, 3, 4]
@@ -28,7 +28,7 @@ def test_documents_are_taken_in_order_from_where_the_reader_is():
 
 
 def test_they_can_be_taken_again_until_the_reader_has_gone_on():
-    handover = Handover(10_000)
+    handover = RecordBuffer(10_000)
     handover.put(records(0, 5))
     assert indices(handover.take(0, 100)) == indices(handover.take(0, 100)) == [0, 1, 2, 3, 4]
     handover.take(5, 100)
@@ -36,7 +36,7 @@ def test_they_can_be_taken_again_until_the_reader_has_gone_on():
 
 
 def test_some_are_taken_at_a_time():
-    handover = Handover(10_000)
+    handover = RecordBuffer(10_000)
     for start in range(0, 10, 2):
         handover.put(records(start, start + 2))
     assert indices(handover.take(0, 3)) == [0, 1, 2, 3]
@@ -45,14 +45,14 @@ def test_some_are_taken_at_a_time():
 
 @pytest.mark.parametrize("start", [0, 7, 100])
 def test_a_reader_that_is_elsewhere_finds_nothing(start):
-    handover = Handover(10_000)
+    handover = RecordBuffer(10_000)
     handover.put(records(10, 12))
     taken = handover.take(start, 100)
     assert taken == []
 
 
 def test_what_there_is_no_room_for_is_left_out_with_all_that_follows():
-    handover = Handover(100)
+    handover = RecordBuffer(100)
     handover.put(records(0, 9))
     handover.put(records(9, 12))
     handover.put(records(12, 13))
@@ -64,7 +64,7 @@ def test_what_there_is_no_room_for_is_left_out_with_all_that_follows():
 
 
 def test_a_batch_larger_than_all_room_is_not_kept():
-    handover = Handover(100)
+    handover = RecordBuffer(100)
     handover.put(records(0, 11))
     assert handover.take(0, 100) == []
     handover.put([])

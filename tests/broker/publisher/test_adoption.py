@@ -22,7 +22,7 @@ from tiledbroker import SpoolDamaged, run_files
 from tiledbroker.log._identity import new_holder
 from tiledbroker.log._segment import Segment
 from tiledbroker.log._spool_files import lock_path, segment_files, spare_path
-from tiledbroker.publisher import _left_runs
+from tiledbroker.publisher import _adoption
 from tiledbroker.publisher import _spool as spool_module
 from tiledbroker.publisher._spool import Adoption, Spool
 
@@ -251,7 +251,7 @@ class TestARunThatWasLeft:
     def test_is_only_part_of_many(
         self, directory: Path, spool_for: Callable[..., Spool], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_left_runs, "ADOPTED_AT_ONCE", 3)
+        monkeypatch.setattr(_adoption, "ADOPTED_AT_ONCE", 3)
         leave(directory, *(f"run-{number}" for number in range(10)))
         spool = Spool(directory, destination=HERE)
         counts = []

@@ -15,7 +15,7 @@ from typing import Final
 
 from .._errors import JournalError, JournalLocked
 from .._filesystem import network_filesystem
-from .._limited import LimitedLog
+from .._rate_limited_log import RateLimitedLog
 from ..log import (
     SUFFIX,
     FileLock,
@@ -46,7 +46,7 @@ _LATER: Final = "it is taken over later, once others that were left are gone"
 REMINDER_SECONDS: Final = 600.0
 
 
-class LeftRuns:
+class RunAdopter:
     """The runs of dead sessions in a spool directory.
 
     Parameters
@@ -90,7 +90,7 @@ class LeftRuns:
         self._any_host = any_host
         self._claims: dict[str, FileLock] = {}
         self._found: dict[str, str] = {}
-        self._limited = LimitedLog(log, REMINDER_SECONDS)
+        self._limited_log = RateLimitedLog(log, REMINDER_SECONDS)
 
     def adopt(self, known: Collection[str], uids: Collection[str]) -> list[RunLog]:
         """Adopt a limited number of runs, those unchanged for the longest time first.
@@ -141,7 +141,9 @@ class LeftRuns:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                self._limited.log(logging.ERROR, str(directory), "A spool of version 0.1 cannot be read: %s.", error)
+                self._limited_log.log(
+                    logging.ERROR, str(directory), "A spool of version 0.1 cannot be read: %s.", error
+                )
         if not self.has_more:
             self._tidy_up(paths)
         self.refused = self._found
@@ -250,7 +252,7 @@ class LeftRuns:
 
     def _refuse(self, uid: str, reason: str) -> None:
         self._found[uid] = reason
-        self._limited.log(logging.ERROR, reason, "Run %s is not shipped: %s. It stays in the spool.", uid, reason)
+        self._limited_log.log(logging.ERROR, reason, "Run %s is not shipped: %s. It stays in the spool.", uid, reason)
 
     def _tidy_up(self, paths: Collection[Path]) -> None:
         """Delete unused segments and lock files of this host's dead sessions."""

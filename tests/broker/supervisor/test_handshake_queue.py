@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from tiledbroker.protocol.messages import MAX_RUNS, Hello, RunState
-from tiledbroker.supervisor._front import Publisher
-from tiledbroker.supervisor._greetings import RUNS_PER_TURN, Greetings
+from tiledbroker.supervisor._frontend import Publisher
+from tiledbroker.supervisor._handshake_queue import RUNS_PER_TURN, HandshakeQueue
 
 STATE = RunState(3, ended=False, outcome="")
 
@@ -35,7 +35,7 @@ def hello(count: int) -> Hello:
 
 
 def test_no_turn_looks_at_more_than_a_few_runs(look) -> None:
-    greetings = Greetings()
+    greetings = HandshakeQueue()
     some = [publisher(name) for name in "abc"]
     for each in some:
         greetings.put(each, hello(MAX_RUNS))
@@ -50,7 +50,7 @@ def test_no_turn_looks_at_more_than_a_few_runs(look) -> None:
 
 
 def test_a_short_hello_does_not_wait_for_a_long_one(look) -> None:
-    greetings = Greetings()
+    greetings = HandshakeQueue()
     greetings.put(publisher("long"), hello(MAX_RUNS))
     greetings.put(short := publisher("short"), hello(1))
     assert not list(greetings.turn(look, lambda _: True))
@@ -58,7 +58,7 @@ def test_a_short_hello_does_not_wait_for_a_long_one(look) -> None:
 
 
 def test_a_hello_that_comes_again_does_not_begin_anew(look) -> None:
-    greetings = Greetings()
+    greetings = HandshakeQueue()
     each = publisher("impatient")
     answered = []
     for _ in range(10):  # as a publisher does until it is answered
@@ -71,7 +71,7 @@ def test_a_hello_that_comes_again_does_not_begin_anew(look) -> None:
 
 
 def test_the_answer_is_to_the_latest_hello(look) -> None:
-    greetings = Greetings()
+    greetings = HandshakeQueue()
     each = publisher("a")
     greetings.put(each, hello(2 * RUNS_PER_TURN))
     assert not list(greetings.turn(look, lambda _: True))
@@ -80,7 +80,7 @@ def test_the_answer_is_to_the_latest_hello(look) -> None:
 
 
 def test_who_has_gone_is_forgotten(look) -> None:
-    greetings = Greetings()
+    greetings = HandshakeQueue()
     greetings.put(publisher("gone"), hello(MAX_RUNS))
     assert not list(greetings.turn(look, lambda _: False))
     assert not greetings
@@ -88,7 +88,7 @@ def test_who_has_gone_is_forgotten(look) -> None:
 
 
 def test_what_waits_is_bounded_in_memory(look) -> None:
-    greetings = Greetings()
+    greetings = HandshakeQueue()
     long = "x" * 2**20
     some = [publisher(str(number)) for number in range(100)]
     for each in some:

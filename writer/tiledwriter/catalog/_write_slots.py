@@ -16,12 +16,12 @@ from typing import Final
 from tiledbroker.log import FileLock
 
 from .._errors import Stopped
-from ._answers import NotProcessed
+from ._responses import NotProcessed
 
 _POLL: Final = 0.01
 
 
-class Turns:
+class WriteSlots:
     """Limit on concurrent requests, shared by all processes that use the same directory.
 
     A slot is a lock file; the kernel releases the lock however its holder ends.

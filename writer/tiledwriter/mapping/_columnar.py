@@ -40,10 +40,10 @@ _KINDS: Final = {"integer": "iu", "number": "iuf", "text": "t"}
 _ANY: Final = "iufbtn"
 _OTHERS: Final = frozenset({"text", "none"})
 
-FEWEST: Final = 16
+MIN_BATCH_DOCUMENTS: Final = 16
 """The smallest number of documents for which columnar decoding pays off."""
 
-MOST_BYTES: Final = 4 * 2**20
+MAX_BATCH_BYTES: Final = 4 * 2**20
 """The largest total size, in bytes, of the documents decoded at once."""
 
 # Rows are compared in pieces of this size, in bytes, so that a piece stays in the processor's cache.
@@ -85,7 +85,7 @@ _Path: TypeAlias = "tuple[str, ...]"
 
 
 @dataclass(frozen=True)
-class AlikeDocuments:
+class EventBatch:
     """A batch of documents with one name, the same keys and the same types of values, decoded into columns.
 
     Attributes
@@ -116,7 +116,7 @@ class AlikeDocuments:
         return {path[1]: column for path, column in self.columns.items() if path[0] == name and len(path) > 1}
 
 
-class _Unlike(Exception):
+class _NotColumnar(Exception):
     """Raised when documents must be decoded one by one."""
 
 
@@ -170,16 +170,16 @@ class _Layout:
 
         Raises
         ------
-        _Unlike
+        _NotColumnar
             The document has fields or values that cannot be decoded by column.
         """
         layout = cls(numpy.full(len(body), 0xFF, numpy.uint8), numpy.frombuffer(body, numpy.uint8))
         try:
             end = layout._read(_FIELDS[name], body)
         except (IndexError, UnicodeDecodeError) as error:
-            raise _Unlike from error
+            raise _NotColumnar from error
         if end != len(body):
-            raise _Unlike
+            raise _NotColumnar
         layout.pattern = layout.pattern & layout.mask
         return layout
 
@@ -197,7 +197,7 @@ class _Layout:
 
         Raises
         ------
-        _Unlike
+        _NotColumnar
             An unsigned integer does not fit int64.
         """
         count, size = rows.shape
@@ -212,7 +212,7 @@ class _Layout:
         if place.kind == "b":
             return (values & 1).astype(bool)
         if values.dtype.kind == "u" and values.dtype.itemsize == 8 and values.max() > _LARGEST:
-            raise _Unlike
+            raise _NotColumnar
         return values.astype(numpy.int64)
 
     def _read(self, fields: Mapping[str, str], body: bytes) -> int:
@@ -223,11 +223,11 @@ class _Layout:
             name, at = _text(body, at)
             # Unknown or repeated fields.
             if name not in left:
-                raise _Unlike
+                raise _NotColumnar
             left.discard(name)
             at = self._read_field(fields[name], body, at, name)
         if left - _OPTIONAL:
-            raise _Unlike
+            raise _NotColumnar
         return at
 
     def _read_field(self, what: str, body: bytes, at: int, name: str) -> int:
@@ -253,7 +253,7 @@ class _Layout:
         place = _place(body, at)
         end = place.offset + place.size
         if end > len(body) or place.kind not in kinds:
-            raise _Unlike
+            raise _NotColumnar
         self.mask[place.offset : end] = place.fixed
         self.places[path] = place
         return end
@@ -265,7 +265,7 @@ def _past_booleans(body: bytes, at: int) -> int:
     for _ in range(size):
         _, at = _text(body, at)
         if body[at] not in _BOOLEANS:
-            raise _Unlike
+            raise _NotColumnar
         at += 1
     return at
 
@@ -287,7 +287,7 @@ def _place(body: bytes, at: int) -> _Place:
         return _scalar_place(body, at)
     text, end = _text(body, at)
     if not text.isascii():
-        raise _Unlike
+        raise _NotColumnar
     return _Place(end - len(text), len(text), "text", 0x80)
 
 
@@ -299,7 +299,7 @@ def _scalar_place(body: bytes, at: int) -> _Place:
     named = start + 1 + body[start]
     dtype = body[start + 1 : named].decode()
     if code != _SCALAR_EXTENSION or dtype not in _SCALARS or numpy.dtype(dtype).itemsize != start + size - named:
-        raise _Unlike
+        raise _NotColumnar
     if dtype == "|b1":
         return _Place(named, 1, "u1", _BOOLEAN)
     return _Place(named, start + size - named, dtype, 0)
@@ -309,7 +309,7 @@ def _text(body: bytes, at: int) -> tuple[str, int]:
     """Return the text that begins at an offset, and the offset of its end."""
     size, at = _size(body, at, _TEXTS, short=0xA0, mask=0x1F)
     if at + size > len(body):
-        raise _Unlike
+        raise _NotColumnar
     return body[at : at + size].decode(), at + size
 
 
@@ -333,11 +333,11 @@ def _size(body: bytes, at: int, longer: Mapping[int, int], *, short: int, mask: 
         end = at + 1 + longer[kind]
         return int.from_bytes(body[at + 1 : end], "big"), end
     if kind & ~mask != short:
-        raise _Unlike
+        raise _NotColumnar
     return kind & mask, at + 1
 
 
-class AlikeReader:
+class ColumnarDecoder:
     """Columnar decoder for documents that differ in values only.
 
     The decoder keeps the layouts it has seen, because the events of one descriptor have few.
@@ -354,7 +354,7 @@ class AlikeReader:
         # By document name and length in bytes.
         self._layouts: dict[tuple[str, int], _Layout] = {}
 
-    def read(self, name: str, model: bytes, bodies: Sequence[bytes]) -> AlikeDocuments | None:
+    def read(self, name: str, model: bytes, bodies: Sequence[bytes]) -> EventBatch | None:
         """Decode the leading documents that differ from `model` in values only.
 
         Parameters
@@ -369,18 +369,18 @@ class AlikeReader:
         Returns
         -------
         AlikeDocuments or None
-            None if fewer than `FEWEST` documents match, or if a value cannot be decoded by column.
+            None if fewer than `MIN_BATCH_DOCUMENTS` documents match, or if a value cannot be decoded by column.
         """
         try:
             layout = self._layout(name, model)
             rows = numpy.frombuffer(b"".join(bodies), numpy.uint8).reshape(len(bodies), len(model))
-            if layout.fits(rows[:FEWEST]) < FEWEST:
+            if layout.fits(rows[:MIN_BATCH_DOCUMENTS]) < MIN_BATCH_DOCUMENTS:
                 return None
             rows = rows[: layout.fits(rows)]
             columns = {path: layout.column(place, rows) for path, place in layout.places.items() if path != _UID}
-        except _Unlike:
+        except _NotColumnar:
             return None
-        return AlikeDocuments(len(rows), columns)
+        return EventBatch(len(rows), columns)
 
     def _layout(self, name: str, model: bytes) -> _Layout:
         layout = self._layouts.get((name, len(model)))

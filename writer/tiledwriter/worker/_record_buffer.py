@@ -10,7 +10,7 @@ from itertools import islice
 from tiledbroker import Record
 
 
-class Handover:
+class RecordBuffer:
     """The newest documents of a journal, so that a reader that keeps up need not read the file.
 
     All documents are committed to the journal before they are put here, so the reader reads those that are missing here

@@ -6,7 +6,7 @@ import logging
 import time
 
 
-class LimitedLog:
+class RateLimitedLog:
     """Rate-limited logger: at most one message per topic and interval.
 
     Suppressed messages are counted; the next message of the topic includes their number.

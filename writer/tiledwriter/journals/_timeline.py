@@ -15,7 +15,7 @@ _SHOWN: Final = ("name", "descriptor", "seq_num", "data_key", "stream_resource",
 _UID: Final = 8
 
 
-class Happening(NamedTuple):
+class TimelineEntry(NamedTuple):
     """Entry of the timeline.
 
     Attributes
@@ -33,7 +33,7 @@ class Happening(NamedTuple):
     details: str
 
 
-class Happenings:
+class Timeline:
     """Timeline of a journal that can be followed while the run goes on.
 
     Parameters
@@ -54,7 +54,7 @@ class Happenings:
         """True if the run has an outcome, so that no further entries are expected."""
         return self._journal.get("outcome") is not None
 
-    def take(self) -> list[Happening]:
+    def take(self) -> list[TimelineEntry]:
         """Return the entries since the last call; the first call returns all of the history."""
         happenings = []
         while records := self._journal.read(self._next, _BATCH):
@@ -66,13 +66,13 @@ class Happenings:
         return sorted(happenings, key=lambda happening: happening.time)
 
 
-def _of_document(record: Record) -> Happening:
+def _of_document(record: Record) -> TimelineEntry:
     try:
         document = record.document()
     except CodecError as error:
-        return Happening(record.received, record.name, f"{record.idx}  damaged: {error}")
+        return TimelineEntry(record.received, record.name, f"{record.idx}  damaged: {error}")
     shown = [f"{key} {_short(document[key])}" for key in _SHOWN if key in document]
-    return Happening(record.received, record.name, "  ".join([f"{record.idx}", *shown, *_counted(document)]))
+    return TimelineEntry(record.received, record.name, "  ".join([f"{record.idx}", *shown, *_counted(document)]))
 
 
 def _short(value: Any) -> str:
@@ -88,6 +88,8 @@ def _counted(document: Mapping[str, Any]) -> list[str]:
     return [f"{len(keys)} data keys"] if isinstance(keys, Mapping) else []
 
 
-def _of_entry(entry: HistoryEntry) -> Happening:
+def _of_entry(entry: HistoryEntry) -> TimelineEntry:
     details = {key: value for key, value in entry.detail.items() if key != "traceback"}
-    return Happening(entry.time, "*", "  ".join([entry.event, *(f"{key}={value}" for key, value in details.items())]))
+    return TimelineEntry(
+        entry.time, "*", "  ".join([entry.event, *(f"{key}={value}" for key, value in details.items())])
+    )

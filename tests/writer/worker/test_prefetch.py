@@ -15,9 +15,9 @@ from tiledwriter.mapping import _fold as fold_module
 from tiledwriter.mapping._fold import Fold
 from tiledwriter.mapping._operations import AppendRows, ExtendExternal, UpdateMetadata
 from tiledwriter.mapping._writing_options import WritingOptions
-from tiledwriter.worker import _gathering as gathering_module
-from tiledwriter.worker._gathering import Folded, Gathering
-from tiledwriter.worker._handover import Handover
+from tiledwriter.worker import _prefetch as gathering_module
+from tiledwriter.worker._prefetch import FoldedBatch, FoldPrefetch
+from tiledwriter.worker._record_buffer import RecordBuffer
 
 EVENTS = 100
 
@@ -42,7 +42,7 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.documents = documents()
         self.journal = Journal(path, "create", run_uid=self.documents[0][1]["uid"])
-        self.handover = Handover(2**20)
+        self.handover = RecordBuffer(2**20)
         self._encoder = Encoder()
 
     def add(self, count: int, *, handed_over: bool = True) -> None:
@@ -54,8 +54,8 @@ class Run:
         else:
             self.handover.wake()
 
-    def gathering(self) -> Gathering:
-        return Gathering(Fold(self.journal.run_uid, WritingOptions(), 16), self.journal, self.handover)
+    def gathering(self) -> FoldPrefetch:
+        return FoldPrefetch(Fold(self.journal.run_uid, WritingOptions(), 16), self.journal, self.handover)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
         yield run
 
 
-def rows(folded: Folded) -> list[tuple[int, int]]:
+def rows(folded: FoldedBatch) -> list[tuple[int, int]]:
     return [(each.first, each.stop) for each in folded.operations if isinstance(each, AppendRows)]
 
 
@@ -101,7 +101,7 @@ def test_one_document_is_enough_when_somebody_waits(run: Run) -> None:
 def test_who_does_not_wait_gets_nothing_when_there_is_nothing(run: Run) -> None:
     with run.gathering() as gathering:
         folded = gathering.take(wait=False)
-        assert (folded.documents, folded.operations, gathering.goes_on) == (0, [], True)
+        assert (folded.documents, folded.operations, gathering.accepts_more) == (0, [], True)
 
 
 def test_a_run_ends_with_its_stop_document(run: Run) -> None:
@@ -109,7 +109,7 @@ def test_a_run_ends_with_its_stop_document(run: Run) -> None:
     with run.gathering() as gathering:
         folded = gathering.take(wait=True)
         assert folded.finished
-        assert not gathering.goes_on
+        assert not gathering.accepts_more
     assert rows(folded) == [(0, EVENTS)]
     assert any(isinstance(each, UpdateMetadata) for each in folded.operations)
 
@@ -123,7 +123,7 @@ def test_a_run_that_was_abandoned_ends_when_all_of_it_is_folded(run: Run) -> Non
         run.handover.wake()
         thread.join(30)
         assert [(folded.documents, folded.finished) for folded in results] == [(0, True)]
-        assert not gathering.goes_on
+        assert not gathering.accepts_more
 
 
 def test_a_document_that_cannot_be_folded_comes_with_all_before_it(run: Run) -> None:
@@ -132,18 +132,18 @@ def test_a_document_that_cannot_be_folded_comes_with_all_before_it(run: Run) -> 
     run.journal.append_one("event", b"\xc1")
     with run.gathering() as gathering:
         folded = gathering.take(wait=True)
-        assert not gathering.goes_on
+        assert not gathering.accepts_more
     assert folded.error is not None
     assert (folded.error.index, rows(folded)) == (10, [(0, 8)])
 
 
 def test_memory_is_bounded_while_nobody_takes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fold_module, "MAX_PENDING", 1000)
-    monkeypatch.setattr(fold_module, "MOST_BYTES", 5000)
+    monkeypatch.setattr(fold_module, "MAX_BATCH_BYTES", 5000)
     run.add(EVENTS + 3)
     batches = []
     with run.gathering() as gathering:
-        while gathering.goes_on:
+        while gathering.accepts_more:
             batches += rows(gathering.take(wait=True))
     assert len(batches) > 2
     assert [first for first, _ in batches[1:]] == [stop for _, stop in batches[:-1]]
@@ -160,7 +160,7 @@ def test_who_waits_is_let_go_when_it_is_closed(run: Run) -> None:
         assert [folded.documents for folded in results] == [0]
 
 
-def frames_told(folded: Folded) -> list[tuple[int, int]]:
+def frames_told(folded: FoldedBatch) -> list[tuple[int, int]]:
     return [(each.first, each.stop) for each in folded.operations if isinstance(each, ExtendExternal)]
 
 
@@ -245,7 +245,7 @@ def test_what_is_wrong_with_the_journal_is_told(run: Run, monkeypatch: pytest.Mo
     with run.gathering() as gathering:
         folded = gathering.take(wait=True)
         assert isinstance(folded.error, JournalInvalid)
-        assert not gathering.goes_on
+        assert not gathering.accepts_more
 
 
 def test_what_comes_before_a_damage_is_folded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +261,7 @@ def test_what_comes_before_a_damage_is_folded(run: Run, monkeypatch: pytest.Monk
     with run.gathering() as gathering:
         folded = gathering.take(wait=True)
         while folded.error is None:
-            assert gathering.goes_on
+            assert gathering.accepts_more
             folded = gathering.take(wait=True)
     assert (folded.cursor, type(folded.error)) == (3, JournalInvalid)
-    assert not gathering.goes_on
+    assert not gathering.accepts_more
