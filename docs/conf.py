@@ -8,7 +8,7 @@ project = "tiledwriter"
 author = "The tiledwriter authors"
 version = release = _version("tiledwriter")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["_build", "explanations/performance"]  # the latter's files are included in pages
 source_suffix = {".md": "markdown"}
 myst_heading_anchors = 3
@@ -22,4 +22,4 @@ napoleon_use_ivar = True
 html_theme = "pydata_sphinx_theme"
 html_title = f"tiledwriter {release}"
 html_show_sourcelink = False
-html_theme_options = {"navigation_with_keys": False, "show_prev_next": False}
+html_theme_options = {"navigation_with_keys": False, "show_prev_next": True, "show_nav_level": 2}

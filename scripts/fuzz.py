@@ -38,7 +38,7 @@ FLOOR: Final = 10.0  # seconds after which memory is measured for the first time
 
 @dataclass
 class Figures:
-    """What one process has done; see docs/how-to/run-a-fuzz-campaign.md."""
+    """What one process has done; see docs/contributing/run-a-fuzz-campaign.md."""
 
     executions: int = 0
     seconds: float = 0.0
