@@ -42,8 +42,8 @@ CALLS: Final = {
 }
 # From the configuration, and for names that are in the program.
 IMPORT_BY_NAME: Final = {
-    *("writer/tiledwriter/_plugins.py", "writer/tiledwriter/__init__.py"),
-    "broker/tiledbroker/_fork_server.py",  # modules that the supervisor names
+    *("writer/tiledwriter/mapping/_plugins.py", "writer/tiledwriter/_lazy.py"),
+    "broker/tiledbroker/supervisor/_fork_server.py",  # modules that the supervisor names
 }
 
 
