@@ -16,7 +16,7 @@ _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 def default_spool_dir(url: str | None = None) -> Path:
     """Return `tiledwriter/spool` in the user's state directory, or its subdirectory for this host and `url`."""
     base = _state_dir() / "spool"
-    return base if url is None else base / _part(url)
+    return base if url is None else base / _destination_path(url)
 
 
 def local_spool_dir(url: str) -> Path:
@@ -32,7 +32,7 @@ def local_spool_dir(url: str) -> Path:
     found = base.lstat()
     if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != 0o700 or not stat.S_ISDIR(found.st_mode):
         raise PermissionError(errno.EPERM, "others may write there", str(base))
-    return base / "spool" / _part(url)
+    return base / "spool" / _destination_path(url)
 
 
 def default_journal_dir() -> Path:
@@ -40,7 +40,7 @@ def default_journal_dir() -> Path:
     return _state_dir() / "journals"
 
 
-def _part(url: str) -> Path:
+def _destination_path(url: str) -> Path:
     """Return a relative path named after this host and `url`.
 
     Each destination has its own spool, so documents for one supervisor are never shipped to another by accident.

@@ -100,7 +100,7 @@ class Encoder:
             # msgspec fails for big integers, lone surrogates, cycles and objects that raise; rebuild the document.
             del self.replaced[kept:]
             self._path.clear()
-        return self._msgpack.encode(self._rebuild(document, 0))
+        return self._msgpack.encode(self._rebuild_value(document, 0))
 
     def take_replaced(self) -> list[str]:
         """Return the names of the types of values that were replaced by their `repr` since the last call."""
@@ -141,7 +141,7 @@ class Encoder:
 
     def _with_decimals(self, value: Any) -> Any:
         """Return a replacement for an object that msgspec can encode, even if it contains decimals."""
-        return self._rebuild(value, 1) if self._has_decimal(value) else value
+        return self._rebuild_value(value, 1) if self._has_decimal(value) else value
 
     def _encode_other(self, value: Any) -> Any:
         # Do not import NumPy: without it, there are no values of its types.
@@ -173,19 +173,19 @@ class Encoder:
             return self._with_decimals(list(value))
         if callable(dump := getattr(value, "model_dump", None)):
             return self._with_decimals(dump())
-        return self._repr(value)
+        return self._encode_repr(value)
 
     def _exact_number(self, value: Decimal | Fraction) -> msgspec.msgpack.Ext:
         """Return the nearest float as a NumPy scalar, which version 0.1 can read, with the exact number as text."""
         text = Decimal.__str__(value) if isinstance(value, Decimal) else f"{value.numerator:x}/{value.denominator:x}"
         if len(text) > MAX_EXACT_CHARACTERS:
-            return self._repr(value)
+            return self._encode_repr(value)
         return msgspec.msgpack.Ext(_SCALAR, _FLOAT + struct.pack("<d", _nearest_float(value)) + text.encode())
 
     def _numpy_scalar(self, value: Any) -> msgspec.msgpack.Ext:
         dtype = value.dtype
         if dtype.hasobject:
-            return self._repr(value)
+            return self._encode_repr(value)
         if dtype.names is not None:
             return msgspec.msgpack.Ext(_ARRAY, self._pack_array(value.reshape(()), scalar=True))
         descr = dtype.str.encode()
@@ -195,23 +195,23 @@ class Encoder:
         if isinstance(value, numpy.ma.MaskedArray):
             return self._with_decimals(_masked_as_none(numpy, value))
         if not value.nbytes and _item_count(value.shape) > MAX_EMPTY_ITEMS:
-            return self._repr(value)
+            return self._encode_repr(value)
         if value.dtype.hasobject:
             if value.dtype.names is not None:
-                return self._repr(value)
+                return self._encode_repr(value)
             items = value.ravel().tolist()
             try:
                 payload = self._msgpack.encode([list(value.shape), self._with_decimals(items)])
             except RecursionError:
-                return self._repr(value)
+                return self._encode_repr(value)
             except Exception:
-                payload = self._msgpack.encode([list(value.shape), self._rebuild(items, 1)])
+                payload = self._msgpack.encode([list(value.shape), self._rebuild_value(items, 1)])
             return msgspec.msgpack.Ext(_OBJECT_ARRAY, payload)
         try:
             return msgspec.msgpack.Ext(_ARRAY, self._pack_array(value, scalar=False))
         except (ValueError, TypeError):
             # The dtype has no `descr`, for example because of overlapping fields.
-            return self._repr(value)
+            return self._encode_repr(value)
 
     def _pack_array(self, value: Any, *, scalar: bool) -> bytes:
         dtype = value.dtype
@@ -219,7 +219,7 @@ class Encoder:
             [dtype.str if dtype.names is None else dtype.descr, list(value.shape), value.tobytes(), scalar],
         )
 
-    def _repr(self, value: Any) -> msgspec.msgpack.Ext:
+    def _encode_repr(self, value: Any) -> msgspec.msgpack.Ext:
         self.replaced.append(type(value).__qualname__)
         try:
             text = repr(value)
@@ -227,14 +227,14 @@ class Encoder:
             text = f"<{type(value).__qualname__} whose repr raised {type(error).__name__}>"
         return msgspec.msgpack.Ext(_REPR, text.encode("utf-8", "backslashreplace"))
 
-    def _rebuild(self, value: Any, depth: int) -> Any:
+    def _rebuild_value(self, value: Any, depth: int) -> Any:
         if id(value) in self._path:
-            return self._repr(value)
+            return self._encode_repr(value)
         self._path.add(id(value))
         try:
             return self._taken_apart(value, depth)
         except Exception:
-            return self._repr(value)
+            return self._encode_repr(value)
         finally:
             self._path.discard(id(value))
 
@@ -249,18 +249,18 @@ class Encoder:
         if isinstance(value, Decimal):
             return self._exact_number(value)
         if isinstance(value, Enum):
-            return self._rebuild(value.value, depth)
+            return self._rebuild_value(value.value, depth)
         if isinstance(value, Mapping | list | tuple | AbstractSet | deque) and depth >= MAX_DEPTH:
-            return self._repr(value)
+            return self._encode_repr(value)
         if isinstance(value, Mapping):
-            return {self._key(key): self._rebuild(item, depth + 1) for key, item in value.items()}
+            return {self._convert_key(key): self._rebuild_value(item, depth + 1) for key, item in value.items()}
         if isinstance(value, list | tuple | AbstractSet | deque):
-            return [self._rebuild(item, depth + 1) for item in value]
+            return [self._rebuild_value(item, depth + 1) for item in value]
         if (fields := _fields_of(value)) is not None and self._any_has_decimal(fields.values()):
-            return self._rebuild(fields, depth)
+            return self._rebuild_value(fields, depth)
         return msgspec.Raw(self._msgpack.encode(value))
 
-    def _key(self, key: Any) -> Any:
+    def _convert_key(self, key: Any) -> Any:
         if isinstance(key, Decimal):
             return _DecimalKey(key)
         try:
@@ -383,7 +383,7 @@ def _decode_array(data: memoryview) -> Any:
     from numpy.lib import format as npy
 
     descr, shape, content, scalar = msgspec.msgpack.decode(data)
-    dtype = npy.descr_to_dtype(_tuples(descr))
+    dtype = npy.descr_to_dtype(_restore_tuples(descr))
     _refuse_many(shape, dtype.itemsize)
     # `frombuffer` does not accept items of zero size.
     array = numpy.ndarray(tuple(shape), dtype=dtype, buffer=content).copy()
@@ -421,20 +421,20 @@ def _simple_dtype(text: Any) -> str:
     return text
 
 
-def _tuples(descr: Any) -> Any:
+def _restore_tuples(descr: Any) -> Any:
     """Return a dtype description with tuples in place of the lists that msgpack made of them."""
     if not isinstance(descr, list):
         return _simple_dtype(descr)
-    return [_field(item) for item in descr]
+    return [_restore_field(item) for item in descr]
 
 
-def _field(item: list[Any]) -> tuple[Any, ...]:
+def _restore_field(item: list[Any]) -> tuple[Any, ...]:
     name, kind, *shape = item
     name = tuple(name) if isinstance(name, list) else name
     # A sub-array dtype within a field is described as (base, shape).
     if isinstance(kind, list) and len(kind) == 2 and isinstance(kind[1], list) and _is_shape(kind[1]):
-        return (name, (_tuples(kind[0]), tuple(kind[1])), *map(tuple, shape))
-    return (name, _tuples(kind), *map(tuple, shape))
+        return (name, (_restore_tuples(kind[0]), tuple(kind[1])), *map(tuple, shape))
+    return (name, _restore_tuples(kind), *map(tuple, shape))
 
 
 def _is_shape(value: list[Any]) -> bool:

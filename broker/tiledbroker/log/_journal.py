@@ -222,8 +222,8 @@ class Journal:
     def _open(self, mode: Mode, run_uid: str | None) -> None:
         if mode == "create" and not self.path.exists():
             create_file(self.path)
-        with self._access():
-            self._connection = self._connect(mode)
+        with self._guard_connection():
+            self._connection = self._open_connection(mode)
             try:
                 self._check_format()
                 if mode in _WRITING:
@@ -232,7 +232,7 @@ class Journal:
                 if mode == "create" and self.get("run_uid") is None:
                     self.set("run_uid", run_uid)
                 self.run_uid = self._stored_uid(run_uid)
-                self._length = self._count()
+                self._length = self._stored_length()
                 self._check_length()
             except BaseException:
                 self._connection.close()
@@ -284,13 +284,13 @@ class Journal:
 
     def refresh(self) -> int:
         """Update and return `length`, for a journal that another process appends to."""
-        with self._access():
-            self._length = self._count()
+        with self._guard_connection():
+            self._length = self._stored_length()
         return self._length
 
     def append_one(self, name: str, body: bytes) -> int:
         """Append one document as a transaction of its own, and return its index."""
-        with self._access():
+        with self._guard_connection():
             return self.extend([Record(self._length, name, time.time(), zlib.crc32(body), body)]) - 1
 
     def append(self, first: int, documents: Sequence[tuple[str, int, bytes]]) -> int:
@@ -301,7 +301,7 @@ class Journal:
         int
             The index of the next document.
         """
-        with self._access():
+        with self._guard_connection():
             self.admit(first, documents)
             return self._length
 
@@ -327,7 +327,7 @@ class Journal:
         JournalInvalid
             A body does not match its checksum, or the journal has another document at its index. Nothing is stored.
         """
-        with self._access():
+        with self._guard_connection():
             if first > self._length:
                 raise JournalGap(self.path, self._length, first)
             self._check_same(first, documents)
@@ -358,17 +358,17 @@ class Journal:
         JournalGap
             The index of the first record is greater than that of the next document.
         """
-        with self._access():
+        with self._guard_connection():
             fresh = [record for record in records if record.idx >= self._length]
             if fresh:
                 if fresh[0].idx > self._length:
                     raise JournalGap(self.path, self._length, fresh[0].idx)
                 with self.atomic():
-                    self._insert(fresh)
+                    self._insert_records(fresh)
                 self._length = fresh[-1].idx + 1
             return self._length
 
-    def _insert(self, records: Sequence[Record]) -> None:
+    def _insert_records(self, records: Sequence[Record]) -> None:
         start = 0
         for rows, statement in _INSERT_MANY.items():
             while len(records) - start >= rows:
@@ -390,7 +390,7 @@ class Journal:
 
     def has(self, first: int, crcs: Sequence[int]) -> bool:
         """Return True if the documents from index `first` on have these CRC-32 checksums."""
-        with self._access():
+        with self._guard_connection():
             rows = self._connection.execute(
                 "SELECT crc FROM documents WHERE idx >= ? ORDER BY idx LIMIT ?", (first, len(crcs))
             )
@@ -415,16 +415,16 @@ class Journal:
         JournalInvalid
             The document at `start` is damaged; `DocumentsMissing` if it is missing but later documents exist.
         """
-        with self._access():
+        with self._guard_connection():
             cursor = self._connection.execute(
                 "SELECT * FROM documents WHERE idx >= ? ORDER BY idx LIMIT ?", (start, limit)
             )
             try:
-                return take(self._sound(cursor, start), max_bytes)
+                return take(self._valid_records(cursor, start), max_bytes)
             finally:
                 cursor.close()
 
-    def _sound(self, rows: Iterable[tuple[Any, ...]], start: int) -> Iterator[Record]:
+    def _valid_records(self, rows: Iterable[tuple[Any, ...]], start: int) -> Iterator[Record]:
         """Yield the records of valid rows with consecutive indexes from `start`; raise if the first one is damaged."""
         rows = iter(rows)
         for idx in count(start):
@@ -454,7 +454,7 @@ class Journal:
 
     def names(self) -> dict[str, int]:
         """Return the number of documents by document name."""
-        with self._access():
+        with self._guard_connection():
             rows = self._connection.execute("SELECT name, count(*) FROM documents GROUP BY name ORDER BY min(idx)")
             names = dict(rows.fetchall())
         if not all(type(name) is str for name in names):
@@ -464,7 +464,7 @@ class Journal:
     @property
     def stopped(self) -> bool:
         """True if the journal has the run's stop document."""
-        with self._access():
+        with self._guard_connection():
             row = self._connection.execute("SELECT name FROM documents ORDER BY idx DESC LIMIT 1").fetchone()
         return row is not None and row[0] == "stop"
 
@@ -480,13 +480,13 @@ class Journal:
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return a value of the run's state; `default` if there is none."""
-        with self._access():
+        with self._guard_connection():
             row = self._connection.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
-        return default if row is None else self._parsed(row[0])
+        return default if row is None else self._parse_json(row[0])
 
     def set(self, key: str, value: Any) -> None:
         """Store a JSON-serializable value in the run's state; None deletes it."""
-        with self._access():
+        with self._guard_connection():
             if value is None:
                 self._connection.execute("DELETE FROM state WHERE key = ?", (key,))
             else:
@@ -494,7 +494,7 @@ class Journal:
 
     def progress(self) -> dict[str, NodeProgress]:
         """Return the progress of each Tiled node of the run, by node."""
-        with self._access():
+        with self._guard_connection():
             rows = self._connection.execute("SELECT node, rows, intent FROM progress ORDER BY node").fetchall()
         if not all(type(node) is str and type(n) is int and type(end) in _INTENT_TYPES for node, n, end in rows):
             raise JournalInvalid(self.path, "what it says of Tiled's nodes is damaged.")
@@ -512,32 +512,32 @@ class Journal:
         intent
             Number of rows after the append request that is about to be sent; None if there is none.
         """
-        with self._access():
+        with self._guard_connection():
             self._connection.execute("INSERT OR REPLACE INTO progress VALUES(?, ?, ?)", (node, rows, intent))
 
     def drop_progress(self, node: str) -> None:
         """Delete the progress of a node that the server does not have any more."""
-        with self._access():
+        with self._guard_connection():
             self._connection.execute("DELETE FROM progress WHERE node = ?", (node,))
 
     def history(self) -> list[HistoryEntry]:
         """Return the run's history, oldest entry first."""
-        with self._access():
+        with self._guard_connection():
             rows = self._connection.execute("SELECT time, event, detail FROM history ORDER BY id").fetchall()
-        entries = [HistoryEntry(when, event, self._parsed(detail)) for when, event, detail in rows]
+        entries = [HistoryEntry(when, event, self._parse_json(detail)) for when, event, detail in rows]
         if not all(tuple(map(type, entry)) == _ENTRY_TYPES for entry in entries):
             raise JournalInvalid(self.path, "its history is damaged.")
         return entries
 
     def note(self, event: str, **detail: Any) -> None:
         """Append an entry to the run's history, with the current time."""
-        with self._access():
+        with self._guard_connection():
             self._connection.execute(
                 "INSERT INTO history(time, event, detail) VALUES(?, ?, ?)",
                 (time.time(), event, json.dumps(detail, default=str)),
             )
 
-    def _parsed(self, text: Any) -> Any:
+    def _parse_json(self, text: Any) -> Any:
         try:
             return json.loads(text)
         except (TypeError, ValueError, RecursionError) as error:
@@ -554,13 +554,13 @@ class Journal:
         return [] if lines == ["ok"] else lines
 
     @contextmanager
-    def _access(self) -> Iterator[None]:
+    def _guard_connection(self) -> Iterator[None]:
         """Admit one thread at a time, and raise `JournalInvalid` for SQLite errors that mean damage."""
         with self._mutex:
             try:
                 yield
             except sqlite3.Error as error:
-                translated = self._translated(error)
+                translated = self._translate_error(error)
                 if translated is error:
                     raise
                 raise translated from error
@@ -575,11 +575,11 @@ class Journal:
             if self._connection.in_transaction:
                 yield
                 return
-            with self._access():
+            with self._guard_connection():
                 self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
-                with self._access():
+                with self._guard_connection():
                     self._connection.execute("COMMIT")
             except BaseException:
                 self._roll_back()
@@ -589,9 +589,9 @@ class Journal:
         # A COMMIT that failed (disk full) may or may not leave the transaction open.
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
-        self._length = self._count()
+        self._length = self._stored_length()
 
-    def _connect(self, mode: str) -> sqlite3.Connection:
+    def _open_connection(self, mode: str) -> sqlite3.Connection:
         if mode in _WRITING:
             return self._connect_as("mode=rw")
         if mode == "inspect":
@@ -654,11 +654,11 @@ class Journal:
             raise JournalInvalid(self.path, f"it belongs to run {stored!r}, not to {expected!r}.")
         return str(stored if stored is not None else expected or self.path.stem)
 
-    def _count(self) -> int:
+    def _stored_length(self) -> int:
         (last,) = self._connection.execute("SELECT max(idx) FROM main.documents").fetchone()
         return 0 if last is None else int(last) + 1
 
-    def _translated(self, error: sqlite3.Error) -> sqlite3.Error | JournalInvalid:
+    def _translate_error(self, error: sqlite3.Error) -> sqlite3.Error | JournalInvalid:
         """Return `JournalInvalid` if an error means a damaged file, else the error itself, such as a full disk."""
         text = str(error)
         if any(sign in text for sign in _SIGNS_OF_DAMAGE):

@@ -52,17 +52,17 @@ class RecentAssets:
     def add_resource(self, uid: str, name: str, body: bytes) -> None:
         """Add a resource or stream resource."""
         self.count += 1
-        _put(self.resources, uid, Asset(name, body, "", self.count), MAX_RESOURCES)
+        _cache_asset(self.resources, uid, Asset(name, body, "", self.count), MAX_RESOURCES)
 
     def add_datums(self, datum_ids: list[str], name: str, body: bytes, resource: str) -> None:
         """Add the datums of one document, all of which have the same resource."""
         self.count += 1
         asset = Asset(name, body, resource, self.count)
         for datum_id in datum_ids[-MAX_DATUMS:]:
-            _put(self.datums, datum_id, asset, MAX_DATUMS)
+            _cache_asset(self.datums, datum_id, asset, MAX_DATUMS)
 
 
-def _put(assets: OrderedDict[str, Asset], uid: str, asset: Asset, limit: int) -> None:
+def _cache_asset(assets: OrderedDict[str, Asset], uid: str, asset: Asset, limit: int) -> None:
     assets[uid] = asset
     assets.move_to_end(uid)
     if len(assets) > limit:

@@ -181,7 +181,7 @@ def take_in_tail(journal: Journal) -> str:
     path = tail_of(journal.path)
     damage: list[str] = []
     try:
-        for batch in _batches(_sound_records(path, damage)):
+        for batch in _record_batches(_sound_records(path, damage)):
             journal.extend(batch)
     except FileNotFoundError:
         return ""
@@ -198,7 +198,7 @@ def take_in_tail(journal: Journal) -> str:
     return f"{aside}: {damage[0]}"
 
 
-def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+def _record_batches(records: Iterable[Record]) -> Iterator[list[Record]]:
     batch: list[Record] = []
     size = 0
     for record in records:
@@ -218,12 +218,12 @@ class _Damaged(Exception):
 def _sound_records(path: Path, damage: list[str]) -> Iterator[Record]:
     """Yield the documents in a tail before the first damaged one, and append a description of it to `damage`."""
     try:
-        yield from _records(path)
+        yield from _tail_records(path)
     except _Damaged as error:
         damage.append(str(error))
 
 
-def _records(path: Path) -> Iterator[Record]:
+def _tail_records(path: Path) -> Iterator[Record]:
     """Yield the documents in a tail file.
 
     The file is read, not mapped, because a bad disk block in a mapping would kill the process with SIGBUS.

@@ -59,7 +59,7 @@ class RunRouting:
         """
         try:
             self._refuse_repetition(name, document)
-            return self._route(name, document)
+            return self._route_document(name, document)
         except (KeyError, TypeError, AttributeError) as error:
             raise RoutingError(name, f"it has no usable {error}") from error
 
@@ -85,9 +85,9 @@ class RunRouting:
         owed: list[Delivery] = []
         try:
             if name in _REFERRING:
-                owed += [delivery for run_uid in runs for delivery in self._owed(run_uid, name, document)]
+                owed += [delivery for run_uid in runs for delivery in self._missing_assets(run_uid, name, document)]
             if name in _ASSETS:
-                self._keep(name, document, body, runs)
+                self._remember_asset(name, document, body, runs)
         except (KeyError, TypeError, AttributeError):
             # A field is missing, which the worker reports when it writes the document.
             pass
@@ -112,27 +112,27 @@ class RunRouting:
         self._last_name = name
         self._last_uid = uid if isinstance(uid, str) else None
 
-    def _route(self, name: str, document: Mapping[str, Any]) -> list[str]:
+    def _route_document(self, name: str, document: Mapping[str, Any]) -> list[str]:
         if name == "event" or name == "event_page" or name == "stream_datum":
             return self._owners_of(name, document["descriptor"])
         if name == "datum" or name == "datum_page" or name == "bulk_datum":
-            return self._datum(name, document["resource"])
+            return self._route_datum(name, document["resource"])
         if name == "start":
-            return [self._start(document)]
+            return [self._register_run(document)]
         if name == "stop":
-            runs = [self._open(name, document["run_start"])]
+            runs = [self._require_open_run(name, document["run_start"])]
             self.forget(runs[0])
             return runs
         if name == "descriptor":
-            return self._refer(document["uid"], [self._open(name, document["run_start"])])
+            return self._add_owners(document["uid"], [self._require_open_run(name, document["run_start"])])
         if name == "resource" or name == "stream_resource":
-            return self._resource(name, document)
+            return self._route_resource(name, document)
         if name == "bulk_events":
             events = [event for page in document.values() for event in page]
-            return self._union(name, {event["descriptor"] for event in events})
+            return self._combined_owners(name, {event["descriptor"] for event in events})
         raise RoutingError(name, "there is no such kind of document")
 
-    def _start(self, document: Mapping[str, Any]) -> str:
+    def _register_run(self, document: Mapping[str, Any]) -> str:
         uid = document["uid"]
         if not isinstance(uid, str):
             raise RoutingError("start", f"its uid is a {type(uid).__name__}, not a string")
@@ -149,20 +149,20 @@ class RunRouting:
         self._references[uid] = []
         return uid
 
-    def _resource(self, name: str, document: Mapping[str, Any]) -> list[str]:
+    def _route_resource(self, name: str, document: Mapping[str, Any]) -> list[str]:
         run_uid = document.get("run_start")
         runs = [run_uid] if run_uid in self._references else self.open_runs
         if not runs:
             raise RoutingError(name, f"it names {'no run' if run_uid is None else run_uid}, and no run is open")
-        return self._refer(document["uid"], runs)
+        return self._add_owners(document["uid"], runs)
 
-    def _datum(self, name: str, resource: str) -> list[str]:
+    def _route_datum(self, name: str, resource: str) -> list[str]:
         runs = list(self._owners.get(resource, ())) or self.open_runs
         if not runs:
             raise RoutingError(name, f"it refers to {resource}, and no run is open")
         return runs
 
-    def _owed(self, run_uid: str, name: str, document: Mapping[str, Any]) -> Iterator[Delivery]:
+    def _missing_assets(self, run_uid: str, name: str, document: Mapping[str, Any]) -> Iterator[Delivery]:
         """Yield the recent assets that a document refers to and that its run has not received."""
         if name == "stream_datum":
             yield from self._resource_owed(run_uid, document["stream_resource"])
@@ -175,7 +175,7 @@ class RunRouting:
     def _resource_owed(self, run_uid: str, uid: str) -> Iterator[Delivery]:
         resource = self._recent.resources.get(uid)
         if resource is not None and run_uid not in self._owners.get(uid, ()):
-            self._refer(uid, [run_uid])
+            self._add_owners(uid, [run_uid])
             yield run_uid, resource.name, resource.body
 
     def _datum_owed(self, run_uid: str, datum_id: str, datum: Asset) -> Iterator[Delivery]:
@@ -199,7 +199,7 @@ class RunRouting:
             if isinstance(value, str) and (datum := self._recent.datums.get(value)) is not None:
                 yield value, datum
 
-    def _keep(self, name: str, document: Mapping[str, Any], body: bytes, runs: list[str]) -> None:
+    def _remember_asset(self, name: str, document: Mapping[str, Any], body: bytes, runs: list[str]) -> None:
         if name == "resource" or name == "stream_resource":
             # Name the resource's run, so that the worker of another run recognizes the resource as foreign.
             if document.get("run_start") is None:
@@ -209,12 +209,12 @@ class RunRouting:
         ids = document["datum_id"] if name != "bulk_datum" else document["datum_ids"]
         self._recent.add_datums([ids] if isinstance(ids, str) else list(ids), name, body, document["resource"])
 
-    def _open(self, name: str, run_uid: str) -> str:
+    def _require_open_run(self, name: str, run_uid: str) -> str:
         if run_uid not in self._references:
             raise RoutingError(name, f"run {run_uid} was not started here, or has stopped")
         return run_uid
 
-    def _refer(self, reference: str, runs: list[str]) -> list[str]:
+    def _add_owners(self, reference: str, runs: list[str]) -> list[str]:
         owners = self._owners.setdefault(reference, {})
         for run_uid in runs:
             if run_uid not in owners:
@@ -228,7 +228,7 @@ class RunRouting:
             raise RoutingError(name, f"it refers to {reference}, which was not seen here")
         return list(owners)
 
-    def _union(self, name: str, references: Iterable[str]) -> list[str]:
+    def _combined_owners(self, name: str, references: Iterable[str]) -> list[str]:
         runs = [run_uid for reference in references for run_uid in self._owners_of(name, reference)]
         if not runs:
             raise RoutingError(name, "it is empty")

@@ -309,7 +309,7 @@ class RunLog:
         """
         for segment in self._segments.copy():
             if segment.path is None:
-                self._store(segment, create(segment.capacity), lock)
+                self._store_segment(segment, create(segment.capacity), lock)
 
     def forget_deleted_files(self) -> None:
         """Detect mapped segments whose files were deleted, and treat them as segments in memory only."""
@@ -317,7 +317,7 @@ class RunLog:
             segment.forget_deleted_file()
 
     @staticmethod
-    def _store(segment: Segment, target: Segment, lock: contextlib.AbstractContextManager[object]) -> None:
+    def _store_segment(segment: Segment, target: Segment, lock: contextlib.AbstractContextManager[object]) -> None:
         position = 0
         while segment.end - position > COPIED_UNDER_LOCK_BYTES:
             position = segment.copy_to(target, position)

@@ -45,9 +45,9 @@ class SpooledRun:
         self.run_uid = header.run
         self.destination = header.destination
         self.holder = header.holder
-        self._log = self._loaded(header.log)
+        self._log = self._load_log(header.log)
 
-    def _loaded(self, label: str) -> RunLog:
+    def _load_log(self, label: str) -> RunLog:
         files = segment_files(files_in(self.path.parent)).get(label, [])
         return RunLog.load([Segment.load(file.path) for file in files] or [Segment.load(self.path)])
 
@@ -75,7 +75,7 @@ class SpooledRun:
         self.path = find_segment(segment_path(self.path.parent, self._header))
         header, _ = read_header(self.path)
         if header is not None:
-            self._log = self._loaded(header.log)
+            self._log = self._load_log(header.log)
         return self._log.length
 
     def read(self, start: int, limit: int = _BATCH_DOCUMENTS, max_bytes: int = _BATCH_BYTES) -> list[Record]:

@@ -156,7 +156,7 @@ class Segment:
         segment = cls(path, capacity)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            _allocate(descriptor, capacity)
+            _allocate_space(descriptor, capacity)
             segment._map = mmap.mmap(descriptor, capacity)
         except BaseException:
             os.close(descriptor)
@@ -200,15 +200,15 @@ class Segment:
             contents = _read_beginning(file)
             segment.header, segment.damage = _read_header(contents)
             if segment.header is not None:
-                segment._load(file, contents, size)
+                segment._load_state(file, contents, size)
             elif size < _HEADER_AT:
                 segment.damage = f"it has {size} bytes, fewer than a header"
         return segment
 
-    def _load(self, file: BinaryIO, beginning: bytes, size: int) -> None:
+    def _load_state(self, file: BinaryIO, beginning: bytes, size: int) -> None:
         assert self.header is not None
         _, self.capacity, header_bytes, _ = _PREFIX.unpack_from(beginning, 0)
-        self._begin(self.header, header_bytes)
+        self._set_header(self.header, header_bytes)
         count, end, flags, check = _SEAL.unpack_from(beginning, _SEAL_AT)
         if flags and zlib.crc32(beginning[_SEAL_AT : _SEAL_AT + _SEAL_FIELDS.size]) == check:
             self.sealed, self.stopped = True, bool(flags & _STOPPED)
@@ -219,15 +219,15 @@ class Segment:
             self.damage = f"it has {size} bytes, and {end} when it was finished"
         elif size < self.capacity:
             self.damage = f"it has {size} bytes of {self.capacity}"
-        self._scan(beginning + file.read(max(min(size, self.capacity) - len(beginning), 0)))
+        self._scan_records(beginning + file.read(max(min(size, self.capacity) - len(beginning), 0)))
 
-    def _scan(self, contents: bytes) -> None:
+    def _scan_records(self, contents: bytes) -> None:
         """Read all records of a segment that is unsealed or truncated, to find their number and damage."""
         header = self.header
         assert header is not None
         count, position, name, damage = 0, self._start, "", ""
         try:
-            for record, end in _records(contents, position, header.first, self._salt):
+            for record, end in _parse_records(contents, position, header.first, self._salt):
                 count, position, name = count + 1, end, record.name
         except _Damaged as error:
             damage = str(error)
@@ -248,9 +248,9 @@ class Segment:
         self._map[_HEADER_AT : _HEADER_AT + len(payload)] = payload
         prefix = _PREFIX.pack(_FILE_MAGIC, self.capacity, len(payload), _header_crc(payload, self.capacity))
         self._map[: _PREFIX.size] = prefix
-        self._begin(header, len(payload))
+        self._set_header(header, len(payload))
 
-    def _begin(self, header: SegmentHeader, size: int) -> None:
+    def _set_header(self, header: SegmentHeader, size: int) -> None:
         self.header = header
         self._salt = zlib.crc32(header.log.encode())
         self._start = self.end = _records_start(size)
@@ -307,33 +307,33 @@ class Segment:
         """
         with self._mapping:
             if self._map is not None:
-                return self._read(self._map, 0, start, limit, max_bytes)
+                return self._read_records(self._map, 0, start, limit, max_bytes)
             # Read the file instead of mapping it: a bad disk block raises OSError here, but would kill the process with
             # SIGBUS in a mapping.
-            with self._opened().open("rb") as file:
-                position = self._position(start)[1]
+            with self._require_path().open("rb") as file:
+                position = self._search_start(start)[1]
                 file.seek(position)
                 contents = file.read(min(2 * max_bytes + READ_AHEAD_BYTES, self.end - position))
                 try:
-                    return self._read(contents, position, start, limit, max_bytes)
+                    return self._read_records(contents, position, start, limit, max_bytes)
                 except SpoolDamaged:
                     contents += file.read(self.end - position - len(contents))
-                    return self._read(contents, position, start, limit, max_bytes)
+                    return self._read_records(contents, position, start, limit, max_bytes)
 
-    def _position(self, idx: int) -> tuple[int, int]:
+    def _search_start(self, idx: int) -> tuple[int, int]:
         """Return the index and position of a record from which to search for record `idx`."""
         return self._cursor if self._cursor[0] <= idx else (self.first, self._start)
 
-    def _read(self, contents: bytes | mmap.mmap, offset: int, start: int, limit: int, max_bytes: int) -> list[Record]:
+    def _read_records(self, contents: bytes | mmap.mmap, offset: int, start: int, limit: int, max_bytes: int) -> list[Record]:
         """Return records like `read` from `contents`, the bytes of the file from position `offset`."""
-        idx, position = self._position(start)
+        idx, position = self._search_start(start)
         if position < offset:
             idx, position = self.first, self._start
         limit = min(limit, self.next - start)
         taken: list[Record] = []
         size = 0
         try:
-            for record, end in _records(contents, position, idx, self._salt, offset) if limit > 0 else ():
+            for record, end in _parse_records(contents, position, idx, self._salt, offset) if limit > 0 else ():
                 if record.idx >= start:
                     size += len(record.body)
                     if taken and size > max_bytes:
@@ -386,7 +386,7 @@ class Segment:
         """
         assert self._descriptor is not None
         self.sync()
-        os.pwrite(self._descriptor, self._seal(_SEALED | stopped * _STOPPED), _SEAL_AT)
+        os.pwrite(self._descriptor, self._encode_seal(_SEALED | stopped * _STOPPED), _SEAL_AT)
         os.fdatasync(self._descriptor)
         # The mapping now extends beyond the end of the file. Access to that part would kill the process with SIGBUS.
         os.ftruncate(self._descriptor, self.end)
@@ -400,14 +400,14 @@ class Segment:
         OSError
             The disk fails.
         """
-        descriptor = os.open(self._opened(), os.O_WRONLY)
+        descriptor = os.open(self._require_path(), os.O_WRONLY)
         try:
-            os.pwrite(descriptor, self._seal(_SEALED | self.stopped * _STOPPED | _REMOVED), _SEAL_AT)
+            os.pwrite(descriptor, self._encode_seal(_SEALED | self.stopped * _STOPPED | _REMOVED), _SEAL_AT)
         finally:
             os.close(descriptor)
         self.removed = True
 
-    def _seal(self, flags: int) -> bytes:
+    def _encode_seal(self, flags: int) -> bytes:
         fields = _SEAL_FIELDS.pack(self.count, self.end, flags)
         return fields + _CHECK.pack(zlib.crc32(fields))
 
@@ -419,7 +419,7 @@ class Segment:
         OSError
             The file cannot be renamed.
         """
-        self._opened().rename(path)
+        self._require_path().rename(path)
         self.path = path
         # Nothing has been synced under the new name yet, so the next `sync` must not be skipped.
         self._synced_end = 0
@@ -481,7 +481,7 @@ class Segment:
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
-    def _opened(self) -> Path:
+    def _require_path(self) -> Path:
         if self.path is None:
             raise OSError(errno.ENOENT, "it was in memory only, and is closed")
         return self.path
@@ -526,7 +526,7 @@ class _Damaged(Exception):
     """Raised when the bytes at a position are neither a valid record nor the end of the records."""
 
 
-def _records(
+def _parse_records(
     contents: bytes | mmap.mmap, position: int, idx: int, salt: int, offset: int = 0
 ) -> Iterator[tuple[Record, int]]:
     """Yield each record with the position behind it.
@@ -595,7 +595,7 @@ def _records_start(header_bytes: int) -> int:
     return -(-(_HEADER_AT + header_bytes) // _ALIGNMENT) * _ALIGNMENT
 
 
-def _allocate(descriptor: int, size: int) -> None:
+def _allocate_space(descriptor: int, size: int) -> None:
     """Allocate `size` bytes of zeros for an empty file.
 
     Without allocated space, a write to the mapping would kill the process with SIGBUS when the disk is full.

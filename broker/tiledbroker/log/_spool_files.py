@@ -52,10 +52,10 @@ class SegmentFile(NamedTuple):
 
 def segment_path(directory: Path, header: SegmentHeader) -> Path:
     """Return the final path of a segment."""
-    return directory / f"{_stem(header)}.{header.log}.{header.first:012d}{SEGMENT_SUFFIX}"
+    return directory / f"{_file_stem(header)}.{header.log}.{header.first:012d}{SEGMENT_SUFFIX}"
 
 
-def _stem(header: SegmentHeader) -> str:
+def _file_stem(header: SegmentHeader) -> str:
     # A file name that is derived from a uid never begins with "_".
     return journal_filename(header.run).removesuffix(SUFFIX) if header.shipped else "_unrouted"
 
@@ -130,7 +130,7 @@ def segment_files(paths: list[Path]) -> dict[str, list[SegmentFile]]:
         if match := _SEGMENT.fullmatch(path.name):
             logs[match["log"]].append(SegmentFile(path, match["run"], match["log"], int(match["first"])))
         elif session_of_spare(path) is not None and (header := _header_of(path)) is not None:
-            logs[header.log].append(SegmentFile(path, _stem(header), header.log, header.first))
+            logs[header.log].append(SegmentFile(path, _file_stem(header), header.log, header.first))
     return {
         log: sorted(files, key=lambda file: (file.first, file.path.name != file.name)) for log, files in logs.items()
     }

@@ -137,11 +137,11 @@ class ServerCurve:
         self._limited_log = RateLimitedLog(log)
         if not self._clients.is_dir():
             raise KeyFileError(self._clients, "there is no such directory. `tiledwriter-supervisor keygen` makes it.")
-        self._refresh()
+        self._refresh_keys()
 
     def name_of(self, key: str) -> str | None:
         """Return the name of the client with a public key; None if the client is not accepted (any more)."""
-        self._refresh()
+        self._refresh_keys()
         return self._names.get(key)
 
     def callback(self, domain: str, key: bytes) -> bool:  # noqa: ARG002
@@ -162,7 +162,7 @@ class ServerCurve:
         socket.curve_publickey = self._public
         socket.curve_secretkey = self._secret
 
-    def _refresh(self) -> None:
+    def _refresh_keys(self) -> None:
         """Reload the clients' keys if their directory has changed. If it cannot be read, accept no client."""
         now = time.monotonic()
         if now < self._read_again_at:
@@ -296,7 +296,7 @@ def _only_for_owner() -> Iterator[None]:
 
 
 def _secret_pair(file: Path) -> tuple[bytes, bytes]:
-    public, secret = _certificate(file)
+    public, secret = _read_certificate(file)
     if secret is None:
         raise KeyFileError(file, "it holds no secret key.")
     if file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
@@ -305,10 +305,10 @@ def _secret_pair(file: Path) -> tuple[bytes, bytes]:
 
 
 def _public_key(file: Path) -> bytes:
-    return _certificate(file)[0]
+    return _read_certificate(file)[0]
 
 
-def _certificate(file: Path) -> tuple[bytes, bytes | None]:
+def _read_certificate(file: Path) -> tuple[bytes, bytes | None]:
     from zmq.auth import load_certificate
     from zmq.utils import z85
 

@@ -120,17 +120,17 @@ class RunAdopter:
         if not self.has_more:
             self._found = {}
         self.has_more = False
-        for label in sorted(logs.keys() - set(known), key=lambda each: _changed(logs[each][0].path)):
+        for label in sorted(logs.keys() - set(known), key=lambda each: _modification_time(logs[each][0].path)):
             if len(adopted) >= ADOPTED_AT_ONCE:
                 self.has_more = True
                 return adopted
             try:
-                run = self._examine(logs[label], taken)
+                run = self._adopt_run(logs[label], taken)
             except FileNotFoundError:
                 # Its adopter has shipped and deleted it since the directory was read.
                 continue
             except (OSError, ValueError) as error:
-                self._refuse(logs[label][0].stem, str(error))
+                self._refuse_run(logs[label][0].stem, str(error))
                 continue
             if run is not None:
                 adopted.append(run)
@@ -155,28 +155,28 @@ class RunAdopter:
             claim.release(remove=True)
         self._claims.clear()
 
-    def _examine(self, files: list[SegmentFile], taken: Collection[str]) -> RunLog | None:
+    def _adopt_run(self, files: list[SegmentFile], taken: Collection[str]) -> RunLog | None:
         """Return the adopted run; None if it is refused, is still held by another session, or has no documents."""
         path = files[0].path
         header, damage = read_header(path)
         if header is None:
-            self._refuse(files[0].stem, f"{path}: {damage or 'its header is empty'}")
+            self._refuse_run(files[0].stem, f"{path}: {damage or 'its header is empty'}")
             return None
         proper = segment_path(self._directory, header)
         if path != proper and session_of_spare(path) is None:
-            self._refuse(files[0].stem, f"{path}: it holds a segment that is called {proper.name}")
+            self._refuse_run(files[0].stem, f"{path}: it holds a segment that is called {proper.name}")
             return None
         if not header.shipped or not self._may_take(header, path):
             return None
-        if self._lives(header.session) or not self._claim(header.destination):
+        if self._is_alive(header.session) or not self._claim_destination(header.destination):
             return None
         segments = [Segment.load(file.path) for file in files]
         run = RunLog.load(segments)
         if segments[0].removed or (run.length == run.first and not run.damage):
-            _delete(segments)
+            _delete_segments(segments)
             return None
         if run.run_uid in taken:
-            self._refuse(run.run_uid, f"{path}: another run with the same uid is in the spool; it is shipped first")
+            self._refuse_run(run.run_uid, f"{path}: another run with the same uid is in the spool; it is shipped first")
             return None
         if not run.damage:
             run.name_files()
@@ -195,14 +195,14 @@ class RunAdopter:
             )
         else:
             return True
-        self._refuse(header.run, f"{path}: {reason}")
+        self._refuse_run(header.run, f"{path}: {reason}")
         return False
 
-    def _lives(self, session: str) -> bool:
+    def _is_alive(self, session: str) -> bool:
         """Return True if a session is alive, judging by its lock file as this host sees it."""
         return session == self._holder.session or FileLock(lock_path(self._directory, session)).held
 
-    def _claim(self, destination: str) -> bool:
+    def _claim_destination(self, destination: str) -> bool:
         """Try to become the only publisher that adopts runs for a destination; return False if another one is."""
         if destination in self._claims:
             return True
@@ -220,15 +220,15 @@ class RunAdopter:
         adopted: list[RunLog] = []
         released = sum(label.endswith(SUFFIX) for label in known)
         network = None if self._any_host else network_filesystem(directory)
-        for path in sorted(paths, key=_changed):
+        for path in sorted(paths, key=_modification_time):
             if len(adopted) >= ADOPTED_AT_ONCE:
                 self.has_more = True
                 break
             if released >= MAX_RELEASED_RUNS:
-                self._refuse(path.stem, f"{path}: {_LATER}")
+                self._refuse_run(path.stem, f"{path}: {_LATER}")
                 continue
             if network is not None:
-                self._refuse(path.stem, f"{path}: a session of another host may be writing it, by {network}")
+                self._refuse_run(path.stem, f"{path}: a session of another host may be writing it, by {network}")
                 continue
             try:
                 run = ReleasedRun(path)
@@ -239,18 +239,18 @@ class RunAdopter:
                 # The session of version 0.1 that made it is alive.
                 continue
             except (JournalError, OSError) as error:
-                self._refuse(path.stem, str(error))
+                self._refuse_run(path.stem, str(error))
                 continue
             if run.run_uid in taken:
                 run.close()
-                self._refuse(run.run_uid, f"{path}: another run with the same uid is in the spool")
+                self._refuse_run(run.run_uid, f"{path}: another run with the same uid is in the spool")
             else:
                 taken.add(run.run_uid)
                 adopted.append(run)
                 released += 1
         return adopted
 
-    def _refuse(self, uid: str, reason: str) -> None:
+    def _refuse_run(self, uid: str, reason: str) -> None:
         self._found[uid] = reason
         self._limited_log.log(logging.ERROR, reason, "Run %s is not shipped: %s. It stays in the spool.", uid, reason)
 
@@ -265,7 +265,7 @@ class RunAdopter:
             with contextlib.suppress(OSError):
                 header, damage = read_header(path)
                 if damage:
-                    self._refuse(path.name, f"{path}: {damage}")
+                    self._refuse_run(path.name, f"{path}: {damage}")
                 if header is not None or damage:
                     used.add(session)
                 else:
@@ -278,17 +278,17 @@ class RunAdopter:
 
     def _is_dead_here(self, session: str) -> bool:
         with contextlib.suppress(OSError):
-            return is_session_of(self._holder.host, session) and not self._lives(session)
+            return is_session_of(self._holder.host, session) and not self._is_alive(session)
         return False
 
 
-def _delete(segments: list[Segment]) -> None:
+def _delete_segments(segments: list[Segment]) -> None:
     """Finish the deletion of a run, during which its session was killed, or delete segments without documents."""
     for segment in reversed(segments):
         segment.delete()
 
 
-def _changed(path: Path) -> float:
+def _modification_time(path: Path) -> float:
     try:
         return path.stat().st_mtime
     except OSError:

@@ -95,7 +95,7 @@ class ConnectionMonitor:
                 # A retry without a closed TCP socket before it means that the name could not be resolved.
                 if not self._tried:
                     host = self._url.partition("://")[2].rpartition(":")[0]
-                    self._note(f"the name {host} cannot be resolved")
+                    self._note_problem(f"the name {host} cannot be resolved")
                     self.unresolved = True
                 self._tried = False
                 continue
@@ -104,16 +104,16 @@ class ConnectionMonitor:
             # Events after a failed handshake or a disconnect are only consequences of it.
             if not self._failed:
                 self._failed = event != zmq.EVENT_CLOSED
-                self._note(_FAILURES.get(event) or self._explain(event))
+                self._note_problem(_FAILURES.get(event) or self._explain_failure(event))
 
-    def _note(self, problem: str) -> None:
+    def _note_problem(self, problem: str) -> None:
         """Set `problem`, and log it if it is new."""
         if problem == self.problem:
             return
         self.problem = problem
         log.warning("Documents are spooled, and not shipped to %s: %s.", self._url, problem)
 
-    def _explain(self, event: zmq.Event) -> str:
+    def _explain_failure(self, event: zmq.Event) -> str:
         """Return the probable misconfiguration behind a failed handshake."""
         if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
             known = "is it a supervisor, and is its public key the one that this publisher has?"

@@ -124,9 +124,9 @@ class ZMQPublisher:
         spool_limit: int = DEFAULT_SPOOL_LIMIT_BYTES,
         adopt: Adoption = "own",
     ) -> None:
-        _check("on_error", on_error, ("log", "raise"))
-        _check("keep_until", keep_until, ("written", "durable"))
-        _check("adopt", adopt, ("own", "any-destination", "any-host"))
+        _check_argument("on_error", on_error, ("log", "raise"))
+        _check_argument("keep_until", keep_until, ("written", "durable"))
+        _check_argument("adopt", adopt, ("own", "any-destination", "any-host"))
         self.address = normalize_address(address)
         keys = None if curve is None else ClientCurve.of(curve).load()
         self._raise = on_error == "raise"
@@ -231,7 +231,7 @@ class ZMQPublisher:
             kept += run.is_durable
             if behind > 0:
                 waiting += behind
-                oldest = min(filter(None, (oldest, _received(run, durable))), default=None)
+                oldest = min(filter(None, (oldest, _receipt_time(run, durable))), default=None)
         return PublisherStatus(
             address=self.address,
             spool_dir=self._spool.directory,
@@ -275,7 +275,7 @@ class ZMQPublisher:
         return all(run.run_uid != uid for run in self._spool.runs()) if durable is None else durable >= length
 
 
-def _check(argument: str, value: str, allowed: tuple[str, ...]) -> None:
+def _check_argument(argument: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{argument} is {' or '.join(map(repr, allowed))}, not {value!r}.")
 
@@ -300,7 +300,7 @@ def _spool_directory(given: str | Path | None, url: str) -> Path:
     return local
 
 
-def _received(run: RunLog, index: int) -> float | None:
+def _receipt_time(run: RunLog, index: int) -> float | None:
     try:
         return next((record.received for record in run.read(index, 1, 1)), None)
     except (BrokerError, OSError, ValueError):

@@ -233,7 +233,7 @@ class Shipper:
         """
         self._deadline = time.monotonic() + timeout
         self._stopping = True
-        self._wake()
+        self._wake_thread()
         self._thread.join(timeout + 2.0)
         return self._spool.is_durable
 
@@ -241,7 +241,7 @@ class Shipper:
         """Announce new documents. The call is cheap enough for the callback."""
         if self._asleep:
             self._asleep = False
-            self._wake()
+            self._wake_thread()
 
     def wait(self, condition: Callable[[], bool], timeout: float | None) -> bool:
         """Block until `condition` is true, and return it; it is evaluated after each message of the supervisor.
@@ -280,13 +280,13 @@ class Shipper:
                 self._awaited[run_uid] = None
                 self._ask_interval = ASK_INTERVAL_SECONDS
                 self._hello_at = 0.0
-                self._wake()
+                self._wake_thread()
             self._changed.wait_for(lambda: self._ended or run_uid in self._outcomes or self.refusal(run_uid), timeout)
             if run_uid not in self._outcomes and (reason := self.refusal(run_uid)):
                 return "refused", reason
             return self._outcomes.get(run_uid)
 
-    def _wake(self) -> None:
+    def _wake_thread(self) -> None:
         # Sending fails if the buffer is full, when the thread wakes up anyway, or if the thread has ended.
         with contextlib.suppress(OSError):
             self._wake_sender.send(b"\0")
@@ -296,10 +296,10 @@ class Shipper:
     def _run(self) -> None:
         context = zmq.Context()
         try:
-            while not self._done():
+            while not self._is_done():
                 try:
-                    self._session(context)
-                    if not self._done():
+                    self._run_session(context)
+                    if not self._is_done():
                         time.sleep(RECONNECT_SECONDS)
                 except Exception as error:
                     # Keep the thread alive after any error: the spool still has all documents, so retry.
@@ -314,7 +314,7 @@ class Shipper:
                 self._ended = True
                 self._changed.notify_all()
 
-    def _done(self) -> bool:
+    def _is_done(self) -> bool:
         if not self._stopping:
             return False
         return time.monotonic() >= self._deadline or all(map(self._is_settled, self._spool.runs()))
@@ -323,7 +323,7 @@ class Shipper:
         shipment = self._shipments.get(run.run_uid)
         return shipment is not None and shipment.run is run and shipment.settled
 
-    def _session(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    def _run_session(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         """Ship over one connection until it breaks, the supervisor is silent for too long, or all work is done."""
         connection = self._make_socket(context)
         before = self._connection_problem
@@ -341,17 +341,17 @@ class Shipper:
             shipment.in_flight.clear()
         tokens = itertools.count()
         try:
-            while not self._done():
+            while not self._is_done():
                 now = time.monotonic()
                 self._take_in_new_runs()
                 # The socket becomes writable once a supervisor is connected, so that the Hello can be sent.
-                greeted = now < self._hello_at or self._greet(connection)
+                greeted = now < self._hello_at or self._send_hello(connection)
                 poller.modify(connection, zmq.POLLIN if greeted else zmq.POLLIN | zmq.POLLOUT)
                 if self._welcome is not None and now >= ping_at:
                     ping_at = now + PING_INTERVAL_SECONDS
-                    self._send(connection, messages.Ping(next(tokens)))
-                more = self._welcome is not None and self._ship(connection)
-                if self._wait(poller, connection, 0.0 if more else IDLE_SECONDS):
+                    self._send_message(connection, messages.Ping(next(tokens)))
+                more = self._welcome is not None and self._ship_batches(connection)
+                if self._receive_messages(poller, connection, 0.0 if more else IDLE_SECONDS):
                     heard = time.monotonic()
                 elif time.monotonic() - heard > (SILENCE_SECONDS if monitor.begun else NAME_TIMEOUT_SECONDS):
                     return
@@ -379,10 +379,10 @@ class Shipper:
             return before
         return f"something at {self._url} takes connections and does not answer; is it a supervisor?"
 
-    def _greet(self, connection: zmq.Socket[bytes]) -> bool:
+    def _send_hello(self, connection: zmq.Socket[bytes]) -> bool:
         """Send a Hello, and schedule the next one. Return False if it cannot be sent yet."""
         self._hello_at = time.monotonic() + HELLO_INTERVAL_SECONDS
-        if self._send(connection, self._hello()):
+        if self._send_message(connection, self._make_hello()):
             return True
         self._hello_at = 0.0
         return False
@@ -402,20 +402,20 @@ class Shipper:
             self._keys.apply(connection)
         return connection
 
-    def _send(self, connection: zmq.Socket[bytes], message: messages.Message) -> bool:
+    def _send_message(self, connection: zmq.Socket[bytes], message: messages.Message) -> bool:
         try:
             connection.send_multipart(messages.encode(message), zmq.NOBLOCK)
         except zmq.Again:
             return False
         return True
 
-    def _hello(self) -> messages.Hello:
+    def _make_hello(self) -> messages.Hello:
         unknown = [shipment.run for shipment in self._shipments.values() if not shipment.known]
         return messages.Hello(
-            self._name, {run.run_uid: run.length for run in unknown[: messages.MAX_RUNS]}, self._asked()
+            self._name, {run.run_uid: run.length for run in unknown[: messages.MAX_RUNS]}, self._awaited_uids()
         )
 
-    def _asked(self) -> list[str]:
+    def _awaited_uids(self) -> list[str]:
         """Return the uids of runs whose outcome the next Hello asks for."""
         return list(itertools.islice(self._awaited, messages.MAX_RUNS))
 
@@ -437,7 +437,7 @@ class Shipper:
                     self._hello_at = 0.0
             self._changed.notify_all()
 
-    def _ship(self, connection: zmq.Socket[bytes]) -> bool:
+    def _ship_batches(self, connection: zmq.Socket[bytes]) -> bool:
         """Send batches within the supervisor's window. Return True if there is more to send right now."""
         assert self._welcome is not None
         now = time.monotonic()
@@ -459,7 +459,7 @@ class Shipper:
             try:
                 size = self._send_batch(connection, shipment, max(1, min(share, BATCH_BYTES)))
             except JournalInvalid as error:
-                self._refuse(shipment, str(error))
+                self._refuse_shipment(shipment, str(error))
                 continue
             except OSError as error:
                 shipment.delayed = f"run {shipment.run.run_uid} cannot be read: {error}"
@@ -476,7 +476,7 @@ class Shipper:
     def _send_batch(self, connection: zmq.Socket[bytes], shipment: Shipment, max_bytes: int) -> int:
         assert self._welcome is not None
         records = shipment.run.read(shipment.sent, BATCH_DOCUMENTS, max_bytes)
-        self._check(shipment, records)
+        self._check_records(shipment, records)
         limit = self._welcome.max_document
         fitting = list(itertools.takewhile(lambda record: len(record.body) <= limit, records))
         if not fitting:
@@ -484,7 +484,7 @@ class Shipper:
                 self._refuse_for_size(shipment, records[0])
             return 1
         batch = messages.documents(shipment.run.run_uid, shipment.sent, list(map(_NAME_CRC_BODY, fitting)))
-        if not self._send(connection, batch):
+        if not self._send_message(connection, batch):
             return 0
         crash_point("shipper: batch sent")
         shipment.sent = batch.next
@@ -492,7 +492,7 @@ class Shipper:
         return max(len(batch.body), 1)
 
     @staticmethod
-    def _check(shipment: Shipment, records: list[Record]) -> None:
+    def _check_records(shipment: Shipment, records: list[Record]) -> None:
         """Check that records continue the run without a gap.
 
         Raises
@@ -510,16 +510,16 @@ class Shipper:
     def _refuse_for_size(self, shipment: Shipment, record: Record) -> None:
         assert self._welcome is not None
         size, limit = len(record.body), self._welcome.max_document
-        self._refuse(shipment, f"its document {record.idx} has {size} bytes; the supervisor takes up to {limit}")
+        self._refuse_shipment(shipment, f"its document {record.idx} has {size} bytes; the supervisor takes up to {limit}")
 
-    def _refuse(self, shipment: Shipment, reason: str) -> None:
+    def _refuse_shipment(self, shipment: Shipment, reason: str) -> None:
         with self._changed:
             shipment.refused = reason
             shipment.in_flight.clear()
             self._changed.notify_all()
         log.error("Run %s is not shipped to %s: %s. It stays spooled.", shipment.run.run_uid, self._url, reason)
 
-    def _wait(self, poller: zmq.Poller, connection: zmq.Socket[bytes], timeout: float) -> bool:
+    def _receive_messages(self, poller: zmq.Poller, connection: zmq.Socket[bytes], timeout: float) -> bool:
         """Wait for messages or new documents, and handle all messages. Return True if there was any message."""
         self._asleep = True
         now = time.monotonic()
@@ -543,13 +543,13 @@ class Shipper:
                 return heard
             heard = True
             try:
-                self._handle(connection, messages.decode(frames))
+                self._handle_message(connection, messages.decode(frames))
             except ProtocolError as error:
                 if self._welcome is None:
                     self._rejected = f"{self._url} is no supervisor that this publisher can talk to: {error}"
                 self._limited_log.log(logging.ERROR, "protocol", "%s sent something else: %s", self._url, error)
 
-    def _handle(self, connection: zmq.Socket[bytes], message: messages.Message) -> None:
+    def _handle_message(self, connection: zmq.Socket[bytes], message: messages.Message) -> None:
         with self._changed:
             if isinstance(message, messages.Welcome):
                 self._on_welcome(message)
@@ -571,10 +571,10 @@ class Shipper:
         for uid, state in message.runs.items():
             shipment = self._shipments.get(uid)
             if shipment is not None and not shipment.known:
-                refusal = self._compare(shipment.run, state)
+                refusal = self._find_conflict(shipment.run, state)
                 shipment.begin(0 if refusal else state.next)
                 if refusal:
-                    self._refuse(shipment, refusal)
+                    self._refuse_shipment(shipment, refusal)
             if shipment is not None and shipment.refused:
                 # The reported outcome may be that of another run with the same uid.
                 continue
@@ -587,7 +587,7 @@ class Shipper:
         if any(not shipment.known for shipment in self._shipments.values()):
             return 0.0
         # Some outcomes were requested after that Hello was sent.
-        if any(uid not in welcome.runs for uid in self._asked()):
+        if any(uid not in welcome.runs for uid in self._awaited_uids()):
             return 0.0
         if not self._awaited:
             return float("inf")
@@ -595,7 +595,7 @@ class Shipper:
         return time.monotonic() + self._ask_interval
 
     @staticmethod
-    def _compare(run: RunLog, state: messages.RunState) -> str:
+    def _find_conflict(run: RunLog, state: messages.RunState) -> str:
         """Return the reason why the spool cannot continue a run from the supervisor's state; "" if it can.
 
         The supervisor may have another run with the same uid, or fewer documents than the spool has already deleted.
@@ -623,7 +623,7 @@ class Shipper:
         if not (ended and shipment.delivered) or shipment.run.damage:
             return
         if not (shipment.run.stopped or shipment.run.abandoned):
-            self._refuse(shipment, "it has been declared as ended by somebody else")
+            self._refuse_shipment(shipment, "it has been declared as ended by somebody else")
             return
         crash_point("shipper: run durable, spool not removed")
         shipment.run.is_durable = True
@@ -669,7 +669,7 @@ class Shipper:
             if message.reason == messages.LATER:
                 shipment.not_before = time.monotonic() + LATER_SECONDS
         else:
-            self._refuse(shipment, message.reason)
+            self._refuse_shipment(shipment, message.reason)
 
     def _declare_abandoned(self, connection: zmq.Socket[bytes]) -> None:
         if self._welcome is None:
@@ -681,7 +681,7 @@ class Shipper:
             if shipment.delivered:
                 # The ingest host may have more documents than the spool, whose last ones can be lost with the process
                 # or the disk.
-                self._send(connection, messages.Abandoned(run.run_uid, max(run.length, shipment.durable)))
+                self._send_message(connection, messages.Abandoned(run.run_uid, max(run.length, shipment.durable)))
 
 
 def new_identity() -> bytes:

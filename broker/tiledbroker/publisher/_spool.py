@@ -108,7 +108,7 @@ class Spool:
         )
         self._adopt_at = 0.0
         with self._noting_problem():
-            self._prepare()
+            self._create_spares()
 
     # Methods of the callback, which never wait for a disk.
 
@@ -138,13 +138,13 @@ class Spool:
                 self._keep_unrouted(name, body, error)
                 return
             for run_uid, kind, content in deliveries:
-                run = self._begin(run_uid) if name == "start" else self._open[run_uid]
+                run = self._start_run(run_uid) if name == "start" else self._open[run_uid]
                 if run.append(kind, content, self._take_segment):
                     self._wake.set()
                 if name == "stop":
                     del self._open[run_uid]
 
-    def _begin(self, run_uid: str) -> RunLog:
+    def _start_run(self, run_uid: str) -> RunLog:
         run = self._open[run_uid] = RunLog(run_uid, self.directory, self._holder, self._destination)
         if run_uid not in self._runs:
             self._runs[run_uid] = run
@@ -195,7 +195,7 @@ class Spool:
     @property
     def degraded(self) -> bool:
         """True if documents are in memory only, because the disk fails."""
-        return bool(self.problem) and any(run.degraded for run in self._logs())
+        return bool(self.problem) and any(run.degraded for run in self._all_runs())
 
     @property
     def has_repeated(self) -> bool:
@@ -242,14 +242,14 @@ class Spool:
         Failed steps set `problem`, and are retried in the next call.
         """
         problem = ""
-        for step in (self._prepare, self._store, self._flush, self._delete, self._adopt):
+        for step in (self._create_spares, self._store_documents, self._flush_runs, self._reclaim_space, self._adopt_runs):
             try:
                 step()
             except OSError as error:
                 problem = problem or str(error)
         self._note_problem(problem)
 
-    def _prepare(self) -> None:
+    def _create_spares(self) -> None:
         """Create spare segments for the callback."""
         self._claim_directory()
         with self._mutex:
@@ -260,7 +260,7 @@ class Spool:
         sizes = [FIRST_SEGMENT_BYTES] * (SPARE_SEGMENTS - small) + [self._large_bytes] * (self._large_wanted - large)
         # Create the large segments first, because they are more urgent.
         for size in reversed(sizes):
-            segment = self._create(size)
+            segment = self._create_segment(size)
             with self._mutex:
                 self._spares.append(segment)
                 self._spares.sort(key=lambda spare: spare.capacity)
@@ -278,28 +278,28 @@ class Spool:
         lock.acquire(LOCK_TIMEOUT_SECONDS)
         self._lock = lock
 
-    def _create(self, size: int) -> Segment:
+    def _create_segment(self, size: int) -> Segment:
         self._claim_directory()
         self._spares_made += 1
         self._names_changed = True
         return Segment.create(spare_path(self.directory, self._holder.session, self._spares_made), size)
 
-    def _store(self) -> None:
+    def _store_documents(self) -> None:
         """Move documents that are in memory only into files."""
         errors: list[OSError] = []
-        for run in self._logs():
+        for run in self._all_runs():
             try:
                 run.forget_deleted_files()
                 if run.degraded:
-                    run.store(self._create, self._mutex)
+                    run.store(self._create_segment, self._mutex)
             except OSError as error:
                 errors.append(error)
         if errors:
             raise errors[0]
 
-    def _flush(self, *, sealing: bool = False) -> None:
+    def _flush_runs(self, *, sealing: bool = False) -> None:
         errors: list[OSError] = []
-        for run in self._logs():
+        for run in self._all_runs():
             try:
                 self._names_changed |= run.flush(sealing=sealing)
             except OSError as error:
@@ -307,13 +307,13 @@ class Spool:
         if self._names_changed:
             _sync_directory(self.directory)
             self._names_changed = False
-        if sum(run.open_segments for run in self._logs()) > MAX_OPEN_SEGMENTS:
-            for run in self._logs():
+        if sum(run.open_segments for run in self._all_runs()) > MAX_OPEN_SEGMENTS:
+            for run in self._all_runs():
                 run.detach()
         if errors:
             raise errors[0]
 
-    def _delete(self) -> None:
+    def _reclaim_space(self) -> None:
         """Delete removed runs, and documents that are durable on the ingest host if the spool exceeds its limit."""
         runs = self.runs()
         excess = sum(run.size for run in runs) - self._limit_bytes
@@ -344,7 +344,7 @@ class Spool:
         if errors:
             raise errors[0]
 
-    def _adopt(self) -> None:
+    def _adopt_runs(self) -> None:
         """Adopt runs that dead sessions left in the directory, a limited number per call."""
         if time.monotonic() < self._adopt_at:
             return
@@ -371,12 +371,12 @@ class Spool:
         with self._mutex:
             self._closed = True
         with self._noting_problem():
-            self._store()
+            self._store_documents()
         with self._noting_problem():
-            self._flush(sealing=True)
+            self._flush_runs(sealing=True)
         with self._noting_problem():
-            self._delete()
-        for run in self._logs():
+            self._reclaim_space()
+        for run in self._all_runs():
             if lost := run.documents_in_memory:
                 log.error(
                     "%d documents of run %s are lost: the spool %s failed (%s), and this process ends.",
@@ -395,7 +395,7 @@ class Spool:
             with contextlib.suppress(OSError):
                 self._lock.release(remove=True)
 
-    def _logs(self) -> list[RunLog]:
+    def _all_runs(self) -> list[RunLog]:
         with self._mutex:
             return [*self._runs.values(), *self._others]
 

@@ -77,7 +77,7 @@ class Connections:
             if descriptor in self._connections:
                 self._connections[descriptor].since = now
         overdue = [each for each, connection in self._connections.items() if now - connection.since > TIMEOUT]
-        return sum(self._end(descriptor, self._connections.pop(descriptor)) for descriptor in overdue)
+        return sum(self._end_connection(descriptor, self._connections.pop(descriptor)) for descriptor in overdue)
 
     def _take_in(self, now: float) -> None:
         for _ in range(_ACCEPTED_PER_TURN):
@@ -86,9 +86,9 @@ class Connections:
             except zmq.Again:
                 return
             _, descriptor = _EVENT.unpack(event)
-            with contextlib.suppress(OSError), _opened(descriptor) as connection:
+            with contextlib.suppress(OSError), _duplicate_socket(descriptor) as connection:
                 if self._is_accepted(connection):
-                    self._connections[descriptor] = _Connection(_inode(connection), now)
+                    self._connections[descriptor] = _Connection(_socket_inode(connection), now)
 
     def _is_accepted(self, connection: socket.socket) -> bool:
         """Return False if the descriptor no longer belongs to a connection of the listener because it was reused."""
@@ -96,9 +96,9 @@ class Connections:
         here = connection.getsockname()
         return bool(here == endpoint if scheme == "ipc" else here[1:2] == (int(endpoint.rpartition(":")[2]),))
 
-    def _end(self, descriptor: int, overdue: _Connection) -> bool:
-        with contextlib.suppress(OSError), _opened(descriptor) as connection:
-            if _inode(connection) == overdue.inode:
+    def _end_connection(self, descriptor: int, overdue: _Connection) -> bool:
+        with contextlib.suppress(OSError), _duplicate_socket(descriptor) as connection:
+            if _socket_inode(connection) == overdue.inode:
                 connection.shutdown(socket.SHUT_RDWR)
                 return True
         return False
@@ -109,7 +109,7 @@ class Connections:
         self._events.close(linger=0)
 
 
-def _opened(descriptor: int) -> socket.socket:
+def _duplicate_socket(descriptor: int) -> socket.socket:
     """Return a socket object on a duplicate of the descriptor.
 
     libzmq may close its own descriptor at any time; the duplicate keeps referring to the same connection.
@@ -123,5 +123,5 @@ def _opened(descriptor: int) -> socket.socket:
         raise
 
 
-def _inode(connection: socket.socket) -> int:
+def _socket_inode(connection: socket.socket) -> int:
     return os.fstat(connection.fileno()).st_ino

@@ -113,7 +113,7 @@ def file_away(journal: Path) -> bool:
         if _log_of(journal).exists():
             return False
         folder.mkdir(mode=0o700, exist_ok=True)
-        _move(journal, folder / journal.name)
+        _move_journal(journal, folder / journal.name)
         crash_point("supervisor: journal filed away")
     finally:
         lock.release(remove=True)
@@ -139,7 +139,7 @@ def bring_back(journal: Path) -> Path:
         raise JournalLocked(journal)
     try:
         home = journal.parent.parent / journal.name
-        _move(journal, home)
+        _move_journal(journal, home)
         crash_point("supervisor: journal brought back")
         # Documents acknowledged from now on go to a WAL file next to the new name. After a power cut that name must
         # exist.
@@ -150,7 +150,7 @@ def bring_back(journal: Path) -> Path:
     return home
 
 
-def _move(journal: Path, target: Path) -> None:
+def _move_journal(journal: Path, target: Path) -> None:
     if target.exists():
         # It was restored from a backup, for example.
         raise JournalInvalid(journal, f"{target} has the same name; both are left as they are.")

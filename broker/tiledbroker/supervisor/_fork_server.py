@@ -179,7 +179,7 @@ class ForkServer:
             body = bytes(ForkingPickler.dumps(task))
             request = _REQUEST.pack(number, len(body)) + body
             if socket.send_fds(self._control, [request], [theirs.fileno()]) != len(request):
-                self._lose("took a part of a request only")
+                self._drop_server("took a part of a request only")
                 raise BrokenPipeError(errno.EPIPE, "the fork server took a part of a request only")
         except BaseException:
             lifeline.close()
@@ -196,7 +196,7 @@ class ForkServer:
                 self._read_reports()
             elif key.data in self._workers:
                 # Its fork server is gone, so nobody reports its exit code.
-                self._end(key.data, None)
+                self._mark_ended(key.data, None)
         changed, self._changed = list(self._changed), {}
         return changed
 
@@ -225,18 +225,18 @@ class ForkServer:
         except BlockingIOError:
             return
         except OSError as error:
-            self._lose(str(error))
+            self._drop_server(str(error))
             return
         self._reports += data
         whole = len(self._reports) // _REPORT.size * _REPORT.size
         reports, self._reports = self._reports[:whole], self._reports[whole:]
         for number, kind, value in _REPORT.iter_unpack(reports):
             if number in self._workers:
-                self._note(number, kind, value)
+                self._apply_report(number, kind, value)
         if not data:
-            self._lose("ended")
+            self._drop_server("ended")
 
-    def _note(self, number: int, kind: int, value: int) -> None:
+    def _apply_report(self, number: int, kind: int, value: int) -> None:
         if kind == _FORKED:
             worker = self._workers[number]
             worker.pid = value
@@ -244,9 +244,9 @@ class ForkServer:
             return
         if kind == _NOT_FORKED:
             self._limited_log.log(logging.ERROR, "fork", "No worker can be forked: %s.", os.strerror(value))
-        self._end(number, value if kind == _ENDED else None)
+        self._mark_ended(number, value if kind == _ENDED else None)
 
-    def _end(self, number: int, exit_code: int | None) -> None:
+    def _mark_ended(self, number: int, exit_code: int | None) -> None:
         worker = self._workers.pop(number)
         with contextlib.suppress(KeyError):
             self._selector.unregister(worker.lifeline)
@@ -254,14 +254,14 @@ class ForkServer:
         worker.ended, worker.exit_code = True, exit_code
         self._changed[worker] = None
 
-    def _lose(self, why: str) -> None:
+    def _drop_server(self, why: str) -> None:
         """Drop the fork server and watch its workers by their lifelines from now on."""
         exit_code = self._stop_process()
         message = "The fork server %s (exit code %s); starting another."
         self._limited_log.log(logging.ERROR, "lost", message, why, exit_code)
         for number, worker in list(self._workers.items()):
             if worker.pid is None:
-                self._end(number, None)
+                self._mark_ended(number, None)
             elif worker.lifeline not in self._selector.get_map():
                 self._selector.register(worker.lifeline, selectors.EVENT_READ, number)
 
@@ -342,7 +342,7 @@ class _Forks:
             if len(self._requests) < end:
                 break
             body, self._requests = self._requests[_REQUEST.size : end], self._requests[end:]
-            self._fork(number, body, self._lifelines.pop(0))
+            self._fork_worker(number, body, self._lifelines.pop(0))
         return bool(data)
 
     def reap(self) -> None:
@@ -352,24 +352,24 @@ class _Forks:
             if pid == 0:
                 return
             if (number := self._numbers.pop(pid, None)) is not None:
-                self._report(number, _ENDED, os.waitstatus_to_exitcode(status))
+                self._send_report(number, _ENDED, os.waitstatus_to_exitcode(status))
 
-    def _fork(self, number: int, body: bytes, lifeline: int) -> None:
+    def _fork_worker(self, number: int, body: bytes, lifeline: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         try:
             pid = os.fork()
         except OSError as error:
             os.close(lifeline)
-            self._report(number, _NOT_FORKED, error.errno or 0)
+            self._send_report(number, _NOT_FORKED, error.errno or 0)
             return
         if pid == 0:
             self._be_worker(body, lifeline)
         os.close(lifeline)
         self._numbers[pid] = number
-        self._report(number, _FORKED, pid)
+        self._send_report(number, _FORKED, pid)
 
-    def _report(self, number: int, kind: int, value: int) -> None:
+    def _send_report(self, number: int, kind: int, value: int) -> None:
         self._control.sendall(_REPORT.pack(number, kind, value))
 
     def _be_worker(self, body: bytes, lifeline: int) -> NoReturn:

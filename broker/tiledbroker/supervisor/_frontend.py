@@ -166,7 +166,7 @@ class Frontend:
         self._limited_log = RateLimitedLog(log)
         self._reported: Counter[str] = Counter()
         self._next_report = 0.0
-        self._authenticator = self._authenticate(context)
+        self._authenticator = self._start_authenticator(context)
         _draw_first_identity()
         # ROUTER_HANDOVER stays off: with it, libzmq 4.3.5 joins frames of the old connection's last message to the new
         # connection's first message, or aborts over them (fq.cpp: "!_more"). Publishers draw a new identity instead.
@@ -202,7 +202,7 @@ class Frontend:
             self.socket.setsockopt(zmq.IPV6, 1)
         self.socket.bind(address)
 
-    def _authenticate(self, context: zmq.Context[_Socket]) -> ThreadAuthenticator:
+    def _start_authenticator(self, context: zmq.Context[_Socket]) -> ThreadAuthenticator:
         # The authenticator runs even without keys: with it, libzmq refuses peers that do not send the greeting that
         # ZeroMQ has used since 2012. Otherwise libzmq takes any bytes for messages of a peer with an older protocol,
         # and keeps the connection forever.
@@ -234,7 +234,7 @@ class Frontend:
             except zmq.Again:
                 return
             if not frames:
-                self._refuse("protocol", "An empty message was dropped.")
+                self._record_refusal("protocol", "An empty message was dropped.")
                 continue
             publisher = self._let_in(identity.bytes, frames[0])
             if publisher is None:
@@ -242,14 +242,14 @@ class Frontend:
             try:
                 message = messages.decode([frame.bytes for frame in frames])
             except ProtocolVersionError as error:
-                self._refuse("version", "%s speaks protocol version %d.", publisher, error.version)
+                self._record_refusal("version", "%s speaks protocol version %d.", publisher, error.version)
                 own = f"this supervisor speaks protocol version {messages.VERSION}, this publisher {error.version}"
-                self._send(identity.bytes, messages.Refused("", 0, own))
+                self._send_message(identity.bytes, messages.Refused("", 0, own))
                 continue
             except ProtocolError as error:
-                self._refuse("protocol", "Frames of %s that are no message of ours were dropped: %s", publisher, error)
+                self._record_refusal("protocol", "Frames of %s that are no message of ours were dropped: %s", publisher, error)
                 continue
-            if self._admit(publisher, message):
+            if self._admit_message(publisher, message):
                 yield publisher, message
 
     def has(self, publisher: Publisher) -> bool:
@@ -261,13 +261,13 @@ class Frontend:
         if not self.has(publisher):
             return False
         publisher.acknowledge_up_to(message)
-        if self._send(publisher.identity, message):
+        if self._send_message(publisher.identity, message):
             return True
         # When it says Hello again, the Welcome tells it everything it has missed.
         del self.publishers[publisher.identity]
         return False
 
-    def _send(self, identity: bytes, message: messages.Message) -> bool:
+    def _send_message(self, identity: bytes, message: messages.Message) -> bool:
         try:
             self.socket.send_multipart([identity, *messages.encode(message)], zmq.NOBLOCK)
         except zmq.ZMQError:
@@ -279,31 +279,31 @@ class Frontend:
 
         libzmq asks the authenticator only when a client connects, so a revoked key must be checked at each message.
         """
-        key = _property(frame, "User-Id") if self._curve is not None else ""
+        key = _frame_property(frame, "User-Id") if self._curve is not None else ""
         client = self._curve.name_of(key) if self._curve is not None else ""
         if client is None:
-            self._refuse("key", "A message with the key %s, which is not let in any more, was dropped.", key)
+            self._record_refusal("key", "A message with the key %s, which is not let in any more, was dropped.", key)
             self.publishers.pop(identity, None)
-            self._send(identity, messages.Refused("", 0, "this key is not let in any more"))
+            self._send_message(identity, messages.Refused("", 0, "this key is not let in any more"))
             return None
         publisher = self.publishers.get(identity)
         if publisher is None or publisher.client != client:
             # The identity belonged to another client, or the key has a new name.
             self.publishers.pop(identity, None)
-            publisher = Publisher(identity, client, _property(frame, "Peer-Address"), frame.get(zmq.SRCFD))
+            publisher = Publisher(identity, client, _frame_property(frame, "Peer-Address"), frame.get(zmq.SRCFD))
         if len(identity) != messages.IDENTITY_BYTES:
-            self._refuse("identity", "A message of %s, which has no identity of its own, was dropped.", publisher)
-            self._send(identity, messages.Refused("", 0, "it has to draw a routing identity of 16 bytes by lot"))
+            self._record_refusal("identity", "A message of %s, which has no identity of its own, was dropped.", publisher)
+            self._send_message(identity, messages.Refused("", 0, "it has to draw a routing identity of 16 bytes by lot"))
             return None
         return publisher
 
-    def _admit(self, publisher: Publisher, message: messages.Message) -> bool:
+    def _admit_message(self, publisher: Publisher, message: messages.Message) -> bool:
         """Return whether the supervisor must handle a message; answer or refuse it here otherwise."""
         publisher.heard = time.monotonic()
         if isinstance(message, messages.Hello):
-            return self._welcome(publisher, message)
+            return self._register_publisher(publisher, message)
         if publisher.identity not in self.publishers:
-            self._send(publisher.identity, messages.Refused("", 0, messages.NO_HELLO))
+            self._send_message(publisher.identity, messages.Refused("", 0, messages.NO_HELLO))
             return False
         if isinstance(message, messages.Ping):
             self.send(publisher, messages.Pong(message.token))
@@ -320,29 +320,29 @@ class Frontend:
             return True
         if isinstance(message, messages.Abandoned):
             return True
-        self._refuse("protocol", "%s sent a %s, which publishers do not.", publisher, type(message).__name__)
+        self._record_refusal("protocol", "%s sent a %s, which publishers do not.", publisher, type(message).__name__)
         return False
 
-    def _welcome(self, publisher: Publisher, hello: messages.Hello) -> bool:
+    def _register_publisher(self, publisher: Publisher, hello: messages.Hello) -> bool:
         # After a Hello the publisher considers all of its runs again.
         publisher.refused.clear()
         if publisher.identity in self.publishers:
             return True
-        connections = self._connected(publisher.quota_key)
+        connections = self._connection_count(publisher.quota_key)
         if connections >= self._limits.max_connections:
             self._forget_gone(publisher.quota_key)
-            connections = self._connected(publisher.quota_key)
+            connections = self._connection_count(publisher.quota_key)
         if connections >= self._limits.max_connections:
-            self._refuse("connections", "%s has %d connections already.", publisher, connections)
+            self._record_refusal("connections", "%s has %d connections already.", publisher, connections)
             reason = f"{connections} publishers of yours are connected, which is the limit"
-            self._send(publisher.identity, messages.Refused("", 0, reason))
+            self._send_message(publisher.identity, messages.Refused("", 0, reason))
             return False
         publisher.name = hello.publisher
         self.publishers[publisher.identity] = publisher
         log.info("Publisher %s is connected, with %d runs.", publisher, len(hello.runs))
         return True
 
-    def _connected(self, quota_key: str) -> int:
+    def _connection_count(self, quota_key: str) -> int:
         return sum(publisher.quota_key == quota_key for publisher in self.publishers.values())
 
     def _forget_gone(self, quota_key: str) -> None:
@@ -354,7 +354,7 @@ class Frontend:
         """Forget silent publishers, close connections without a publisher, and log a summary of refusals."""
         self._forget_silent()
         if ended := self._connections.look({publisher.descriptor for publisher in self.publishers.values()}):
-            self._refuse("hello", "%d connections without a Hello were ended.", ended)
+            self._record_refusal("hello", "%d connections without a Hello were ended.", ended)
         now = time.monotonic()
         if self.refused != self._reported and now >= self._next_report:
             self._next_report = now + _REPORT_INTERVAL
@@ -382,7 +382,7 @@ class Frontend:
             The answer. Any reason but "gap" and "later" is final for the run until the publisher's next Hello.
         """
         why = refusal.detail or refusal.reason
-        self._refuse(topic, "Run %s of %s is refused: %s.", refusal.run, publisher, why)
+        self._record_refusal(topic, "Run %s of %s is refused: %s.", refusal.run, publisher, why)
         if refusal.reason not in (messages.GAP, messages.LATER):
             if len(publisher.refused) >= messages.MAX_RUNS:
                 # Bounds memory. Further messages of these runs are simply checked again.
@@ -390,7 +390,7 @@ class Frontend:
             publisher.refused[refusal.run] = refusal.reason
         self.send(publisher, refusal)
 
-    def _refuse(self, topic: str, message: str, *args: object) -> None:
+    def _record_refusal(self, topic: str, message: str, *args: object) -> None:
         self.refused[topic] += 1
         self._limited_log.log(logging.WARNING, topic, message, *args)
 
@@ -412,7 +412,7 @@ def _somebody_listens(path: str) -> bool:
         return caller.connect_ex(path) in (0, errno.EAGAIN)
 
 
-def _property(frame: zmq.Frame, name: str) -> str:
+def _frame_property(frame: zmq.Frame, name: str) -> str:
     """Return a property that libzmq or the authenticator has attached to a frame's connection."""
     try:
         return str(frame.get(name))

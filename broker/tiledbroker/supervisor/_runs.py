@@ -206,7 +206,7 @@ class Run:
         try:
             path = find_run_file(journal_dir, uid)
         except OSError as error:
-            return cls._unusable(journal_dir / journal_filename(uid), uid, error)
+            return cls._create_unusable(journal_dir / journal_filename(uid), uid, error)
         return cls.from_file(path, uid) if path.exists() else cls(uid, path)
 
     @classmethod
@@ -223,18 +223,18 @@ class Run:
                     run.end = next(((run.next, last.crc) for last in journal.read(run.next - 1, 1)), None)
                 run.order = float(journal.get("arrived") or (0.0 if start is None else start.received))
                 run.client = str(journal.get("client", ""))
-                run.orphan = _identity(journal.get("worker"))
+                run.orphan = _process_identity(journal.get("worker"))
                 audit_at = journal.get("audit_at")
                 run.audit_at = None if audit_at is None else float(audit_at)
                 if outcome := journal.get("outcome"):
                     run.state = State(outcome)
                     run.reason = str(journal.get("reason", ""))
         except (JournalError, sqlite3.Error, OSError, ValueError, TypeError, LookupError, OverflowError) as error:
-            run = cls._unusable(path, uid or path.stem, error)
+            run = cls._create_unusable(path, uid or path.stem, error)
         return run
 
     @classmethod
-    def _unusable(cls, path: Path, uid: str, error: Exception) -> Run:
+    def _create_unusable(cls, path: Path, uid: str, error: Exception) -> Run:
         log.error("A journal cannot be used; it is left as it is: %s", error)
         run = cls(uid, path, State.FAILED, f"its journal cannot be used: {error}", unusable=True)
         # For example too many open files, which may pass.
@@ -375,5 +375,5 @@ class Run:
             log.error("That could not be noted in the journal %s: %s", self.journal, error)
 
 
-def _identity(worker: Any) -> ProcessIdentity | None:
+def _process_identity(worker: Any) -> ProcessIdentity | None:
     return (int(worker[0]), float(worker[1])) if worker else None

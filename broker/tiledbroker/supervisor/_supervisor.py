@@ -134,7 +134,7 @@ class Supervisor:
         self._retries = RetryWatch(journal_dir)
         self._filing = Filing()
         self._last_order = 0.0
-        self._worker_monitor = WorkerMonitor(limits, processes, ask=self._ask, end=self._end_worker)
+        self._worker_monitor = WorkerMonitor(limits, processes, ask=self._ping_worker, end=self._end_worker)
         self._by_token: dict[bytes, Run] = {}
         self._by_process: dict[WorkerProcess, Run] = {}
         self._stop_deadline: float | None = None
@@ -166,12 +166,12 @@ class Supervisor:
         context: zmq.Context[_Socket] = zmq.Context()
         self._frontend = Frontend(context, self._clients, self._curve)
         try:
-            self._open(context)
+            self._open_sockets(context)
             self._fork_server.check(time.monotonic())
             self._began = time.monotonic()
             self._look_for_retries()
-            while not self._finished():
-                self._turn()
+            while not self._is_done():
+                self._run_once()
         finally:
             self._end_workers()
             self._frontend.close()
@@ -210,7 +210,7 @@ class Supervisor:
         signal.signal(signal.SIGTERM, handle)
         signal.signal(signal.SIGINT, handle)
 
-    def _open(self, context: zmq.Context[_Socket]) -> None:
+    def _open_sockets(self, context: zmq.Context[_Socket]) -> None:
         if self._listen is not None:
             self._frontend.bind(self._listen)
             log.info("Listening at %s; journals are in %s.", self._frontend.endpoint, self.journal_dir)
@@ -241,7 +241,7 @@ class Supervisor:
         self._directory = os.open(self.journal_dir, os.O_RDONLY | os.O_DIRECTORY)
         return descriptors / str(self._directory) / path.name
 
-    def _turn(self) -> None:
+    def _run_once(self) -> None:
         if self._worker_monitor.check_workers(list(self._by_token.values()), time.monotonic()):
             self._fork_server.check(time.monotonic())
             self._look_for_retries()
@@ -249,7 +249,7 @@ class Supervisor:
         self._survey_journals()
         self._frontend.look()
         self._start_workers()
-        patience = 0.0 if self._handshake_queue else self._patience()
+        patience = 0.0 if self._handshake_queue else self._poll_timeout()
         events = dict(self._poller.poll(int(patience * 1000)))
         if self._wake_receiver.fileno() in events:
             self._wake_receiver.recv(4096)
@@ -265,7 +265,7 @@ class Supervisor:
         self._answer_hellos()
         self._hear_fork_server()
 
-    def _patience(self) -> float:
+    def _poll_timeout(self) -> float:
         """Return the longest time in seconds to wait for events: until the next worker is due, at most `_IDLE`."""
         survey = self._survey.next_at()
         due = [] if survey is None else [survey]
@@ -276,7 +276,7 @@ class Supervisor:
                 due.append(parked)
         return max(0.0, min([_IDLE, *(at - time.monotonic() for at in due)]))
 
-    def _finished(self) -> bool:
+    def _is_done(self) -> bool:
         if self._stop_deadline is not None:
             # A worker that is still being forked ends by itself when the fork server ends.
             forked = any(process.pid is not None for process in self._by_process)
@@ -296,7 +296,7 @@ class Supervisor:
                 self._handshake_queue.put(publisher, message)
             elif isinstance(message, messages.Documents | messages.Abandoned):
                 try:
-                    self._relay(publisher, message)
+                    self._relay_message(publisher, message)
                 except Exception as error:
                     self._log_trouble(message.run)
                     refusal = messages.Refused(message.run, message.first, messages.LATER, f"an error: {error}")
@@ -304,16 +304,16 @@ class Supervisor:
 
     def _answer_hellos(self) -> None:
         limits = self._clients
-        for publisher, views in self._handshake_queue.turn(self._view, self._frontend.has):
+        for publisher, views in self._handshake_queue.turn(self._read_state, self._frontend.has):
             # Add publishers only now: a publisher that hears of a run before its Welcome could take it for its own run.
             for run in [self._runs[uid] for uid in views if uid in self._runs]:
-                views[run.uid] = self._view(publisher, run.uid)
+                views[run.uid] = self._read_state(publisher, run.uid)
                 if run.belongs_to(publisher.client):
                     run.publishers.add(publisher)
             self._frontend.send(publisher, messages.Welcome(limits.window, limits.max_document, views))
             crash_point("supervisor: publisher welcomed")
 
-    def _view(self, publisher: Publisher, uid: str) -> messages.RunState:
+    def _read_state(self, publisher: Publisher, uid: str) -> messages.RunState:
         """Return the state of a run for a publisher; an empty state if it cannot be read."""
         try:
             return self._look_at(publisher, uid)
@@ -330,13 +330,13 @@ class Supervisor:
             return msgspec.structs.replace(run.view(), outcome="", reason="")
         return run.view()
 
-    def _relay(self, publisher: Publisher, message: messages.Documents | messages.Abandoned) -> None:
+    def _relay_message(self, publisher: Publisher, message: messages.Documents | messages.Abandoned) -> None:
         if message.run in publisher.refused:
             reason = publisher.refused[message.run]
             self._frontend.refuse("refused", publisher, messages.Refused(message.run, 0, reason))
             return
         run = self._runs.get(message.run) or Run.load(self.journal_dir, message.run)
-        if (refused := self._refusal(run, publisher, message)) is not None:
+        if (refused := self._find_refusal(run, publisher, message)) is not None:
             topic, refusal = refused
             self._frontend.refuse(topic, publisher, refusal)
             return
@@ -345,7 +345,7 @@ class Supervisor:
             self._frontend.send(publisher, messages.Durable(run.uid, run.next, run.ended))
             return
         if run.uid not in self._runs:
-            self._keep(run)
+            self._register_run(run)
         run.begin(message)
         run.client = run.client or publisher.client
         run.heard = time.monotonic()
@@ -356,7 +356,7 @@ class Supervisor:
             run.queue_message(message)
             self._queue_for_worker(run)
 
-    def _refusal(
+    def _find_refusal(
         self, run: Run, publisher: Publisher, message: messages.Documents | messages.Abandoned
     ) -> tuple[str, messages.Refused] | None:
         """Return why a message must not go to the worker: a topic to count it under and the answer; None if it may."""
@@ -385,7 +385,7 @@ class Supervisor:
         there = {other for other in self._frontend.publishers.values() if other.quota_key == quota_key}
         return sum(not (run.ended or run.final) and not there.isdisjoint(run.publishers) for run in self._runs.values())
 
-    def _keep(self, run: Run) -> Run:
+    def _register_run(self, run: Run) -> Run:
         self._runs[run.uid] = run
         self._last_order = max(time.time(), self._last_order + 1e-6, run.order)
         run.order = run.order or self._last_order
@@ -464,7 +464,7 @@ class Supervisor:
         except zmq.ZMQError:
             log.debug("The worker of run %s is gone before its process is seen to end.", run.uid)
 
-    def _ask(self, run: Run) -> None:
+    def _ping_worker(self, run: Run) -> None:
         self._to_worker(run, messages.Ping(0))
 
     def _end_worker(self, run: Run) -> None:
@@ -540,7 +540,7 @@ class Supervisor:
             # New documents have arrived for it, so the audit comes after these are written.
             return self._next_run_to_resume(now)
         run.auditing = True
-        return self._keep(run)
+        return self._register_run(run)
 
     def _try_worker(self, run: Run) -> None:
         """Start a worker for the run, or schedule another attempt."""
@@ -548,13 +548,13 @@ class Supervisor:
             self._start_worker(run)
         except (JournalError, sqlite3.Error, OSError) as error:
             self._limited_log.log(logging.ERROR, "start", "Run %s has no worker; trying again: %s", run.uid, error)
-            self._postpone(run, _FORK_PAUSE)
+            self._postpone_start(run, _FORK_PAUSE)
             detail = f"no worker can be started: {error}"
             self._tell_publishers(run, messages.Refused(run.uid, run.next, messages.LATER, detail))
 
     def _start_worker(self, run: Run) -> None:
         if not self._worker_monitor.orphan_is_gone(run, time.monotonic()):
-            self._postpone(run, _ORPHAN_PAUSE)
+            self._postpone_start(run, _ORPHAN_PAUSE)
             return
         run.journal = bring_back(run.journal)
         run.token = next(self._tokens)
@@ -601,11 +601,11 @@ class Supervisor:
             self._worker_monitor.started(run)
             log.debug("Worker %s writes run %s.", process.pid, run.uid)
 
-    def _postpone(self, run: Run, pause: float) -> None:
+    def _postpone_start(self, run: Run, pause: float) -> None:
         run.start_at = time.monotonic() + pause
         if run.auditing:
             self._audit_schedule.schedule(run.uid, time.time() + pause)
-            self._forget(run)
+            self._forget_run(run)
         elif run.resumed and not run.queued_messages:
             self._resume_queue.add(run)
         else:
@@ -622,7 +622,7 @@ class Supervisor:
         run.process, run.ready, run.orphan = None, False, None
         if process.pid is None:
             # The worker was never forked.
-            self._postpone(run, _FORK_PAUSE)
+            self._postpone_start(run, _FORK_PAUSE)
             return
         audited = run.auditing and run.complete
         died = process.exit_code != 0 or bool(run.kill_reason)
@@ -641,7 +641,7 @@ class Supervisor:
             self._queue_for_worker(run)
         elif run.final:
             self._look_again(run, audited=audited, died=died)
-            self._forget(run)
+            self._forget_run(run)
 
     def _worker_left(self, run: Run) -> None:
         """Handle a worker that ended in order: the run is complete, parked, or drained."""
@@ -706,7 +706,7 @@ class Supervisor:
         else:
             self._resume_queue.add(run)
 
-    def _forget(self, run: Run) -> None:
+    def _forget_run(self, run: Run) -> None:
         if not self._drain and self._stop_deadline is None:
             del self._runs[run.uid]
 
@@ -761,7 +761,7 @@ class Supervisor:
     def _try_again(self, path: Path) -> None:
         run = self._run_with(path)
         if run is None or run.process is None:
-            self._retry(path, run)
+            self._retry_run(path, run)
         elif Run.from_file(path, run.uid).state is not State.FAILED:
             # The journal records no failure: the new worker has not failed yet, so there is nothing to retry.
             withdraw_retry(path)
@@ -769,7 +769,7 @@ class Supervisor:
             # This worker only journals; the next one writes.
             self._end_worker(run)
 
-    def _retry(self, path: Path, run: Run | None) -> None:
+    def _retry_run(self, path: Path, run: Run | None) -> None:
         try:
             clear_failure(path, lock_timeout=0.0)
         except JournalLocked:
@@ -789,7 +789,7 @@ class Supervisor:
             self._waiting.pop(run.uid, None)
             self._resume_queue.add(run)
         else:
-            self._forget(run)
+            self._forget_run(run)
         withdraw_retry(path)
 
     def _plan_audit(self, run: Run, at: float) -> None:

@@ -43,7 +43,7 @@ class Survey:
     def __init__(self, directory: Path, look: Callable[[Path], None]) -> None:
         self._directory = directory
         self._look = look
-        self._steps = self._walk()
+        self._steps = self._scan_directory()
         self._next_at = 0.0
         self.done = False
         self.seen = 0
@@ -65,7 +65,7 @@ class Survey:
         self._next_at = now + _PAUSE_SHARE * (now - began)
         return False
 
-    def _walk(self) -> Iterator[bool]:
+    def _scan_directory(self) -> Iterator[bool]:
         """Yield after each small step."""
         names: list[str] = []
         in_use: set[str] = set()
@@ -81,7 +81,7 @@ class Survey:
         order: list[tuple[bool, float, Path]] = []
         for name in names:
             path = self._directory / name
-            order.append((name not in in_use, -_modified(path), path))
+            order.append((name not in in_use, -_modification_time(path), path))
             yield True
         for _, _, path in sorted(order):
             self.seen += 1
@@ -92,7 +92,7 @@ class Survey:
             yield True
 
 
-def _modified(path: Path) -> float:
+def _modification_time(path: Path) -> float:
     try:
         return path.stat().st_mtime
     except OSError:

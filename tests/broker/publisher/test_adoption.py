@@ -82,7 +82,7 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from spools import *
-from tiledbroker import _spool
+from tiledbroker.publisher import _spool
 _spool.FIRST_SEGMENT_BYTES, _spool.SEGMENT_BYTES = 1000, 2000
 spool = Spool(Path(sys.argv[1]), destination="tcp://here:5579")
 """
@@ -227,7 +227,7 @@ class TestARunThatWasLeft:
         self, directory: Path, spool_for: Callable[..., Spool], segments_left: int
     ) -> None:
         code = f"""
-            from tiledbroker import _run_log
+            from tiledbroker.log import _run_log
             start(spool, "run")
             for number in range(40):
                 event(spool, "run", number)

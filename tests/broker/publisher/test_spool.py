@@ -100,7 +100,7 @@ class TestWhatIsAppended:
         code = """
             import os, signal, sys
             from pathlib import Path
-            from tiledbroker import _spool
+            from tiledbroker.publisher import _spool
             _spool.FIRST_SEGMENT_BYTES, _spool.SEGMENT_BYTES = 1000, 2000
             spool = _spool.Spool(Path(sys.argv[1]))
             spool.append("start", {"uid": "run"})
@@ -256,7 +256,7 @@ class TestTheCallback:
         code = """
             import os, sys, threading
             from pathlib import Path
-            from tiledbroker import _spool
+            from tiledbroker.publisher import _spool
             _spool.FIRST_SEGMENT_BYTES, _spool.SEGMENT_BYTES = 2000, 4000
             spool = _spool.Spool(Path(sys.argv[1]))
             go_on, maintained = threading.Event(), threading.Event()
@@ -298,7 +298,7 @@ class TestTheCallback:
         others = [line for line in lines[begins + 1 : ends] if line.split()[0] != pid]
         assert any("fdatasync" in line for line in others)
 
-    @pytest.mark.parametrize("step", ["_prepare", "_store", "_flush", "_delete", "_adopt"])
+    @pytest.mark.parametrize("step", ["_create_spares", "_store_documents", "_flush_runs", "_reclaim_space", "_adopt_runs"])
     def test_does_not_wait_for_what_maintains_the_spool(
         self, spool: Spool, monkeypatch: pytest.MonkeyPatch, step: str
     ) -> None:
@@ -312,11 +312,11 @@ class TestTheCallback:
         start(spool, "gone")
         spool.remove(spool.runs()[0])
         target, name = {
-            "_prepare": (Segment, "create"),
-            "_store": (RunLog, "store"),
-            "_flush": (RunLog, "flush"),
-            "_delete": (RunLog, "delete"),
-            "_adopt": (spool._left, "adopt"),
+            "_create_spares": (Segment, "create"),
+            "_store_documents": (RunLog, "store"),
+            "_flush_runs": (RunLog, "flush"),
+            "_reclaim_space": (RunLog, "delete"),
+            "_adopt_runs": (spool._left, "adopt"),
         }[step]
         start(spool, "run")
         with monkeypatch.context() as waiting:

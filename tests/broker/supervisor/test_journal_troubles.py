@@ -133,7 +133,7 @@ class Unlucky(Supervisor):
         setattr(self, step, broken)
 
 
-@pytest.mark.parametrize("step", ["_relay", "_look_at", "_start_worker", "_worker_ended", "_try_again"])
+@pytest.mark.parametrize("step", ["_relay_message", "_look_at", "_start_worker", "_worker_ended", "_try_again"])
 def test_an_exception_for_one_run_ends_no_loop(step: str, tmp_path: Path) -> None:
     address = f"tcp://127.0.0.1:{free_port()}"
     request_retry(tmp_path / "unlucky.sqlite")
@@ -146,7 +146,7 @@ def test_an_exception_for_one_run_ends_no_loop(step: str, tmp_path: Path) -> Non
             assert isinstance(welcome, messages.Welcome)
             assert welcome.runs["unlucky"].next == 0
             dealer.send_multipart(messages.encode(documents_of("unlucky")))
-            if step in ("_relay", "_start_worker"):
+            if step in ("_relay_message", "_start_worker"):
                 refusal = messages.decode(dealer.recv_multipart())
                 assert isinstance(refusal, messages.Refused)
                 assert (refusal.run, refusal.reason) == ("unlucky", messages.LATER)

@@ -51,8 +51,8 @@ def test_who_waits_for_a_turn_can_be_stopped(tmp_path: Path) -> None:
 HOLD = """
 import sys, threading, time
 from pathlib import Path
-from tiledwriter.catalog._turns import Turns
-with Turns(Path(sys.argv[1]), 1).turn(threading.Event()):
+from tiledwriter.catalog._write_slots import WriteSlots
+with WriteSlots(Path(sys.argv[1]), 1).turn(threading.Event()):
     print("held", flush=True)
     time.sleep(60)
 """
