@@ -154,7 +154,7 @@ def finish(catalog, operations):
         waiting[:] = catalog.apply(waiting) if waiting else []
         return not waiting
 
-    wait_until(done, 20, "nothing waits")
+    wait_until(done, 120, "nothing waits")
 
 
 def sent_rows(request):
