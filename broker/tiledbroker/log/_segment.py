@@ -324,7 +324,9 @@ class Segment:
         """Return the index and position of a record from which to search for record `idx`."""
         return self._cursor if self._cursor[0] <= idx else (self.first, self._start)
 
-    def _read_records(self, contents: bytes | mmap.mmap, offset: int, start: int, limit: int, max_bytes: int) -> list[Record]:
+    def _read_records(
+        self, contents: bytes | mmap.mmap, offset: int, start: int, limit: int, max_bytes: int
+    ) -> list[Record]:
         """Return records like `read` from `contents`, the bytes of the file from position `offset`."""
         idx, position = self._search_start(start)
         if position < offset:

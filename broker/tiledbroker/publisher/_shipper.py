@@ -510,7 +510,9 @@ class Shipper:
     def _refuse_for_size(self, shipment: Shipment, record: Record) -> None:
         assert self._welcome is not None
         size, limit = len(record.body), self._welcome.max_document
-        self._refuse_shipment(shipment, f"its document {record.idx} has {size} bytes; the supervisor takes up to {limit}")
+        self._refuse_shipment(
+            shipment, f"its document {record.idx} has {size} bytes; the supervisor takes up to {limit}"
+        )
 
     def _refuse_shipment(self, shipment: Shipment, reason: str) -> None:
         with self._changed:

@@ -242,7 +242,13 @@ class Spool:
         Failed steps set `problem`, and are retried in the next call.
         """
         problem = ""
-        for step in (self._create_spares, self._store_documents, self._flush_runs, self._reclaim_space, self._adopt_runs):
+        for step in (
+            self._create_spares,
+            self._store_documents,
+            self._flush_runs,
+            self._reclaim_space,
+            self._adopt_runs,
+        ):
             try:
                 step()
             except OSError as error:

@@ -247,7 +247,9 @@ class Frontend:
                 self._send_message(identity.bytes, messages.Refused("", 0, own))
                 continue
             except ProtocolError as error:
-                self._record_refusal("protocol", "Frames of %s that are no message of ours were dropped: %s", publisher, error)
+                self._record_refusal(
+                    "protocol", "Frames of %s that are no message of ours were dropped: %s", publisher, error
+                )
                 continue
             if self._admit_message(publisher, message):
                 yield publisher, message
@@ -292,8 +294,12 @@ class Frontend:
             self.publishers.pop(identity, None)
             publisher = Publisher(identity, client, _frame_property(frame, "Peer-Address"), frame.get(zmq.SRCFD))
         if len(identity) != messages.IDENTITY_BYTES:
-            self._record_refusal("identity", "A message of %s, which has no identity of its own, was dropped.", publisher)
-            self._send_message(identity, messages.Refused("", 0, "it has to draw a routing identity of 16 bytes by lot"))
+            self._record_refusal(
+                "identity", "A message of %s, which has no identity of its own, was dropped.", publisher
+            )
+            self._send_message(
+                identity, messages.Refused("", 0, "it has to draw a routing identity of 16 bytes by lot")
+            )
             return None
         return publisher
 

@@ -298,7 +298,9 @@ class TestTheCallback:
         others = [line for line in lines[begins + 1 : ends] if line.split()[0] != pid]
         assert any("fdatasync" in line for line in others)
 
-    @pytest.mark.parametrize("step", ["_create_spares", "_store_documents", "_flush_runs", "_reclaim_space", "_adopt_runs"])
+    @pytest.mark.parametrize(
+        "step", ["_create_spares", "_store_documents", "_flush_runs", "_reclaim_space", "_adopt_runs"]
+    )
     def test_does_not_wait_for_what_maintains_the_spool(
         self, spool: Spool, monkeypatch: pytest.MonkeyPatch, step: str
     ) -> None:
