@@ -52,9 +52,8 @@ def test_nothing_is_lost_doubled_or_out_of_order_whatever_happens(tmp_path: Path
     )
     report = Campaign(Options(setting, SECONDS, INTERVAL, patience=120.0)).run()
     assert report.clean, "\n".join(report.lines())
-    # Fewer on a busy machine: a fault may last for most of the time.
-    assert len(report.injected) >= 2
-    assert sum(verdict.rows.found for verdict in report.verdicts) > 20
+    assert len(report.injected) >= 5
+    assert sum(verdict.rows.found for verdict in report.verdicts) > 100
     possible = [kind for kind in KINDS if kind not in report.impossible]
     planned = {(fault.number, fault.kind) for fault in plan(setting.seed, possible, SECONDS, INTERVAL)}
     assert {(fault.number, fault.kind) for fault in report.injected} <= planned

@@ -16,6 +16,13 @@ import tiledwriter
 HEAVY = {"tiled", "pyarrow", "pandas", "jsonschema", "numpy", "event_model", "bluesky", "httpx", "pydantic", "psutil"}
 
 ROOTS = {package.__name__: Path(package.__file__).parent for package in (tiledbroker, tiledwriter)}
+# The command lines are a room without a door: nobody enters it.
+DOORS = [
+    f"{name}.{door.parent.name}"
+    for name, root in ROOTS.items()
+    for door in sorted(root.glob("*/__init__.py"))
+    if door.parent.name != "cli"
+]
 MODULES = sorted(path for root in ROOTS.values() for path in root.rglob("*.py"))
 
 
@@ -92,6 +99,15 @@ def test_listing_runs_loads_nothing_that_an_acquisition_host_does_not_have() -> 
     loaded = modules_loaded_by("import tiledwriter.cli.journal, tiledwriter.cli._ship, tiledwriter.journals")
     assert "tiledwriter.journals._summary" in loaded
     assert {name.partition(".")[0] for name in loaded} & HEAVY == set()
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_all_names_of_a_door_are_there(door: str) -> None:
+    room = importlib.import_module(door)
+    assert len(set(room.__all__)) == len(room.__all__)
+    for name in room.__all__:
+        assert getattr(room, name) is not None
+        assert not name.startswith("_")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)

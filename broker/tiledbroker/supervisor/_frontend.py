@@ -203,8 +203,8 @@ class Frontend:
         self.socket.bind(address)
 
     def _start_authenticator(self, context: zmq.Context[_Socket]) -> ThreadAuthenticator:
-        # The authenticator runs even without keys: with it, libzmq refuses peers that do not send the greeting that
-        # ZeroMQ has used since 2012. Otherwise libzmq takes any bytes for messages of a peer with an older protocol,
+        # The authenticator runs even without keys: with it, libzmq refuses peers that do not send the greeting of
+        # today's protocol (ZMTP 3). Otherwise libzmq takes any bytes for messages of a peer with an older protocol,
         # and keeps the connection forever.
         authenticator = ThreadAuthenticator(context, log=logging.getLogger(f"{__name__}.zap"))
         if self._curve is not None:

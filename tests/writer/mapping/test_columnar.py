@@ -186,7 +186,7 @@ def eager(monkeypatch):
     """Two events that look alike are enough."""
     monkeypatch.setattr("tiledwriter.mapping._fold.MIN_BATCH_DOCUMENTS", 2)
     monkeypatch.setattr("tiledwriter.mapping._columnar.MIN_BATCH_DOCUMENTS", 2)
-    monkeypatch.setattr("tiledwriter.mapping._fold._ALIKE_PAUSE", 0)
+    monkeypatch.setattr("tiledwriter.mapping._fold._ROW_WISE_DOCUMENTS", 0)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from ..mapping import (
     arrow_type,
 )
 from ._connection import Connection
-from ._probe import ARROW_FILE, DatabaseProbe
+from ._probe import ARROW_FILE, DatabaseProbe, without_rows
 from ._row_proof import row_keys
 
 # All columns that are read back have 8-byte values.
@@ -97,9 +97,7 @@ class Nodes:
         Tiled finds the rows by `dataset_id`; without one it deletes none. See `Rewrite` for the reason.
         """
         try:
-            source = self.data_source(path)
-            detached = {**source, "parameters": {**source["parameters"], "dataset_id": None}}
-            self.put_data_source(path, detached, repeat=True)
+            self.put_data_source(path, without_rows(self.data_source(path)), repeat=True)
         except Refused as error:
             if error.status != 404:
                 raise

@@ -84,10 +84,13 @@ class DatabaseProbe:
     def _remove(self, ask: Ask, path: str) -> None:
         """Delete the node but not its row; see `Rewrite` for the reason."""
         attributes = ask("GET", "metadata", path, params={"include_data_sources": True}).json()["data"]["attributes"]
-        source: Mapping[str, Any] = attributes["data_sources"][0]
-        detached = {**source, "parameters": {**source["parameters"], "dataset_id": None}}
-        ask("PUT", "data_source", path, json={"data_source": detached})
+        ask("PUT", "data_source", path, json={"data_source": without_rows(attributes["data_sources"][0])})
         ask("DELETE", "metadata", path, params={"external_only": False})
+
+
+def without_rows(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table's data source without the number of its data set, so that Tiled finds no rows to delete."""
+    return {**source, "parameters": {**source["parameters"], "dataset_id": None}}
 
 
 def _schema() -> pyarrow.Schema:

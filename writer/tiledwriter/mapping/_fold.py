@@ -29,7 +29,7 @@ BATCH_BYTES: Final = 16 * 2**20
 MAX_PENDING: Final = 24 * 2**20
 
 # After columnar decoding fails, the next attempt waits for this number of documents.
-_ALIKE_PAUSE: Final = 256
+_ROW_WISE_DOCUMENTS: Final = 256
 
 # The fields that the normalizer must pass on unchanged for columnar decoding to be valid.
 _VALUES: Final = {"event": ("data", "timestamps"), "stream_datum": ("indices",)}
@@ -89,10 +89,10 @@ class Fold:
         self._normalizer = options.plugins.make_normalizer(options.spec_to_mimetype)
         self._checks = self._normalizer.check = DocumentChecks()
         self._columnar = ColumnarDecoder()
-        self._alike_from = 0
+        self._columnar_from = 0
         # The user's patches and normalizers must see each document.
-        alike = ColumnarDecoder.names - self._normalizer.patches.keys()
-        self._read_alike = alike if type(self._normalizer) is RunNormalizer else frozenset()
+        names = ColumnarDecoder.names - self._normalizer.patches.keys()
+        self._columnar_names = names if type(self._normalizer) is RunNormalizer else frozenset()
         self._writer = RunWriter(
             max_array_size=max_array_size,
             guessed_types=self._normalizer.guessed_types,
@@ -190,7 +190,7 @@ class Fold:
         translated
             The modern documents that the normalizer made of it.
         """
-        if name not in self._read_alike or self.cursor < self._alike_from or len(translated) != 1:
+        if name not in self._columnar_names or self.cursor < self._columnar_from or len(translated) != 1:
             return False
         (_, modern) = translated[0]
         return (
@@ -225,12 +225,12 @@ class Fold:
             if len(body) != size or name != model.name or idx != self.cursor + len(bodies) or zlib.crc32(body) != crc:
                 break
             bodies.append(body)
-        alike = self._columnar.read(model.name, model.body, bodies) if len(bodies) >= MIN_BATCH_DOCUMENTS else None
-        if alike is None:
-            self._alike_from = self.cursor + _ALIKE_PAUSE
+        batch = self._columnar.read(model.name, model.body, bodies) if len(bodies) >= MIN_BATCH_DOCUMENTS else None
+        if batch is None:
+            self._columnar_from = self.cursor + _ROW_WISE_DOCUMENTS
             return 0
-        self._pending_bytes += alike.nbytes
-        return self._writer.add_batch(model.name, document, alike)
+        self._pending_bytes += batch.nbytes
+        return self._writer.add_batch(model.name, document, batch)
 
     def abandon(self) -> list[Operation]:
         """Return the operations that end a run without a stop document."""
