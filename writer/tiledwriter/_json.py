@@ -50,23 +50,23 @@ def to_json(value: Any, note: Callable[[str], None], where: str = "") -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return _text(value, note, where)
+        return _convert_text(value, note, where)
     if isinstance(value, EXACT_NUMBERS):
         return _exact_number(value, note, where)
     if isinstance(value, numpy.generic | numpy.ndarray):
-        return to_json(_plain(value, note, where), note, where)
+        return to_json(_convert_numpy(value, note, where), note, where)
     if isinstance(value, int):
-        return _integer(value, note, where)
+        return _convert_integer(value, note, where)
     if isinstance(value, float):
-        return _float(value, note, where)
+        return _convert_float(value, note, where)
     if isinstance(value, Mapping):
-        names = _names(value, note, where)
+        names = _convert_keys(value, note, where)
         return {
-            _text(name, note, where): to_json(item, note, f"{where}.{name}" if where else name)
+            _convert_text(name, note, where): to_json(item, note, f"{where}.{name}" if where else name)
             for name, item in zip(names, value.values(), strict=True)
         }
     if isinstance(value, list | tuple):
-        return _items(value, note, where)
+        return _convert_items(value, note, where)
     if isinstance(value, bytes):
         note(f"{where}: {len(value)} bytes are stored as text.")
         return value.decode("utf-8", "backslashreplace")
@@ -80,7 +80,7 @@ def to_json(value: Any, note: Callable[[str], None], where: str = "") -> Any:
     return text_of(value)
 
 
-def _plain(value: Any, note: Callable[[str], None], where: str) -> Any:
+def _convert_numpy(value: Any, note: Callable[[str], None], where: str) -> Any:
     """Return a NumPy value as Python types; times become text, since Python turns some of them into integers."""
     if value.dtype.kind == "M":
         return numpy.datetime_as_string(value).tolist()
@@ -90,17 +90,17 @@ def _plain(value: Any, note: Callable[[str], None], where: str) -> Any:
         return texts.reshape(value.shape).tolist()
     if value.dtype.names is not None:
         note(f"{where}: a record is stored as a list of its values; its fields are {', '.join(value.dtype.names)}.")
-        return _records(value)
+        return _record_values(value)
     plain = value.tolist()
     return complex(plain) if isinstance(plain, numpy.complexfloating) else plain
 
 
-def _records(value: Any) -> list[Any]:
+def _record_values(value: Any) -> list[Any]:
     """Return a record as the list of its values, and an array of records as nested lists of these."""
-    return [value[name] for name in value.dtype.names] if value.ndim == 0 else [_records(row) for row in value]
+    return [value[name] for name in value.dtype.names] if value.ndim == 0 else [_record_values(row) for row in value]
 
 
-def _items(value: Sequence[Any], note: Callable[[str], None], where: str) -> list[Any]:
+def _convert_items(value: Sequence[Any], note: Callable[[str], None], where: str) -> list[Any]:
     """Convert the items of a list, limiting the number of notes about them."""
     if isinstance(note, _FewNotes):
         return [to_json(item, note, f"{where}[{i}]") for i, item in enumerate(value)]
@@ -131,10 +131,10 @@ def _exact_number(value: ExactNumber, note: Callable[[str], None], where: str) -
     number = nearest_float(value)
     if abs(number) < _TOO_LARGE and loses_digits(value):
         note(f"{where}: {text_of(value)[:_SHOWN]} has more digits than a float; {number!r} is stored.")
-    return _float(number, note, where)
+    return _convert_float(number, note, where)
 
 
-def _names(value: Mapping[Any, Any], note: Callable[[str], None], where: str) -> list[str]:
+def _convert_keys(value: Mapping[Any, Any], note: Callable[[str], None], where: str) -> list[str]:
     """Return the keys of a mapping as distinct texts; keys that are text stay unchanged."""
     taken = {key for key in value if isinstance(key, str)}
     names: list[str] = []
@@ -153,7 +153,7 @@ def _names(value: Mapping[Any, Any], note: Callable[[str], None], where: str) ->
     return names
 
 
-def _text(value: str, note: Callable[[str], None], where: str) -> str:
+def _convert_text(value: str, note: Callable[[str], None], where: str) -> str:
     text = str.__str__(value)
     if type(value).__name__ == REPLACED:
         note(f"{where}: an object that no document can carry is stored as Python prints it, {text[:_SHOWN]!r}.")
@@ -170,20 +170,20 @@ def _text(value: str, note: Callable[[str], None], where: str) -> str:
     return text
 
 
-def _integer(value: int, note: Callable[[str], None], where: str) -> int:
+def _convert_integer(value: int, note: Callable[[str], None], where: str) -> int:
     if -MAX_INTEGER <= value <= MAX_INTEGER:
         return int(value)
     clipped = MAX_INTEGER if value > 0 else -MAX_INTEGER
-    note(f"{where}: {_shown(value)} is beyond what JSON carries; {clipped} is stored.")
+    note(f"{where}: {_integer_text(value)} is beyond what JSON carries; {clipped} is stored.")
     return clipped
 
 
-def _shown(value: int) -> str:
+def _integer_text(value: int) -> str:
     """Return an integer for a note. Python refuses to convert very large integers to text because that takes long."""
     return str(value) if value.bit_length() < _LONG_BITS else f"an integer of {value.bit_length()} bits"
 
 
-def _float(value: float, note: Callable[[str], None], where: str) -> float | None:
+def _convert_float(value: float, note: Callable[[str], None], where: str) -> float | None:
     if math.isnan(value):
         note(f"{where}: NaN cannot be carried by JSON; null is stored.")
         return None

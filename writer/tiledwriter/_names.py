@@ -106,7 +106,7 @@ class StreamNames:
         self._keys |= data_keys.keys()
         for key in [key for key, data_key in data_keys.items() if "external" in data_key]:
             if key not in self._external:
-                self._external[key] = self._free(key, node_key(key), self._is_free)
+                self._external[key] = self._free_name(key, node_key(key), self._is_free)
                 self._taken.add(self._external[key])
 
     def name_for_files(self, key: str) -> str:
@@ -114,21 +114,21 @@ class StreamNames:
         if key not in self._external:
             self.declare({key: {"external": ""}})
         self._used.add(key)
-        return self._told(key, self._external[key])
+        return self._note_renaming(key, self._external[key])
 
     def name_for_values(self, key: str, *, as_column: bool) -> tuple[str, str]:
         """Return the names of the column or node for a data key's values, and of the column for their timestamps."""
         if key in self._external and key not in self._used:
             # Its data is in the events although it was declared external, so the reserved name is free.
             self._taken.discard(self._external.pop(key))
-        name = self._free(key, column_name(key) if as_column else node_key(key), self._is_free_with_timestamps)
+        name = self._free_name(key, column_name(key) if as_column else node_key(key), self._is_free_with_timestamps)
         timestamps = f"{TIMESTAMP}{column_name(name)}"
         self._taken |= {name, timestamps}
-        return self._told(key, name), timestamps
+        return self._note_renaming(key, name), timestamps
 
     def of_array(self, key: str) -> str:
         """Return the name that `name_for_values` would give the node of a data key now, without reserving it."""
-        return self._free(key, node_key(key), self._is_free_with_timestamps)
+        return self._free_name(key, node_key(key), self._is_free_with_timestamps)
 
     def of_dimensions(self, node: str, names: Sequence[str], sizes: Sequence[int]) -> list[str]:
         """Return names for a node's dimensions: distinct, and each with one size in the stream.
@@ -159,7 +159,7 @@ class StreamNames:
             first += "_"
         return [first, *(f"{node}_dim{number}" for number in range(1, count))]
 
-    def _free(self, key: str, name: str, is_free: Callable[[str], bool]) -> str:
+    def _free_name(self, key: str, name: str, is_free: Callable[[str], bool]) -> str:
         others = self._keys - {key}
         while name in others or not is_free(name):
             name += "_"
@@ -171,7 +171,7 @@ class StreamNames:
     def _is_free_with_timestamps(self, name: str) -> bool:
         return self._is_free(name) and self._is_free(f"{TIMESTAMP}{column_name(name)}")
 
-    def _told(self, key: str, name: str) -> str:
+    def _note_renaming(self, key: str, name: str) -> str:
         if name != key:
             self._note(f"{self._about}: {key!r} is stored as {name!r}, as Tiled does not take that name here.")
         return name

@@ -19,7 +19,7 @@ def plain(text: str) -> str:
     Long words and long texts are cut; the journal has all of it.
     """
     # Cut before escaping, so that lengths are counted in characters of the original text.
-    text = _cut(_LONG_WORD.sub(lambda word: _cut(word[0], LONGEST_WORD), text), LONGEST)
+    text = _shorten_text(_LONG_WORD.sub(lambda word: _shorten_text(word[0], LONGEST_WORD), text), LONGEST)
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -34,7 +34,7 @@ def text_of(value: object) -> str:
         return f"<{type(value).__name__}: {type(error).__name__}>"
 
 
-def _cut(text: str, longest: int) -> str:
+def _shorten_text(text: str, longest: int) -> str:
     if len(text) <= longest:
         return text
     return f"{text[: longest // 2]}...({len(text)} characters)...{text[-longest // 4 :]}"

@@ -214,7 +214,7 @@ class PostgreSQL(ServerProcess):
             # Paths in test directories are too long for Unix sockets.
             "unix_socket_directories": "",
             "fsync": "off",
-            "extension_control_path": f"{_extensions(directory)}:$system",
+            "extension_control_path": f"{_make_empty_extension(directory)}:$system",
         }
         command = [
             *(*_as_another_user(), str(self._programs / "postgres"), "-D", str(self._data)),
@@ -292,7 +292,7 @@ def _within_reach(installed: Path) -> Path:
     return place / installed.name
 
 
-def _extensions(directory: Path) -> Path:
+def _make_empty_extension(directory: Path) -> Path:
     """Make a directory with an empty extension `btree_gin`.
 
     Tiled requests the extension when it creates a catalog, but its indexes do not use it, and the package lacks it.
@@ -366,7 +366,7 @@ class TiledServer(ServerProcess):
         return code
 
     def _configure(self) -> None:
-        catalog, tables = self._databases()
+        catalog, tables = self._prepare_databases()
         configuration = {
             "catalog": {
                 "uri": catalog,
@@ -386,7 +386,7 @@ class TiledServer(ServerProcess):
         # YAML is a superset of JSON.
         self._configuration.write_text(json.dumps(configuration))
 
-    def _databases(self) -> tuple[str, str]:
+    def _prepare_databases(self) -> tuple[str, str]:
         """Return the URIs of the catalog and of the table storage."""
         if self._postgresql is not None:
             if not self._postgresql.running:

@@ -376,7 +376,7 @@ def test_lists_are_refused_by_sqlite(run, tiled):
 def test_a_probe_that_is_killed_at_any_request_leaves_nothing_in_the_way(run, tiled, monkeypatch):
     """One killed after it had detached its table from its rows made all later ones say that nothing can be written."""
     columns = (*COLUMNS, Column("roi", "list<int64>"))
-    requests_left, ask = 0, Connection._ask
+    requests_left, ask = 0, Connection._send_probe_request
 
     def ask_or_die(connection, *arguments, **options):
         nonlocal requests_left
@@ -386,7 +386,7 @@ def test_a_probe_that_is_killed_at_any_request_leaves_nothing_in_the_way(run, ti
         requests_left -= 1
         return response
 
-    monkeypatch.setattr(Connection, "_ask", ask_or_die)
+    monkeypatch.setattr(Connection, "_send_probe_request", ask_or_die)
     deaths = 0
     while True:
         requests_left = deaths

@@ -327,7 +327,7 @@ def test_connecting_is_tried_until_it_succeeds(server, stopping, reports, waits)
 def away(connection, monkeypatch):
     """Since when the server was away, at each wait for another try."""
     seen = []
-    monkeypatch.setattr(connection, "_sleep", lambda _: seen.append(connection.unavailable_since))
+    monkeypatch.setattr(connection, "_sleep_interruptibly", lambda _: seen.append(connection.unavailable_since))
     return seen
 
 
@@ -364,7 +364,7 @@ def test_it_is_away_while_there_is_nobody_to_connect_to(server, stopping, report
             return client
 
         connection = Connection(connect, stopping, reports)
-        monkeypatch.setattr(connection, "_sleep", lambda _: seen.append(connection.unavailable_since))
+        monkeypatch.setattr(connection, "_sleep_interruptibly", lambda _: seen.append(connection.unavailable_since))
         connection.send("GET", "metadata", "run")
     assert len(seen) == 2
     assert None not in seen
@@ -394,7 +394,7 @@ def test_who_wants_to_know_is_told_once_that_the_server_answers_and_again_after_
     with server.client() as client:
         connection = Connection(lambda: client, stopping, reports, on_reached=lambda: reached.append(len(waits)))
         waits = []
-        monkeypatch.setattr(connection, "_sleep", waits.append)
+        monkeypatch.setattr(connection, "_sleep_interruptibly", waits.append)
         server.script("PUT", "metadata", answer(503), PASS, PASS, CUT_BEFORE, answer(502), PASS)
         for _ in range(3):
             connection.send("PUT", "metadata", "run", json={})
@@ -507,7 +507,7 @@ def test_a_server_that_is_too_old_is_named_and_waited_for(server, stopping, repo
             away.append(connection.unavailable_since)
             client.context.server_info.library_version = "0.2.12"
 
-        monkeypatch.setattr(connection, "_sleep", sleep)
+        monkeypatch.setattr(connection, "_sleep_interruptibly", sleep)
         connection.send("POST", "metadata", "run", json={})
     assert len(away) == 1
     assert away[0] is not None

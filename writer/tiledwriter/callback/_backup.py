@@ -55,7 +55,7 @@ class Recording:
         self._recent.append((name, body))
         self._size += len(body)
         if self._size > self._limit:
-            self._spill()
+            self._spill_to_disk()
 
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
         if self._file is not None:
@@ -73,7 +73,7 @@ class Recording:
             self._close()
             self._file = self._close = None
 
-    def _spill(self) -> None:
+    def _spill_to_disk(self) -> None:
         """Move the documents in memory to the file; they stay in memory if the disk has no space."""
         try:
             if self._file is None:
@@ -141,7 +141,7 @@ class JSONLinesBackup:
 
     def _new_file(self) -> Path:
         self._directory.mkdir(parents=True, exist_ok=True)
-        for name in _names(self._run_uid):
+        for name in _candidate_names(self._run_uid):
             safe = name if _PLAIN_NAME.fullmatch(name) else Path(journal_filename(name)).stem
             path = self._directory / f"{safe}.jsonl"
             try:
@@ -149,7 +149,7 @@ class JSONLinesBackup:
             except FileExistsError:
                 continue
             return path
-        # `_names` is endless.
+        # `_candidate_names` is endless.
         raise AssertionError
 
 
@@ -173,14 +173,14 @@ class DictionaryBackup:
     def save(self, documents: Iterable[tuple[str, bytes]]) -> None:
         """Add documents to the list."""
         if self._key is None:
-            self._key = next(name for name in _names(self._run_uid) if name not in self._store)
+            self._key = next(name for name in _candidate_names(self._run_uid) if name not in self._store)
             log.warning("Run %s is backed up under %r.", self._run_uid, self._key)
         self._entries += [to_entry(name, body) for name, body in documents]
         # Assigned each time, because a store on disk does not notice changes of the list.
         self._store[self._key] = self._entries
 
 
-def _names(run_uid: str) -> Iterator[str]:
+def _candidate_names(run_uid: str) -> Iterator[str]:
     """Yield possible names of a run's backup, best first, without end."""
     yield run_uid.partition("-")[0]
     yield run_uid
@@ -216,7 +216,7 @@ class PlainText:
         if isinstance(value, list):
             return [self.of(item) for item in value]
         if isinstance(value, numpy.ndarray):
-            return self._array(value)
+            return self._convert_array(value)
         if isinstance(value, numpy.bool_ | numpy.integer | numpy.floating) and value.dtype.char != "g":
             return value.item()
         if isinstance(value, ReplacedByRepr):
@@ -227,7 +227,7 @@ class PlainText:
         if isinstance(value, Decimal | Fraction):
             self.exact = False
             return nearest_float(value)
-        return self._other(value)
+        return self._convert_other(value)
 
     def _key(self, key: Any) -> str:
         if isinstance(key, str):
@@ -235,12 +235,12 @@ class PlainText:
         self.exact = False
         return str(key)
 
-    def _array(self, array: numpy.ndarray[Any, Any]) -> Any:
+    def _convert_array(self, array: numpy.ndarray[Any, Any]) -> Any:
         self.exact = self.exact and array.dtype.str in _EXACT_IN_JSON and array.size > 0
         items = array.tolist()
         return items if array.dtype.kind in "biuf" and array.dtype.char != "g" else self.of(items)
 
-    def _other(self, value: Any) -> Any:
+    def _convert_other(self, value: Any) -> Any:
         self.exact = False
         if isinstance(value, bytes):
             return value.decode("utf-8", "backslashreplace")
@@ -291,16 +291,16 @@ def read_backup(path: Path) -> Iterator[Entry]:
     encoder = Encoder()
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            for item in _items(path, number, line):
+            for item in _parse_line(path, number, line):
                 try:
-                    name, document, body = _parsed(item)
+                    name, document, body = _parse_entry(item)
                 except (CodecError, binascii.Error, KeyError, TypeError, ValueError) as error:
                     problem = 'this is no document; expected are {"name": ..., "doc": {...}} or [name, {...}].'
                     raise BackupUnreadable(path, number, problem) from error
                 yield Entry(number, name, document, encoder.encode(document) if body is None else body)
 
 
-def _items(path: Path, number: int, line: bytes) -> list[Any]:
+def _parse_line(path: Path, number: int, line: bytes) -> list[Any]:
     """Return the entries in one line of a file."""
     text = line.strip().removesuffix(b",")
     if text in (b"", b"[", b"]"):
@@ -314,7 +314,7 @@ def _items(path: Path, number: int, line: bytes) -> list[Any]:
     return value if isinstance(value, list) and not (value and isinstance(value[0], str)) else [value]
 
 
-def _parsed(item: Any) -> tuple[str, dict[str, Any], bytes | None]:
+def _parse_entry(item: Any) -> tuple[str, dict[str, Any], bytes | None]:
     """Return an entry's name and document, and the encoded document if the entry has it."""
     body = None
     if isinstance(item, list):

@@ -155,7 +155,7 @@ class TiledWriter:
     def _pass_on(self, run_uid: str, name: str, body: bytes) -> BaseException | None:
         """Pass a document to its run; return the error, if any, since other runs may need the document, too."""
         if name == "start":
-            self._runs[run_uid] = CallbackRun(run_uid, self._options, self._backups(run_uid))
+            self._runs[run_uid] = CallbackRun(run_uid, self._options, self._make_backups(run_uid))
         try:
             self._runs[run_uid](name, body)
         except BaseException as error:
@@ -165,7 +165,7 @@ class TiledWriter:
                 del self._runs[run_uid]
         return None
 
-    def _backups(self, run_uid: str) -> list[Backup]:
+    def _make_backups(self, run_uid: str) -> list[Backup]:
         backups: list[Backup] = []
         if self.backup_directory is not None:
             backups.append(JSONLinesBackup(self.backup_directory, run_uid))
@@ -181,13 +181,13 @@ def _check_validation(client: Any) -> None:
         stacklevel=3,
     )
     run_class = client.structure_clients.get("BlueskyRun")
-    if run_class is None or not any(hasattr(kind, "validate") for kind in (run_class, *_subclasses(run_class))):
+    if run_class is None or not any(hasattr(kind, "validate") for kind in (run_class, *_all_subclasses(run_class))):
         raise ValueError("validate=True needs a client for runs that can validate: install bluesky-tiled-plugins.")
 
 
-def _subclasses(kind: type) -> list[type]:
+def _all_subclasses(kind: type) -> list[type]:
     found: list[type] = []
     below: type
     for below in type.__subclasses__(kind):
-        found += [below, *_subclasses(below)]
+        found += [below, *_all_subclasses(below)]
     return found

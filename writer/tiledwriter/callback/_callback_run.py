@@ -75,7 +75,7 @@ class CallbackFold:
             guessed = self._guesses = set()
         self._emits = hasattr(self._normalizer, "subscribe")
         if self._emits:
-            self._normalizer.subscribe(self._collect)
+            self._normalizer.subscribe(self._collect_emitted)
         self.writer = RunWriter(
             max_array_size=max_array_size if max_array_size >= 0 else sys.maxsize,
             guessed_types=guessed,
@@ -90,8 +90,8 @@ class CallbackFold:
             self._guesses |= {(document["name"], key) for key, value in keys.items() if not declares_dtype(value)}
         return [
             operation
-            for modern_name, modern in self._normalized(name, document)
-            for operation in self._write(modern_name, modern)
+            for modern_name, modern in self._normalize_document(name, document)
+            for operation in self._fold_document(modern_name, modern)
         ]
 
     def flush(self) -> list[Operation]:
@@ -99,18 +99,18 @@ class CallbackFold:
         self.pending = 0
         return self.writer.flush()
 
-    def _normalized(self, name: str, document: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
+    def _normalize_document(self, name: str, document: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
         if self._normalizer is None:
             return [(name, document)]
         self._emitted = []
         returned: Iterable[tuple[str, dict[str, Any]]] = self._normalizer(name, document)
         return self._emitted if self._emits else returned
 
-    def _collect(self, name: str, document: dict[str, Any]) -> None:
+    def _collect_emitted(self, name: str, document: dict[str, Any]) -> None:
         self._emitted.append((name, document))
 
-    def _write(self, name: str, document: dict[str, Any]) -> Iterator[Operation]:
-        for part_name, part in _single(name, document):
+    def _fold_document(self, name: str, document: dict[str, Any]) -> Iterator[Operation]:
+        for part_name, part in _unpack_page(name, document):
             self.pending += part_name in ("event", "stream_datum")
             stop = dict(part)
             if part_name == "stop":
@@ -121,7 +121,7 @@ class CallbackFold:
             yield from self.writer(part_name, stop)
 
 
-def _single(name: str, document: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
+def _unpack_page(name: str, document: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
     """Return a document, or the events of an event page, since `RunWriter` takes no pages."""
     if name != "event_page":
         return [(name, document)]
@@ -163,11 +163,11 @@ class CallbackRun:
         elif self._recording is not None and not self._back_up():
             raise self._error
         if name == "stop":
-            self._end()
+            self._finish_run()
 
     def _write_or_back_up(self, name: str, body: bytes) -> None:
         try:
-            self._take(name, body)
+            self._process_document(name, body)
         except BaseException as error:
             self._error = error
             log.exception("Run %s failed at its %s document; Tiled gets nothing more of it.", self._run_uid, name)
@@ -188,13 +188,13 @@ class CallbackRun:
             self._recording = None
         return bool(self._backups)
 
-    def _end(self) -> None:
+    def _finish_run(self) -> None:
         if self._error is not None:
             log.error("Run %s has ended; it is not complete in Tiled.", self._run_uid)
         if self._recording is not None:
             self._recording.clear()
 
-    def _take(self, name: str, body: bytes) -> None:
+    def _process_document(self, name: str, body: bytes) -> None:
         """Fold a document and apply its operations; if necessary, fold the whole run again."""
         # The recording is None only after a failure.
         assert self._recording is not None
@@ -202,7 +202,7 @@ class CallbackRun:
         while True:
             try:
                 for item in documents:
-                    self._advance(*item)
+                    self._fold_and_apply(*item)
                 break
             except NodeRewound:
                 pass
@@ -217,7 +217,7 @@ class CallbackRun:
             run = self._options.client[run_key(self._run_uid)]
             run.validate(ignore_errors=self._options.ignore_errors, raise_on_error=True)
 
-    def _advance(self, name: str, body: bytes) -> None:
+    def _fold_and_apply(self, name: str, body: bytes) -> None:
         if self._fold is None:
             self._fold = CallbackFold(
                 self._options, max_array_size=self._max_array_size, column_types=dict(self._column_types)
@@ -227,9 +227,9 @@ class CallbackRun:
             operations += self._fold.flush()
         if needed := self._fold.writer.too_narrow:
             raise ColumnsTooNarrow(needed)
-        self._apply(operations)
+        self._apply_operations(operations)
 
-    def _apply(self, operations: list[Operation]) -> None:
+    def _apply_operations(self, operations: list[Operation]) -> None:
         """Apply operations, and wait until the outcome of each is known, for a limited time."""
         waiting = self._catalog.apply(operations)
         limit = self._options.patience + QUIET_PERIOD_SECONDS

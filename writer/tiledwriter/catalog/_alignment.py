@@ -34,11 +34,11 @@ class Alignment:
         keys = numpy.concatenate([expected, found])
         self._keys, codes = numpy.unique(keys, axis=0, return_inverse=True)
         self._wanted, self._have = numpy.split(codes.reshape(-1), [len(expected)])
-        self.places = self._match()
+        self.places = self._match_rows()
 
-    def _match(self) -> Array:
-        wanted = _numbered(self._wanted)
-        have = _numbered(self._have)
+    def _match_rows(self) -> Array:
+        wanted = _number_occurrences(self._wanted)
+        have = _number_occurrences(self._have)
         places = numpy.full(len(wanted), _ABSENT, numpy.int64)
         if not len(have):
             return places
@@ -64,31 +64,37 @@ class Alignment:
         """
         missing, doubled, strange = Tally(), Tally(), Tally()
         for row in numpy.flatnonzero(self.places[: self._required] == _ABSENT).tolist():
-            missing.add(row, _named(names, self._expected[row]))
+            missing.add(row, _format_key(names, self._expected[row]))
         wanted = numpy.bincount(self._wanted, minlength=len(self._keys))
         have = numpy.bincount(self._have, minlength=len(self._keys))
         for code in numpy.flatnonzero(have > wanted).tolist():
             tally = doubled if wanted[code] else strange
-            tally.add(None, found=_named(names, self._keys[code]), times=int(have[code] - wanted[code]))
+            tally.add(None, found=_format_key(names, self._keys[code]), times=int(have[code] - wanted[code]))
         return [
             *missing.finding(where, "{} rows are missing"),
             *doubled.finding(where, "{} rows are there too often"),
             *strange.finding(where, "{} rows are there that the journal does not have"),
-            *(self._disorder(names).finding(where, "the rows are out of order, at {} places") if ordered else ()),
+            *(
+                self._misordered_rows(names).finding(where, "the rows are out of order, at {} places")
+                if ordered
+                else ()
+            ),
         ]
 
-    def _disorder(self, names: Sequence[str]) -> Tally:
+    def _misordered_rows(self, names: Sequence[str]) -> Tally:
         """Return a tally of the rows that follow a row that they should precede."""
         tally = Tally()
         there = numpy.flatnonzero(self.places != _ABSENT)
         for i in numpy.flatnonzero(numpy.diff(self.places[there]) < 0).tolist():
             after, row = there[i], there[i + 1]
             place = int(self.places[row])
-            tally.add(place, f"after {_named(names, self._expected[after])}", _named(names, self._expected[row]))
+            tally.add(
+                place, f"after {_format_key(names, self._expected[after])}", _format_key(names, self._expected[row])
+            )
         return tally
 
 
-def _numbered(codes: Array) -> Array:
+def _number_occurrences(codes: Array) -> Array:
     """Return each code with the number of its earlier occurrences, shape (codes, 2)."""
     order = numpy.argsort(codes, kind="stable")
     ranked = codes[order]
@@ -99,5 +105,5 @@ def _numbered(codes: Array) -> Array:
     return numpy.stack([codes, ordinals], axis=1)
 
 
-def _named(names: Sequence[str], key: Sequence[Any]) -> str:
+def _format_key(names: Sequence[str], key: Sequence[Any]) -> str:
     return ", ".join(f"{name} {value:.17g}" for name, value in zip(names, key, strict=True))

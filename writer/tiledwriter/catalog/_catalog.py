@@ -271,7 +271,7 @@ class TiledCatalog:
         for operation in operations:
             if not self._must_wait(operation, blocked):
                 try:
-                    self._apply(operation)
+                    self._apply_operation(operation)
                     continue
                 except NodeNotQuiet:
                     blocked.add(operation.path)
@@ -288,14 +288,14 @@ class TiledCatalog:
         final = isinstance(operation, UpdateMetadata | CloseStream)
         return final and any(path.startswith(operation.path + "/") for path in blocked)
 
-    def _apply(self, operation: Operation) -> None:
+    def _apply_operation(self, operation: Operation) -> None:
         self._take_note(operation)
         if self._suspended:
             # These operations come last in a run, so the journal will not get further documents.
             if isinstance(operation, Audit | CloseStream):
                 self.refuse()
         elif isinstance(operation, AppendRows | WriteArray | ExtendExternal):
-            self._grow(self._target(operation.path), operation)
+            self._grow_node(self._target_path(operation.path), operation)
             self._finish_rewrite(operation.path)
         elif isinstance(operation, OrderTable):
             self._set_order(operation)
@@ -303,7 +303,7 @@ class TiledCatalog:
             source = {**operation.data_source, "id": self._nodes.data_source(operation.path)["id"]}
             self._nodes.put_data_source(operation.path, source, repeat=True)
         elif isinstance(operation, Audit):
-            self._audit(operation)
+            self._audit_node(operation)
         elif isinstance(operation, UpdateMetadata):
             self._finish_rewrites_of(operation.path)
             self._update_metadata(operation)
@@ -314,7 +314,7 @@ class TiledCatalog:
         elif isinstance(operation, CreateTable) and operation.path in self._progress:
             self._check_columns(operation)
         else:
-            self._create(operation)
+            self._create_node(operation)
 
     def _take_note(self, operation: Operation) -> None:
         """Remember the nodes, row counts and key columns that the journal's operations lead to."""
@@ -329,7 +329,7 @@ class TiledCatalog:
             self._nodes.probe.column = f"{operation.path}/{self._keys[operation.path][0].name}"
 
     def _set_order(self, operation: OrderTable) -> None:
-        path = self._target(operation.path)
+        path = self._target_path(operation.path)
         if path in self._nodes_of_others:
             found = order_of(self._nodes.data_source(path))
             if found == operation.order or _ORDERS.index(found) > _ORDERS.index(operation.order):
@@ -354,7 +354,7 @@ class TiledCatalog:
         """Return True if Tiled has this metadata value or a longer list that begins with it; report a longer list."""
         if isinstance(wanted, list) and isinstance(found, list) and found[: len(wanted)] == wanted:
             if len(found) > len(wanted):
-                self._more.append(f"{len(found)} changes of configuration in {_below(path)}, {len(wanted)} here")
+                self._more.append(f"{len(found)} changes of configuration in {_path_in_run(path)}, {len(wanted)} here")
             return True
         return bool(wanted == found)
 
@@ -383,7 +383,7 @@ class TiledCatalog:
         self._has_stop = self._nodes.read(run)["metadata"].get("stop") is not None
         ours = {*self._known, *(path + _REWRITE_SUFFIX for path in self._known), f"{run}/{PROBE_KEY}"}
         if unknown := sorted(path for path in self._nodes.below(run) if path not in ours):
-            self._more.append(f"{len(unknown)} nodes, such as {_below(unknown[0])}")
+            self._more.append(f"{len(unknown)} nodes, such as {_path_in_run(unknown[0])}")
         if self._has_stop or self._more:
             self.refuse()
 
@@ -392,22 +392,22 @@ class TiledCatalog:
         beyond = []
         for path, journaled in self._journaled.items():
             try:
-                found = self._size(path)
+                found = self._node_size(path)
             except Refused as error:
                 if error.status != 404:
                     raise
                 continue
             if found > journaled or path in self._doubted:
-                beyond.append(f"{found} rows in {_below(path).removesuffix('/internal')}, {journaled} here")
+                beyond.append(f"{found} rows in {_path_in_run(path).removesuffix('/internal')}, {journaled} here")
         return beyond
 
-    def _size(self, path: str) -> int:
+    def _node_size(self, path: str) -> int:
         keys = self._keys.get(path.removesuffix(_REWRITE_SUFFIX)) or self._keys.get(path)
         return self._nodes.size(f"{path}/{keys[0].name}" if keys else path)
 
     # Nodes
 
-    def _create(self, operation: Creation) -> None:
+    def _create_node(self, operation: Creation) -> None:
         if operation.path in self._progress:
             self._check_existing(operation)
             if operation.path in self._progress:
@@ -437,25 +437,25 @@ class TiledCatalog:
     def _create_or_adopt(self, operation: Creation, *, tolerated_failures: int | None = None) -> None:
         path = operation.path
         if path in self._settling:
-            self._adopt(operation, made_here=False)
+            self._adopt_node(operation, made_here=False)
             return
         try:
             self._nodes.create(operation, tolerated_failures=tolerated_failures)
         except Refused as error:
             if error.status != 409:
                 raise
-            self._adopt(operation, made_here=error.may_be_ours)
+            self._adopt_node(operation, made_here=error.may_be_ours)
         else:
             crash_point("catalog: node created")
             if isinstance(operation, CreateTable):
                 self._set_columns(path, arrow_columns(operation.columns))
             if isinstance(operation, CreateArray):
                 self._remember_array(operation)
-            self._record(path, 0)
+            self._record_progress(path, 0)
         if "/" not in path:
             self._nodes.probe.run = path
 
-    def _adopt(self, operation: Creation, *, made_here: bool) -> None:
+    def _adopt_node(self, operation: Creation, *, made_here: bool) -> None:
         """Take over an existing node: from before a crash, or from another host that wrote the run.
 
         Raises
@@ -488,15 +488,15 @@ class TiledCatalog:
             self._adopt_table(operation)
         else:
             self._initial_extents[path] = self._extent_of(operation, attributes)
-            self._record(path, 0)
+            self._record_progress(path, 0)
 
     def _adopt_table(self, operation: CreateTable) -> None:
         path = operation.path
         columns = self._nodes.columns(path)
         self._set_columns(path, columns)
         if self._nodes.size(f"{path}/{columns[0][0]}"):
-            self._doubt(path, "")
-        self._record(path, 0)
+            self._mark_doubted(path, "")
+        self._record_progress(path, 0)
         self._check_columns(operation)
 
     def _wait_until_unchanged(self, operation: Creation) -> None:
@@ -575,14 +575,14 @@ class TiledCatalog:
         progress = self._progress[path]
         found = extent(self._nodes.read(path)["data_sources"][0])
         if found > max(progress.rows, progress.intent or 0, *rows_of_zeros):
-            self._more.append(f"rows in {_below(path)}")
+            self._more.append(f"rows in {_path_in_run(path)}")
             self.refuse()
         self._ledger.note("array made anew", node=path, type=operation.dtype, shape=list(operation.shape))
-        self._remove(path)
+        self._delete_node(path)
 
     # Tables with rows that were not written from this journal
 
-    def _doubt(self, path: str, reason: str) -> None:
+    def _mark_doubted(self, path: str, reason: str) -> None:
         """Suspend changes to a table until the journal is proved to contain all of its rows.
 
         With a reason other than "" the table is rewritten after the proof.
@@ -606,17 +606,17 @@ class TiledCatalog:
             Difference, for the history.
         """
         if path != shown:
-            self._repair(shown, reason, rewrite=True)
-        self._doubt(path, reason)
+            self._start_repair(shown, reason, rewrite=True)
+        self._mark_doubted(path, reason)
         raise NodeRewound(path, reason)
 
-    def _trust(self, path: str) -> None:
+    def _clear_doubt(self, path: str) -> None:
         self._proofs.pop(path, None)
         if path in self._doubted:
             self._doubted = {other: reason for other, reason in self._doubted.items() if other != path}
             self._ledger.set(_DOUBTED, self._doubted)
 
-    def _prove(self, path: str, operation: AppendRows) -> None:
+    def _extend_proof(self, path: str, operation: AppendRows) -> None:
         """Add the journal's next rows to the proof of a table; return if the table is proved, or not yet.
 
         A proved table that holds exactly the journal's first rows is continued after them. A proved table with
@@ -641,10 +641,10 @@ class TiledCatalog:
         reason = self._doubted[path]
         if not reason and not proof.is_beginning:
             reason = f"has {proof.found} rows, some of them more than once"
-        self._trust(path)
+        self._clear_doubt(path)
         if reason:
-            self._repair(operation.path, reason, rewrite=True)
-        self._record(path, proof.found)
+            self._start_repair(operation.path, reason, rewrite=True)
+        self._record_progress(path, proof.found)
         if self._columns[path] != arrow_columns(operation.columns):
             raise NodeRewound(path, "needs other columns")
 
@@ -661,7 +661,7 @@ class TiledCatalog:
         self._unseen.discard(path)
         found = self._nodes.size(f"{path}/{key_columns(operation.columns)[0].name}")
         if found > (known := self._progress[path].rows):
-            self._doubt(path, "")
+            self._mark_doubted(path, "")
             raise NodeRewound(path, f"has {found} rows where {known} are expected")
 
     def _record_initial_extent(self, path: str) -> None:
@@ -674,7 +674,7 @@ class TiledCatalog:
 
     def _check_columns(self, operation: CreateTable) -> None:
         """Start or continue the rewrite of an existing table if its columns must change."""
-        path = self._target(operation.path)
+        path = self._target_path(operation.path)
         if path in self._doubted:
             # The rows come again from the first one, so the proof starts again.
             self._proofs.pop(path, None)
@@ -688,24 +688,24 @@ class TiledCatalog:
             return
         if rewrite is not None and rewrite.until < _NEVER and self._columns.get(operation.path) == wanted:
             # The table has the required columns after all, for example because the server refused those of the copy.
-            self._discard(rewrite.copy)
+            self._discard_copy(rewrite.copy)
             self._set_rewrite(operation.path, None)
             return
         if rewrite is None or rewrite.columns != wanted:
             progress = self._progress[operation.path]
             if progress.intent is not None:
-                self._settle(operation.path, operation, progress.rows, progress.intent)
+                self._determine_outcome(operation.path, operation, progress.rows, progress.intent)
             self._check_foreign_rows(operation.path, operation)
             if rewrite is not None:
-                self._discard(rewrite.copy)
+                self._discard_copy(rewrite.copy)
             rewrite = Rewrite(operation.path + _REWRITE_SUFFIX, wanted, self._progress[operation.path].rows)
             self._ledger.note("rewriting", node=operation.path, rows=rewrite.until)
             self._set_rewrite(operation.path, rewrite)
             crash_point("catalog: rewrite begun")
-        self._create(replace(operation, path=rewrite.copy))
+        self._create_node(replace(operation, path=rewrite.copy))
         self._finish_rewrite(operation.path)
 
-    def _target(self, path: str) -> str:
+    def _target_path(self, path: str) -> str:
         """Return the path to which a node's rows are written now: the node itself or the copy of its rewrite."""
         rewrite = self._rewrites.get(path)
         return path if rewrite is None or rewrite.swapped else rewrite.copy
@@ -738,19 +738,19 @@ class TiledCatalog:
             crash_point("catalog: rewrite shown")
             self._nodes.read(path)
             self._set_columns(path, rewrite.columns)
-            self._record(path, rows)
+            self._record_progress(path, rows)
             self._set_rewrite(path, replace(rewrite, swapped=True))
             crash_point("catalog: rewrite recorded")
-        self._discard(rewrite.copy)
+        self._discard_copy(rewrite.copy)
         self._set_rewrite(path, None)
         self._ledger.note("rewritten", node=path, rows=self._progress[path].rows)
 
-    def _discard(self, copy: str) -> None:
+    def _discard_copy(self, copy: str) -> None:
         """Delete the node of a copy but not its rows."""
         self._nodes.detach(copy)
         crash_point("catalog: copy detached")
-        self._trust(copy)
-        self._remove(copy)
+        self._clear_doubt(copy)
+        self._delete_node(copy)
 
     def _remove_probe_table(self) -> None:
         """Delete the table that a probe left because its deletion failed or its process was killed."""
@@ -784,14 +784,14 @@ class TiledCatalog:
                 stream = path.rpartition("/")[0]
                 journaled = [rows for node, rows in self._journaled.items() if node.startswith(stream + "/")]
                 if extent(source) > max(journaled, default=0):
-                    self._more.append(f"rows in {_below(path)}")
+                    self._more.append(f"rows in {_path_in_run(path)}")
                     self.refuse()
                 self._ledger.note("removed", node=path)
-                self._record(path, 0)
-        self._remove(path)
+                self._record_progress(path, 0)
+        self._delete_node(path)
         self._removed.add(path)
 
-    def _remove(self, path: str) -> None:
+    def _delete_node(self, path: str) -> None:
         if path in self._progress:
             self._nodes.delete(path)
             crash_point("catalog: node deleted")
@@ -800,7 +800,7 @@ class TiledCatalog:
 
     # Audits of complete nodes
 
-    def _audit(self, operation: Audit) -> None:
+    def _audit_node(self, operation: Audit) -> None:
         """Compare a node with the rows that were sent, and have it rewritten if it differs.
 
         The server may have carried out a request with a lost response after the quiet period.
@@ -814,14 +814,14 @@ class TiledCatalog:
         TiledHasMore
             The journal was not proved to contain the node's rows.
         """
-        path = self._target(operation.path)
+        path = self._target_path(operation.path)
         if path in self._doubted or path in self._foreign_arrays:
             self.refuse()
         if operation.columns:
             if reason := self._compare_rows(path, operation):
                 self._reject_rows(path, operation.path, reason)
         elif reason := self._compare_shape(path, operation):
-            self._repair(operation.path, reason, rewrite=False)
+            self._start_repair(operation.path, reason, rewrite=False)
         crash_point("catalog: audited")
         self._finish_rewrite(operation.path, complete=True)
 
@@ -856,7 +856,7 @@ class TiledCatalog:
             self.refuse()
         return "" if rows == operation.rows else f"has a length of {rows} where {operation.rows} is expected"
 
-    def _repair(self, path: str, reason: str, *, rewrite: bool) -> NoReturn:
+    def _start_repair(self, path: str, reason: str, *, rewrite: bool) -> NoReturn:
         """Have a node's rows sent again: with `rewrite`, to a copy of the table; otherwise in place.
 
         Raises
@@ -877,10 +877,10 @@ class TiledCatalog:
             columns = self._columns[path]
             if (unfinished := self._rewrites.get(path)) is not None:
                 columns = unfinished.columns
-                self._discard(unfinished.copy)
+                self._discard_copy(unfinished.copy)
             self._set_rewrite(path, Rewrite(path + _REWRITE_SUFFIX, columns, _NEVER))
         else:
-            self._record(path, 0)
+            self._record_progress(path, 0)
         raise NodeRewound(path, reason)
 
     def _record_lost_response(self, path: str) -> None:
@@ -911,17 +911,17 @@ class TiledCatalog:
 
     # Rows
 
-    def _grow(self, path: str, operation: Growth) -> None:
+    def _grow_node(self, path: str, operation: Growth) -> None:
         if isinstance(operation, WriteArray) and path in self._foreign_arrays:
             self._replace_array(path, operation)
             return
         if isinstance(operation, AppendRows) and path in self._doubted:
-            self._prove(path, operation)
+            self._extend_proof(path, operation)
             if path in self._doubted:
                 return
         progress = self._progress[path]
         if progress.intent is not None:
-            self._settle(path, operation, progress.rows, progress.intent)
+            self._determine_outcome(path, operation, progress.rows, progress.intent)
         done = self._progress[path].rows
         if operation.stop <= done:
             return
@@ -933,15 +933,15 @@ class TiledCatalog:
             self._record_initial_extent(path)
         if isinstance(operation, ExtendExternal):
             if extent(operation.data_source) <= self._initial_extents.get(path, -1):
-                self._record(path, operation.stop)
+                self._record_progress(path, operation.stop)
             else:
-                self._attempt(path, operation)
+                self._send_growth(path, operation)
             return
-        for piece in self._pieces(path, operation.rows(done, operation.stop)):
+        for piece in self._split_operation(path, operation.rows(done, operation.stop)):
             if isinstance(piece, WriteArray) and self._is_there(path, piece):
-                self._record(path, piece.stop)
+                self._record_progress(path, piece.stop)
             else:
-                self._attempt(path, piece)
+                self._send_growth(path, piece)
 
     def _is_there(self, path: str, operation: WriteArray) -> bool:
         """Return True if the array holds these rows already because another process has written them."""
@@ -950,7 +950,7 @@ class TiledCatalog:
         found = self._nodes.rows_of_array(path, operation.first, operation.stop)
         return found == numpy.ascontiguousarray(operation.values).tobytes()
 
-    def _pieces(self, path: str, operation: AppendRows | WriteArray) -> Iterator[AppendRows | WriteArray]:
+    def _split_operation(self, path: str, operation: AppendRows | WriteArray) -> Iterator[AppendRows | WriteArray]:
         """Yield the operation in parts that fit into one request; the limit may shrink during the iteration."""
         first = operation.first
         while first < operation.stop:
@@ -967,7 +967,7 @@ class TiledCatalog:
             self._max_rows[path] = limit
         return limit
 
-    def _attempt(self, path: str, operation: Growth) -> None:
+    def _send_growth(self, path: str, operation: Growth) -> None:
         """Send one growth, with its intent recorded before and its completion after.
 
         Raises
@@ -976,7 +976,7 @@ class TiledCatalog:
             The outcome is unknown.
         """
         rows = self._progress[path].rows
-        self._record(path, rows, operation.stop)
+        self._record_progress(path, rows, operation.stop)
         crash_point("catalog: growth intended")
         started = self._clock()
         try:
@@ -984,40 +984,40 @@ class TiledCatalog:
         except Ambiguous as error:
             if isinstance(error, NotTiled) and self._can_be_split(error.status, operation):
                 # A gateway does not forward a request that is too large for it, so nothing was carried out.
-                self._record(path, rows)
+                self._record_progress(path, rows)
                 self._max_rows[path] = (operation.stop - operation.first) // 2
                 return
             self._record_lost_response(path)
-            self._took(self._clock() - started)
+            self._record_duration(self._clock() - started)
             self._ledger.note("ambiguous", operation=describe_operation(operation), reason=str(error))
             log.warning("%s may or may not have been done (%s); looking.", describe_operation(operation), error)
             raise NodeNotQuiet from error
         except Stopped:
             # It is raised only between two attempts, and only an attempt that was not processed is repeated.
-            self._record(path, rows)
+            self._record_progress(path, rows)
             raise
         except Refused as error:
-            self._record(path, rows)
+            self._record_progress(path, rows)
             if not self._can_be_split(error.status, operation):
                 raise
             self._max_rows[path] = (operation.stop - operation.first) // 2
         else:
             crash_point("catalog: growth done")
-            self._took(self._clock() - started)
-            self._record(path, operation.stop)
+            self._record_duration(self._clock() - started)
+            self._record_progress(path, operation.stop)
 
     @staticmethod
     def _can_be_split(status: int, operation: Growth) -> bool:
         """Return True if smaller requests may succeed."""
         return status == 413 and operation.stop - operation.first > 1 and not isinstance(operation, ExtendExternal)
 
-    def _took(self, seconds: float) -> None:
+    def _record_duration(self, seconds: float) -> None:
         """Update the decaying maximum of request durations; store it if it determines the quiet period."""
         before, self._slowest_append = self._slowest_append, max(seconds, _FORGETTING * self._slowest_append)
         if 3 * max(before, self._slowest_append) > self._quiet_period:
             self._ledger.set(_SLOWEST, self._slowest_append)
 
-    def _settle(self, path: str, operation: Growth | CreateTable, rows: int, intent: int) -> None:
+    def _determine_outcome(self, path: str, operation: Growth | CreateTable, rows: int, intent: int) -> None:
         """Determine the outcome of a growth whose response was lost.
 
         An append whose rows are present cannot be carried out again. An append whose rows are missing may still be in
@@ -1057,13 +1057,13 @@ class TiledCatalog:
         if table:
             self._unseen.discard(path)
         self._ledger.note("reconciled", node=path, found=size, confirmed=rows, intent=intent, quiet=round(quiet, 3))
-        self._record(path, intent if arrived else rows)
+        self._record_progress(path, intent if arrived else rows)
 
-    def _record(self, path: str, rows: int, intent: int | None = None) -> None:
+    def _record_progress(self, path: str, rows: int, intent: int | None = None) -> None:
         self._ledger.set_progress(path, rows, intent)
         self._progress[path] = NodeProgress(rows, intent)
 
 
-def _below(path: str) -> str:
+def _path_in_run(path: str) -> str:
     """Return a node's path below its run; "the run" for the run itself."""
     return path.partition("/")[2] or "the run"

@@ -83,7 +83,7 @@ class _Failing:
     write_probes: int = 0
 
 
-def _shortened(timeout: httpx.Timeout, limit: float) -> httpx.Timeout:
+def _limit_timeout(timeout: httpx.Timeout, limit: float) -> httpx.Timeout:
     return httpx.Timeout(**{phase: min(seconds or limit, limit) for phase, seconds in timeout.as_dict().items()})
 
 
@@ -166,7 +166,7 @@ class Connection:
         self._poison_after = poison_after
         self._patience = patience
         self._write_slots = turns
-        self._timeout = TIMEOUT if patience is None else _shortened(TIMEOUT, patience)
+        self._timeout = TIMEOUT if patience is None else _limit_timeout(TIMEOUT, patience)
         self._client: Client | None = None
         self.probe = DatabaseProbe()
         self._failing: dict[str, _Failing] = {}
@@ -249,7 +249,7 @@ class Connection:
 
         def once() -> httpx.Response:
             try:
-                return self._once(
+                return self._send_once(
                     what,
                     method,
                     endpoint,
@@ -274,17 +274,17 @@ class Connection:
                 failures = 0
             return isinstance(error, NotProcessed) or (repeat and isinstance(error, Ambiguous))
 
-        return self._persistently(what, once, again, failures_expected=tolerated_failures is not None)
+        return self._send_with_retries(what, once, again, failures_expected=tolerated_failures is not None)
 
     def databases_can_read(self) -> bool:
         """Return True if the server can read from its databases."""
-        return self.probe.reads(self._ask)
+        return self.probe.reads(self._send_probe_request)
 
     def databases_can_write(self) -> bool:
         """Return True if the server can read from and write to its databases."""
-        return self.databases_can_read() and self.probe.writes(self._ask)
+        return self.databases_can_read() and self.probe.writes(self._send_probe_request)
 
-    def _ask(
+    def _send_probe_request(
         self,
         method: str,
         endpoint: str,
@@ -300,14 +300,14 @@ class Connection:
         headers = {"Accept-Encoding": "identity", **({} if body is None else {"Content-Type": content_type})}
         arguments = {"content": body, "headers": headers, "params": params, "timeout": _PROBE_TIMEOUT_SECONDS}
         try:
-            response = self._request(method, endpoint, path, **arguments)
+            response = self._send_request(method, endpoint, path, **arguments)
         except (NotProcessed, Ambiguous):
             # Try once more: uvicorn closes a connection after a 500 response, so a pooled one may be dead.
-            response = self._request(method, endpoint, path, **arguments)
+            response = self._send_request(method, endpoint, path, **arguments)
         raise_for_response(response)
         return response
 
-    def _persistently(
+    def _send_with_retries(
         self,
         what: str,
         once: Callable[[], httpx.Response],
@@ -329,20 +329,20 @@ class Connection:
             retry=tenacity.retry_if_exception(again),
             stop=tenacity.stop_never if self._patience is None else _OutOfPatience(self._patience),
             wait=_Wait(self._patience),
-            sleep=self._sleep,
+            sleep=self._sleep_interruptibly,
             before_sleep=before_sleep,
             retry_error_callback=None if self._patience is None else give_up,
             reraise=True,
         )
         response: httpx.Response = retrying(once)
-        self._recovered()
+        self._report_recovery()
         return response
 
-    def _sleep(self, seconds: float) -> None:
+    def _sleep_interruptibly(self, seconds: float) -> None:
         if self._stopping.wait(seconds):
             raise Stopped("Stopped while waiting for Tiled.")
 
-    def _connected(self) -> Client:
+    def _ensure_client(self) -> Client:
         if self._client is None:
             try:
                 client = self._connect()
@@ -363,12 +363,12 @@ class Connection:
         assert self._client is not None
         return self._client
 
-    def _once(
+    def _send_once(
         self, what: str, method: str, endpoint: str, path: str, *, may_be_poison: bool, **arguments: Any
     ) -> httpx.Response:
         """Send a request once and update the state of the server from the response or its absence."""
         try:
-            response = self._request(method, endpoint, path, **arguments)
+            response = self._send_request(method, endpoint, path, **arguments)
             raise_for_response(response, str((arguments["params"] or {}).get("format", "application/json")))
         except ServerFailed as error:
             if may_be_poison:
@@ -388,9 +388,9 @@ class Connection:
         self._note_answer(what, well=True)
         return response
 
-    def _request(self, method: str, endpoint: str, path: str, **arguments: Any) -> httpx.Response:
-        client = self._connected()
-        url = f"{client.context.api_uri}{endpoint}/{_quoted([*client.path_parts, *path.split('/')])}"
+    def _send_request(self, method: str, endpoint: str, path: str, **arguments: Any) -> httpx.Response:
+        client = self._ensure_client()
+        url = f"{client.context.api_uri}{endpoint}/{_quote_segments([*client.path_parts, *path.split('/')])}"
         turns = None if method == "GET" else self._write_slots
         try:
             with nullcontext() if turns is None else turns.turn(self._stopping):
@@ -424,7 +424,7 @@ class Connection:
         self._note_presence(well=True)
         if failing.failures < POISON_FAILURES or time.monotonic() - failing.since <= self._poison_after:
             return
-        if not self.probe.writes(self._ask):
+        if not self.probe.writes(self._send_probe_request):
             self._note_answer(what, well=False)
             return
         failing.write_probes += 1
@@ -453,12 +453,12 @@ class Connection:
         log.log(level, "Tiled does not take requests (%s); trying again %s.", error, until)
         self._report("waiting", reason=str(error))
 
-    def _recovered(self) -> None:
+    def _report_recovery(self) -> None:
         if self._reported:
             self._reported.clear()
             log.info("Tiled takes requests again.")
             self._report("resumed")
 
 
-def _quoted(segments: list[str]) -> str:
+def _quote_segments(segments: list[str]) -> str:
     return "/".join(quote(segment, safe="") for segment in segments if segment)

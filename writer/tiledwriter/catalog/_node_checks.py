@@ -104,11 +104,11 @@ class TableCheck(NodeCheck):
         assert isinstance(operation, AppendRows)
         if self._absent and set(self._absent) & set(self._keys):
             return
-        table = self._opened()
+        table = self._open_table()
         names = [column.name for column in operation.columns]
         columns = dict(zip(names, zip(operation.columns, operation.values, strict=True), strict=True))
         if self._places is None:
-            keys = numpy.stack([_numbers(columns[name][1]) for name in self._keys], axis=1)
+            keys = numpy.stack([_key_floats(columns[name][1]) for name in self._keys], axis=1)
             self._expected_keys.append(keys)
             self.rows = operation.stop
             found = self._found_keys(operation.first, operation.stop)
@@ -128,7 +128,7 @@ class TableCheck(NodeCheck):
         """Return True once, to start a second pass by key, if the rows are not the expected ones in order."""
         if self._places is not None or not self._expected_keys:
             return False
-        found = self._opened().rows
+        found = self._open_table().rows
         required = self.rows if self._required is None else min(self._required, self.rows)
         if self._aligned and required <= found <= self.rows:
             return False
@@ -149,15 +149,15 @@ class TableCheck(NodeCheck):
             problems += tally.finding(self.where, "{} values differ", name)
         return problems
 
-    def _opened(self) -> StoredTable:
+    def _open_table(self) -> StoredTable:
         if self._table is None:
             self._table = self._stored.table(self.path, [*self._keys, *self._values])
         return self._table
 
     def _found_keys(self, first: int, stop: int) -> Array:
-        table = self._opened()
+        table = self._open_table()
         parts = [table.column(name).slice(first, max(stop - first, 0)).to_numpy() for name in self._keys]
-        return numpy.stack([_numbers(part) for part in parts], axis=1)
+        return numpy.stack([_key_floats(part) for part in parts], axis=1)
 
     def _compare_values(self, name: str, expected: pyarrow.Array, found: pyarrow.ChunkedArray, places: Array) -> None:
         if pyarrow.chunked_array([expected]).equals(found):
@@ -242,15 +242,15 @@ class ExternalCheck(NodeCheck):
     def findings(self) -> list[Finding]:
         found = self._found["data_sources"][0]
         if self._required is not None:
-            return self._confirmed(found)
-        wanted, have = _told(self._source), _told(found)
+            return self._check_length(found)
+        wanted, have = _compared_parts(self._source), _compared_parts(found)
         differing = [name for name in wanted if wanted[name] != have.get(name)]
         return [
             Finding(self.where, f"is registered with other {name}", examples=(Example(None, wanted[name], have[name]),))
             for name in differing
         ]
 
-    def _confirmed(self, found: Mapping[str, Any]) -> list[Finding]:
+    def _check_length(self, found: Mapping[str, Any]) -> list[Finding]:
         wanted, have = self._source["structure"].get("shape"), found["structure"].get("shape")
         if not wanted or not have or have[0] >= wanted[0]:
             return []
@@ -277,20 +277,23 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and value != value)  # noqa: PLR0124
 
 
-def _numbers(values: Sequence[Any]) -> Array:
+def _key_floats(values: Sequence[Any]) -> Array:
     """Return key values as floats, with -inf for missing ones so that they compare equal."""
     numbers = numpy.asarray(values, numpy.float64)
     return numpy.nan_to_num(numbers, nan=-numpy.inf, posinf=numpy.inf, neginf=-numpy.inf)
 
 
-def _told(source: Mapping[str, Any]) -> dict[str, Any]:
+def _compared_parts(source: Mapping[str, Any]) -> dict[str, Any]:
     """Return the compared parts of a data source, in the form in which Tiled returns them."""
     structure = source["structure"]
     told = {"mimetype": source["mimetype"], "parameters": source["parameters"]}
-    told |= {name: _lists(structure.get(name)) for name in ("shape", "chunks", "data_type", "columns", "npartitions")}
+    told |= {
+        name: _tuples_to_lists(structure.get(name))
+        for name in ("shape", "chunks", "data_type", "columns", "npartitions")
+    }
     told["files"] = [asset["data_uri"] for asset in sorted(source["assets"], key=lambda asset: asset["num"] or 0)]
     return told
 
 
-def _lists(value: Any) -> Any:
-    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
+def _tuples_to_lists(value: Any) -> Any:
+    return [_tuples_to_lists(item) for item in value] if isinstance(value, list | tuple) else value

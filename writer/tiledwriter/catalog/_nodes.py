@@ -82,13 +82,13 @@ class Nodes:
         response = self._connection.send(
             "POST", endpoint, parent, json=node_body(operation, key), tolerated_failures=tolerated_failures
         )
-        self._remember(operation.path, response.json().get("data_sources"))
+        self._cache_data_source(operation.path, response.json().get("data_sources"))
 
     def read(self, path: str) -> dict[str, Any]:
         """Return a node's attributes, including its data sources."""
         response = self._connection.send("GET", "metadata", path, params={"include_data_sources": True})
         attributes: dict[str, Any] = response.json()["data"]["attributes"]
-        self._remember(path, attributes.get("data_sources"))
+        self._cache_data_source(path, attributes.get("data_sources"))
         return attributes
 
     def detach(self, path: str) -> None:
@@ -113,7 +113,7 @@ class Nodes:
 
     def set_metadata(self, path: str, metadata: Mapping[str, Any]) -> None:
         """Set these top-level keys of a node's metadata."""
-        patch = [{"op": "add", "path": "/" + _pointer(key), "value": value} for key, value in metadata.items()]
+        patch = [{"op": "add", "path": "/" + _escape_key(key), "value": value} for key, value in metadata.items()]
         body = {"content-type": "application/json-patch+json", "metadata": patch, "specs": None}
         self._connection.send("PATCH", "metadata", path, json=body, params={"drop_revision": True})
 
@@ -195,7 +195,7 @@ class Nodes:
 
     def below(self, path: str) -> Iterator[str]:
         """Yield the paths of all nodes below a container, at any depth."""
-        for node in self._children(path, "structure_family"):
+        for node in self._list_children(path, "structure_family"):
             child = f"{path}/{node['id']}"
             yield child
             if node["attributes"]["structure_family"] == "container":
@@ -203,11 +203,11 @@ class Nodes:
 
     def runs(self) -> Iterator[str]:
         """Yield the keys of all runs in the container that runs are written to, including those of other writers."""
-        for node in self._children("", "specs"):
+        for node in self._list_children("", "specs"):
             if any(spec["name"] == RUN_SPEC[0] for spec in node["attributes"]["specs"] or ()):
                 yield str(node["id"])
 
-    def _children(self, path: str, fields: str) -> Iterator[dict[str, Any]]:
+    def _list_children(self, path: str, fields: str) -> Iterator[dict[str, Any]]:
         offset = 0
         while True:
             params = {"fields": fields, "page[offset]": offset, "page[limit]": _NODES_PER_PAGE}
@@ -239,7 +239,7 @@ class Nodes:
             self._write_rows(path, operation)
         else:
             source = {**operation.new_data_source, "id": self.data_source(path)["id"]}
-            params = {"patch_offset": _numbers(operation.offset), "patch_shape": _numbers(operation.shape)}
+            params = {"patch_offset": _join_numbers(operation.offset), "patch_shape": _join_numbers(operation.shape)}
             self.put_data_source(path, source, repeat=False, params=params)
 
     def _write_rows(self, path: str, operation: WriteArray) -> None:
@@ -253,7 +253,7 @@ class Nodes:
             "PATCH",
             "array/full",
             path,
-            params={"offset": str(operation.first), "shape": _numbers(values.shape), "extend": True},
+            params={"offset": str(operation.first), "shape": _join_numbers(values.shape), "extend": True},
             content=values.tobytes(),
             content_type="application/octet-stream",
             repeat=False,
@@ -328,14 +328,14 @@ class Nodes:
         self.delete(operation.path)
         return str(made["assets"][0]["data_uri"])
 
-    def _remember(self, path: str, data_sources: Any) -> None:
+    def _cache_data_source(self, path: str, data_sources: Any) -> None:
         if data_sources:
             self._data_sources[path] = data_sources[0]
 
 
 def arrow_columns(columns: Iterable[Column]) -> list[list[str]]:
     """Return the names and Arrow types of columns in the form of `Nodes.columns`."""
-    return [[field.name, str(field.type)] for field in _schema(columns)]
+    return [[field.name, str(field.type)] for field in _arrow_schema(columns)]
 
 
 def node_body(operation: Creation, key: str) -> dict[str, Any]:
@@ -348,7 +348,7 @@ def node_body(operation: Creation, key: str) -> dict[str, Any]:
         "access_tags": None if operation.access_tags is None else list(operation.access_tags),
     }
     if isinstance(operation, CreateContainer):
-        return {**body, "structure_family": "container", "specs": _specs(operation.specs)}
+        return {**body, "structure_family": "container", "specs": _encode_specs(operation.specs)}
     source = _data_source_of(operation)
     return {**body, "structure_family": source["structure_family"], "data_sources": [source]}
 
@@ -358,7 +358,7 @@ def _data_source_of(operation: CreateTable | CreateArray | RegisterExternal) -> 
         return dict(operation.data_source)
     source: dict[str, Any] = {"assets": [], "management": "writable", "properties": {}}
     if isinstance(operation, CreateTable):
-        structure = TableStructure.from_schema(_schema(operation.columns), 1)
+        structure = TableStructure.from_schema(_arrow_schema(operation.columns), 1)
         return source | {
             "structure_family": "table",
             "mimetype": "application/x-tiled-sql-table",
@@ -453,7 +453,7 @@ def order_of(source: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(item["column"] for item in source["parameters"].get("order_by_args") or ())
 
 
-def _specs(specs: Specs) -> list[dict[str, str | None]]:
+def _encode_specs(specs: Specs) -> list[dict[str, str | None]]:
     return [{"name": name, "version": version} for name, version in specs]
 
 
@@ -461,12 +461,12 @@ def _order_by(columns: tuple[str, ...]) -> list[dict[str, str]]:
     return [{"column": column, "direction": "asc"} for column in columns]
 
 
-def _schema(columns: Iterable[Column]) -> pyarrow.Schema:
+def _arrow_schema(columns: Iterable[Column]) -> pyarrow.Schema:
     return pyarrow.schema([(column.name, arrow_type(column.type)) for column in columns])
 
 
 def _arrow_file(operation: AppendRows) -> bytes:
-    schema = _schema(operation.columns)
+    schema = _arrow_schema(operation.columns)
     arrays = [pyarrow.array(values, field.type) for values, field in zip(operation.values, schema, strict=True)]
     sink = pyarrow.BufferOutputStream()
     with pyarrow.ipc.new_file(sink, schema) as writer:
@@ -474,10 +474,10 @@ def _arrow_file(operation: AppendRows) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _pointer(key: str) -> str:
+def _escape_key(key: str) -> str:
     """Escape a metadata key as a segment of a JSON pointer."""
     return key.replace("~", "~0").replace("/", "~1")
 
 
-def _numbers(values: Iterable[int]) -> str:
+def _join_numbers(values: Iterable[int]) -> str:
     return ",".join(map(str, values))

@@ -59,29 +59,29 @@ class DatabaseProbe:
         path = f"{self.run}/{PROBE_KEY}" if self.run else PROBE_KEY
         self.on_table(path)
         try:
-            self._make(ask, path)
+            self._create_table(ask, path)
             ask("PATCH", "table/partition", path, params={"partition": 0}, **_one_row())
-            found = _rows(ask("GET", "metadata", f"{path}/{_COLUMN}", params={"fields": "structure"}))
-            self._remove(ask, path)
+            found = _row_count(ask("GET", "metadata", f"{path}/{_COLUMN}", params={"fields": "structure"}))
+            self._delete_node(ask, path)
         except ServerError:
             return False
         self.on_table(None)
         return found == 1
 
-    def _make(self, ask: Ask, path: str) -> None:
+    def _create_table(self, ask: Ask, path: str) -> None:
         """Create the table; if an earlier probe left one, delete that first."""
         parent, _, key = path.rpartition("/")
         try:
-            ask("POST", "metadata", parent, json=_table(key))
+            ask("POST", "metadata", parent, json=_table_body(key))
         except Refused as error:
             if error.status != 409:
                 raise
             # Do not read that table: it may be detached already, and Tiled answers 500 to requests for the rows of a
             # table without a `dataset_id`.
-            self._remove(ask, path)
-            ask("POST", "metadata", parent, json=_table(key))
+            self._delete_node(ask, path)
+            ask("POST", "metadata", parent, json=_table_body(key))
 
-    def _remove(self, ask: Ask, path: str) -> None:
+    def _delete_node(self, ask: Ask, path: str) -> None:
         """Delete the node but not its row; see `Rewrite` for the reason."""
         attributes = ask("GET", "metadata", path, params={"include_data_sources": True}).json()["data"]["attributes"]
         ask("PUT", "data_source", path, json={"data_source": without_rows(attributes["data_sources"][0])})
@@ -93,12 +93,12 @@ def without_rows(source: Mapping[str, Any]) -> dict[str, Any]:
     return {**source, "parameters": {**source["parameters"], "dataset_id": None}}
 
 
-def _schema() -> pyarrow.Schema:
+def _probe_schema() -> pyarrow.Schema:
     return pyarrow.schema([(_COLUMN, pyarrow.int64())])
 
 
-def _table(key: str) -> dict[str, Any]:
-    structure = TableStructure.from_schema(_schema(), 1)
+def _table_body(key: str) -> dict[str, Any]:
+    structure = TableStructure.from_schema(_probe_schema(), 1)
     source = {
         "structure_family": "table",
         "mimetype": "application/x-tiled-sql-table",
@@ -125,11 +125,11 @@ def _table(key: str) -> dict[str, Any]:
 
 def _one_row() -> dict[str, Any]:
     sink = pyarrow.BufferOutputStream()
-    with pyarrow.ipc.new_file(sink, _schema()) as writer:
-        writer.write_table(pyarrow.table({_COLUMN: [1]}, schema=_schema()))
+    with pyarrow.ipc.new_file(sink, _probe_schema()) as writer:
+        writer.write_table(pyarrow.table({_COLUMN: [1]}, schema=_probe_schema()))
     return {"content": bytes(sink.getvalue()), "content_type": ARROW_FILE}
 
 
-def _rows(answer: httpx.Response) -> int:
+def _row_count(answer: httpx.Response) -> int:
     structure = answer.json()["data"]["attributes"]["structure"] or {}
     return int((structure.get("shape") or [0])[0])

@@ -79,10 +79,10 @@ def raise_for_response(response: httpx.Response, media_type: str = _JSON) -> Non
         return
     if 300 <= status < 400:
         raise NotTiled(status, f"redirected to {response.headers.get('Location', 'nowhere')}")
-    detail = _detail(response)
+    detail = _error_detail(response)
     text = response.reason_phrase if detail is None else detail
     if status == 429:
-        raise NotProcessed(f"429: {text}", _seconds(response.headers.get("Retry-After")))
+        raise NotProcessed(f"429: {text}", _parse_retry_after(response.headers.get("Retry-After")))
     if status in _PAUSE_STATUSES:
         raise Paused(f"{status}: {text}")
     if status in _AMBIGUOUS_STATUSES or status > 500:
@@ -110,7 +110,7 @@ def _media_type(response: httpx.Response) -> str:
     return str(response.headers.get("Content-Type", "")).partition(";")[0].strip().lower()
 
 
-def _detail(response: httpx.Response) -> str | None:
+def _error_detail(response: httpx.Response) -> str | None:
     """Return the error text of Tiled, at most 2000 characters; None if the response is not from Tiled."""
     if _media_type(response) != _JSON:
         return None
@@ -121,7 +121,7 @@ def _detail(response: httpx.Response) -> str | None:
     return str(content["detail"])[:2000] if isinstance(content, dict) and "detail" in content else None
 
 
-def _seconds(header: str | None) -> float | None:
+def _parse_retry_after(header: str | None) -> float | None:
     try:
         seconds = float(header or "")
     except ValueError:

@@ -59,8 +59,8 @@ class StoredNodes:
 
     def table(self, path: str, columns: Sequence[str]) -> StoredTable:
         """Copy these columns of a table, as they are now, to `directory` and return the copy."""
-        rows = self._rows(path, columns[0])
-        files = [self._copy(path, group) for group in _groups(columns, rows)]
+        rows = self._row_count(path, columns[0])
+        files = [self._download_columns(path, group) for group in _group_columns(columns, rows)]
         return StoredTable(files)
 
     def rows_of_array(self, path: str, dtype: numpy.dtype[Any], shape: Sequence[int], first: int, stop: int) -> Array:
@@ -81,12 +81,12 @@ class StoredNodes:
         response = self._connection.send("GET", "array/full", path, params=params)
         return numpy.frombuffer(response.content, dtype).reshape((-1, *shape))
 
-    def _rows(self, path: str, column: str) -> int:
+    def _row_count(self, path: str, column: str) -> int:
         response = self._connection.send("GET", "metadata", f"{path}/{column}", params={"fields": "structure"})
         structure = response.json()["data"]["attributes"]["structure"] or {}
         return int((structure.get("shape") or [0])[0])
 
-    def _copy(self, path: str, columns: Sequence[str]) -> Path:
+    def _download_columns(self, path: str, columns: Sequence[str]) -> Path:
         params = {"partition": 0, "column": list(columns), "format": ARROW_FILE}
         response = self._connection.send("GET", "table/partition", path, params=params)
         file = self._directory / f"{next(self._numbers)}.arrow"
@@ -121,7 +121,7 @@ class StoredTable:
         return self._columns[name].slice(0, self.rows)
 
 
-def _groups(columns: Sequence[str], rows: int) -> Iterator[list[str]]:
+def _group_columns(columns: Sequence[str], rows: int) -> Iterator[list[str]]:
     """Yield groups of columns, each to be read with one request."""
     limit = max(1, MAX_BYTES // (_TYPICAL_VALUE * max(rows, 1)))
     group: list[str] = []

@@ -50,13 +50,13 @@ class WriteSlots:
         NotProcessed
             The lock files cannot be used.
         """
-        lock = self._take(stopping)
+        lock = self._acquire_slot(stopping)
         try:
             yield
         finally:
             lock.release()
 
-    def _take(self, stopping: threading.Event) -> FileLock:
+    def _acquire_slot(self, stopping: threading.Event) -> FileLock:
         while True:
             failure: OSError | None = None
             for lock in self._random.sample(self._locks, len(self._locks)):

@@ -66,7 +66,7 @@ class Report:
             "uid": self._run_uid,
             "max_array_size": self._dry_run.max_array_size,
             "complete": self._dry_run.complete,
-            "error": None if self.error is None else _error(self.error),
+            "error": None if self.error is None else _error_entry(self.error),
         }
         if self._operations:
             result["operations"] = operations
@@ -75,7 +75,7 @@ class Report:
         return result
 
 
-def _error(error: UnwritableDocument) -> dict[str, Any]:
+def _error_entry(error: UnwritableDocument) -> dict[str, Any]:
     return {"index": error.index, "name": error.name, "message": str(error)}
 
 
@@ -91,11 +91,11 @@ def _for_people(summary: Mapping[str, Any]) -> dict[str, str]:
         if name in {"operation", "path", "first", "stop"}:
             continue
         if name == "columns":
-            lines[name] = _columns(summary)
+            lines[name] = _format_columns(summary)
         elif name == "chunks":
-            lines[name] = " | ".join(_repeated(sizes) for sizes in value)
+            lines[name] = " | ".join(_format_sizes(sizes) for sizes in value)
         elif name == "assets":
-            lines["files"] = _several(value)
+            lines["files"] = _format_uris(value)
         elif name == "specs":
             lines[name] = ", ".join(" ".join(filter(None, spec)) for spec in value)
         elif isinstance(value, list):
@@ -109,7 +109,7 @@ def _for_people(summary: Mapping[str, Any]) -> dict[str, str]:
     return lines
 
 
-def _columns(summary: Mapping[str, Any]) -> str:
+def _format_columns(summary: Mapping[str, Any]) -> str:
     columns = summary["columns"]
     # The operation appends rows; the operation that created the table has listed its columns already.
     if "first" in summary:
@@ -117,12 +117,12 @@ def _columns(summary: Mapping[str, Any]) -> str:
     return ", ".join(f"{column['name']} {column['type']}" for column in columns)
 
 
-def _repeated(sizes: Sequence[int]) -> str:
+def _format_sizes(sizes: Sequence[int]) -> str:
     groups = [(size, len(list(same))) for size, same in groupby(sizes)]
     return ", ".join(f"{count} x {size}" if count > 1 else f"{size}" for size, count in groups)
 
 
-def _several(uris: Sequence[str]) -> str:
+def _format_uris(uris: Sequence[str]) -> str:
     if len(uris) <= _MANY:
         return ", ".join(uris) or "none yet"
     return f"{uris[0]}, {uris[1]}, ..., {uris[-1]} ({len(uris)} files)"

@@ -34,10 +34,10 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default="jsonl",
         help="JSON lines that can be replayed (default), or a database with a table for each kind of documents",
     )
-    export.set_defaults(command=_export)
+    export.set_defaults(command=_export_run)
 
 
-def _export(arguments: argparse.Namespace) -> ExitCode:
+def _export_run(arguments: argparse.Namespace) -> ExitCode:
     try:
         from ..journals import export_json_lines
     except ImportError as error:

@@ -47,23 +47,23 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the commands to the command line."""
     ls = commands.add_parser("ls", help="list the runs: what each is, how far it got, and why it waits")
     add_directory(ls)
-    ls.set_defaults(command=_ls, json_failure=_ls_failure)
+    ls.set_defaults(command=_list_runs, json_failure=_ls_failure)
     show = commands.add_parser("show", help="all about one run, with its history")
     show.add_argument("run", metavar="UID", help="the run's uid, the beginning of it, or a journal file")
     add_directory(show)
     show.add_argument("--operations", action="store_true", help="what it becomes in Tiled; no server is asked")
     show.add_argument("--paths", action="store_true", help="where its files are, before and after the path map")
     show.add_argument("--config", type=Path, metavar="FILE", help="for these two: the supervisor's configuration")
-    show.set_defaults(command=_show, json_failure=lambda _, message: {"uid": None, "error": message})
+    show.set_defaults(command=_show_run, json_failure=lambda _, message: {"uid": None, "error": message})
     tail = commands.add_parser("tail", help="the last that happened to one run, and what happens to it")
     tail.add_argument("run", metavar="UID", help="the run's uid, the beginning of it, or a journal file")
     add_directory(tail, json=False)
     tail.add_argument("-n", "--lines", type=int, default=10, metavar="N", help="how many lines (default 10)")
     tail.add_argument("-f", "--follow", action="store_true", help="go on until the run is written, or cannot be")
-    tail.set_defaults(command=_tail)
+    tail.set_defaults(command=_tail_run)
 
 
-def _ls(arguments: argparse.Namespace) -> ExitCode:
+def _list_runs(arguments: argparse.Namespace) -> ExitCode:
     directory = directory_of(arguments.directory)
     listed = [_summary_of(path, directory) for path in runs_in(directory)]
     summaries = sorted(filter(None, listed), key=lambda summary: summary.started or 0.0)
@@ -99,7 +99,7 @@ def _summary_of(path: Path, directory: Path) -> RunSummary | None:
 def _print_runs(summaries: Sequence[RunSummary], directory: Path) -> None:
     if summaries:
         header = ("RUN", "STARTED", "PLAN", "SCAN", "DOCUMENTS", "IN TILED", "STATE", "WAITS")
-        print_table(header, map(_row, summaries))
+        print_table(header, map(_run_row, summaries))
         counts = Counter(summary.state for summary in summaries)
         told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
         print(plain(f"{count_of_runs(len(summaries))} in {directory}: {told}"))
@@ -110,7 +110,7 @@ def _print_runs(summaries: Sequence[RunSummary], directory: Path) -> None:
         print(plain(f"documents of no known run, which nobody ships: {files}"))
 
 
-def _row(summary: RunSummary) -> Sequence[object]:
+def _run_row(summary: RunSummary) -> Sequence[object]:
     return (
         label_of(summary.uid),
         local(summary.started),
@@ -123,7 +123,7 @@ def _row(summary: RunSummary) -> Sequence[object]:
     )
 
 
-def _show(arguments: argparse.Namespace) -> ExitCode:
+def _show_run(arguments: argparse.Namespace) -> ExitCode:
     path = find(arguments.run, directory_of(arguments.directory))
     if arguments.operations or arguments.paths:
         return _show_dry_run(path, arguments)
@@ -181,7 +181,7 @@ def _show_dry_run(path: Path, arguments: argparse.Namespace) -> ExitCode:
     return ExitCode.OK if report.error is None else fail(ExitCode.FAILED, str(report.error))
 
 
-def _tail(arguments: argparse.Namespace) -> ExitCode:
+def _tail_run(arguments: argparse.Namespace) -> ExitCode:
     directory = directory_of(arguments.directory)
     path = find(arguments.run, directory)
     try:
@@ -189,7 +189,7 @@ def _tail(arguments: argparse.Namespace) -> ExitCode:
             happenings = Timeline(journal, arguments.lines)
             _print_happenings(happenings.take()[-arguments.lines :] if arguments.lines > 0 else [])
             if arguments.follow:
-                _follow(happenings, path)
+                _follow_run(happenings, path)
     except KeyboardInterrupt as interrupt:
         # Ctrl-C is the normal way to end `tail --follow`. SIGTERM is an interruption, and so is Ctrl-C without
         # `--follow`.
@@ -198,7 +198,7 @@ def _tail(arguments: argparse.Namespace) -> ExitCode:
     return ExitCode.OK
 
 
-def _follow(happenings: Timeline, path: Path) -> None:
+def _follow_run(happenings: Timeline, path: Path) -> None:
     """Print new entries of the timeline until the run has an outcome.
 
     Raises

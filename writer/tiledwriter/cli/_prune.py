@@ -33,10 +33,10 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--older-than", type=float, default=_DAYS, metavar="DAYS", help="since they were written (default 30)"
     )
     prune.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
-    prune.set_defaults(command=_prune)
+    prune.set_defaults(command=_prune_directory)
 
 
-def _prune(arguments: argparse.Namespace) -> ExitCode:
+def _prune_directory(arguments: argparse.Namespace) -> ExitCode:
     directory = directory_of(arguments.directory)
     before = time.time() - arguments.older_than * _DAY_SECONDS
     paths = runs_in(directory)
@@ -46,7 +46,7 @@ def _prune(arguments: argparse.Namespace) -> ExitCode:
     code, count, size = ExitCode.OK, 0, 0
     for path in paths:
         try:
-            pruned = _pruned(path, before, dry_run=arguments.dry_run)
+            pruned = _prune_journal(path, before, dry_run=arguments.dry_run)
         except JournalLocked as error:
             code = code or fail(ExitCode.LOCKED, f"left as it is: {error}")
             continue
@@ -63,7 +63,7 @@ def _prune(arguments: argparse.Namespace) -> ExitCode:
     return code
 
 
-def _pruned(path: Path, before: float, *, dry_run: bool) -> tuple[int, str] | None:
+def _prune_journal(path: Path, before: float, *, dry_run: bool) -> tuple[int, str] | None:
     """Delete a journal if it is old enough and no longer needed.
 
     Parameters
@@ -81,7 +81,7 @@ def _pruned(path: Path, before: float, *, dry_run: bool) -> tuple[int, str] | No
         Size of the file in bytes and a line for the output; None if the journal is kept.
     """
     with open_run_file(path) as journal:
-        written = _written(journal)
+        written = _time_written(journal)
         line = f"{journal.run_uid}  written {local(written)}"
         if written is None or written > before:
             return None
@@ -90,13 +90,13 @@ def _pruned(path: Path, before: float, *, dry_run: bool) -> tuple[int, str] | No
         return size, line
     with open_run_file_for_writing(path) as journal:
         # Documents may have arrived for the run before the journal was locked.
-        if _written(journal) != written:
+        if _time_written(journal) != written:
             return None
         journal.remove()
     return size, line
 
 
-def _written(journal: RunReader) -> float | None:
+def _time_written(journal: RunReader) -> float | None:
     """Return the Unix time since which the journal is no longer needed; None if it still is, also for a late audit."""
     if journal.get("outcome") != State.WRITTEN.value or journal.get("audit_at") is not None:
         return None

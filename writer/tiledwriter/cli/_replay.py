@@ -57,7 +57,7 @@ def run(
         for result in replay(files, options.tiled.connect, options.writing, Path(directory), ending):
             results.append(result)
             if not as_json:
-                tell(_line(result))
+                tell(_result_line(result))
     if as_json:
         print(json.dumps([asdict(result) for result in results], indent=2))
     if ending.signal is not None:
@@ -91,7 +91,7 @@ def _ended_by_signals() -> Iterator[_Ending]:
             signal.signal(number, handler)
 
 
-def _line(result: Replayed) -> str:
+def _result_line(result: Replayed) -> str:
     if result.outcome == UNREADABLE:
         return f"{result.outcome}  {result.reason}"
     reason = f"  {result.reason}" if result.reason else ""

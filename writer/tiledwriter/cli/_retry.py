@@ -27,10 +27,10 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="journal directory (default: TILEDWRITER_JOURNAL_DIR, or the user's state directory)",
     )
     retry.add_argument("--all", action="store_true", help="all runs of the directory that are in quarantine")
-    retry.set_defaults(command=_retry)
+    retry.set_defaults(command=_retry_runs)
 
 
-def _retry(arguments: argparse.Namespace) -> ExitCode:
+def _retry_runs(arguments: argparse.Namespace) -> ExitCode:
     if arguments.all:
         if arguments.directory is not None:
             return fail(ExitCode.USAGE, "give either a run or --all")
@@ -39,7 +39,7 @@ def _retry(arguments: argparse.Namespace) -> ExitCode:
         return fail(ExitCode.USAGE, "give a run, or --all")
     path = find(arguments.run, directory_of(arguments.directory))
     if not _is_failed(path):
-        return fail(ExitCode.FAILED, f"run {_uid(path)} is not in quarantine")
+        return fail(ExitCode.FAILED, f"run {_read_uid(path)} is not in quarantine")
     print(plain(_try_again(path)))
     return ExitCode.OK
 
@@ -64,21 +64,21 @@ def _retry_all(directory: Path) -> ExitCode:
 
 def _try_again(path: Path) -> str:
     """Ask the running supervisor to retry a run, or without one take it out of quarantine; return a message."""
-    uid = _uid(path)
+    uid = _read_uid(path)
     # The order matters: a supervisor that starts meanwhile finds either the request or a run out of quarantine.
     request_retry(path)
-    if not _supervised(path.parent):
+    if not _has_supervisor(path.parent):
         try:
             clear_failure(path)
         except JournalLocked:
             return f"Run {uid}: a process still has the journal open. The next supervisor tries the run again."
-        if not _supervised(path.parent):
+        if not _has_supervisor(path.parent):
             withdraw_retry(path)
             return f"Run {uid} is out of quarantine. No supervisor is running; the next one goes on with it."
     return f"Run {uid}: the supervisor was asked to try it again, and does so within seconds."
 
 
-def _supervised(directory: Path) -> bool:
+def _has_supervisor(directory: Path) -> bool:
     return FileLock(directory / ".supervisor.lock").held
 
 
@@ -87,6 +87,6 @@ def _is_failed(path: Path) -> bool:
         return bool(journal.get("outcome") == State.FAILED.value)
 
 
-def _uid(path: Path) -> str:
+def _read_uid(path: Path) -> str:
     with open_run_file(path) as journal:
         return journal.run_uid

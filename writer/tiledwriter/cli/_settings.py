@@ -32,7 +32,7 @@ def settings_of(config: Path | None, flags: dict[str, Any], *, server: bool = Tr
     try:
         return load_settings(config, flags, server=server)
     except ValidationError as error:
-        raise WrongConfiguration("; ".join(_problem(dict(item)) for item in error.errors())) from error
+        raise WrongConfiguration("; ".join(_format_problem(dict(item)) for item in error.errors())) from error
     except AddressError as error:
         raise WrongConfiguration(str(error)) from error
     except (yaml.YAMLError, TypeError, ValueError) as error:
@@ -47,7 +47,7 @@ def _require_file(config: Path) -> None:
         raise WrongConfiguration(f"there is no configuration file {config}")
 
 
-def _problem(item: dict[str, object]) -> str:
+def _format_problem(item: dict[str, object]) -> str:
     location = item.get("loc") or ()
     where = ".".join(map(str, location)) if isinstance(location, tuple) else ""
     message = str(item.get("msg", "")).removeprefix("Value error, ")

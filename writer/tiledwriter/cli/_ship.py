@@ -30,7 +30,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     ship.add_argument(
         "--any-host", action="store_true", help="also runs of other hosts' sessions, which must have ended"
     )
-    ship.set_defaults(command=_ship)
+    ship.set_defaults(command=_ship_directory)
     replay = commands.add_parser("replay", help="write runs from backups, exported documents or journals to Tiled")
     replay.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON lines, a JSON array, or a journal")
     server = replay.add_mutually_exclusive_group()
@@ -41,11 +41,11 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     replay.set_defaults(command=_replay, json_failure=_replay_failure)
 
 
-def _ship(arguments: argparse.Namespace) -> ExitCode:
+def _ship_directory(arguments: argparse.Namespace) -> ExitCode:
     directory: Path = arguments.directory
     before = labelled_runs_in(directory)
     if before:
-        status = _shipped(arguments)
+        status = _ship_runs(arguments)
         left = [path for label, path in labelled_runs_in(directory).items() if label in before]
         total = len(before)
         durable = f"{total - len(left)} of {total} runs are durable on the ingest host"
@@ -57,12 +57,12 @@ def _ship(arguments: argparse.Namespace) -> ExitCode:
     for path in unrouted:
         fail(ExitCode.INCOMPLETE, f"{path} has documents of no known run, which are not shipped")
     if left:
-        for why in _reasons(left, status, arguments.timeout):
+        for why in _unshipped_reasons(left, status, arguments.timeout):
             fail(ExitCode.INCOMPLETE, why)
     return ExitCode.INCOMPLETE if left or unrouted else ExitCode.OK
 
 
-def _shipped(arguments: argparse.Namespace) -> PublisherStatus:
+def _ship_runs(arguments: argparse.Namespace) -> PublisherStatus:
     """Ship runs until none is left or the timeout has passed; return the publisher's final status."""
     directory: Path = arguments.directory
     publisher = ZMQPublisher(
@@ -86,7 +86,7 @@ def _shipped(arguments: argparse.Namespace) -> PublisherStatus:
     return status
 
 
-def _reasons(left: Sequence[Path], status: PublisherStatus, timeout: float) -> Iterator[str]:
+def _unshipped_reasons(left: Sequence[Path], status: PublisherStatus, timeout: float) -> Iterator[str]:
     """Yield the reasons why runs were not shipped.
 
     A supervisor that is not connected gives one line for all runs. Each refused, busy or unreadable run, and each run

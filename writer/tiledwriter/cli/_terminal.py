@@ -19,13 +19,13 @@ _WIDEST: Final = 40
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table with columns as wide as their content; all but the last are cut at `_WIDEST` characters."""
-    cells = [list(header), *(_cells(row) for row in rows)]
+    cells = [list(header), *(_format_row(row) for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     for row in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _cells(row: Sequence[object]) -> list[str]:
+def _format_row(row: Sequence[object]) -> list[str]:
     *cells, last = [plain(str(cell)) for cell in row]
     return [*(cell if len(cell) <= _WIDEST else f"{cell[: _WIDEST - 3]}..." for cell in cells), last]
 

@@ -60,10 +60,10 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     server.add_argument("--profile", metavar="NAME", help="a profile of Tiled's client, instead of --tiled")
     verify.add_argument("--config", type=Path, metavar="FILE", help="the supervisor's configuration")
     verify.add_argument("--json", action="store_true", help="for programs: JSON instead of text")
-    verify.set_defaults(command=_verify, json_failure=lambda _, message: [_failure(message)])
+    verify.set_defaults(command=_verify_runs, json_failure=lambda _, message: [_failure_entry(message)])
 
 
-def _verify(arguments: argparse.Namespace) -> ExitCode:
+def _verify_runs(arguments: argparse.Namespace) -> ExitCode:
     try:
         from .._errors import ServerError
         from ..verify import runs_without_journal
@@ -76,11 +76,11 @@ def _verify(arguments: argparse.Namespace) -> ExitCode:
     results: list[Verification] = []
     unknown: list[str] = []
     try:
-        settings, connection = _connect(arguments)
-        for result in _results(subject.files, settings.writing_options(), connection):
+        settings, connection = _settings_and_connection(arguments)
+        for result in _verify_files(subject.files, settings.writing_options(), connection):
             results.append(result)
             if not arguments.json:
-                for line in _lines(result):
+                for line in _result_lines(result):
                     print(plain(line), flush=True)
         if connection is not None and subject.whole:
             unknown = runs_without_journal(connection, [result.uid for result in results])
@@ -90,18 +90,18 @@ def _verify(arguments: argparse.Namespace) -> ExitCode:
         missing = count_of_runs(len(subject.files) - len(results))
         message = f"nothing is known about {missing} of {len(subject.files)} in {subject.places}: {error}"
         if arguments.json:
-            print(json.dumps([*(result.as_dict() for result in results), _failure(message)], indent=2))
+            print(json.dumps([*(result.as_dict() for result in results), _failure_entry(message)], indent=2))
         return fail(ExitCode.FAILED, message)
     if arguments.json:
-        strangers = [_stranger(key) for key in unknown]
+        strangers = [_unknown_run_entry(key) for key in unknown]
         print(json.dumps([*(result.as_dict() for result in results), *strangers], indent=2))
     else:
-        for line in _summary(results, subject, unknown, compared=connection is not None):
+        for line in _summary_lines(results, subject, unknown, compared=connection is not None):
             print(plain(line))
-    return _code(results)
+    return _exit_code(results)
 
 
-def _failure(message: str) -> dict[str, Any]:
+def _failure_entry(message: str) -> dict[str, Any]:
     """Return the entry of the JSON output that reports a failure of the command."""
     from .._findings import Finding
     from ..verify import Verification
@@ -109,14 +109,14 @@ def _failure(message: str) -> dict[str, Any]:
     return Verification("", "", UNREADABLE, None, (Finding("command", message),)).as_dict()
 
 
-def _stranger(key: str) -> dict[str, Any]:
+def _unknown_run_entry(key: str) -> dict[str, Any]:
     """Return the entry of the JSON output for a run in Tiled that has no journal."""
     from ..verify import Verification
 
     return Verification(key, "", NO_JOURNAL, None).as_dict()
 
 
-def _code(results: Sequence[Verification]) -> ExitCode:
+def _exit_code(results: Sequence[Verification]) -> ExitCode:
     if any(result.findings and result.state != UNREADABLE for result in results):
         return ExitCode.DIFFERS
     if any(result.state == UNREADABLE for result in results):
@@ -124,7 +124,7 @@ def _code(results: Sequence[Verification]) -> ExitCode:
     return ExitCode.OK if all(result.state == _WRITTEN for result in results) else ExitCode.INCOMPLETE
 
 
-def _connect(arguments: argparse.Namespace) -> tuple[Settings, Connection | None]:
+def _settings_and_connection(arguments: argparse.Namespace) -> tuple[Settings, Connection | None]:
     import threading
 
     from ..catalog import Connection
@@ -141,7 +141,9 @@ def _connect(arguments: argparse.Namespace) -> tuple[Settings, Connection | None
     return settings, connection
 
 
-def _results(files: Sequence[Path], options: WritingOptions, connection: Connection | None) -> Iterator[Verification]:
+def _verify_files(
+    files: Sequence[Path], options: WritingOptions, connection: Connection | None
+) -> Iterator[Verification]:
     from ..verify import verify
 
     for listed in files:
@@ -205,11 +207,11 @@ def _find_in(run: str, directories: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _lines(result: Verification) -> Iterator[str]:
+def _result_lines(result: Verification) -> Iterator[str]:
     parts = [result.uid, result.state]
     if result.documents is not None:
         parts.append(f"{result.documents} documents")
-    parts.append(_verdict(result))
+    parts.append(_verdict_text(result))
     if result.nodes is not None:
         parts.append(f"{result.nodes} nodes with {result.rows} rows compared with Tiled")
     yield "  ".join(parts)
@@ -220,7 +222,7 @@ def _lines(result: Verification) -> Iterator[str]:
             yield f"    {line}"
 
 
-def _verdict(result: Verification) -> str:
+def _verdict_text(result: Verification) -> str:
     if result.findings:
         return "1 finding" if len(result.findings) == 1 else f"{len(result.findings)} findings"
     if result.state != _WRITTEN:
@@ -228,7 +230,7 @@ def _verdict(result: Verification) -> str:
     return "journal OK" if result.nodes is None else "OK"
 
 
-def _summary(
+def _summary_lines(
     results: Sequence[Verification], subject: _Subject, unknown: Sequence[str], *, compared: bool
 ) -> Iterator[str]:
     """Yield the totals, runs in Tiled without a journal, and a note if Tiled was not asked."""

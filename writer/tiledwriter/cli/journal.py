@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             discard_output()
             return ExitCode.BROKEN_PIPE
         except (BrokerError, CommandFailed, OSError, sqlite3.Error) as error:
-            return _failed(arguments, _code_of(error), reason_of(error))
+            return _report_failure(arguments, _code_of(error), reason_of(error))
 
 
 def _code_of(error: Exception) -> ExitCode:
@@ -77,7 +77,7 @@ def _code_of(error: Exception) -> ExitCode:
     return ExitCode.USAGE if isinstance(error, AddressError | KeyFileError) else ExitCode.FAILED
 
 
-def _failed(arguments: argparse.Namespace, code: ExitCode, message: str) -> ExitCode:
+def _report_failure(arguments: argparse.Namespace, code: ExitCode, message: str) -> ExitCode:
     """Report a failure on standard error and, with `--json`, also as JSON on standard output."""
     try:
         if getattr(arguments, "json", False):

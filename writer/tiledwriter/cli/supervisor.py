@@ -88,11 +88,11 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
         from ..worker import Processes, allow_open_files, run_worker
         from ._settings import WrongConfiguration, settings_of
     except ImportError as error:
-        return _fail(ExitCode.FAILED, f'{error}. The ingest host needs: pip install "tiledwriter[ingest]"')
+        return _report_failure(ExitCode.FAILED, f'{error}. The ingest host needs: pip install "tiledwriter[ingest]"')
     try:
         settings = settings_of(config, flags)
     except WrongConfiguration as error:
-        return _fail(ExitCode.USAGE, str(error))
+        return _report_failure(ExitCode.USAGE, str(error))
     options = settings.worker_options()
     options.logging.configure()
     log.debug("Up to %d files may be open.", allow_open_files())
@@ -112,15 +112,15 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
         supervisor.stop_on_signals()
         left = supervisor.run()
     except KeyFileError as error:
-        return _fail(ExitCode.USAGE, str(error))
+        return _report_failure(ExitCode.USAGE, str(error))
     except JournalLocked:
-        return _fail(ExitCode.LOCKED, f"another tiledwriter-supervisor uses {settings.journal_dir}")
+        return _report_failure(ExitCode.LOCKED, f"another tiledwriter-supervisor uses {settings.journal_dir}")
     except DirectoryUnusable as error:
-        return _fail(ExitCode.FAILED if settings.journal_dir.exists() else ExitCode.NOT_FOUND, str(error))
+        return _report_failure(ExitCode.FAILED if settings.journal_dir.exists() else ExitCode.NOT_FOUND, str(error))
     except zmq.ZMQError as error:
-        return _fail(ExitCode.FAILED, f"cannot listen at {settings.listen}: {error}")
+        return _report_failure(ExitCode.FAILED, f"cannot listen at {settings.listen}: {error}")
     except OSError as error:
-        return _fail(ExitCode.FAILED, f"cannot use {settings.journal_dir}: {error}")
+        return _report_failure(ExitCode.FAILED, f"cannot use {settings.journal_dir}: {error}")
     if drain and left:
         for run in left:
             log.error("Run %s is not completely in Tiled: %s.", run.uid, run.reason or run.state)
@@ -128,7 +128,7 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
     return ExitCode.OK
 
 
-def _fail(code: ExitCode, message: str) -> ExitCode:
+def _report_failure(code: ExitCode, message: str) -> ExitCode:
     print(f"tiledwriter-supervisor: {message}", file=sys.stderr)
     return code
 

@@ -95,9 +95,9 @@ class DryRun:
         self._journal = journal
         self._options = options
         self._column_types = {(stream, key): kind for stream, key, kind in journal.get("column_types", [])}
-        self._begin()
+        self._begin_fold()
 
-    def _begin(self) -> None:
+    def _begin_fold(self) -> None:
         types = dict(self._column_types)
         self._fold = Fold.of(self._journal, self._options, self.max_array_size, types, self._on_resource)
         self._resources: dict[str, tuple[Mapping[str, Any], MappedUri]] = {}
@@ -117,32 +117,32 @@ class DryRun:
         """Yield the operations, without audits, with the final column types."""
         while self._widens_columns():
             pass
-        self._begin()
-        yield from self._operations()
+        self._begin_fold()
+        yield from self._fold_journal()
 
     def _widens_columns(self) -> bool:
         """Return True if a value needs a wider column than planned; the fold then starts again, as in a worker."""
-        self._begin()
-        for _ in self._operations():
+        self._begin_fold()
+        for _ in self._fold_journal():
             if self._fold.too_narrow:
                 self._column_types.update(self._fold.too_narrow)
                 return True
         return False
 
-    def _operations(self) -> Iterator[Operation]:
+    def _fold_journal(self) -> Iterator[Operation]:
         while self._fold.accepts_more:
             records = self._journal.read(self._fold.cursor, BATCH_DOCUMENTS, BATCH_BYTES)
             if not records:
                 break
-            yield from self._seen(self._fold.feed(records))
+            yield from self._track_operations(self._fold.feed(records))
         if self._journal.ended and self._fold.accepts_more:
-            yield from self._seen(self._fold.abandon())
+            yield from self._track_operations(self._fold.abandon())
 
     def paths(self) -> list[ResourcePaths]:
         """Return the locations of the files of every resource; call it after the iteration."""
-        return [self._paths(resource, mapped) for resource, mapped in self._resources.values()]
+        return [self._resource_paths(resource, mapped) for resource, mapped in self._resources.values()]
 
-    def _seen(self, operations: list[Operation]) -> Iterator[Operation]:
+    def _track_operations(self, operations: list[Operation]) -> Iterator[Operation]:
         for operation in operations:
             # An audit changes nothing in Tiled.
             if isinstance(operation, Audit):
@@ -155,13 +155,13 @@ class DryRun:
     def _on_resource(self, resource: Mapping[str, Any], mapped: MappedUri) -> None:
         self._resources[resource["uid"]] = (resource, mapped)
 
-    def _paths(self, resource: Mapping[str, Any], mapped: MappedUri) -> ResourcePaths:
+    def _resource_paths(self, resource: Mapping[str, Any], mapped: MappedUri) -> ResourcePaths:
         key = str(resource["data_key"])
         known = [uri for path, uris in self._files.items() if path.rpartition("/")[2] == key for uri in uris]
         # The resource of a file sequence names the directory, or the common beginning of the file names.
         files = [uri for uri in known if uri == mapped.uri] or [uri for uri in known if uri.startswith(mapped.uri)]
         published = (str(resource["uid"]), key, str(resource["mimetype"]), str(resource["uri"]))
-        return ResourcePaths(*published, *mapped, tuple(files), _found(files or [mapped.uri]))
+        return ResourcePaths(*published, *mapped, tuple(files), _count_existing(files or [mapped.uri]))
 
 
 def summary_of(operation: Operation) -> dict[str, Any]:
@@ -189,35 +189,35 @@ def _summary_of_field(name: str, value: Any) -> dict[str, Any]:
         return _summary_of_source(value)
     if name == "access_tags" and value is None:
         return {}
-    return {name: _plain(value)}
+    return {name: _json_value(value)}
 
 
 def _summary_of_source(source: Mapping[str, Any]) -> dict[str, Any]:
     structure = source["structure"]
     result = {"structure_family": source["structure_family"], "mimetype": source["mimetype"]}
     if "data_type" in structure:
-        result["dtype"] = _dtype(structure["data_type"])
+        result["dtype"] = _describe_dtype(structure["data_type"])
     result |= {name: structure[name] for name in ("shape", "chunks", "dims") if structure.get(name) is not None}
     if source.get("parameters"):
         result["parameters"] = source["parameters"]
     return {**result, "assets": [asset["data_uri"] for asset in source["assets"]]}
 
 
-def _dtype(described: Mapping[str, Any]) -> Any:
+def _describe_dtype(described: Mapping[str, Any]) -> Any:
     kind = StructDtype if "fields" in described else BuiltinDtype
     dtype: numpy.dtype[Any] = kind.from_json(described).to_numpy_dtype()
-    return dtype.str if dtype.fields is None else _plain(dtype.descr)
+    return dtype.str if dtype.fields is None else _json_value(dtype.descr)
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if isinstance(value, Column):
         return {"name": value.name, "type": value.type}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_json_value(item) for item in value]
     return value
 
 
-def _found(uris: list[str]) -> int | None:
+def _count_existing(uris: list[str]) -> int | None:
     """Return the number of files that exist on this host, with paths taken from the URIs as Tiled does.
 
     Return None if a URI is not a `file:` URI.

@@ -60,7 +60,7 @@ def export_json_lines(journal: RunReader, file: IO[str]) -> int:
         A document is missing or damaged; the output is incomplete then.
     """
     count = 0
-    for record in _consecutive(journal):
+    for record in _consecutive_records(journal):
         file.write(json.dumps(to_entry(record.name, record.checked().body)) + "\n")
         count += 1
     return count
@@ -94,7 +94,7 @@ def export_sqlite(journal: RunReader, path: Path) -> int:
     try:
         tables = {name: _Table(database, name) for name in _TABLES.values()}
         streams: dict[str, str] = {}
-        for record in _consecutive(journal):
+        for record in _consecutive_records(journal):
             for name, row in _rows(record, streams):
                 tables[_TABLES[name]].add(row)
             count += 1
@@ -107,7 +107,7 @@ def export_sqlite(journal: RunReader, path: Path) -> int:
     return count
 
 
-def _consecutive(journal: RunReader) -> Iterator[Record]:
+def _consecutive_records(journal: RunReader) -> Iterator[Record]:
     """Yield all documents; raise `JournalInvalid` if one is missing."""
     for expected, record in enumerate(journal.records()):
         if record.idx != expected:
@@ -129,11 +129,11 @@ class _Table:
         row: dict[str, Any] = {}
         further: dict[str, Any] = {}
         for key, value in values.items():
-            column = self._column(key)
+            column = self._assign_column(key)
             if column is None:
-                further[_name(key)] = PlainText().of(value)
+                further[_key_name(key)] = PlainText().of(value)
             else:
-                row[column] = _value(value)
+                row[column] = _sqlite_value(value)
         if further:
             row[FURTHER] = json.dumps(further)
         self._rows.append(row)
@@ -145,9 +145,10 @@ class _Table:
             return
         # Create a column only when it has a value, because the value determines its type.
         values = {
-            column: [row[column] for row in self._rows if row.get(column) is not None] for column in self._order()
+            column: [row[column] for row in self._rows if row.get(column) is not None]
+            for column in self._column_order()
         }
-        made = {column: _type(items) for column, items in values.items() if items and column not in self._made}
+        made = {column: _column_type(items) for column, items in values.items() if items and column not in self._made}
         if self._made:
             for column, kind in made.items():
                 self._table.add_column(column, kind)
@@ -157,12 +158,12 @@ class _Table:
         self._table.insert_all([{column: row.get(column) for column in self._made} for row in self._rows])
         self._rows = []
 
-    def _order(self) -> list[str]:
+    def _column_order(self) -> list[str]:
         return [*self._columns.values(), FURTHER]
 
-    def _column(self, key: Key) -> str | None:
+    def _assign_column(self, key: Key) -> str | None:
         if key not in self._columns and len(self._columns) < MAX_COLUMNS:
-            column = "".join(c if c.isprintable() and c not in "[]" else "_" for c in _name(key)) or "_"
+            column = "".join(c if c.isprintable() and c not in "[]" else "_" for c in _key_name(key)) or "_"
             while column.lower() in self._taken:
                 column += "_"
             self._taken.add(column.lower())
@@ -170,7 +171,7 @@ class _Table:
         return self._columns.get(key)
 
 
-def _type(values: Sequence[Any]) -> type:
+def _column_type(values: Sequence[Any]) -> type:
     """Return the type of a column from its first values."""
     kinds = {bool: int, int: int, float: float, bytes: bytes}
     found = {kinds.get(type(value), str) for value in values}
@@ -179,13 +180,13 @@ def _type(values: Sequence[Any]) -> type:
     return found.pop() if len(found) == 1 else str
 
 
-def _name(key: Key) -> str:
+def _key_name(key: Key) -> str:
     return f"ts_{key[1]}" if key[0] == "timestamps" else key[1]
 
 
 def _rows(record: Record, streams: dict[str, str]) -> Iterator[tuple[str, dict[Key, Any]]]:
     """Yield the rows of a document, each with its kind of document."""
-    for name, document in _single(record.name, record.document()):
+    for name, document in _unpack_document(record.name, record.document()):
         values: dict[Key, Any] = {("", "idx"): record.idx}
         if name == "descriptor":
             streams[document["uid"]] = str(document.get("name"))
@@ -197,7 +198,7 @@ def _rows(record: Record, streams: dict[str, str]) -> Iterator[tuple[str, dict[K
         yield name, values | {(part, key): value for part, items in parts.items() for key, value in items.items()}
 
 
-def _single(name: str, document: Any) -> Iterable[tuple[str, dict[str, Any]]]:
+def _unpack_document(name: str, document: Any) -> Iterable[tuple[str, dict[str, Any]]]:
     """Unpack pages and legacy bulk documents into single documents."""
     if name == "event_page":
         return (("event", dict(event)) for event in event_model.unpack_event_page(document))
@@ -212,7 +213,7 @@ def _single(name: str, document: Any) -> Iterable[tuple[str, dict[str, Any]]]:
     return ((name, document),)
 
 
-def _value(value: Any) -> Any:
+def _sqlite_value(value: Any) -> Any:
     """Convert a value to a type that SQLite accepts."""
     if value is None or isinstance(value, bytes):
         return value
@@ -223,4 +224,4 @@ def _value(value: Any) -> Any:
     if isinstance(value, bool | int):
         return value if value in _INTEGERS else str(value)
     made = PlainText().of(value)
-    return json.dumps(made) if isinstance(made, list | dict) else _value(made)
+    return json.dumps(made) if isinstance(made, list | dict) else _sqlite_value(made)

@@ -63,8 +63,8 @@ class DocumentsCheck:
 
     def findings(self) -> list[Finding]:
         """Read all documents and return the findings."""
-        for record in self._records():
-            self._check(record)
+        for record in self._read_records():
+            self._check_record(record)
         return [
             *self._missing.finding("documents", "{} are missing, from these numbers on", advice=RECOVERY_ADVICE),
             *self._unreadable.finding("documents", "{} cannot be read from the file", advice=RECOVERY_ADVICE),
@@ -73,15 +73,15 @@ class DocumentsCheck:
             *self._misplaced.finding("documents", "{} do not belong where they are"),
             *self._late.finding("documents", "{} came after the stop document, and are not written"),
             # Lost documents also leave gaps in the sequence numbers, which would be reported twice.
-            *(self._events.findings() if not self._lost else []),
+            *(self._events.findings() if not self._lost_count else []),
         ]
 
     @property
-    def _lost(self) -> int:
+    def _lost_count(self) -> int:
         """Number of documents that are missing, unreadable, damaged or undecodable."""
         return self._missing.count + self._unreadable.count + self._damaged.count + self._undecodable.count
 
-    def _records(self) -> Iterator[Record]:
+    def _read_records(self) -> Iterator[Record]:
         """Yield all readable documents; if a batch cannot be read, read its documents one by one."""
         start, one_by_one_until, gap = 0, 0, self._journal.length
         while start < self._journal.length:
@@ -104,7 +104,7 @@ class DocumentsCheck:
             start = batch[-1].idx + 1
             gap = self._journal.length if start >= gap else gap
 
-    def _check(self, record: Record) -> None:
+    def _check_record(self, record: Record) -> None:
         if record.idx > self._next:
             self._missing.add(self._next, times=record.idx - self._next)
         self._next = record.idx + 1
@@ -120,15 +120,15 @@ class DocumentsCheck:
         if self.stopped:
             self._late.add(record.idx, found=record.name)
         else:
-            self._route(record, document)
+            self._check_routing(record, document)
 
-    def _route(self, record: Record, document: Any) -> None:
+    def _check_routing(self, record: Record, document: Any) -> None:
         """Check a document's references with the routing rules of the acquisition host."""
         self.stopped = record.name == "stop"
         try:
             runs = self._routing.route(record.name, document)
         except RoutingError as error:
-            if not self._lost:
+            if not self._lost_count:
                 self._misplaced.add(record.idx, found=str(error))
             return
         if record.name == "event":

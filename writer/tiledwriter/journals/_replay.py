@@ -96,26 +96,26 @@ def replay(
     places = (directory / f"{number}.sqlite" for number in count())
     for file in files:
         try:
-            runs += _collect(file, places)
+            runs += _copy_runs(file, places)
         except (BackupUnreadable, JournalError, OSError) as error:
             yield Replayed(str(file), "", 0, UNREADABLE, reason_of(error))
     for run in runs:
         with Journal(run.journal, "write") as journal:
-            outcome, reason = (UNFINISHED, "") if ending.is_set() else _write(journal, connect, options, ending)
+            outcome, reason = (UNFINISHED, "") if ending.is_set() else _write_run(journal, connect, options, ending)
             yield Replayed(str(run.file), journal.run_uid, journal.length, outcome, reason)
 
 
-def _collect(file: Path, places: Iterator[Path]) -> list[_Run]:
+def _copy_runs(file: Path, places: Iterator[Path]) -> list[_Run]:
     """Copy each run in a file to a journal, and return the runs."""
     with file.open("rb") as stream:
         is_journal = stream.read(len(_SQLITE)) == _SQLITE
-    runs = [_copied(file, next(places))] if is_journal else _sorted(file, places)
+    runs = [_copy_journal(file, next(places))] if is_journal else _sort_documents(file, places)
     if not runs:
         raise BackupUnreadable(file, None, "there is no document in it.")
     return runs
 
 
-def _copied(file: Path, place: Path) -> _Run:
+def _copy_journal(file: Path, place: Path) -> _Run:
     """Copy a journal's documents, but not their progress, which may be that of another server."""
     with open_run_file(file) as source, _new_journal(place, source.run_uid) as journal:
         with journal.atomic():
@@ -123,11 +123,11 @@ def _copied(file: Path, place: Path) -> _Run:
                 journal.append(record.idx, [(record.name, record.crc, record.body)])
         if not journal.length:
             raise BackupUnreadable(file, None, "there is no document in it.")
-        _end(journal)
+        _mark_abandoned(journal)
         return _Run(file, journal.path)
 
 
-def _sorted(file: Path, places: Iterator[Path]) -> list[_Run]:
+def _sort_documents(file: Path, places: Iterator[Path]) -> list[_Run]:
     """Sort the documents of a file by run, one journal per run.
 
     A repeated start document begins another run of the same uid, because the file may be a concatenation of backups.
@@ -140,7 +140,7 @@ def _sorted(file: Path, places: Iterator[Path]) -> list[_Run]:
             uid = str(entry.document.get("uid"))
             if entry.name == "start" and uid in journals:
                 routing.forget(uid)
-                _complete(journals.pop(uid))
+                _finish_journal(journals.pop(uid))
             try:
                 deliveries = routing.deliver(entry.name, entry.document, entry.body)
             except RoutingError as error:
@@ -152,19 +152,19 @@ def _sorted(file: Path, places: Iterator[Path]) -> list[_Run]:
                     runs.append(_Run(file, journals[run_uid].path))
                 journals[run_uid].append_one(name, body)
                 if entry.name == "stop":
-                    _complete(journals.pop(run_uid))
+                    _finish_journal(journals.pop(run_uid))
     finally:
         for journal in journals.values():
-            _complete(journal)
+            _finish_journal(journal)
     return runs
 
 
-def _complete(journal: Journal) -> None:
-    _end(journal)
+def _finish_journal(journal: Journal) -> None:
+    _mark_abandoned(journal)
     journal.close()
 
 
-def _end(journal: Journal) -> None:
+def _mark_abandoned(journal: Journal) -> None:
     """Mark a journal without a stop document as abandoned: the file has no more documents of the run."""
     if not journal.stopped:
         journal.set("abandoned", True)
@@ -174,7 +174,9 @@ def _new_journal(place: Path, run_uid: str) -> Journal:
     return Journal(place, "create", run_uid=run_uid)
 
 
-def _write(journal: Journal, connect: Callable[[], Client], options: WritingOptions, ending: Ending) -> tuple[str, str]:
+def _write_run(
+    journal: Journal, connect: Callable[[], Client], options: WritingOptions, ending: Ending
+) -> tuple[str, str]:
     """Write a run, and return its outcome and reason."""
     ended = threading.Event()
     ends: list[tuple[str, str]] = []

@@ -38,7 +38,7 @@ def open_run_file(path: Path, mode: Literal["read", "inspect"] = "read") -> Iter
     # denies access.
     path = find_segment(follow_run_file(path))
     path.stat()
-    with _explaining(path), open_run(path, mode) as run:
+    with _translate_errors(path), open_run(path, mode) as run:
         yield run
 
 
@@ -55,12 +55,12 @@ def open_run_file_for_writing(path: Path) -> Iterator[Journal]:
     """
     path = follow_run_file(path)
     path.stat()
-    with _explaining(path), Journal(path, "write") as journal:
+    with _translate_errors(path), Journal(path, "write") as journal:
         yield journal
 
 
 @contextmanager
-def _explaining(path: Path) -> Iterator[None]:
+def _translate_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:

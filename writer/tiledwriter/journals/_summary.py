@@ -94,8 +94,8 @@ def summarize(journal: RunReader) -> RunSummary:
     if isinstance(journal, SpooledRun):
         state, why = _of_spooled(journal, worker=worker)
     else:
-        state = _state(journal, history, worker=worker)
-        why = _why(journal, state, history, worker=worker, doubt=doubt)
+        state = _run_state(journal, history, worker=worker)
+        why = _state_reason(journal, state, history, worker=worker, doubt=doubt)
     prefix = f"{run_key(journal.run_uid)}/"
     scan_id = start.get("scan_id")
     started = start.get("time")
@@ -141,16 +141,18 @@ def _of_spooled(run: SpooledRun, *, worker: bool | None) -> tuple[str, str]:
     return SPOOLED, f"its session has ended; the next publisher for {run.destination} on {run.holder.host} ships it"
 
 
-def _state(journal: RunReader, history: Sequence[HistoryEntry], *, worker: bool | None) -> str:
+def _run_state(journal: RunReader, history: Sequence[HistoryEntry], *, worker: bool | None) -> str:
     outcome = journal.get("outcome")
     if outcome is not None:
         return str(outcome)
-    if not worker and _last(history, "parked", "worker started", "retry requested") == "parked":
+    if not worker and _latest_event(history, "parked", "worker started", "retry requested") == "parked":
         return PARKED
     return "closing" if journal.ended else "open"
 
 
-def _why(journal: RunReader, state: str, history: Sequence[HistoryEntry], *, worker: bool | None, doubt: str) -> str:
+def _state_reason(
+    journal: RunReader, state: str, history: Sequence[HistoryEntry], *, worker: bool | None, doubt: str
+) -> str:
     if state == "failed":
         return f"in quarantine: {journal.get('reason', 'no reason was recorded')}"
     if state == "interrupted":
@@ -179,6 +181,6 @@ def _why_at_work(journal: RunReader, history: Sequence[HistoryEntry]) -> str:
     return "" if journal.ended else "waiting for documents"
 
 
-def _last(history: Sequence[HistoryEntry], *events: str) -> str | None:
+def _latest_event(history: Sequence[HistoryEntry], *events: str) -> str | None:
     """Return the latest of these events in the history; None if there is none."""
     return next((entry.event for entry in reversed(history) if entry.event in events), None)

@@ -71,16 +71,18 @@ def _of_document(record: Record) -> TimelineEntry:
         document = record.document()
     except CodecError as error:
         return TimelineEntry(record.received, record.name, f"{record.idx}  damaged: {error}")
-    shown = [f"{key} {_short(document[key])}" for key in _SHOWN if key in document]
-    return TimelineEntry(record.received, record.name, "  ".join([f"{record.idx}", *shown, *_counted(document)]))
+    shown = [f"{key} {_shorten_value(document[key])}" for key in _SHOWN if key in document]
+    return TimelineEntry(
+        record.received, record.name, "  ".join([f"{record.idx}", *shown, *_describe_extent(document)])
+    )
 
 
-def _short(value: Any) -> str:
+def _shorten_value(value: Any) -> str:
     text = text_of(value)
     return text if len(text) <= 4 * _UID else text[:_UID]
 
 
-def _counted(document: Mapping[str, Any]) -> list[str]:
+def _describe_extent(document: Mapping[str, Any]) -> list[str]:
     """Return the range of indices or the number of data keys in a document that has them."""
     if isinstance(document.get("indices"), Mapping):
         return [" to ".join(text_of(document["indices"].get(end)) for end in ("start", "stop"))]

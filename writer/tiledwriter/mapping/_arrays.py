@@ -70,7 +70,7 @@ def as_array(value: Any, declared: numpy.dtype[Any] | None = None) -> Array | No
     if array.ndim == 0 or array.dtype.kind not in _KINDS:
         return None
     # NumPy converts numbers to text if the same list contains text.
-    if array.dtype.kind in "US" and not all(isinstance(item, str | bytes) for item in _items(value)):
+    if array.dtype.kind in "US" and not all(isinstance(item, str | bytes) for item in _flat_items(value)):
         return None
     return array
 
@@ -95,7 +95,7 @@ def _to_numpy(value: Any, wanted: numpy.dtype[Any] | None, on_rounded: Callable[
         array = _with_nan(array)
     if is_extended(array.dtype):
         stored = array.astype(stored_type(array.dtype))
-        if not _equal(stored, array):
+        if not _arrays_equal(stored, array):
             on_rounded()
         return stored
     if wanted is not None and wanted.kind == "u" and array.dtype.kind == "f":
@@ -116,7 +116,7 @@ def _with_nan(array: Array) -> Array:
     if not all(item is None or isinstance(item, (bool, int, float, numpy.number, *EXACT_NUMBERS)) for item in items):
         return array
     try:
-        numbers = [math.nan if item is None else _nearest(item) for item in items]
+        numbers = [math.nan if item is None else _to_float(item) for item in items]
     except (OverflowError, TypeError):
         return array
     if any(isinstance(item, int) and number != item for item, number in zip(items, numbers, strict=True)):
@@ -124,7 +124,7 @@ def _with_nan(array: Array) -> Array:
     return numpy.array(numbers).reshape(array.shape)
 
 
-def _nearest(item: Any) -> float:
+def _to_float(item: Any) -> float:
     return nearest_float(item) if isinstance(item, EXACT_NUMBERS) else float(item)
 
 
@@ -140,10 +140,10 @@ def stored_type(dtype: numpy.dtype[Any]) -> numpy.dtype[Any]:
     return numpy.dtype("<c16") if dtype.kind == "c" and dtype.itemsize > 16 else dtype
 
 
-def _items(value: Any) -> list[Any]:
+def _flat_items(value: Any) -> list[Any]:
     if isinstance(value, numpy.ndarray):
         return list(value.flat)
-    return [item for part in value for item in (_items(part) if isinstance(part, list | tuple) else [part])]
+    return [item for part in value for item in (_flat_items(part) if isinstance(part, list | tuple) else [part])]
 
 
 def declared_shape(data_key: Mapping[str, Any]) -> tuple[int, ...] | None:
@@ -187,7 +187,7 @@ def element_type(data_key: Mapping[str, Any], first: Array | None, *, guessed: b
         return numpy.dtype(f"<U{max(_MIN_CHARACTERS, width, 1 << max(2 * longest - 1, 0).bit_length())}")
     if declared is None or declared.kind in "US":
         return first.dtype if first is not None else numpy.dtype("<f8")
-    if first is None or (not guessed and _holds(declared, first)):
+    if first is None or (not guessed and _holds_array(declared, first)):
         return declared
     if declared.kind in "mM" or first.dtype.kind in "mM":
         return first.dtype
@@ -262,21 +262,21 @@ class InternalArray:
             type is suitable, and for images, because their JSON would be huge.
         """
         array = as_array(value, self.dtype) if value is not None and value is not ABSENT else None
-        if array is not None and array.shape == self.shape and (wider := self._wider(array)) is not None:
+        if array is not None and array.shape == self.shape and (wider := self._wider_dtype(array)) is not None:
             return f"{ARRAY}{wider.str}"
         if array is None or array.ndim != 1 or len(self.shape) != 1:
             return None
-        dtype = self.dtype if _holds(self.dtype, array) else array.dtype
+        dtype = self.dtype if _holds_array(self.dtype, array) else array.dtype
         if lists and takes_lists(dtype) and takes_lists(array.dtype):
             return list_type({"dtype_numpy": dtype.str}, value)
         return "text"
 
-    def _wider(self, array: Array) -> numpy.dtype[Any] | None:
+    def _wider_dtype(self, array: Array) -> numpy.dtype[Any] | None:
         """Return a wider numeric type that holds both an array and all rows so far; None if there is none."""
         if self.dtype.kind not in _NUMBERS or array.dtype.kind not in _NUMBERS:
             return None
         common: numpy.dtype[Any] = numpy.result_type(self.dtype, array.dtype)
-        if common == self.dtype or not _holds(common, array) or (self._exceeds_float and common.kind in "fc"):
+        if common == self.dtype or not _holds_array(common, array) or (self._exceeds_float and common.kind in "fc"):
             return None
         return common
 
@@ -298,7 +298,7 @@ class InternalArray:
         # NumPy warns about NaN in integer rows, which is reported as a misfit instead.
         with numpy.errstate(invalid="ignore"):
             for row, value in zip(rows, self.pending, strict=True):
-                if not self._place(row, value):
+                if not self._fill_row(row, value):
                     misfits.append(value)
                     needed = needed or self.column_for(value, lists=self.lists)
                 elif self.dtype.kind in "iu" and self.dtype.itemsize == 8 and not self._exceeds_float:
@@ -306,9 +306,9 @@ class InternalArray:
         self.pending = []
         return rows, misfits, needed
 
-    def _place(self, row: Array, value: Any) -> bool:
+    def _fill_row(self, row: Array, value: Any) -> bool:
         """Copy into its row the part of a value that fits; return whether the whole value fits exactly."""
-        row[...] = self._missing
+        row[...] = self._missing_value
         if value is ABSENT:
             return self.dtype.kind in "fcmM"
         try:
@@ -324,29 +324,29 @@ class InternalArray:
             row[part] = array[part]
         except (ValueError, TypeError):
             return False
-        same = _equal(row[part], array[part])
+        same = _arrays_equal(row[part], array[part])
         # A missing value is better than a wrong number. Truncated text is kept.
         if not same and self.dtype.kind != "U":
-            row[...] = self._missing
+            row[...] = self._missing_value
         return same and array.shape == self.shape
 
     def _count_rounded(self) -> None:
         self.rounded += 1
 
     @property
-    def _missing(self) -> Any:
+    def _missing_value(self) -> Any:
         if self.dtype.kind in "mM":
             return "NaT"
         return numpy.nan if self.dtype.kind in "fc" else self.dtype.type()
 
 
-def _holds(dtype: numpy.dtype[Any], array: Array) -> bool:
+def _holds_array(dtype: numpy.dtype[Any], array: Array) -> bool:
     if (dtype.kind in "US") != (array.dtype.kind in "US") or (array.dtype.kind == "c" != dtype.kind):
         return False
     with numpy.errstate(invalid="ignore", over="ignore"):
-        return dtype == array.dtype or _equal(array.astype(dtype), array)
+        return dtype == array.dtype or _arrays_equal(array.astype(dtype), array)
 
 
-def _equal(stored: Array, given: Array) -> bool:
+def _arrays_equal(stored: Array, given: Array) -> bool:
     may_be_nan = stored.dtype.kind in "fcmM" and given.dtype.kind in "fcmM"
     return bool(numpy.array_equal(stored, given, equal_nan=may_be_nan))

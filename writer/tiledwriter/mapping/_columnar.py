@@ -175,7 +175,7 @@ class _Layout:
         """
         layout = cls(numpy.full(len(body), 0xFF, numpy.uint8), numpy.frombuffer(body, numpy.uint8))
         try:
-            end = layout._read(_FIELDS[name], body)
+            end = layout._read_document(_FIELDS[name], body)
         except (IndexError, UnicodeDecodeError) as error:
             raise _NotColumnar from error
         if end != len(body):
@@ -215,12 +215,12 @@ class _Layout:
             raise _NotColumnar
         return values.astype(numpy.int64)
 
-    def _read(self, fields: Mapping[str, str], body: bytes) -> int:
+    def _read_document(self, fields: Mapping[str, str], body: bytes) -> int:
         """Record the byte ranges of a document's values; return the offset of the document's end."""
-        size, at = _entries(body, 0)
+        size, at = _decode_mapping_size(body, 0)
         left = set(fields)
         for _ in range(size):
-            name, at = _text(body, at)
+            name, at = _decode_text(body, at)
             # Unknown or repeated fields.
             if name not in left:
                 raise _NotColumnar
@@ -234,7 +234,7 @@ class _Layout:
         if what in _KINDS:
             return self._read_value(_KINDS[what], body, at, (name,))
         if what == "same":
-            return _text(body, at)[1]
+            return _decode_text(body, at)[1]
         if what == "booleans":
             return _past_booleans(body, at)
         if what == "values":
@@ -242,15 +242,15 @@ class _Layout:
         return self._read_mapping(_KINDS["integer"], body, at, name)
 
     def _read_mapping(self, kinds: str, body: bytes, at: int, name: str) -> int:
-        size, at = _entries(body, at)
+        size, at = _decode_mapping_size(body, at)
         for _ in range(size):
-            key, at = _text(body, at)
+            key, at = _decode_text(body, at)
             at = self._read_value(kinds, body, at, (name, key))
         return at
 
     def _read_value(self, kinds: str, body: bytes, at: int, path: _Path) -> int:
         """Record the byte range of a value; return the offset of the value's end."""
-        place = _place(body, at)
+        place = _locate_value(body, at)
         end = place.offset + place.size
         if end > len(body) or place.kind not in kinds:
             raise _NotColumnar
@@ -261,16 +261,16 @@ class _Layout:
 
 def _past_booleans(body: bytes, at: int) -> int:
     """Return the offset of the end of a mapping to booleans."""
-    size, at = _entries(body, at)
+    size, at = _decode_mapping_size(body, at)
     for _ in range(size):
-        _, at = _text(body, at)
+        _, at = _decode_text(body, at)
         if body[at] not in _BOOLEANS:
             raise _NotColumnar
         at += 1
     return at
 
 
-def _place(body: bytes, at: int) -> _Place:
+def _locate_value(body: bytes, at: int) -> _Place:
     """Return the byte range of the value that begins at an offset."""
     kind = body[at]
     if kind in _NUMBERS:
@@ -285,7 +285,7 @@ def _place(body: bytes, at: int) -> _Place:
         return _Place(at, 1, "none", 0xFF)
     if kind == _EXTENSION or kind in _EXTENSIONS:
         return _scalar_place(body, at)
-    text, end = _text(body, at)
+    text, end = _decode_text(body, at)
     if not text.isascii():
         raise _NotColumnar
     return _Place(end - len(text), len(text), "text", 0x80)
@@ -305,20 +305,20 @@ def _scalar_place(body: bytes, at: int) -> _Place:
     return _Place(named, start + size - named, dtype, 0)
 
 
-def _text(body: bytes, at: int) -> tuple[str, int]:
+def _decode_text(body: bytes, at: int) -> tuple[str, int]:
     """Return the text that begins at an offset, and the offset of its end."""
-    size, at = _size(body, at, _TEXTS, short=0xA0, mask=0x1F)
+    size, at = _decode_size(body, at, _TEXTS, short=0xA0, mask=0x1F)
     if at + size > len(body):
         raise _NotColumnar
     return body[at : at + size].decode(), at + size
 
 
-def _entries(body: bytes, at: int) -> tuple[int, int]:
+def _decode_mapping_size(body: bytes, at: int) -> tuple[int, int]:
     """Return the number of entries of the mapping that begins at an offset, and the offset of the first entry."""
-    return _size(body, at, _MAPPINGS, short=0x80, mask=0x0F)
+    return _decode_size(body, at, _MAPPINGS, short=0x80, mask=0x0F)
 
 
-def _size(body: bytes, at: int, longer: Mapping[int, int], *, short: int, mask: int) -> tuple[int, int]:
+def _decode_size(body: bytes, at: int, longer: Mapping[int, int], *, short: int, mask: int) -> tuple[int, int]:
     """Return the size encoded at an offset, and the offset of the content.
 
     Parameters
@@ -372,7 +372,7 @@ class ColumnarDecoder:
             None if fewer than `MIN_BATCH_DOCUMENTS` documents match, or if a value cannot be decoded by column.
         """
         try:
-            layout = self._layout(name, model)
+            layout = self._cached_layout(name, model)
             rows = numpy.frombuffer(b"".join(bodies), numpy.uint8).reshape(len(bodies), len(model))
             if layout.fits(rows[:MIN_BATCH_DOCUMENTS]) < MIN_BATCH_DOCUMENTS:
                 return None
@@ -382,7 +382,7 @@ class ColumnarDecoder:
             return None
         return EventBatch(len(rows), columns)
 
-    def _layout(self, name: str, model: bytes) -> _Layout:
+    def _cached_layout(self, name: str, model: bytes) -> _Layout:
         layout = self._layouts.get((name, len(model)))
         if layout is None or not layout.fits(numpy.frombuffer(model, numpy.uint8)[None]):
             layout = _Layout.of(name, model)

@@ -40,10 +40,10 @@ class Patch:
     def union(self, other: Patch) -> Patch:
         """Return the smallest region that covers both regions."""
         offset = tuple(map(min, self.offset, other.offset))
-        end = map(max, self._end(), other._end())
+        end = map(max, self._end_offset(), other._end_offset())
         return Patch(offset, tuple(stop - start for start, stop in zip(offset, end, strict=True)))
 
-    def _end(self) -> Shape:
+    def _end_offset(self) -> Shape:
         return tuple(start + size for start, size in zip(self.offset, self.shape, strict=True))
 
 
@@ -98,11 +98,11 @@ class FrameOrder:
         insert
             Whether the frames may be inserted before others. Without it, they are added at the end.
         """
-        at, rewound = self._place(count, seq_num)
+        at, rewound = self._insertion_index(count, seq_num)
         if rewound or (at < len(self._runs) and not insert):
             self._rewound_at = at = len(self._runs)
-        row = self._row(at)
-        self.follows = self.follows and (not self._runs or (row == self.count and self._stop == start))
+        row = self._first_row(at)
+        self.follows = self.follows and (not self._runs or (row == self.count and self._stop_index == start))
         before = self._runs[at - 1] if at > self._rewound_at else None
         if before is not None and before.continues_at(start, seq_num):
             before.count += count
@@ -113,11 +113,11 @@ class FrameOrder:
 
     def row_of(self, count: int, seq_num: int | None) -> int:
         """Return the row that the first of these frames would have in the order of the events."""
-        return self._row(self._place(count, seq_num)[0])
+        return self._first_row(self._insertion_index(count, seq_num)[0])
 
     def is_next(self, start: int, seq_num: int | None) -> bool:
         """Return whether a frame at this position, of this event, comes next both in the files and in the events."""
-        return not self._runs or (self.follows and start == self._stop and self.row_of(1, seq_num) == self.count)
+        return not self._runs or (self.follows and start == self._stop_index and self.row_of(1, seq_num) == self.count)
 
     @property
     def repeats(self) -> bool:
@@ -130,13 +130,13 @@ class FrameOrder:
         return self._runs[0].start if self._runs else 0
 
     @property
-    def _stop(self) -> int:
+    def _stop_index(self) -> int:
         return self._runs[-1].start + self._runs[-1].count
 
-    def _row(self, at: int) -> int:
+    def _first_row(self, at: int) -> int:
         return self.count if at == len(self._runs) else sum(run.count for run in self._runs[:at])
 
-    def _place(self, count: int, seq_num: int | None) -> tuple[int, bool]:
+    def _insertion_index(self, count: int, seq_num: int | None) -> tuple[int, bool]:
         """Return the index in `_runs` for frames of the events from `seq_num` on, and whether any has a frame already.
 
         In the second case, the index is the end of `_runs`.
@@ -274,7 +274,7 @@ class Consolidator:
         self.mimetype: str = stream_resource["mimetype"]
         self._described: Document = descriptor["data_keys"].get(self.data_key, {})
         if self.mimetypes and self.mimetype not in self.mimetypes:
-            raise self._wrong(f"{type(self).__name__} does not handle {self.mimetype}")
+            raise self._registration_error(f"{type(self).__name__} does not handle {self.mimetype}")
         self.parameters: dict[str, Any] = dict(stream_resource["parameters"])
         self.metadata: dict[str, Any] = {}
         self.notes: list[str] = []
@@ -308,7 +308,7 @@ class Consolidator:
         DocumentError
             The files of the resource cannot be joined to the others. This base class accepts one resource only.
         """
-        raise self._wrong(f"{type(self).__name__} takes one resource, not also {stream_resource['uid']!r}")
+        raise self._registration_error(f"{type(self).__name__} takes one resource, not also {stream_resource['uid']!r}")
 
     def consume(self, stream_datum: Document) -> Patch:
         """Add the rows of a StreamDatum.
@@ -332,23 +332,23 @@ class Consolidator:
         """
         raise NotImplementedError
 
-    def _wrong(self, what: str) -> DocumentError:
+    def _registration_error(self, what: str) -> DocumentError:
         advice = "Correct the documents with patches of the RunNormalizer."
         return DocumentError(f"External data of {self.data_key!r} cannot be registered: {what}. {advice}")
 
-    def _note(self, text: str) -> None:
+    def _add_note(self, text: str) -> None:
         note = f"Data key '{self.data_key}': {text}"
         if note not in self.notes:
             self.notes.append(note)
 
-    def _indices(self, stream_datum: Document) -> range:
+    def _checked_indices(self, stream_datum: Document) -> range:
         indices = stream_datum["indices"]
         if not {"start", "stop"} <= indices.keys() or not 0 <= indices["start"] <= indices["stop"]:
             # The message does not name the document: of documents decoded by column, only the first is available.
-            raise self._wrong(f"a stream_datum has {indices!r} as indices")
+            raise self._registration_error(f"a stream_datum has {indices!r} as indices")
         return range(indices["start"], indices["stop"])
 
-    def _locate(self, stream_datum: Document, numbers: range) -> tuple[int, int]:
+    def _locate_frames(self, stream_datum: Document, numbers: range) -> tuple[int, int]:
         """Return the number of the first of these frames in its file, and its position among the frames of all files.
 
         Some detectors number the frames of each file from 0, others continue from file to file. The latter is assumed
@@ -364,10 +364,12 @@ class Consolidator:
             accepts_more = place > 0 and self.announced.of(file).start == place
             joined = self._joined[file] = _Joined(place if accepts_more else 0, place)
             if accepts_more:
-                self._note(f"frame {place} is taken to be the first of further files, as there were {place} before.")
+                self._add_note(
+                    f"frame {place} is taken to be the first of further files, as there were {place} before."
+                )
         number = numbers.start - joined.base
         if number < 0:
-            raise self._wrong(f"frame {numbers.start} comes before the first of its file, {joined.base}")
+            raise self._registration_error(f"frame {numbers.start} comes before the first of its file, {joined.base}")
         return number, joined.place + number
 
     def announce(self, stream_datum: Document) -> None:
@@ -389,7 +391,7 @@ class Consolidator:
             if uri in self._assets:
                 continue
             if len(self._assets) >= MAX_FILES:
-                raise self._wrong(f"it has more than {MAX_FILES} files")
+                raise self._registration_error(f"it has more than {MAX_FILES} files")
             self._assets[uri] = {"data_uri": uri, **common, "num": len(self._assets)}
 
     def _add_repeated_assets(self, uris: list[str]) -> None:
@@ -398,7 +400,7 @@ class Consolidator:
         Tiled keeps each URI once, so a repeated file gets another spelling of its URI.
         """
         if len(self._assets) + len(uris) > MAX_FILES:
-            raise self._wrong(f"it has more than {MAX_FILES} files")
+            raise self._registration_error(f"it has more than {MAX_FILES} files")
         for uri in uris:
             spelled = uri
             while spelled in self._assets:
@@ -410,23 +412,31 @@ class Consolidator:
         """Add a resource whose files are named by its URI and a template."""
         files = _Files(stream_resource["uri"], template)
         if _WIDE_NUMBER.search(template):
-            raise self._wrong(f"template {template!r:.200} asks for a number of a thousand digits or more")
+            raise self._registration_error(f"template {template!r:.200} asks for a number of a thousand digits or more")
         try:
             files.name(0)
         except (LookupError, ValueError) as error:
-            raise self._wrong(f"template {template!r} cannot be filled in with a number ({error})") from error
+            raise self._registration_error(
+                f"template {template!r} cannot be filled in with a number ({error})"
+            ) from error
         self._files_of[stream_resource["uid"]] = self._files.setdefault(files.file, files)
         self._file_of[stream_resource["uid"]] = files.file
 
     def _numbered_uris(self, stream_datum: Document, numbers: range) -> list[str]:
         if numbers.stop - numbers.start > MAX_FILES:
-            raise self._wrong(f"stream_datum {stream_datum.get('uid')!r} has more than {MAX_FILES} files")
+            raise self._registration_error(f"stream_datum {stream_datum.get('uid')!r} has more than {MAX_FILES} files")
         files = self._files_of.get(stream_datum["stream_resource"]) or next(reversed(self._files_of.values()))
         return [files.name(number) for number in numbers]
 
-    def _source(self, family: str, structure: Document, parameters: Document, properties: Document) -> dict[str, Any]:
+    def _data_source(
+        self, family: str, structure: Document, parameters: Document, properties: Document
+    ) -> dict[str, Any]:
         layout = {"structure_family": family, "structure": structure, "mimetype": self.mimetype}
-        reading = {"parameters": _plain(parameters), "properties": properties, "assets": list(self._assets.values())}
+        reading = {
+            "parameters": _json_value(parameters),
+            "properties": properties,
+            "assets": list(self._assets.values()),
+        }
         return {**layout, **reading, "management": "external"}
 
 
@@ -472,16 +482,16 @@ class ArrayConsolidator(Consolidator):
         self.join_method = self.parameters.get("join_method", self.join_method)
         self.join_chunks = self.parameters.get("join_chunks", self.join_chunks)
         if self.join_method not in {"stack", "concat"}:
-            raise self._wrong(f"join_method is {self.join_method!r}, neither 'stack' nor 'concat'")
+            raise self._registration_error(f"join_method is {self.join_method!r}, neither 'stack' nor 'concat'")
         if not self._described:
-            raise self._wrong("its stream's descriptor has no such data key")
+            raise self._registration_error("its stream's descriptor has no such data key")
         self.datum_shape = self._datum_shape()
         self.data_type = self._data_type()
-        self.dims = self._dims()
+        self.dims = self._dimension_names()
         self._declared_chunk: Shape = self._as_chunk_shape(self.parameters.get("chunk_shape"))
         self.chunk_shape = self._chunk_shape()
         if len(self.chunk_shape) > len(self.shape):
-            self._note(f"chunk_shape {self.chunk_shape} has more dimensions than its array; the first ones count.")
+            self._add_note(f"chunk_shape {self.chunk_shape} has more dimensions than its array; the first ones count.")
             self.chunk_shape = self.chunk_shape[: len(self.shape)]
         self.frames = FrameOrder()
         self._add_resource_files(stream_resource)
@@ -497,26 +507,26 @@ class ArrayConsolidator(Consolidator):
     def chunks(self) -> list[list[int]]:
         """The sizes of the chunks along each dimension; dimensions beyond `chunk_shape` have a single chunk."""
         shape, chunk = self.shape, self.chunk_shape
-        chunks = [_sizes(size, step) for size, step in zip(shape, chunk, strict=False)]
+        chunks = [_chunk_sizes(size, step) for size, step in zip(shape, chunk, strict=False)]
         if chunk and self.datum_shape and self.join_method == "concat" and not self.join_chunks:
-            chunks[0] = _sizes(self.datum_shape[0], chunk[0], self._rows)
+            chunks[0] = _chunk_sizes(self.datum_shape[0], chunk[0], self._rows)
         return chunks + [[size] for size in shape[len(chunk) :]]
 
     def add_resource(self, stream_resource: Document) -> None:
         """Add another file; the chunk shape of the first resource stays valid."""
         chunk_shape = self._as_chunk_shape(stream_resource["parameters"].get("chunk_shape"))
         if chunk_shape != self._declared_chunk:
-            self._note(f"chunk_shape differs between its resources; {self._declared_chunk} counts.")
+            self._add_note(f"chunk_shape differs between its resources; {self._declared_chunk} counts.")
         self._add_resource_files(stream_resource)
 
     def consume(self, stream_datum: Document) -> Patch:
         """Add the rows of a StreamDatum; return the region of the array that changes."""
-        indices = self._indices(stream_datum)
+        indices = self._checked_indices(stream_datum)
         self._check_size(len(indices))
         seq_num = _seq_num(stream_datum, len(indices))
-        _, place = self._locate(stream_datum, indices)
+        _, place = self._locate_frames(stream_datum, indices)
         self._check_place(stream_datum, indices, place, seq_num)
-        return self._insert(place, len(indices), seq_num)
+        return self._insert_frames(place, len(indices), seq_num)
 
     @property
     def problem(self) -> str:
@@ -540,7 +550,7 @@ class ArrayConsolidator(Consolidator):
         ranges, step = self.frames.ranges, self.rows_per_datum
         if len(ranges) > 1:
             return [row for part in ranges for row in range(part.start * step, part.stop * step)]
-        if not ranges or (ranges[0].start == 0 and not self._reshapes):
+        if not ranges or (ranges[0].start == 0 and not self._reshapes_rows):
             return None
         return f"{ranges[0].start * step}:{ranges[0].stop * step}"
 
@@ -550,7 +560,7 @@ class ArrayConsolidator(Consolidator):
         return self._rows_per_datum()[0]
 
     @property
-    def _reshapes(self) -> bool:
+    def _reshapes_rows(self) -> bool:
         """Whether Tiled reshapes the rows of a file, which fails if the file has more rows than the documents name.
 
         Otherwise, Tiled serves as many rows as the structure declares.
@@ -576,26 +586,30 @@ class ArrayConsolidator(Consolidator):
         rows = self._rows + more
         size = rows * self.datum_shape[0] if self.join_method == "concat" and self.datum_shape else rows
         if size // (self.chunk_shape[0] if self.chunk_shape else size or 1) > MAX_CHUNKS:
-            raise self._wrong(f"it would have more than {MAX_CHUNKS} chunks; chunk_shape is {self.chunk_shape}")
+            raise self._registration_error(
+                f"it would have more than {MAX_CHUNKS} chunks; chunk_shape is {self.chunk_shape}"
+            )
 
     def _check_place(self, stream_datum: Document, indices: range, place: int, seq_num: int | None) -> None:
         """Refuse frames that Tiled's adapter cannot serve at their position in the array."""
         file = self._file_of.get(stream_datum["stream_resource"])
         if file in self._joined and not self._has_room(file, place + len(indices)):
-            raise self._wrong(f"frames {_span(indices)} of {file} come after those of further files")
+            raise self._registration_error(
+                f"frames {_format_range(indices)} of {file} come after those of further files"
+            )
         frames = self.frames
         follows = frames.is_next(place, seq_num)
         if not indices or (follows and (place if not frames.count else frames.first) == 0):
             return
         if not self.selects_rows:
-            what = f"frames {_span(indices)} are not the next ones of its files"
-            raise self._wrong(f"{what}, and Tiled gives no other rows of {self.mimetype} files")
+            what = f"frames {_format_range(indices)} are not the next ones of its files"
+            raise self._registration_error(f"{what}, and Tiled gives no other rows of {self.mimetype} files")
         if not follows and (frames.count + len(indices)) * self.rows_per_datum > MAX_LISTED_ROWS:
-            raise self._wrong(f"more than {MAX_LISTED_ROWS} rows of its files do not follow each other")
+            raise self._registration_error(f"more than {MAX_LISTED_ROWS} rows of its files do not follow each other")
         if not self._rows_per_datum()[1]:
-            self._note("its documents do not say how many rows of a file make a frame; one is taken to.")
+            self._add_note("its documents do not say how many rows of a file make a frame; one is taken to.")
 
-    def _insert(self, place: int, count: int, seq_num: int | None, *, insert: bool = True) -> Patch:
+    def _insert_frames(self, place: int, count: int, seq_num: int | None, *, insert: bool = True) -> Patch:
         """Count frames; return the region from their first row to the end, because later rows move."""
         first = self.frames.add(place, count, seq_num, insert=insert)
         self._rows += count
@@ -611,9 +625,9 @@ class ArrayConsolidator(Consolidator):
         """Return the current data source, of structure family 'array'."""
         array = {"data_type": self.data_type, "shape": list(self.shape), "chunks": self.chunks}
         structure = {**array, "dims": self.dims, "resizable": False}
-        return self._source("array", structure, self.adapter_parameters(), self._properties())
+        return self._data_source("array", structure, self.adapter_parameters(), self._source_properties())
 
-    def _properties(self) -> dict[str, Any]:
+    def _source_properties(self) -> dict[str, Any]:
         return {}
 
     def _add_resource_files(self, stream_resource: Document) -> None:
@@ -621,13 +635,15 @@ class ArrayConsolidator(Consolidator):
         self._file_of[stream_resource["uid"]] = uri, stream_resource["parameters"].get("dataset")
         self._add_assets([uri])
         if len(self._assets) > 1:
-            self._note("its frames are in several files, each of which is taken to have no others than were announced.")
+            self._add_note(
+                "its frames are in several files, each of which is taken to have no others than were announced."
+            )
 
     def _datum_shape(self) -> Shape:
         """Return the shape of one datum; if there is a `multiplier` (frames per datum), it is the first dimension."""
         sizes = tuple(self._described.get("shape") or ())
         if None in sizes:
-            raise self._wrong(f"its shape {sizes} varies, which {self.mimetype} files cannot")
+            raise self._registration_error(f"its shape {sizes} varies, which {self.mimetype} files cannot")
         shape: Shape = tuple(int(size) for size in sizes)
         if shape == (1,) and self.join_method == "stack":
             shape = ()
@@ -646,15 +662,17 @@ class ArrayConsolidator(Consolidator):
             structured = dtype.fields is not None
             described = asdict((StructDtype if structured else BuiltinDtype).from_numpy_dtype(dtype))
         except (TypeError, ValueError) as error:
-            raise self._wrong(f"its dtype_numpy {declared!r} is not a type that Tiled serves ({error})") from error
+            raise self._registration_error(
+                f"its dtype_numpy {declared!r} is not a type that Tiled serves ({error})"
+            ) from error
         return dict(json.loads(json.dumps(described)))
 
-    def _dims(self) -> list[str] | None:
+    def _dimension_names(self) -> list[str] | None:
         dims = list(self._described.get("dims") or ())
         if dims and self.join_method == "stack":
             dims = ["time", *dims]
         if len(dims) not in {0, len(self.shape)}:
-            self._note(f"{len(self.shape)} dimensions do not have the names {dims}.")
+            self._add_note(f"{len(self.shape)} dimensions do not have the names {dims}.")
             return None
         return dims or None
 
@@ -668,7 +686,7 @@ class ArrayConsolidator(Consolidator):
             return ()
         if isinstance(sizes, list | tuple) and all(_is_size(size) for size in sizes):
             return tuple(int(size) for size in sizes)
-        self._note(f"chunk_shape {declared!r:.200} is none; it is taken to be unknown.")
+        self._add_note(f"chunk_shape {declared!r:.200} is none; it is taken to be unknown.")
         return ()
 
 
@@ -707,7 +725,7 @@ class CSVConsolidator(ArrayConsolidator):
 
     def consume(self, stream_datum: Document) -> Patch:
         """Add the rows of a StreamDatum; return the region of the array that changes."""
-        self._note("Tiled reads its files as a whole; they are taken to have no other rows than were announced.")
+        self._add_note("Tiled reads its files as a whole; they are taken to have no other rows than were announced.")
         return super().consume(stream_datum)
 
     def data_source(self) -> dict[str, Any]:
@@ -736,14 +754,14 @@ class _HDF5Dataset(ArrayConsolidator):
         """Return the path of the dataset in the files, the selection of rows, and the options to open the files."""
         given = self.parameters
         if "dataset" not in given:
-            raise self._wrong("its StreamResource has no 'dataset' among its parameters")
+            raise self._registration_error("its StreamResource has no 'dataset' among its parameters")
         optional = {name: given[name] for name in ("slice", "squeeze") if given.get(name)}
-        if selected := self._selection(self.selected_rows()):
+        if selected := self._combined_slice(self.selected_rows()):
             optional["slice"] = selected
         swmr, locking = given.get("swmr", True), given.get("locking")
         return {"dataset": given["dataset"], **optional, "swmr": swmr, "locking": locking}
 
-    def _selection(self, rows: str | list[int] | None) -> str | list[int] | None:
+    def _combined_slice(self, rows: str | list[int] | None) -> str | list[int] | None:
         """Return the adapter's `slice`: the selected rows combined with the `slice` that the documents request."""
         wanted = self.parameters.get("slice")
         if not wanted or rows is None:
@@ -763,7 +781,9 @@ class _HDF5Dataset(ArrayConsolidator):
         from_first = follows and (self.frames.first if self.frames.count else place) == 0
         wanted = self.parameters.get("slice")
         if indices and wanted and not from_first and not (follows and self._slices_frames):
-            raise self._wrong(f"frames {_span(indices)} cannot be selected beside its slice {wanted!r}")
+            raise self._registration_error(
+                f"frames {_format_range(indices)} cannot be selected beside its slice {wanted!r}"
+            )
 
 
 class HDF5Consolidator(_HDF5Dataset):
@@ -784,7 +804,7 @@ class HDF5Consolidator(_HDF5Dataset):
         """Add another file with the same dataset."""
         first, dataset = self.parameters.get("dataset"), stream_resource["parameters"].get("dataset")
         if dataset != first:
-            raise self._wrong(f"its resources have different datasets: {first!r}, {dataset!r}")
+            raise self._registration_error(f"its resources have different datasets: {first!r}, {dataset!r}")
         super().add_resource(stream_resource)
 
 
@@ -817,16 +837,16 @@ class SequenceConsolidator(ArrayConsolidator):
 
     def consume(self, stream_datum: Document) -> Patch:
         """Add the rows of a StreamDatum and their files; return the region of the array that changes."""
-        indices, per_datum = self._indices(stream_datum), self.files_per_datum
+        indices, per_datum = self._checked_indices(stream_datum), self.files_per_datum
         if len(indices) * per_datum > MAX_FILES:
-            raise self._wrong(f"stream_datum {stream_datum.get('uid')!r} has more than {MAX_FILES} files")
+            raise self._registration_error(f"stream_datum {stream_datum.get('uid')!r} has more than {MAX_FILES} files")
         self._check_size(len(indices))
-        number, _ = self._locate(stream_datum, indices)
+        number, _ = self._locate_frames(stream_datum, indices)
         numbers = range(number * per_datum, (number + len(indices)) * per_datum)
         self._add_repeated_assets(self._numbered_uris(stream_datum, numbers))
         several = self.join_method == "stack" and len(self.datum_shape) > 1 and per_datum > 1
         self._split = self._split or (several and self.datum_shape[0] % per_datum == 0)
-        return self._append(len(indices), _seq_num(stream_datum, len(indices)))
+        return self._append_frames(len(indices), _seq_num(stream_datum, len(indices)))
 
     @property
     def problem(self) -> str:
@@ -836,14 +856,14 @@ class SequenceConsolidator(ArrayConsolidator):
     def selected_rows(self) -> None:
         """Return None for all rows, because the list of files already selects the frames."""
 
-    def _append(self, count: int, seq_num: int | None) -> Patch:
+    def _append_frames(self, count: int, seq_num: int | None) -> Patch:
         """Count frames after all others, because the numbers of the files in the data source never change."""
         if count and self.frames.row_of(count, seq_num) != self._rows:
             self.in_order_of_events = False
-            self._note("its frames are in the order in which they were announced, not in that of the events.")
-        return self._insert(self._rows, count, seq_num, insert=False)
+            self._add_note("its frames are in the order in which they were announced, not in that of the events.")
+        return self._insert_frames(self._rows, count, seq_num, insert=False)
 
-    def _properties(self) -> dict[str, Any]:
+    def _source_properties(self) -> dict[str, Any]:
         """Return the layout of the files in the array, one entry per file, if a datum spans several files."""
         if not self._split:
             return {}
@@ -851,25 +871,27 @@ class SequenceConsolidator(ArrayConsolidator):
         inner = [[size] for size in self.datum_shape[1:]]
         return {"chunks": [[1] * len(self._assets), *([[frames]] if frames > 1 else []), *inner]}
 
-    def _template(self) -> str:
+    def _file_template(self) -> str:
         template = self.parameters.get("template")
         if not template:
-            raise self._wrong("its StreamResource has no 'template' among its parameters")
+            raise self._registration_error("its StreamResource has no 'template' among its parameters")
         return compile_template(template, self.parameters.get("filename") or "")
 
     def _add_resource_files(self, stream_resource: Document) -> None:
-        self._add_numbered_files(stream_resource, self._template())
+        self._add_numbered_files(stream_resource, self._file_template())
 
     def _chunk_shape(self) -> Shape:
         chunk = super()._chunk_shape() or (1,)
         if self.join_method == "stack":
             return chunk
         if not self.datum_shape:
-            raise self._wrong("files can be joined by 'concat' only when each holds an array; its shape is ()")
+            raise self._registration_error(
+                "files can be joined by 'concat' only when each holds an array; its shape is ()"
+            )
         frames = self.datum_shape[0]
         if chunk[0] > 0 and frames % chunk[0]:
             problem = f"{chunk[0]} frames per file do not divide a datum of {frames}"
-            self._note(f"{problem}; each datum is taken to be one file.")
+            self._add_note(f"{problem}; each datum is taken to be one file.")
             return (frames,)
         return chunk
 
@@ -913,7 +935,7 @@ class NPYConsolidator(SequenceConsolidator):
 
     mimetypes = frozenset({"multipart/related;type=application/x-npy"})
 
-    def _template(self) -> str:
+    def _file_template(self) -> str:
         return compile_template("%s_%d.npy", self.parameters.get("filename") or "")
 
     def _chunk_shape(self) -> Shape:
@@ -940,10 +962,10 @@ class BytesConsolidator(Consolidator):
 
     def consume(self, stream_datum: Document) -> Patch:
         """Add the files of a StreamDatum; return the region of its rows."""
-        indices = self._indices(stream_datum)
+        indices = self._checked_indices(stream_datum)
         if len(indices) > MAX_FILES:
-            raise self._wrong(f"stream_datum {stream_datum.get('uid')!r} has more than {MAX_FILES} files")
-        number, _ = self._locate(stream_datum, indices)
+            raise self._registration_error(f"stream_datum {stream_datum.get('uid')!r} has more than {MAX_FILES} files")
+        number, _ = self._locate_frames(stream_datum, indices)
         uris = self._numbered_uris(stream_datum, range(number, number + len(indices)))
         # Without a template, all datums of a resource are in one file.
         add = self._add_repeated_assets if len(set(uris)) == len(uris) and self._is_numbered else self._add_assets
@@ -957,7 +979,7 @@ class BytesConsolidator(Consolidator):
 
     def data_source(self) -> dict[str, Any]:
         """Return the current data source, of structure family 'bytes'."""
-        return self._source("bytes", {}, {}, {})
+        return self._data_source("bytes", {}, {}, {})
 
 
 _INCLUDED: Final = (
@@ -1022,7 +1044,7 @@ def _number_field(match: re.Match[str]) -> str:
     return f"{{:{align}{sign}{zero}{width}d}}"
 
 
-def _sizes(total: int, step: int, repeat: int = 1) -> list[int]:
+def _chunk_sizes(total: int, step: int, repeat: int = 1) -> list[int]:
     """Split `total` into pieces of at most `step`; return the pieces, repeated `repeat` times, or [0] if none."""
     rest = total % step
     return ([step] * (total // step) + [rest] * (rest > 0)) * repeat or [0]
@@ -1041,14 +1063,14 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int | numpy.integer) and not isinstance(value, bool) and bool(value > 0)
 
 
-def _span(numbers: range) -> str:
+def _format_range(numbers: range) -> str:
     return f"{numbers.start} to {numbers.stop - 1}"
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     """Convert a parameter to JSON types."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _json_value(item) for key, item in value.items()}
     if isinstance(value, numpy.ndarray | numpy.generic):
         return value.tolist()
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return [_json_value(item) for item in value] if isinstance(value, list | tuple) else value

@@ -72,14 +72,14 @@ class DocumentChecks:
         self._deviations: dict[tuple[str, ...], tuple[str, int]] = {}
 
     def __call__(self, name: str, document: Mapping[str, Any]) -> None:
-        schema = _schemas()[name]
+        schema = _compile_schemas()[name]
         try:
             valid = schema.validator.is_valid(document)
         except ValueError:
             # The document has a value that JSON cannot represent, such as a NumPy scalar.
             valid = False
         if not valid:
-            self._judge(name, document, schema)
+            self._validate_document(name, document, schema)
 
     def tolerates(self, name: str) -> bool:
         """Return whether any document of this name has deviated from its schema so far."""
@@ -94,22 +94,22 @@ class DocumentChecks:
             for (name, *_), (text, count) in self._deviations.items()
         ]
 
-    def _judge(self, name: str, document: Mapping[str, Any], schema: _Schema) -> None:
+    def _validate_document(self, name: str, document: Mapping[str, Any], schema: _Schema) -> None:
         kinds: dict[tuple[str, ...], Any] = {}
         for error in schema.validator.iter_errors(_as_json(name, document)):
             # An error elsewhere in a document makes known fields unevaluated, too.
-            if error.kind.name == "unevaluatedProperties" and not _unknown(error, schema):
+            if error.kind.name == "unevaluatedProperties" and not _unknown_fields(error, schema):
                 continue
             if _is_relied_on(name, error):
-                raise DocumentInvalid(name, _described(error, schema))
+                raise DocumentInvalid(name, _describe_error(error, schema))
             kinds.setdefault((name, *map(str, error.schema_path), getattr(error.kind, "property", "")), error)
         for kind, error in kinds.items():
-            text, count = self._deviations.get(kind) or (_described(error, schema), 0)
+            text, count = self._deviations.get(kind) or (_describe_error(error, schema), 0)
             self._deviations[kind] = text, count + 1
 
 
 @cache
-def _schemas() -> dict[str, _Schema]:
+def _compile_schemas() -> dict[str, _Schema]:
     """Return the schemas by document name.
 
     They are compiled once per process, which takes some milliseconds, most of them for the import of event-model.
@@ -118,7 +118,7 @@ def _schemas() -> dict[str, _Schema]:
     from event_model import schemas
 
     return {
-        name.name: _Schema(jsonschema_rs.validator_for(schema, mask=_MASK), frozenset(_fields(schema)))
+        name.name: _Schema(jsonschema_rs.validator_for(schema, mask=_MASK), frozenset(_known_fields(schema)))
         for name, schema in schemas.items()
     }
 
@@ -161,16 +161,16 @@ def check_run(run_uid: str, name: str, document: Mapping[str, Any]) -> None:
     """
     field = _RUN_FIELDS.get(name)
     if field is not None and document.get(field) != run_uid:
-        found, expected = _short(repr(document.get(field))), _short(repr(run_uid))
+        found, expected = _shorten_text(repr(document.get(field))), _shorten_text(repr(run_uid))
         raise DocumentInvalid(name, f"at $.{field}, {found} is not {expected}, the run that it came for")
 
 
 def load_schemas() -> None:
     """Compile the schemas now, so that the first document need not wait for it."""
-    _schemas()
+    _compile_schemas()
 
 
-def _fields(schema: Mapping[str, Any]) -> Iterator[str]:
+def _known_fields(schema: Mapping[str, Any]) -> Iterator[str]:
     yield from schema.get("properties", ())
     for part in schema.get("allOf", ()):
         yield from schema["$defs"][part["$ref"].rpartition("/")[2]]["properties"]
@@ -182,12 +182,12 @@ def _is_relied_on(name: str, error: Any) -> bool:
     path = tuple(error.instance_path)
     if error.kind.name == "required":
         path = (*path, error.kind.property)
-        return len(path) > 1 and _matching(name, path) == "indices.*"
-    pattern = _matching(name, path)
+        return len(path) > 1 and _matching_pattern(name, path) == "indices.*"
+    pattern = _matching_pattern(name, path)
     return pattern is not None and not (pattern.endswith("?") and error.instance is None)
 
 
-def _matching(name: str, path: Sequence[str | int]) -> str | None:
+def _matching_pattern(name: str, path: Sequence[str | int]) -> str | None:
     """Return the entry of `RELIED_ON` that matches a path in a document.
 
     "" for the document as a whole; None if no entry matches.
@@ -199,16 +199,16 @@ def _matching(name: str, path: Sequence[str | int]) -> str | None:
     return "" if not path else None
 
 
-def _described(error: Any, schema: _Schema) -> str:
+def _describe_error(error: Any, schema: _Schema) -> str:
     place = f"at {_json_path(error.instance_path)}"
     if error.kind.name == "required":
-        return f"{place}, there is no {_short(repr(error.kind.property))}"
-    if unknown := _unknown(error, schema):
-        return f"{place}, nothing is known of {_short(', '.join(map(repr, unknown)))}"
-    return f"{place}, {_short(repr(error.instance))} {error.message.removeprefix(_MASK).strip()}"
+        return f"{place}, there is no {_shorten_text(repr(error.kind.property))}"
+    if unknown := _unknown_fields(error, schema):
+        return f"{place}, nothing is known of {_shorten_text(', '.join(map(repr, unknown)))}"
+    return f"{place}, {_shorten_text(repr(error.instance))} {error.message.removeprefix(_MASK).strip()}"
 
 
-def _unknown(error: Any, schema: _Schema) -> list[str]:
+def _unknown_fields(error: Any, schema: _Schema) -> list[str]:
     """Return the unknown fields that an error reports."""
     # The validator also reports known fields, if they have errors of their own.
     if error.kind.name == "unevaluatedProperties":
@@ -216,46 +216,46 @@ def _unknown(error: Any, schema: _Schema) -> list[str]:
     return error.kind.unexpected if error.kind.name == "additionalProperties" else []
 
 
-def _short(text: str) -> str:
+def _shorten_text(text: str) -> str:
     return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
 
 
 def _json_path(path: Sequence[str | int]) -> str:
-    return "$" + "".join(f".{part}" if str(part).isidentifier() else f"[{_short(repr(part))}]" for part in path)
+    return "$" + "".join(f".{part}" if str(part).isidentifier() else f"[{_shorten_text(repr(part))}]" for part in path)
 
 
 def _as_json(name: str, document: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parts of a document that its schema checks, in JSON types; the values of events are left out."""
     return {
-        _plain(str(key)): _shell(name, value) if key in _CONTENTS.get(name, ()) else _plain(value)
+        _json_value(str(key)): _empty_values(name, value) if key in _CONTENTS.get(name, ()) else _json_value(value)
         for key, value in document.items()
     }
 
 
-def _shell(name: str, value: Any) -> Any:
+def _empty_values(name: str, value: Any) -> Any:
     """Return the values of an event as an empty mapping, or the columns of a page as empty lists.
 
     What is not a mapping or a list stays in the result, so that the schema can refuse it.
     """
     if not isinstance(value, Mapping):
-        return _plain(value)
+        return _json_value(value)
     if name == "event":
         return {}
     return {
-        _plain(str(key)): [] if isinstance(item, list | tuple | numpy.ndarray) else _plain(item)
+        _json_value(str(key)): [] if isinstance(item, list | tuple | numpy.ndarray) else _json_value(item)
         for key, item in value.items()
     }
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, numpy.ndarray):
         # All items have the same type, so the first ones suffice.
-        return _plain([*itertools.islice(value.flat, _ENOUGH)] if value.ndim else value.item())
+        return _json_value([*itertools.islice(value.flat, _ENOUGH)] if value.ndim else value.item())
     if isinstance(value, numpy.generic) and not isinstance(value, str | float):
         item = value.item()
-        return str(item) if isinstance(item, numpy.generic) else _plain(item)
+        return str(item) if isinstance(item, numpy.generic) else _json_value(item)
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
@@ -264,7 +264,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, str):
         return str.__str__(value).encode("utf-8", "backslashreplace").decode()
     if isinstance(value, Mapping):
-        return {_plain(str(key)): _plain(item) for key, item in value.items()}
+        return {_json_value(str(key)): _json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_json_value(item) for item in value]
     return f"a {type(value).__name__}"

@@ -26,18 +26,22 @@ def declared_dtype(declared: Any) -> numpy.dtype[Any]:
     TypeError, ValueError
         NumPy does not know the type.
     """
-    return numpy.dtype(_name(declared) if isinstance(declared, str) else _fields(declared))
+    return numpy.dtype(_checked_name(declared) if isinstance(declared, str) else _numpy_fields(declared))
 
 
-def _name(text: str) -> str:
+def _checked_name(text: str) -> str:
     if _DEADLY.search(text):
         raise TypeError(f"data type {text!r} not understood")
     return text
 
 
-def _fields(description: Iterable[Any]) -> list[tuple[Any, ...]]:
+def _numpy_fields(description: Iterable[Any]) -> list[tuple[Any, ...]]:
     """Return the fields of a structured type as NumPy expects them: with tuples in place of JSON lists."""
     return [
-        (name, _name(kind) if isinstance(kind, str) else _fields(kind), *(tuple(numpy.atleast_1d(n)) for n in shape))
+        (
+            name,
+            _checked_name(kind) if isinstance(kind, str) else _numpy_fields(kind),
+            *(tuple(numpy.atleast_1d(n)) for n in shape),
+        )
         for name, kind, *shape in description
     ]

@@ -160,7 +160,7 @@ class Fold:
                 check_place(record.idx, record.name)
                 document = record.document()
                 translated = self._normalizer(record.name, document)
-                operations += self._write(translated)
+                operations += self._fold_documents(translated)
             except Exception as error:
                 self.error = UnwritableDocument(record.idx, record.name, error)
                 break
@@ -235,10 +235,10 @@ class Fold:
     def abandon(self) -> list[Operation]:
         """Return the operations that end a run without a stop document."""
         self.finished = True
-        return self._end_of_batch(self._abandon)
+        return self._end_of_batch(self._abandon_run)
 
-    def _abandon(self) -> list[Operation]:
-        operations = self._write(self._normalizer.abandon())
+    def _abandon_run(self) -> list[Operation]:
+        operations = self._fold_documents(self._normalizer.abandon())
         self._pass_notes_on()
         return [*operations, *self._writer.abandon()]
 
@@ -258,7 +258,7 @@ class Fold:
             self.error = self.error or UnwritableDocument(self.cursor - 1, "or one before", error)
             return []
 
-    def _write(self, documents: Iterable[tuple[str, dict[str, Any]]]) -> list[Operation]:
+    def _fold_documents(self, documents: Iterable[tuple[str, dict[str, Any]]]) -> list[Operation]:
         """Return the operations for modern documents."""
         operations: list[Operation] = []
         for name, document in documents:

@@ -200,16 +200,16 @@ class RunNormalizer:
 
     def start(self, doc: Document) -> None:
         """Emit the start document, and remember the run's uid."""
-        modern = dict(self._received("start", doc))
+        modern = dict(self._patch_and_check("start", doc))
         self._run_uid = modern["uid"]
         self.emit("start", modern)
 
     def descriptor(self, doc: Document) -> None:
         """Translate the data keys, remember which of them are external, and emit the descriptor."""
-        modern = dict(self._received("descriptor", doc))
+        modern = dict(self._patch_and_check("descriptor", doc))
         renamed = _rename_reserved_keys(modern)
         for name, other in renamed.items():
-            self._note(f"Stream '{modern['name']}': data key '{name}' is reserved and was renamed to '{other}'.")
+            self._add_note(f"Stream '{modern['name']}': data key '{name}' is reserved and was renamed to '{other}'.")
         self.guessed_types |= {
             (modern["name"], name) for name, key in modern["data_keys"].items() if not declares_dtype(key)
         }
@@ -230,81 +230,87 @@ class RunNormalizer:
 
     def event(self, doc: Document) -> None:
         """Emit the event with its internal data, then the documents for its references to external data."""
-        modern = dict(self._received("event", doc))
+        modern = dict(self._patch_and_check("event", doc))
         stream = self._streams.get(modern["descriptor"])
         if stream is None:
-            raise _wrong("event", doc, f"belongs to descriptor {modern['descriptor']!r}, which did not come before it")
+            raise _document_error(
+                "event", doc, f"belongs to descriptor {modern['descriptor']!r}, which did not come before it"
+            )
         data: Document = _without_reserved_names(modern["data"], stream.renamed)
         timestamps = _without_reserved_names(modern["timestamps"], stream.renamed)
         filled = _without_reserved_names(modern.pop("filled", None) or {}, stream.renamed)
         internal = self._internal_keys(stream, data, filled)
-        modern["data"] = _only(internal, data)
-        modern["timestamps"] = _only(internal, timestamps)
+        modern["data"] = _select_keys(internal, data)
+        modern["timestamps"] = _select_keys(internal, timestamps)
         self.emit("event", modern)
         if len(modern["data"]) < len(data):
             for key in data:
                 if key in stream.external and key not in internal:
-                    self._refer(_Reference(data[key], stream.name, key, modern["descriptor"], modern["seq_num"]))
+                    self._queue_reference(
+                        _Reference(data[key], stream.name, key, modern["descriptor"], modern["seq_num"])
+                    )
 
     def event_page(self, doc: Document) -> None:
         """Handle the events of a page one by one."""
-        for event in _unpacked_events(self._received("event_page", doc)):
+        for event in _unpacked_events(self._patch_and_check("event_page", doc)):
             self.event(event)
 
     def bulk_events(self, doc: Document) -> None:
         """Handle the events of a bulk document, the predecessor of the page, with lists of events by descriptor."""
-        for events in self._received("bulk_events", doc).values():
+        for events in self._patch_and_check("bulk_events", doc).values():
             for event in events:
                 self.event(event)
 
     def resource(self, doc: Document) -> None:
         """Store a resource for the events that refer to its datums, and resolve the references that waited for it."""
-        received = dict(self._received("resource", doc))
+        received = dict(self._patch_and_check("resource", doc))
         received["spec"] = str(received.get("spec") or "").upper()
         self._specs[received["uid"]] = received["spec"]
         if self._run_uid and received.get("run_start") not in (None, self._run_uid):
             self._foreign.add(received["uid"])
         self._resources[received["uid"]] = self._modern_resource("resource", received)
-        self._unblock(received["uid"])
+        self._unblock_queues(received["uid"])
 
     def datum(self, doc: Document) -> None:
         """Store a datum, and resolve the references that waited for it."""
         spec = self._specs.get(doc.get("resource", ""))
         if spec:
             doc = {**doc, "datum_kwargs": {**(doc.get("datum_kwargs") or {}), "_resource_spec": spec}}
-        received = self._received("datum", doc)
+        received = self._patch_and_check("datum", doc)
         datum_id, uid = received["datum_id"], sys.intern(str(received["resource"]))
         known = self._find_datum(datum_id)
         counts = self._counts.setdefault(uid, _ResourceCounts())
         number = counts.number(str(datum_id)) if known is None else known.number
         self._datums[datum_id] = _Datum(uid, received.get("datum_kwargs") or {}, number)
-        self._unblock(received["datum_id"])
+        self._unblock_queues(received["datum_id"])
 
     def datum_page(self, doc: Document) -> None:
         """Handle the datums of a page one by one."""
-        page = self._received("datum_page", doc)
-        kwargs = _rows("datum_page", page["datum_kwargs"], len(page["datum_id"]))
-        for row in _rows("datum_page", {"datum_id": page["datum_id"], "datum_kwargs": kwargs}, len(kwargs)):
+        page = self._patch_and_check("datum_page", doc)
+        kwargs = _columns_to_rows("datum_page", page["datum_kwargs"], len(page["datum_id"]))
+        for row in _columns_to_rows("datum_page", {"datum_id": page["datum_id"], "datum_kwargs": kwargs}, len(kwargs)):
             self.datum({"resource": page["resource"], **row})
 
     def bulk_datum(self, doc: Document) -> None:
         """Handle the datums of a bulk document, the predecessor of the page, one by one."""
-        page = self._received("bulk_datum", doc)
+        page = self._patch_and_check("bulk_datum", doc)
         columns = {"datum_id": page["datum_ids"], "datum_kwargs": page["datum_kwarg_list"]}
-        for row in _rows("bulk_datum", columns, len(page["datum_ids"])):
+        for row in _columns_to_rows("bulk_datum", columns, len(page["datum_ids"])):
             self.datum({"resource": page["resource"], **row})
 
     def stream_resource(self, doc: Document) -> None:
         """Emit a stream resource in its modern form."""
-        self.emit("stream_resource", self._modern_resource("stream_resource", self._received("stream_resource", doc)))
+        self.emit(
+            "stream_resource", self._modern_resource("stream_resource", self._patch_and_check("stream_resource", doc))
+        )
 
     def stream_datum(self, doc: Document) -> None:
         """Emit a stream datum."""
-        self.emit("stream_datum", dict(self._received("stream_datum", doc)))
+        self.emit("stream_datum", dict(self._patch_and_check("stream_datum", doc)))
 
     def stop(self, doc: Document) -> None:
         """Resolve the remaining references, note those that cannot be resolved, and emit the stop document."""
-        received = dict(self._received("stop", doc))
+        received = dict(self._patch_and_check("stop", doc))
         self._settle_all()
         self.emit("stop", received)
 
@@ -314,18 +320,18 @@ class RunNormalizer:
         self._settle_all()
         return self._emitted
 
-    def _received(self, name: str, doc: Document) -> Document:
+    def _patch_and_check(self, name: str, doc: Document) -> Document:
         patch = self.patches.get(name)
         if patch is not None:
             doc = patch(copy.deepcopy(dict(doc)))
             if not isinstance(doc, Mapping):
                 raise DocumentError(f"The patch for {name!r} must return a document; it returned {type(doc)}.")
-        _require(name, doc, _REQUIRED[name])
+        _require_fields(name, doc, _REQUIRED[name])
         if self.check is not None:
             self.check(name, doc)
         return doc
 
-    def _note(self, note: str) -> None:
+    def _add_note(self, note: str) -> None:
         if note not in self.notes:
             self.notes.append(note)
 
@@ -341,19 +347,23 @@ class RunNormalizer:
             return internal
         for key, value in data.items():
             if key not in stream.internal and key not in stream.external:
-                self._note(f"Stream '{stream.name}': data key '{key}' is not in the descriptor; its data is left out.")
+                self._add_note(
+                    f"Stream '{stream.name}': data key '{key}' is not in the descriptor; its data is left out."
+                )
             elif key not in internal and key in stream.external and not isinstance(value, str):
-                self._note(f"Stream '{stream.name}': external data key '{key}' has data in events; it is kept as such.")
+                self._add_note(
+                    f"Stream '{stream.name}': external data key '{key}' has data in events; it is kept as such."
+                )
                 internal |= {key}
         return internal
 
     def _modern_resource(self, name: str, doc: Document) -> dict[str, Any]:
         """Translate a StreamResource, modern or old, or a Resource into a modern StreamResource."""
         if "mimetype" in doc:
-            _require(name, doc, _MODERN_RESOURCE)
+            _require_fields(name, doc, _MODERN_RESOURCE)
             mimetype, uri, parameters = doc["mimetype"], doc["uri"], dict(doc["parameters"])
         else:
-            _require(name, doc, _LEGACY_RESOURCE)
+            _require_fields(name, doc, _LEGACY_RESOURCE)
             spec = doc["spec"]
             mimetype = self.spec_to_mimetype.get(str(spec).upper(), "application/octet-stream")
             uri = file_uri(doc["root"], doc["resource_path"])
@@ -369,26 +379,26 @@ class RunNormalizer:
         data_key = _RENAMED.get(data_key, data_key)
         return {"uid": doc["uid"], "data_key": data_key, "mimetype": mimetype, "uri": uri, "parameters": parameters}
 
-    def _refer(self, reference: _Reference) -> None:
+    def _queue_reference(self, reference: _Reference) -> None:
         queue = self._queues.setdefault((reference.stream, reference.data_key), deque())
         queue.append(reference)
         if len(queue) == 1:
-            self._advance(queue)
+            self._resolve_references(queue)
 
-    def _advance(self, queue: deque[_Reference]) -> None:
+    def _resolve_references(self, queue: deque[_Reference]) -> None:
         """Resolve references up to the first one whose datum or resource has not arrived."""
         while queue:
-            missing = self._missing(queue[0])
+            missing = self._missing_id(queue[0])
             if missing is not None:
                 self._blocked.setdefault(missing, []).append(queue)
                 return
-            self._serve(queue.popleft())
+            self._emit_stream_datum(queue.popleft())
 
-    def _unblock(self, uid: str) -> None:
+    def _unblock_queues(self, uid: str) -> None:
         for queue in self._blocked.pop(uid, ()):
-            self._advance(queue)
+            self._resolve_references(queue)
 
-    def _missing(self, reference: _Reference) -> str | None:
+    def _missing_id(self, reference: _Reference) -> str | None:
         """Return the id of the datum or resource for which a reference waits; None if both have arrived."""
         datum = self._find_datum(reference.datum_id)
         if datum is None:
@@ -408,11 +418,11 @@ class RunNormalizer:
             self._has_forgotten = True
         return datum
 
-    def _serve(self, reference: _Reference) -> None:
+    def _emit_stream_datum(self, reference: _Reference) -> None:
         """Emit the stream datum of a reference, after its stream resource if that is new."""
         datum = self._use_datum(reference.datum_id)
         if datum.resource in self._foreign and not _names_frames(datum.kwargs):
-            self._note(
+            self._add_note(
                 f"Stream '{reference.stream}': external data of '{reference.data_key}' is incomplete; resource "
                 f"'{datum.resource}' began in another run, and its datums here do not say which of its frames they are."
             )
@@ -434,11 +444,11 @@ class RunNormalizer:
         """Return the start and stop of a datum's frames in the resource, and the arguments that do not concern them."""
         kwargs = dict(datum.kwargs)
         indices = kwargs.pop("indices", None)
-        points = [point for name in _POSITIONS if (point := _number(kwargs, name)) is not None]
-        frame = _number(kwargs, "frame")
+        points = [point for name in _POSITIONS if (point := _pop_integer(kwargs, name)) is not None]
+        frame = _pop_integer(kwargs, "frame")
         if indices:
             if not isinstance(indices, Mapping) or not {"start", "stop"} <= indices.keys():
-                raise _wrong("datum", {"uid": reference.datum_id}, "has 'indices' without 'start' and 'stop'")
+                raise _document_error("datum", {"uid": reference.datum_id}, "has 'indices' without 'start' and 'stop'")
             return (indices["start"], indices["stop"]), kwargs
         if points:
             return (points[0], points[0] + 1), kwargs
@@ -448,22 +458,22 @@ class RunNormalizer:
 
     def _settle_all(self) -> None:
         for (stream, data_key), queue in self._queues.items():
-            self._settle(stream, data_key, queue)
+            self._drain_queue(stream, data_key, queue)
 
-    def _settle(self, stream: str, data_key: str, queue: deque[_Reference]) -> None:
+    def _drain_queue(self, stream: str, data_key: str, queue: deque[_Reference]) -> None:
         """Resolve the rest of a queue, skipping the references whose datum or resource never arrived."""
         lost: list[int] = []
         while queue:
             reference = queue.popleft()
-            if self._missing(reference) is None:
-                self._serve(reference)
+            if self._missing_id(reference) is None:
+                self._emit_stream_datum(reference)
             else:
                 lost.append(reference.seq_num)
         if lost:
             seq_nums = ", ".join(map(str, lost[:_SEQ_NUMS_IN_A_NOTE])) + ", ..." * (len(lost) > _SEQ_NUMS_IN_A_NOTE)
             earlier = f", or more than {MAX_USED_DATUMS:,} datums before" if self._has_forgotten else ""
             what = f"the datums or resources of {len(lost)} event(s) never came{earlier} (seq_num {seq_nums})"
-            self._note(f"Stream '{stream}': external data of '{data_key}' is incomplete; {what}.")
+            self._add_note(f"Stream '{stream}': external data of '{data_key}' is incomplete; {what}.")
 
 
 def file_uri(root: str | None, path: str) -> str:
@@ -502,10 +512,10 @@ def _is_below(path: str, root: str) -> bool:
 
 def _names_frames(kwargs: Document) -> bool:
     """Return whether a datum's arguments give the positions of its frames in the resource."""
-    return bool(kwargs.get("indices")) or any(_number(dict(kwargs), name) is not None for name in _POSITIONS)
+    return bool(kwargs.get("indices")) or any(_pop_integer(dict(kwargs), name) is not None for name in _POSITIONS)
 
 
-def _number(kwargs: dict[str, Any], name: str) -> int | None:
+def _pop_integer(kwargs: dict[str, Any], name: str) -> int | None:
     """Remove an integer argument from those of a datum and return it; None if it is no integer."""
     value = kwargs.get(name)
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
@@ -514,19 +524,19 @@ def _number(kwargs: dict[str, Any], name: str) -> int | None:
     return operator.index(value)
 
 
-def _require(name: str, doc: Document, fields: frozenset[str]) -> None:
+def _require_fields(name: str, doc: Document, fields: frozenset[str]) -> None:
     if fields <= doc.keys():
         return
     missing = sorted(fields - doc.keys())
-    raise _wrong(name, doc, f"has no {', '.join(map(repr, missing))}")
+    raise _document_error(name, doc, f"has no {', '.join(map(repr, missing))}")
 
 
-def _wrong(name: str, doc: Document, what: str) -> DocumentError:
+def _document_error(name: str, doc: Document, what: str) -> DocumentError:
     uid = doc.get("uid", doc.get("datum_id", "without uid"))
     return DocumentError(f"The {name} document {uid!r} {what}. Correct it with a patch for {name!r}.")
 
 
-def _only(keys: frozenset[str], values: Document) -> Document:
+def _select_keys(keys: frozenset[str], values: Document) -> Document:
     return values if values.keys() <= keys else {key: value for key, value in values.items() if key in keys}
 
 
@@ -581,7 +591,7 @@ def _modern_data_key(name: str, key: Document, descriptor: Document) -> dict[str
     dtype = [list(field) for field in fields or ()] or modern.get("dtype_numpy") or text
     if not dtype:
         if "dtype" not in modern:
-            raise _wrong("descriptor", descriptor, f"has no 'dtype' for data key {name!r}")
+            raise _document_error("descriptor", descriptor, f"has no 'dtype' for data key {name!r}")
         dtype = _DTYPES.get(modern["dtype"])
     if dtype:
         modern["dtype_numpy"] = dtype
@@ -598,17 +608,17 @@ def declares_dtype(key: Document) -> bool:
 
 def _unpacked_events(page: Document) -> Iterator[dict[str, Any]]:
     count = len(page["seq_num"])
-    events = _rows("event_page", {field: page[field] for field in ("uid", "seq_num", "time")}, count)
+    events = _columns_to_rows("event_page", {field: page[field] for field in ("uid", "seq_num", "time")}, count)
     data, timestamps, filled = (
-        _rows("event_page", page.get(field) or {}, count) for field in ("data", "timestamps", "filled")
+        _columns_to_rows("event_page", page.get(field) or {}, count) for field in ("data", "timestamps", "filled")
     )
     for row, event in enumerate(events):
         nested = {"data": data[row], "timestamps": timestamps[row], "filled": filled[row]}
         yield {"descriptor": page["descriptor"], **event, **nested}
 
 
-def _rows(name: str, columns: Document, count: int) -> list[dict[str, Any]]:
+def _columns_to_rows(name: str, columns: Document, count: int) -> list[dict[str, Any]]:
     for key, values in columns.items():
         if len(values) != count:
-            raise _wrong(name, {}, f"has {len(values)} values in column {key!r} for {count} rows")
+            raise _document_error(name, {}, f"has {len(values)} values in column {key!r} for {count} rows")
     return [{key: values[row] for key, values in columns.items()} for row in range(count)]

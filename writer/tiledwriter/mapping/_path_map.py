@@ -86,7 +86,7 @@ class PathMap:
     _rules: tuple[_Rule, ...] = field(default=(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        rules = [_rule(source, target) for source, target in self.rules]
+        rules = [_parse_rule(source, target) for source, target in self.rules]
         for i, rule in enumerate(rules):
             for other in rules[:i]:
                 if rule.place.holds(other.place) and other.place.holds(rule.place):
@@ -105,7 +105,7 @@ class PathMap:
         The part after the rule's directory keeps its spelling, percent signs included, because Tiled does not decode
         paths.
         """
-        place = _place(uri) if self._rules else None
+        place = _parse_path(uri) if self._rules else None
         for rule in self._rules:
             if place is not None and rule.place.holds(place):
                 rest = [component.text for component in place.components[len(rule.place.components) :]]
@@ -115,14 +115,14 @@ class PathMap:
         return MappedUri(uri)
 
 
-def _rule(source: str, target: str) -> _Rule:
-    place = _place(source)
+def _parse_rule(source: str, target: str) -> _Rule:
+    place = _parse_path(source)
     if place is None:
         raise ValueError(f"{source!r} is neither an absolute path nor a file URI")
-    return _Rule(source, place, _target(target))
+    return _Rule(source, place, _target_uri(target))
 
 
-def _target(text: str) -> str:
+def _target_uri(text: str) -> str:
     """Return the URI of a directory, without a trailing slash."""
     if _SCHEME.match(text):
         uri = text
@@ -137,7 +137,7 @@ def _target(text: str) -> str:
     return uri.rstrip("/")
 
 
-def _place(text: str) -> _Place | None:
+def _parse_path(text: str) -> _Place | None:
     """Parse a path or file URI; return None if it is neither, or if it is ambiguous."""
     uri = _FILE_URI.fullmatch(text)
     if uri is not None:
@@ -152,21 +152,21 @@ def _place(text: str) -> _Place | None:
     else:
         return None
     windows = _DRIVE.match(path.removeprefix("/")) is not None
-    components = list(_components(path.replace("\\", "/") if windows else path, encoded=uri is not None, fold=windows))
+    components = list(_split_path(path.replace("\\", "/") if windows else path, encoded=uri is not None, fold=windows))
     # An encoded slash makes the path ambiguous: it means one path to software that decodes it, another to the rest.
     if any("/" in spelling for component in components for spelling in component.spellings):
         return None
     host = "" if host.lower() in _LOCAL else host.lower()
-    return _Place(host, _resolved(components, keep=int(windows)))
+    return _Place(host, _resolve_dots(components, keep=int(windows)))
 
 
-def _components(path: str, *, encoded: bool, fold: bool) -> Iterator[_Component]:
+def _split_path(path: str, *, encoded: bool, fold: bool) -> Iterator[_Component]:
     for text in filter(None, path.split("/")):
         spellings = {text, unquote(text)} if encoded else {text}
         yield _Component(text, frozenset(spelling.casefold() if fold else spelling for spelling in spellings))
 
 
-def _resolved(components: list[_Component], keep: int) -> tuple[_Component, ...]:
+def _resolve_dots(components: list[_Component], keep: int) -> tuple[_Component, ...]:
     """Resolve `.` and `..`, encoded ones included; `..` never removes the first `keep` components (a drive)."""
     resolved: list[_Component] = []
     for component in components:

@@ -101,7 +101,7 @@ def load_patches(references: Mapping[str, str]) -> dict[str, DocumentPatch]:
     for name, reference in references.items():
         if name not in _REQUIRED:
             raise PluginError(f"there is no kind of document called {name!r}; there are {', '.join(_REQUIRED)}")
-        patches[name] = _named(name, _load_function, reference)
+        patches[name] = _load_entry(name, _load_function, reference)
     return patches
 
 
@@ -120,7 +120,7 @@ def load_consolidators(references: Mapping[str, str]) -> dict[str, type[Consolid
     """
     consolidators: dict[str, type[Consolidator]] = {}
     for mimetype, reference in references.items():
-        consolidator = _named(mimetype, lambda reference: _load_class(reference, Consolidator), reference)
+        consolidator = _load_entry(mimetype, lambda reference: _load_class(reference, Consolidator), reference)
         if consolidator.mimetypes and mimetype not in consolidator.mimetypes:
             raise PluginError(f"{mimetype!r}: {reference} has it not among its mimetypes")
         consolidators[mimetype] = consolidator
@@ -144,52 +144,52 @@ def installed_consolidators(except_for: Mapping[str, str]) -> dict[str, str]:
     for point in metadata.entry_points(group=ENTRY_POINTS):
         if point.name in except_for:
             continue
-        for mimetype in _mimetypes(point):
+        for mimetype in _entry_point_mimetypes(point):
             other = found.setdefault(mimetype, point)
             if other.value != point.value:
-                raise PluginError(f"both {_origin(other)} and {_origin(point)} are for {mimetype!r}")
-    return {mimetype: _reference(point) for mimetype, point in found.items() if mimetype not in except_for}
+                raise PluginError(f"both {_describe_origin(other)} and {_describe_origin(point)} are for {mimetype!r}")
+    return {mimetype: _class_reference(point) for mimetype, point in found.items() if mimetype not in except_for}
 
 
-def _mimetypes(point: metadata.EntryPoint) -> list[str]:
+def _entry_point_mimetypes(point: metadata.EntryPoint) -> list[str]:
     """Return the mimetypes of an entry point, after checking that its class handles them."""
     named = "/" in point.name
     try:
-        consolidator = _load_class(_reference(point), Consolidator)
+        consolidator = _load_class(_class_reference(point), Consolidator)
         if not named and not consolidator.mimetypes:
             raise PluginError(f"neither {point.name!r} nor the class names a mimetype")
         mimetypes = [point.name] if named else sorted(consolidator.mimetypes)
-        load_consolidators(dict.fromkeys(mimetypes, _reference(point)))
+        load_consolidators(dict.fromkeys(mimetypes, _class_reference(point)))
     except PluginError as error:
-        raise PluginError(f"{_origin(point)}: {error}") from error
+        raise PluginError(f"{_describe_origin(point)}: {error}") from error
     return mimetypes
 
 
-def _reference(point: metadata.EntryPoint) -> str:
+def _class_reference(point: metadata.EntryPoint) -> str:
     """Return the entry point's value as `module:attribute`, without the extras that may follow it."""
     return point.value.partition("[")[0].strip()
 
 
-def _origin(point: metadata.EntryPoint) -> str:
+def _describe_origin(point: metadata.EntryPoint) -> str:
     package = "" if point.dist is None else f" of {point.dist.name}"
     return f"entry point {point.name!r}{package}"
 
 
 def _load_class(reference: str, base: type[_Class]) -> type[_Class]:
-    loaded = _load(reference)
+    loaded = _import_attribute(reference)
     if not isinstance(loaded, type) or not issubclass(loaded, base):
         raise PluginError(f"{reference} is no subclass of {base.__name__}")
     return loaded
 
 
 def _load_function(reference: str) -> DocumentPatch:
-    loaded = _load(reference)
+    loaded = _import_attribute(reference)
     if not callable(loaded):
         raise PluginError(f"{reference} is no function")
     return loaded  # type: ignore[no-any-return]
 
 
-def _load(reference: str) -> Any:
+def _import_attribute(reference: str) -> Any:
     if not _REFERENCE.fullmatch(reference):
         raise PluginError(f"{reference!r} is not of the form module:attribute")
     module, _, attribute = reference.partition(":")
@@ -200,7 +200,7 @@ def _load(reference: str) -> Any:
         raise PluginError(f"{reference} cannot be imported ({type(error).__name__}: {error})") from error
 
 
-def _named(entry: str, load: Callable[[str], _Loaded], reference: str) -> _Loaded:
+def _load_entry(entry: str, load: Callable[[str], _Loaded], reference: str) -> _Loaded:
     try:
         return load(reference)
     except PluginError as error:

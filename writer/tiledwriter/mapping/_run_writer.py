@@ -258,12 +258,12 @@ class RunWriter:
         self._waiting: dict[str, list[Mapping[str, Any]]] = {}
         self._announced = AnnouncedFrames()
         self._handlers: dict[str, Callable[[Mapping[str, Any]], list[Operation]]] = {
-            "start": self._start,
-            "descriptor": self._descriptor,
-            "event": self._event,
+            "start": self._handle_start,
+            "descriptor": self._handle_descriptor,
+            "event": self._handle_event,
             "stream_resource": self._stream_resource,
             "stream_datum": self._stream_datum,
-            "stop": self._stop,
+            "stop": self._handle_stop,
         }
 
     def __call__(self, name: str, document: Mapping[str, Any]) -> list[Operation]:
@@ -369,10 +369,10 @@ class RunWriter:
 
     def abandon(self) -> list[Operation]:
         """Return the operations that end a run without a stop document."""
-        operations = [*self.flush(), *self._finish()]
+        operations = [*self.flush(), *self._finish_streams()]
         if self.notes:
             operations.append(UpdateMetadata(self._path, {"notes": list(self.notes)}))
-        return [*operations, *self._close()]
+        return [*operations, *self._close_operations()]
 
     @property
     def too_narrow(self) -> dict[tuple[str, str], str]:
@@ -392,23 +392,23 @@ class RunWriter:
         if text not in self.notes:
             self.notes.append(text)
 
-    def _start(self, document: Mapping[str, Any]) -> list[Operation]:
+    def _handle_start(self, document: Mapping[str, Any]) -> list[Operation]:
         start = dict(document)
         self._path = run_key(start["uid"])
         if self._path != start["uid"]:
             self.note(f"The run is stored as {self._path!r}, as Tiled does not take its uid.")
         tags = start.pop("tiled_access_tags", None)
         self._access_tags = as_tags(tags)
-        specs = tuple(_spec(spec) for spec in start.pop("tiled_specs", None) or ())
+        specs = tuple(_parse_spec(spec) for spec in start.pop("tiled_specs", None) or ())
         metadata = {"start": to_json(start, self.note, "start")}
         return [CreateContainer(self._path, metadata, (*specs, RUN_SPEC), self._access_tags, ("start", "uid"))]
 
-    def _descriptor(self, document: Mapping[str, Any]) -> list[Operation]:
+    def _handle_descriptor(self, document: Mapping[str, Any]) -> list[Operation]:
         name = document["name"]
         metadata = {key: value for key, value in document.items() if key not in _NOT_METADATA}
         metadata = to_json(metadata, self.note, f"descriptor {name!r}")
         if name in self._streams:
-            return self._reconfigure(self._streams[name], document, metadata)
+            return self._reconfigure_stream(self._streams[name], document, metadata)
         path = f"{self._path}/{self._free_key(name)}"
         names = StreamNames(f"Stream {path.rpartition('/')[2]!r}", self.note)
         internal = InternalData(
@@ -429,7 +429,7 @@ class RunWriter:
     def _add_descriptor(self, stream: Stream, document: Mapping[str, Any]) -> None:
         self._stream_of[document["uid"]] = stream
         # Most further descriptors of a stream have the same data keys, which then are stored only once.
-        if not _equal(stream.latest_keys, document["data_keys"]):
+        if not _values_equal(stream.latest_keys, document["data_keys"]):
             stream.latest_keys = document["data_keys"]
         self._descriptors[document["uid"]] = stream.latest_keys
 
@@ -442,7 +442,9 @@ class RunWriter:
             self.note(f"Stream {stream!r} is stored as {key!r}, as Tiled does not take that name here.")
         return key
 
-    def _reconfigure(self, stream: Stream, document: Mapping[str, Any], metadata: dict[str, Any]) -> list[Operation]:
+    def _reconfigure_stream(
+        self, stream: Stream, document: Mapping[str, Any], metadata: dict[str, Any]
+    ) -> list[Operation]:
         """Add a further descriptor of a stream, with a changed configuration or changed data keys."""
         self._add_descriptor(stream, document)
         further = {key: data_key for key, data_key in document["data_keys"].items() if key not in stream.data_keys}
@@ -455,7 +457,7 @@ class RunWriter:
             stream.changes["data_keys"] = to_json(stream.data_keys, self.note, f"descriptor {stream.name!r}.data_keys")
         return self._end_waiting(document["uid"])
 
-    def _event(self, document: Mapping[str, Any]) -> list[Operation]:
+    def _handle_event(self, document: Mapping[str, Any]) -> list[Operation]:
         stream = self._stream_of[document["descriptor"]]
         stream.documents += 1
         stream.internal.add(document)
@@ -493,12 +495,12 @@ class RunWriter:
                 stream.external[key].consolidator.announce(document)
             return []
         try:
-            return self._consume(stream, key, resource, document)
+            return self._add_stream_datum(stream, key, resource, document)
         except DocumentError as error:
             self._leave_out(stream, key, document, str(error))
             return []
 
-    def _consume(
+    def _add_stream_datum(
         self, stream: Stream, key: str, resource: Mapping[str, Any], document: Mapping[str, Any]
     ) -> list[Operation]:
         """Add a stream datum whose resource and descriptor are known.
@@ -549,23 +551,23 @@ class RunWriter:
         since = f" from sequence number {_first_event(document)} on" if key in stream.external else ""
         self.note(f"Stream {stream.name!r}: the frames of {key!r} are left out{since}. {why}")
 
-    def _stop(self, document: Mapping[str, Any]) -> list[Operation]:
-        operations = [*self.flush(), *self._finish()]
+    def _handle_stop(self, document: Mapping[str, Any]) -> list[Operation]:
+        operations = [*self.flush(), *self._finish_streams()]
         metadata = {"stop": to_json(document, self.note, "stop")}
         if self.notes:
             metadata["notes"] = list(self.notes)
-        return [*operations, UpdateMetadata(self._path, metadata), *self._close()]
+        return [*operations, UpdateMetadata(self._path, metadata), *self._close_operations()]
 
-    def _finish(self) -> list[Operation]:
+    def _finish_streams(self) -> list[Operation]:
         """Return the operations that require all documents of the run, and add the notes on them."""
         for uid, documents in self._waiting.items():
-            named = _many(len(documents), "stream datum")
+            named = _format_count(len(documents), "stream datum")
             self.note(f"{uid!r} never came; what {named} named of it is left out.")
         operations: list[Operation] = []
         for stream in self._streams.values():
-            operations += self._withdraw(stream)
+            operations += self._remove_unreadable_nodes(stream)
             operations += self._set_apart(stream)
-        operations += self._audits()
+        operations += self._audit_operations()
         for stream in self._streams.values():
             stream.internal.report()
             for external in stream.external.values():
@@ -576,7 +578,7 @@ class RunWriter:
                     operations.append(UpdateMetadata(external.path, metadata))
         return operations
 
-    def _withdraw(self, stream: Stream) -> list[Operation]:
+    def _remove_unreadable_nodes(self, stream: Stream) -> list[Operation]:
         """Remove nodes whose files, as later documents have shown, Tiled cannot read."""
         problems = {key: external.consolidator.problem for key, external in stream.external.items()}
         operations: list[Operation] = []
@@ -602,9 +604,9 @@ class RunWriter:
                 name = external.path.rpartition("/")[2]
                 own = stream.names.own_dimensions(name, 1 + len(rest))
                 external.dims = [own[0], *(external.dims or own)[1:]]
-                counts = f"{_many(rows, 'frame')} for {_many(events, 'event')}"
+                counts = f"{_format_count(rows, 'frame')} for {_format_count(events, 'event')}"
                 counts += "" if in_order else ", in another order"
-                belong = _belonging(external.consolidator)
+                belong = _seq_nums_sentence(external.consolidator)
                 self.note(
                     f"Stream {stream.name!r}: {key!r} has {counts}, and a dimension {own[0]!r} of its own.{belong}"
                 )
@@ -614,7 +616,7 @@ class RunWriter:
                 operations.append(external.describe())
         return operations
 
-    def _audits(self) -> list[Operation]:
+    def _audit_operations(self) -> list[Operation]:
         return [
             audit
             for stream in self._streams.values()
@@ -622,7 +624,7 @@ class RunWriter:
             if audit is not None
         ]
 
-    def _close(self) -> list[Operation]:
+    def _close_operations(self) -> list[Operation]:
         paths: list[str] = []
         for stream in self._streams.values():
             paths += stream.internal.paths
@@ -631,7 +633,7 @@ class RunWriter:
         return [CloseStream(path) for path in [*paths, self._path]]
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _values_equal(one: Any, other: Any) -> bool:
     try:
         return bool(one == other)
     except ValueError:
@@ -639,11 +641,11 @@ def _equal(one: Any, other: Any) -> bool:
         return False
 
 
-def _many(count: int, what: str) -> str:
+def _format_count(count: int, what: str) -> str:
     return f"{count} {what}" + "s" * (count != 1)
 
 
-def _belonging(consolidator: Consolidator) -> str:
+def _seq_nums_sentence(consolidator: Consolidator) -> str:
     """Return a sentence that names the sequence numbers of a data key's frames; "" if they are unknown."""
     ranges = consolidator.frames.seq_nums if isinstance(consolidator, ArrayConsolidator) else []
     if not ranges:
@@ -656,5 +658,5 @@ def _first_event(stream_datum: Mapping[str, Any]) -> Any:
     return (stream_datum.get("seq_nums") or {}).get("start", "unknown")
 
 
-def _spec(spec: Any) -> tuple[str, str | None]:
+def _parse_spec(spec: Any) -> tuple[str, str | None]:
     return (spec, None) if isinstance(spec, str) else (spec["name"], spec.get("version"))

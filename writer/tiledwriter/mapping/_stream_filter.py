@@ -25,7 +25,7 @@ class StreamFilter:
 
     def keeps(self, stream: str) -> bool:
         """Return whether a stream of this name is written to Tiled."""
-        return _matches(stream, self.include) and not _matches(stream, self.exclude)
+        return _matches_any(stream, self.include) and not _matches_any(stream, self.exclude)
 
 
 class RunStreamFilter:
@@ -54,5 +54,5 @@ class RunStreamFilter:
         return [f"Streams left out by configuration: {', '.join(map(repr, streams))}."] if streams else []
 
 
-def _matches(stream: str, patterns: tuple[str, ...]) -> bool:
+def _matches_any(stream: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(stream, pattern) for pattern in patterns)

@@ -129,7 +129,7 @@ class Cell:
         if kind == "timestamp":
             return [event["timestamps"].get(key) for event in events]
         if kind == "text":
-            return self._texts([event["data"].get(key) for event in events])
+            return self._json_texts([event["data"].get(key) for event in events])
         if kind == "row":
             return list(range(first_row, first_row + len(events)))
         return [event[kind] for event in events]
@@ -142,9 +142,9 @@ class Cell:
         values = events.columns.get((self.kind,) if self.kind in ("seq_num", "time") else (field, self.key))
         if values is None:
             return [None] * events.count
-        return self._texts(values) if self.kind == "text" else values
+        return self._json_texts(values) if self.kind == "text" else values
 
-    def _texts(self, values: Values) -> list[str | None]:
+    def _json_texts(self, values: Values) -> list[str | None]:
         """Return values as JSON."""
         plain = values.tolist() if isinstance(values, numpy.ndarray) else values
         return [None if value is None else json.dumps(to_json(value, self._on_changed)) for value in plain]
@@ -212,7 +212,7 @@ class InternalTable:
         """Add one event document."""
         self._events.append(event)
         if len(self._events) >= _AT_ONCE:
-            self._collect()
+            self._transpose_events()
 
     def add_batch(self, events: EventBatch) -> None:
         """Add a batch of events."""
@@ -241,12 +241,12 @@ class InternalTable:
 
     def _end_part(self) -> None:
         if self._events:
-            self._collect()
+            self._transpose_events()
         if self._values:
             self._parts.append(self._values)
             self._values = []
 
-    def _collect(self) -> None:
+    def _transpose_events(self) -> None:
         """Transpose the latest events into columns.
 
         This happens for a few events at a time, while they are still in the processor's cache.
@@ -354,13 +354,13 @@ class InternalData:
         for key in [key for key in data_keys if key not in self._data_keys]:
             self._data_keys[key] = data_keys[key]
             if self.tables and "external" not in data_keys[key]:
-                self.too_narrow[key + _LATER] = json.dumps(to_json(data_keys[key], _ignore))
+                self.too_narrow[key + _LATER] = json.dumps(to_json(data_keys[key], _ignore_note))
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Add one event document."""
         data = event["data"]
         if not self.tables:
-            self._plan(data)
+            self._plan_tables(data)
         for table in self.tables:
             table.add(event)
         for key, array in self.arrays.items():
@@ -433,13 +433,13 @@ class InternalData:
         if not self._order.columns:
             self._note(f"{self._stream_name}: sequence numbers and times both run backwards; rows may be out of order.")
 
-    def _plan(self, data: Mapping[str, Any]) -> None:
+    def _plan_tables(self, data: Mapping[str, Any]) -> None:
         declared = [key for key, data_key in self._data_keys.items() if "external" not in data_key]
         keys = list(dict.fromkeys([*declared, *data]))
         self._keys = frozenset(keys)
         self._new_table(Cell(Column("seq_num", "int64"), "seq_num"), Cell(Column("time", "float64"), "time"))
         for key in sorted(keys, key=lambda key: key.startswith(TIMESTAMP)):
-            self._place(key, data.get(key))
+            self._assign_nodes(key, data.get(key))
         for table in self.tables:
             table.cells.sort(key=lambda cell: cell.kind == "timestamp")
 
@@ -450,7 +450,7 @@ class InternalData:
         table.extend(cells)
         self.tables.append(table)
 
-    def _place(self, key: str, value: Any) -> None:
+    def _assign_nodes(self, key: str, value: Any) -> None:
         """Assign nodes to one data key: columns for its value and timestamp, or an array node and one column."""
         cell = self._value_cell(key, value)
         name, timestamps = self._names.name_for_values(key, as_column=cell is not None)
@@ -489,7 +489,7 @@ class InternalData:
             # The shape varies.
             shape = None
         # Dimensions are numbered even if the array becomes a column, so that their names do not depend on that choice.
-        names = (TIME, *self._dimensions(shape or ()))
+        names = (TIME, *self._dimension_names(shape or ()))
         needed = self._column_types.get(key)
         if needed is not None and not needed.startswith(ARRAY):
             return self._planned_column(key)
@@ -538,7 +538,7 @@ class InternalData:
             return False
         return self._max_array_size < 0 or shape[0] <= self._max_array_size
 
-    def _dimensions(self, shape: tuple[int, ...]) -> list[str]:
+    def _dimension_names(self, shape: tuple[int, ...]) -> list[str]:
         """Return the names of an array's dimensions.
 
         Dimensions of equal size in different arrays share a name, so that they align when the stream is read as a
@@ -581,13 +581,13 @@ class InternalData:
         first = table.rows
         values = []
         for cell, parts in zip(table.cells, table.take(), strict=True):
-            values.append(arrow_column([self._fitted(cell, part) for part in parts], cell.column.type))
+            values.append(arrow_column([self._fit_values(cell, part) for part in parts], cell.column.type))
             if cell.column.name in table.digests:
                 table.digests[cell.column.name].add(values[-1])
         operations.append(AppendRows(table.path, first, columns, tuple(values)))
         return operations
 
-    def _fitted(self, cell: Cell, values: Values) -> Values:
+    def _fit_values(self, cell: Cell, values: Values) -> Values:
         fitted, misfits = fit(values, cell.column.type)
         if cell.kind == "value" and cell.column.type == "string":
             self._look_for_types(cell.key, values)
@@ -615,11 +615,11 @@ class InternalData:
         """Count the values that were escaped or rounded."""
         pairs = list(zip(given, fitted, strict=True))
         if cell.column.type == "string":
-            self._count(self._escaped, cell, sum(isinstance(one, str) and one != other for one, other in pairs))
+            self._add_count(self._escaped, cell, sum(isinstance(one, str) and one != other for one, other in pairs))
         else:
-            self._count(self._rounded, cell, sum(other is not None and _loses_digits(one) for one, other in pairs))
+            self._add_count(self._rounded, cell, sum(other is not None and _loses_digits(one) for one, other in pairs))
 
-    def _count(self, counts: dict[str, int], cell: Cell, count: int) -> None:
+    def _add_count(self, counts: dict[str, int], cell: Cell, count: int) -> None:
         if count:
             counts[cell.key] = counts.get(cell.key, 0) + count
 
@@ -668,5 +668,5 @@ def _loses_digits(value: Any) -> bool:
     return loses_digits(value)
 
 
-def _ignore(_: str) -> None:
+def _ignore_note(_: str) -> None:
     """Discard a note: the conversion of a data key is noted when its node or column is created."""

@@ -67,11 +67,11 @@ class Comparison:
     def add(self, operation: Operation) -> None:
         """Compare Tiled with the result of this operation, if that must be in Tiled."""
         if isinstance(operation, AppendRows | WriteArray | ExtendExternal):
-            self._grow(operation)
+            self._compare_growth(operation)
         elif self._repeating is not None:
             return
         elif isinstance(operation, CreateContainer | CreateTable | CreateArray | RegisterExternal):
-            self._open(operation)
+            self._start_check(operation)
         elif isinstance(operation, OrderTable):
             check = self._checks.get(operation.path)
             if isinstance(check, TableCheck):
@@ -79,7 +79,7 @@ class Comparison:
         elif isinstance(operation, UpdateMetadata):
             self._metadata.setdefault(operation.path, {}).update(operation.metadata)
         elif isinstance(operation, RemoveNode):
-            self._remove(operation.path)
+            self._check_removal(operation.path)
 
     def again(self) -> bool:
         """Return whether all operations must be added once more."""
@@ -94,15 +94,15 @@ class Comparison:
                 problems += self._compare_metadata(path, metadata, stopped=stopped)
         for check in self._checks.values():
             problems += check.findings()
-        return problems + self._strangers()
+        return problems + self._unexpected_node_findings()
 
-    def _strangers(self) -> list[Finding]:
+    def _unexpected_node_findings(self) -> list[Finding]:
         """Return findings for nodes of the run in Tiled that the journal does not account for."""
         runs = [path for path in self._found if "/" not in path]
         strangers = sorted(path for run in runs for path in self._stored.below(run) if path not in self._led_to)
-        return [Finding(_below(path), "is in Tiled, and the journal does not lead to it") for path in strangers]
+        return [Finding(_path_in_run(path), "is in Tiled, and the journal does not lead to it") for path in strangers]
 
-    def _open(self, operation: Creation) -> None:
+    def _start_check(self, operation: Creation) -> None:
         path = operation.path
         self._led_to.add(path)
         progress = None if self._confirmed is None else self._confirmed.get(path)
@@ -110,13 +110,13 @@ class Comparison:
         if found is None:
             self._skipped.add(path)
             if self._confirmed is None or progress is not None:
-                self._problems.append(Finding(_below(path), "is missing"))
+                self._problems.append(Finding(_path_in_run(path), "is missing"))
             return
         family = node_body(operation, "")["structure_family"]
         if found["structure_family"] != family:
             self._skipped.add(path)
             text = f"is a {found['structure_family']}, and should be a {family}"
-            self._problems.append(Finding(_below(path), text))
+            self._problems.append(Finding(_path_in_run(path), text))
             return
         self._found[path] = found
         self._metadata[path] = dict(operation.metadata)
@@ -127,12 +127,12 @@ class Comparison:
         kinds: dict[type[Any], Any] = {CreateTable: TableCheck, CreateArray: ArrayCheck}
         self._checks[path] = kinds.get(type(operation), ExternalCheck)(operation, found, self._stored, required)
 
-    def _remove(self, path: str) -> None:
+    def _check_removal(self, path: str) -> None:
         self._led_to.add(path)
         if self._confirmed is None and self._stored.attributes(path) is not None:
-            self._problems.append(Finding(_below(path), "is there, and should have been deleted"))
+            self._problems.append(Finding(_path_in_run(path), "is there, and should have been deleted"))
 
-    def _grow(self, operation: Growth) -> None:
+    def _compare_growth(self, operation: Growth) -> None:
         path = operation.path
         if path in self._skipped or (self._repeating is not None and path not in self._repeating):
             return
@@ -140,13 +140,13 @@ class Comparison:
             self._checks[path].compare(operation)
         except Refused as error:
             self._skipped.add(path)
-            self._problems.append(Finding(_below(path), f"cannot be read back: {error}"))
+            self._problems.append(Finding(_path_in_run(path), f"cannot be read back: {error}"))
 
     def _compare_specs(self, operation: CreateContainer, found: Mapping[str, Any]) -> None:
         have = {(spec["name"], spec["version"]) for spec in found["specs"]}
         lacking = [name for name, version in operation.specs if (name, version) not in have]
         if lacking:
-            self._problems.append(Finding(_below(operation.path), f"lacks the specs {', '.join(lacking)}"))
+            self._problems.append(Finding(_path_in_run(operation.path), f"lacks the specs {', '.join(lacking)}"))
 
     def _compare_metadata(self, path: str, metadata: Mapping[str, Any], *, stopped: bool) -> list[Finding]:
         found = self._found[path]["metadata"]
@@ -156,28 +156,28 @@ class Comparison:
             if self._confirmed is not None and key in _UPDATED and have is None:
                 continue
             if have is None and wanted is not None:
-                problems.append(Finding(_below(path), f"has no {key!r} in its metadata"))
-            elif not (_sorted(wanted) == _sorted(have) if key == "notes" else same(wanted, have)):
-                example = (Example(None, *_difference(wanted, have)),)
-                problems.append(Finding(_below(path), f"has another {key!r} in its metadata", examples=example))
+                problems.append(Finding(_path_in_run(path), f"has no {key!r} in its metadata"))
+            elif not (_sorted_notes(wanted) == _sorted_notes(have) if key == "notes" else same(wanted, have)):
+                example = (Example(None, *_innermost_difference(wanted, have)),)
+                problems.append(Finding(_path_in_run(path), f"has another {key!r} in its metadata", examples=example))
         if "/" not in path and not stopped and found.get("stop") is not None:
-            problems.append(Finding(_below(path), "has a stop document, which the journal does not have"))
+            problems.append(Finding(_path_in_run(path), "has a stop document, which the journal does not have"))
         return problems
 
 
-def _sorted(notes: Any) -> Any:
+def _sorted_notes(notes: Any) -> Any:
     return sorted(map(str, notes)) if isinstance(notes, list | tuple) else notes
 
 
-def _difference(wanted: Any, have: Any) -> tuple[Any, Any]:
+def _innermost_difference(wanted: Any, have: Any) -> tuple[Any, Any]:
     """Return the innermost parts in which two values differ."""
     if isinstance(wanted, Mapping) and isinstance(have, Mapping):
         for key in [*wanted, *have]:
             if not same(wanted.get(key), have.get(key)):
-                inner = _difference(wanted.get(key), have.get(key))
+                inner = _innermost_difference(wanted.get(key), have.get(key))
                 return f"{key}: {inner[0]}", f"{key}: {inner[1]}"
     return wanted, have
 
 
-def _below(path: str) -> str:
+def _path_in_run(path: str) -> str:
     return path.partition("/")[2] or "run"

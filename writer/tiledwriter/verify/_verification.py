@@ -116,14 +116,14 @@ def verify(path: Path, options: WritingOptions, connection: Connection | None) -
         Tiled does not answer, or does not accept the credentials.
     """
     for _ in range(_ATTEMPTS):
-        result = _verify(path, options, connection)
+        result = _verify_file(path, options, connection)
         if result.ok or not _in_use(path):
             # Otherwise the run may have changed during the verification, so verify it again.
             break
     return result
 
 
-def _verify(path: Path, options: WritingOptions, connection: Connection | None) -> Verification:
+def _verify_file(path: Path, options: WritingOptions, connection: Connection | None) -> Verification:
     uid, state = path.stem, "damaged"
     length: int | None = None
     try:
@@ -131,7 +131,7 @@ def _verify(path: Path, options: WritingOptions, connection: Connection | None) 
             uid, length = journal.run_uid, journal.length
             damage = [Example(None, found=line) for line in journal.damage()]
             state = SPOOLED if isinstance(journal, SpooledRun) else _state_of(journal)
-            findings, comparison = _check(journal, options, connection)
+            findings, comparison = _check_journal(journal, options, connection)
     except (JournalInvalid, ValueError) as error:
         unusable = Finding("file", f"it cannot be used: {error}", advice=RECOVERY_ADVICE)
         return Verification(uid, str(path), state, length, (unusable,))
@@ -148,7 +148,7 @@ def _state_of(journal: RunReader) -> str:
     return str(journal.get("outcome") or ("closing" if journal.ended else "open"))
 
 
-def _check(
+def _check_journal(
     journal: RunReader, options: WritingOptions, connection: Connection | None
 ) -> tuple[list[Finding], Comparison | None]:
     documents = DocumentsCheck(journal)

@@ -76,7 +76,7 @@ class FoldPrefetch:
         # The index of the first document that may be held back, and the time at which none was held back last.
         self._nothing_held = fold.cursor, time.monotonic()
         self._thread = ThreadPoolExecutor(1, "tiledwriter-folding")
-        self._next: Future[FoldedBatch] | None = self._thread.submit(self._gather)
+        self._next: Future[FoldedBatch] | None = self._thread.submit(self._fold_batch)
 
     def __enter__(self) -> FoldPrefetch:
         return self
@@ -105,10 +105,10 @@ class FoldPrefetch:
         self._record_buffer.wake()
         folded = self._next.result()
         self._wanted.clear()
-        self._next = self._thread.submit(self._gather) if self._fold.accepts_more and folded.error is None else None
+        self._next = self._thread.submit(self._fold_batch) if self._fold.accepts_more and folded.error is None else None
         return folded
 
-    def _gather(self) -> FoldedBatch:
+    def _fold_batch(self) -> FoldedBatch:
         fold = self._fold
         start = fold.cursor
         operations: list[Operation] = []

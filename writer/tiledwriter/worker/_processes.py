@@ -43,11 +43,11 @@ class Processes:
 
     def is_alive(self, process: ProcessIdentity) -> bool:
         """Return whether this process is alive; False for another one with the same pid, and for a zombie."""
-        return _find(process) is not None
+        return _find_process(process) is not None
 
     def kill(self, process: ProcessIdentity) -> bool:
         """Kill this process with SIGKILL; return False if it is gone."""
-        found = _find(process)
+        found = _find_process(process)
         if found is None:
             return False
         try:
@@ -57,7 +57,7 @@ class Processes:
         return True
 
 
-def _find(identity: ProcessIdentity) -> psutil.Process | None:
+def _find_process(identity: ProcessIdentity) -> psutil.Process | None:
     """Return the living process of this identity, or None; another process may have its pid by now."""
     pid, created = identity
     try:

@@ -41,15 +41,15 @@ class RecordBuffer:
 
     def put(self, records: Sequence[Record]) -> None:
         """Add consecutive documents, which are the newest in the journal, and wake the reader."""
-        self._keep(records)
+        self._keep_batch(records)
         self.wake()
 
-    def _keep(self, records: Sequence[Record]) -> None:
+    def _keep_batch(self, records: Sequence[Record]) -> None:
         size = _bytes(records)
         with self._mutex:
             if not records or self._bytes + size > self._max_bytes:
                 return
-            if self._batches and _end(self._batches[-1]) != records[0].idx:
+            if self._batches and _end_index(self._batches[-1]) != records[0].idx:
                 return
             self._batches.append(records)
             self._bytes += size
@@ -61,7 +61,7 @@ class RecordBuffer:
         """
         taken: list[Record] = []
         with self._mutex:
-            while self._batches and _end(self._batches[0]) <= start:
+            while self._batches and _end_index(self._batches[0]) <= start:
                 self._bytes -= _bytes(self._batches.popleft())
             if self._batches and self._batches[0][0].idx <= start:
                 for batch in self._batches:
@@ -71,7 +71,7 @@ class RecordBuffer:
         return taken
 
 
-def _end(records: Sequence[Record]) -> int:
+def _end_index(records: Sequence[Record]) -> int:
     return records[-1].idx + 1
 
 

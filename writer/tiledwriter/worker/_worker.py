@@ -197,7 +197,7 @@ class Worker:
                     on_reached=self._on_reached,
                     on_end=self._on_end,
                 )
-                self._serve()
+                self._serve_run()
         finally:
             context.destroy(linger=500)
             self._wake_receiver.close()
@@ -247,7 +247,7 @@ class Worker:
                 message = messages.decode(self._mailbox.recv_multipart(zmq.NOBLOCK))
                 if isinstance(message, messages.Finish):
                     return True
-                self._answer(message)
+                self._answer_ping(message)
         return False
 
     def _make_poller(self) -> zmq.Poller:
@@ -258,15 +258,15 @@ class Worker:
             poller.register(self._task.lifeline, zmq.POLLIN)
         return poller
 
-    def _serve(self) -> None:
-        self._send(messages.Ready(self._task.run_uid, self._journal.length, self._journal.ended))
+    def _serve_run(self) -> None:
+        self._send_message(messages.Ready(self._task.run_uid, self._journal.length, self._journal.ended))
         if (outcome := self._journal.get("outcome")) == FAILED:
             self._on_end(outcome, self._journal.get("reason", ""))
         else:
             self._writing.start()
         poller = self._make_poller()
         poller.register(self._wake_receiver.fileno(), zmq.POLLIN)
-        while not self._done():
+        while not self._is_done():
             events = dict(poller.poll(int(1000 * DISK_PAUSE)))
             if self._task.lifeline in events:
                 self._end_as_orphan()
@@ -274,12 +274,12 @@ class Worker:
                 self._take_in()
             if self._wake_receiver.fileno() in events:
                 self._wake_receiver.recv(4096)
-            self._post()
+            self._send_queued()
             self._finishing = self._finishing or self._is_to_be_parked()
         self._writing.stop(STOP_TIMEOUT)
-        self._post()
+        self._send_queued()
 
-    def _done(self) -> bool:
+    def _is_done(self) -> bool:
         if self._finishing:
             return True
         if not self._writing_ended:
@@ -327,26 +327,28 @@ class Worker:
             elif isinstance(message, messages.Finish):
                 self._finishing = True
             else:
-                self._answer(message)
+                self._answer_ping(message)
         if not (arrived or end):
             return
         try:
-            stored, gap = self._store(arrived, end)
+            stored, gap = self._store_documents(arrived, end)
         except JournalInvalid as error:
-            self._send(messages.Refused(self._task.run_uid, self._journal.length, str(error)))
+            self._send_message(messages.Refused(self._task.run_uid, self._journal.length, str(error)))
         except sqlite3.OperationalError as error:
             # Nothing is acknowledged, so the spools keep the documents, and their publishers send them again later.
             self._note_disk_problem(self._journal.path, error)
             self._refuse_documents(self._journal.length)
         else:
             crash_point("worker: documents committed")
-            self._send(messages.Durable(self._task.run_uid, self._journal.length, self._journal.ended))
+            self._send_message(messages.Durable(self._task.run_uid, self._journal.length, self._journal.ended))
             crash_point("worker: documents acknowledged")
             self._writing.notify(stored)
             if gap:
                 self._refuse_documents(self._journal.length)
 
-    def _store(self, arrived: list[messages.Documents], end: messages.Abandoned | None) -> tuple[list[Record], bool]:
+    def _store_documents(
+        self, arrived: list[messages.Documents], end: messages.Abandoned | None
+    ) -> tuple[list[Record], bool]:
         """Store the documents that continue the journal; return them, and whether there was a gap before others."""
         stored: list[Record] = []
         with self._journal.atomic():
@@ -371,41 +373,41 @@ class Worker:
             refusal = messages.Refused(self._task.run_uid, index, messages.LATER, self._disk_problem)
         else:
             refusal = messages.Refused(self._task.run_uid, index, messages.GAP)
-        self._send(refusal)
+        self._send_message(refusal)
 
-    def _answer(self, message: messages.Message) -> None:
+    def _answer_ping(self, message: messages.Message) -> None:
         """Answer a Ping, to show that this process does not hang."""
         if isinstance(message, messages.Ping):
-            self._send(messages.Pong(message.token))
+            self._send_message(messages.Pong(message.token))
 
-    def _send(self, message: messages.Message) -> None:
+    def _send_message(self, message: messages.Message) -> None:
         self._mailbox.send_multipart(messages.encode(message))
 
     # The writing thread calls the next four methods. A ZeroMQ socket belongs to one thread, so messages go through
-    # `_outbox` to the main thread, which calls `_post`.
+    # `_outbox` to the main thread, which calls `_send_queued`.
 
     def _on_progress(self, index: int) -> None:
-        self._tell(messages.Progress(self._task.run_uid, index))
+        self._queue_message(messages.Progress(self._task.run_uid, index))
 
     def _on_reached(self) -> None:
-        self._tell(messages.Reached(self._task.run_uid))
+        self._queue_message(messages.Reached(self._task.run_uid))
 
     def _on_end(self, outcome: str, reason: str) -> None:
         self._failed = outcome == FAILED
         if outcome:
-            self._tell(messages.Written(self._task.run_uid, outcome, reason))
+            self._queue_message(messages.Written(self._task.run_uid, outcome, reason))
         self._writing_ended = True
 
-    def _tell(self, message: messages.Message) -> None:
+    def _queue_message(self, message: messages.Message) -> None:
         self._outbox.put(message)
         # If the socket's buffer is full, the main thread wakes up anyway; if it is closed, the process ends.
         with contextlib.suppress(OSError):
             self._wake_sender.send(b"\0")
 
-    def _post(self) -> None:
+    def _send_queued(self) -> None:
         while True:
             try:
                 message: Any = self._outbox.get_nowait()
             except queue.Empty:
                 return
-            self._send(message)
+            self._send_message(message)

@@ -132,7 +132,7 @@ class RunWriting:
     def _write_or_fail(self) -> tuple[str, str]:
         """Write, and return the outcome and its reason as recorded in the journal."""
         try:
-            outcome, reason, detail = self._write(), "", {}
+            outcome, reason, detail = self._write_run(), "", {}
         except (Stopped, sqlite3.OperationalError):
             raise
         except Exception as error:
@@ -142,10 +142,10 @@ class RunWriting:
             log.exception("Run %s cannot be written; it is put in quarantine.", self._journal.run_uid)
             outcome, reason, detail = FAILED, f"{type(error).__name__}: {error}", describe(error)
         if outcome:
-            self._conclude(outcome, reason, **detail)
+            self._record_outcome(outcome, reason, **detail)
         return outcome, reason
 
-    def _conclude(self, outcome: str, reason: str, **detail: Any) -> None:
+    def _record_outcome(self, outcome: str, reason: str, **detail: Any) -> None:
         with self._journal.atomic():
             self._journal.set("outcome", outcome)
             self._journal.set("reason", reason or None)
@@ -156,7 +156,7 @@ class RunWriting:
             self._journal.note(outcome, documents=self._journal.length, **detail)
         crash_point("writing: outcome recorded")
 
-    def _write(self) -> str:
+    def _write_run(self) -> str:
         catalog = TiledCatalog(self._connection, self._journal, quiet_period=self._options.quiet_period)
         while True:
             # Record it in the journal: every replay must yield the same operations.
@@ -166,7 +166,9 @@ class RunWriting:
                 self._journal.set("max_array_size", max_array_size)
             column_types = {(stream, key): kind for stream, key, kind in self._journal.get("column_types", [])}
             try:
-                return self._follow(Fold.of(self._journal, self._options, max_array_size, column_types), catalog)
+                return self._follow_journal(
+                    Fold.of(self._journal, self._options, max_array_size, column_types), catalog
+                )
             except NodeRewound:
                 pass
             except ColumnsRefused as error:
@@ -178,7 +180,7 @@ class RunWriting:
                 crash_point("writing: columns to be widened")
                 self._journal.note("wider columns", columns=[[*where, kind] for where, kind in error.needed.items()])
 
-    def _follow(self, fold: Fold, catalog: TiledCatalog) -> str:
+    def _follow_journal(self, fold: Fold, catalog: TiledCatalog) -> str:
         """Fold and write documents until the run has ended; return the outcome."""
         waiting: list[Operation] = []
         poll = _SHORTEST_POLL_SECONDS
