@@ -19,7 +19,7 @@ from typing import Final
 
 from tiledbroker import CodecError, Encoder, Journal, JournalError, ProtocolError, Record, decode
 from tiledbroker.protocol import messages
-from tiledbroker.supervisor._runs import Run
+from tiledbroker.supervisor._journal_facts import read_facts
 from tiledwriter.cli.journal import main
 from tiledwriter.mapping._fold import BATCH_BYTES, BATCH_DOCUMENTS, Fold
 from tiledwriter.mapping._operations import Operation
@@ -105,7 +105,7 @@ def fuzz_fold(data: bytes) -> str:
 def fuzz_journal(data: bytes) -> str:
     """A file in the place of a journal, in the hands of everybody who opens one."""
     with _file(data) as path:
-        run = Run.from_file(path)
+        facts = read_facts(path)
         verification = verify(path, _OPTIONS, None)
         try:
             with Journal(path, "inspect") as journal:
@@ -113,7 +113,7 @@ def fuzz_journal(data: bytes) -> str:
         except JournalError as error:
             outcome = _expected(error)
         else:
-            outcome = f"{run.state}, {'well' if verification.ok else 'damaged'}"
+            outcome = f"{facts.state}, {'well' if verification.ok else 'damaged'}"
         try:
             with Journal(path, "write") as journal:
                 _write(journal)

@@ -17,8 +17,8 @@ import zmq
 from tiledbroker import Journal
 from tiledbroker.protocol.messages import Finish, Progress, Ready, decode, encode
 from tiledbroker.supervisor import _audit_schedule
-from tiledbroker.supervisor._runs import WorkerCommand, WorkerTask
 from tiledbroker.supervisor._supervisor import Supervisor
+from tiledbroker.supervisor._tasks import WorkerCommand, WorkerTask
 
 
 def replay_and_die(task: WorkerTask) -> None:
@@ -52,9 +52,10 @@ def begin_late(task: WorkerTask) -> None:
 class Stopping(Supervisor):
     """Tells its workers before any of them listens."""
 
-    def _tell_workers_to_stop(self) -> None:
-        super()._tell_workers_to_stop()
-        (self.journal_dir / "stopping").touch()
+    def _run_once(self) -> None:
+        super()._run_once()
+        if self._scheduler.is_stopping:
+            (self.journal_dir / "stopping").touch()
 
 
 def drain(directory: Path) -> None:
@@ -64,7 +65,7 @@ def drain(directory: Path) -> None:
 
 
 def audit(directory: Path) -> None:
-    _audit_schedule.FIRST_PAUSE = 0.001  # type: ignore[misc]
+    _audit_schedule.FIRST_PAUSE_SECONDS = 0.001  # type: ignore[misc]
     supervisor = Supervisor(directory, WorkerCommand(begin_and_die), listen=None)
     supervisor.stop_on_signals()
     supervisor.run()

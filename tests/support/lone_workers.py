@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 
-from tiledbroker.supervisor._runs import WorkerTask
+from tiledbroker.supervisor._tasks import WorkerTask
 
 
 def live_while_supervised(task: WorkerTask) -> None:

@@ -29,7 +29,7 @@ from runs import length_of, publish, supervisor_without_tiled
 
 from tiledbroker import Journal, ZMQPublisher, decode
 from tiledbroker.protocol import messages
-from tiledbroker.supervisor._frontend import DEFAULT_WINDOW
+from tiledbroker.supervisor._publishers import DEFAULT_WINDOW
 from tiledwriter.testing import SupervisorProcess, journal_of, wait_until
 
 SPOOL_MB = int(os.environ.get("TILEDWRITER_TEST_SPOOL_MB", "100"))

@@ -19,8 +19,9 @@ from paths import SUPPORT
 from runs import Acquisition, metadata, seq_nums, wait_for_outcome
 
 from tiledbroker import Encoder, Journal, run_files
-from tiledbroker.supervisor._runs import MAX_DEATHS, WorkerCommand
+from tiledbroker.supervisor._runs import MAX_DEATHS
 from tiledbroker.supervisor._supervisor import Supervisor
+from tiledbroker.supervisor._tasks import WorkerCommand
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
 
 KILLS = int(os.environ.get("TILEDWRITER_TEST_KILLS", "5"))
@@ -272,7 +273,7 @@ def test_no_two_supervisors_give_workers_the_same_name(tmp_path: Path) -> None:
     tokens = []
     for _ in range(2):
         supervisor = Supervisor(tmp_path, WorkerCommand(print), listen=None)
-        tokens.append(next(supervisor._tokens))
+        tokens.append(supervisor._pool.token(1))
         supervisor.close()
     assert tokens[0] != tokens[1]
 

@@ -15,6 +15,7 @@ from ._journal import (
     is_run_file,
     journal_filename,
     journal_files,
+    journal_lock_path,
 )
 from ._journal_schema import APPLICATION_ID, sync_directory
 from ._lock import FileLock
@@ -69,6 +70,7 @@ __all__ = [
     "is_session_of",
     "journal_filename",
     "journal_files",
+    "journal_lock_path",
     "labelled_run_files",
     "lock_path",
     "new_holder",

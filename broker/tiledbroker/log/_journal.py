@@ -196,7 +196,7 @@ class Journal:
         if mode != "create" and not self.path.is_file():
             raise JournalInvalid(self.path, "it is no file." if self.path.exists() else "there is no such file.")
         if mode in _WRITING:
-            self._lock = FileLock(_lock_path(self.path))
+            self._lock = FileLock(journal_lock_path(self.path))
             self._lock.acquire(lock_timeout)
         try:
             self._open_where_it_is(mode, run_uid)
@@ -275,7 +275,7 @@ class Journal:
     @property
     def being_written(self) -> bool:
         """True if a process has the file open for writing."""
-        return FileLock(_lock_path(self.path)).held
+        return FileLock(journal_lock_path(self.path)).held
 
     @property
     def length(self) -> int:
@@ -669,5 +669,6 @@ class Journal:
         return error
 
 
-def _lock_path(path: Path) -> Path:
+def journal_lock_path(path: Path) -> Path:
+    """Return the path of the lock file that the writer of a journal holds."""
     return path.with_name(path.name + ".lock")

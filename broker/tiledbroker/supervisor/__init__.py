@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from ._frontend import (
+from ._lifecycle import State
+from ._publishers import (
     DEFAULT_MAX_CONNECTIONS,
     DEFAULT_MAX_DOCUMENT,
     DEFAULT_MAX_OPEN_RUNS,
     DEFAULT_WINDOW,
     ClientLimits,
 )
-from ._lifecycle import State
 from ._retry import clear_failure, request_retry, withdraw_retry
-from ._runs import ProcessIdentity, WorkerCommand, WorkerTask
-from ._supervisor import DEFAULT_ADDRESS, DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS, Supervisor
+from ._scheduler import DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS
+from ._supervisor import DEFAULT_ADDRESS, Supervisor
+from ._tasks import ProcessIdentity, WorkerCommand, WorkerTask
 from ._worker_monitor import DEFAULT_SILENCE, WorkerLimits
 
 __all__ = [

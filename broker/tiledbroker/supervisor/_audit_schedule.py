@@ -7,9 +7,9 @@ from typing import Final
 from ._runs import MAX_DEATHS
 
 # Seconds after the first death during an audit; each further death doubles the pause.
-FIRST_PAUSE: Final = 5.0
+FIRST_PAUSE_SECONDS: Final = 5.0
 # Seconds until the next attempt at an audit that could not be done for another reason.
-PUT_OFF: Final = 60.0
+PUT_OFF_SECONDS: Final = 60.0
 
 
 class AuditSchedule:
@@ -38,12 +38,12 @@ class AuditSchedule:
         """Return the seconds to wait after an unfinished audit, or None to give up after `MAX_DEATHS` deaths."""
         before = self._deaths.pop(uid, 0)
         if not died:
-            return PUT_OFF
+            return PUT_OFF_SECONDS
         deaths = before + 1
         if deaths >= MAX_DEATHS:
             return None
         self._deaths[uid] = deaths
-        return FIRST_PAUSE * 2.0**before
+        return FIRST_PAUSE_SECONDS * 2.0**before
 
     def discard(self, uid: str) -> None:
         """Forget the run: its audit is done."""

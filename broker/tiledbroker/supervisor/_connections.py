@@ -44,7 +44,7 @@ class Connections:
     def __init__(self, context: zmq.Context[_Socket], listener: _Socket) -> None:
         self._listener = listener
         self._connections: dict[int, _Connection] = {}
-        self._next_look = 0.0
+        self._check_at = 0.0
         address = f"inproc://tiledwriter-connections-{id(self)}"
         listener.monitor(address, zmq.EVENT_ACCEPTED)
         self._events = context.socket(zmq.PAIR)
@@ -55,7 +55,7 @@ class Connections:
     def __len__(self) -> int:
         return len(self._connections)
 
-    def look(self, known: Collection[int]) -> int:
+    def close_overdue(self, known: Collection[int]) -> int:
         """Register newly accepted connections and, once a second, close overdue ones.
 
         Parameters
@@ -70,9 +70,9 @@ class Connections:
         """
         now = time.monotonic()
         self._take_in(now)
-        if now < self._next_look:
+        if now < self._check_at:
             return 0
-        self._next_look = now + _INTERVAL
+        self._check_at = now + _INTERVAL
         for descriptor in known:
             if descriptor in self._connections:
                 self._connections[descriptor].since = now

@@ -13,9 +13,9 @@ from typing import Final
 from .._crash_points import crash_point
 from .._errors import JournalError, JournalInvalid, JournalLocked
 from .._rate_limited_log import RateLimitedLog
-from ..log import APPLICATION_ID, FINISHED, FileLock, journal_filename, sync_directory
+from ..log import APPLICATION_ID, FINISHED, FileLock, journal_filename, journal_lock_path, sync_directory
+from ._journal_facts import read_facts
 from ._lifecycle import State
-from ._runs import Run
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _RETRIED_AT_ONCE: Final = 200
 _KEYS: Final = "SELECT key, value FROM state WHERE key IN ('run_uid', 'outcome', 'audit_at')"
 
 
-class Filing:
+class FinishedJournals:
     """Moves journals of finished runs to their folder, and retries those that are in use."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Filing:
         for journal in [path for path in self._waiting if not is_needed(path)][:_RETRIED_AT_ONCE]:
             del self._waiting[journal]
             # Opening the journal also checkpoints and removes the WAL file that a killed worker may have left.
-            if Run.from_file(journal).complete:
+            if read_facts(journal).complete:
                 self.file(journal)
 
 
@@ -105,7 +105,7 @@ def file_away(journal: Path) -> bool:
         The file cannot be moved.
     """
     folder = journal.parent / FINISHED
-    lock = FileLock(journal.with_name(journal.name + ".lock"))
+    lock = FileLock(journal_lock_path(journal))
     if not lock.try_acquire():
         return False
     try:
@@ -134,7 +134,7 @@ def bring_back(journal: Path) -> Path:
     """
     if journal.parent.name != FINISHED:
         return journal
-    lock = FileLock(journal.with_name(journal.name + ".lock"))
+    lock = FileLock(journal_lock_path(journal))
     if not lock.try_acquire():
         raise JournalLocked(journal)
     try:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 from .._rate_limited_log import RateLimitedLog
 
 if TYPE_CHECKING:
-    from ._runs import WorkerCommand, WorkerTask
+    from ._tasks import WorkerCommand, WorkerTask
 
 log = logging.getLogger(__name__)
 

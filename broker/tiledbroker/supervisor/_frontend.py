@@ -8,9 +8,8 @@ import logging
 import secrets
 import socket
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 import zmq
@@ -20,13 +19,9 @@ from .._errors import ProtocolError, ProtocolVersionError
 from .._rate_limited_log import RateLimitedLog
 from ..protocol import ZAP_DOMAIN, ServerCurve, messages
 from ._connections import Connections
+from ._publishers import ClientLimits, Publisher
 
 log = logging.getLogger(__name__)
-
-DEFAULT_WINDOW: Final = 8 * 2**20
-DEFAULT_MAX_DOCUMENT: Final = 256 * 2**20
-DEFAULT_MAX_CONNECTIONS: Final = 200
-DEFAULT_MAX_OPEN_RUNS: Final = 200
 
 MESSAGES_PER_TURN: Final = 200
 
@@ -54,88 +49,6 @@ _KEEPALIVE: Final = {
 _Socket: TypeAlias = "zmq.Socket[bytes]"
 
 
-@dataclass(frozen=True)
-class ClientLimits:
-    """Limits for one client: a CURVE key, or without CURVE an address.
-
-    Attributes
-    ----------
-    window
-        Unacknowledged bytes in flight, per connection.
-    max_document
-        Bytes of one document, and of one message.
-    max_connections
-        Publishers connected at a time.
-    max_open_runs
-        Runs that have not ended, of publishers that are connected.
-    """
-
-    window: int = DEFAULT_WINDOW
-    max_document: int = DEFAULT_MAX_DOCUMENT
-    max_connections: int = DEFAULT_MAX_CONNECTIONS
-    max_open_runs: int = DEFAULT_MAX_OPEN_RUNS
-
-
-@dataclass(eq=False)
-class Publisher:
-    """One connection of a publisher. A new connection is a new `Publisher`, even under the same identity.
-
-    Attributes
-    ----------
-    identity
-        The ZeroMQ routing identity; the publisher draws a random one for each connection.
-    client
-        Name of the client's CURVE key; "" without CURVE.
-    address
-        IP address of the peer; "" if unknown, as over ipc.
-    descriptor
-        File descriptor of the connection.
-    name
-        The publisher's name for itself; "" until it has said Hello.
-    heard
-        Time of its last message (`time.monotonic`); 0 before the first.
-    refused
-        Runs of which nothing is accepted until its next Hello: the reason by run uid.
-    """
-
-    identity: bytes
-    client: str
-    address: str
-    descriptor: int = -1
-    name: str = ""
-    heard: float = 0.0
-    refused: dict[str, str] = field(default_factory=dict, repr=False)
-    _under_way: dict[str, deque[tuple[int, int]]] = field(default_factory=dict, repr=False)
-
-    def __str__(self) -> str:
-        return " ".join(filter(None, (self.name or "somebody", self.client and f"({self.client})", self.address)))
-
-    @property
-    def quota_key(self) -> str:
-        """Key under which this client's limits are counted: the CURVE client, or without CURVE the address."""
-        return self.client or self.address
-
-    @property
-    def bytes_in_flight(self) -> int:
-        """Bytes received from this connection that are not durable yet."""
-        return sum(size for batches in self._under_way.values() for _, size in batches)
-
-    def count_in_flight(self, message: messages.Documents) -> None:
-        """Count the bytes of received documents as in flight."""
-        self._under_way.setdefault(message.run, deque()).append((message.next, len(message.body)))
-
-    def acknowledge_up_to(self, message: messages.Message) -> None:
-        """Stop counting the documents that `message` reports as durable or refused."""
-        if isinstance(message, messages.Refused):
-            self._under_way.pop(message.run, None)
-        elif isinstance(message, messages.Durable) and message.run in self._under_way:
-            batches = self._under_way[message.run]
-            while batches and batches[0][0] <= message.next:
-                batches.popleft()
-            if not batches:
-                del self._under_way[message.run]
-
-
 class Frontend:
     """The frontend: the supervisor's ROUTER socket for publishers.
 
@@ -161,6 +74,7 @@ class Frontend:
     def __init__(self, context: zmq.Context[_Socket], limits: ClientLimits, curve: ServerCurve | None) -> None:
         self.publishers: dict[bytes, Publisher] = {}
         self.refused: Counter[str] = Counter()
+        self._gone: list[Publisher] = []
         self._limits = limits
         self._curve = curve
         self._limited_log = RateLimitedLog(log)
@@ -266,7 +180,7 @@ class Frontend:
         if self._send_message(publisher.identity, message):
             return True
         # When it says Hello again, the Welcome tells it everything it has missed.
-        del self.publishers[publisher.identity]
+        self._forget(publisher.identity)
         return False
 
     def _send_message(self, identity: bytes, message: messages.Message) -> bool:
@@ -285,13 +199,13 @@ class Frontend:
         client = self._curve.name_of(key) if self._curve is not None else ""
         if client is None:
             self._record_refusal("key", "A message with the key %s, which is not let in any more, was dropped.", key)
-            self.publishers.pop(identity, None)
+            self._forget(identity)
             self._send_message(identity, messages.Refused("", 0, "this key is not let in any more"))
             return None
         publisher = self.publishers.get(identity)
         if publisher is None or publisher.client != client:
             # The identity belonged to another client, or the key has a new name.
-            self.publishers.pop(identity, None)
+            self._forget(identity)
             publisher = Publisher(identity, client, _frame_property(frame, "Peer-Address"), frame.get(zmq.SRCFD))
         if len(identity) != messages.IDENTITY_BYTES:
             self._record_refusal(
@@ -356,10 +270,15 @@ class Frontend:
         for publisher in [publisher for publisher in self.publishers.values() if publisher.quota_key == quota_key]:
             self.send(publisher, messages.Pong(0))
 
-    def look(self) -> None:
+    def take_gone(self) -> list[Publisher]:
+        """Return the publishers that were forgotten since the last call."""
+        gone, self._gone = self._gone, []
+        return gone
+
+    def check_connections(self) -> None:
         """Forget silent publishers, close connections without a publisher, and log a summary of refusals."""
         self._forget_silent()
-        if ended := self._connections.look({publisher.descriptor for publisher in self.publishers.values()}):
+        if ended := self._connections.close_overdue({publisher.descriptor for publisher in self.publishers.values()}):
             self._record_refusal("hello", "%d connections without a Hello were ended.", ended)
         now = time.monotonic()
         if self.refused != self._reported and now >= self._next_report:
@@ -369,11 +288,15 @@ class Frontend:
                 "Refused so far: %s.", ", ".join(f"{topic} {count}" for topic, count in sorted(self.refused.items()))
             )
 
+    def _forget(self, identity: bytes) -> None:
+        if (publisher := self.publishers.pop(identity, None)) is not None:
+            self._gone.append(publisher)
+
     def _forget_silent(self) -> None:
         """Forget publishers silent for `_SILENCE` seconds; identities of broken connections would accumulate."""
         limit = time.monotonic() - _SILENCE
         for identity in [identity for identity, publisher in self.publishers.items() if publisher.heard <= limit]:
-            del self.publishers[identity]
+            self._forget(identity)
 
     def refuse(self, topic: str, publisher: Publisher, refusal: messages.Refused) -> None:
         """Refuse a message of a publisher and tell it the reason.

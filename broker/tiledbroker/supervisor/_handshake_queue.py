@@ -7,52 +7,52 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..protocol import Hello, RunState
-from ._frontend import Publisher
+from ._publishers import Publisher
 
 RUNS_PER_TURN: Final = 10
 """Runs looked up at a time. Each may open a journal, which takes about a millisecond."""
 
 # Characters of uids in all queued Hellos. A Hello beyond that is dropped; its publisher says Hello again.
-_MAX_TEXT: Final = 64 * 2**20
+_MAX_UID_CHARACTERS: Final = 64 * 2**20
 
 
 @dataclass
-class _Greeting:
+class _PendingHello:
     left: dict[str, None]
-    views: dict[str, RunState]
-    text: int
+    states: dict[str, RunState]
+    characters: int
 
 
 class HandshakeQueue:
     """The Hellos of publishers in a round-robin queue."""
 
     def __init__(self) -> None:
-        self._handshake_queue: dict[Publisher, _Greeting] = {}
+        self._queue: dict[Publisher, _PendingHello] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._handshake_queue)
+        return bool(self._queue)
 
-    def put(self, publisher: Publisher, hello: Hello) -> None:
+    def add(self, publisher: Publisher, hello: Hello) -> None:
         """Queue a Hello. It replaces an earlier one of this publisher and keeps the states already looked up."""
-        before = self._handshake_queue.pop(publisher, None)
-        views = {} if before is None else before.views
+        before = self._queue.pop(publisher, None)
+        states = {} if before is None else before.states
         uids = dict.fromkeys([*hello.runs, *hello.awaited])
-        text = sum(map(len, uids))
-        if text + sum(greeting.text for greeting in self._handshake_queue.values()) <= _MAX_TEXT:
-            known = {uid: views[uid] for uid in uids if uid in views}
-            left = {uid: None for uid in uids if uid not in views}
-            self._handshake_queue[publisher] = _Greeting(left, known, text)
+        characters = sum(map(len, uids))
+        if characters + sum(pending.characters for pending in self._queue.values()) <= _MAX_UID_CHARACTERS:
+            known = {uid: states[uid] for uid in uids if uid in states}
+            left = {uid: None for uid in uids if uid not in states}
+            self._queue[publisher] = _PendingHello(left, known, characters)
 
-    def turn(
-        self, look: Callable[[Publisher, str], RunState], is_there: Callable[[Publisher], bool]
+    def look_up(
+        self, read_state: Callable[[Publisher, str], RunState], is_connected: Callable[[Publisher], bool]
     ) -> Iterator[tuple[Publisher, dict[str, RunState]]]:
         """Look up the next runs, at most `RUNS_PER_TURN`, and yield the Hellos that are complete.
 
         Parameters
         ----------
-        look
+        read_state
             Returns the state of a run for a publisher.
-        is_there
+        is_connected
             Returns False for a publisher that is gone; its Hello is dropped.
 
         Yields
@@ -60,18 +60,18 @@ class HandshakeQueue:
         tuple of Publisher and dict of str to RunState
             A publisher, and the states of all runs of its Hello by uid.
         """
-        looks = RUNS_PER_TURN
-        while self._handshake_queue and looks:
-            publisher, greeting = next(iter(self._handshake_queue.items()))
-            del self._handshake_queue[publisher]
-            if not is_there(publisher):
+        budget = RUNS_PER_TURN
+        while self._queue and budget:
+            publisher, pending = next(iter(self._queue.items()))
+            del self._queue[publisher]
+            if not is_connected(publisher):
                 continue
-            while greeting.left and looks:
-                uid = next(iter(greeting.left))
-                del greeting.left[uid]
-                greeting.views[uid] = look(publisher, uid)
-                looks -= 1
-            if greeting.left:
-                self._handshake_queue[publisher] = greeting
+            while pending.left and budget:
+                uid = next(iter(pending.left))
+                del pending.left[uid]
+                pending.states[uid] = read_state(publisher, uid)
+                budget -= 1
+            if pending.left:
+                self._queue[publisher] = pending
             else:
-                yield publisher, greeting.views
+                yield publisher, pending.states

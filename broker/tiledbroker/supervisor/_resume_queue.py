@@ -7,15 +7,14 @@ few at a time, in the order in which the runs arrived, so that a server that has
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from typing import Final
 
 from ._runs import Run
 
 log = logging.getLogger(__name__)
 
-_FIRST_PAUSE: Final = 1.0
-_LONGEST_PAUSE: Final = 30.0
+_FIRST_PAUSE_SECONDS: Final = 1.0
+_MAX_PAUSE_SECONDS: Final = 30.0
 
 
 class ResumeQueue:
@@ -36,7 +35,7 @@ class ResumeQueue:
         self.away = False
         self._max_resumed = max_resumed
         self._runs: dict[str, Run] = {}
-        self._pause = _FIRST_PAUSE
+        self._pause = _FIRST_PAUSE_SECONDS
         self._try_at = 0.0
 
     def __len__(self) -> int:
@@ -50,16 +49,16 @@ class ResumeQueue:
         """Remove a run from the queue if it is there."""
         self._runs.pop(run.uid, None)
 
-    def note_outage(self, run: Run, now: float) -> None:
-        """Note that the run's worker has ended because it could not reach Tiled."""
+    def note_outage(self, run: Run, now: float, *, was_probe: bool) -> None:
+        """Note that the run's worker, perhaps a probe, has ended because it could not reach Tiled."""
         if not self.away:
             log.warning("Tiled is away: finished runs are parked, and one at a time is tried.")
             self.away = True
-            self._pause = _FIRST_PAUSE
-        elif run.probe:
-            self._pause = min(_LONGEST_PAUSE, 2 * self._pause)
+            self._pause = _FIRST_PAUSE_SECONDS
+        elif was_probe:
+            self._pause = min(_MAX_PAUSE_SECONDS, 2 * self._pause)
         self._try_at = max(self._try_at, now + self._pause)
-        run.tries += 1
+        run.outages += 1
 
     def note_recovery(self) -> None:
         """Note that Tiled has answered a worker."""
@@ -79,7 +78,7 @@ class ResumeQueue:
         if not due:
             return None
         # While Tiled is away, try a different run each time: Tiled may be refusing only this one.
-        run = min(due, key=lambda run: (run.tries if self.away else 0, run.ended, run.order))
+        run = min(due, key=lambda run: (run.outages if self.away else 0, run.ended, run.order))
         del self._runs[run.uid]
         return run
 
@@ -89,8 +88,3 @@ class ResumeQueue:
             return None
         soonest = min(run.start_at for run in self._runs.values())
         return max(soonest, self._try_at) if self.away else soonest
-
-
-def catching_up(runs: Iterable[Run]) -> int:
-    """Count the resumed runs that still have documents to write, or have ended and are being finished."""
-    return sum(run.resumed and (run.ended or run.written < run.next) for run in runs)

@@ -15,8 +15,8 @@ REQUEST_SUFFIX: Final = ".retry"
 # State key that counts the writer's repairs by kind; a retry starts with an empty count.
 _COUNTED: Final = "repairs"
 _REQUEST_NAME: Final = SUFFIX + REQUEST_SUFFIX
-# Age in seconds from which a modification time of the directory is reliable, see `RetryWatch.look`.
-_SETTLED_SECONDS: Final = 2.0
+# Age in seconds from which a modification time of the directory is reliable, see `RetryWatch.find_requests`.
+_MTIME_GRANULARITY_SECONDS: Final = 2.0
 # Pause between two scans, as a multiple of the time that a scan takes.
 _IDLE_SHARE: Final = 100
 
@@ -77,10 +77,10 @@ class RetryWatch:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         # Modification time of the directory in ns at a scan that found nothing and can have missed nothing.
-        self._looked_at: int | None = None
+        self._scanned_mtime_ns: int | None = None
         self._next_at = 0.0
 
-    def look(self) -> list[Path]:
+    def find_requests(self) -> list[Path]:
         """Return the journals with a retry request; empty if nothing changed or the last scan was too recent.
 
         Raises
@@ -92,14 +92,14 @@ class RetryWatch:
         if began < self._next_at:
             return []
         changed = self._directory.stat().st_mtime_ns
-        if changed == self._looked_at:
+        if changed == self._scanned_mtime_ns:
             return []
         found = retry_requests(self._directory)
         self._next_at = began + _IDLE_SHARE * (time.monotonic() - began)
         # A later change may get the same modification time as a very recent one, and requests that were found may have
         # to wait. In both cases scan again.
-        settled = time.time() - changed / 1e9 > _SETTLED_SECONDS
-        self._looked_at = changed if settled and not found else None
+        settled = time.time() - changed / 1e9 > _MTIME_GRANULARITY_SECONDS
+        self._scanned_mtime_ns = changed if settled and not found else None
         return found
 
 

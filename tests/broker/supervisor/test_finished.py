@@ -251,14 +251,14 @@ def test_requests_are_looked_for_when_something_has_changed(tmp_path: Path, monk
     watch = RetryWatch(tmp_path)
     for _ in range(5):
         watch._next_at = 0.0
-        assert watch.look() == []
+        assert watch.find_requests() == []
     assert scans.count(tmp_path) == 1
     request_retry(path)
     watch._next_at = 0.0
-    assert watch.look() == [path]
-    assert watch.look() == []  # too soon after the last one
+    assert watch.find_requests() == [path]
+    assert watch.find_requests() == []  # too soon after the last one
     watch._next_at = 0.0
-    assert watch.look() == [path]  # as long as it is there
+    assert watch.find_requests() == [path]  # as long as it is there
 
 
 # With a supervisor

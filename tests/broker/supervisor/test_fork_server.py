@@ -19,8 +19,8 @@ from tiledbroker import ZMQPublisher
 from tiledbroker.protocol import messages
 from tiledbroker.supervisor import _fork_server
 from tiledbroker.supervisor._fork_server import ForkServer, WorkerProcess
-from tiledbroker.supervisor._runs import WorkerCommand, WorkerTask
 from tiledbroker.supervisor._supervisor import Supervisor
+from tiledbroker.supervisor._tasks import WorkerCommand, WorkerTask
 from tiledwriter.testing import SupervisorProcess, TiledServer, free_port, wait_until
 
 pytestmark = [pytest.mark.filterwarnings("default:::tiled")]
@@ -174,11 +174,11 @@ def test_a_supervisor_answers_while_its_fork_server_hangs(tmp_path: Path) -> Non
 
         try:
             assert isinstance(ask(messages.Hello("test", {}, [])), messages.Welcome)
-            wait_until(lambda: supervisor._fork_server.pid is not None, 10, "there is a fork server")
-            assert supervisor._fork_server.pid is not None
-            os.kill(supervisor._fork_server.pid, signal.SIGSTOP)
+            wait_until(lambda: supervisor._pool.fork_server.pid is not None, 10, "there is a fork server")
+            assert supervisor._pool.fork_server.pid is not None
+            os.kill(supervisor._pool.fork_server.pid, signal.SIGSTOP)
             peer.send_multipart(messages.encode(messages.documents("run", 0, [("start", 0, b"")])))
-            wait_until(lambda: supervisor._by_process, 10, "a worker is asked for")
+            wait_until(lambda: supervisor._pool._workers, 10, "a worker is asked for")
             for token in range(20):
                 assert ask(messages.Ping(token)) == messages.Pong(token)
         finally:

@@ -18,7 +18,8 @@ import zmq
 
 from tiledbroker.protocol import messages
 from tiledbroker.supervisor._connections import TIMEOUT
-from tiledbroker.supervisor._frontend import ClientLimits, Frontend, Publisher
+from tiledbroker.supervisor._frontend import Frontend
+from tiledbroker.supervisor._publishers import ClientLimits, Publisher
 from tiledwriter.testing import wait_until
 
 LIMITS = ClientLimits(window=1000, max_document=20 * 2**20, max_connections=3)
@@ -139,7 +140,7 @@ def test_what_was_refused_is_summed_up_once_a_minute(
     for _ in range(2):  # the second time, there is nothing new
         front._next_report = 0.0
         for _ in range(3):
-            front.look()
+            front.check_connections()
     assert [text for text in caplog.messages if "so far" in text] == ["Refused so far: protocol 2."]
 
 
@@ -227,7 +228,7 @@ def test_a_client_has_so_many_connections_and_no_more(front: Frontend, dial: Cal
     assert front.refused == {"connections": 1}
     for publisher in front.publishers.values():
         publisher.heard -= 1000  # they fell silent
-    front.look()
+    front.check_connections()
     assert greeted(front, one_more).name == "test"
 
 
@@ -326,11 +327,11 @@ READY = b"\x04\x1c\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
 
 def grow_older(front: Frontend, connections: int, seconds: float) -> None:
     """Let time pass for so many connections, once they are known."""
-    wait_until(lambda: front.look() or len(front._connections) == connections, 10, "they are accepted")
+    wait_until(lambda: front.check_connections() or len(front._connections) == connections, 10, "they are accepted")
     for connection in front._connections._connections.values():
         connection.since -= seconds
-    front._connections._next_look = 0.0
-    front.look()
+    front._connections._check_at = 0.0
+    front.check_connections()
 
 
 def test_whoever_does_not_say_hello_is_disconnected(
@@ -394,7 +395,7 @@ def test_what_has_been_given_the_descriptor_of_a_connection_is_left_alone(
     ours, theirs = socket.socketpair()
     with ours, theirs:
         raw(GREETING + READY)
-        wait_until(lambda: front.look() or len(front._connections) == 1, 10, "it is accepted")
+        wait_until(lambda: front.check_connections() or len(front._connections) == 1, 10, "it is accepted")
         connections = front._connections
         (connection,) = connections._connections.values()
         connections._connections = {theirs.fileno(): connection}

@@ -11,8 +11,8 @@ from users import without_privileges
 
 from tiledbroker import _filesystem
 from tiledbroker._errors import DirectoryUnusable
-from tiledbroker.supervisor._runs import WorkerCommand
 from tiledbroker.supervisor._supervisor import Supervisor
+from tiledbroker.supervisor._tasks import WorkerCommand
 from tiledwriter.cli._exit import ExitCode
 from tiledwriter.cli.supervisor import main
 

@@ -25,9 +25,10 @@ from tiledbroker import Journal, ZMQPublisher
 from tiledbroker._filesystem import explain_write_error
 from tiledbroker.log._journal import FINISHED
 from tiledbroker.protocol import messages
+from tiledbroker.supervisor._journal_facts import read_facts
 from tiledbroker.supervisor._retry import request_retry
-from tiledbroker.supervisor._runs import Run, WorkerCommand, WorkerTask
 from tiledbroker.supervisor._supervisor import Supervisor
+from tiledbroker.supervisor._tasks import WorkerCommand, WorkerTask
 from tiledwriter.testing import free_port, wait_until
 
 pytestmark = [pytest.mark.filterwarnings("default:::tiled")]
@@ -113,7 +114,7 @@ def test_documents_for_what_is_no_journal_are_refused_with_the_reason(
 def test_a_file_of_another_run_s_name_is_not_taken_for_that_run(tmp_path: Path) -> None:
     path = journaled(documents(), tmp_path)
     path.rename(tmp_path / "other.sqlite")
-    run = Run.from_file(tmp_path / "other.sqlite")
+    run = read_facts(tmp_path / "other.sqlite")
     assert run.unusable
     assert "has another name" in run.reason
 
@@ -133,7 +134,9 @@ class Unlucky(Supervisor):
         setattr(self, step, broken)
 
 
-@pytest.mark.parametrize("step", ["_relay_message", "_look_at", "_start_worker", "_worker_ended", "_try_again"])
+@pytest.mark.parametrize(
+    "step", ["_relay_message", "_describe_run", "_start_worker", "_handle_worker_end", "_request_retry"]
+)
 def test_an_exception_for_one_run_ends_no_loop(step: str, tmp_path: Path) -> None:
     address = f"tcp://127.0.0.1:{free_port()}"
     request_retry(tmp_path / "unlucky.sqlite")
@@ -152,12 +155,13 @@ def test_an_exception_for_one_run_ends_no_loop(step: str, tmp_path: Path) -> Non
                 assert (refusal.run, refusal.reason) == ("unlucky", messages.LATER)
                 assert "Permission denied" in refusal.detail
             dealer.send_multipart(messages.encode(documents_of("lucky")))
-            wait_until(lambda: "lucky" in supervisor._runs or "lucky" in supervisor._waiting, 20, "it is taken")
-            if step == "_worker_ended":
+            wait_until(lambda: "lucky" in supervisor._scheduler.runs, 20, "it is taken")
+            if step == "_handle_worker_end":
                 while not isinstance(message := messages.decode(dealer.recv_multipart()), messages.Refused):
                     pass
                 assert "there was an error" in message.detail
-                assert not [run for run in supervisor._by_process.values() if run.uid == "unlucky"]
+                run = supervisor._scheduler.runs.get("unlucky")
+                assert run is None or run.worker is None
             dealer.send_multipart(messages.encode(messages.Ping(7)))
             while messages.decode(dealer.recv_multipart()) != messages.Pong(7):
                 pass
@@ -173,8 +177,8 @@ def test_a_journal_that_may_not_be_read_is_refused_for_now_with_the_reason(tmp_p
     path.chmod(0)
     code = f"""
 from pathlib import Path
-from tiledbroker.supervisor._runs import Run
-run = Run.load(Path({str(tmp_path)!r}), {path.stem!r})
+from tiledbroker.supervisor._journal_facts import find_facts
+run = find_facts(Path({str(tmp_path)!r}), {path.stem!r})
 print(run.unusable, run.unavailable, run.reason)
 """
     done = subprocess.run(

@@ -19,9 +19,7 @@ from runs import Acquisition, documents, happenings, metadata, publish, seq_nums
 from tiledbroker import Encoder, Journal, ZMQPublisher, journal_filename
 from tiledbroker.log._journal import find_run_file
 from tiledbroker.supervisor._finished import bring_back
-from tiledbroker.supervisor._lifecycle import State
-from tiledbroker.supervisor._runs import MAX_DEATHS, Run
-from tiledbroker.supervisor._worker_monitor import WorkerLimits, WorkerMonitor
+from tiledbroker.supervisor._runs import MAX_DEATHS
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
 from tiledwriter.worker._processes import Processes
 
@@ -248,49 +246,6 @@ def journal_by_hand(journal_dir: Path, emitted: list[tuple[str, Any]], **state: 
         for key, value in state.items():
             journal.set(key, value)
     return uid
-
-
-# The watch
-
-
-class Asked:
-    """A watch over one run whose worker says nothing, at times that the test makes up."""
-
-    def __init__(self, tmp_path: Path, silence: float) -> None:
-        self.run = Run("run", tmp_path / "run.sqlite", State.OPEN)
-        self.asked = self.ended = 0
-        self._worker_monitor = WorkerMonitor(WorkerLimits(silence=silence), None, ask=self._ask, end=self._end)
-        self.now = time.monotonic()
-        self.run.answered = self.run.asked = self.now
-
-    def pass_by(self, seconds: float) -> None:
-        for _ in range(int(seconds)):
-            self.now += 1.0
-            self._worker_monitor.check_workers([self.run], self.now)
-
-    def _ask(self, run: Run) -> None:
-        assert run is self.run
-        self.asked += 1
-
-    def _end(self, run: Run) -> None:
-        self.ended += 1
-
-
-def test_a_silent_worker_is_asked_several_times_before_it_is_blamed(tmp_path: Path) -> None:
-    asked = Asked(tmp_path, silence=40)
-    asked.pass_by(39)
-    assert asked.asked == 3
-    assert not asked.run.kill_reason
-    asked.pass_by(2)
-    assert asked.run.kill_reason == "its worker did not answer for 40 s"
-
-
-def test_a_worker_that_answers_is_left_in_peace(tmp_path: Path) -> None:
-    asked = Asked(tmp_path, silence=40)
-    for _ in range(20):
-        asked.pass_by(15)
-        asked.run.answered = asked.now
-    assert not asked.run.kill_reason
 
 
 # Late audits

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tiledbroker import JournalError, JournalInvalid, RunReader, SpooledRun
-from tiledbroker.log import FileLock
+from tiledbroker.log import FileLock, journal_lock_path
 
 from .._findings import Example, Finding
 from .._names import run_key
@@ -188,6 +188,6 @@ def _fold_findings(dry_run: DryRun, progress: ProgressCheck) -> Sequence[Finding
 def _in_use(path: Path) -> bool:
     """Return whether a process writes the file or has left part of it in a WAL file; True if that is unknown."""
     try:
-        return FileLock(path.with_name(path.name + ".lock")).held or path.with_name(path.name + "-wal").exists()
+        return FileLock(journal_lock_path(path)).held or path.with_name(path.name + "-wal").exists()
     except OSError:
         return True

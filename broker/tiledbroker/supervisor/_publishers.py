@@ -1,0 +1,96 @@
+"""Publishers as the supervisor knows them, and the limits of their clients."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from ..protocol import messages
+
+DEFAULT_WINDOW: Final = 8 * 2**20
+DEFAULT_MAX_DOCUMENT: Final = 256 * 2**20
+DEFAULT_MAX_CONNECTIONS: Final = 200
+DEFAULT_MAX_OPEN_RUNS: Final = 200
+
+
+@dataclass(frozen=True)
+class ClientLimits:
+    """Limits for one client: a CURVE key, or without CURVE an address.
+
+    Attributes
+    ----------
+    window
+        Unacknowledged bytes in flight, per connection.
+    max_document
+        Bytes of one document, and of one message.
+    max_connections
+        Publishers connected at a time.
+    max_open_runs
+        Runs that have not ended, of publishers that are connected.
+    """
+
+    window: int = DEFAULT_WINDOW
+    max_document: int = DEFAULT_MAX_DOCUMENT
+    max_connections: int = DEFAULT_MAX_CONNECTIONS
+    max_open_runs: int = DEFAULT_MAX_OPEN_RUNS
+
+
+@dataclass(eq=False)
+class Publisher:
+    """One connection of a publisher. A new connection is a new `Publisher`, even under the same identity.
+
+    Attributes
+    ----------
+    identity
+        The ZeroMQ routing identity; the publisher draws a random one for each connection.
+    client
+        Name of the client's CURVE key; "" without CURVE.
+    address
+        IP address of the peer; "" if unknown, as over ipc.
+    descriptor
+        File descriptor of the connection.
+    name
+        The publisher's name for itself; "" until it has said Hello.
+    heard
+        Time of its last message (`time.monotonic`); 0 before the first.
+    refused
+        Runs of which nothing is accepted until its next Hello: the reason by run uid.
+    """
+
+    identity: bytes
+    client: str
+    address: str
+    descriptor: int = -1
+    name: str = ""
+    heard: float = 0.0
+    refused: dict[str, str] = field(default_factory=dict, repr=False)
+    _under_way: dict[str, deque[tuple[int, int]]] = field(default_factory=dict, repr=False)
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.name or "somebody", self.client and f"({self.client})", self.address)))
+
+    @property
+    def quota_key(self) -> str:
+        """Key under which this client's limits are counted: the CURVE client, or without CURVE the address."""
+        return self.client or self.address
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """Bytes received from this connection that are not durable yet."""
+        return sum(size for batches in self._under_way.values() for _, size in batches)
+
+    def count_in_flight(self, message: messages.Documents) -> None:
+        """Count the bytes of received documents as in flight."""
+        self._under_way.setdefault(message.run, deque()).append((message.next, len(message.body)))
+
+    def acknowledge_up_to(self, message: messages.Message) -> None:
+        """Stop counting the documents that `message` reports as durable or refused."""
+        if isinstance(message, messages.Refused):
+            self._under_way.pop(message.run, None)
+        elif isinstance(message, messages.Durable) and message.run in self._under_way:
+            batches = self._under_way[message.run]
+            while batches and batches[0][0] <= message.next:
+                batches.popleft()
+            if not batches:
+                del self._under_way[message.run]

@@ -1,0 +1,737 @@
+"""The scheduler: decides when runs get workers, what these and publishers are told, and when workers are replaced.
+
+Events go in with the time, effects come out as frozen values; the supervisor performs them and reports what came of
+them. The scheduler reads no clock, opens no file and knows no process, so all its decisions can be tested and simulated
+without any. It is the only place where the state of a run changes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ..protocol import messages
+from ._audit_schedule import PUT_OFF_SECONDS, AuditSchedule
+from ._effects import (
+    ClearFailure,
+    CompareDocuments,
+    Effect,
+    FileJournal,
+    Instant,
+    KillOrphan,
+    ReadForAudit,
+    RecordEvent,
+    RefuseDocuments,
+    SendToWorker,
+    StartWorker,
+    TellPublisher,
+    WithdrawRetry,
+)
+from ._lifecycle import Event, State
+from ._publishers import DEFAULT_MAX_OPEN_RUNS, Publisher
+from ._resume_queue import ResumeQueue
+from ._runs import MAX_DEATHS, Purpose, Run, RunMessage, Worker
+from ._worker_monitor import FINISH_TIMEOUT_SECONDS, WorkerLimits, WorkerMonitor
+
+if TYPE_CHECKING:
+    from ._journal_facts import JournalFacts
+
+log = logging.getLogger(__name__)
+
+DEFAULT_MAX_WORKERS: Final = 32
+DEFAULT_MAX_RESUMED: Final = 4
+
+FORK_PAUSE_SECONDS: Final = 1.0
+"""Delay before another attempt when a worker could not be started."""
+ORPHAN_PAUSE_SECONDS: Final = 0.1
+"""Delay before another check for the end of an orphan."""
+ORPHAN_GRACE_SECONDS: Final = 2.0
+"""Time that workers of an earlier supervisor have to end by themselves before they are killed."""
+SURVEY_LEAD_SECONDS: Final = 1.0
+"""Time of the survey before the first run is resumed, so that unfinished runs are resumed in their order."""
+STOP_TIMEOUT_SECONDS: Final = 10.0
+"""Time that workers have to end when the supervisor stops."""
+
+# Two runs that arrive at the same reading of the clock are this far apart, so that their order is defined.
+_ORDER_STEP_SECONDS: Final = 1e-6
+
+
+class Scheduler:
+    """Schedules workers for runs. Each method that takes an event returns the effects to perform, in order.
+
+    Parameters
+    ----------
+    now
+        Time of the start.
+    max_workers
+        Worker processes at a time.
+    max_resumed
+        How many of these workers may write what earlier workers left.
+    max_open_runs
+        Runs of one client that may be open at a time.
+    drain
+        Keep the runs that are done, so that `unwritten_runs` can name those that are not.
+    limits
+        Limits of each worker.
+
+    Attributes
+    ----------
+    runs
+        The runs that have or may need a worker, by uid; with `drain`, also those that are done.
+    """
+
+    def __init__(
+        self,
+        now: Instant,
+        *,
+        max_workers: int = DEFAULT_MAX_WORKERS,
+        max_resumed: int = DEFAULT_MAX_RESUMED,
+        max_open_runs: int = DEFAULT_MAX_OPEN_RUNS,
+        drain: bool = False,
+        limits: WorkerLimits = WorkerLimits(),  # noqa: B008  it is frozen
+    ) -> None:
+        self.runs: dict[str, Run] = {}
+        self._began = now.monotonic
+        self._max_workers = max_workers
+        self._max_open_runs = max_open_runs
+        self._drain = drain
+        # Runs by the number of their worker.
+        self._workers: dict[int, Run] = {}
+        self._numbers = itertools.count(1)
+        # Runs that have documents for a worker, in order of arrival.
+        self._waiting: dict[str, None] = {}
+        # Runs with something left to write.
+        self._resume_queue = ResumeQueue(max_resumed)
+        # Written runs to be compared with their journals again.
+        self._audit_schedule = AuditSchedule()
+        self._monitor = WorkerMonitor(limits, now.monotonic)
+        self._survey_done = False
+        self._stop_deadline: float | None = None
+        self._last_order = 0.0
+        self._effects: list[Effect] = []
+
+    # Questions.
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the supervisor was told to stop."""
+        return self._stop_deadline is not None
+
+    @property
+    def runs_to_resume(self) -> int:
+        """Number of runs that wait to be resumed."""
+        return len(self._resume_queue)
+
+    def is_done(self, now: Instant) -> bool:
+        """Return whether there is nothing left to do: after a stop, or when draining."""
+        if self._stop_deadline is not None:
+            # A worker that is still being forked ends by itself when the fork server ends.
+            forked = any(worker.forked for worker in self._all_workers())
+            return not forked or now.monotonic >= self._stop_deadline
+        left = self._waiting or self._resume_queue or self._audit_schedule or self._workers
+        return self._drain and self._survey_done and not left
+
+    def unwritten_runs(self) -> list[Run]:
+        """Return the runs that are not completely in Tiled."""
+        return [run for run in self.runs.values() if not self._is_drained(run)]
+
+    def find_run(self, journal: Path) -> Run | None:
+        """Return the run that has this journal, or None if the scheduler does not know it."""
+        return next((run for run in self.runs.values() if run.journal == journal), None)
+
+    def run_of(self, number: int) -> Run:
+        """Return the run of a worker."""
+        return self._workers[number]
+
+    def describe_run(self, uid: str, client: str, facts: JournalFacts | None) -> messages.RunState:
+        """Return the state of a run as a client is told it; an empty state if the client must not know it.
+
+        Parameters
+        ----------
+        uid
+            Uid of the run.
+        client
+            Name of the client's CURVE key; "" without CURVE.
+        facts
+            What the run's journal says; None if the run is in `runs`.
+        """
+        run = self.runs[uid] if facts is None else Run.from_facts(facts)
+        if run.unavailable or not run.belongs_to(client):
+            return messages.RunState(0, ended=False, outcome="")
+        return run.describe_state()
+
+    def next_at(self, now: Instant) -> float:
+        """Return the time (`time.monotonic`) at which `schedule` has something to do if nothing happens before."""
+        if self.is_stopping or len(self._workers) >= self._max_workers:
+            return float("inf")
+        due = [self.runs[uid].start_at for uid in self._waiting]
+        parked = self._resume_queue.next_at(self._count_catching_up())
+        if parked is not None and self._may_resume(now):
+            due.append(parked)
+        return min(due, default=float("inf"))
+
+    # Events: time passes.
+
+    def schedule(self, now: Instant) -> list[Effect]:
+        """Start the workers that are due, as far as there is room, and end idle ones to make room."""
+        if self.is_stopping:
+            # Repeated each time, since a worker that was just started does not listen yet.
+            for worker in self._all_workers():
+                self._send(worker, messages.Finish())
+            return self._take_effects()
+        due = [self.runs[uid] for uid in self._waiting if self.runs[uid].start_at <= now.monotonic]
+        for number, run in enumerate(due):
+            if not self._has_room():
+                self._make_room(len(due) - number, now)
+                return self._take_effects()
+            del self._waiting[run.uid]
+            self._start_worker(run, Purpose.STORE, now)
+        self._resume_runs(now)
+        return self._take_effects()
+
+    def check_workers(self, memory: Mapping[int, int], now: Instant) -> list[Effect]:
+        """Replace workers that do not answer, use too much memory, or do not end when told to. Called once a second.
+
+        Parameters
+        ----------
+        memory
+            Resident bytes of workers by number, as far as they are known.
+        now
+            The time.
+        """
+        self._effects += self._monitor.check_workers(self._workers.values(), memory, now.monotonic)
+        return self._take_effects()
+
+    def stop(self, now: Instant) -> None:
+        """Tell all workers to end, from the next `schedule` on; a second call gives them no more time."""
+        timeout = STOP_TIMEOUT_SECONDS if self._stop_deadline is None else 0.0
+        self._stop_deadline = now.monotonic + timeout
+
+    # Events: publishers.
+
+    def receive_documents(
+        self, publisher: Publisher, message: RunMessage, facts: JournalFacts | None, now: Instant
+    ) -> list[Effect]:
+        """Take documents, or the end of a run that its publisher has abandoned.
+
+        Parameters
+        ----------
+        publisher
+            The sender.
+        message
+            The message.
+        facts
+            What the run's journal says; None if the run is in `runs`.
+        now
+            The time.
+        """
+        run = self.runs[message.run] if facts is None else Run.from_facts(facts)
+        if (refusal := self._find_refusal(run, publisher, message)) is not None:
+            self._effects.append(refusal)
+        elif run.ended and message.next <= run.next:
+            self._answer_known(run, publisher, message)
+        else:
+            run.publishers.add(publisher)
+            if run.uid not in self.runs:
+                self._register_run(run, now)
+            run.remember_start(message)
+            run.client = run.client or publisher.client
+            run.heard_at = now.monotonic
+            if (worker := run.listening_worker) is not None:
+                self._send(worker, message)
+            else:
+                run.queue_message(message)
+                self._queue_for_worker(run)
+        return self._take_effects()
+
+    def add_publisher(self, publisher: Publisher, uids: Collection[str]) -> None:
+        """Inform a publisher about those of the given runs that belong to its client, from now on."""
+        for uid in uids:
+            run = self.runs.get(uid)
+            if run is not None and run.belongs_to(publisher.client):
+                run.publishers.add(publisher)
+
+    def remove_publisher(self, publisher: Publisher) -> None:
+        """Forget a publisher whose connection is gone."""
+        for run in self.runs.values():
+            run.publishers.discard(publisher)
+
+    # Events: workers.
+
+    def fail_start(self, number: int, error: str, now: Instant) -> list[Effect]:
+        """Try again later to start a worker that could not be started."""
+        run = self._workers[number]
+        self._postpone_start(run, FORK_PAUSE_SECONDS, now)
+        self._tell_publishers(run, messages.Refused(run.uid, run.next, messages.LATER, error))
+        return self._take_effects()
+
+    def wait_for_orphan(self, number: int, now: Instant) -> list[Effect]:
+        """Wait for the end of the run's earlier worker, which still runs; kill it if it should have ended by now.
+
+        Workers of a killed supervisor end by themselves unless they hang.
+        """
+        run = self._workers[number]
+        if run.orphan is not None and now.monotonic >= self._began + ORPHAN_GRACE_SECONDS:
+            log.warning(
+                "Process %d, a worker of run %s without a supervisor, hangs; killing it.", run.orphan[0], run.uid
+            )
+            self._effects.append(KillOrphan(run.orphan))
+            run.orphan = None
+        self._postpone_start(run, ORPHAN_PAUSE_SECONDS, now)
+        return self._take_effects()
+
+    def move_journal(self, number: int, journal: Path) -> None:
+        """Note the new path of the journal of a worker's run."""
+        self._workers[number].journal = journal
+
+    def confirm_fork(self, number: int, now: Instant) -> None:
+        """Note that a worker process exists."""
+        if (worker := self._find_worker(number)) is not None:
+            worker.forked = True
+            worker.answered_at = worker.pinged_at = now.monotonic
+
+    def receive_message(self, number: int, message: messages.Message, now: Instant) -> list[Effect]:
+        """Take a message of a worker. One from a worker that was replaced is ignored.
+
+        Raises
+        ------
+        LifecycleError
+            The message is not possible in the state of its run.
+        """
+        run = self._workers.get(number)
+        if run is None or run.worker is None:
+            return []
+        run.worker.answered_at = now.monotonic
+        if isinstance(message, messages.Ready):
+            self._on_ready(run, run.worker, message)
+        elif isinstance(message, messages.Durable):
+            run.advance(next_=message.next)
+            run.note_end(ended=message.ended)
+            self._tell_publishers(run, message)
+        elif isinstance(message, messages.Refused):
+            self._on_refused(run, run.worker, message)
+        elif isinstance(message, messages.Progress):
+            run.advance(written=message.next)
+        elif isinstance(message, messages.Reached):
+            self._resume_queue.note_recovery()
+        elif isinstance(message, messages.Written):
+            run.apply_event(Event(message.outcome))
+            run.reason = message.reason
+            self._tell_publishers(run, message)
+        return self._take_effects()
+
+    def end_worker(self, number: int, exit_code: int | None, facts: JournalFacts, now: Instant) -> list[Effect]:
+        """Decide what follows the end of a worker.
+
+        Parameters
+        ----------
+        number
+            Number of the worker.
+        exit_code
+            Its exit code; None if it is unknown.
+        facts
+            What the run's journal says now.
+        now
+            The time.
+        """
+        run = self._workers[number]
+        worker = run.worker
+        assert worker is not None
+        if not worker.forked:
+            self._postpone_start(run, FORK_PAUSE_SECONDS, now)
+            return self._take_effects()
+        self._forget_worker(run)
+        run.orphan = None
+        was_audited = worker.purpose is Purpose.AUDIT and run.is_complete
+        died = exit_code != 0 or bool(worker.kill_reason)
+        if worker.kill_reason and not self.is_stopping:
+            self._effects.append(RecordEvent(run.journal, "worker ended", {"reason": worker.kill_reason}))
+        if not run.is_final and not died:
+            self._on_orderly_end(run, worker, facts, now)
+        elif not run.is_final:
+            self._on_death(run, worker, exit_code, now)
+        if worker.relayed > run.next:
+            # The worker ended with documents that it had not stored.
+            self._tell_publishers(run, messages.Refused(run.uid, run.next, messages.GAP))
+        if run.queued_messages and not self.is_stopping:
+            self._queue_for_worker(run)
+        elif run.is_final:
+            self._plan_next_audit(run, facts, worker if was_audited else None, died=died, now=now)
+            self._forget_run(run)
+        return self._take_effects()
+
+    def reload_run(self, number: int, facts: JournalFacts, now: Instant) -> list[Effect]:
+        """Begin a run anew from its journal, after an error while the end of its worker was handled."""
+        run = self._workers[number]
+        self._forget_worker(run)
+        self._waiting.pop(run.uid, None)
+        self._resume_queue.discard(run)
+        fresh = Run.from_facts(facts)
+        fresh.publishers, fresh.start_at = run.publishers, now.monotonic + FINISH_TIMEOUT_SECONDS
+        if fresh.is_final or not fresh.next or self.is_stopping:
+            self.runs.pop(run.uid, None)
+        else:
+            self.runs[run.uid] = fresh
+            self._resume_queue.add(fresh)
+        detail = "there was an error about it on the ingest host"
+        self._tell_publishers(fresh, messages.Refused(run.uid, fresh.next, messages.LATER, detail))
+        return self._take_effects()
+
+    # Events: journals.
+
+    def add_journal(self, facts: JournalFacts, now: Instant) -> list[Effect]:
+        """Take a journal that an earlier supervisor left: file it, plan its audit, or resume its run."""
+        if facts.uid in self.runs:
+            return []
+        self._last_order = max(self._last_order, facts.order)
+        if facts.complete and facts.audit_at is None:
+            self._effects.append(FileJournal(facts.journal))
+        elif facts.complete and facts.audit_at is not None:
+            self._plan_audit(facts.uid, facts.audit_at, now)
+        elif facts.state is State.FAILED:
+            if self._drain:
+                self.runs[facts.uid] = Run.from_facts(facts)
+        elif facts.length:
+            # A run without documents is not resumed; its publisher still has all of them.
+            run = self.runs[facts.uid] = Run.from_facts(facts)
+            self._resume_queue.add(run)
+        return self._take_effects()
+
+    def finish_survey(self) -> None:
+        """Note that all journals that earlier supervisors left have been seen."""
+        self._survey_done = True
+
+    def audit_run(self, facts: JournalFacts, now: Instant) -> list[Effect]:
+        """Start the audit of a written run, whose journal was just read."""
+        if facts.unavailable:
+            self._audit_schedule.schedule(facts.uid, now.unix + PUT_OFF_SECONDS)
+        run = self.runs.get(facts.uid) or Run.from_facts(facts)
+        # Otherwise new documents have arrived for it, and the audit comes after these are written.
+        if run.is_complete and run.worker is None and self._has_room():
+            self._register_run(run, now)
+            self._start_worker(run, Purpose.AUDIT, now)
+        elif run.is_complete and run.worker is None:
+            self._audit_schedule.schedule(run.uid, now.unix)
+        return self._take_effects()
+
+    def request_retry(self, facts: JournalFacts, now: Instant) -> list[Effect]:
+        """Retry a quarantined run, whose journal was just read: end its worker, or clear the failure in its journal."""
+        run = self.find_run(facts.journal)
+        worker = None if run is None else run.worker
+        if worker is None:
+            self._effects.append(ClearFailure(facts.journal))
+        elif facts.state is not State.FAILED:
+            # The new worker has not failed yet, so there is nothing to retry.
+            self._effects.append(WithdrawRetry(facts.journal))
+        elif worker.finish_by is None:
+            # This worker only journals; the next one writes.
+            self._tell_to_finish(worker, now)
+        return self._take_effects()
+
+    def resume_cleared(self, facts: JournalFacts) -> list[Effect]:
+        """Resume a run whose failure was removed from its journal, which was read again."""
+        run = self.find_run(facts.journal)
+        if run is None:
+            run = self.runs[facts.uid] = Run.from_facts(facts)
+        run.forget_failure()
+        if run.queued_messages:
+            self._queue_for_worker(run)
+        elif run.has_work_left:
+            self._waiting.pop(run.uid, None)
+            self._resume_queue.add(run)
+        else:
+            self._forget_run(run)
+        self._effects.append(WithdrawRetry(facts.journal))
+        return self._take_effects()
+
+    # Decisions about documents.
+
+    def _find_refusal(self, run: Run, publisher: Publisher, message: RunMessage) -> RefuseDocuments | None:
+        """Return the refusal of a message that must not go to a worker; None if it may."""
+
+        def refuse(topic: str, index: int, reason: str, detail: str = "") -> RefuseDocuments:
+            return RefuseDocuments(topic, publisher, messages.Refused(run.uid, index, reason, detail))
+
+        if not run.belongs_to(publisher.client):
+            return refuse("owner", 0, "a run of this uid belongs to another client")
+        if run.unavailable:
+            return refuse("later", message.first, messages.LATER, run.reason)
+        if run.unusable:
+            return refuse("journal", run.next, run.reason)
+        if run.is_another_run(message):
+            return refuse("uid", 0, messages.ANOTHER_RUN)
+        if run.uid not in self.runs and not run.next:
+            if message.first > 0 or isinstance(message, messages.Abandoned):
+                return refuse("gap", 0, messages.GAP)
+            if (count := self._count_open_runs(publisher.quota_key)) >= self._max_open_runs:
+                detail = f"{count} runs of this client are open, which is the limit"
+                return refuse("later", message.first, messages.LATER, detail)
+        return None
+
+    def _count_open_runs(self, quota_key: str) -> int:
+        """Count the open runs of a client that has publishers connected."""
+        return sum(
+            not (run.ended or run.is_final) and any(each.quota_key == quota_key for each in run.publishers)
+            for run in self.runs.values()
+        )
+
+    def _answer_known(self, run: Run, publisher: Publisher, message: RunMessage) -> None:
+        """Answer a message whose documents an ended run should have already."""
+        if isinstance(message, messages.Documents):
+            self._effects.append(CompareDocuments(publisher, run.journal, message, run.next))
+        else:
+            run.publishers.add(publisher)
+            self._effects.append(TellPublisher(publisher, messages.Durable(run.uid, run.next, run.ended)))
+
+    def _register_run(self, run: Run, now: Instant) -> None:
+        self.runs[run.uid] = run
+        self._last_order = max(now.unix, self._last_order + _ORDER_STEP_SECONDS, run.order)
+        run.order = run.order or self._last_order
+
+    def _tell_publishers(self, run: Run, message: messages.Message) -> None:
+        self._effects += [TellPublisher(publisher, message) for publisher in run.publishers]
+
+    # Decisions about workers.
+
+    def _all_workers(self) -> list[Worker]:
+        return [run.worker for run in self._workers.values() if run.worker is not None]
+
+    def _find_worker(self, number: int) -> Worker | None:
+        run = self._workers.get(number)
+        return None if run is None else run.worker
+
+    def _count_catching_up(self) -> int:
+        return sum(run.is_catching_up for run in self._workers.values())
+
+    def _has_room(self) -> bool:
+        return not self.is_stopping and len(self._workers) < self._max_workers
+
+    def _may_resume(self, now: Instant) -> bool:
+        """Return whether the survey knows which runs to resume first, or has had enough time."""
+        return self._survey_done or now.monotonic >= self._began + SURVEY_LEAD_SECONDS
+
+    def _queue_for_worker(self, run: Run) -> None:
+        """Queue the run for a worker, for documents that have arrived or may arrive any time."""
+        if run.worker is None and run.uid not in self._waiting:
+            self._resume_queue.discard(run)
+            run.resume()
+            self._waiting[run.uid] = None
+
+    def _resume_runs(self, now: Instant) -> None:
+        """Start workers for what earlier workers left, a few at a time. Parked runs come before audits."""
+        while self._may_resume(now) and self._resume_queue.may_resume(self._count_catching_up(), now.monotonic):
+            if not self._has_room():
+                self._make_room(min(1, len(self._resume_queue)), now, idle_only=True)
+                return
+            run = self._resume_queue.pop_next(now.monotonic)
+            if run is None:
+                self._start_audits(now)
+                return
+            run.resume()
+            self._start_worker(run, Purpose.RESUME, now)
+
+    def _start_audits(self, now: Instant) -> None:
+        """Have the journals read of runs whose audit is due, as long as at most half of all workers would be busy."""
+        busy, workers = self._count_catching_up(), len(self._workers)
+        while self._resume_queue.may_resume(busy, now.monotonic) and workers < max(1, self._max_workers // 2):
+            uid = self._audit_schedule.pop_due(now.unix)
+            if uid is None:
+                return
+            self._effects.append(ReadForAudit(uid))
+            busy, workers = busy + 1, workers + 1
+
+    def _make_room(self, places: int, now: Instant, *, idle_only: bool = False) -> None:
+        """End idle workers to make room for others.
+
+        Audits end first, then workers of ended runs (latest run first), then those of open runs (longest idle first).
+        """
+        places -= sum(worker.finish_by is not None for worker in self._all_workers())
+        away = self._resume_queue.away
+        others = [run for run in self._workers.values() if run.worker_may_end(now.monotonic, away=away)]
+        if idle_only:
+            others = [run for run in others if run.state is State.OPEN]
+        others.sort(key=_order_of_ending, reverse=True)
+        for run in others[: max(places, 0)]:
+            log.debug("Run %s is parked to make room.", run.uid)
+            assert run.worker is not None
+            self._tell_to_finish(run.worker, now)
+
+    def _start_worker(self, run: Run, purpose: Purpose, now: Instant) -> None:
+        is_probe = purpose is not Purpose.STORE and self._resume_queue.away
+        worker = Worker(next(self._numbers), purpose, is_probe, now.monotonic, now.monotonic)
+        run.worker = worker
+        self._workers[worker.number] = run
+        self._effects.append(StartWorker(worker.number, run.uid, run.journal, run.order, run.client, run.orphan))
+
+    def _forget_worker(self, run: Run) -> None:
+        assert run.worker is not None
+        del self._workers[run.worker.number]
+        run.worker = None
+
+    def _postpone_start(self, run: Run, pause_seconds: float, now: Instant) -> None:
+        """Start the worker of a run later, since no process came about."""
+        assert run.worker is not None
+        purpose = run.worker.purpose
+        self._forget_worker(run)
+        run.start_at = now.monotonic + pause_seconds
+        if purpose is Purpose.AUDIT:
+            self._audit_schedule.schedule(run.uid, now.unix + pause_seconds)
+            self._forget_run(run)
+        elif purpose is Purpose.RESUME and not run.queued_messages:
+            self._resume_queue.add(run)
+        else:
+            self._waiting[run.uid] = None
+
+    def _send(self, worker: Worker, message: messages.Message) -> None:
+        if isinstance(message, messages.Documents):
+            worker.relayed = max(worker.relayed, message.next)
+        self._effects.append(SendToWorker(worker.number, message))
+
+    def _tell_to_finish(self, worker: Worker, now: Instant) -> None:
+        worker.finish_by = now.monotonic + FINISH_TIMEOUT_SECONDS
+        self._send(worker, messages.Finish())
+
+    def _on_ready(self, run: Run, worker: Worker, message: messages.Ready) -> None:
+        worker.ready = True
+        run.apply_event(Event.READY)
+        run.next = worker.relayed = message.next
+        run.note_end(ended=message.ended)
+        if self.is_stopping or worker.finish_by is not None:
+            self._send(worker, messages.Finish())
+            return
+        queued_messages, run.queued_messages = run.queued_messages, []
+        for queued in queued_messages:
+            self._send(worker, queued)
+
+    def _on_refused(self, run: Run, worker: Worker, message: messages.Refused) -> None:
+        # The index says nothing before the worker has opened the journal.
+        index = message.index if worker.ready else run.next
+        worker.relayed = min(worker.relayed, index)
+        run.forget_start()
+        self._tell_publishers(run, messages.Refused(message.run, index, message.reason, message.detail))
+
+    def _on_orderly_end(self, run: Run, worker: Worker, facts: JournalFacts, now: Instant) -> None:
+        """Handle a worker that ended in order: the run is complete, parked, or drained."""
+        self._read_outcome(run, facts, now)
+        if not run.has_work_left or self.is_stopping:
+            return
+        if worker.finish_by is None:
+            # The worker ended by itself, so Tiled is away.
+            self._resume_queue.note_outage(run, now.monotonic, was_probe=worker.is_probe)
+        self._resume_queue.add(run)
+
+    def _read_outcome(self, run: Run, facts: JournalFacts, now: Instant) -> None:
+        """Take the outcome from the journal, in case the worker's last messages were lost."""
+        if facts.unusable:
+            # The journal may be usable again later; otherwise the next worker reports it.
+            run.apply_event(Event.PARKED)
+            run.start_at = now.monotonic + PUT_OFF_SECONDS
+            return
+        run.next, run.end = max(run.next, facts.length), facts.end
+        run.note_end(ended=facts.ended)
+        if facts.state is not State.STARTING and run.state is State.CLOSING:
+            run.apply_event(Event(facts.state.value))
+            run.reason = facts.reason
+            self._tell_publishers(run, messages.Written(run.uid, run.outcome, run.reason))
+        else:
+            run.apply_event(Event.PARKED)
+
+    def _on_death(self, run: Run, worker: Worker, exit_code: int | None, now: Instant) -> None:
+        if self.is_stopping:
+            run.apply_event(Event.DIED)
+        elif run.count_death(exit_code, now.monotonic):
+            self._quarantine(run, worker.kill_reason)
+        elif run.queued_messages or not run.ended:
+            self._queue_for_worker(run)
+        else:
+            self._resume_queue.add(run)
+
+    def _quarantine(self, run: Run, kill_reason: str) -> None:
+        """Give up a run whose workers die without progress. Its documents are still journaled."""
+        times = max(run.deaths, run.deaths_without_writes)
+        reason = f"its worker died {times} times in a row without progress"
+        reason = f"{reason}; at last {kill_reason}" if kill_reason else reason
+        run.apply_event(Event.FAILED)
+        run.reason = reason
+        log.error("Run %s is in quarantine: %s. Its documents are in %s.", run.uid, reason, run.journal)
+        state = {"outcome": State.FAILED.value, "reason": reason}
+        self._effects.append(RecordEvent(run.journal, "quarantined", {"reason": reason}, state))
+        self._tell_publishers(run, messages.Written(run.uid, run.outcome, run.reason))
+
+    # Decisions about runs that are done.
+
+    def _plan_next_audit(
+        self, run: Run, facts: JournalFacts, auditor: Worker | None, *, died: bool, now: Instant
+    ) -> None:
+        """Plan the audit of a written run if its journal asks for one; file the journal otherwise.
+
+        Parameters
+        ----------
+        run
+            A run in a final state.
+        facts
+            What its journal says.
+        auditor
+            The worker that has just ended, if it was to audit the run.
+        died
+            That worker died.
+        now
+            The time.
+        """
+        if self.is_stopping or not run.is_complete:
+            return
+        at = now.unix + PUT_OFF_SECONDS if facts.unavailable else facts.audit_at
+        if at is None:
+            self._audit_schedule.discard(run.uid)
+            if facts.complete:
+                self._effects.append(FileJournal(run.journal))
+            return
+        pause: float | None = 0.0
+        if auditor is not None:
+            if not died and at == run.audit_at and auditor.finish_by is None:
+                # The worker ended without an audit although nobody told it to end, so Tiled is away.
+                self._resume_queue.note_outage(run, now.monotonic, was_probe=auditor.is_probe)
+            pause = self._audit_schedule.pause_after(run.uid, died=died)
+        if pause is None:
+            self._give_up_audit(run)
+        else:
+            self._plan_audit(run.uid, max(at, now.unix + pause), now)
+
+    def _plan_audit(self, uid: str, at: float, now: Instant) -> None:
+        if not self._drain or at <= now.unix:
+            self._audit_schedule.schedule(uid, at)
+        else:
+            log.warning("Run %s is to be audited later; the next supervisor does so.", uid)
+
+    def _give_up_audit(self, run: Run) -> None:
+        reason = f"its worker died {MAX_DEATHS} times in a row"
+        log.error(
+            "Run %s is written, but its late audit is given up: %s. To compare it with Tiled: "
+            "tiledwriter-journal verify --tiled URI %s. The next supervisor tries the audit again.",
+            run.uid,
+            reason,
+            run.journal,
+        )
+        self._effects.append(RecordEvent(run.journal, "audit given up", {"reason": reason}))
+
+    def _forget_run(self, run: Run) -> None:
+        if not self._drain and not self.is_stopping:
+            del self.runs[run.uid]
+
+    def _is_drained(self, run: Run) -> bool:
+        if run.state is State.PARKED:
+            # An open run may be parked although all its documents so far are written.
+            return self._drain and not run.has_work_left
+        return run.is_complete
+
+    def _take_effects(self) -> list[Effect]:
+        effects, self._effects = self._effects, []
+        return effects
+
+
+def _order_of_ending(run: Run) -> tuple[bool, bool, float]:
+    is_audit = run.worker is not None and run.worker.purpose is Purpose.AUDIT
+    return is_audit, run.ended, run.order if run.ended else -run.heard_at
