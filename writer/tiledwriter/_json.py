@@ -124,7 +124,7 @@ class _FewNotes:
 
     def end(self, where: str) -> None:
         if self._count > _MOST_NOTES:
-            self._note(f"{where}: {self._count - _MOST_NOTES} more values are not stored as they were.")
+            self._note(f"{where}: {self._count - _MOST_NOTES} more values are stored in another form.")
 
 
 def _exact_number(value: ExactNumber, note: Callable[[str], None], where: str) -> float | None:
@@ -149,23 +149,23 @@ def _convert_keys(value: Mapping[Any, Any], note: Callable[[str], None], where: 
         names.append(name)
     if changed:
         more = f" and {len(changed) - _MOST_NOTES} more" * (len(changed) > _MOST_NOTES)
-        note(f"{where}: keys that are no text are stored as text: {', '.join(changed[:_MOST_NOTES])}{more}.")
+        note(f"{where}: keys that are not text are stored as text: {', '.join(changed[:_MOST_NOTES])}{more}.")
     return names
 
 
 def _convert_text(value: str, note: Callable[[str], None], where: str) -> str:
     text = str.__str__(value)
     if type(value).__name__ == REPLACED:
-        note(f"{where}: an object that no document can carry is stored as Python prints it, {text[:_SHOWN]!r}.")
+        note(f"{where}: an object that a document cannot hold is stored as its repr, {text[:_SHOWN]!r}.")
     if "\0" in text:
-        note(f"{where}: text with a zero byte, which PostgreSQL does not take, is stored escaped.")
+        note(f"{where}: text with a zero byte, which PostgreSQL does not accept, is stored escaped.")
         text = text.replace("\0", "\\x00")
     if text.isascii():
         return text
     try:
         text.encode()
     except UnicodeEncodeError:
-        note(f"{where}: text that is no Unicode is stored escaped.")
+        note(f"{where}: text that is not valid Unicode is stored escaped.")
         return text.encode("utf-8", "backslashreplace").decode()
     return text
 
@@ -174,7 +174,7 @@ def _convert_integer(value: int, note: Callable[[str], None], where: str) -> int
     if -MAX_INTEGER <= value <= MAX_INTEGER:
         return int(value)
     clipped = MAX_INTEGER if value > 0 else -MAX_INTEGER
-    note(f"{where}: {_integer_text(value)} is beyond what JSON carries; {clipped} is stored.")
+    note(f"{where}: {_integer_text(value)} is beyond the range of JSON; {clipped} is stored.")
     return clipped
 
 
@@ -185,10 +185,10 @@ def _integer_text(value: int) -> str:
 
 def _convert_float(value: float, note: Callable[[str], None], where: str) -> float | None:
     if math.isnan(value):
-        note(f"{where}: NaN cannot be carried by JSON; null is stored.")
+        note(f"{where}: JSON has no NaN; null is stored.")
         return None
     if abs(value) < _TOO_LARGE:
         return float(value)
     clipped = math.copysign(MAX_INTEGER, value)
-    note(f"{where}: {value} is beyond what Tiled keeps in metadata; {clipped:.0f} is stored.")
+    note(f"{where}: {value} is beyond the range of Tiled's metadata; {clipped:.0f} is stored.")
     return clipped

@@ -148,7 +148,10 @@ class StreamNames:
             if position > 0:
                 self._sizes[free] = size
             if free != name:
-                self._note(f"{self._about}: dimension {str(name)!r} of {node!r} is called {free!r}, as others are.")
+                self._note(
+                    f"{self._about}: dimension {str(name)!r} of {node!r} is called {free!r}, because its own name "
+                    "is in use."
+                )
             given.append(free)
         return given
 
@@ -173,5 +176,7 @@ class StreamNames:
 
     def _note_renaming(self, key: str, name: str) -> str:
         if name != key:
-            self._note(f"{self._about}: {key!r} is stored as {name!r}, as Tiled does not take that name here.")
+            self._note(
+                f"{self._about}: {key!r} is stored as {name!r}, because Tiled does not accept its own name here."
+            )
         return name

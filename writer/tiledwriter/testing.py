@@ -66,7 +66,7 @@ def wait_until(condition: Callable[[], object], timeout: float, what: str) -> No
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not after {timeout:.0f} s")
+            raise TimeoutError(f"{what}: not within {timeout:.0f} s")
         time.sleep(0.02)
 
 

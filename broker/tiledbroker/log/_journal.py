@@ -194,7 +194,7 @@ class Journal:
         self._mutex = FairLock()
         self._lock: FileLock | None = None
         if mode != "create" and not self.path.is_file():
-            raise JournalInvalid(self.path, "it is no file." if self.path.exists() else "there is no such file.")
+            raise JournalInvalid(self.path, "it is not a file." if self.path.exists() else "there is no such file.")
         if mode in _WRITING:
             self._lock = FileLock(_lock_path(self.path))
             self._lock.acquire(lock_timeout)
@@ -265,7 +265,7 @@ class Journal:
             The file is open for reading only.
         """
         if self._lock is None:
-            raise JournalInvalid(self.path, "it is open for reading only and cannot be removed.")
+            raise JournalInvalid(self.path, "it is open read-only and cannot be removed.")
         with self._mutex:
             self._connection.close()
             for suffix in ("", "-wal", "-shm"):
@@ -340,7 +340,9 @@ class Journal:
                 damaged = next(
                     idx for idx, pair in enumerate(zip(found, crcs, strict=True), start) if pair[0] != pair[1]
                 )
-                raise JournalInvalid(self.path, f"document {damaged} was damaged on its way here.")
+                raise JournalInvalid(
+                    self.path, f"document {damaged} was damaged in transit: its checksum does not match."
+                )
             records = list(map(_new_record, zip(count(start), names, repeat(time.time()), crcs, bodies, strict=False)))
             self.extend(records)
             return records
@@ -386,7 +388,9 @@ class Journal:
         )
         for (idx, crc), (name, expected, _) in zip(rows.fetchall(), known, strict=True):
             if crc != expected:
-                raise JournalInvalid(self.path, f"document {idx} is another one than this {name!r}; is the uid reused?")
+                raise JournalInvalid(
+                    self.path, f"document {idx} differs from the {name!r} received now; is the uid reused?"
+                )
 
     def has(self, first: int, crcs: Sequence[int]) -> bool:
         """Return True if the documents from index `first` on have these CRC-32 checksums."""
@@ -441,7 +445,7 @@ class Journal:
 
     def _check_row(self, row: tuple[Any, ...], idx: int) -> None:
         if tuple(map(type, row)) != _RECORD_TYPES:
-            raise JournalInvalid(self.path, f"it is damaged: document {row[0]} is none.")
+            raise JournalInvalid(self.path, f"it is damaged: row {row[0]} is not a document.")
         if row[0] != idx:
             raise DocumentsMissing(self.path, idx, row[0])
 
@@ -458,7 +462,7 @@ class Journal:
             rows = self._connection.execute("SELECT name, count(*) FROM documents GROUP BY name ORDER BY min(idx)")
             names = dict(rows.fetchall())
         if not all(type(name) is str for name in names):
-            raise JournalInvalid(self.path, "names of its documents are damaged.")
+            raise JournalInvalid(self.path, "it is damaged: names of documents are not text.")
         return names
 
     @property
@@ -497,7 +501,7 @@ class Journal:
         with self._guard_connection():
             rows = self._connection.execute("SELECT node, rows, intent FROM progress ORDER BY node").fetchall()
         if not all(type(node) is str and type(n) is int and type(end) in _INTENT_TYPES for node, n, end in rows):
-            raise JournalInvalid(self.path, "what it says of Tiled's nodes is damaged.")
+            raise JournalInvalid(self.path, "it is damaged: its table of progress has wrong types.")
         return {node: NodeProgress(*rest) for node, *rest in rows}
 
     def set_progress(self, node: str, rows: int, intent: int | None = None) -> None:
@@ -526,7 +530,7 @@ class Journal:
             rows = self._connection.execute("SELECT time, event, detail FROM history ORDER BY id").fetchall()
         entries = [HistoryEntry(when, event, self._parse_json(detail)) for when, event, detail in rows]
         if not all(tuple(map(type, entry)) == _ENTRY_TYPES for entry in entries):
-            raise JournalInvalid(self.path, "its history is damaged.")
+            raise JournalInvalid(self.path, "it is damaged: its history has wrong types.")
         return entries
 
     def note(self, event: str, **detail: Any) -> None:
@@ -630,7 +634,7 @@ class Journal:
     def _check_format(self) -> None:
         self._connection.execute("PRAGMA trusted_schema = OFF")
         if self._connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-            raise JournalInvalid(self.path, "this file is not a journal of tiledwriter.")
+            raise JournalInvalid(self.path, "this file is not a tiledwriter journal.")
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
             raise JournalInvalid(
@@ -646,7 +650,9 @@ class Journal:
         (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
         (page_size,) = self._connection.execute("PRAGMA page_size").fetchone()
         if self._length > pages * page_size // _SMALLEST_ROW:
-            raise JournalInvalid(self.path, f"it is damaged: its last document has the number {self._length - 1}.")
+            raise JournalInvalid(
+                self.path, f"it is damaged: its last document has the impossible index {self._length - 1}."
+            )
 
     def _stored_uid(self, expected: str | None) -> str:
         stored = self.get("run_uid")
@@ -665,7 +671,7 @@ class Journal:
             return JournalInvalid(self.path, f"it is damaged or not a journal ({text}).")
         may_write = self._lock is not None and all(os.access(path, os.W_OK) for path in (self.path, self.path.parent))
         if "readonly" in text and may_write:
-            return JournalInvalid(self.path, "it is damaged: its header says that it may not be written.")
+            return JournalInvalid(self.path, "it is damaged: its header marks it as read-only.")
         return error
 
 

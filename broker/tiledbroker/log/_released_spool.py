@@ -194,7 +194,7 @@ def take_in_tail(journal: Journal) -> str:
         return ""
     aside = path.with_name(f"{path.name}.{time.time_ns()}.damaged")
     path.rename(aside)
-    log.error("Documents that this run's tail had are missing: %s. The tail is kept as %s.", damage[0], aside)
+    log.error("Documents in the tail of a run are lost: %s. The tail is kept as %s.", damage[0], aside)
     return f"{aside}: {damage[0]}"
 
 
@@ -250,4 +250,4 @@ def _tail_records(path: Path) -> Iterator[Record]:
             yield Record(idx, name.decode(errors="backslashreplace"), received, crc, body)
             position += len(_MAGIC) + _HEADER + name_size + size
     if any(magic):
-        raise _Damaged(f"what is at byte {position} of it is no document")
+        raise _Damaged(f"there is no valid document at byte {position} of it")

@@ -43,4 +43,9 @@ class Flusher:
                 self._spool.maintain()
             except Exception:
                 # Keep running after any error: documents are still in memory and are shipped from there.
-                self._limited_log.log(logging.ERROR, "maintain", "The spool cannot be maintained.", exc_info=True)
+                self._limited_log.log(
+                    logging.ERROR,
+                    "maintain",
+                    "Maintaining the spool failed; documents stay in memory or in its files, and it is tried again.",
+                    exc_info=True,
+                )

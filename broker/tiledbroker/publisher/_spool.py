@@ -151,8 +151,8 @@ class Spool:
         else:
             self._others.append(run)
             self._repeated[run_uid] = (
-                "another run with the same uid is in the spool already; the second one is kept, and shipped by a later "
-                "session once the first one is gone"
+                "another run with the same uid is in the spool already; this one is kept, and will be shipped by a "
+                "later session once the other one is gone"
             )
             log.error("Run %s is not shipped: %s.", run_uid, self._repeated[run_uid])
         return run
@@ -385,7 +385,7 @@ class Spool:
         for run in self._all_runs():
             if lost := run.documents_in_memory:
                 log.error(
-                    "%d documents of run %s are lost: the spool %s failed (%s), and this process ends.",
+                    "%d documents of run %s are lost: the spool %s failed (%s), and this process is ending.",
                     lost - max(0, min(lost, run.acknowledged - (run.length - lost))),
                     run.run_uid,
                     self.directory,
@@ -415,13 +415,13 @@ class Spool:
     def _note_problem(self, problem: str) -> None:
         if problem and problem != self.problem:
             log.error(
-                "The spool %s cannot be used as it should (%s). Documents that have no file are kept in memory and "
-                "shipped from there; they are lost if this process ends before that.",
+                "The spool %s cannot be written (%s). Documents that have no file are kept in memory and shipped from "
+                "there; they are lost if this process ends first.",
                 self.directory,
                 problem,
             )
         elif self.problem and not problem:
-            log.warning("The spool %s can be used again.", self.directory)
+            log.warning("The spool %s can be written again.", self.directory)
         self.problem = problem
 
 

@@ -170,7 +170,9 @@ class CallbackRun:
             self._process_document(name, body)
         except BaseException as error:
             self._error = error
-            log.exception("Run %s failed at its %s document; Tiled gets nothing more of it.", self._run_uid, name)
+            log.exception(
+                "Run %s failed at its %s document; nothing more of it is written to Tiled.", self._run_uid, name
+            )
             if not self._back_up() or not isinstance(error, Exception):
                 raise
 
@@ -190,7 +192,7 @@ class CallbackRun:
 
     def _finish_run(self) -> None:
         if self._error is not None:
-            log.error("Run %s has ended; it is not complete in Tiled.", self._run_uid)
+            log.error("Run %s has ended, but is not complete in Tiled.", self._run_uid)
         if self._recording is not None:
             self._recording.clear()
 
@@ -236,7 +238,9 @@ class CallbackRun:
         since, left = time.monotonic(), len(waiting)
         while waiting:
             if time.monotonic() - since > limit:
-                raise TiledUnavailable(f"It is not known after {limit:.0f} s if Tiled did {len(waiting)} operations.")
+                raise TiledUnavailable(
+                    f"After {limit:.0f} s it is still unknown if Tiled has done {len(waiting)} operations."
+                )
             time.sleep(_SETTLING_POLL)
             waiting = self._catalog.apply(waiting)
             if len(waiting) < left:

@@ -40,7 +40,7 @@ def add_directory(command: argparse.ArgumentParser, *, json: bool = True) -> Non
         help="journal or spool directory (default: TILEDWRITER_JOURNAL_DIR, or the user's state directory)",
     )
     if json:
-        command.add_argument("--json", action="store_true", help="for programs: JSON instead of text")
+        command.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
 def directory_of(given: Path | None) -> Path:
@@ -68,10 +68,10 @@ def runs_in(directory: Path) -> list[Path]:
     """
     names = _names_in(directory)
     if names and not any(_OURS.fullmatch(name) for name in names):
-        files = f"its {len(names)} files are" if len(names) > 1 else "its only file is"
+        files = f"its {len(names)} files do" if len(names) > 1 else "its only file does"
         raise CommandFailed(
             ExitCode.NOT_FOUND,
-            f"{directory} is neither a journal nor a spool directory: {files} not of tiledwriter",
+            f"{directory} is neither a journal nor a spool directory: {files} not belong to tiledwriter",
         )
     return run_files(directory)
 
@@ -102,11 +102,6 @@ def relocated(path: Path, directory: Path) -> Path | None:
 def no_runs_in(directory: Path) -> str:
     """Return the message for a directory without runs."""
     return f"no runs in {directory}"
-
-
-def count_of_runs(count: int) -> str:
-    """Return a number of runs in words, such as "1 run"."""
-    return f"{count} run" if count == 1 else f"{count} runs"
 
 
 def find(run: str, directory: Path) -> Path:
@@ -144,7 +139,7 @@ def find(run: str, directory: Path) -> Path:
         raise CommandFailed(ExitCode.USAGE, problem)
     if refusals:
         unknown = "; ".join(refusals)
-        problem = f"{run!r} is none of the runs in {directory} that could be read; of the others: {unknown}"
+        problem = f"no readable run in {directory} is {run!r}, and some cannot be read: {unknown}"
         raise CommandFailed(ExitCode.FAILED, problem)
     raise CommandFailed(ExitCode.NOT_FOUND, f"{no_path}there is no run {run!r} in {directory}")
 

@@ -12,7 +12,7 @@ from typing import Final
 from .._plain_text import plain
 from ._exit import ExitCode
 
-__all__ = ["discard_output", "fail", "flush_output", "local", "plain", "print_table", "take_any_text"]
+__all__ = ["count_of", "discard_output", "fail", "flush_output", "local", "plain", "print_table", "take_any_text"]
 
 _WIDEST: Final = 40
 
@@ -28,6 +28,11 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
 def _format_row(row: Sequence[object]) -> list[str]:
     *cells, last = [plain(str(cell)) for cell in row]
     return [*(cell if len(cell) <= _WIDEST else f"{cell[: _WIDEST - 3]}..." for cell in cells), last]
+
+
+def count_of(count: int, noun: str) -> str:
+    """Return a number with its noun, such as "1 run" or "2 runs"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def local(timestamp: float | None) -> str:

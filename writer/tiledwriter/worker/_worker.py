@@ -293,7 +293,7 @@ class Worker:
             return False
         if not (self._journal.ended or self._task.drain):
             return False
-        log.info("Tiled is away, and all of the run is journaled: it is parked.")
+        log.info("Tiled is unavailable and the whole run is journaled: parking the run.")
         # A full disk must not prevent this.
         with contextlib.suppress(sqlite3.OperationalError):
             self._journal.note("parked", documents=self._journal.length)
@@ -301,7 +301,7 @@ class Worker:
 
     def _end_as_orphan(self) -> None:
         """End at once: the successor of the lost supervisor needs the journal, which has everything acknowledged."""
-        log.warning("The supervisor is gone; this worker ends.")
+        log.warning("The supervisor is gone; this worker is ending.")
         self._writing.stop(ORPHAN_TIMEOUT)
         # The writing thread may still have a request in flight; its intent is recorded in the journal.
         os._exit(ORPHANED)
@@ -317,7 +317,9 @@ class Worker:
             except zmq.Again:
                 break
             except ProtocolError as error:
-                self._limited_log.log(logging.ERROR, "protocol", "The supervisor sent something else: %s", error)
+                self._limited_log.log(
+                    logging.ERROR, "protocol", "Ignored an invalid message from the supervisor: %s", error
+                )
                 continue
             if isinstance(message, messages.Documents):
                 arrived.append(message)
@@ -363,7 +365,7 @@ class Worker:
         return stored, end is not None and end.length > self._journal.length
 
     def _note_disk_problem(self, path: Path, error: sqlite3.Error | OSError) -> None:
-        self._limited_log.log(logging.ERROR, "disk", "%s cannot be written: %s", path, error)
+        self._limited_log.log(logging.ERROR, "disk", "The journal %s cannot be written: %s", path, error)
         self._disk_problem = explain_write_error(path, error)
         self._disk_problem_until = time.monotonic() + DISK_PAUSE
 

@@ -122,7 +122,9 @@ class RunWriting:
                     break
                 except sqlite3.OperationalError as error:
                     # Restart from the journal: progress that it could not record is determined again.
-                    self._limited_log.log(logging.ERROR, "disk", "%s cannot be written: %s", self._journal.path, error)
+                    self._limited_log.log(
+                        logging.ERROR, "disk", "The journal %s cannot be written: %s", self._journal.path, error
+                    )
                     self._stopping.wait(DISK_PAUSE)
         except Stopped:
             pass
@@ -214,4 +216,4 @@ class RunWriting:
                     return WRITTEN if self._journal.stopped else INTERRUPTED
                 if not folded.documents and self._drain:
                     return ""
-        raise Stopped("Told to stop.")
+        raise Stopped("Stopped on request.")
