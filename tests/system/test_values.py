@@ -271,7 +271,10 @@ ROWS: Final[dict[str, Row]] = {
     "object that no document can carry": Row(
         Odd(),
         ReplacedByRepr("<Odd>"),
-        [Metadata(Odd(), "<Odd>", "no document"), Data(TEXT, [Odd(), "a", "b"], ["<Odd>", "a", "b"], "no document")],
+        [
+            Metadata(Odd(), "<Odd>", "a document cannot hold"),
+            Data(TEXT, [Odd(), "a", "b"], ["<Odd>", "a", "b"], "no document"),
+        ],
     ),
 }
 

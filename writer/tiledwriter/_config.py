@@ -59,10 +59,10 @@ from .mapping import (
     load_consolidators,
     load_patches,
 )
-from .worker import PARK_AFTER, TiledAddress, WorkerOptions
+from .worker import PARK_AFTER_SECONDS, TiledAddress, WorkerOptions
 
 # Default memory limit of a worker in MiB.
-WORKER_MEMORY: Final = 2048
+WORKER_MEMORY_MIB: Final = 2048
 
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE: Final = re.compile(r"([!-~]([ -~\t]*[!-~])?)?")
@@ -108,10 +108,10 @@ class Settings(BaseSettings):
         DEFAULT_MAX_RESUMED, description="How many of them may write leftovers of earlier runs."
     )
     park_after: PositiveFloat = Field(
-        PARK_AFTER, description="Seconds without Tiled after which a finished run gives up its worker."
+        PARK_AFTER_SECONDS, description="Seconds without Tiled after which a finished run gives up its worker."
     )
     worker_memory: NonNegativeInt = Field(
-        WORKER_MEMORY, description="MiB of memory above which a worker is replaced; 0: no limit."
+        WORKER_MEMORY_MIB, description="MiB of memory above which a worker is replaced; 0: no limit."
     )
     worker_silence: PositiveFloat = Field(
         DEFAULT_SILENCE, description="Seconds without an answer after which a worker is replaced."

@@ -47,10 +47,10 @@ _RECORD_TYPES: Final = (int, str, float, int, bytes)
 _INTENT_TYPES: Final = (int, type(None))
 _ENTRY_TYPES: Final = (float, str, dict)
 # Bytes.
-_SMALLEST_ROW: Final = 8
+_MIN_ROW_BYTES: Final = 8
 
 BUSY_TIMEOUT_SECONDS: Final = 10.0
-_MOVES_FOLLOWED: Final = 3
+_MAX_MOVES_FOLLOWED: Final = 3
 _WRITING: Final = frozenset({"create", "write"})
 
 _PLAIN_UID: Final = re.compile(r"(?!sha256-)[0-9a-z][0-9a-z._-]{0,99}")
@@ -207,7 +207,7 @@ class Journal:
 
     def _open_where_it_is(self, mode: Mode, run_uid: str | None) -> None:
         """Open the file, even if a supervisor is moving it right now. A supervisor never moves a locked file."""
-        for _ in range(_MOVES_FOLLOWED):
+        for _ in range(_MAX_MOVES_FOLLOWED):
             try:
                 self._open(mode, run_uid)
             except sqlite3.OperationalError:
@@ -649,7 +649,7 @@ class Journal:
         """Raise `JournalInvalid` if the last index is impossible, which would make readers search without end."""
         (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
         (page_size,) = self._connection.execute("PRAGMA page_size").fetchone()
-        if self._length > pages * page_size // _SMALLEST_ROW:
+        if self._length > pages * page_size // _MIN_ROW_BYTES:
             raise JournalInvalid(
                 self.path, f"it is damaged: its last document has the impossible index {self._length - 1}."
             )

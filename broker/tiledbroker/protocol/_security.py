@@ -30,7 +30,7 @@ SERVER: Final = "server"
 CLIENTS: Final = "clients"
 ZAP_DOMAIN: Final = "tiledwriter"
 
-_READ_AGAIN: Final = 1.0
+_REREAD_SECONDS: Final = 1.0
 _CLIENT_NAME: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,99}")
 
 
@@ -169,7 +169,7 @@ class ServerCurve:
         now = time.monotonic()
         if now < self._read_again_at:
             return
-        self._read_again_at = now + _READ_AGAIN
+        self._read_again_at = now + _REREAD_SECONDS
         try:
             seen = _key_files(self._clients)
         except OSError as error:

@@ -171,7 +171,7 @@ def test_the_command_makes_keys_and_says_what_to_do(tmp_path: Path, capsys: pyte
 
 def test_the_directory_of_clients_is_read_again(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     curve = ServerCurve(keys)
-    monkeypatch.setattr("tiledbroker.protocol._security._READ_AGAIN", 0.0)
+    monkeypatch.setattr("tiledbroker.protocol._security._REREAD_SECONDS", 0.0)
     curve._read_again_at = 0.0
     old = ClientCurve.of(keys / "beamline").load().public.decode()
     new = ClientCurve.of(make_client_keys(keys, "second")).load().public.decode()
@@ -183,7 +183,7 @@ def test_the_directory_of_clients_is_read_again(keys: Path, monkeypatch: pytest.
 def test_a_key_that_cannot_be_read_lets_nobody_in_and_others_stay(
     keys: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("tiledbroker.protocol._security._READ_AGAIN", 0.0)
+    monkeypatch.setattr("tiledbroker.protocol._security._REREAD_SECONDS", 0.0)
     (keys / "clients" / "broken.key").write_bytes(b"\x00" * 100)
     curve = ServerCurve(keys)
     assert curve.name_of(ClientCurve.of(keys / "beamline").load().public.decode()) == "beamline"
@@ -191,7 +191,7 @@ def test_a_key_that_cannot_be_read_lets_nobody_in_and_others_stay(
 
 
 def test_what_is_no_key_file_harms_nobody(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tiledbroker.protocol._security._READ_AGAIN", 0.0)
+    monkeypatch.setattr("tiledbroker.protocol._security._REREAD_SECONDS", 0.0)
     (keys / "clients" / ".#beamline.key").symlink_to("me@host.1234:1")  # as an editor leaves there
     os.mkfifo(keys / "clients" / "pipe.key")
     (keys / "clients" / "directory.key").mkdir()
@@ -200,7 +200,7 @@ def test_what_is_no_key_file_harms_nobody(keys: Path, monkeypatch: pytest.Monkey
 
 
 def test_without_the_directory_of_clients_nobody_is_let_in(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tiledbroker.protocol._security._READ_AGAIN", 0.0)
+    monkeypatch.setattr("tiledbroker.protocol._security._REREAD_SECONDS", 0.0)
     curve = ServerCurve(keys)
     (keys / "clients").rename(keys / "elsewhere")
     assert curve.name_of(ClientCurve.of(keys / "beamline").load().public.decode()) is None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Seconds between two checks of operations whose outcome is not known yet.
-_SETTLING_POLL: Final = 0.1
+_POLL_SECONDS: Final = 0.1
 
 MakeNormalizer: TypeAlias = Callable[..., Any]
 
@@ -135,9 +135,8 @@ class CallbackRun:
 
     The documents are recorded until the run ends, for two reasons. First, the backups get the whole run if it fails.
     Second, the run is folded again from its first document if its tables need other columns, because the server has no
-    list columns or a value does not fit its declared type. Up to `IN_MEMORY` bytes of the recording are in memory, the
-    rest is in a temporary file, so memory is bounded however long the run is.
-    """
+    list columns or a value does not fit its declared type. Up to `MAX_IN_MEMORY_BYTES` bytes of the recording are
+    in memory, the rest is in a temporary file, so memory is bounded however long the run is. """
 
     def __init__(self, run_uid: str, options: RunOptions, backups: list[Backup]) -> None:
         self._run_uid = run_uid
@@ -241,7 +240,7 @@ class CallbackRun:
                 raise TiledUnavailable(
                     f"After {limit:.0f} s it is still unknown if Tiled has done {len(waiting)} operations."
                 )
-            time.sleep(_SETTLING_POLL)
+            time.sleep(_POLL_SECONDS)
             waiting = self._catalog.apply(waiting)
             if len(waiting) < left:
                 since, left = time.monotonic(), len(waiting)

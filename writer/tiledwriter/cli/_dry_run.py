@@ -14,7 +14,7 @@ from .._errors import UnwritableDocument
 from ..journals import DryRun, ResourcePaths, summary_of
 from ._settings import settings_of
 
-_MANY: Final = 4
+_MAX_URIS_SHOWN: Final = 4
 
 
 class Report:
@@ -123,7 +123,7 @@ def _format_sizes(sizes: Sequence[int]) -> str:
 
 
 def _format_uris(uris: Sequence[str]) -> str:
-    if len(uris) <= _MANY:
+    if len(uris) <= _MAX_URIS_SHOWN:
         return ", ".join(uris) or "none yet"
     return f"{uris[0]}, {uris[1]}, ..., {uris[-1]} ({len(uris)} files)"
 

@@ -6,7 +6,7 @@ import textwrap
 from enum import IntEnum
 from typing import Final
 
-_WIDTH: Final = 100
+_LINE_CHARACTERS: Final = 100
 
 
 class ExitCode(IntEnum):
@@ -51,4 +51,4 @@ class Terminated(KeyboardInterrupt):
 def exit_codes_help() -> str:
     """Return the list of all codes for `--help`."""
     text = "exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in ExitCode)
-    return "\n".join(textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)) + "\n"
+    return "\n".join(textwrap.wrap(text, _LINE_CHARACTERS, subsequent_indent="  ", break_on_hyphens=False)) + "\n"

@@ -15,7 +15,7 @@ from ._exit import ExitCode
 from ._run_lookup import directory_of, no_runs_in, runs_in
 from ._terminal import count_of, fail, local, plain
 
-_DAYS: Final = 30.0
+_DEFAULT_DAYS: Final = 30.0
 _DAY_SECONDS: Final = 24 * 60 * 60.0
 
 
@@ -32,7 +32,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     prune.add_argument(
         "--older-than",
         type=float,
-        default=_DAYS,
+        default=_DEFAULT_DAYS,
         metavar="DAYS",
         help="only if written longer ago than this (default 30)",
     )

@@ -18,7 +18,7 @@ from tiledbroker.log import FINISHED, follow_run_file
 from ..journals import gone, open_run_file, reason_of, status_of
 from ._exit import CommandFailed, ExitCode
 
-_LABEL: Final = 8
+_LABEL_CHARACTERS: Final = 8
 _HASHED: Final = "sha256-"
 """Prefix of file names that are a digest of the uid instead of the uid itself."""
 _SUFFIXES: Final = (".sqlite", ".segment")
@@ -53,7 +53,11 @@ def directory_of(given: Path | None) -> Path:
 
 def label_of(uid: str) -> str:
     """Return the beginning of a run's uid, or of its file name if the uid is hard to type; `find` accepts both."""
-    return uid[:_LABEL] if _TYPEABLE.fullmatch(uid[:_LABEL]) else journal_filename(uid)[: len(_HASHED) + _LABEL]
+    return (
+        uid[:_LABEL_CHARACTERS]
+        if _TYPEABLE.fullmatch(uid[:_LABEL_CHARACTERS])
+        else journal_filename(uid)[: len(_HASHED) + _LABEL_CHARACTERS]
+    )
 
 
 def runs_in(directory: Path) -> list[Path]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NO_JOURNAL: Final = "no journal"
 _WRITTEN: Final = "written"
-_NAMED_RUNS: Final = 10
+_MAX_RUNS_NAMED: Final = 10
 
 
 class _Subject(NamedTuple):
@@ -128,7 +128,7 @@ def _settings_and_connection(arguments: argparse.Namespace) -> tuple[Settings, C
     import threading
 
     from ..catalog import Connection
-    from ..verify import PATIENCE
+    from ..verify import PATIENCE_SECONDS
     from ._settings import settings_of
 
     flags = {"tiled": arguments.tiled, "profile": arguments.profile}
@@ -137,7 +137,7 @@ def _settings_and_connection(arguments: argparse.Namespace) -> tuple[Settings, C
     connection = None
     if compares:
         connect = settings.worker_options().tiled.connect
-        connection = Connection(connect, threading.Event(), lambda _event, **_detail: None, patience=PATIENCE)
+        connection = Connection(connect, threading.Event(), lambda _event, **_detail: None, patience=PATIENCE_SECONDS)
     return settings, connection
 
 
@@ -243,7 +243,7 @@ def _summary_lines(
     ]
     yield f"{count_of(len(results), 'run')} in {subject.places}: {'; '.join(told)}"
     if unknown:
-        named = ", ".join(unknown[:_NAMED_RUNS]) + (", ..." if len(unknown) > _NAMED_RUNS else "")
+        named = ", ".join(unknown[:_MAX_RUNS_NAMED]) + (", ..." if len(unknown) > _MAX_RUNS_NAMED else "")
         yield f"{count_of(len(unknown), 'run')} in Tiled without a journal in {subject.places}: {named}"
     if not compared:
         yield "Only journals were checked. To compare with Tiled, give --tiled or --profile"

@@ -35,7 +35,7 @@ RECOVERY_ADVICE: Final = (
 )
 CHECK_OPTIONS: Final = "Is --config the configuration that the run was written with?"
 
-_BATCH: Final = 10_000
+_BATCH_DOCUMENTS: Final = 10_000
 
 
 class DocumentsCheck:
@@ -86,13 +86,13 @@ class DocumentsCheck:
         start, one_by_one_until, gap = 0, 0, self._journal.length
         while start < self._journal.length:
             try:
-                batch = self._journal.read(start, 1 if start < one_by_one_until else min(_BATCH, gap - start))
+                batch = self._journal.read(start, 1 if start < one_by_one_until else min(_BATCH_DOCUMENTS, gap - start))
             except DocumentsMissing as error:
                 start, gap = (start, error.first) if error.first > start else (error.following, self._journal.length)
                 continue
             except (JournalInvalid, sqlite3.DatabaseError) as error:
                 if start >= one_by_one_until:
-                    one_by_one_until = start + _BATCH
+                    one_by_one_until = start + _BATCH_DOCUMENTS
                     continue
                 self._unreadable.add(start, found=str(error))
                 start += 1

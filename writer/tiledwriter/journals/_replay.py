@@ -22,8 +22,8 @@ from ._summary import UNREADABLE
 
 UNFINISHED: Final = "unfinished"
 
-_STOP_TIMEOUT: Final = 5.0
-_POLL: Final = 0.5
+_STOP_TIMEOUT_SECONDS: Final = 5.0
+_POLL_SECONDS: Final = 0.5
 _SQLITE: Final = b"SQLite format 3\0"
 
 
@@ -189,8 +189,8 @@ def _write_run(
 
     writing = RunWriting(journal, connect, options, drain=True, on_progress=lambda _: None, on_end=on_end)
     writing.start()
-    while not ended.wait(_POLL) and not ending.is_set():
+    while not ended.wait(_POLL_SECONDS) and not ending.is_set():
         pass
-    writing.stop(_STOP_TIMEOUT)
+    writing.stop(_STOP_TIMEOUT_SECONDS)
     outcome, reason = ends[0] if ends else ("", "")
     return outcome or UNFINISHED, reason

@@ -20,7 +20,7 @@ SPOOLED: Final = "spooled"
 STATES: Final = ("written", "interrupted", "failed", PARKED, "closing", "open", SPOOLED, DAMAGED, UNREADABLE)
 """All states of a run, in the order in which totals list them; of a journal, only `verify` reports "damaged"."""
 
-_LARGEST: Final = 2**63
+_MAX_NUMBER: Final = 2**63
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def summarize(journal: RunReader) -> RunSummary:
         uid=journal.run_uid,
         file=str(journal.path),
         plan=text_of(start.get("plan_name", "")),
-        scan_id=scan_id if isinstance(scan_id, int) and abs(scan_id) < _LARGEST else None,
-        started=float(started) if isinstance(started, int | float) and abs(started) < _LARGEST else None,
+        scan_id=scan_id if isinstance(scan_id, int) and abs(scan_id) < _MAX_NUMBER else None,
+        started=float(started) if isinstance(started, int | float) and abs(started) < _MAX_NUMBER else None,
         documents=journal.names(),
         state=state,
         why=why,

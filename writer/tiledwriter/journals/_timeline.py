@@ -9,10 +9,10 @@ from tiledbroker import CodecError, HistoryEntry, Record, RunReader
 
 from .._plain_text import text_of
 
-_BATCH: Final = 10_000
+_BATCH_DOCUMENTS: Final = 10_000
 _SHOWN: Final = ("name", "descriptor", "seq_num", "data_key", "stream_resource", "resource", "exit_status", "plan_name")
 # Characters of a uid that suffice to distinguish it.
-_UID: Final = 8
+_UID_CHARACTERS: Final = 8
 
 
 class TimelineEntry(NamedTuple):
@@ -57,7 +57,7 @@ class Timeline:
     def take(self) -> list[TimelineEntry]:
         """Return the entries since the last call; the first call returns all of the history."""
         happenings = []
-        while records := self._journal.read(self._next, _BATCH):
+        while records := self._journal.read(self._next, _BATCH_DOCUMENTS):
             happenings += [_of_document(record) for record in records]
             self._next = records[-1].idx + 1
         history = self._journal.history()
@@ -79,7 +79,7 @@ def _of_document(record: Record) -> TimelineEntry:
 
 def _shorten_value(value: Any) -> str:
     text = text_of(value)
-    return text if len(text) <= 4 * _UID else text[:_UID]
+    return text if len(text) <= 4 * _UID_CHARACTERS else text[:_UID_CHARACTERS]
 
 
 def _describe_extent(document: Mapping[str, Any]) -> list[str]:

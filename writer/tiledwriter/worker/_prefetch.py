@@ -19,7 +19,7 @@ HOLD_SECONDS: Final = 5.0
 """Seconds for which a few frames of a key with many frames may be held back, see `RunWriter.holds`."""
 
 # Seconds to wait for documents at a time.
-_IDLE: Final = 1.0
+_IDLE_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,9 @@ class FoldPrefetch:
             if not records:
                 if wanted and fold.holds and self._is_due:
                     break
-                self._record_buffer.wait(min(_IDLE, max(0.01, self._seconds_left)) if wanted and fold.holds else _IDLE)
+                self._record_buffer.wait(
+                    min(_IDLE_SECONDS, max(0.01, self._seconds_left)) if wanted and fold.holds else _IDLE_SECONDS
+                )
         reason = fold.error or damage
         everything = not (self._patient and fold.accepts_more) or self._closed or self._is_due or reason is not None
         operations += fold.flush(everything=everything)

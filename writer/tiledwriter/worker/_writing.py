@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 # Operations that may wait until a node is quiet while others continue; beyond this, no further documents are taken.
 MAX_BLOCKED_OPERATIONS: Final = 32
 # Seconds before another attempt after the disk was full.
-DISK_PAUSE: Final = 1.0
-REST_PATIENCE_SECONDS: Final = 15.0
+DISK_PAUSE_SECONDS: Final = 1.0
+STOP_WAIT_SECONDS: Final = 15.0
 """Seconds to wait for the journal's next document when Tiled already has the run's stop document."""
 
 _SHORTEST_POLL_SECONDS: Final = 0.25
@@ -125,7 +125,7 @@ class RunWriting:
                     self._limited_log.log(
                         logging.ERROR, "disk", "The journal %s cannot be written: %s", self._journal.path, error
                     )
-                    self._stopping.wait(DISK_PAUSE)
+                    self._stopping.wait(DISK_PAUSE_SECONDS)
         except Stopped:
             pass
         finally:
@@ -206,7 +206,7 @@ class RunWriting:
                 if folded.error is not None:
                     raise folded.error
                 if catalog.waits_for_stop and not self._journal.ended and not folded.documents:
-                    if time.monotonic() - latest_document > REST_PATIENCE_SECONDS:
+                    if time.monotonic() - latest_document > STOP_WAIT_SECONDS:
                         catalog.refuse()
                     self._stopping.wait(_SHORTEST_POLL_SECONDS)
                 if folded.cursor != self._told:
