@@ -136,7 +136,8 @@ class CallbackRun:
     The documents are recorded until the run ends, for two reasons. First, the backups get the whole run if it fails.
     Second, the run is folded again from its first document if its tables need other columns, because the server has no
     list columns or a value does not fit its declared type. Up to `MAX_IN_MEMORY_BYTES` bytes of the recording are
-    in memory, the rest is in a temporary file, so memory is bounded however long the run is. """
+    in memory, the rest is in a temporary file, so memory is bounded however long the run is.
+    """
 
     def __init__(self, run_uid: str, options: RunOptions, backups: list[Backup]) -> None:
         self._run_uid = run_uid
