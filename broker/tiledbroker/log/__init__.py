@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ._codec import Encoder, ReplacedByRepr, decode
-from ._identity import Holder, is_session_of, new_holder
+from ._identity import SessionIdentity, is_session_of, new_session
 from ._journal import (
     FINISHED,
     SUFFIX,
@@ -46,7 +46,6 @@ __all__ = [
     "Encoder",
     "FileLock",
     "HistoryEntry",
-    "Holder",
     "Journal",
     "NodeProgress",
     "Record",
@@ -58,6 +57,7 @@ __all__ = [
     "Segment",
     "SegmentFile",
     "SegmentHeader",
+    "SessionIdentity",
     "SpooledRun",
     "adopter_lock_path",
     "decode",
@@ -71,7 +71,7 @@ __all__ = [
     "journal_files",
     "labelled_run_files",
     "lock_path",
-    "new_holder",
+    "new_session",
     "open_run",
     "read_header",
     "run_files",

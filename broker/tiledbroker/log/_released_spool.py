@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from .._errors import JournalGap, JournalInvalid, SpoolDamaged
-from ._identity import Holder
+from ._identity import SessionIdentity
 from ._journal import Journal
 from ._record import Record
 from ._run_log import RunLog
@@ -68,7 +68,7 @@ class ReleasedRun(RunLog):
             self._journal = Journal(path, "write")
         except sqlite3.Error as error:
             raise OSError(errno.EIO, str(error), str(path)) from error
-        super().__init__(self._journal.run_uid, path.parent, Holder("", "", 0, ""), "")
+        super().__init__(self._journal.run_uid, path.parent, SessionIdentity("", "", 0, ""), "")
         self.label = str(path)
         self.path = path
         try:

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from .._crash_points import crash_point
 from .._errors import SpoolDamaged
-from ._identity import Holder
+from ._identity import SessionIdentity
 from ._record import Record
 from ._segment import Segment, SegmentHeader, record_size, segment_size
 from ._spool_files import segment_path
@@ -71,7 +71,7 @@ class RunLog:
     """
 
     def __init__(
-        self, run_uid: str, directory: Path, holder: Holder, destination: str, *, shipped: bool = True
+        self, run_uid: str, directory: Path, holder: SessionIdentity, destination: str, *, shipped: bool = True
     ) -> None:
         self.run_uid = run_uid
         self.stopped = self.abandoned = False

@@ -20,7 +20,7 @@ from typing import BinaryIO, Final
 import msgspec
 
 from .._errors import SpoolDamaged
-from ._identity import Holder, boot_id
+from ._identity import SessionIdentity, boot_id
 from ._record import Record
 
 SEGMENT_SUFFIX: Final = ".segment"
@@ -63,7 +63,7 @@ class SegmentHeader(msgspec.Struct, frozen=True):
     log
         Random label of the run log, to distinguish runs with the same uid.
     host, boot, pid, session
-        Identity of the session that made the file; see `Holder`.
+        Identity of the session that made the file; see `SessionIdentity`.
     destination
         URL of the supervisor that the run is published for.
     created
@@ -84,9 +84,9 @@ class SegmentHeader(msgspec.Struct, frozen=True):
     shipped: bool = True
 
     @property
-    def holder(self) -> Holder:
+    def holder(self) -> SessionIdentity:
         """Identity of the session that writes, or wrote, the file."""
-        return Holder(self.host, self.boot, self.pid, self.session)
+        return SessionIdentity(self.host, self.boot, self.pid, self.session)
 
 
 _encoder: Final = msgspec.msgpack.Encoder()

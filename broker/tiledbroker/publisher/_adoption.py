@@ -19,12 +19,12 @@ from .._rate_limited_log import RateLimitedLog
 from ..log import (
     SUFFIX,
     FileLock,
-    Holder,
     ReleasedRun,
     RunLog,
     Segment,
     SegmentFile,
     SegmentHeader,
+    SessionIdentity,
     adopter_lock_path,
     files_in,
     is_session_of,
@@ -73,7 +73,7 @@ class RunAdopter:
     def __init__(
         self,
         directory: Path,
-        holder: Holder,
+        holder: SessionIdentity,
         destination: str,
         *,
         released_directory: Path | None = None,

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from .._errors import PublisherClosed, RoutingError
 from .._rate_limited_log import RateLimitedLog
-from ..log import RECENT_ASSETS, Encoder, FileLock, RunLog, RunRouting, Segment, lock_path, new_holder, spare_path
+from ..log import RECENT_ASSETS, Encoder, FileLock, RunLog, RunRouting, Segment, lock_path, new_session, spare_path
 from ._adoption import RunAdopter
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Spool:
         self.problem = ""
         self._destination = destination
         self._limit_bytes = limit_bytes
-        self._holder = new_holder()
+        self._holder = new_session()
         self._mutex = threading.RLock()
         self._closed = False
         self._routing = RunRouting(RECENT_ASSETS)
