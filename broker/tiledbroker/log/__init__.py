@@ -20,7 +20,7 @@ from ._journal_schema import APPLICATION_ID, sync_directory
 from ._lock import FileLock
 from ._recent_assets import RECENT_ASSETS
 from ._record import Record
-from ._released_spool import ReleasedRun
+from ._released_spool import SpoolRunV01
 from ._routing import RunRouting
 from ._run_log import RunLog
 from ._run_reader import RunReader, SpooledRun, labelled_run_files, open_run, run_files
@@ -49,7 +49,6 @@ __all__ = [
     "Journal",
     "NodeProgress",
     "Record",
-    "ReleasedRun",
     "ReplacedByRepr",
     "RunLog",
     "RunReader",
@@ -58,6 +57,7 @@ __all__ = [
     "SegmentFile",
     "SegmentHeader",
     "SessionIdentity",
+    "SpoolRunV01",
     "SpooledRun",
     "adopter_lock_path",
     "decode",

@@ -45,7 +45,7 @@ UNION ALL SELECT * FROM tail WHERE idx > (SELECT coalesce(max(idx), -1) FROM mai
 """
 
 
-class ReleasedRun(RunLog):
+class SpoolRunV01(RunLog):
     """Adopted run of a dead session of version 0.1. Its lock is held until `close` or `delete`.
 
     Parameters

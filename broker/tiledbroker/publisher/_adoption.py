@@ -19,12 +19,12 @@ from .._rate_limited_log import RateLimitedLog
 from ..log import (
     SUFFIX,
     FileLock,
-    ReleasedRun,
     RunLog,
     Segment,
     SegmentFile,
     SegmentHeader,
     SessionIdentity,
+    SpoolRunV01,
     adopter_lock_path,
     files_in,
     is_session_of,
@@ -231,7 +231,7 @@ class RunAdopter:
                 self._refuse_run(path.stem, f"{path}: a session on another host may be writing it over {network}")
                 continue
             try:
-                run = ReleasedRun(path)
+                run = SpoolRunV01(path)
                 if not run.length and not run.damage:
                     run.delete()
                     continue
