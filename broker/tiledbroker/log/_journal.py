@@ -294,7 +294,7 @@ class Journal:
             return self.extend([Record(self._length, name, time.time(), zlib.crc32(body), body)]) - 1
 
     def append(self, first: int, documents: Sequence[tuple[str, int, bytes]]) -> int:
-        """Append documents like `admit`.
+        """Append documents like `append_verified`.
 
         Returns
         -------
@@ -302,10 +302,10 @@ class Journal:
             The index of the next document.
         """
         with self._guard_connection():
-            self.admit(first, documents)
+            self.append_verified(first, documents)
             return self._length
 
-    def admit(self, first: int, documents: Sequence[tuple[str, int, bytes]]) -> list[Record]:
+    def append_verified(self, first: int, documents: Sequence[tuple[str, int, bytes]]) -> list[Record]:
         """Append documents in one transaction, skipping those that the journal already has.
 
         Parameters

@@ -359,7 +359,7 @@ class Worker:
             for message in arrived:
                 if message.first > self._journal.length:
                     return stored, True
-                stored += self._journal.admit(message.first, list(message.unpack()))
+                stored += self._journal.append_verified(message.first, list(message.unpack()))
             # A publisher may end the run only if it knows the run's full length.
             if end is not None and end.length == self._journal.length and not self._journal.ended:
                 self._journal.set("abandoned", True)
