@@ -5,7 +5,7 @@ from __future__ import annotations
 from ._codec import Encoder, ReplacedByRepr, decode
 from ._identity import SessionIdentity, is_session_of, new_session
 from ._journal import (
-    FINISHED,
+    FINISHED_SUBDIRECTORY,
     SUFFIX,
     HistoryEntry,
     Journal,
@@ -40,7 +40,7 @@ from ._spool_files import (
 
 __all__ = [
     "APPLICATION_ID",
-    "FINISHED",
+    "FINISHED_SUBDIRECTORY",
     "RECENT_ASSETS",
     "SUFFIX",
     "Encoder",

@@ -27,7 +27,7 @@ from ._record import Record, take
 log = logging.getLogger(__name__)
 
 SUFFIX: Final = ".sqlite"
-FINISHED: Final = "finished"
+FINISHED_SUBDIRECTORY: Final = "finished"
 """Subdirectory of a journal directory for the files of runs that need no worker any more."""
 
 # Parts of SQLite's error messages. "Could not decode" is from the sqlite3 module, about text that is not UTF-8.
@@ -113,7 +113,7 @@ def journal_files(directory: Path) -> list[Path]:
     """
     found = set(unfinished_run_files(directory))
     with suppress(FileNotFoundError):
-        found.update(unfinished_run_files(directory / FINISHED))
+        found.update(unfinished_run_files(directory / FINISHED_SUBDIRECTORY))
     # A supervisor may move files meanwhile: a file can be in both lists, or have come back after the first one was
     # read. So read the first one again, and drop duplicates that no longer exist.
     found.update(unfinished_run_files(directory))
@@ -151,7 +151,9 @@ def follow_run_file(path: Path) -> Path:
     if path.exists():
         return path
     above = path.parent
-    moved = above.parent / path.name if above.name == FINISHED else above / FINISHED / path.name
+    moved = (
+        above.parent / path.name if above.name == FINISHED_SUBDIRECTORY else above / FINISHED_SUBDIRECTORY / path.name
+    )
     return moved if moved.exists() else path
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from tiledbroker import JournalError, default_journal_dir, journal_filename, labelled_run_files, run_files
-from tiledbroker.log import FINISHED, follow_run_file
+from tiledbroker.log import FINISHED_SUBDIRECTORY, follow_run_file
 
 from ..journals import gone, open_run_file, reason_of, status_of
 from ._exit import CommandFailed, ExitCode
@@ -99,7 +99,7 @@ def relocated(path: Path, directory: Path) -> Path | None:
     """Return the new path of a listed file that was moved; None if it was not moved or was deleted."""
     if not gone(path):
         return None
-    directory = directory.parent if directory.name == FINISHED else directory
+    directory = directory.parent if directory.name == FINISHED_SUBDIRECTORY else directory
     return next((other for other in run_files(directory) if other.name == path.name), None)
 
 
