@@ -89,7 +89,7 @@ class RunWriting:
             on_reached=on_reached,
         )
         self._limited_log = RateLimitedLog(log)
-        self._told = -1
+        self._reported_cursor = -1
         self._thread = threading.Thread(target=self._run, name="tiledwriter-writing", daemon=True)
 
     def start(self) -> None:
@@ -209,8 +209,8 @@ class RunWriting:
                     if time.monotonic() - latest_document > STOP_WAIT_SECONDS:
                         catalog.refuse()
                     self._stopping.wait(_SHORTEST_POLL_SECONDS)
-                if folded.cursor != self._told:
-                    self._told = folded.cursor
+                if folded.cursor != self._reported_cursor:
+                    self._reported_cursor = folded.cursor
                     self._on_progress(folded.cursor)
                 if folded.finished:
                     return WRITTEN if self._journal.stopped else INTERRUPTED
