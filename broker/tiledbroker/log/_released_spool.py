@@ -69,7 +69,7 @@ class SpoolRunV01(RunLog):
         except sqlite3.Error as error:
             raise OSError(errno.EIO, str(error), str(path)) from error
         super().__init__(self._journal.run_uid, path.parent, SessionIdentity("", "", 0, ""), "")
-        self.label = str(path)
+        self.log_id = str(path)
         self.path = path
         try:
             self.damage = take_in_tail(self._journal)

@@ -98,7 +98,7 @@ class RunAdopter:
         Parameters
         ----------
         known
-            Labels of the run logs that this publisher already has.
+            The `log_id` of each run log that this publisher already has.
         uids
             Uids of the runs that this publisher already has.
 

@@ -355,7 +355,7 @@ class Spool:
         if time.monotonic() < self._adopt_at:
             return
         with self._mutex:
-            known = {run.label for run in (*self._runs.values(), *self._others, *self._deleted)}
+            known = {run.log_id for run in (*self._runs.values(), *self._others, *self._deleted)}
             uids = set(self._runs)
         adopted = self._left.adopt(known, uids)
         with self._mutex:
