@@ -189,10 +189,10 @@ def _tail_run(arguments: argparse.Namespace) -> ExitCode:
     path = find(arguments.run, directory)
     try:
         with open_run_file(path) as journal:
-            happenings = Timeline(journal, arguments.lines)
-            _print_happenings(happenings.take()[-arguments.lines :] if arguments.lines > 0 else [])
+            timeline = Timeline(journal, arguments.lines)
+            _print_entries(timeline.take_new_entries()[-arguments.lines :] if arguments.lines > 0 else [])
             if arguments.follow:
-                _follow_run(happenings, path)
+                _follow_run(timeline, path)
     except KeyboardInterrupt as interrupt:
         # Ctrl-C is the normal way to end `tail --follow`. SIGTERM is an interruption, and so is Ctrl-C without
         # `--follow`.
@@ -201,7 +201,7 @@ def _tail_run(arguments: argparse.Namespace) -> ExitCode:
     return ExitCode.OK
 
 
-def _follow_run(happenings: Timeline, path: Path) -> None:
+def _follow_run(timeline: Timeline, path: Path) -> None:
     """Print new entries of the timeline until the run has an outcome.
 
     Raises
@@ -209,14 +209,14 @@ def _follow_run(happenings: Timeline, path: Path) -> None:
     CommandFailed
         The file was pruned, shipped or moved before that.
     """
-    while not happenings.ended:
+    while not timeline.ended:
         was_gone = gone(path)
         time.sleep(_POLL_SECONDS)
-        _print_happenings(happenings.take())
-        if was_gone and not happenings.ended:
+        _print_entries(timeline.take_new_entries())
+        if was_gone and not timeline.ended:
             raise CommandFailed(ExitCode.NOT_FOUND, f"{path} no longer exists: it was shipped, pruned or moved")
 
 
-def _print_happenings(happenings: Iterable[TimelineEntry]) -> None:
-    for when, what, details in happenings:
+def _print_entries(entries: Iterable[TimelineEntry]) -> None:
+    for when, what, details in entries:
         print(plain(f"{local(when)}  {what:<12}  {details}".rstrip()), flush=True)

@@ -54,16 +54,16 @@ class Timeline:
         """True if the run has an outcome, so that no further entries are expected."""
         return self._journal.get("outcome") is not None
 
-    def take(self) -> list[TimelineEntry]:
+    def take_new_entries(self) -> list[TimelineEntry]:
         """Return the entries since the last call; the first call returns all of the history."""
-        happenings = []
+        entries = []
         while records := self._journal.read(self._next, _BATCH_DOCUMENTS):
-            happenings += [_of_document(record) for record in records]
+            entries += [_of_document(record) for record in records]
             self._next = records[-1].idx + 1
         history = self._journal.history()
-        happenings += [_of_entry(entry) for entry in history[self._entries :]]
+        entries += [_of_entry(entry) for entry in history[self._entries :]]
         self._entries = len(history)
-        return sorted(happenings, key=lambda happening: happening.time)
+        return sorted(entries, key=lambda entry: entry.time)
 
 
 def _of_document(record: Record) -> TimelineEntry:
