@@ -88,16 +88,16 @@ class FoldPrefetch:
         self._thread.shutdown()
 
     def close(self) -> None:
-        """Stop folding, from any thread; a blocked `take` returns what there is."""
+        """Stop folding, from any thread; a blocked `take_folded` returns what there is."""
         self._closed = True
         self._record_buffer.wake()
 
     @property
     def accepts_more(self) -> bool:
-        """Whether `take` can return more."""
+        """Whether `take_folded` can return more."""
         return self._next is not None
 
-    def take(self, *, wait: bool) -> FoldedBatch:
+    def take_folded(self, *, wait: bool) -> FoldedBatch:
         """Return what was folded since the last call. With `wait`, block until there is something."""
         assert self._next is not None
         self._patient = wait

@@ -187,11 +187,11 @@ class RunWriting:
         waiting: list[Operation] = []
         poll = _SHORTEST_POLL_SECONDS
         latest_document = time.monotonic()
-        with FoldPrefetch(fold, self._journal, self._record_buffer) as gathering:
-            self._prefetch = gathering
+        with FoldPrefetch(fold, self._journal, self._record_buffer) as prefetch:
+            self._prefetch = prefetch
             while not self._stopping.is_set():
-                if len(waiting) <= MAX_BLOCKED_OPERATIONS and gathering.accepts_more:
-                    folded = gathering.take(wait=not (self._drain or waiting or catalog.waits_for_stop))
+                if len(waiting) <= MAX_BLOCKED_OPERATIONS and prefetch.accepts_more:
+                    folded = prefetch.take_folded(wait=not (self._drain or waiting or catalog.waits_for_stop))
                     waiting += folded.operations
                     if folded.documents:
                         latest_document = time.monotonic()
