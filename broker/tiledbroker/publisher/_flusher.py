@@ -33,12 +33,12 @@ class Flusher:
     def stop(self) -> None:
         """Stop and join the thread."""
         self._stopping = True
-        self._spool.wake()
+        self._spool.wake_flusher()
         self._thread.join()
 
     def _run(self) -> None:
         while not self._stopping:
-            self._spool.wait(FLUSH_INTERVAL_SECONDS)
+            self._spool.wait_for_work(FLUSH_INTERVAL_SECONDS)
             try:
                 self._spool.maintain()
             except Exception:

@@ -227,11 +227,11 @@ class Spool:
 
     # Methods of the flusher thread, which may wait for a disk.
 
-    def wake(self) -> None:
-        """Make `wait` return."""
+    def wake_flusher(self) -> None:
+        """Make `wait_for_work` return."""
         self._wake.set()
 
-    def wait(self, timeout: float) -> None:
+    def wait_for_work(self, timeout: float) -> None:
         """Wait until `maintain` is needed immediately, or until the timeout in seconds has passed."""
         self._wake.wait(timeout)
         self._wake.clear()
