@@ -187,7 +187,7 @@ def test_a_key_that_cannot_be_read_lets_nobody_in_and_others_stay(
     (keys / "clients" / "broken.key").write_bytes(b"\x00" * 100)
     curve = ServerCurve(keys)
     assert curve.name_of(ClientCurve.of(keys / "beamline").load().public.decode()) == "beamline"
-    assert "broken.key: it is no certificate" in caplog.text
+    assert "broken.key: it is not a ZeroMQ certificate" in caplog.text
 
 
 def test_what_is_no_key_file_harms_nobody(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
