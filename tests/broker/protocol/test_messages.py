@@ -54,7 +54,7 @@ GOLDEN: list[tuple[Message, int, bytes]] = [
 ]
 by_name = pytest.mark.parametrize(("message", "kind", "header"), GOLDEN, ids=[type(row[0]).__name__ for row in GOLDEN])
 
-number = st.integers(0, 2**63 - 1)
+number = st.integers(0, messages.MAX_INDEX)
 text = st.text(max_size=10)
 record = st.tuples(text, st.integers(0, 2**32 - 1), st.binary(max_size=20))
 any_message = st.one_of(
