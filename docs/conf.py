@@ -22,4 +22,6 @@ napoleon_use_ivar = True
 html_theme = "pydata_sphinx_theme"
 html_title = f"tiledwriter {release}"
 html_show_sourcelink = False
-html_theme_options = {"navigation_with_keys": False, "show_prev_next": True, "show_nav_level": 2}
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
+html_theme_options = {"navigation_with_keys": False, "show_prev_next": True, "show_nav_level": 1}

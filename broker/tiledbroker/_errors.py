@@ -33,7 +33,7 @@ class ProtocolVersionError(ProtocolError):
     """Raised when a message has another protocol version; `version` is that of the message."""
 
     def __init__(self, version: int, own: int) -> None:
-        super().__init__(f"The peer speaks protocol version {version}; this side speaks {own}.")
+        super().__init__(f"The peer speaks protocol version {version}; this side speaks {own}. Upgrade the older side.")
         self.version = version
 
 
@@ -61,7 +61,7 @@ class JournalLocked(JournalError):
     """Raised when another process holds the journal's write lock."""
 
     def __init__(self, path: object) -> None:
-        super().__init__(path, "another process has it open for writing. Stop that process, or wait for it.")
+        super().__init__(path, "another process has it open for writing. Stop that process, or wait until it ends.")
 
 
 class JournalInvalid(JournalError):
@@ -72,7 +72,7 @@ class DocumentsMissing(JournalInvalid):
     """Raised when a journal lacks the documents from index `first` up to, not including, index `following`."""
 
     def __init__(self, path: object, first: int, following: int) -> None:
-        super().__init__(path, f"it is damaged: document {first} is missing; the next is {following}.")
+        super().__init__(path, f"it is damaged: document {first} is missing; the next one is {following}.")
         self.first = first
         self.following = following
 
@@ -85,7 +85,7 @@ class JournalGap(JournalError):
     """Raised when appended documents start at index `received`, but the journal continues at index `expected`."""
 
     def __init__(self, path: object, expected: int, received: int) -> None:
-        super().__init__(path, f"it continues at document {expected}, but was given document {received}.")
+        super().__init__(path, f"its next document is {expected}, but it was given document {received}.")
         self.expected = expected
         self.received = received
 

@@ -31,7 +31,9 @@ def local_spool_dir(url: str) -> Path:
     base.mkdir(mode=0o700, exist_ok=True)
     found = base.lstat()
     if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != 0o700 or not stat.S_ISDIR(found.st_mode):
-        raise PermissionError(errno.EPERM, "others may write there", str(base))
+        raise PermissionError(
+            errno.EPERM, "another user owns it or has access to it; give another `spool_dir`", str(base)
+        )
     return base / "spool" / _destination_path(url)
 
 

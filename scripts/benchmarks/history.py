@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from tiledbroker import Journal
-from tiledbroker.log._journal import FINISHED, unfinished_run_files
+from tiledbroker.log._journal import FINISHED_SUBDIRECTORY, unfinished_run_files
 from tiledwriter.testing import SupervisorProcess, free_port, wait_until
 
 from .rounds import OURS, Along, Figure, Rounds
@@ -45,7 +45,7 @@ def measure(*, rounds: int, quick: bool) -> Iterator[Figure]:
         (directory / "empty" / "journals").mkdir(parents=True)
         for count in counts:
             kept = directory / str(count)
-            _keep(kept / "journals" / FINISHED, count, partial(_link, model))
+            _keep(kept / "journals" / FINISHED_SUBDIRECTORY, count, partial(_link, model))
             values = Rounds({EMPTY: partial(_supervise, directory / "empty"), OURS: partial(_supervise, kept)}).run(
                 rounds
             )

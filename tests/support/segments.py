@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from tiledbroker import Record, SpoolDamaged
-from tiledbroker.log._identity import new_holder
+from tiledbroker.log._identity import new_session
 from tiledbroker.log._segment import Segment, SegmentHeader
 
 DESTINATION = "tcp://127.0.0.1:5579"
@@ -17,7 +17,7 @@ DESTINATION = "tcp://127.0.0.1:5579"
 
 def header(run: str = "run", first: int = 0, log: str = "0123abcd", **changed: Any) -> SegmentHeader:
     """A header as this process would write it."""
-    made = SegmentHeader(run, first, log, *new_holder(), DESTINATION, 1e9)
+    made = SegmentHeader(run, first, log, *new_session(), DESTINATION, 1e9)
     return msgspec.structs.replace(made, **changed)
 
 

@@ -170,7 +170,7 @@ def test_a_document_that_is_gone_is_not_passed_over(tmp_path: Path, tiled_server
         connection.execute("DELETE FROM documents WHERE idx = 4")
     with Journal(path) as journal:
         assert [record.idx for record in journal.read(0)] == [0, 1, 2, 3]
-        with pytest.raises(DocumentsMissing, match=r"document 4 is missing; the next is 5"):
+        with pytest.raises(DocumentsMissing, match=r"document 4 is missing; the next one is 5"):
             journal.read(4)
     with SupervisorProcess(journals, tiled_server, environment={"TILEDWRITER_QUIET_PERIOD": "1"}):
         assert wait_for_outcome(journals, uid_of(damaged)) == "failed"

@@ -372,7 +372,7 @@ def test_another_run_of_the_same_uid_is_refused_and_harms_neither_the_first_nor_
         wait_until(lambda: length_of(ingest, following[0][1]["uid"]) == 8, 60, "the other run is delivered")
         assert_delivered(ingest, first, following)
         wait_until(lambda: uid in other.status().refused, 60, "the run is refused")
-        assert "another run of this uid" in other.status().refused[uid]
+        assert "another run with this uid" in other.status().refused[uid]
         other.close(timeout=0)
         # Nor does a publisher take it for delivered that asks before it sends anything.
         successor = publish_to(ingest.address, "two")
@@ -449,7 +449,7 @@ def test_what_is_never_stored_does_not_decide_whose_run_it_is(
     with ingest:
         refused = ask(peer(ingest), messages.documents(uid, 0, [("start", 1, b"not what its checksum says")]))
         assert isinstance(refused, messages.Refused)
-        assert "damaged on its way" in refused.reason
+        assert "damaged in transit" in refused.reason
         publisher = publish_to(ingest.address)
         publish(publisher, emitted)
         assert publisher.flush(timeout=60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import re
 import subprocess
@@ -217,3 +218,37 @@ def test_no_link_to_another_page_is_broken(page):
         if anchor:
             headings = re.findall(r"^#+ (.*)$", file.read_text(), flags=re.MULTILINE)
             assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, link
+
+
+def defined_names(path: Path) -> set[str]:
+    """The names that a module defines, with the methods of its classes as `Class.method`."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            members = [item.name for item in node.body if isinstance(item, ast.FunctionDef)]
+            names |= {node.name, *(f"{node.name}.{member}" for member in members)}
+        elif isinstance(node, ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
+def places_named() -> Iterator[tuple[str, str]]:
+    """Each file that the table for contributors names, with the names after its colon; "" for none."""
+    for line in (DOCS / "contributing" / "where-to-find-what.md").read_text().splitlines():
+        for place in line.split(";") if line.startswith("|") else ():
+            if found := re.search(r"`([^`]+\.py)`(?:: (.*))?", place):
+                yield found[1], " ".join(re.findall(r"`([^`]+)`", found[2] or ""))
+
+
+@pytest.mark.parametrize(("file", "names"), list(places_named()))
+def test_every_place_in_the_code_that_contributors_are_led_to_exists(file, names):
+    assert set(names.split()) <= defined_names(ROOT / file)
+
+
+def test_contributors_open_three_files_at_most():
+    page = (DOCS / "contributing" / "where-to-find-what.md").read_text()
+    assert all(line.count(".py`") <= 3 for line in page.splitlines())
+    assert len(list(places_named())) > 20

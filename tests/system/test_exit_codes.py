@@ -394,7 +394,7 @@ def test_verify_says_what_it_did_not_compare(directory: Path) -> None:
     concluded(directory)
     ended = run("verify", directory)
     assert ended.code == ExitCode.OK, ended
-    assert "Tiled was not asked: give --tiled or --profile" in ended.out
+    assert "To compare with Tiled, give --tiled or --profile" in ended.out
     assert "well" not in ended.out
 
 
@@ -410,7 +410,7 @@ def test_prune_says_what_it_kept(directory: Path) -> None:
     concluded(directory, "failed")
     ended = run("prune", directory)
     assert ended.code == ExitCode.OK
-    assert ended.out.endswith(f"MiB) of 2 in {directory}; 2 kept.\n")
+    assert ended.out.endswith(f"of 2 journals in {directory} (0.0 MiB); 2 kept.\n")
 
 
 def test_a_parked_run_is_not_dead(directory: Path) -> None:
@@ -632,7 +632,7 @@ def test_output_that_a_full_disk_does_not_take_is_no_success(command: list[str],
 def test_an_export_to_a_full_disk_leaves_no_file(kind: str, large: Path, small_disk: Path) -> None:
     ended = run("export", large, small_disk / "out", "--format", kind)
     assert ended.code == ExitCode.FAILED, ended
-    assert f"{small_disk / 'out'} was not made" in ended.err
+    assert f"{small_disk / 'out'} was not written" in ended.err
     assert list(small_disk.iterdir()) == []
 
 
@@ -645,7 +645,7 @@ def test_an_export_does_not_skip_documents_that_are_missing(kind: str, directory
         connection.execute("DELETE FROM documents WHERE idx IN (3, 4)")
     ended = run("export", path, tmp_path / "out", "--format", kind)
     assert ended.code == ExitCode.FAILED, ended
-    assert "document 3 is missing; the next is 5" in ended.err
+    assert "document 3 is missing; the next one is 5" in ended.err
     assert not (tmp_path / "out").exists()
 
 
@@ -653,4 +653,4 @@ def test_an_export_of_an_open_run_says_so(directory: Path, tmp_path: Path) -> No
     path = journaled(a_run()[:-1], directory)
     ended = run("export", path, tmp_path / "out")
     assert ended.code == ExitCode.OK
-    assert "the run is open: more may come" in ended.err
+    assert "the run is open: more documents may follow" in ended.err

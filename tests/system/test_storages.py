@@ -241,7 +241,7 @@ def test_an_interrupted_run_has_its_notes(storage_server: TiledServer, tmp_path:
     read = storage_server.client()[run.start_doc["uid"]]
     assert "stop" not in read.metadata
     assert list(read.metadata["notes"]) == [
-        "start.offset: NaN cannot be carried by JSON; null is stored.",
+        "start.offset: JSON has no NaN; null is stored.",
         "Stream 'primary': 1 values of 'x' do not fit its type and are not here as they were.",
     ]
     numpy.testing.assert_array_equal(read.primary["x"].read(), [0.5, numpy.nan, 1.5])

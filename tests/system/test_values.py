@@ -257,21 +257,24 @@ ROWS: Final[dict[str, Row]] = {
     'keys that are no text, as `1` beside `"1"`': Row(
         {1: "a", "1": "b"},
         {1: "a", "1": "b"},
-        [Metadata({1: "a", "1": "b"}, {"1_": "a", "1": "b"}, "keys that are no text")],
+        [Metadata({1: "a", "1": "b"}, {"1_": "a", "1": "b"}, "keys that are not text")],
     ),
     "text with a zero byte or lone surrogates": Row(
         "a\0\ud800",
         "a\0\ud800",
         [
             Metadata("a\0", "a\\x00", "zero byte"),
-            Metadata("\ud800", "\\ud800", "no Unicode"),
+            Metadata("\ud800", "\\ud800", "not valid Unicode"),
             Data(TEXT, ["a\0", "\ud800", "b"], ["a\\x00", "\\ud800", "b"], "2 texts .* escaped"),
         ],
     ),
     "object that no document can carry": Row(
         Odd(),
         ReplacedByRepr("<Odd>"),
-        [Metadata(Odd(), "<Odd>", "no document"), Data(TEXT, [Odd(), "a", "b"], ["<Odd>", "a", "b"], "no document")],
+        [
+            Metadata(Odd(), "<Odd>", "a document cannot hold"),
+            Data(TEXT, [Odd(), "a", "b"], ["<Odd>", "a", "b"], "no document"),
+        ],
     ),
 }
 

@@ -25,7 +25,7 @@ PLAIN = st.recursive(
 )
 
 
-BEYOND = f"an integer of {{}} bits is beyond what JSON carries; {MAX_INTEGER} is stored."
+BEYOND = f"an integer of {{}} bits is beyond the range of JSON; {MAX_INTEGER} is stored."
 
 
 def converted(value, where="start"):
@@ -42,22 +42,22 @@ def test_what_json_carries_is_kept_as_it_is_and_not_noted(value):
 @pytest.mark.parametrize(
     ("value", "stored", "said"),
     [
-        (math.nan, None, "NaN cannot be carried by JSON; null is stored"),
-        (math.inf, MAX_INTEGER, "beyond what Tiled keeps"),
-        (-math.inf, -MAX_INTEGER, "beyond what Tiled keeps"),
-        (1e20, MAX_INTEGER, "beyond what Tiled keeps"),
-        (-1e300, -MAX_INTEGER, "beyond what Tiled keeps"),
-        (2**60, MAX_INTEGER, "beyond what JSON carries"),
-        (-(2**60), -MAX_INTEGER, "beyond what JSON carries"),
-        (10**400, MAX_INTEGER, "beyond what JSON carries"),
+        (math.nan, None, "JSON has no NaN; null is stored"),
+        (math.inf, MAX_INTEGER, "beyond the range of Tiled's metadata"),
+        (-math.inf, -MAX_INTEGER, "beyond the range of Tiled's metadata"),
+        (1e20, MAX_INTEGER, "beyond the range of Tiled's metadata"),
+        (-1e300, -MAX_INTEGER, "beyond the range of Tiled's metadata"),
+        (2**60, MAX_INTEGER, "beyond the range of JSON"),
+        (-(2**60), -MAX_INTEGER, "beyond the range of JSON"),
+        (10**400, MAX_INTEGER, "beyond the range of JSON"),
         ("a\0b", "a\\x00b", "zero byte"),
         (b"bytes", "bytes", "5 bytes are stored as text"),
         (b"\xff", "\\xff", "1 bytes are stored as text"),
         (1 + 2j, "(1+2j)", "a complex is stored as text"),
         (numpy.clongdouble(1 + 2j), "(1+2j)", "a complex is stored as text"),
-        (fractions.Fraction(10**400, 3), MAX_INTEGER, "beyond what Tiled keeps"),
-        (decimal.Decimal("1e400"), MAX_INTEGER, "beyond what Tiled keeps"),
-        (ReplacedByRepr("<Odd>"), "<Odd>", "no document can carry is stored as Python prints it, '<Odd>'"),
+        (fractions.Fraction(10**400, 3), MAX_INTEGER, "beyond the range of Tiled's metadata"),
+        (decimal.Decimal("1e400"), MAX_INTEGER, "beyond the range of Tiled's metadata"),
+        (ReplacedByRepr("<Odd>"), "<Odd>", "a document cannot hold is stored as its repr, '<Odd>'"),
         (datetime.timedelta(1), "1 day, 0:00:00", "a timedelta is stored as text"),
         (numpy.timedelta64(1, "ns"), "1 nanoseconds", "a timedelta64 is stored as text"),
         (numpy.array([1, 2], "m8[s]"), ["1 seconds", "2 seconds"], "a timedelta64 is stored as text"),
@@ -68,16 +68,16 @@ def test_what_json_carries_is_kept_as_it_is_and_not_noted(value):
             "its fields are a, b",
         ),
         (decimal.Decimal("0.12345678901234567890"), 0.12345678901234568, "more digits than a float"),
-        (decimal.Decimal("sNaN"), None, "NaN cannot be carried by JSON"),
+        (decimal.Decimal("sNaN"), None, "JSON has no NaN"),
         (fractions.Fraction(1, 3), 1 / 3, "more digits than a float"),
         (numpy.longdouble(1) / 3, 1 / 3, "more digits than a float"),
         (
             {1: "a", 2.5: None},
             {"1": "a", "2.5": None},
-            "keys that are no text are stored as text: 1 (int) as '1', 2.5 (float) as '2.5'",
+            "keys that are not text are stored as text: 1 (int) as '1', 2.5 (float) as '2.5'",
         ),
-        (numpy.float32("nan"), None, "NaN cannot be carried by JSON"),
-        (numpy.int64(2**60), MAX_INTEGER, "beyond what JSON carries"),
+        (numpy.float32("nan"), None, "JSON has no NaN"),
+        (numpy.int64(2**60), MAX_INTEGER, "beyond the range of JSON"),
     ],
 )
 def test_what_json_cannot_carry_is_replaced_and_noted_with_its_place(value, stored, said):
@@ -142,7 +142,7 @@ def test_everything_it_returns_can_be_sent():
 def test_text_that_is_no_unicode_can_be_sent_and_is_noted(value):
     result, notes = converted(value)
     msgspec.json.encode(result)
-    assert notes == ["start: text that is no Unicode is stored escaped."]
+    assert notes == ["start: text that is not valid Unicode is stored escaped."]
 
 
 def test_a_mapping_is_not_changed():
@@ -171,14 +171,14 @@ def test_a_pydantic_model_is_a_dict_of_its_fields():
 def test_keys_that_would_be_one_text_keep_their_values():
     result, notes = converted({1: "buffer", "1": "sample", "1_": "oil", 2: "water"})
     assert result == {"1__": "buffer", "1": "sample", "1_": "oil", "2": "water"}
-    assert notes == ["start: keys that are no text are stored as text: 1 (int) as '1__', 2 (int) as '2'."]
+    assert notes == ["start: keys that are not text are stored as text: 1 (int) as '1__', 2 (int) as '2'."]
 
 
 @pytest.mark.parametrize(
     ("value", "more"),
     [
-        ([math.nan] * 10_000, "start: 9990 more values are not stored as they were."),
-        (numpy.full((100, 100), math.nan), "start: 9990 more values are not stored as they were."),
+        ([math.nan] * 10_000, "start: 9990 more values are stored in another form."),
+        (numpy.full((100, 100), math.nan), "start: 9990 more values are stored in another form."),
         (dict.fromkeys(range(1000)), " and 990 more."),
     ],
 )

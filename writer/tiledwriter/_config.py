@@ -59,10 +59,10 @@ from .mapping import (
     load_consolidators,
     load_patches,
 )
-from .worker import PARK_AFTER, TiledAddress, WorkerOptions
+from .worker import PARK_AFTER_SECONDS, TiledAddress, WorkerOptions
 
 # Default memory limit of a worker in MiB.
-WORKER_MEMORY: Final = 2048
+WORKER_MEMORY_MIB: Final = 2048
 
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE: Final = re.compile(r"([!-~]([ -~\t]*[!-~])?)?")
@@ -86,64 +86,68 @@ class Settings(BaseSettings):
     yaml_file: ClassVar[Path | None] = None
     needs_server: ClassVar[bool] = True
 
-    listen: str = Field(DEFAULT_ADDRESS, description="Address to listen at for publishers.")
+    listen: str = Field(DEFAULT_ADDRESS, description="Address to listen on for publishers.")
     curve: Path | None = Field(
-        None, description="Directory with the keys of the supervisor and of the clients that it lets in."
+        None, description="Directory with the keys of the supervisor and of the clients that it accepts."
     )
-    insecure: bool = Field(False, description="Listen to other hosts without keys: whoever reaches the port can write.")
+    insecure: bool = Field(False, description="Listen to other hosts without keys: any of them can write.")
     tiled: str | None = Field(None, description="URI of the Tiled container that runs are written to.")
     profile: str | None = Field(None, description="Profile of Tiled's client, instead of a URI.")
     api_key_file: Path | None = Field(
-        None, description="File with Tiled's API key, read again when Tiled does not accept the key any more."
+        None, description="File with Tiled's API key, read again when Tiled no longer accepts the key."
     )
     journal_dir: Path = Field(
         default_factory=default_journal_dir, description="Directory of the journals, on a local disk."
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="What to log.")
-    log_format: Literal["text", "json"] = Field("text", description="Form of log lines.")
-    max_workers: PositiveInt = Field(DEFAULT_MAX_WORKERS, description="Worker processes at a time.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Lowest level of messages to log."
+    )
+    log_format: Literal["text", "json"] = Field("text", description="Format of log lines.")
+    max_workers: PositiveInt = Field(DEFAULT_MAX_WORKERS, description="Maximum number of worker processes.")
     max_resumed: PositiveInt = Field(
-        DEFAULT_MAX_RESUMED, description="How many of them may write what is left of earlier runs."
+        DEFAULT_MAX_RESUMED, description="How many of them may write leftovers of earlier runs."
     )
     park_after: PositiveFloat = Field(
-        PARK_AFTER, description="Seconds without Tiled after which a finished run gives up its worker."
+        PARK_AFTER_SECONDS, description="Seconds without Tiled after which a finished run gives up its worker."
     )
     worker_memory: NonNegativeInt = Field(
-        WORKER_MEMORY, description="MiB of memory above which a worker is replaced; 0: any."
+        WORKER_MEMORY_MIB, description="MiB of memory above which a worker is replaced; 0: no limit."
     )
     worker_silence: PositiveFloat = Field(
         DEFAULT_SILENCE, description="Seconds without an answer after which a worker is replaced."
     )
-    window: PositiveInt = Field(DEFAULT_WINDOW, description="Bytes a publisher may have under way unacknowledged.")
-    max_document: PositiveInt = Field(DEFAULT_MAX_DOCUMENT, description="Bytes that one document may have.")
+    window: PositiveInt = Field(DEFAULT_WINDOW, description="Bytes that a publisher may have in flight.")
+    max_document: PositiveInt = Field(DEFAULT_MAX_DOCUMENT, description="Maximum size of a document in bytes.")
     max_connections: PositiveInt = Field(
-        DEFAULT_MAX_CONNECTIONS, description="Publishers that one client may have connected."
+        DEFAULT_MAX_CONNECTIONS, description="Maximum number of connected publishers per client."
     )
-    max_open_runs: PositiveInt = Field(DEFAULT_MAX_OPEN_RUNS, description="Runs that one client may have open.")
+    max_open_runs: PositiveInt = Field(DEFAULT_MAX_OPEN_RUNS, description="Maximum number of open runs per client.")
     max_array_size: int = Field(
         MAX_ARRAY_SIZE, ge=0, description="Arrays in events of up to this many numbers become list columns."
     )
     quiet_period: PositiveFloat = Field(
-        QUIET_PERIOD_SECONDS, description="Seconds a table must not have moved before a lost append is sent again."
+        QUIET_PERIOD_SECONDS, description="Seconds without change of a table before a lost append is sent again."
     )
     poison_after: PositiveFloat = Field(
         POISON_AFTER_SECONDS,
-        description="Seconds of nothing but 500 from a server that is well, before a run is quarantined.",
+        description="Seconds of nothing but HTTP 500 to one request before its run is quarantined.",
     )
     late_audit: PositiveFloat = Field(
         LATE_AUDIT_SECONDS,
         description="Seconds after which a run is compared with its journal again, if answers were lost.",
     )
-    write_slots: PositiveInt = Field(WRITE_SLOTS, description="Requests at a time that write to Tiled; 1 for SQLite.")
+    write_slots: PositiveInt = Field(WRITE_SLOTS, description="Concurrent write requests to Tiled; 1 for SQLite.")
     headers: dict[str, SecretStr] = Field(
         default_factory=dict, description="HTTP headers to send with every request to Tiled."
     )
     path_map: dict[str, str] = Field(
-        default_factory=dict, description="Where the Tiled server sees the directories of the acquisition host."
+        default_factory=dict, description="Paths at which the Tiled server sees directories of the acquisition host."
     )
-    streams: StreamPatterns = Field(default_factory=StreamPatterns, description="Which streams are written.")
+    streams: StreamPatterns = Field(
+        default_factory=StreamPatterns, description="Streams to write, and streams to leave out."
+    )
     access_tags: dict[str, list[str]] = Field(
-        default_factory=dict, description="Which access tags the runs of each client may ask for."
+        default_factory=dict, description="Access tags that the runs of each client may ask for."
     )
     spec_to_mimetype: dict[str, str] = Field(
         default_factory=dict, description="Mimetypes of old resources by their spec."
@@ -190,8 +194,8 @@ class Settings(BaseSettings):
         parts = urlsplit(uri or "")
         if parts.username is not None or "api_key" in parse_qs(parts.query):
             raise ValueError(
-                "a URI is shown in logs and by ps, so it must hold no key; put that into TILED_API_KEY, or into a file "
-                "that api_key_file names"
+                "a URI is shown in logs and by ps, so it must not contain a key; put the key into TILED_API_KEY, or "
+                "into a file that api_key_file names"
             )
         return uri
 
@@ -200,11 +204,11 @@ class Settings(BaseSettings):
     def _headers_can_be_sent(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
         for name, value in headers.items():
             if not _HEADER_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is no name of a header")
+                raise ValueError(f"{name!r} is not a valid header name")
             if name.lower() in _OWN_HEADERS:
-                raise ValueError(f"{name} is set by each request itself")
+                raise ValueError(f"{name} is set by tiledwriter itself")
             if not _HEADER_VALUE.fullmatch(value.get_secret_value()):
-                raise ValueError(f"the value of {name} is not printable ASCII without blanks at its ends")
+                raise ValueError(f"the value of {name} is not printable ASCII without leading or trailing blanks")
         return headers
 
     @field_validator("path_map")
@@ -238,7 +242,7 @@ class Settings(BaseSettings):
         self.listen = normalize_address(self.listen)
         if not (is_local(self.listen) or self.curve or self.insecure):
             raise ValueError(
-                f"{self.listen} can be reached from other hosts, and whoever reaches it could write. Make keys with "
+                f"other hosts can reach {self.listen}, and any of them could write. Make keys with "
                 "`tiledwriter-supervisor keygen DIR` and give --curve DIR, or give --insecure on a network you trust"
             )
         return self
@@ -315,5 +319,5 @@ def load_settings(config: Path | None, flags: dict[str, Any], *, server: bool = 
         return FromFile(**{name: value for name, value in flags.items() if value is not None})
     except SettingsError as error:
         # An environment variable that should be JSON is not.
-        problem = PydanticCustomError("settings", "{problem}", {"problem": f"{error}, which has to be JSON"})
+        problem = PydanticCustomError("settings", "{problem}", {"problem": f"{error}, which must be JSON"})
         raise ValidationError.from_exception_data("Settings", [{"type": problem, "input": None}]) from error

@@ -17,7 +17,7 @@ class DocumentInvalid(DocumentError):
     """Raised when a document has invalid content, which a patch may correct; `name` is the kind of document."""
 
     def __init__(self, name: str, problem: str) -> None:
-        super().__init__(f"{problem}. Correct it with a patch for {name!r}, then `tiledwriter-journal retry` the run.")
+        super().__init__(f"{problem}. Correct it with a patch for {name!r}, then run `tiledwriter-journal retry`.")
         self.name = name
 
 
@@ -25,7 +25,9 @@ class DocumentMisplaced(DocumentError):
     """Raised when a document cannot occur at its position in the run, whatever its content."""
 
     def __init__(self, problem: str) -> None:
-        super().__init__(f"{problem}. What came is in the journal; `tiledwriter-journal export` takes it out.")
+        super().__init__(
+            f"{problem}. All documents are in the journal; take them out with `tiledwriter-journal export`."
+        )
 
 
 class UnwritableDocument(WriterError):
@@ -46,7 +48,7 @@ class OperationRefused(ServerError):
     """Raised when Tiled will never accept an operation, so that a person must look at it."""
 
     def __init__(self, operation: object, answer: str) -> None:
-        super().__init__(f"Tiled refuses {operation}: {answer}")
+        super().__init__(f"Tiled refused {operation}: {answer}")
         self.operation = operation
         self.answer = answer
 
@@ -60,7 +62,7 @@ class TiledHasMore(ServerError):
 
     def __init__(self, what: list[str]) -> None:
         listed = ", and ".join([", ".join(what[:-1]), what[-1]] if len(what) > 1 else what)
-        super().__init__(f"Tiled has more of this run than this journal: {listed}. Nothing of that was changed.")
+        super().__init__(f"Tiled has more of this run than this journal: {listed}. Nothing in Tiled was changed.")
         self.what = what
 
 
@@ -84,7 +86,7 @@ class NodeRewound(FoldAgain):
     """Raised when `node` does not hold what was sent, so that its rows are sent again; `reason` is the difference."""
 
     def __init__(self, node: str, reason: str) -> None:
-        super().__init__(f"{node} {reason}; it is written anew.")
+        super().__init__(f"{node} {reason}; it is written again.")
         self.node = node
         self.reason = reason
 
@@ -97,7 +99,7 @@ class AuditFailed(ServerError):
     """Raised when `node` does not hold what was sent although it was rewritten several times."""
 
     def __init__(self, node: str, reason: str) -> None:
-        super().__init__(f"{node} {reason}, although it was written anew several times.")
+        super().__init__(f"{node} {reason}, although it was written several times.")
         self.node = node
 
 

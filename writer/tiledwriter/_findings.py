@@ -10,7 +10,7 @@ import numpy
 
 MAX_EXAMPLES: Final = 3
 
-_MAX_TEXT: Final = 200
+_MAX_TEXT_CHARACTERS: Final = 200
 
 
 class Example(NamedTuple):
@@ -88,10 +88,10 @@ class Tally:
 
 
 def plain(value: Any) -> Any:
-    """Return a value in JSON types; text longer than `_MAX_TEXT` characters is cut."""
+    """Return a value in JSON types; text longer than `_MAX_TEXT_CHARACTERS` characters is cut."""
     if isinstance(value, numpy.generic | numpy.ndarray):
         value = value.tolist()
     if value is None or isinstance(value, bool | int | float):
         return value
     text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "..."
+    return text if len(text) <= _MAX_TEXT_CHARACTERS else text[:_MAX_TEXT_CHARACTERS] + "..."

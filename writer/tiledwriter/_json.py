@@ -18,11 +18,11 @@ MAX_INTEGER: Final = 2**53 - 1
 # PostgreSQL turns floats without a fraction into integers, and the server fails on integers of more than 64 bits.
 _TOO_LARGE: Final = 2.0**63
 # Characters of a value that a note shows.
-_SHOWN: Final = 80
+_SHOWN_CHARACTERS: Final = 80
 # Bits from which a note shows only the size of an integer.
 _LONG_BITS: Final = 1000
 # Notes about the items of one list, or the keys of one mapping.
-_MOST_NOTES: Final = 10
+_MAX_NOTES: Final = 10
 
 REPLACED: Final = "ReplacedByRepr"
 """Name of the type in tiledbroker. Importing the type itself would load the network library."""
@@ -43,7 +43,7 @@ def to_json(value: Any, note: Callable[[str], None], where: str = "") -> Any:
     value
         The value to convert. The journal keeps the exact one.
     note
-        Called with a text for each change. In one list only the first `_MOST_NOTES` changes are reported singly.
+        Called with a text for each change. In one list only the first `_MAX_NOTES` changes are reported singly.
     where
         Path of the value, for the notes.
     """
@@ -119,18 +119,18 @@ class _FewNotes:
 
     def __call__(self, text: str) -> None:
         self._count += 1
-        if self._count <= _MOST_NOTES:
+        if self._count <= _MAX_NOTES:
             self._note(text)
 
     def end(self, where: str) -> None:
-        if self._count > _MOST_NOTES:
-            self._note(f"{where}: {self._count - _MOST_NOTES} more values are not stored as they were.")
+        if self._count > _MAX_NOTES:
+            self._note(f"{where}: {self._count - _MAX_NOTES} more values are stored in another form.")
 
 
 def _exact_number(value: ExactNumber, note: Callable[[str], None], where: str) -> float | None:
     number = nearest_float(value)
     if abs(number) < _TOO_LARGE and loses_digits(value):
-        note(f"{where}: {text_of(value)[:_SHOWN]} has more digits than a float; {number!r} is stored.")
+        note(f"{where}: {text_of(value)[:_SHOWN_CHARACTERS]} has more digits than a float; {number!r} is stored.")
     return _convert_float(number, note, where)
 
 
@@ -144,28 +144,28 @@ def _convert_keys(value: Mapping[Any, Any], note: Callable[[str], None], where: 
         if not isinstance(key, str):
             while name in taken:
                 name += "_"
-            changed.append(f"{text_of(key)[:_SHOWN]} ({type(key).__name__}) as {name[:_SHOWN]!r}")
+            changed.append(f"{text_of(key)[:_SHOWN_CHARACTERS]} ({type(key).__name__}) as {name[:_SHOWN_CHARACTERS]!r}")
         taken.add(name)
         names.append(name)
     if changed:
-        more = f" and {len(changed) - _MOST_NOTES} more" * (len(changed) > _MOST_NOTES)
-        note(f"{where}: keys that are no text are stored as text: {', '.join(changed[:_MOST_NOTES])}{more}.")
+        more = f" and {len(changed) - _MAX_NOTES} more" * (len(changed) > _MAX_NOTES)
+        note(f"{where}: keys that are not text are stored as text: {', '.join(changed[:_MAX_NOTES])}{more}.")
     return names
 
 
 def _convert_text(value: str, note: Callable[[str], None], where: str) -> str:
     text = str.__str__(value)
     if type(value).__name__ == REPLACED:
-        note(f"{where}: an object that no document can carry is stored as Python prints it, {text[:_SHOWN]!r}.")
+        note(f"{where}: an object that a document cannot hold is stored as its repr, {text[:_SHOWN_CHARACTERS]!r}.")
     if "\0" in text:
-        note(f"{where}: text with a zero byte, which PostgreSQL does not take, is stored escaped.")
+        note(f"{where}: text with a zero byte, which PostgreSQL does not accept, is stored escaped.")
         text = text.replace("\0", "\\x00")
     if text.isascii():
         return text
     try:
         text.encode()
     except UnicodeEncodeError:
-        note(f"{where}: text that is no Unicode is stored escaped.")
+        note(f"{where}: text that is not valid Unicode is stored escaped.")
         return text.encode("utf-8", "backslashreplace").decode()
     return text
 
@@ -174,7 +174,7 @@ def _convert_integer(value: int, note: Callable[[str], None], where: str) -> int
     if -MAX_INTEGER <= value <= MAX_INTEGER:
         return int(value)
     clipped = MAX_INTEGER if value > 0 else -MAX_INTEGER
-    note(f"{where}: {_integer_text(value)} is beyond what JSON carries; {clipped} is stored.")
+    note(f"{where}: {_integer_text(value)} is beyond the range of JSON; {clipped} is stored.")
     return clipped
 
 
@@ -185,10 +185,10 @@ def _integer_text(value: int) -> str:
 
 def _convert_float(value: float, note: Callable[[str], None], where: str) -> float | None:
     if math.isnan(value):
-        note(f"{where}: NaN cannot be carried by JSON; null is stored.")
+        note(f"{where}: JSON has no NaN; null is stored.")
         return None
     if abs(value) < _TOO_LARGE:
         return float(value)
     clipped = math.copysign(MAX_INTEGER, value)
-    note(f"{where}: {value} is beyond what Tiled keeps in metadata; {clipped:.0f} is stored.")
+    note(f"{where}: {value} is beyond the range of Tiled's metadata; {clipped:.0f} is stored.")
     return clipped

@@ -21,13 +21,13 @@ _COLUMN: Final = re.compile(r"[a-zA-Z].*")
 _REFUSED: Final = re.compile(r"""['"`;\\%()=+\x00-\x1f\x7f]|--|/\*|\*/""")
 _REFUSED_IN_URL: Final = re.compile(r"[/?#%\\\x00-\x1f\x7f]")
 # Hexadecimal digits that distinguish shortened column names.
-_DIGEST: Final = 8
+_DIGEST_CHARACTERS: Final = 8
 # Characters of a key when quoted as in URLs; file systems take names of 255 bytes.
-_MAX_KEY: Final = 240
+_MAX_KEY_CHARACTERS: Final = 240
 # Hexadecimal digits that distinguish changed keys.
-_KEY_DIGEST: Final = 16
+_KEY_DIGEST_CHARACTERS: Final = 16
 # Characters that quoting makes of one character at most: 4 UTF-8 bytes of 3 characters each.
-_MOST_PER_CHARACTER: Final = 12
+_MAX_QUOTED_CHARACTERS: Final = 12
 
 
 def column_name(key: str) -> str:
@@ -41,8 +41,8 @@ def column_name(key: str) -> str:
         name = f"x{name}"
     room = _MAX_BYTES - len(TIMESTAMP)
     if len(name.encode("utf-8", "backslashreplace")) > room:
-        digest = hashlib.sha256(key.encode("utf-8", "backslashreplace")).hexdigest()[:_DIGEST]
-        head = name.encode("utf-8", "backslashreplace")[: room - _DIGEST - 1].decode("utf-8", "ignore")
+        digest = hashlib.sha256(key.encode("utf-8", "backslashreplace")).hexdigest()[:_DIGEST_CHARACTERS]
+        head = name.encode("utf-8", "backslashreplace")[: room - _DIGEST_CHARACTERS - 1].decode("utf-8", "ignore")
         name = f"{head}_{digest}"
     return name.encode("utf-8", "backslashreplace").decode()
 
@@ -56,7 +56,7 @@ def node_key(name: str) -> str:
     key = "".join(c if c.isprintable() else "_" for c in key)
     if not key.strip("."):
         return f"{key.replace('.', '_')}_"
-    return key if _length_in_url(key) <= _MAX_KEY else _with_digest(key, name)
+    return key if _length_in_url(key) <= _MAX_KEY_CHARACTERS else _with_digest(key, name)
 
 
 def run_key(uid: str) -> str:
@@ -67,9 +67,9 @@ def run_key(uid: str) -> str:
 
 def _with_digest(key: str, name: str) -> str:
     """Return a key with a digest of `name`, to distinguish names with the same key; shorten it to the limit."""
-    end = f"-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:_KEY_DIGEST]}"
-    while _length_in_url(key) + len(end) > _MAX_KEY:
-        key = key[: -max(1, (_length_in_url(key) + len(end) - _MAX_KEY) // _MOST_PER_CHARACTER)]
+    end = f"-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:_KEY_DIGEST_CHARACTERS]}"
+    while _length_in_url(key) + len(end) > _MAX_KEY_CHARACTERS:
+        key = key[: -max(1, (_length_in_url(key) + len(end) - _MAX_KEY_CHARACTERS) // _MAX_QUOTED_CHARACTERS)]
     return key if key.endswith(end) else key + end
 
 
@@ -148,7 +148,10 @@ class StreamNames:
             if position > 0:
                 self._sizes[free] = size
             if free != name:
-                self._note(f"{self._about}: dimension {str(name)!r} of {node!r} is called {free!r}, as others are.")
+                self._note(
+                    f"{self._about}: dimension {str(name)!r} of {node!r} is called {free!r}, because its own name "
+                    "is in use."
+                )
             given.append(free)
         return given
 
@@ -173,5 +176,7 @@ class StreamNames:
 
     def _note_renaming(self, key: str, name: str) -> str:
         if name != key:
-            self._note(f"{self._about}: {key!r} is stored as {name!r}, as Tiled does not take that name here.")
+            self._note(
+                f"{self._about}: {key!r} is stored as {name!r}, because Tiled does not accept its own name here."
+            )
         return name

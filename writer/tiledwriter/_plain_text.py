@@ -6,11 +6,11 @@ import re
 from typing import Final
 
 # Characters beyond which a word without blanks is cut.
-LONGEST_WORD: Final = 300
+MAX_WORD_CHARACTERS: Final = 300
 # Characters beyond which a text is cut.
-LONGEST: Final = 8000
+MAX_TEXT_CHARACTERS: Final = 8000
 
-_LONG_WORD: Final = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
+_LONG_WORD: Final = re.compile(rf"\S{{{MAX_WORD_CHARACTERS + 1},}}")
 
 
 def plain(text: str) -> str:
@@ -19,7 +19,9 @@ def plain(text: str) -> str:
     Long words and long texts are cut; the journal has all of it.
     """
     # Cut before escaping, so that lengths are counted in characters of the original text.
-    text = _shorten_text(_LONG_WORD.sub(lambda word: _shorten_text(word[0], LONGEST_WORD), text), LONGEST)
+    text = _shorten_text(
+        _LONG_WORD.sub(lambda word: _shorten_text(word[0], MAX_WORD_CHARACTERS), text), MAX_TEXT_CHARACTERS
+    )
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -30,9 +30,9 @@ from tiledbroker import Journal
 from tiledbroker.log import find_run_file
 
 # Seconds until a server must be ready.
-START_TIMEOUT: Final = 120.0
+START_TIMEOUT_SECONDS: Final = 120.0
 # Seconds until a process must have ended after its stop signal; then it is killed.
-STOP_TIMEOUT: Final = 20.0
+STOP_TIMEOUT_SECONDS: Final = 20.0
 
 _TILED: Final = (sys.executable, "-m", "tiled")
 
@@ -66,7 +66,7 @@ def wait_until(condition: Callable[[], object], timeout: float, what: str) -> No
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not after {timeout:.0f} s")
+            raise TimeoutError(f"{what}: not within {timeout:.0f} s")
         time.sleep(0.02)
 
 
@@ -127,7 +127,7 @@ class ServerProcess:
         RuntimeError
             The process ended instead; the message has the end of its output.
         TimeoutError
-            The process was not ready within `START_TIMEOUT` seconds.
+            The process was not ready within `START_TIMEOUT_SECONDS` seconds.
         """
         self._output = self.log.open("ab")
         self._process = subprocess.Popen(
@@ -138,7 +138,7 @@ class ServerProcess:
             env=self._environment,
         )
         try:
-            wait_until(lambda: not self.running or self.ready(), START_TIMEOUT, f"{self._command[0]} is ready")
+            wait_until(lambda: not self.running or self.ready(), START_TIMEOUT_SECONDS, f"{self._command[0]} is ready")
             if not self.running:
                 raise RuntimeError(f"{self._command[0]} ended with {self.returncode}:\n{self.log.read_text()[-2000:]}")
         except BaseException:
@@ -154,7 +154,7 @@ class ServerProcess:
         if self.running:
             self.send(self.stop_signal)
             try:
-                self.wait(STOP_TIMEOUT)
+                self.wait(STOP_TIMEOUT_SECONDS)
             except subprocess.TimeoutExpired:
                 self.kill()
         self._close_output()
@@ -164,7 +164,7 @@ class ServerProcess:
         """Kill the process with SIGKILL."""
         if self.running:
             self.send(signal.SIGKILL)
-            self.wait(STOP_TIMEOUT)
+            self.wait(STOP_TIMEOUT_SECONDS)
         self._close_output()
 
     def send(self, number: signal.Signals) -> None:

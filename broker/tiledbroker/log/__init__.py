@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ._codec import Encoder, ReplacedByRepr, decode
-from ._identity import Holder, is_session_of, new_holder
+from ._identity import SessionIdentity, is_session_of, new_session
 from ._journal import (
-    FINISHED,
+    FINISHED_SUBDIRECTORY,
     SUFFIX,
     HistoryEntry,
     Journal,
@@ -21,7 +21,7 @@ from ._journal_schema import APPLICATION_ID, sync_directory
 from ._lock import FileLock
 from ._recent_assets import RECENT_ASSETS
 from ._record import Record
-from ._released_spool import ReleasedRun
+from ._released_spool import SpoolRunV01
 from ._routing import RunRouting
 from ._run_log import RunLog
 from ._run_reader import RunReader, SpooledRun, labelled_run_files, open_run, run_files
@@ -41,17 +41,15 @@ from ._spool_files import (
 
 __all__ = [
     "APPLICATION_ID",
-    "FINISHED",
+    "FINISHED_SUBDIRECTORY",
     "RECENT_ASSETS",
     "SUFFIX",
     "Encoder",
     "FileLock",
     "HistoryEntry",
-    "Holder",
     "Journal",
     "NodeProgress",
     "Record",
-    "ReleasedRun",
     "ReplacedByRepr",
     "RunLog",
     "RunReader",
@@ -59,6 +57,8 @@ __all__ = [
     "Segment",
     "SegmentFile",
     "SegmentHeader",
+    "SessionIdentity",
+    "SpoolRunV01",
     "SpooledRun",
     "adopter_lock_path",
     "decode",
@@ -73,7 +73,7 @@ __all__ = [
     "journal_lock_path",
     "labelled_run_files",
     "lock_path",
-    "new_holder",
+    "new_session",
     "open_run",
     "read_header",
     "run_files",

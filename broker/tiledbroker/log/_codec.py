@@ -334,7 +334,7 @@ def decode(body: bytes | memoryview) -> dict[str, Any]:
     except CodecError:
         raise
     except Exception as error:
-        raise CodecError(f"{len(body)} bytes are not a document: {error}") from error
+        raise CodecError(f"These {len(body)} bytes cannot be decoded as a document: {error}") from error
     if not isinstance(document, dict):
         raise CodecError(f"A document is a mapping, but these {len(body)} bytes hold a {type(document).__name__}.")
     return document
@@ -355,7 +355,7 @@ def _decode_extension(code: int, data: memoryview) -> Any:
         return complex(*struct.unpack("<dd", data))
     if code == _LONE_SURROGATES:
         return bytes(data).decode("utf-8", "surrogatepass")
-    raise CodecError(f"Extension type {code} is not one of this codec's; the document may come from a newer version.")
+    raise CodecError(f"Extension type {code} is unknown; the document may come from a newer version of tiledwriter.")
 
 
 def _decode_scalar(data: memoryview) -> Any:
@@ -373,7 +373,7 @@ def _decode_scalar(data: memoryview) -> Any:
 
 def _decode_exact_number(text: str) -> Decimal | Fraction:
     if len(text) > MAX_EXACT_CHARACTERS:
-        raise CodecError(f"A decimal or a fraction has {len(text)} characters.")
+        raise CodecError(f"A decimal or a fraction has {len(text)} characters; the limit is {MAX_EXACT_CHARACTERS}.")
     numerator, slash, denominator = text.partition("/")
     return Fraction(int(numerator, 16), int(denominator, 16)) if slash else Decimal(text)
 
@@ -403,11 +403,11 @@ def _decode_object_array(data: memoryview) -> Any:
 def _refuse_many(shape: list[int], size: int) -> None:
     """Raise `CodecError` for an impossible shape, and for too many items of zero size, which need no bytes at all."""
     if len(shape) > _MAX_DIMENSIONS:
-        raise CodecError(f"An array has {len(shape)} dimensions.")
+        raise CodecError(f"An array has {len(shape)} dimensions; the limit is {_MAX_DIMENSIONS}.")
     if min(shape, default=0) < 0:
         raise CodecError("An array has a negative length.")
     if not size * math.prod(shape) and _item_count(shape) > MAX_EMPTY_ITEMS:
-        raise CodecError(f"An array has no bytes, but {_item_count(shape)} items.")
+        raise CodecError(f"An array of zero bytes has {_item_count(shape)} items; the limit is {MAX_EMPTY_ITEMS}.")
 
 
 def _item_count(shape: Sequence[int]) -> int:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
-class Holder(NamedTuple):
+class SessionIdentity(NamedTuple):
     """Identity of the publisher session that made a spool file, as stored in its header.
 
     Attributes
@@ -37,10 +37,10 @@ class Holder(NamedTuple):
         return f"process {self.pid} on {self.host}"
 
 
-def new_holder() -> Holder:
+def new_session() -> SessionIdentity:
     """Return a new identity, for one publisher in this process."""
     host = socket.gethostname()
-    return Holder(host, boot_id(), os.getpid(), _host_prefix(host) + secrets.token_hex(4))
+    return SessionIdentity(host, boot_id(), os.getpid(), _host_prefix(host) + secrets.token_hex(4))
 
 
 def is_session_of(host: str, session: str) -> bool:

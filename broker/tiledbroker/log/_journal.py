@@ -27,7 +27,7 @@ from ._record import Record, take
 log = logging.getLogger(__name__)
 
 SUFFIX: Final = ".sqlite"
-FINISHED: Final = "finished"
+FINISHED_SUBDIRECTORY: Final = "finished"
 """Subdirectory of a journal directory for the files of runs that need no worker any more."""
 
 # Parts of SQLite's error messages. "Could not decode" is from the sqlite3 module, about text that is not UTF-8.
@@ -47,10 +47,10 @@ _RECORD_TYPES: Final = (int, str, float, int, bytes)
 _INTENT_TYPES: Final = (int, type(None))
 _ENTRY_TYPES: Final = (float, str, dict)
 # Bytes.
-_SMALLEST_ROW: Final = 8
+_MIN_ROW_BYTES: Final = 8
 
 BUSY_TIMEOUT_SECONDS: Final = 10.0
-_MOVES_FOLLOWED: Final = 3
+_MAX_MOVES_FOLLOWED: Final = 3
 _WRITING: Final = frozenset({"create", "write"})
 
 _PLAIN_UID: Final = re.compile(r"(?!sha256-)[0-9a-z][0-9a-z._-]{0,99}")
@@ -113,7 +113,7 @@ def journal_files(directory: Path) -> list[Path]:
     """
     found = set(unfinished_run_files(directory))
     with suppress(FileNotFoundError):
-        found.update(unfinished_run_files(directory / FINISHED))
+        found.update(unfinished_run_files(directory / FINISHED_SUBDIRECTORY))
     # A supervisor may move files meanwhile: a file can be in both lists, or have come back after the first one was
     # read. So read the first one again, and drop duplicates that no longer exist.
     found.update(unfinished_run_files(directory))
@@ -151,7 +151,9 @@ def follow_run_file(path: Path) -> Path:
     if path.exists():
         return path
     above = path.parent
-    moved = above.parent / path.name if above.name == FINISHED else above / FINISHED / path.name
+    moved = (
+        above.parent / path.name if above.name == FINISHED_SUBDIRECTORY else above / FINISHED_SUBDIRECTORY / path.name
+    )
     return moved if moved.exists() else path
 
 
@@ -194,7 +196,7 @@ class Journal:
         self._mutex = FairLock()
         self._lock: FileLock | None = None
         if mode != "create" and not self.path.is_file():
-            raise JournalInvalid(self.path, "it is no file." if self.path.exists() else "there is no such file.")
+            raise JournalInvalid(self.path, "it is not a file." if self.path.exists() else "there is no such file.")
         if mode in _WRITING:
             self._lock = FileLock(journal_lock_path(self.path))
             self._lock.acquire(lock_timeout)
@@ -207,7 +209,7 @@ class Journal:
 
     def _open_where_it_is(self, mode: Mode, run_uid: str | None) -> None:
         """Open the file, even if a supervisor is moving it right now. A supervisor never moves a locked file."""
-        for _ in range(_MOVES_FOLLOWED):
+        for _ in range(_MAX_MOVES_FOLLOWED):
             try:
                 self._open(mode, run_uid)
             except sqlite3.OperationalError:
@@ -265,7 +267,7 @@ class Journal:
             The file is open for reading only.
         """
         if self._lock is None:
-            raise JournalInvalid(self.path, "it is open for reading only and cannot be removed.")
+            raise JournalInvalid(self.path, "it is open read-only and cannot be removed.")
         with self._mutex:
             self._connection.close()
             for suffix in ("", "-wal", "-shm"):
@@ -294,7 +296,7 @@ class Journal:
             return self.extend([Record(self._length, name, time.time(), zlib.crc32(body), body)]) - 1
 
     def append(self, first: int, documents: Sequence[tuple[str, int, bytes]]) -> int:
-        """Append documents like `admit`.
+        """Append documents like `append_verified`.
 
         Returns
         -------
@@ -302,10 +304,10 @@ class Journal:
             The index of the next document.
         """
         with self._guard_connection():
-            self.admit(first, documents)
+            self.append_verified(first, documents)
             return self._length
 
-    def admit(self, first: int, documents: Sequence[tuple[str, int, bytes]]) -> list[Record]:
+    def append_verified(self, first: int, documents: Sequence[tuple[str, int, bytes]]) -> list[Record]:
         """Append documents in one transaction, skipping those that the journal already has.
 
         Parameters
@@ -340,7 +342,9 @@ class Journal:
                 damaged = next(
                     idx for idx, pair in enumerate(zip(found, crcs, strict=True), start) if pair[0] != pair[1]
                 )
-                raise JournalInvalid(self.path, f"document {damaged} was damaged on its way here.")
+                raise JournalInvalid(
+                    self.path, f"document {damaged} was damaged in transit: its checksum does not match."
+                )
             records = list(map(_new_record, zip(count(start), names, repeat(time.time()), crcs, bodies, strict=False)))
             self.extend(records)
             return records
@@ -386,7 +390,9 @@ class Journal:
         )
         for (idx, crc), (name, expected, _) in zip(rows.fetchall(), known, strict=True):
             if crc != expected:
-                raise JournalInvalid(self.path, f"document {idx} is another one than this {name!r}; is the uid reused?")
+                raise JournalInvalid(
+                    self.path, f"document {idx} differs from the {name!r} received now; is the uid reused?"
+                )
 
     def has(self, first: int, crcs: Sequence[int]) -> bool:
         """Return True if the documents from index `first` on have these CRC-32 checksums."""
@@ -441,7 +447,7 @@ class Journal:
 
     def _check_row(self, row: tuple[Any, ...], idx: int) -> None:
         if tuple(map(type, row)) != _RECORD_TYPES:
-            raise JournalInvalid(self.path, f"it is damaged: document {row[0]} is none.")
+            raise JournalInvalid(self.path, f"it is damaged: row {row[0]} is not a document.")
         if row[0] != idx:
             raise DocumentsMissing(self.path, idx, row[0])
 
@@ -458,7 +464,7 @@ class Journal:
             rows = self._connection.execute("SELECT name, count(*) FROM documents GROUP BY name ORDER BY min(idx)")
             names = dict(rows.fetchall())
         if not all(type(name) is str for name in names):
-            raise JournalInvalid(self.path, "names of its documents are damaged.")
+            raise JournalInvalid(self.path, "it is damaged: names of documents are not text.")
         return names
 
     @property
@@ -497,7 +503,7 @@ class Journal:
         with self._guard_connection():
             rows = self._connection.execute("SELECT node, rows, intent FROM progress ORDER BY node").fetchall()
         if not all(type(node) is str and type(n) is int and type(end) in _INTENT_TYPES for node, n, end in rows):
-            raise JournalInvalid(self.path, "what it says of Tiled's nodes is damaged.")
+            raise JournalInvalid(self.path, "it is damaged: its table of progress has wrong types.")
         return {node: NodeProgress(*rest) for node, *rest in rows}
 
     def set_progress(self, node: str, rows: int, intent: int | None = None) -> None:
@@ -526,7 +532,7 @@ class Journal:
             rows = self._connection.execute("SELECT time, event, detail FROM history ORDER BY id").fetchall()
         entries = [HistoryEntry(when, event, self._parse_json(detail)) for when, event, detail in rows]
         if not all(tuple(map(type, entry)) == _ENTRY_TYPES for entry in entries):
-            raise JournalInvalid(self.path, "its history is damaged.")
+            raise JournalInvalid(self.path, "it is damaged: its history has wrong types.")
         return entries
 
     def note(self, event: str, **detail: Any) -> None:
@@ -630,7 +636,7 @@ class Journal:
     def _check_format(self) -> None:
         self._connection.execute("PRAGMA trusted_schema = OFF")
         if self._connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-            raise JournalInvalid(self.path, "this file is not a journal of tiledwriter.")
+            raise JournalInvalid(self.path, "this file is not a tiledwriter journal.")
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
             raise JournalInvalid(
@@ -645,8 +651,10 @@ class Journal:
         """Raise `JournalInvalid` if the last index is impossible, which would make readers search without end."""
         (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
         (page_size,) = self._connection.execute("PRAGMA page_size").fetchone()
-        if self._length > pages * page_size // _SMALLEST_ROW:
-            raise JournalInvalid(self.path, f"it is damaged: its last document has the number {self._length - 1}.")
+        if self._length > pages * page_size // _MIN_ROW_BYTES:
+            raise JournalInvalid(
+                self.path, f"it is damaged: its last document has the impossible index {self._length - 1}."
+            )
 
     def _stored_uid(self, expected: str | None) -> str:
         stored = self.get("run_uid")
@@ -665,7 +673,7 @@ class Journal:
             return JournalInvalid(self.path, f"it is damaged or not a journal ({text}).")
         may_write = self._lock is not None and all(os.access(path, os.W_OK) for path in (self.path, self.path.parent))
         if "readonly" in text and may_write:
-            return JournalInvalid(self.path, "it is damaged: its header says that it may not be written.")
+            return JournalInvalid(self.path, "it is damaged: its header marks it as read-only.")
         return error
 
 

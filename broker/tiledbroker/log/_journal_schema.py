@@ -13,7 +13,7 @@ from typing import Final
 APPLICATION_ID: Final = 0x54_57_4A_4C
 SCHEMA_VERSION: Final = 1
 
-PAGE_SIZE: Final = 16 * 2**10
+PAGE_SIZE_BYTES: Final = 16 * 2**10
 """Bytes. Documents of 2 kB or more waste space in SQLite's default pages of 4 kB, and take twice the time."""
 
 SCHEMA: Final = f"""
@@ -104,7 +104,7 @@ def _empty_file(directory: Path) -> bytes:
         file = Path(place) / "empty"
         connection = sqlite3.connect(file, isolation_level=None)
         try:
-            connection.executescript(f"PRAGMA page_size = {PAGE_SIZE}; PRAGMA journal_mode = WAL;" + SCHEMA)
+            connection.executescript(f"PRAGMA page_size = {PAGE_SIZE_BYTES}; PRAGMA journal_mode = WAL;" + SCHEMA)
         finally:
             connection.close()
         return file.read_bytes()

@@ -11,8 +11,8 @@ from typing import Final
 
 from .._errors import JournalLocked
 
-_PAUSE: Final = 0.005
-_PATIENCE: Final = 5.0
+_POLL_SECONDS: Final = 0.005
+_MAX_WAIT_SECONDS: Final = 5.0
 _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
 
@@ -44,9 +44,9 @@ class FileLock:
             waited = time.monotonic() - began
             # Another process that evaluates `held` locks the file briefly, or longer on a busy machine. So without a
             # holder, keep trying after `timeout`.
-            if waited >= timeout and (self.held or waited >= _PATIENCE):
+            if waited >= timeout and (self.held or waited >= _MAX_WAIT_SECONDS):
                 raise JournalLocked(self.path.with_suffix(""))
-            time.sleep(_PAUSE)
+            time.sleep(_POLL_SECONDS)
 
     def release(self, *, remove: bool = False) -> None:
         """Release the lock. With `remove`, delete the file first, while it is still locked."""

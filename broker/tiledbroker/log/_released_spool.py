@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from .._errors import JournalGap, JournalInvalid, SpoolDamaged
-from ._identity import Holder
+from ._identity import SessionIdentity
 from ._journal import Journal
 from ._record import Record
 from ._run_log import RunLog
@@ -45,7 +45,7 @@ UNION ALL SELECT * FROM tail WHERE idx > (SELECT coalesce(max(idx), -1) FROM mai
 """
 
 
-class ReleasedRun(RunLog):
+class SpoolRunV01(RunLog):
     """Adopted run of a dead session of version 0.1. Its lock is held until `close` or `delete`.
 
     Parameters
@@ -68,8 +68,8 @@ class ReleasedRun(RunLog):
             self._journal = Journal(path, "write")
         except sqlite3.Error as error:
             raise OSError(errno.EIO, str(error), str(path)) from error
-        super().__init__(self._journal.run_uid, path.parent, Holder("", "", 0, ""), "")
-        self.label = str(path)
+        super().__init__(self._journal.run_uid, path.parent, SessionIdentity("", "", 0, ""), "")
+        self.log_id = str(path)
         self.path = path
         try:
             self.damage = take_in_tail(self._journal)
@@ -194,7 +194,7 @@ def take_in_tail(journal: Journal) -> str:
         return ""
     aside = path.with_name(f"{path.name}.{time.time_ns()}.damaged")
     path.rename(aside)
-    log.error("Documents that this run's tail had are missing: %s. The tail is kept as %s.", damage[0], aside)
+    log.error("Documents in the tail of a run are lost: %s. The tail is kept as %s.", damage[0], aside)
     return f"{aside}: {damage[0]}"
 
 
@@ -250,4 +250,4 @@ def _tail_records(path: Path) -> Iterator[Record]:
             yield Record(idx, name.decode(errors="backslashreplace"), received, crc, body)
             position += len(_MAGIC) + _HEADER + name_size + size
     if any(magic):
-        raise _Damaged(f"what is at byte {position} of it is no document")
+        raise _Damaged(f"there is no valid document at byte {position} of it")

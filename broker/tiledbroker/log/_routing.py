@@ -61,7 +61,7 @@ class RunRouting:
             self._refuse_repetition(name, document)
             return self._route_document(name, document)
         except (KeyError, TypeError, AttributeError) as error:
-            raise RoutingError(name, f"it has no usable {error}") from error
+            raise RoutingError(name, f"its field {error} is missing or invalid") from error
 
     def deliver(self, name: str, document: Mapping[str, Any], body: bytes) -> list[Delivery]:
         """Return the deliveries for a new document, in order: assets that its runs lack, then the document itself.
@@ -108,7 +108,7 @@ class RunRouting:
         if uid is None:
             uid = document.get("datum_id")
         if isinstance(uid, str) and uid == self._last_uid and name == self._last_name:
-            raise RoutingError(name, f"{uid} came twice in a row; is the publisher subscribed twice?")
+            raise RoutingError(name, f"{uid} was received twice in a row; is the publisher subscribed twice?")
         self._last_name = name
         self._last_uid = uid if isinstance(uid, str) else None
 
@@ -130,18 +130,18 @@ class RunRouting:
         if name == "bulk_events":
             events = [event for page in document.values() for event in page]
             return self._combined_owners(name, {event["descriptor"] for event in events})
-        raise RoutingError(name, "there is no such kind of document")
+        raise RoutingError(name, "documents of this kind are unknown")
 
     def _register_run(self, document: Mapping[str, Any]) -> str:
         uid = document["uid"]
         if not isinstance(uid, str):
             raise RoutingError("start", f"its uid is a {type(uid).__name__}, not a string")
         if not uid:
-            raise RoutingError("start", "its uid is empty, as that of another run may be")
+            raise RoutingError("start", "its uid is empty")
         try:
             uid.encode()
         except UnicodeEncodeError as error:
-            raise RoutingError("start", "its uid is no Unicode text") from error
+            raise RoutingError("start", "its uid is not valid Unicode text") from error
         # The uid may be a subclass of str, such as `numpy.str_`, which msgspec does not encode in messages.
         uid = str.__str__(uid)
         if uid in self._references:
@@ -153,13 +153,13 @@ class RunRouting:
         run_uid = document.get("run_start")
         runs = [run_uid] if run_uid in self._references else self.open_runs
         if not runs:
-            raise RoutingError(name, f"it names {'no run' if run_uid is None else run_uid}, and no run is open")
+            raise RoutingError(name, f"it names {'no run' if run_uid is None else run_uid}, but no run is open")
         return self._add_owners(document["uid"], runs)
 
     def _route_datum(self, name: str, resource: str) -> list[str]:
         runs = list(self._owners.get(resource, ())) or self.open_runs
         if not runs:
-            raise RoutingError(name, f"it refers to {resource}, and no run is open")
+            raise RoutingError(name, f"it refers to {resource}, but no run is open")
         return runs
 
     def _missing_assets(self, run_uid: str, name: str, document: Mapping[str, Any]) -> Iterator[Delivery]:
@@ -211,7 +211,7 @@ class RunRouting:
 
     def _require_open_run(self, name: str, run_uid: str) -> str:
         if run_uid not in self._references:
-            raise RoutingError(name, f"run {run_uid} was not started here, or has stopped")
+            raise RoutingError(name, f"run {run_uid} was not started here or has stopped")
         return run_uid
 
     def _add_owners(self, reference: str, runs: list[str]) -> list[str]:
@@ -225,7 +225,7 @@ class RunRouting:
     def _owners_of(self, name: str, reference: str) -> list[str]:
         owners = self._owners.get(reference)
         if owners is None:
-            raise RoutingError(name, f"it refers to {reference}, which was not seen here")
+            raise RoutingError(name, f"it refers to {reference}, which no open run has")
         return list(owners)
 
     def _combined_owners(self, name: str, references: Iterable[str]) -> list[str]:

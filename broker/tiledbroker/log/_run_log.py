@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from .._crash_points import crash_point
 from .._errors import SpoolDamaged
-from ._identity import Holder
+from ._identity import SessionIdentity
 from ._record import Record
 from ._segment import Segment, SegmentHeader, record_size, segment_size
 from ._spool_files import segment_path
@@ -52,8 +52,8 @@ class RunLog:
 
     Attributes
     ----------
-    label
-        Random label, to distinguish run logs with the same uid.
+    log_id
+        Random identifier, to distinguish run logs with the same uid.
     stopped
         True if the log has the run's stop document.
     abandoned
@@ -71,7 +71,7 @@ class RunLog:
     """
 
     def __init__(
-        self, run_uid: str, directory: Path, holder: Holder, destination: str, *, shipped: bool = True
+        self, run_uid: str, directory: Path, holder: SessionIdentity, destination: str, *, shipped: bool = True
     ) -> None:
         self.run_uid = run_uid
         self.stopped = self.abandoned = False
@@ -79,7 +79,7 @@ class RunLog:
         self.damage = ""
         self.started = time.time()
         self._directory = directory
-        self.label = secrets.token_hex(4)
+        self.log_id = secrets.token_hex(4)
         self._holder = holder
         self._destination = destination
         self._shipped = shipped
@@ -100,7 +100,7 @@ class RunLog:
         assert header is not None
         assert segments[0].path is not None
         log_ = cls(header.run, segments[0].path.parent, header.holder, header.destination, shipped=header.shipped)
-        log_.label, log_.started = header.log, header.created
+        log_.log_id, log_.started = header.log, header.created
         log_._length = header.first
         for segment in _without_replaced(segments):
             if segment.header is None:
@@ -180,7 +180,7 @@ class RunLog:
 
     def _next_segment(self, idx: int, size: int, source: SegmentSource) -> Segment:
         header = SegmentHeader(
-            self.run_uid, idx, self.label, *self._holder, self._destination, time.time(), self._shipped
+            self.run_uid, idx, self.log_id, *self._holder, self._destination, time.time(), self._shipped
         )
         segment = source(segment_size(size, header), first=idx == 0)
         segment.begin(header)

@@ -20,7 +20,7 @@ from typing import BinaryIO, Final
 import msgspec
 
 from .._errors import SpoolDamaged
-from ._identity import Holder, boot_id
+from ._identity import SessionIdentity, boot_id
 from ._record import Record
 
 SEGMENT_SUFFIX: Final = ".segment"
@@ -63,7 +63,7 @@ class SegmentHeader(msgspec.Struct, frozen=True):
     log
         Random label of the run log, to distinguish runs with the same uid.
     host, boot, pid, session
-        Identity of the session that made the file; see `Holder`.
+        Identity of the session that made the file; see `SessionIdentity`.
     destination
         URL of the supervisor that the run is published for.
     created
@@ -84,9 +84,9 @@ class SegmentHeader(msgspec.Struct, frozen=True):
     shipped: bool = True
 
     @property
-    def holder(self) -> Holder:
+    def holder(self) -> SessionIdentity:
         """Identity of the session that writes, or wrote, the file."""
-        return Holder(self.host, self.boot, self.pid, self.session)
+        return SessionIdentity(self.host, self.boot, self.pid, self.session)
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -216,9 +216,9 @@ class Segment:
             self.count, self.end = count, end
             if size >= end:
                 return
-            self.damage = f"it has {size} bytes, and {end} when it was finished"
+            self.damage = f"it has {size} bytes, but had {end} when it was finished"
         elif size < self.capacity:
-            self.damage = f"it has {size} bytes of {self.capacity}"
+            self.damage = f"it has only {size} of its {self.capacity} bytes"
         self._scan_records(beginning + file.read(max(min(size, self.capacity) - len(beginning), 0)))
 
     def _scan_records(self, contents: bytes) -> None:
@@ -232,7 +232,9 @@ class Segment:
         except _Damaged as error:
             damage = str(error)
         if _has_record(contents, position, header.first + count, self._salt):
-            damage = damage or f"there are documents behind byte {position}, where document {header.first + count} was"
+            damage = (
+                damage or f"document {header.first + count} at byte {position} is missing, but later ones are there"
+            )
         elif header.boot != boot_id():
             # The host has rebooted since. After a power cut, a torn record that was not synced is not damage.
             damage = ""
@@ -348,7 +350,7 @@ class Segment:
             if not taken:
                 raise SpoolDamaged(self.path or "memory", str(error)) from None
         if limit > 0 and not taken:
-            raise SpoolDamaged(self.path or "memory", f"document {self._cursor[0]} is not there any more")
+            raise SpoolDamaged(self.path or "memory", f"document {self._cursor[0]} is no longer there")
         return taken
 
     # Methods that may wait for a disk. The callback never calls them.
@@ -517,7 +519,7 @@ def _read_header(contents: bytes) -> tuple[SegmentHeader | None, str]:
     if magic[:5] == _FILE_MAGIC[:5] and magic != _FILE_MAGIC:
         return None, "it was written by a newer version; upgrade tiledwriter"
     if magic != _FILE_MAGIC or len(payload) != size or _header_crc(payload, capacity) != crc:
-        return None, "its header is damaged, or it is no segment of a spool"
+        return None, "its header is damaged, or it is not a spool segment"
     try:
         return _decoder.decode(payload), ""
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -567,7 +569,7 @@ def _parse_records(
         idx += 1
     rest = contents[position - offset : position - offset + len(_RECORD_MAGIC)]
     if any(rest):
-        raise _Damaged(f"what is at byte {position} is no document")
+        raise _Damaged(f"there is no valid document at byte {position}")
 
 
 def _has_record(contents: bytes, position: int, idx: int, salt: int) -> bool:

@@ -30,7 +30,7 @@ SERVER: Final = "server"
 CLIENTS: Final = "clients"
 ZAP_DOMAIN: Final = "tiledwriter"
 
-_READ_AGAIN: Final = 1.0
+_REREAD_SECONDS: Final = 1.0
 _CLIENT_NAME: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,99}")
 
 
@@ -68,17 +68,19 @@ class ClientCurve(NamedTuple):
         """
         if not isinstance(curve, str | os.PathLike):
             if not all(hasattr(curve, name) for name in cls._fields):
-                raise TypeError(f"curve is the directory of a client's keys, or a ClientCurve, not {curve!r}.")
+                raise TypeError(f"curve must be the directory of a client's keys or a ClientCurve, not {curve!r}.")
             return cls(Path(curve.secret_path).expanduser(), Path(curve.server_public_key).expanduser())
         directory = Path(curve).expanduser()
         try:
             secrets = sorted(path for path in directory.iterdir() if path.name.endswith(SECRET_SUFFIX))
         except (FileNotFoundError, NotADirectoryError):
-            raise KeyFileError(directory, "there is no such directory. Copy it from where `keygen` made it.") from None
+            raise KeyFileError(
+                directory, "there is no such directory. Copy it from the host where `keygen` made it."
+            ) from None
         except OSError as error:
             raise KeyFileError(directory, f"it cannot be read: {error.strerror}.") from error
         if len(secrets) != 1:
-            raise KeyFileError(directory, f"it holds {len(secrets)} files *{SECRET_SUFFIX}; it should be one.")
+            raise KeyFileError(directory, f"it holds {len(secrets)} files *{SECRET_SUFFIX}; it must hold exactly one.")
         return cls(secrets[0], directory / (SERVER + PUBLIC_SUFFIX))
 
     def load(self) -> Keys:
@@ -152,7 +154,7 @@ class ServerCurve:
         name = self.name_of(key.decode())
         if name is None:
             self._limited_log.log(
-                logging.WARNING, "unknown", "A client with the unknown key %s is not let in.", key.decode()
+                logging.WARNING, "unknown", "Rejected a client with the unknown key %s.", key.decode()
             )
         return name is not None
 
@@ -167,11 +169,16 @@ class ServerCurve:
         now = time.monotonic()
         if now < self._read_again_at:
             return
-        self._read_again_at = now + _READ_AGAIN
+        self._read_again_at = now + _REREAD_SECONDS
         try:
             seen = _key_files(self._clients)
         except OSError as error:
-            self._limited_log.log(logging.ERROR, "directory", "No client is let in: %s cannot be read.", error)
+            self._limited_log.log(
+                logging.ERROR,
+                "directory",
+                "All clients are rejected, because the directory of their keys cannot be read: %s",
+                error,
+            )
             seen = ()
         if seen == self._seen:
             return
@@ -180,9 +187,9 @@ class ServerCurve:
             try:
                 names[_public_key(file).decode()] = file.name.removesuffix(PUBLIC_SUFFIX)
             except (KeyFileError, UnicodeDecodeError) as error:
-                log.error("A client's key cannot be used: %s", error)
+                log.error("Ignored a client's key that cannot be used: %s", error)
         if self._seen or names:
-            log.info("%d clients are let in: %s.", len(names), ", ".join(sorted(names.values())) or "none")
+            log.info("Accepted clients: %d (%s).", len(names), ", ".join(sorted(names.values())) or "none")
         self._names, self._seen = names, seen
 
 
@@ -253,18 +260,18 @@ def make_client_keys(directory: Path, name: str) -> Path:
         A client of this name exists, the name has other characters, or the supervisor has no keys yet.
     """
     if not _CLIENT_NAME.fullmatch(name) or name == SERVER:
-        raise KeyFileError(directory, f"{name!r} is no name for a client: letters, digits and . _ - only.")
+        raise KeyFileError(directory, f"{name!r} is not a valid client name. Use letters, digits, '.', '_' and '-'.")
     server = directory / (SERVER + PUBLIC_SUFFIX)
     # Fail before anything is created if the supervisor has no keys yet.
     _public_key(server)
     allowed = directory / CLIENTS / (name + PUBLIC_SUFFIX)
     if allowed.exists():
-        raise KeyFileError(allowed, "there is a client of this name already.")
+        raise KeyFileError(allowed, "a client of this name exists already.")
     bundle = directory / name
     try:
         bundle.mkdir(mode=0o700)
     except FileExistsError:
-        raise KeyFileError(bundle, "it is there already.") from None
+        raise KeyFileError(bundle, "it exists already.") from None
     public = _make_pair(bundle, name)
     with _only_for_owner():
         (bundle / server.name).write_bytes(server.read_bytes())
@@ -279,7 +286,7 @@ def _make_pair(directory: Path, name: str) -> Path:
 
     secret = directory / (name + SECRET_SUFFIX)
     if secret.exists():
-        raise KeyFileError(secret, "it is there already; delete it first if its clients shall lose their access.")
+        raise KeyFileError(secret, "it exists already. Delete it first if its clients are to lose their access.")
     with _only_for_owner():
         public, _ = create_certificates(directory, name)
     return Path(public)
@@ -300,7 +307,7 @@ def _secret_pair(file: Path) -> tuple[bytes, bytes]:
     if secret is None:
         raise KeyFileError(file, "it holds no secret key.")
     if file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise KeyFileError(file, f"others than its owner can read it. Run `chmod 600 {file}`.")
+        raise KeyFileError(file, f"users other than its owner can read it. Run `chmod 600 {file}`.")
     return public, secret
 
 
@@ -318,8 +325,8 @@ def _read_certificate(file: Path) -> tuple[bytes, bytes | None]:
             if len(z85.decode(key)) != 32:
                 raise ValueError
     except OSError as error:
-        raise KeyFileError(file, f"it cannot be read ({error.strerror or 'there is none'}).") from None
+        raise KeyFileError(file, f"it cannot be read ({error.strerror or 'there is no such file'}).") from None
     except Exception:
         # Suppress the cause, because its message may contain the key.
-        raise KeyFileError(file, "it is no certificate of ZeroMQ.") from None
+        raise KeyFileError(file, "it is not a ZeroMQ certificate.") from None
     return public, secret

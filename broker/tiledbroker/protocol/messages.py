@@ -33,7 +33,7 @@ GAP: Final = "gap"
 LATER: Final = "later"
 """`NO_HELLO`, `GAP` and `LATER` are the reasons of `Refused` that a publisher acts on. Others are texts for users."""
 
-ANOTHER_RUN: Final = "another run of this uid is on the ingest host; each run needs a uid of its own"
+ANOTHER_RUN: Final = "the ingest host has another run with this uid; each run needs its own uid"
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True):
@@ -311,7 +311,7 @@ def decode(frames: Sequence[bytes]) -> Message:
         The frames are not a valid message, or exceed a limit of the protocol.
     """
     if not frames or len(frames[0]) != 4 or frames[0][:2] != MAGIC:
-        raise ProtocolError("This is not a message of tiledwriter.")
+        raise ProtocolError("This is not a tiledwriter message.")
     version, kind = frames[0][2], frames[0][3]
     if version != VERSION:
         raise ProtocolVersionError(version, VERSION)
@@ -319,7 +319,7 @@ def decode(frames: Sequence[bytes]) -> Message:
         raise ProtocolError(f"Message kind {kind} is unknown.")
     cls, decoder = _DECODERS[kind]
     if len(frames) != (3 if cls is Documents else 2):
-        raise ProtocolError(f"{cls.__name__} came in {len(frames)} frames.")
+        raise ProtocolError(f"{cls.__name__}: {len(frames)} frames are too few or too many.")
     if len(frames[1]) > MAX_HEADER_BYTES:
         raise ProtocolError(
             f"The header of {cls.__name__} has {len(frames[1])} bytes; the limit is {MAX_HEADER_BYTES}."
@@ -339,9 +339,9 @@ def decode(frames: Sequence[bytes]) -> Message:
 
 def _with_body(header: Documents, body: bytes) -> Documents:
     if not (len(header.names) == len(header.sizes) == len(header.crcs) <= MAX_DOCUMENTS):
-        raise ProtocolError("Documents: the header's lists differ in length, or are too long.")
+        raise ProtocolError("Documents: the header's lists differ in length or are too long.")
     if not header.names or not 0 <= header.first <= MAX_INDEX or min(header.sizes) < 0:
-        raise ProtocolError("Documents: empty, or with numbers that no document has.")
+        raise ProtocolError("Documents: there are none, or an index or a size is out of range.")
     if len(body) > MAX_BODY_BYTES or sum(header.sizes) != len(body):
-        raise ProtocolError(f"Documents: {len(body)} bytes of bodies where the header says {sum(header.sizes)}.")
+        raise ProtocolError(f"Documents: the bodies have {len(body)} bytes, but the header says {sum(header.sizes)}.")
     return Documents(header.run, header.first, header.names, header.sizes, header.crcs, body)

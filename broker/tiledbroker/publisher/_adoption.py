@@ -19,12 +19,12 @@ from .._rate_limited_log import RateLimitedLog
 from ..log import (
     SUFFIX,
     FileLock,
-    Holder,
-    ReleasedRun,
     RunLog,
     Segment,
     SegmentFile,
     SegmentHeader,
+    SessionIdentity,
+    SpoolRunV01,
     adopter_lock_path,
     files_in,
     is_session_of,
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 ADOPTED_AT_ONCE: Final = 50
 MAX_RELEASED_RUNS: Final = 256
 """Maximum number of adopted runs of version 0.1 at a time, as each of them keeps a file descriptor open."""
-_LATER: Final = "it is taken over later, once others that were left are gone"
+_LATER: Final = "it will be adopted later, once others have been shipped"
 REMINDER_SECONDS: Final = 600.0
 
 
@@ -73,7 +73,7 @@ class RunAdopter:
     def __init__(
         self,
         directory: Path,
-        holder: Holder,
+        holder: SessionIdentity,
         destination: str,
         *,
         released_directory: Path | None = None,
@@ -98,7 +98,7 @@ class RunAdopter:
         Parameters
         ----------
         known
-            Labels of the run logs that this publisher already has.
+            The `log_id` of each run log that this publisher already has.
         uids
             Uids of the runs that this publisher already has.
 
@@ -164,7 +164,7 @@ class RunAdopter:
             return None
         proper = segment_path(self._directory, header)
         if path != proper and session_of_spare(path) is None:
-            self._refuse_run(files[0].stem, f"{path}: it holds a segment that is called {proper.name}")
+            self._refuse_run(files[0].stem, f"{path}: it holds the segment that should be called {proper.name}")
             return None
         if not header.shipped or not self._may_take(header, path):
             return None
@@ -176,7 +176,7 @@ class RunAdopter:
             _delete_segments(segments)
             return None
         if run.run_uid in taken:
-            self._refuse_run(run.run_uid, f"{path}: another run with the same uid is in the spool; it is shipped first")
+            self._refuse_run(run.run_uid, f"{path}: another run with the same uid is in the spool and is shipped first")
             return None
         if not run.damage:
             run.name_files()
@@ -185,13 +185,13 @@ class RunAdopter:
     def _may_take(self, header: SegmentHeader, path: Path) -> bool:
         if header.host != self._holder.host and not self._any_host:
             reason = (
-                f"it was made by {header.holder}, which may be alive; a publisher on that host ships it, or "
-                "`tiledwriter-journal ship --any-host` once that session has ended"
+                f"it was made by {header.holder}, which may be alive; a publisher on that host will ship it, or "
+                "`tiledwriter-journal ship --any-host` can, once that session has ended"
             )
         elif header.destination != self._destination and not self._any_destination:
             reason = (
-                f"it was published for {header.destination}; a publisher for that address ships it, or "
-                "`tiledwriter-journal ship`"
+                f"it was published for {header.destination}; a publisher for that address will ship it, or "
+                "`tiledwriter-journal ship` can"
             )
         else:
             return True
@@ -228,10 +228,10 @@ class RunAdopter:
                 self._refuse_run(path.stem, f"{path}: {_LATER}")
                 continue
             if network is not None:
-                self._refuse_run(path.stem, f"{path}: a session of another host may be writing it, by {network}")
+                self._refuse_run(path.stem, f"{path}: a session on another host may be writing it over {network}")
                 continue
             try:
-                run = ReleasedRun(path)
+                run = SpoolRunV01(path)
                 if not run.length and not run.damage:
                     run.delete()
                     continue

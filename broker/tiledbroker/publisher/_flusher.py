@@ -33,14 +33,19 @@ class Flusher:
     def stop(self) -> None:
         """Stop and join the thread."""
         self._stopping = True
-        self._spool.wake()
+        self._spool.wake_flusher()
         self._thread.join()
 
     def _run(self) -> None:
         while not self._stopping:
-            self._spool.wait(FLUSH_INTERVAL_SECONDS)
+            self._spool.wait_for_work(FLUSH_INTERVAL_SECONDS)
             try:
                 self._spool.maintain()
             except Exception:
                 # Keep running after any error: documents are still in memory and are shipped from there.
-                self._limited_log.log(logging.ERROR, "maintain", "The spool cannot be maintained.", exc_info=True)
+                self._limited_log.log(
+                    logging.ERROR,
+                    "maintain",
+                    "Maintaining the spool failed; documents stay in memory or in its files, and it is tried again.",
+                    exc_info=True,
+                )

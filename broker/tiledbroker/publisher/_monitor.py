@@ -24,9 +24,9 @@ _EVENTS: Final = (
 # Each monitor needs a new inproc address, because libzmq frees the old one asynchronously.
 _numbers: Final = itertools.count()
 _FAILURES: Final = {
-    zmq.EVENT_CLOSED: "nothing listens there",
+    zmq.EVENT_CLOSED: "nothing is listening there",
     zmq.EVENT_DISCONNECTED: "the connection broke",
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "the supervisor does not let this publisher's key in",
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "the supervisor does not accept this publisher's key",
 }
 
 
@@ -95,7 +95,7 @@ class ConnectionMonitor:
                 # A retry without a closed TCP socket before it means that the name could not be resolved.
                 if not self._tried:
                     host = self._url.partition("://")[2].rpartition(":")[0]
-                    self._note_problem(f"the name {host} cannot be resolved")
+                    self._note_problem(f"the host name {host} cannot be resolved")
                     self.unresolved = True
                 self._tried = False
                 continue
@@ -111,16 +111,16 @@ class ConnectionMonitor:
         if problem == self.problem:
             return
         self.problem = problem
-        log.warning("Documents are spooled, and not shipped to %s: %s.", self._url, problem)
+        log.warning("Documents are spooled but not shipped to %s: %s.", self._url, problem)
 
     def _explain_failure(self, event: zmq.Event) -> str:
         """Return the probable misconfiguration behind a failed handshake."""
         if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-            known = "is it a supervisor, and is its public key the one that this publisher has?"
-            return f"the handshake fails: {known if self._secured else 'is it a supervisor?'}"
+            known = "is it a supervisor, and does this publisher have its current public key?"
+            return f"the handshake failed: {known if self._secured else 'is it a supervisor?'}"
         if self._secured:
-            return "it does not use CURVE, and this publisher does"
-        return "it lets in clients with keys only, and this publisher has none (see `curve`)"
+            return "it does not use CURVE, but this publisher does"
+        return "it requires client keys (CURVE), and this publisher has none (see `curve`)"
 
     def close(self) -> None:
         """Stop monitoring; to be called before the monitored socket is closed."""

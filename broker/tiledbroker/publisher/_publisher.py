@@ -277,7 +277,7 @@ class ZMQPublisher:
 
 def _check_argument(argument: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{argument} is {' or '.join(map(repr, allowed))}, not {value!r}.")
+        raise ValueError(f"{argument} must be {' or '.join(map(repr, allowed))}, not {value!r}.")
 
 
 def _spool_directory(given: str | Path | None, url: str) -> Path:
@@ -287,14 +287,19 @@ def _spool_directory(given: str | Path | None, url: str) -> Path:
         directory = directory.expanduser().absolute()
         network = network_filesystem(directory)
     except (OSError, RuntimeError) as error:
-        log.warning("The spool directory %s cannot be looked at: %s.", directory, error)
+        log.warning("The spool directory %s cannot be accessed: %s.", directory, error)
         return directory
     if network is None:
         return directory
     try:
         local = local_spool_dir(url)
     except OSError as error:
-        log.error("%s is on a network file system (%s), and there is no other place: %s.", directory, network, error)
+        log.error(
+            "%s is on a network file system (%s), and no local directory can be used instead: %s.",
+            directory,
+            network,
+            error,
+        )
         return directory
     log.warning("%s is on a network file system (%s); the spool is in %s instead.", directory, network, local)
     return local

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from .._errors import PublisherClosed, RoutingError
 from .._rate_limited_log import RateLimitedLog
-from ..log import RECENT_ASSETS, Encoder, FileLock, RunLog, RunRouting, Segment, lock_path, new_holder, spare_path
+from ..log import RECENT_ASSETS, Encoder, FileLock, RunLog, RunRouting, Segment, lock_path, new_session, spare_path
 from ._adoption import RunAdopter
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Spool:
         self.problem = ""
         self._destination = destination
         self._limit_bytes = limit_bytes
-        self._holder = new_holder()
+        self._holder = new_session()
         self._mutex = threading.RLock()
         self._closed = False
         self._routing = RunRouting(RECENT_ASSETS)
@@ -151,8 +151,8 @@ class Spool:
         else:
             self._others.append(run)
             self._repeated[run_uid] = (
-                "another run with the same uid is in the spool already; the second one is kept, and shipped by a later "
-                "session once the first one is gone"
+                "another run with the same uid is in the spool already; this one is kept, and will be shipped by a "
+                "later session once the other one is gone"
             )
             log.error("Run %s is not shipped: %s.", run_uid, self._repeated[run_uid])
         return run
@@ -227,11 +227,11 @@ class Spool:
 
     # Methods of the flusher thread, which may wait for a disk.
 
-    def wake(self) -> None:
-        """Make `wait` return."""
+    def wake_flusher(self) -> None:
+        """Make `wait_for_work` return."""
         self._wake.set()
 
-    def wait(self, timeout: float) -> None:
+    def wait_for_work(self, timeout: float) -> None:
         """Wait until `maintain` is needed immediately, or until the timeout in seconds has passed."""
         self._wake.wait(timeout)
         self._wake.clear()
@@ -355,7 +355,7 @@ class Spool:
         if time.monotonic() < self._adopt_at:
             return
         with self._mutex:
-            known = {run.label for run in (*self._runs.values(), *self._others, *self._deleted)}
+            known = {run.log_id for run in (*self._runs.values(), *self._others, *self._deleted)}
             uids = set(self._runs)
         adopted = self._left.adopt(known, uids)
         with self._mutex:
@@ -385,7 +385,7 @@ class Spool:
         for run in self._all_runs():
             if lost := run.documents_in_memory:
                 log.error(
-                    "%d documents of run %s are lost: the spool %s failed (%s), and this process ends.",
+                    "%d documents of run %s are lost: the spool %s failed (%s), and this process is ending.",
                     lost - max(0, min(lost, run.acknowledged - (run.length - lost))),
                     run.run_uid,
                     self.directory,
@@ -415,13 +415,13 @@ class Spool:
     def _note_problem(self, problem: str) -> None:
         if problem and problem != self.problem:
             log.error(
-                "The spool %s cannot be used as it should (%s). Documents that have no file are kept in memory and "
-                "shipped from there; they are lost if this process ends before that.",
+                "The spool %s cannot be written (%s). Documents that have no file are kept in memory and shipped from "
+                "there; they are lost if this process ends first.",
                 self.directory,
                 problem,
             )
         elif self.problem and not problem:
-            log.warning("The spool %s can be used again.", self.directory)
+            log.warning("The spool %s can be written again.", self.directory)
         self.problem = problem
 
 

@@ -13,7 +13,7 @@ from typing import Final
 from .._crash_points import crash_point
 from .._errors import JournalError, JournalInvalid, JournalLocked
 from .._rate_limited_log import RateLimitedLog
-from ..log import APPLICATION_ID, FINISHED, FileLock, journal_filename, journal_lock_path, sync_directory
+from ..log import APPLICATION_ID, FINISHED_SUBDIRECTORY, FileLock, journal_filename, journal_lock_path, sync_directory
 from ._journal_facts import read_facts
 from ._lifecycle import State
 
@@ -104,7 +104,7 @@ def file_away(journal: Path) -> bool:
     OSError
         The file cannot be moved.
     """
-    folder = journal.parent / FINISHED
+    folder = journal.parent / FINISHED_SUBDIRECTORY
     lock = FileLock(journal_lock_path(journal))
     if not lock.try_acquire():
         return False
@@ -132,7 +132,7 @@ def bring_back(journal: Path) -> Path:
     OSError
         The file cannot be moved.
     """
-    if journal.parent.name != FINISHED:
+    if journal.parent.name != FINISHED_SUBDIRECTORY:
         return journal
     lock = FileLock(journal_lock_path(journal))
     if not lock.try_acquire():

@@ -133,7 +133,7 @@ class TestDocuments:
 
     def test_another_document_in_the_place_of_one_that_is_here_is_refused(self, journal: Journal) -> None:
         journal.append(0, documents(0, 3))
-        with pytest.raises(JournalInvalid, match="document 1 is another one"):
+        with pytest.raises(JournalInvalid, match="document 1 differs"):
             journal.append(1, [document(99), document(2), document(3)])
         assert bodies(journal) == [b"document %d" % number for number in range(3)]
 
@@ -302,7 +302,7 @@ class TestTheFile:
         assert files_beside(path) == []
 
     def test_a_reader_cannot_remove_it(self, journal: Journal) -> None:
-        with Journal(journal.path) as reader, pytest.raises(JournalInvalid, match="reading"):
+        with Journal(journal.path) as reader, pytest.raises(JournalInvalid, match="read-only"):
             reader.remove()
         assert journal.path.exists()
 
@@ -327,7 +327,7 @@ class TestFilesThatAreNoJournals:
         with closing(sqlite3.connect(path)) as foreign, foreign:
             foreign.execute("CREATE TABLE things(a)")
         before = path.read_bytes()
-        with pytest.raises(JournalInvalid, match="not a journal"):
+        with pytest.raises(JournalInvalid, match="not a tiledwriter journal"):
             Journal(path, mode)
         assert path.read_bytes() == before
 

@@ -189,7 +189,7 @@ class TestATail:
         spool = spool_in(directory)
         (run,) = [run for run in spool.runs() if run.run_uid == "with-tail"]
         assert run.length == 6
-        assert "no document" in run.damage
+        assert "no valid document" in run.damage
         (kept,) = directory.glob("*.damaged")
         assert kept.read_bytes() == spoiled
         assert str(kept) in caplog.text

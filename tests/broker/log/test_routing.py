@@ -260,7 +260,7 @@ def test_forgetting_what_is_not_known_is_harmless(routing: RunRouting) -> None:
     assert remembers_nothing(routing)
 
 
-@pytest.mark.parametrize(("uid", "problem"), [("", "is empty"), ("run-\ud800", "is no Unicode text")])
+@pytest.mark.parametrize(("uid", "problem"), [("", "is empty"), ("run-\ud800", "is not valid Unicode text")])
 def test_a_uid_that_names_no_run_or_cannot_be_sent_opens_none(routing: RunRouting, uid: str, problem: str) -> None:
     with pytest.raises(RoutingError, match=problem):
         routing.route("start", {"uid": uid})

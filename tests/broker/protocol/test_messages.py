@@ -54,7 +54,7 @@ GOLDEN: list[tuple[Message, int, bytes]] = [
 ]
 by_name = pytest.mark.parametrize(("message", "kind", "header"), GOLDEN, ids=[type(row[0]).__name__ for row in GOLDEN])
 
-number = st.integers(0, 2**63 - 1)
+number = st.integers(0, messages.MAX_INDEX)
 text = st.text(max_size=10)
 record = st.tuples(text, st.integers(0, 2**32 - 1), st.binary(max_size=20))
 any_message = st.one_of(
@@ -189,11 +189,11 @@ class TestFramesThatAreNoMessage:
 
     @pytest.mark.parametrize("frames", [[], [b""], [b"TW\x01"], [b"TW\x01\x07\x00", b"\x91\x01"], [b"", b"\x91\x01"]])
     def test_no_preamble(self, frames: list[bytes]) -> None:
-        with pytest.raises(ProtocolError, match="not a message of tiledwriter"):
+        with pytest.raises(ProtocolError, match="not a tiledwriter message"):
             messages.decode(frames)
 
     def test_a_wrong_magic(self) -> None:
-        with pytest.raises(ProtocolError, match="not a message of tiledwriter"):
+        with pytest.raises(ProtocolError, match="not a tiledwriter message"):
             messages.decode([b"tw\x01\x07", b"\x91\x01"])
 
     def test_a_wrong_version_is_named(self) -> None:

@@ -87,9 +87,9 @@ def test_a_client_s_directory_has_its_own_keys_and_the_supervisor_s_public_one(k
 
 def test_keys_are_never_replaced(keys: Path) -> None:
     before = (keys / "server.key_secret").read_bytes()
-    with pytest.raises(KeyFileError, match="there already"):
+    with pytest.raises(KeyFileError, match="exists already"):
         make_server_keys(keys)
-    with pytest.raises(KeyFileError, match="of this name already"):
+    with pytest.raises(KeyFileError, match="of this name exists already"):
         make_client_keys(keys, "beamline")
     assert (keys / "server.key_secret").read_bytes() == before
 
@@ -97,7 +97,7 @@ def test_keys_are_never_replaced(keys: Path) -> None:
 @pytest.mark.parametrize("name", ["../evil", "", "a/b", "server", ".hidden", "-x", "a\nb", "x" * 200])
 def test_a_client_s_name_is_a_plain_file_name(keys: Path, name: str) -> None:
     before = sorted(keys.parent.rglob("*"))
-    with pytest.raises(KeyFileError, match="no name for a client"):
+    with pytest.raises(KeyFileError, match="not a valid client name"):
         make_client_keys(keys, name)
     assert sorted(keys.parent.rglob("*")) == before
 
@@ -116,9 +116,9 @@ def test_a_secret_that_others_can_read_is_refused(keys: Path) -> None:
     ("content", "complaint"),
     [
         (None, "cannot be read"),
-        (b"", "no certificate"),
-        (b'curve\n    public-key = "short"\n    secret-key = "hush-hush"\n', "no certificate"),
-        (b"\xff\xfe\x00 public-key = \x80", "no certificate"),
+        (b"", "not a ZeroMQ certificate"),
+        (b'curve\n    public-key = "short"\n    secret-key = "hush-hush"\n', "not a ZeroMQ certificate"),
+        (b"\xff\xfe\x00 public-key = \x80", "not a ZeroMQ certificate"),
     ],
 )
 def test_a_file_without_keys_is_refused_without_being_quoted(keys: Path, content: bytes | None, complaint: str) -> None:
@@ -163,7 +163,7 @@ def test_the_command_makes_keys_and_says_what_to_do(tmp_path: Path, capsys: pyte
         assert secret is not None
         assert secret.decode() not in printed
     assert command.main(["keygen", str(directory)]) == 1
-    assert "there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
 
 
 # Which clients are let in
@@ -171,7 +171,7 @@ def test_the_command_makes_keys_and_says_what_to_do(tmp_path: Path, capsys: pyte
 
 def test_the_directory_of_clients_is_read_again(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     curve = ServerCurve(keys)
-    monkeypatch.setattr("tiledbroker.protocol._security._READ_AGAIN", 0.0)
+    monkeypatch.setattr("tiledbroker.protocol._security._REREAD_SECONDS", 0.0)
     curve._read_again_at = 0.0
     old = ClientCurve.of(keys / "beamline").load().public.decode()
     new = ClientCurve.of(make_client_keys(keys, "second")).load().public.decode()
@@ -183,15 +183,15 @@ def test_the_directory_of_clients_is_read_again(keys: Path, monkeypatch: pytest.
 def test_a_key_that_cannot_be_read_lets_nobody_in_and_others_stay(
     keys: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("tiledbroker.protocol._security._READ_AGAIN", 0.0)
+    monkeypatch.setattr("tiledbroker.protocol._security._REREAD_SECONDS", 0.0)
     (keys / "clients" / "broken.key").write_bytes(b"\x00" * 100)
     curve = ServerCurve(keys)
     assert curve.name_of(ClientCurve.of(keys / "beamline").load().public.decode()) == "beamline"
-    assert "broken.key: it is no certificate" in caplog.text
+    assert "broken.key: it is not a ZeroMQ certificate" in caplog.text
 
 
 def test_what_is_no_key_file_harms_nobody(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tiledbroker.protocol._security._READ_AGAIN", 0.0)
+    monkeypatch.setattr("tiledbroker.protocol._security._REREAD_SECONDS", 0.0)
     (keys / "clients" / ".#beamline.key").symlink_to("me@host.1234:1")  # as an editor leaves there
     os.mkfifo(keys / "clients" / "pipe.key")
     (keys / "clients" / "directory.key").mkdir()
@@ -200,7 +200,7 @@ def test_what_is_no_key_file_harms_nobody(keys: Path, monkeypatch: pytest.Monkey
 
 
 def test_without_the_directory_of_clients_nobody_is_let_in(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tiledbroker.protocol._security._READ_AGAIN", 0.0)
+    monkeypatch.setattr("tiledbroker.protocol._security._REREAD_SECONDS", 0.0)
     curve = ServerCurve(keys)
     (keys / "clients").rename(keys / "elsewhere")
     assert curve.name_of(ClientCurve.of(keys / "beamline").load().public.decode()) is None
@@ -239,7 +239,7 @@ def test_listening_to_other_hosts_needs_keys_or_a_word(
     arguments = [word for name, value in flags.items() for word in (f"--{name}", value)]
     assert command.main([*arguments, "--journal-dir", str(tmp_path)]) == 2
     said = capsys.readouterr().err
-    for hint in ("whoever reaches it could write", "keygen", "--curve", "--insecure"):
+    for hint in ("any of them could write", "keygen", "--curve", "--insecure"):
         assert hint in said
     for enough in ({"insecure": True}, {"curve": keys}):
         assert load_settings(None, {**flags, **enough}).listen == flags["listen"]
@@ -290,9 +290,9 @@ def wrong_server(keys: Path) -> ClientCurve:
 @pytest.mark.parametrize(
     ("curve_of", "problem"),
     [
-        (wrong_client, "does not let this publisher's key in"),
-        (wrong_server, "is its public key the one that this publisher has?"),
-        (lambda _: None, "lets in clients with keys only"),
+        (wrong_client, "does not accept this publisher's key"),
+        (wrong_server, "does this publisher have its current public key?"),
+        (lambda _: None, "requires client keys"),
     ],
     ids=["wrong key", "wrong supervisor", "no key"],
 )
@@ -329,7 +329,7 @@ def test_keys_are_no_use_with_a_supervisor_that_has_none(
 def test_nobody_there_is_told_apart(tmp_path: Path) -> None:
     publisher = ZMQPublisher(f"tcp://127.0.0.1:{_closed_port()}", spool_dir=tmp_path)
     try:
-        wait_until(lambda: publisher.status().problem == "nothing listens there", 30, "the publisher knows why")
+        wait_until(lambda: publisher.status().problem == "nothing is listening there", 30, "the publisher knows why")
     finally:
         publisher.close(timeout=0)
 
@@ -546,4 +546,4 @@ def test_a_directory_that_cannot_be_read_is_not_one_without_keys(
             ClientCurve.of(bundle)
         curve._read_again_at = 0.0
         assert curve.name_of("any") is None
-    assert "No client is let in" in caplog.text
+    assert "All clients are rejected" in caplog.text

@@ -19,7 +19,7 @@ from segments import record, segment_with
 from spools import event, on_disk, seq_nums, start, stop
 
 from tiledbroker import SpoolDamaged, run_files
-from tiledbroker.log._identity import new_holder
+from tiledbroker.log._identity import new_session
 from tiledbroker.log._segment import Segment
 from tiledbroker.log._spool_files import lock_path, segment_files, spare_path
 from tiledbroker.publisher import _adoption
@@ -381,7 +381,7 @@ class TestWhatIsNotOurs:
         self, directory: Path, spool_for: Callable[..., Spool]
     ) -> None:
         directory.mkdir()
-        session = new_holder().session
+        session = new_session().session
         for number, size in enumerate((0, 10, 60, 5000)):
             spare_path(directory, session, number).write_bytes(bytes(size))
         lock_path(directory, session).touch()
@@ -521,7 +521,7 @@ def test_a_file_that_was_being_replaced_when_its_session_was_killed_counts_once(
     directory.mkdir()
     records = [record(idx) for idx in range(5)]
     path = directory / "run.0123abcd.000000000000.segment"
-    session = new_holder().session
+    session = new_session().session
     segment_with(path, *records[:3], destination=HERE, session=session).detach()
     copy = spare_path(directory, session, 7)
     segment_with(copy, *records, destination=HERE, session=session).detach()

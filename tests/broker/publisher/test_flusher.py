@@ -45,7 +45,10 @@ def test_it_goes_on_after_whatever_went_wrong(
         wait_until(lambda: times > 2, 10, "it has gone on")
         flusher.stop()
     assert [(record.levelno, record.message) for record in caplog.records] == [
-        (logging.ERROR, "The spool cannot be maintained.")
+        (
+            logging.ERROR,
+            "Maintaining the spool failed; documents stay in memory or in its files, and it is tried again.",
+        )
     ]
     assert not any(thread.name == "tiledbroker-flusher" for thread in threading.enumerate())
 

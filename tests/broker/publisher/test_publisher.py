@@ -182,7 +182,7 @@ publisher("start", {{"uid": "r", "time": 1.0}})
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == (3 if how == "exception" else 0)
     assert set(done.stderr.splitlines()) <= {
-        f"Documents are spooled, and not shipped to tcp://127.0.0.1:{port}: nothing listens there."
+        f"Documents are spooled but not shipped to tcp://127.0.0.1:{port}: nothing is listening there."
     }
     (file,) = run_files(tmp_path)
     with open_run(file) as spooled:

@@ -403,7 +403,7 @@ def test_what_became_of_another_run_of_a_uid_is_not_said_of_this_one(ingest: Ing
         other = RunState(9, ended=True, outcome="written", start_crc=1)
         ingest.say(messages.Welcome(2**23, 2**28, {uid: other}))
         wait_until(lambda: uid in publisher.status().refused, 60, "it is refused")
-        with pytest.raises(RunNotWritten, match="another run of this uid"):
+        with pytest.raises(RunNotWritten, match="another run with this uid"):
             publisher.wait_written(uid, 20)
         assert publisher.status().waiting == 6
         publisher.close(0.0)

@@ -459,7 +459,7 @@ class TestADirectoryThatFails:
         assert (blocked.problem, blocked.degraded) == ("", False)
         assert seq_nums(run) == list(range(51))
         assert [document.get("seq_num") for document in on_disk(directory, "run")[2:]] == list(range(51))
-        assert "can be used again" in caplog.text
+        assert "can be written again" in caplog.text
 
     def test_gives_no_more_bytes_from_memory_than_asked_for(self, blocked: Spool) -> None:
         start(blocked, "run")

@@ -19,7 +19,7 @@ from runs import documents, publish, seq_nums, wait_for_outcome
 from stored_runs import add, journaled
 
 from tiledbroker import Journal, JournalInvalid, JournalLocked, ZMQPublisher, run_files
-from tiledbroker.log._journal import FINISHED, find_run_file, unfinished_run_files
+from tiledbroker.log._journal import FINISHED_SUBDIRECTORY, find_run_file, unfinished_run_files
 from tiledbroker.log._lock import FileLock
 from tiledbroker.supervisor._finished import bring_back, file_away, is_finished
 from tiledbroker.supervisor._retry import RetryWatch, request_retry
@@ -54,8 +54,8 @@ def test_a_journal_is_moved_and_leaves_nothing(tmp_path: Path) -> None:
     path = finished_journal(tmp_path)
     assert file_away(path)
     assert everything_in(tmp_path) == {"finished/run.sqlite"}
-    assert (tmp_path / FINISHED).stat().st_mode & 0o777 == 0o700
-    assert bring_back(tmp_path / FINISHED / path.name) == path
+    assert (tmp_path / FINISHED_SUBDIRECTORY).stat().st_mode & 0o777 == 0o700
+    assert bring_back(tmp_path / FINISHED_SUBDIRECTORY / path.name) == path
     assert everything_in(tmp_path) == {"run.sqlite"}
     with Journal(path) as journal:
         assert [record.body for record in journal.records()] == [b"a start", b"a stop"]
@@ -74,7 +74,7 @@ def test_a_journal_that_is_being_written_is_not_moved(tmp_path: Path) -> None:
     assert path.exists()
     assert file_away(path)
     with Journal(path, "write"), pytest.raises(JournalLocked):
-        bring_back(tmp_path / FINISHED / path.name)
+        bring_back(tmp_path / FINISHED_SUBDIRECTORY / path.name)
 
 
 def test_a_journal_with_something_in_its_log_is_not_moved(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_journal_with_something_in_its_log_is_not_moved(tmp_path: Path) -> Non
 def test_no_journal_takes_the_place_of_another(tmp_path: Path) -> None:
     file_away(finished_journal(tmp_path))
     copy = finished_journal(tmp_path, outcome="interrupted")
-    for move, path in ((file_away, copy), (bring_back, tmp_path / FINISHED / copy.name)):
+    for move, path in ((file_away, copy), (bring_back, tmp_path / FINISHED_SUBDIRECTORY / copy.name)):
         with pytest.raises(JournalInvalid, match="same name"):
             move(path)
     outcomes = []
@@ -142,11 +142,11 @@ def test_what_is_no_journal_is_not_finished(tmp_path: Path) -> None:
 def test_run_files_are_listed_from_both_places_and_those_that_are_not_finished_alone(tmp_path: Path) -> None:
     paths = [finished_journal(tmp_path, uid) for uid in ("b", "a", "c")]
     file_away(paths[1])
-    (tmp_path / FINISHED / "_other.sqlite").touch()
-    assert run_files(tmp_path) == [tmp_path / FINISHED / "a.sqlite", paths[0], paths[2]]
+    (tmp_path / FINISHED_SUBDIRECTORY / "_other.sqlite").touch()
+    assert run_files(tmp_path) == [tmp_path / FINISHED_SUBDIRECTORY / "a.sqlite", paths[0], paths[2]]
     assert unfinished_run_files(tmp_path) == [paths[0], paths[2]]
     assert [find_run_file(tmp_path, uid) for uid in ("a", "b", "d")] == [
-        *(tmp_path / FINISHED / "a.sqlite", paths[0]),
+        *(tmp_path / FINISHED_SUBDIRECTORY / "a.sqlite", paths[0]),
         tmp_path / "d.sqlite",
     ]
 
@@ -157,8 +157,8 @@ def test_what_cannot_be_read_is_not_taken_for_empty(tmp_path: Path) -> None:
         for name in ("file", "nowhere"):
             with pytest.raises(OSError, match=name):
                 read(tmp_path / name)
-    (tmp_path / FINISHED).touch()
-    with pytest.raises(OSError, match=FINISHED):
+    (tmp_path / FINISHED_SUBDIRECTORY).touch()
+    with pytest.raises(OSError, match=FINISHED_SUBDIRECTORY):
         run_files(tmp_path)
 
 
@@ -167,9 +167,9 @@ def test_a_journal_is_opened_wherever_it_has_been_moved(tmp_path: Path) -> None:
     file_away(path)
     for mode in ("read", "inspect", "write"):
         with Journal(path, mode) as journal:  # type: ignore[arg-type]
-            assert journal.path == tmp_path / FINISHED / path.name
-    bring_back(tmp_path / FINISHED / path.name)
-    with Journal(tmp_path / FINISHED / path.name) as journal:
+            assert journal.path == tmp_path / FINISHED_SUBDIRECTORY / path.name
+    bring_back(tmp_path / FINISHED_SUBDIRECTORY / path.name)
+    with Journal(tmp_path / FINISHED_SUBDIRECTORY / path.name) as journal:
         assert journal.path == path
 
 
@@ -283,7 +283,9 @@ def supervise(tmp_path: Path, tiled_server: TiledServer) -> Iterator[Callable[..
 
 
 def wait_until_finished(journal_dir: Path, uid: str) -> None:
-    wait_until((journal_dir / FINISHED / f"{uid}.sqlite").exists, 60, f"the journal of run {uid} is filed away")
+    wait_until(
+        (journal_dir / FINISHED_SUBDIRECTORY / f"{uid}.sqlite").exists, 60, f"the journal of run {uid} is filed away"
+    )
 
 
 def interrupted_run(journal_dir: Path, emitted: list[tuple[str, Any]], length: int) -> str:
@@ -328,7 +330,7 @@ def test_documents_after_the_end_bring_a_journal_back_whenever_the_supervisor_is
     def is_at_rest(outcome: str) -> bool:
         revive()
         with Journal(supervisor.journal_dir / f"{uid}.sqlite") as journal:
-            return journal.get("outcome") == outcome and journal.path.parent.name == FINISHED
+            return journal.get("outcome") == outcome and journal.path.parent.name == FINISHED_SUBDIRECTORY
 
     with supervisor:
         wait_until(lambda: is_at_rest("interrupted"), 60, "it is filed away")
@@ -392,6 +394,6 @@ def test_draining_an_interrupted_run_files_it_away(tmp_path: Path, tiled_server:
         [*command, "--journal-dir", str(tmp_path / "journals")], env=environment, check=False, timeout=60
     )
     assert done.returncode == 0
-    assert run_files(tmp_path / "journals") == [tmp_path / "journals" / FINISHED / f"{uid}.sqlite"]
+    assert run_files(tmp_path / "journals") == [tmp_path / "journals" / FINISHED_SUBDIRECTORY / f"{uid}.sqlite"]
     with Journal(find_run_file(tmp_path / "journals", uid), "write") as journal:
         add(journal, [("event", {"uid": "x"})])  # it can be written as ever

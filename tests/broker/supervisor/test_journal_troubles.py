@@ -23,7 +23,7 @@ from users import without_privileges
 
 from tiledbroker import Journal, ZMQPublisher
 from tiledbroker._filesystem import explain_write_error
-from tiledbroker.log._journal import FINISHED
+from tiledbroker.log._journal import FINISHED_SUBDIRECTORY
 from tiledbroker.protocol import messages
 from tiledbroker.supervisor._journal_facts import read_facts
 from tiledbroker.supervisor._retry import request_retry
@@ -95,7 +95,7 @@ def test_a_supervisor_starts_beside_what_is_no_journal(make: Callable[[Path], No
     assert os.path.lexists(tmp_path / "run.sqlite")
 
 
-@pytest.mark.parametrize("folder", [".", FINISHED])
+@pytest.mark.parametrize("folder", [".", FINISHED_SUBDIRECTORY])
 @pytest.mark.parametrize("make", TROUBLES)
 def test_documents_for_what_is_no_journal_are_refused_with_the_reason(
     make: Callable[[Path], None], folder: str, tmp_path: Path

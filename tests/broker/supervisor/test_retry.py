@@ -42,7 +42,7 @@ def test_without_a_supervisor_the_run_is_taken_out_of_quarantine(
 ) -> None:
     path = quarantined(tmp_path)
     assert main(["retry", path.stem, str(tmp_path)]) == ExitCode.OK
-    assert "the next one goes on with it" in capsys.readouterr().out
+    assert "the next one will resume it" in capsys.readouterr().out
     with Journal(path) as journal:
         assert [journal.get(key) for key in ("outcome", "reason", "repairs")] == [None, None, None]
         (entry,) = journal.history()

@@ -940,7 +940,7 @@ def test_a_copy_that_is_wrong_itself_is_not_shown(run, tiled, proxy):
 
 def test_a_table_that_is_never_right_ends_the_attempts(run):
     wrong = Audit(run.table, 3, (("seq_num", "another digest"),))
-    with pytest.raises(AuditFailed, match="although it was written anew several times"):
+    with pytest.raises(AuditFailed, match="although it was written several times"):
         run.write(*run.with_table(), run.append(0, 3), wrong)
 
 

@@ -274,11 +274,11 @@ def test_a_run_that_cannot_be_written_is_told_and_others_are_written(
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda lines: [*lines[:4], lines[4][:20], *lines[5:]], "line 5: this is no JSON"),
-        (lambda lines: [*lines[:3], '{"name": "event"}', *lines[3:]], "line 4: this is no document"),
+        (lambda lines: [*lines[:4], lines[4][:20], *lines[5:]], "line 5: this is not JSON"),
+        (lambda lines: [*lines[:3], '{"name": "event"}', *lines[3:]], "line 4: this is not a document"),
         (lambda lines: lines[1:], "line 1: .*belongs to no known run"),
         (lambda lines: [*lines, lines[3]], "line 10: .*belongs to no known run"),
-        (lambda lines: [], "there is no document in it"),
+        (lambda lines: [], "it contains no documents"),
     ],
     ids=["cut off", "no document", "no start", "after the stop", "empty"],
 )

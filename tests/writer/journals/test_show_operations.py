@@ -239,7 +239,7 @@ def test_a_run_that_is_open_is_shown_as_far_as_it_is(write, documents):
     report = shown(path, "--operations")
     assert not report["complete"]
     assert report["operations"][-1]["operation"] == "ExtendExternal"
-    assert show(path, "--operations").stdout.splitlines()[-1] == "the run is open: more may come"
+    assert show(path, "--operations").stdout.splitlines()[-1] == "the run is open: more documents may follow"
 
 
 def test_a_run_whose_publisher_is_gone_is_closed(write, documents):
@@ -278,7 +278,7 @@ def test_paths_are_shown_to_people(write, documents, tmp_path, directory):
         "other application/x-hdf5",
         "published s3://bucket/x.h5",
         "registered s3://bucket/x.h5 (no rule applies)",
-        "here not a place in a file system; nothing that is written refers to it",
+        "here not a path in a file system; no node refers to it",
     ]
 
 

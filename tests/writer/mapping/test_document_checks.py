@@ -399,7 +399,7 @@ def test_an_invalid_document_is_journaled_and_its_run_alone_is_in_quarantine_unt
     patched = {**environment, "TILEDWRITER_PATCHES": json.dumps({"event": "patch_of_document_checks:mend"})}
     with SupervisorProcess(journals, tiled_server, port=port, environment=patched):
         assert main(["retry", uid, str(journals)]) == 0
-        assert "asked to try it again" in capsys.readouterr().out
+        assert "asked to retry it" in capsys.readouterr().out
         with journal_of(journals, uid) as journal:
             wait_until(lambda: journal.get("outcome") == "written", 60, "the run is written")
     assert seq_nums(tiled_server, uid) == seq_nums(tiled_server, uid_of(fine)) == [1, 2, 3, 4, 5, 6]

@@ -529,7 +529,9 @@ def test_dimensions_of_a_stream_have_one_size_and_a_node_has_each_once():
         if isinstance(operation, RegisterExternal)
     }
     assert dims == {"trace": ["time", "time_"], "image": ["time", "y", "y_"], "small": ["time", "y__", "small_"]}
-    assert "Stream 'primary': dimension 'time' of 'trace' is called 'time_', as others are." in notes(operations)
+    assert "Stream 'primary': dimension 'time' of 'trace' is called 'time_', because its own name is in use." in notes(
+        operations
+    )
 
 
 def test_no_two_streams_have_one_node():
@@ -538,8 +540,8 @@ def test_no_two_streams_have_one_node():
     containers = [operation.path for operation in operations if isinstance(operation, CreateContainer)]
     assert containers == ["r", "r/a_b", "r/a_b_"]
     assert notes(operations) == [
-        "Stream 'a/b' is stored as 'a_b', as Tiled does not take that name here.",
-        "Stream 'a_b' is stored as 'a_b_', as Tiled does not take that name here.",
+        "Stream 'a/b' is stored as 'a_b', because Tiled does not accept its own name here.",
+        "Stream 'a_b' is stored as 'a_b_', because Tiled does not accept its own name here.",
     ]
 
 

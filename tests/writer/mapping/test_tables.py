@@ -273,7 +273,7 @@ def test_what_is_no_array_of_one_shape_and_type_is_stored_as_json_text(values):
     assert str(stored) == str(values).replace("nan", "None")
     first, *further = notes
     assert re.search("'w' has (no arrays of one shape and type|records).* stored as JSON", first)
-    assert ["NaN cannot be carried by JSON" in note for note in further] == [True] * ("nan" in str(values))
+    assert ["JSON has no NaN" in note for note in further] == [True] * ("nan" in str(values))
 
 
 def test_arrays_whose_length_varies_are_lists_of_any_length():
@@ -568,7 +568,9 @@ def test_names_that_tiled_refuses_are_changed_with_a_note(key):
         assert is_safe_identifier(column, COLUMN_NAME_PATTERN)
         assert not column.startswith("_")
     assert timestamp == f"ts_{name}"
-    assert notes == [f"Stream 'primary': {key!r} is stored as {name!r}, as Tiled does not take that name here."]
+    assert notes == [
+        f"Stream 'primary': {key!r} is stored as {name!r}, because Tiled does not accept its own name here."
+    ]
 
 
 def test_long_names_stay_different():

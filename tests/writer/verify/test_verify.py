@@ -149,18 +149,18 @@ def call_it_written(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "where", "problem"),
     [
-        (flip_a_bit, "documents", "1 do not match their checksums"),
-        (lose_two_documents, "documents", "2 are missing, from these numbers on"),
-        (lose_the_start, "documents", "1 are missing, from these numbers on"),
-        (garble, "documents", "1 are not in the journals' encoding"),
-        (refer_to_nothing, "documents", "1 do not belong where they are"),
-        (start_another_run, "documents", "1 do not belong where they are"),
-        (go_on_after_the_stop, "documents", "1 came after the stop document, and are not written"),
-        (double_an_event, "documents", "1 events are there twice"),
-        (skip_two_events, "documents", "2 events are missing, by their sequence numbers"),
-        (exaggerate, "progress", "1 nodes have more rows than the documents lead to"),
-        (make_up_a_node, "progress", "1 nodes are named that the documents do not lead to"),
-        (call_it_written, "progress", "the run is written, but not all rows of 2 nodes are confirmed"),
+        (flip_a_bit, "documents", "1 with a wrong checksum"),
+        (lose_two_documents, "documents", "2 missing, from these indexes on"),
+        (lose_the_start, "documents", "1 missing, from these indexes on"),
+        (garble, "documents", "1 not in the encoding of journals"),
+        (refer_to_nothing, "documents", "1 in a wrong position"),
+        (start_another_run, "documents", "1 in a wrong position"),
+        (go_on_after_the_stop, "documents", "1 after the stop document, which are not written"),
+        (double_an_event, "documents", "duplicate events: 1"),
+        (skip_two_events, "documents", "missing events, by sequence numbers: 2"),
+        (exaggerate, "progress", "nodes with more rows than the documents have: 1"),
+        (make_up_a_node, "progress", "nodes that do not follow from the documents: 1"),
+        (call_it_written, "progress", "the run is written, but nodes have unconfirmed rows: 2"),
     ],
 )
 def test_damage_to_a_journal_is_found(damage: Callable[[Path], None], where: str, problem: str, path: Path) -> None:
@@ -243,7 +243,7 @@ def test_what_a_killed_writer_left_is_read_and_not_tidied_up(path: Path) -> None
     log = path.with_name(path.name + "-wal")
     before = log.read_bytes()
     assert before
-    assert ("documents", "1 are not in the journals' encoding") in found_in(path)
+    assert ("documents", "1 not in the encoding of journals") in found_in(path)
     assert log.read_bytes() == before
 
 
@@ -388,11 +388,11 @@ class Spoiler:
         (Spoiler.lengthen_an_array, "primary/wave", None, "2 rows are there that the journal does not have"),
         (Spoiler.shorten_a_file, "primary/camera", None, "is registered with other shape"),
         (Spoiler.delete_an_array, "primary/wave", None, "is missing"),
-        (Spoiler.replace_an_array, "primary/wave", None, "is a container, and should be a array"),
-        (Spoiler.change_the_plan, "run", None, "has another 'start' in its metadata"),
+        (Spoiler.replace_an_array, "primary/wave", None, "its kind is container, but should be array"),
+        (Spoiler.change_the_plan, "run", None, "has a different 'start' in its metadata"),
         (Spoiler.forget_the_stop, "run", None, "has no 'stop' in its metadata"),
-        (Spoiler.leave_a_copy, "primary/internal_rewrite", None, "is in Tiled, and the journal does not lead to it"),
-        (Spoiler.change_the_descriptor, "primary", None, "has another 'hints' in its metadata"),
+        (Spoiler.leave_a_copy, "primary/internal_rewrite", None, "is in Tiled, but does not follow from the journal"),
+        (Spoiler.change_the_descriptor, "primary", None, "has a different 'hints' in its metadata"),
     ],
 )
 def test_what_is_wrong_in_tiled_is_found_and_nothing_else(  # noqa: PLR0917
@@ -500,10 +500,10 @@ def test_the_command_names_each_run_and_says_with_its_code_if_something_is_wrong
 ) -> None:
     other = journaled(a_run(), tmp_path / "journals")
     assert main(["verify", str(path.parent)]) == ExitCode.INCOMPLETE
-    assert capsys.readouterr().out.count("  no finding so far") == 2
+    assert capsys.readouterr().out.count("  no findings so far") == 2
     flip_a_bit(path)
     assert main(["verify", str(path.parent)]) == ExitCode.DIFFERS
-    assert "1 do not match their checksums" in capsys.readouterr().out
+    assert "1 with a wrong checksum" in capsys.readouterr().out
     assert main(["verify", str(other)]) == ExitCode.INCOMPLETE
     assert main(["verify", other.stem[:12], str(path.parent)]) == ExitCode.INCOMPLETE
     monkeypatch.setenv("TILEDWRITER_JOURNAL_DIR", str(path.parent))

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 BATCH_SIZE: Final = 10_000
 # Seconds for which a request is retried, by default.
-PATIENCE: Final = 45.0
+PATIENCE_SECONDS: Final = 45.0
 
 
 class TiledWriter:
@@ -84,7 +84,7 @@ class TiledWriter:
         max_array_size: int = MAX_ARRAY_SIZE,
         validate: bool | None = None,
         ignore_errors: Sequence[str] | None = None,
-        patience: float = PATIENCE,
+        patience: float = PATIENCE_SECONDS,
     ) -> None:
         if client is not None:
             check_version(client)
@@ -176,13 +176,13 @@ class TiledWriter:
 
 def _check_validation(client: Any) -> None:
     warnings.warn(
-        "TiledWriter's argument `validate` is deprecated; call `validate` of the run as it is read from Tiled instead.",
+        "TiledWriter's argument `validate` is deprecated; call `validate` on the run read from Tiled instead.",
         DeprecationWarning,
         stacklevel=3,
     )
     run_class = client.structure_clients.get("BlueskyRun")
     if run_class is None or not any(hasattr(kind, "validate") for kind in (run_class, *_all_subclasses(run_class))):
-        raise ValueError("validate=True needs a client for runs that can validate: install bluesky-tiled-plugins.")
+        raise ValueError("validate=True needs a client whose runs can validate: install bluesky-tiled-plugins.")
 
 
 def _all_subclasses(kind: type) -> list[type]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Seconds between two checks of operations whose outcome is not known yet.
-_SETTLING_POLL: Final = 0.1
+_POLL_SECONDS: Final = 0.1
 
 MakeNormalizer: TypeAlias = Callable[..., Any]
 
@@ -135,8 +135,8 @@ class CallbackRun:
 
     The documents are recorded until the run ends, for two reasons. First, the backups get the whole run if it fails.
     Second, the run is folded again from its first document if its tables need other columns, because the server has no
-    list columns or a value does not fit its declared type. Up to `IN_MEMORY` bytes of the recording are in memory, the
-    rest is in a temporary file, so memory is bounded however long the run is.
+    list columns or a value does not fit its declared type. Up to `MAX_IN_MEMORY_BYTES` bytes of the recording are
+    in memory, the rest is in a temporary file, so memory is bounded however long the run is.
     """
 
     def __init__(self, run_uid: str, options: RunOptions, backups: list[Backup]) -> None:
@@ -170,7 +170,9 @@ class CallbackRun:
             self._process_document(name, body)
         except BaseException as error:
             self._error = error
-            log.exception("Run %s failed at its %s document; Tiled gets nothing more of it.", self._run_uid, name)
+            log.exception(
+                "Run %s failed at its %s document; nothing more of it is written to Tiled.", self._run_uid, name
+            )
             if not self._back_up() or not isinstance(error, Exception):
                 raise
 
@@ -190,7 +192,7 @@ class CallbackRun:
 
     def _finish_run(self) -> None:
         if self._error is not None:
-            log.error("Run %s has ended; it is not complete in Tiled.", self._run_uid)
+            log.error("Run %s has ended, but is not complete in Tiled.", self._run_uid)
         if self._recording is not None:
             self._recording.clear()
 
@@ -236,8 +238,10 @@ class CallbackRun:
         since, left = time.monotonic(), len(waiting)
         while waiting:
             if time.monotonic() - since > limit:
-                raise TiledUnavailable(f"It is not known after {limit:.0f} s if Tiled did {len(waiting)} operations.")
-            time.sleep(_SETTLING_POLL)
+                raise TiledUnavailable(
+                    f"After {limit:.0f} s it is still unknown if Tiled has done {len(waiting)} operations."
+                )
+            time.sleep(_POLL_SECONDS)
             waiting = self._catalog.apply(waiting)
             if len(waiting) < left:
                 since, left = time.monotonic(), len(waiting)

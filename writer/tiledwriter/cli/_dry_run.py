@@ -14,7 +14,7 @@ from .._errors import UnwritableDocument
 from ..journals import DryRun, ResourcePaths, summary_of
 from ._settings import settings_of
 
-_MANY: Final = 4
+_MAX_URIS_SHOWN: Final = 4
 
 
 class Report:
@@ -57,7 +57,7 @@ class Report:
             for resource in self._dry_run.paths():
                 yield from _path_lines(resource)
         if not self._dry_run.complete and self.error is None:
-            yield "the run is open: more may come"
+            yield "the run is open: more documents may follow"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report in JSON types."""
@@ -123,7 +123,7 @@ def _format_sizes(sizes: Sequence[int]) -> str:
 
 
 def _format_uris(uris: Sequence[str]) -> str:
-    if len(uris) <= _MANY:
+    if len(uris) <= _MAX_URIS_SHOWN:
         return ", ".join(uris) or "none yet"
     return f"{uris[0]}, {uris[1]}, ..., {uris[-1]} ({len(uris)} files)"
 
@@ -131,8 +131,8 @@ def _format_uris(uris: Sequence[str]) -> str:
 def _path_lines(resource: ResourcePaths) -> Iterator[str]:
     rule = "no rule applies" if resource.rule is None else f"by the rule for {resource.rule}"
     total = len(resource.files)
-    here = "not a place in a file system" if resource.found is None else f"{resource.found} of {max(total, 1)} files"
+    here = "not a path in a file system" if resource.found is None else f"{resource.found} of {max(total, 1)} files"
     yield f"{resource.data_key}  {resource.mimetype}"
     yield f"        published   {resource.published}"
     yield f"        registered  {resource.registered}  ({rule})"
-    yield f"        here        {here}" + ("" if total else "; nothing that is written refers to it")
+    yield f"        here        {here}" + ("" if total else "; no node refers to it")

@@ -6,7 +6,7 @@ import textwrap
 from enum import IntEnum
 from typing import Final
 
-_WIDTH: Final = 100
+_LINE_CHARACTERS: Final = 100
 
 
 class ExitCode(IntEnum):
@@ -25,14 +25,14 @@ class ExitCode(IntEnum):
         return code
 
     OK = 0, "done, or ended as asked"
-    FAILED = 1, "something failed or could not be read; the message says what"
+    FAILED = 1, "something failed or could not be read (see the message)"
     USAGE = 2, "the command line or the configuration is wrong, or a uid is ambiguous"
     LOCKED = 3, "another process uses the directory or file"
     NOT_FOUND = 4, "no such run, directory or file, or no runs to verify"
-    INCOMPLETE = 5, "something is left to be shipped or written"
+    INCOMPLETE = 5, "something remains to be shipped or written"
     DIFFERS = 6, "something is damaged, or not in Tiled as it should be"
     INTERRUPTED = 130, "ended by Ctrl-C (SIGINT)"
-    BROKEN_PIPE = 141, "the reader of the output went away"
+    BROKEN_PIPE = 141, "the output was closed by its reader"
     TERMINATED = 143, "ended by SIGTERM"
 
 
@@ -51,4 +51,4 @@ class Terminated(KeyboardInterrupt):
 def exit_codes_help() -> str:
     """Return the list of all codes for `--help`."""
     text = "exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in ExitCode)
-    return "\n".join(textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)) + "\n"
+    return "\n".join(textwrap.wrap(text, _LINE_CHARACTERS, subsequent_indent="  ", break_on_hyphens=False)) + "\n"

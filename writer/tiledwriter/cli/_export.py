@@ -13,14 +13,14 @@ from tiledbroker import CodecError, RunReader
 from ..journals import open_run_file, status_of
 from ._exit import CommandFailed, ExitCode
 from ._run_lookup import directory_of, find
-from ._terminal import fail, plain
+from ._terminal import count_of, fail, plain
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    export = commands.add_parser("export", help="take a run's documents out of its journal")
-    export.add_argument("run", metavar="UID", help="the run's uid, the beginning of it, or a journal file")
-    export.add_argument("out", type=Path, metavar="OUT", help="a file that is made; with jsonl, - is standard output")
+    export = commands.add_parser("export", help="write a run's documents to a file")
+    export.add_argument("run", metavar="UID", help="the run's uid, a prefix of it, or a journal file")
+    export.add_argument("out", type=Path, metavar="OUT", help="the file to create; with jsonl, - is standard output")
     export.add_argument(
         "directory",
         nargs="?",
@@ -54,10 +54,10 @@ def _export_run(arguments: argparse.Namespace) -> ExitCode:
                 told = _export_to_file(journal, arguments.out, arguments.format)
                 print(plain(told))
             if not journal.ended:
-                print("tiledwriter-journal: the run is open: more may come", file=sys.stderr)
+                print("tiledwriter-journal: the run is open: more documents may follow", file=sys.stderr)
     except CodecError as error:
         raise CommandFailed(
-            ExitCode.FAILED, f"{path} is damaged ({error}): tiledwriter-journal verify tells more"
+            ExitCode.FAILED, f"{path} is damaged ({error}). See `tiledwriter-journal verify`."
         ) from error
     return ExitCode.OK
 
@@ -73,7 +73,7 @@ def _export_to_file(journal: RunReader, out: Path, kind: str) -> str:
     from ..journals import export_json_lines, export_sqlite
 
     if status_of(out, follow_symlinks=False) is not None:
-        raise CommandFailed(ExitCode.FAILED, f"{out} exists; it is left as it is")
+        raise CommandFailed(ExitCode.FAILED, f"{out} exists already, and was not changed")
     draft = out.with_name(f".{out.name}.{os.getpid()}.draft")
     try:
         if kind == "sqlite":
@@ -86,7 +86,7 @@ def _export_to_file(journal: RunReader, out: Path, kind: str) -> str:
         draft.rename(out)
     except (OSError, sqlite3.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise CommandFailed(ExitCode.FAILED, f"{out} was not made: {reason}") from error
+        raise CommandFailed(ExitCode.FAILED, f"{out} was not written: {reason}") from error
     finally:
         draft.unlink(missing_ok=True)
-    return f"{count} documents are in {out}."
+    return f"Wrote {count_of(count, 'document')} to {out}."

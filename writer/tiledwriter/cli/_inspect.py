@@ -28,7 +28,6 @@ from ..journals import (
 from ._exit import CommandFailed, ExitCode
 from ._run_lookup import (
     add_directory,
-    count_of_runs,
     directory_of,
     find,
     label_of,
@@ -37,7 +36,7 @@ from ._run_lookup import (
     runs_in,
     unrouted_in,
 )
-from ._terminal import fail, local, plain, print_table
+from ._terminal import count_of, fail, local, plain, print_table
 
 _POLL_SECONDS: Final = 0.3
 _UNKNOWN: Final = "?"
@@ -45,21 +44,25 @@ _UNKNOWN: Final = "?"
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands to the command line."""
-    ls = commands.add_parser("ls", help="list the runs: what each is, how far it got, and why it waits")
+    ls = commands.add_parser("ls", help="list the runs with their state, progress and reason for waiting")
     add_directory(ls)
     ls.set_defaults(command=_list_runs, json_failure=_ls_failure)
-    show = commands.add_parser("show", help="all about one run, with its history")
-    show.add_argument("run", metavar="UID", help="the run's uid, the beginning of it, or a journal file")
+    show = commands.add_parser("show", help="show one run in detail, with its history")
+    show.add_argument("run", metavar="UID", help="the run's uid, a prefix of it, or a journal file")
     add_directory(show)
-    show.add_argument("--operations", action="store_true", help="what it becomes in Tiled; no server is asked")
-    show.add_argument("--paths", action="store_true", help="where its files are, before and after the path map")
-    show.add_argument("--config", type=Path, metavar="FILE", help="for these two: the supervisor's configuration")
+    show.add_argument(
+        "--operations", action="store_true", help="show the operations that write it to Tiled, without a server"
+    )
+    show.add_argument("--paths", action="store_true", help="show its files' paths before and after the path map")
+    show.add_argument(
+        "--config", type=Path, metavar="FILE", help="with --operations or --paths: the supervisor's configuration"
+    )
     show.set_defaults(command=_show_run, json_failure=lambda _, message: {"uid": None, "error": message})
-    tail = commands.add_parser("tail", help="the last that happened to one run, and what happens to it")
-    tail.add_argument("run", metavar="UID", help="the run's uid, the beginning of it, or a journal file")
+    tail = commands.add_parser("tail", help="show the latest events of one run, and follow it")
+    tail.add_argument("run", metavar="UID", help="the run's uid, a prefix of it, or a journal file")
     add_directory(tail, json=False)
-    tail.add_argument("-n", "--lines", type=int, default=10, metavar="N", help="how many lines (default 10)")
-    tail.add_argument("-f", "--follow", action="store_true", help="go on until the run is written, or cannot be")
+    tail.add_argument("-n", "--lines", type=int, default=10, metavar="N", help="number of lines (default 10)")
+    tail.add_argument("-f", "--follow", action="store_true", help="continue until the run is written or has failed")
     tail.set_defaults(command=_tail_run)
 
 
@@ -72,7 +75,7 @@ def _list_runs(arguments: argparse.Namespace) -> ExitCode:
     else:
         _print_runs(summaries, directory)
     counts = Counter(summary.state for summary in summaries)
-    total = f"{count_of_runs(len(summaries))} in {directory}"
+    total = f"{count_of(len(summaries), 'run')} in {directory}"
     if counts[UNREADABLE]:
         return fail(ExitCode.FAILED, f"{counts[UNREADABLE]} of {total} cannot be read")
     if counts[DAMAGED]:
@@ -102,12 +105,12 @@ def _print_runs(summaries: Sequence[RunSummary], directory: Path) -> None:
         print_table(header, map(_run_row, summaries))
         counts = Counter(summary.state for summary in summaries)
         told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-        print(plain(f"{count_of_runs(len(summaries))} in {directory}: {told}"))
+        print(plain(f"{count_of(len(summaries), 'run')} in {directory}: {told}"))
     else:
         print(plain(no_runs_in(directory)))
     if unrouted := unrouted_in(directory):
         files = ", ".join(str(path) for path in unrouted)
-        print(plain(f"documents of no known run, which nobody ships: {files}"))
+        print(plain(f"documents of no known run, which are not shipped: {files}"))
 
 
 def _run_row(summary: RunSummary) -> Sequence[object]:
@@ -145,10 +148,10 @@ def _show_run(arguments: argparse.Namespace) -> ExitCode:
     names = summary.documents or {}
     print(f"documents  {summary.document_count}: " + ", ".join(f"{n} {plain(k)}" for k, n in names.items()))
     worker = {True: "at work", False: "none", None: "unknown"}[summary.worker]
-    print(f"worker     {worker}, started {summary.worker_starts} times")
+    print(f"worker     {worker}, started {count_of(summary.worker_starts or 0, 'time')}")
     print("in Tiled")
     for node, item in progress.items():
-        intent = "" if item.intent is None else f"  (a request to {item.intent} rows is not confirmed)"
+        intent = "" if item.intent is None else f"  (a request for {item.intent} rows is not confirmed)"
         print(f"  {item.rows:>10}  {plain(node)}{intent}")
     print("history")
     for entry in history:
@@ -186,10 +189,10 @@ def _tail_run(arguments: argparse.Namespace) -> ExitCode:
     path = find(arguments.run, directory)
     try:
         with open_run_file(path) as journal:
-            happenings = Timeline(journal, arguments.lines)
-            _print_happenings(happenings.take()[-arguments.lines :] if arguments.lines > 0 else [])
+            timeline = Timeline(journal, arguments.lines)
+            _print_entries(timeline.take_new_entries()[-arguments.lines :] if arguments.lines > 0 else [])
             if arguments.follow:
-                _follow_run(happenings, path)
+                _follow_run(timeline, path)
     except KeyboardInterrupt as interrupt:
         # Ctrl-C is the normal way to end `tail --follow`. SIGTERM is an interruption, and so is Ctrl-C without
         # `--follow`.
@@ -198,7 +201,7 @@ def _tail_run(arguments: argparse.Namespace) -> ExitCode:
     return ExitCode.OK
 
 
-def _follow_run(happenings: Timeline, path: Path) -> None:
+def _follow_run(timeline: Timeline, path: Path) -> None:
     """Print new entries of the timeline until the run has an outcome.
 
     Raises
@@ -206,14 +209,14 @@ def _follow_run(happenings: Timeline, path: Path) -> None:
     CommandFailed
         The file was pruned, shipped or moved before that.
     """
-    while not happenings.ended:
+    while not timeline.ended:
         was_gone = gone(path)
         time.sleep(_POLL_SECONDS)
-        _print_happenings(happenings.take())
-        if was_gone and not happenings.ended:
-            raise CommandFailed(ExitCode.NOT_FOUND, f"{path} is not there any more: it was shipped, pruned or moved")
+        _print_entries(timeline.take_new_entries())
+        if was_gone and not timeline.ended:
+            raise CommandFailed(ExitCode.NOT_FOUND, f"{path} no longer exists: it was shipped, pruned or moved")
 
 
-def _print_happenings(happenings: Iterable[TimelineEntry]) -> None:
-    for when, what, details in happenings:
+def _print_entries(entries: Iterable[TimelineEntry]) -> None:
+    for when, what, details in entries:
         print(plain(f"{local(when)}  {what:<12}  {details}".rstrip()), flush=True)

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
 _DESCRIPTION = """\
-Make the supervisor's keys in DIR or, with --client, keys for a client that the supervisor lets in from then on.
+Make the supervisor's keys in DIR or, with --client, keys for a client that the supervisor accepts from then on.
 
-A client gets a directory of its own in DIR. Move it to the client's host and name it there:
+A client's keys are in a directory of their own in DIR. Move it to the client's host and name it there:
   ZMQPublisher("tcp://ingest:5579", curve="~/tiledwriter-keys/NAME")
-Deleting DIR/clients/NAME.key takes the client's access away, at once and without a restart.
+Deleting DIR/clients/NAME.key revokes the client's access at once, without a restart.
 """
 
 
@@ -32,9 +32,9 @@ def add_command(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("directory", type=Path, metavar="DIR", help="where the supervisor's keys are")
+    command.add_argument("directory", type=Path, metavar="DIR", help="directory of the supervisor's keys")
     command.add_argument(
-        "--client", action="append", metavar="NAME", default=[], help="make keys for this client; may be repeated"
+        "--client", action="append", metavar="NAME", default=[], help="make keys for this client; can be repeated"
     )
     command.set_defaults(command=make_keys)
 
@@ -44,11 +44,13 @@ def make_keys(arguments: argparse.Namespace) -> ExitCode:
     directory: Path = arguments.directory
     try:
         if not arguments.client:
-            print(f"The supervisor's keys are in {make_server_keys(directory).parent}: give it --curve {directory}.")
+            print(
+                f"The supervisor's keys are in {make_server_keys(directory).parent}: start it with --curve {directory}."
+            )
         for name in arguments.client:
             bundle = make_client_keys(directory, name)
-            print(f"Move {bundle} to the host of {name}; ZMQPublisher takes it as `curve`.")
-            print(f"  Its access ends when {directory / CLIENTS / (name + PUBLIC_SUFFIX)} is deleted.")
+            print(f"Move {bundle} to the host of {name}, and give it to ZMQPublisher as `curve`.")
+            print(f"  To revoke its access, delete {directory / CLIENTS / (name + PUBLIC_SUFFIX)}.")
     except (KeyFileError, OSError) as error:
         print(f"tiledwriter-supervisor keygen: {error}", file=sys.stderr)
         return ExitCode.FAILED

@@ -13,15 +13,15 @@ from tiledbroker.supervisor import State
 from ..journals import gone, open_run_file, open_run_file_for_writing, reason_of
 from ._exit import ExitCode
 from ._run_lookup import directory_of, no_runs_in, runs_in
-from ._terminal import fail, local, plain
+from ._terminal import count_of, fail, local, plain
 
-_DAYS: Final = 30.0
+_DEFAULT_DAYS: Final = 30.0
 _DAY_SECONDS: Final = 24 * 60 * 60.0
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    prune = commands.add_parser("prune", help="delete journals of runs that are written")
+    prune = commands.add_parser("prune", help="delete the journals of written runs")
     prune.add_argument(
         "directory",
         nargs="?",
@@ -30,9 +30,13 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="journal directory (default: TILEDWRITER_JOURNAL_DIR, or the user's state directory)",
     )
     prune.add_argument(
-        "--older-than", type=float, default=_DAYS, metavar="DAYS", help="since they were written (default 30)"
+        "--older-than",
+        type=float,
+        default=_DEFAULT_DAYS,
+        metavar="DAYS",
+        help="only if written longer ago than this (default 30)",
     )
-    prune.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+    prune.add_argument("--dry-run", action="store_true", help="list what would be deleted, and delete nothing")
     prune.set_defaults(command=_prune_directory)
 
 
@@ -48,18 +52,22 @@ def _prune_directory(arguments: argparse.Namespace) -> ExitCode:
         try:
             pruned = _prune_journal(path, before, dry_run=arguments.dry_run)
         except JournalLocked as error:
-            code = code or fail(ExitCode.LOCKED, f"left as it is: {error}")
+            code = code or fail(ExitCode.LOCKED, f"kept: {error}")
             continue
         except (JournalError, OSError) as error:
             if not gone(path):
-                code = fail(ExitCode.FAILED, f"left as it is: {reason_of(error)}")
+                code = fail(ExitCode.FAILED, f"kept: {reason_of(error)}")
             continue
         if pruned:
             count, size = count + 1, size + pruned[0]
             print(plain(pruned[1]))
-    done = "To be deleted" if arguments.dry_run else "Deleted"
+    done = "Would delete" if arguments.dry_run else "Deleted"
     kept = len(paths) - count
-    print(plain(f"{done}: journals {count} ({size / 2**20:.1f} MiB) of {len(paths)} in {directory}; {kept} kept."))
+    print(
+        plain(
+            f"{done} {count} of {count_of(len(paths), 'journal')} in {directory} ({size / 2**20:.1f} MiB); {kept} kept."
+        )
+    )
     return code
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from ..journals import UNREADABLE, Replayed, replay
 from ._exit import ExitCode, Terminated
 from ._settings import settings_of
+from ._terminal import count_of
 
 
 def run(
@@ -95,7 +96,7 @@ def _result_line(result: Replayed) -> str:
     if result.outcome == UNREADABLE:
         return f"{result.outcome}  {result.reason}"
     reason = f"  {result.reason}" if result.reason else ""
-    return f"{result.uid}  {result.documents} documents  {result.outcome}{reason}"
+    return f"{result.uid}  {count_of(result.documents, 'document')}  {result.outcome}{reason}"
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

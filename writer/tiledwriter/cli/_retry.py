@@ -11,14 +11,14 @@ from tiledbroker.supervisor import State, clear_failure, request_retry, withdraw
 
 from ..journals import gone, open_run_file, reason_of
 from ._exit import ExitCode
-from ._run_lookup import count_of_runs, directory_of, find, no_runs_in, runs_in
-from ._terminal import fail, plain
+from ._run_lookup import directory_of, find, no_runs_in, runs_in
+from ._terminal import count_of, fail, plain
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    retry = commands.add_parser("retry", help="try runs in quarantine again")
-    retry.add_argument("run", nargs="?", metavar="UID", help="the run's uid, the beginning of it, or a journal file")
+    retry = commands.add_parser("retry", help="retry runs in quarantine")
+    retry.add_argument("run", nargs="?", metavar="UID", help="the run's uid, a prefix of it, or a journal file")
     retry.add_argument(
         "directory",
         nargs="?",
@@ -26,7 +26,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="DIR",
         help="journal directory (default: TILEDWRITER_JOURNAL_DIR, or the user's state directory)",
     )
-    retry.add_argument("--all", action="store_true", help="all runs of the directory that are in quarantine")
+    retry.add_argument("--all", action="store_true", help="retry all runs in quarantine in the directory")
     retry.set_defaults(command=_retry_runs)
 
 
@@ -58,7 +58,7 @@ def _retry_all(directory: Path) -> ExitCode:
     if not paths:
         print(plain(no_runs_in(directory)))
     elif not count and code is ExitCode.OK:
-        print(plain(f"none of the {count_of_runs(len(paths))} in {directory} is in quarantine"))
+        print(plain(f"none of the {count_of(len(paths), 'run')} in {directory} is in quarantine"))
     return code
 
 
@@ -71,11 +71,11 @@ def _try_again(path: Path) -> str:
         try:
             clear_failure(path)
         except JournalLocked:
-            return f"Run {uid}: a process still has the journal open. The next supervisor tries the run again."
+            return f"Run {uid}: a process still has the journal open. The next supervisor will retry the run."
         if not _has_supervisor(path.parent):
             withdraw_retry(path)
-            return f"Run {uid} is out of quarantine. No supervisor is running; the next one goes on with it."
-    return f"Run {uid}: the supervisor was asked to try it again, and does so within seconds."
+            return f"Run {uid} is out of quarantine. No supervisor is running; the next one will resume it."
+    return f"Run {uid}: the supervisor was asked to retry it, and will do so within seconds."
 
 
 def _has_supervisor(directory: Path) -> bool:

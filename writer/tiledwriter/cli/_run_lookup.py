@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Final
 
 from tiledbroker import JournalError, default_journal_dir, journal_filename, labelled_run_files, run_files
-from tiledbroker.log import FINISHED, follow_run_file
+from tiledbroker.log import FINISHED_SUBDIRECTORY, follow_run_file
 
 from ..journals import gone, open_run_file, reason_of, status_of
 from ._exit import CommandFailed, ExitCode
 
-_LABEL: Final = 8
+_LABEL_CHARACTERS: Final = 8
 _HASHED: Final = "sha256-"
 """Prefix of file names that are a digest of the uid instead of the uid itself."""
 _SUFFIXES: Final = (".sqlite", ".segment")
@@ -40,7 +40,7 @@ def add_directory(command: argparse.ArgumentParser, *, json: bool = True) -> Non
         help="journal or spool directory (default: TILEDWRITER_JOURNAL_DIR, or the user's state directory)",
     )
     if json:
-        command.add_argument("--json", action="store_true", help="for programs: JSON instead of text")
+        command.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
 def directory_of(given: Path | None) -> Path:
@@ -53,7 +53,11 @@ def directory_of(given: Path | None) -> Path:
 
 def label_of(uid: str) -> str:
     """Return the beginning of a run's uid, or of its file name if the uid is hard to type; `find` accepts both."""
-    return uid[:_LABEL] if _TYPEABLE.fullmatch(uid[:_LABEL]) else journal_filename(uid)[: len(_HASHED) + _LABEL]
+    return (
+        uid[:_LABEL_CHARACTERS]
+        if _TYPEABLE.fullmatch(uid[:_LABEL_CHARACTERS])
+        else journal_filename(uid)[: len(_HASHED) + _LABEL_CHARACTERS]
+    )
 
 
 def runs_in(directory: Path) -> list[Path]:
@@ -68,10 +72,10 @@ def runs_in(directory: Path) -> list[Path]:
     """
     names = _names_in(directory)
     if names and not any(_OURS.fullmatch(name) for name in names):
-        files = f"its {len(names)} files are" if len(names) > 1 else "its only file is"
+        files = f"its {len(names)} files do" if len(names) > 1 else "its only file does"
         raise CommandFailed(
             ExitCode.NOT_FOUND,
-            f"{directory} is neither a journal nor a spool directory: {files} not of tiledwriter",
+            f"{directory} is neither a journal nor a spool directory: {files} not belong to tiledwriter",
         )
     return run_files(directory)
 
@@ -95,18 +99,13 @@ def relocated(path: Path, directory: Path) -> Path | None:
     """Return the new path of a listed file that was moved; None if it was not moved or was deleted."""
     if not gone(path):
         return None
-    directory = directory.parent if directory.name == FINISHED else directory
+    directory = directory.parent if directory.name == FINISHED_SUBDIRECTORY else directory
     return next((other for other in run_files(directory) if other.name == path.name), None)
 
 
 def no_runs_in(directory: Path) -> str:
     """Return the message for a directory without runs."""
     return f"no runs in {directory}"
-
-
-def count_of_runs(count: int) -> str:
-    """Return a number of runs in words, such as "1 run"."""
-    return f"{count} run" if count == 1 else f"{count} runs"
 
 
 def find(run: str, directory: Path) -> Path:
@@ -144,7 +143,7 @@ def find(run: str, directory: Path) -> Path:
         raise CommandFailed(ExitCode.USAGE, problem)
     if refusals:
         unknown = "; ".join(refusals)
-        problem = f"{run!r} is none of the runs in {directory} that could be read; of the others: {unknown}"
+        problem = f"no readable run in {directory} is {run!r}, and some cannot be read: {unknown}"
         raise CommandFailed(ExitCode.FAILED, problem)
     raise CommandFailed(ExitCode.NOT_FOUND, f"{no_path}there is no run {run!r} in {directory}")
 

@@ -37,7 +37,7 @@ def settings_of(config: Path | None, flags: dict[str, Any], *, server: bool = Tr
         raise WrongConfiguration(str(error)) from error
     except (yaml.YAMLError, TypeError, ValueError) as error:
         problem = " ".join(str(error).split())
-        raise WrongConfiguration(f"{config} is no YAML mapping of settings: {problem}") from error
+        raise WrongConfiguration(f"{config} is not a YAML mapping of settings: {problem}") from error
 
 
 def _require_file(config: Path) -> None:

@@ -14,21 +14,23 @@ from tiledbroker import JournalError, PublisherStatus, ZMQPublisher
 
 from ..journals import gone, open_run_file, reason_of, status_of
 from ._exit import CommandFailed, ExitCode
-from ._run_lookup import count_of_runs, labelled_runs_in, no_runs_in, runs_in, unrouted_in
-from ._terminal import fail, plain
+from ._run_lookup import labelled_runs_in, no_runs_in, runs_in, unrouted_in
+from ._terminal import count_of, fail, plain
 
 _POLL_SECONDS: Final = 0.05
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands to the command line."""
-    ship = commands.add_parser("ship", help="ship what dead sessions left in a spool directory")
+    ship = commands.add_parser("ship", help="ship the runs that dead sessions left in a spool directory")
     ship.add_argument("directory", type=Path, metavar="SPOOL_DIR")
     ship.add_argument("address", metavar="ADDRESS", help="where the supervisor listens, e.g. tcp://ingest:5579")
-    ship.add_argument("--curve", type=Path, metavar="KEYS", help="directory of this client's keys, as keygen makes it")
-    ship.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="give up after (default 60)")
+    ship.add_argument("--curve", type=Path, metavar="KEYS", help="directory of this client's keys, made by keygen")
     ship.add_argument(
-        "--any-host", action="store_true", help="also runs of other hosts' sessions, which must have ended"
+        "--timeout", type=float, default=60.0, metavar="SECONDS", help="give up after this time (default 60)"
+    )
+    ship.add_argument(
+        "--any-host", action="store_true", help="also ship runs of sessions on other hosts, which must have ended"
     )
     ship.set_defaults(command=_ship_directory)
     replay = commands.add_parser("replay", help="write runs from backups, exported documents or journals to Tiled")
@@ -37,7 +39,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     server.add_argument("--tiled", metavar="URI", help="the Tiled server, or a container in it")
     server.add_argument("--profile", metavar="NAME", help="a profile of Tiled's client, instead of --tiled")
     replay.add_argument("--config", type=Path, metavar="FILE", help="the supervisor's configuration")
-    replay.add_argument("--json", action="store_true", help="for programs: JSON instead of text")
+    replay.add_argument("--json", action="store_true", help="print JSON instead of text")
     replay.set_defaults(command=_replay, json_failure=_replay_failure)
 
 
@@ -94,7 +96,7 @@ def _unshipped_reasons(left: Sequence[Path], status: PublisherStatus, timeout: f
     """
     if not status.connected:
         problem = status.problem or f"the supervisor at {status.address} does not answer"
-        yield f"{count_of_runs(len(left))} left in {status.spool_dir}: {problem}"
+        yield f"{count_of(len(left), 'run')} left in {status.spool_dir}: {problem}"
     for path in left:
         try:
             with open_run_file(path, "inspect") as journal:

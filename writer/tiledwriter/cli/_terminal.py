@@ -12,13 +12,13 @@ from typing import Final
 from .._plain_text import plain
 from ._exit import ExitCode
 
-__all__ = ["discard_output", "fail", "flush_output", "local", "plain", "print_table", "take_any_text"]
+__all__ = ["count_of", "discard_output", "fail", "flush_output", "local", "plain", "print_table", "take_any_text"]
 
-_WIDEST: Final = 40
+_MAX_CELL_CHARACTERS: Final = 40
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table with columns as wide as their content; all but the last are cut at `_WIDEST` characters."""
+    """Print a table with columns as wide as their content; all but the last are cut at `_MAX_CELL_CHARACTERS`."""
     cells = [list(header), *(_format_row(row) for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     for row in cells:
@@ -27,7 +27,15 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
 
 def _format_row(row: Sequence[object]) -> list[str]:
     *cells, last = [plain(str(cell)) for cell in row]
-    return [*(cell if len(cell) <= _WIDEST else f"{cell[: _WIDEST - 3]}..." for cell in cells), last]
+    return [
+        *(cell if len(cell) <= _MAX_CELL_CHARACTERS else f"{cell[: _MAX_CELL_CHARACTERS - 3]}..." for cell in cells),
+        last,
+    ]
+
+
+def count_of(count: int, noun: str) -> str:
+    """Return a number with its noun, such as "1 run" or "2 runs"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def local(timestamp: float | None) -> str:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..journals import STATES, UNREADABLE, gone, status_of
 from ._exit import CommandFailed, ExitCode
-from ._run_lookup import count_of_runs, directory_of, find, looks_like_path, no_runs_in, relocated, runs_in
-from ._terminal import fail, plain
+from ._run_lookup import directory_of, find, looks_like_path, no_runs_in, relocated, runs_in
+from ._terminal import count_of, fail, plain
 
 if TYPE_CHECKING:
     from .._config import Settings
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NO_JOURNAL: Final = "no journal"
 _WRITTEN: Final = "written"
-_NAMED_RUNS: Final = 10
+_MAX_RUNS_NAMED: Final = 10
 
 
 class _Subject(NamedTuple):
@@ -47,19 +47,19 @@ class _Subject(NamedTuple):
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the command line."""
-    verify = commands.add_parser("verify", help="check journals, and what Tiled holds of their runs")
+    verify = commands.add_parser("verify", help="check journals, and compare their runs with Tiled")
     verify.add_argument(
         "runs",
         nargs="*",
         metavar="UID|DIR|FILE",
-        help="runs, sought in the directories that are named beside them; all of a directory; journal files "
-        "(default: all of TILEDWRITER_JOURNAL_DIR, or of the user's state directory)",
+        help="runs, looked up in the directories given; all runs of a directory; or journal files "
+        "(default: all runs in TILEDWRITER_JOURNAL_DIR, or in the user's state directory)",
     )
     server = verify.add_mutually_exclusive_group()
     server.add_argument("--tiled", metavar="URI", help="compare with this Tiled server, or a container in it")
     server.add_argument("--profile", metavar="NAME", help="a profile of Tiled's client, instead of --tiled")
     verify.add_argument("--config", type=Path, metavar="FILE", help="the supervisor's configuration")
-    verify.add_argument("--json", action="store_true", help="for programs: JSON instead of text")
+    verify.add_argument("--json", action="store_true", help="print JSON instead of text")
     verify.set_defaults(command=_verify_runs, json_failure=lambda _, message: [_failure_entry(message)])
 
 
@@ -87,8 +87,8 @@ def _verify_runs(arguments: argparse.Namespace) -> ExitCode:
     except WrongConfiguration as error:
         raise CommandFailed(ExitCode.USAGE, str(error)) from error
     except ServerError as error:
-        missing = count_of_runs(len(subject.files) - len(results))
-        message = f"nothing is known about {missing} of {len(subject.files)} in {subject.places}: {error}"
+        missing = count_of(len(subject.files) - len(results), "run")
+        message = f"{missing} of {len(subject.files)} in {subject.places} not verified: {error}"
         if arguments.json:
             print(json.dumps([*(result.as_dict() for result in results), _failure_entry(message)], indent=2))
         return fail(ExitCode.FAILED, message)
@@ -128,7 +128,7 @@ def _settings_and_connection(arguments: argparse.Namespace) -> tuple[Settings, C
     import threading
 
     from ..catalog import Connection
-    from ..verify import PATIENCE
+    from ..verify import PATIENCE_SECONDS
     from ._settings import settings_of
 
     flags = {"tiled": arguments.tiled, "profile": arguments.profile}
@@ -137,7 +137,7 @@ def _settings_and_connection(arguments: argparse.Namespace) -> tuple[Settings, C
     connection = None
     if compares:
         connect = settings.worker_options().tiled.connect
-        connection = Connection(connect, threading.Event(), lambda _event, **_detail: None, patience=PATIENCE)
+        connection = Connection(connect, threading.Event(), lambda _event, **_detail: None, patience=PATIENCE_SECONDS)
     return settings, connection
 
 
@@ -210,10 +210,10 @@ def _find_in(run: str, directories: Sequence[Path]) -> list[Path]:
 def _result_lines(result: Verification) -> Iterator[str]:
     parts = [result.uid, result.state]
     if result.documents is not None:
-        parts.append(f"{result.documents} documents")
+        parts.append(count_of(result.documents, "document"))
     parts.append(_verdict_text(result))
     if result.nodes is not None:
-        parts.append(f"{result.nodes} nodes with {result.rows} rows compared with Tiled")
+        parts.append(f"{count_of(result.nodes, 'node')} with {count_of(result.rows or 0, 'row')} compared with Tiled")
     yield "  ".join(parts)
     if result.state in (UNREADABLE, "damaged"):
         yield f"    {result.file}"
@@ -224,9 +224,9 @@ def _result_lines(result: Verification) -> Iterator[str]:
 
 def _verdict_text(result: Verification) -> str:
     if result.findings:
-        return "1 finding" if len(result.findings) == 1 else f"{len(result.findings)} findings"
+        return count_of(len(result.findings), "finding")
     if result.state != _WRITTEN:
-        return "no finding so far"
+        return "no findings so far"
     return "journal OK" if result.nodes is None else "OK"
 
 
@@ -236,14 +236,14 @@ def _summary_lines(
     """Yield the totals, runs in Tiled without a journal, and a note if Tiled was not asked."""
     counts = Counter((result.state, result.ok) for result in results)
     told = [
-        f"{counts[state, ok]} {state}, {'without a finding' if ok else 'with findings'}"
+        f"{counts[state, ok]} {state}, {'without findings' if ok else 'with findings'}"
         for state in STATES
         for ok in (True, False)
         if counts[state, ok]
     ]
-    yield f"{count_of_runs(len(results))} in {subject.places}: {'; '.join(told)}"
+    yield f"{count_of(len(results), 'run')} in {subject.places}: {'; '.join(told)}"
     if unknown:
-        named = ", ".join(unknown[:_NAMED_RUNS]) + (", ..." if len(unknown) > _NAMED_RUNS else "")
-        yield f"{count_of_runs(len(unknown))} in Tiled without a journal in {subject.places}: {named}"
+        named = ", ".join(unknown[:_MAX_RUNS_NAMED]) + (", ..." if len(unknown) > _MAX_RUNS_NAMED else "")
+        yield f"{count_of(len(unknown), 'run')} in Tiled without a journal in {subject.places}: {named}"
     if not compared:
-        yield "Only journals were checked. Tiled was not asked: give --tiled or --profile to compare"
+        yield "Only journals were checked. To compare with Tiled, give --tiled or --profile"

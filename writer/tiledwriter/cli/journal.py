@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
     result = argparse.ArgumentParser(
         "tiledwriter-journal",
-        description="Look into the journals of runs, check them, try runs again, ship spools, and replay backups.",
+        description="Inspect, check, export and prune journals, retry runs, ship spools, and replay backups.",
         epilog=f"{_EXAMPLES}{exit_codes_help()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt as interrupt:
             discard_output()
             code = ExitCode.TERMINATED if isinstance(interrupt, Terminated) else ExitCode.INTERRUPTED
-            return fail(code, f"{code.meaning}: not all was done")
+            return fail(code, f"{code.meaning}, before everything was done")
         except BrokenPipeError:
             # The reader of the output has ended, as in `tiledwriter-journal ls | head`.
             discard_output()

@@ -15,10 +15,10 @@ from ._exit import ExitCode
 log = logging.getLogger("tiledwriter.supervisor")
 
 _DESCRIPTION = """\
-Take documents from publishers, keep them in journals, and write them to Tiled.
+Receive documents from publishers, keep them in journals, and write them to Tiled.
 
 Settings come from --config (YAML), then TILEDWRITER_* in the environment, then flags; later ones win.
-Tiled's credentials are taken from TILED_API_KEY, or from the profile.
+Tiled's credentials come from TILED_API_KEY or from the profile.
 """
 
 _EXAMPLES = """\
@@ -29,7 +29,7 @@ examples:
   tiledwriter-supervisor --tiled http://localhost:8000 --journal-dir /var/lib/tiledwriter --drain
 
 exit codes: 0 ended as asked; 1 failed; 2 wrong usage; 3 another supervisor uses the journals;
-  4 no journal directory to drain; 5 after --drain, when runs are left that are not in Tiled
+  4 no journal directory to drain; 5 after --drain, if runs remain that are not in Tiled
 """
 
 
@@ -42,12 +42,13 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("--config", type=Path, metavar="FILE", help="YAML file with any of these settings")
-    result.add_argument("--listen", metavar="ADDRESS", help="where publishers connect (default tcp://127.0.0.1:5579)")
+    result.add_argument("--listen", metavar="ADDRESS", help="address for publishers (default tcp://127.0.0.1:5579)")
+    result.add_argument("--curve", type=Path, metavar="DIR", help="keys made by keygen; reject clients without one")
     result.add_argument(
-        "--curve", type=Path, metavar="DIR", help="keys, as keygen makes them: clients without one are not let in"
-    )
-    result.add_argument(
-        "--insecure", action="store_true", default=None, help="listen to other hosts without keys; they all can write"
+        "--insecure",
+        action="store_true",
+        default=None,
+        help="listen to other hosts without keys; any of them can write",
     )
     server = result.add_mutually_exclusive_group()
     server.add_argument("--tiled", metavar="URI", help="the Tiled server, or a container in it")
@@ -56,11 +57,11 @@ def parser() -> argparse.ArgumentParser:
         "--journal-dir",
         type=Path,
         metavar="DIR",
-        help="journals, on a local disk (default: the user's state directory)",
+        help="directory of the journals, on a local disk (default: the user's state directory)",
     )
     result.add_argument("--drain", action="store_true", help="write what the journals hold, then exit")
     result.add_argument("--log-level", metavar="L", help="DEBUG, INFO, WARNING or ERROR (default INFO)")
-    result.add_argument("--log-format", choices=("text", "json"), help="form of log lines (default text)")
+    result.add_argument("--log-format", choices=("text", "json"), help="format of log lines (default text)")
     result.set_defaults(command=serve)
     commands = result.add_subparsers(title="other commands", metavar="COMMAND")
     _keygen.add_command(commands)

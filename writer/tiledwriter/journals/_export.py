@@ -25,7 +25,7 @@ FURTHER: Final = "further"
 Key: TypeAlias = tuple[str, str]
 """Origin of a column: ("", key of the document), ("data", data key) or ("timestamps", data key)."""
 
-_BATCH: Final = 1000
+_BATCH_ROWS: Final = 1000
 _INTEGERS: Final = range(-(2**63), 2**63)
 _TABLES: Final = {
     "start": "start",
@@ -137,7 +137,7 @@ class _Table:
         if further:
             row[FURTHER] = json.dumps(further)
         self._rows.append(row)
-        if len(self._rows) >= _BATCH:
+        if len(self._rows) >= _BATCH_ROWS:
             self.flush()
 
     def flush(self) -> None:

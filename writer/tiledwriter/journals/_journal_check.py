@@ -30,12 +30,12 @@ from ..mapping import (
 from ..worker import INTERRUPTED, WRITTEN
 
 RECOVERY_ADVICE: Final = (
-    "Keep the file. If the publisher's spool, a backup or Tiled has the run, take it from there; what SQLite can save, "
-    "`sqlite3 FILE .recover` does."
+    "Keep the file. If the publisher's spool, a backup or Tiled has the run, take it from there; "
+    "`sqlite3 FILE .recover` saves the parts that SQLite can still read."
 )
 CHECK_OPTIONS: Final = "Is --config the configuration that the run was written with?"
 
-_BATCH: Final = 10_000
+_BATCH_DOCUMENTS: Final = 10_000
 
 
 class DocumentsCheck:
@@ -66,12 +66,12 @@ class DocumentsCheck:
         for record in self._read_records():
             self._check_record(record)
         return [
-            *self._missing.finding("documents", "{} are missing, from these numbers on", advice=RECOVERY_ADVICE),
-            *self._unreadable.finding("documents", "{} cannot be read from the file", advice=RECOVERY_ADVICE),
-            *self._damaged.finding("documents", "{} do not match their checksums", advice=RECOVERY_ADVICE),
-            *self._undecodable.finding("documents", "{} are not in the journals' encoding", advice=RECOVERY_ADVICE),
-            *self._misplaced.finding("documents", "{} do not belong where they are"),
-            *self._late.finding("documents", "{} came after the stop document, and are not written"),
+            *self._missing.finding("documents", "{} missing, from these indexes on", advice=RECOVERY_ADVICE),
+            *self._unreadable.finding("documents", "{} unreadable", advice=RECOVERY_ADVICE),
+            *self._damaged.finding("documents", "{} with a wrong checksum", advice=RECOVERY_ADVICE),
+            *self._undecodable.finding("documents", "{} not in the encoding of journals", advice=RECOVERY_ADVICE),
+            *self._misplaced.finding("documents", "{} in a wrong position"),
+            *self._late.finding("documents", "{} after the stop document, which are not written"),
             # Lost documents also leave gaps in the sequence numbers, which would be reported twice.
             *(self._events.findings() if not self._lost_count else []),
         ]
@@ -86,13 +86,13 @@ class DocumentsCheck:
         start, one_by_one_until, gap = 0, 0, self._journal.length
         while start < self._journal.length:
             try:
-                batch = self._journal.read(start, 1 if start < one_by_one_until else min(_BATCH, gap - start))
+                batch = self._journal.read(start, 1 if start < one_by_one_until else min(_BATCH_DOCUMENTS, gap - start))
             except DocumentsMissing as error:
                 start, gap = (start, error.first) if error.first > start else (error.following, self._journal.length)
                 continue
             except (JournalInvalid, sqlite3.DatabaseError) as error:
                 if start >= one_by_one_until:
-                    one_by_one_until = start + _BATCH
+                    one_by_one_until = start + _BATCH_DOCUMENTS
                     continue
                 self._unreadable.add(start, found=str(error))
                 start += 1
@@ -179,8 +179,8 @@ class EventsCheck:
         for at in numpy.flatnonzero(digests[order][1:] == digests[order][:-1]):
             doubled.add(int(places[order[at + 1]]), found=f"the event of document {places[order[at]]}")
         return [
-            *self._skipping.finding("documents", "{} events are missing, by their sequence numbers"),
-            *doubled.finding("documents", "{} events are there twice"),
+            *self._skipping.finding("documents", "missing events, by sequence numbers: {}"),
+            *doubled.finding("documents", "duplicate events: {}"),
         ]
 
 
@@ -250,9 +250,9 @@ class ProgressCheck:
             stopless.add(None)
         said = f"the run is {self.outcome}, but"
         return [
-            *unknown.finding("progress", "{} nodes are named that the documents do not lead to", advice=CHECK_OPTIONS),
-            *beyond.finding("progress", "{} nodes have more rows than the documents lead to", advice=CHECK_OPTIONS),
-            *short.finding("progress", f"{said} not all rows of {{}} nodes are confirmed", advice=CHECK_OPTIONS),
-            *open_.finding("progress", f"{said} {{}} requests are not confirmed"),
+            *unknown.finding("progress", "nodes that do not follow from the documents: {}", advice=CHECK_OPTIONS),
+            *beyond.finding("progress", "nodes with more rows than the documents have: {}", advice=CHECK_OPTIONS),
+            *short.finding("progress", f"{said} nodes have unconfirmed rows: {{}}", advice=CHECK_OPTIONS),
+            *open_.finding("progress", f"{said} requests are unconfirmed: {{}}"),
             *stopless.finding("state", f"{said} there is no stop document"),
         ]

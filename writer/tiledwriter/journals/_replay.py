@@ -22,8 +22,8 @@ from ._summary import UNREADABLE
 
 UNFINISHED: Final = "unfinished"
 
-_STOP_TIMEOUT: Final = 5.0
-_POLL: Final = 0.5
+_STOP_TIMEOUT_SECONDS: Final = 5.0
+_POLL_SECONDS: Final = 0.5
 _SQLITE: Final = b"SQLite format 3\0"
 
 
@@ -111,7 +111,7 @@ def _copy_runs(file: Path, places: Iterator[Path]) -> list[_Run]:
         is_journal = stream.read(len(_SQLITE)) == _SQLITE
     runs = [_copy_journal(file, next(places))] if is_journal else _sort_documents(file, places)
     if not runs:
-        raise BackupUnreadable(file, None, "there is no document in it.")
+        raise BackupUnreadable(file, None, "it contains no documents.")
     return runs
 
 
@@ -122,7 +122,7 @@ def _copy_journal(file: Path, place: Path) -> _Run:
             for record in source.records():
                 journal.append(record.idx, [(record.name, record.crc, record.body)])
         if not journal.length:
-            raise BackupUnreadable(file, None, "there is no document in it.")
+            raise BackupUnreadable(file, None, "it contains no documents.")
         _mark_abandoned(journal)
         return _Run(file, journal.path)
 
@@ -144,7 +144,9 @@ def _sort_documents(file: Path, places: Iterator[Path]) -> list[_Run]:
             try:
                 deliveries = routing.deliver(entry.name, entry.document, entry.body)
             except RoutingError as error:
-                problem = f"{error} Delete the line, or add what is missing; nothing of this file has been written."
+                problem = (
+                    f"{error} Delete the line or add the missing documents; nothing of this file has been written."
+                )
                 raise BackupUnreadable(file, entry.line, problem) from error
             for run_uid, name, body in deliveries:
                 if entry.name == "start":
@@ -187,8 +189,8 @@ def _write_run(
 
     writing = RunWriting(journal, connect, options, drain=True, on_progress=lambda _: None, on_end=on_end)
     writing.start()
-    while not ended.wait(_POLL) and not ending.is_set():
+    while not ended.wait(_POLL_SECONDS) and not ending.is_set():
         pass
-    writing.stop(_STOP_TIMEOUT)
+    writing.stop(_STOP_TIMEOUT_SECONDS)
     outcome, reason = ends[0] if ends else ("", "")
     return outcome or UNFINISHED, reason

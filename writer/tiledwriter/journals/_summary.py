@@ -20,7 +20,7 @@ SPOOLED: Final = "spooled"
 STATES: Final = ("written", "interrupted", "failed", PARKED, "closing", "open", SPOOLED, DAMAGED, UNREADABLE)
 """All states of a run, in the order in which totals list them; of a journal, only `verify` reports "damaged"."""
 
-_LARGEST: Final = 2**63
+_MAX_NUMBER: Final = 2**63
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def summarize(journal: RunReader) -> RunSummary:
         uid=journal.run_uid,
         file=str(journal.path),
         plan=text_of(start.get("plan_name", "")),
-        scan_id=scan_id if isinstance(scan_id, int) and abs(scan_id) < _LARGEST else None,
-        started=float(started) if isinstance(started, int | float) and abs(started) < _LARGEST else None,
+        scan_id=scan_id if isinstance(scan_id, int) and abs(scan_id) < _MAX_NUMBER else None,
+        started=float(started) if isinstance(started, int | float) and abs(started) < _MAX_NUMBER else None,
         documents=journal.names(),
         state=state,
         why=why,
@@ -137,8 +137,8 @@ def _of_spooled(run: SpooledRun, *, worker: bool | None) -> tuple[str, str]:
     if damage := run.damage():
         return DAMAGED, damage[0]
     if worker:
-        return SPOOLED, f"{run.holder} ships it to {run.destination}, or waits for it to be written"
-    return SPOOLED, f"its session has ended; the next publisher for {run.destination} on {run.holder.host} ships it"
+        return SPOOLED, f"{run.holder} is shipping it to {run.destination}, or waiting for it to be written"
+    return SPOOLED, f"its session has ended; the next publisher for {run.destination} on {run.holder.host} will ship it"
 
 
 def _run_state(journal: RunReader, history: Sequence[HistoryEntry], *, worker: bool | None) -> str:
@@ -160,11 +160,11 @@ def _state_reason(
     if state == "written":
         return ""
     if state == PARKED:
-        return "Tiled was away and all documents are here; a supervisor resumes the run when Tiled is back"
+        return "Tiled was unavailable, and all documents are here; a supervisor will resume the run when Tiled is back"
     if worker is None:
-        return f"it cannot be told whether a process has it open: {doubt}"
+        return f"it is unknown if a process has it open: {doubt}"
     if not worker:
-        return "no process has it open; the next supervisor or publisher that uses this directory goes on with it"
+        return "no process has it open; the next supervisor or publisher that uses this directory will continue it"
     return _why_at_work(journal, history)
 
 

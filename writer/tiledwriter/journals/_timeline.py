@@ -9,10 +9,10 @@ from tiledbroker import CodecError, HistoryEntry, Record, RunReader
 
 from .._plain_text import text_of
 
-_BATCH: Final = 10_000
+_BATCH_DOCUMENTS: Final = 10_000
 _SHOWN: Final = ("name", "descriptor", "seq_num", "data_key", "stream_resource", "resource", "exit_status", "plan_name")
 # Characters of a uid that suffice to distinguish it.
-_UID: Final = 8
+_UID_CHARACTERS: Final = 8
 
 
 class TimelineEntry(NamedTuple):
@@ -54,16 +54,16 @@ class Timeline:
         """True if the run has an outcome, so that no further entries are expected."""
         return self._journal.get("outcome") is not None
 
-    def take(self) -> list[TimelineEntry]:
+    def take_new_entries(self) -> list[TimelineEntry]:
         """Return the entries since the last call; the first call returns all of the history."""
-        happenings = []
-        while records := self._journal.read(self._next, _BATCH):
-            happenings += [_of_document(record) for record in records]
+        entries = []
+        while records := self._journal.read(self._next, _BATCH_DOCUMENTS):
+            entries += [_of_document(record) for record in records]
             self._next = records[-1].idx + 1
         history = self._journal.history()
-        happenings += [_of_entry(entry) for entry in history[self._entries :]]
+        entries += [_of_entry(entry) for entry in history[self._entries :]]
         self._entries = len(history)
-        return sorted(happenings, key=lambda happening: happening.time)
+        return sorted(entries, key=lambda entry: entry.time)
 
 
 def _of_document(record: Record) -> TimelineEntry:
@@ -79,7 +79,7 @@ def _of_document(record: Record) -> TimelineEntry:
 
 def _shorten_value(value: Any) -> str:
     text = text_of(value)
-    return text if len(text) <= 4 * _UID else text[:_UID]
+    return text if len(text) <= 4 * _UID_CHARACTERS else text[:_UID_CHARACTERS]
 
 
 def _describe_extent(document: Mapping[str, Any]) -> list[str]:

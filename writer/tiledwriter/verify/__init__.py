@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ._verification import PATIENCE, Verification, runs_without_journal, verify
+from ._verification import PATIENCE_SECONDS, Verification, runs_without_journal, verify
 
-__all__ = ["PATIENCE", "Verification", "runs_without_journal", "verify"]
+__all__ = ["PATIENCE_SECONDS", "Verification", "runs_without_journal", "verify"]

@@ -100,7 +100,7 @@ class Comparison:
         """Return findings for nodes of the run in Tiled that the journal does not account for."""
         runs = [path for path in self._found if "/" not in path]
         strangers = sorted(path for run in runs for path in self._stored.below(run) if path not in self._led_to)
-        return [Finding(_path_in_run(path), "is in Tiled, and the journal does not lead to it") for path in strangers]
+        return [Finding(_path_in_run(path), "is in Tiled, but does not follow from the journal") for path in strangers]
 
     def _start_check(self, operation: Creation) -> None:
         path = operation.path
@@ -115,7 +115,7 @@ class Comparison:
         family = node_body(operation, "")["structure_family"]
         if found["structure_family"] != family:
             self._skipped.add(path)
-            text = f"is a {found['structure_family']}, and should be a {family}"
+            text = f"its kind is {found['structure_family']}, but should be {family}"
             self._problems.append(Finding(_path_in_run(path), text))
             return
         self._found[path] = found
@@ -130,7 +130,7 @@ class Comparison:
     def _check_removal(self, path: str) -> None:
         self._led_to.add(path)
         if self._confirmed is None and self._stored.attributes(path) is not None:
-            self._problems.append(Finding(_path_in_run(path), "is there, and should have been deleted"))
+            self._problems.append(Finding(_path_in_run(path), "exists, but should have been deleted"))
 
     def _compare_growth(self, operation: Growth) -> None:
         path = operation.path
@@ -159,9 +159,11 @@ class Comparison:
                 problems.append(Finding(_path_in_run(path), f"has no {key!r} in its metadata"))
             elif not (_sorted_notes(wanted) == _sorted_notes(have) if key == "notes" else same(wanted, have)):
                 example = (Example(None, *_innermost_difference(wanted, have)),)
-                problems.append(Finding(_path_in_run(path), f"has another {key!r} in its metadata", examples=example))
+                problems.append(
+                    Finding(_path_in_run(path), f"has a different {key!r} in its metadata", examples=example)
+                )
         if "/" not in path and not stopped and found.get("stop") is not None:
-            problems.append(Finding(_path_in_run(path), "has a stop document, which the journal does not have"))
+            problems.append(Finding(_path_in_run(path), "has a stop document, but the journal does not"))
         return problems
 
 

@@ -30,9 +30,9 @@ from ..worker import FAILED
 from ._comparison import Comparison
 
 # Seconds for which a request is retried.
-PATIENCE: Final = 30.0
+PATIENCE_SECONDS: Final = 30.0
 
-_ATTEMPTS: Final = 3
+_MAX_ATTEMPTS: Final = 3
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def verify(path: Path, options: WritingOptions, connection: Connection | None) -
     TiledUnavailable
         Tiled does not answer, or does not accept the credentials.
     """
-    for _ in range(_ATTEMPTS):
+    for _ in range(_MAX_ATTEMPTS):
         result = _verify_file(path, options, connection)
         if result.ok or not _in_use(path):
             # Otherwise the run may have changed during the verification, so verify it again.

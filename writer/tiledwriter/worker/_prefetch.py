@@ -19,7 +19,7 @@ HOLD_SECONDS: Final = 5.0
 """Seconds for which a few frames of a key with many frames may be held back, see `RunWriter.holds`."""
 
 # Seconds to wait for documents at a time.
-_IDLE: Final = 1.0
+_IDLE_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -88,16 +88,16 @@ class FoldPrefetch:
         self._thread.shutdown()
 
     def close(self) -> None:
-        """Stop folding, from any thread; a blocked `take` returns what there is."""
+        """Stop folding, from any thread; a blocked `take_folded` returns what there is."""
         self._closed = True
         self._record_buffer.wake()
 
     @property
     def accepts_more(self) -> bool:
-        """Whether `take` can return more."""
+        """Whether `take_folded` can return more."""
         return self._next is not None
 
-    def take(self, *, wait: bool) -> FoldedBatch:
+    def take_folded(self, *, wait: bool) -> FoldedBatch:
         """Return what was folded since the last call. With `wait`, block until there is something."""
         assert self._next is not None
         self._patient = wait
@@ -131,7 +131,9 @@ class FoldPrefetch:
             if not records:
                 if wanted and fold.holds and self._is_due:
                     break
-                self._record_buffer.wait(min(_IDLE, max(0.01, self._seconds_left)) if wanted and fold.holds else _IDLE)
+                self._record_buffer.wait(
+                    min(_IDLE_SECONDS, max(0.01, self._seconds_left)) if wanted and fold.holds else _IDLE_SECONDS
+                )
         reason = fold.error or damage
         everything = not (self._patient and fold.accepts_more) or self._closed or self._is_due or reason is not None
         operations += fold.flush(everything=everything)

@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 # Operations that may wait until a node is quiet while others continue; beyond this, no further documents are taken.
 MAX_BLOCKED_OPERATIONS: Final = 32
 # Seconds before another attempt after the disk was full.
-DISK_PAUSE: Final = 1.0
-REST_PATIENCE_SECONDS: Final = 15.0
+DISK_PAUSE_SECONDS: Final = 1.0
+STOP_WAIT_SECONDS: Final = 15.0
 """Seconds to wait for the journal's next document when Tiled already has the run's stop document."""
 
 _SHORTEST_POLL_SECONDS: Final = 0.25
@@ -89,7 +89,7 @@ class RunWriting:
             on_reached=on_reached,
         )
         self._limited_log = RateLimitedLog(log)
-        self._told = -1
+        self._reported_cursor = -1
         self._thread = threading.Thread(target=self._run, name="tiledwriter-writing", daemon=True)
 
     def start(self) -> None:
@@ -122,8 +122,10 @@ class RunWriting:
                     break
                 except sqlite3.OperationalError as error:
                     # Restart from the journal: progress that it could not record is determined again.
-                    self._limited_log.log(logging.ERROR, "disk", "%s cannot be written: %s", self._journal.path, error)
-                    self._stopping.wait(DISK_PAUSE)
+                    self._limited_log.log(
+                        logging.ERROR, "disk", "The journal %s cannot be written: %s", self._journal.path, error
+                    )
+                    self._stopping.wait(DISK_PAUSE_SECONDS)
         except Stopped:
             pass
         finally:
@@ -185,11 +187,11 @@ class RunWriting:
         waiting: list[Operation] = []
         poll = _SHORTEST_POLL_SECONDS
         latest_document = time.monotonic()
-        with FoldPrefetch(fold, self._journal, self._record_buffer) as gathering:
-            self._prefetch = gathering
+        with FoldPrefetch(fold, self._journal, self._record_buffer) as prefetch:
+            self._prefetch = prefetch
             while not self._stopping.is_set():
-                if len(waiting) <= MAX_BLOCKED_OPERATIONS and gathering.accepts_more:
-                    folded = gathering.take(wait=not (self._drain or waiting or catalog.waits_for_stop))
+                if len(waiting) <= MAX_BLOCKED_OPERATIONS and prefetch.accepts_more:
+                    folded = prefetch.take_folded(wait=not (self._drain or waiting or catalog.waits_for_stop))
                     waiting += folded.operations
                     if folded.documents:
                         latest_document = time.monotonic()
@@ -204,14 +206,14 @@ class RunWriting:
                 if folded.error is not None:
                     raise folded.error
                 if catalog.waits_for_stop and not self._journal.ended and not folded.documents:
-                    if time.monotonic() - latest_document > REST_PATIENCE_SECONDS:
+                    if time.monotonic() - latest_document > STOP_WAIT_SECONDS:
                         catalog.refuse()
                     self._stopping.wait(_SHORTEST_POLL_SECONDS)
-                if folded.cursor != self._told:
-                    self._told = folded.cursor
+                if folded.cursor != self._reported_cursor:
+                    self._reported_cursor = folded.cursor
                     self._on_progress(folded.cursor)
                 if folded.finished:
                     return WRITTEN if self._journal.stopped else INTERRUPTED
                 if not folded.documents and self._drain:
                     return ""
-        raise Stopped("Told to stop.")
+        raise Stopped("Stopped on request.")
