@@ -95,6 +95,33 @@ def test_the_mapping_loads_neither_a_client_nor_the_catalog() -> None:
     assert loaded & {"tiledwriter.catalog", "tiled.client", "httpx", "tenacity", "zmq", "sqlite3"} == set()
 
 
+def test_what_is_shipped_is_decided_without_sockets_and_files() -> None:
+    loaded = modules_loaded_by(
+        without_doors("tiledbroker", "tiledbroker.protocol", "tiledbroker.publisher")
+        + "import tiledbroker.publisher._session"
+    )
+    own = {name for name in loaded if name.startswith("tiledbroker.")}
+    assert own == {
+        "tiledbroker._errors",
+        "tiledbroker.protocol",
+        "tiledbroker.protocol.messages",
+        "tiledbroker.publisher",
+        "tiledbroker.publisher._session",
+        "tiledbroker.publisher._shipment",
+    }
+    assert loaded & {"zmq", "socket", "select", "multiprocessing", "sqlite3", "random", "secrets"} == set()
+
+
+def without_doors(*packages: str) -> str:
+    """Statement after which modules of these packages are loaded without what the packages' doors import."""
+    paths = {name: str(ROOTS["tiledbroker"].parent.joinpath(*name.split("."))) for name in packages}
+    return (
+        "from types import ModuleType; "
+        f"sys.modules.update({{name: ModuleType(name) for name in {list(paths)}}}); "
+        f"[setattr(sys.modules[name], '__path__', [path]) for name, path in {paths}.items()]; "
+    )
+
+
 def test_listing_runs_loads_nothing_that_an_acquisition_host_does_not_have() -> None:
     loaded = modules_loaded_by("import tiledwriter.cli.journal, tiledwriter.cli._ship, tiledwriter.journals")
     assert "tiledwriter.journals._summary" in loaded

@@ -21,6 +21,7 @@ from .._errors import PublisherClosed, RoutingError
 from .._rate_limited_log import RateLimitedLog
 from ..log import RECENT_ASSETS, Encoder, FileLock, RunLog, RunRouting, Segment, lock_path, new_session, spare_path
 from ._adoption import RunAdopter
+from ._shipment import ShippedRun
 
 log = logging.getLogger(__name__)
 
@@ -217,12 +218,13 @@ class Spool:
         for run in self.runs():
             run.abandoned = not run.stopped
 
-    def remove(self, run: RunLog) -> None:
+    def remove(self, run: ShippedRun) -> None:
         """Schedule the deletion of a run's files by the flusher."""
         with self._mutex:
-            if self._runs.get(run.run_uid) is run:
+            current = self._runs.get(run.run_uid)
+            if current is not None and current is run:
                 del self._runs[run.run_uid]
-                self._deleted.append(run)
+                self._deleted.append(current)
         self._wake.set()
 
     # Methods of the flusher thread, which may wait for a disk.

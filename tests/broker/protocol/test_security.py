@@ -361,7 +361,7 @@ def test_a_client_loses_its_access_at_once_and_gets_it_back(
     allowed = keys / "clients" / "beamline.key"
     allowed.rename(keys / "beamline.key")
     wait_until(lambda: "this key is not let in any more" in publisher.status().problem, 30, "the publisher knows")
-    assert "takes nothing of this publisher" in caplog.text
+    assert "rejects this publisher" in caplog.text
     publish(publisher, emitted[10:])
     assert not publisher.flush(2)
     assert length_of(supervisor, uid) == 10

@@ -11,11 +11,10 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from bluesky import RunEngine
@@ -27,7 +26,7 @@ from runs import documents, publish
 from tiledbroker import RunNotWritten, ZMQPublisher, open_run, run_files
 from tiledbroker.protocol import messages
 from tiledbroker.protocol.messages import RunState
-from tiledbroker.publisher import _shipper as shipper_module
+from tiledbroker.publisher import _session as session_module
 from tiledwriter.testing import free_port, wait_until
 
 NOTHING = RunState(0, ended=False, outcome="")
@@ -108,33 +107,6 @@ class TestARunIsKept:
             publisher.close(0.0)
         assert len(run_files(spool)) == 1
 
-    def test_and_shipped_again_from_its_start_to_a_host_that_lost_its_disk(
-        self, ingest: IngestHost, spool: Path
-    ) -> None:
-        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
-            ingest.welcome()
-            uid = publish(publisher, documents())
-            ingest.take_in(uid, 6)
-            ingest.say(messages.Durable(uid, 6, ended=True))
-            assert publisher.flush(20)
-            publisher.close(0.0)
-        ingest.forget_session()
-        ingest.documents.clear()
-        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
-            hello = ingest.expect(messages.Hello, lambda hello: uid in hello.runs)
-            assert hello.runs == {uid: 6}
-            ingest.say(messages.Welcome(2**23, 2**28, {uid: NOTHING}))
-            assert ingest.take_in(uid, 6)[0] == "start"
-            publisher.close(0.0)
-
-    def test_by_the_next_session_that_hears_of_its_end(self, ingest: IngestHost, spool: Path) -> None:
-        uid = left_run(spool, ingest)
-        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
-            ingest.expect(messages.Hello, lambda hello: uid in hello.runs)
-            ingest.say(messages.Welcome(2**23, 2**28, {uid: RunState(6, ended=True, outcome="written")}))
-            wait_until(lambda: not run_files(spool), 60, "its files are gone")
-            publisher.close(0.0)
-
     def test_within_the_limit_the_oldest_going_first(self, ingest: IngestHost, spool: Path) -> None:
         with closing(ZMQPublisher(ingest.address, spool_dir=spool, spool_limit=9_000)) as publisher:
             ingest.welcome()
@@ -174,35 +146,6 @@ class TestADamagedRun:
             publisher.close(0.0)
         assert file.exists()
 
-    def test_is_never_declared_as_ended(self, ingest: IngestHost, spool: Path) -> None:
-        uid = left_run(spool, ingest, 100)
-        (file,) = spool.glob(f"{uid}*.segment")
-        os.truncate(file, file.stat().st_size // 2)
-        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
-            ingest.expect(messages.Hello, lambda hello: uid in hello.runs)
-            ingest.say(messages.Welcome(2**23, 2**28, {uid: NOTHING}))
-            wait_until(lambda: uid in publisher.status().refused, 60, "it is refused")
-            while (message := ingest.receive(0.2)) is not None:
-                assert not isinstance(message, messages.Abandoned)
-                if isinstance(message, messages.Documents):
-                    ingest.say(messages.Durable(uid, message.next, ended=False))
-            publisher.close(0.0)
-
-    def test_of_which_the_host_has_more_than_the_spool_can_continue(self, ingest: IngestHost, spool: Path) -> None:
-        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
-            ingest.welcome()
-            emitted = documents(30_000)
-            uid = publish(publisher, emitted)
-            wait_until(lambda: len(list(spool.glob(f"{uid}*.segment"))) > 1, 60, "it has several segments")
-            publisher.close(0.0)
-        ingest.forget_session()
-        min(spool.glob(f"{uid}*.segment")).unlink()
-        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
-            ingest.expect(messages.Hello, lambda hello: uid in hello.runs)
-            ingest.say(messages.Welcome(2**23, 2**28, {uid: NOTHING}))
-            wait_until(lambda: "given up" in publisher.status().refused.get(uid, ""), 60, "it is refused")
-            publisher.close(0.0)
-
 
 class TestWaiting:
     def test_for_a_refused_run_ends(self, ingest: IngestHost, spool: Path) -> None:
@@ -228,23 +171,10 @@ class TestWaiting:
 
 
 class TestAProblem:
-    def test_is_what_the_host_says_of_its_disk(self, ingest: IngestHost, spool: Path) -> None:
-        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
-            ingest.welcome()
-            uid = publish(publisher, documents())
-            ingest.take_in(uid, 6)
-            ingest.say(messages.Refused(uid, 0, messages.LATER, "the journal's disk is full"))
-            wait_until(lambda: "disk is full" in publisher.status().problem, 60, "it is said")
-            ingest.documents.clear()
-            ingest.take_in(uid, 6)
-            ingest.say(messages.Durable(uid, 6, ended=True))
-            wait_until(lambda: not publisher.status().problem, 60, "it is over")
-            publisher.close(0.0)
-
     def test_is_a_host_that_does_not_answer(
         self, ingest: IngestHost, spool: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(shipper_module, "SILENCE_SECONDS", 2.0)
+        monkeypatch.setattr(session_module, "SILENCE_SECONDS", 2.0)
         with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
             wait_until(lambda: "does not answer" in publisher.status().problem, 60, "it is said")
             hellos = 0
@@ -283,46 +213,6 @@ def test_a_name_with_an_ipv6_address_only_is_reached(tmp_path: Path) -> None:
             ingest.welcome()
             output, _ = process.communicate(timeout=60)
     assert output == "True \n"
-
-
-class TestHellos:
-    def test_name_all_runs_however_many_there_are(
-        self, ingest: IngestHost, spool: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(messages, "MAX_RUNS", 3)
-        uids = {left_run(spool, ingest) for _ in range(8)}
-        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
-            asked: set[str] = set()
-            while asked != uids:
-                hello = ingest.expect(messages.Hello)
-                assert len(hello.runs) <= 3
-                asked |= hello.runs.keys()
-                ingest.say(messages.Welcome(2**23, 2**28, dict.fromkeys((*hello.runs, *hello.awaited), NOTHING)))
-            for uid in uids:
-                ingest.take_in(uid, 6)
-            publisher.close(0.0)
-
-
-def test_a_file_that_cannot_be_read_holds_up_no_other_run(
-    ingest: IngestHost, spool: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    unreadable = left_run(spool, ingest)
-    read: Callable[..., Any] = shipper_module.RunLog.read
-
-    def fail(run: shipper_module.RunLog, *arguments: int) -> Any:
-        if run.run_uid == unreadable:
-            raise OSError(5, "Input/output error", "the file")
-        return read(run, *arguments)
-
-    with monkeypatch.context() as failing:
-        failing.setattr(shipper_module.RunLog, "read", fail)
-        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
-            ingest.expect(messages.Hello, lambda hello: unreadable in hello.runs)
-            ingest.say(messages.Welcome(2**23, 2**28, {unreadable: NOTHING}))
-            uid = publish(publisher, documents())
-            ingest.take_in(uid, 6)
-            wait_until(lambda: "Input/output error" in publisher.status().problem, 60, "it is said")
-            publisher.close(0.0)
 
 
 def test_the_bound_method_is_all_that_needs_to_be_subscribed(spool: Path, engine: RunEngine) -> None:
@@ -394,17 +284,3 @@ def test_close_raises_nothing_while_another_thread_publishes(spool: Path) -> Non
     stopping.set()
     for thread in threads:
         thread.join()
-
-
-def test_what_became_of_another_run_of_a_uid_is_not_said_of_this_one(ingest: IngestHost, spool: Path) -> None:
-    uid = left_run(spool, ingest)
-    with closing(ZMQPublisher(ingest.address, spool_dir=spool, keep_until="durable")) as publisher:
-        ingest.expect(messages.Hello, lambda hello: uid in hello.runs)
-        other = RunState(9, ended=True, outcome="written", start_crc=1)
-        ingest.say(messages.Welcome(2**23, 2**28, {uid: other}))
-        wait_until(lambda: uid in publisher.status().refused, 60, "it is refused")
-        with pytest.raises(RunNotWritten, match="another run with this uid"):
-            publisher.wait_written(uid, 20)
-        assert publisher.status().waiting == 6
-        publisher.close(0.0)
-    assert [open_run(file).length for file in run_files(spool)] == [6]
