@@ -13,6 +13,7 @@ from typing import Any, Literal
 from .._crash_points import crash_point
 from .._errors import BrokerError, PublisherClosed, RunNotWritten
 from .._filesystem import network_filesystem
+from .._outcomes import WRITTEN
 from .._paths import default_spool_dir, local_spool_dir
 from .._rate_limited_log import RateLimitedLog
 from ..log import RunLog
@@ -216,7 +217,7 @@ class ZMQPublisher:
             The run is in quarantine, has ended without a stop document, or is not shipped at all.
         """
         outcome = self._shipper.outcome(run_uid, timeout)
-        if outcome is not None and outcome[0] != "written":
+        if outcome is not None and outcome[0] != WRITTEN:
             raise RunNotWritten(run_uid, outcome[1] or "it ended without a stop document")
         return outcome is not None
 

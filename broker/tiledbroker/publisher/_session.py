@@ -16,6 +16,7 @@ from operator import itemgetter
 from typing import Final
 
 from .._errors import JournalInvalid, ProtocolError
+from .._outcomes import COMPLETE, FAILED, WRITTEN
 from ..protocol import messages
 from ._shipment import Shipment, ShippedRun, ShippedSpool
 
@@ -43,8 +44,6 @@ REREAD_SECONDS: Final = 5.0
 """Delay before a run is read again whose file could not be read."""
 # Fields of a `Record`.
 _NAME_CRC_BODY: Final = itemgetter(1, 3, 4)
-_COMPLETE: Final = ("written", "interrupted")
-"""Outcomes of runs of which all existing documents are in Tiled."""
 
 
 class ShippingSession:
@@ -182,7 +181,7 @@ class ShippingSession:
 
     def request_outcome(self, run_uid: str) -> None:
         """Ask for the outcome of a run, even if another one than "written" is known: it may have been retried."""
-        if self._outcomes.get(run_uid, ("", ""))[0] != "written":
+        if self._outcomes.get(run_uid, ("", ""))[0] != WRITTEN:
             self._outcomes.pop(run_uid, None)
             self._await_outcome(run_uid)
             self._hello_at = 0.0
@@ -260,10 +259,14 @@ class ShippingSession:
         if not (ended and shipment.delivered) or shipment.run.damage:
             return
         if not (shipment.run.stopped or shipment.run.abandoned):
+            if shipment.durable > shipment.run.length:
+                # The run is published again. The ingest host compares the documents that are still to come.
+                shipment.rewind(shipment.run.length)
+                return
             self._refuse_shipment(shipment, "it has been declared as ended by somebody else")
             return
         shipment.run.is_durable = True
-        if self._outcomes.get(uid, ("",))[0] in _COMPLETE:
+        if self._outcomes.get(uid, ("",))[0] in COMPLETE:
             self._spool.remove(shipment.run)
         elif uid not in self._awaited:
             self._await_outcome(uid)
@@ -273,7 +276,7 @@ class ShippingSession:
         news = self._outcomes.get(uid) != (outcome, reason)
         self._outcomes[uid] = (outcome, reason)
         shipment = self._shipments.get(uid)
-        if outcome == "failed":
+        if outcome == FAILED:
             # The supervisor may retry the run later: keep its spool files, and keep asking for the outcome.
             if shipment is None:
                 self._awaited.pop(uid, None)

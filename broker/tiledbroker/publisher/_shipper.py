@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import logging
 import math
@@ -19,6 +18,7 @@ import zmq
 from .._crash_points import crash_point
 from .._errors import ProtocolError
 from .._rate_limited_log import RateLimitedLog
+from .._wake_up import WakeUp
 from ..protocol import Keys, messages
 from ._monitor import ConnectionMonitor
 from ._session import ShippingSession
@@ -65,9 +65,7 @@ class Shipper:
         self._stopping = False
         self._ended = False
         self._deadline = math.inf
-        self._wake_receiver, self._wake_sender = socket.socketpair()
-        self._wake_receiver.setblocking(False)
-        self._wake_sender.setblocking(False)
+        self._wake_up = WakeUp()
         self._thread = threading.Thread(target=self._run, name="tiledbroker-shipper", daemon=True)
         self._limited_log = RateLimitedLog(log)
 
@@ -112,7 +110,7 @@ class Shipper:
         with self._changed:
             self._session.stop()
         self._stopping = True
-        self._wake_thread()
+        self._wake_up.wake()
         self._thread.join(timeout + 2.0)
         return self._spool.is_durable
 
@@ -120,7 +118,7 @@ class Shipper:
         """Announce new documents. The call is cheap enough for the callback."""
         if self._asleep:
             self._asleep = False
-            self._wake_thread()
+            self._wake_up.wake()
 
     def wait(self, condition: Callable[[], bool], timeout: float | None) -> bool:
         """Block until `condition` is true, and return it; it is evaluated after each message of the supervisor.
@@ -153,14 +151,9 @@ class Shipper:
         """
         with self._changed:
             self._session.request_outcome(run_uid)
-            self._wake_thread()
+            self._wake_up.wake()
             self._changed.wait_for(lambda: self._ended or self._session.outcome(run_uid) is not None, timeout)
             return self._session.outcome(run_uid)
-
-    def _wake_thread(self) -> None:
-        # Sending fails if the buffer is full, when the thread wakes up anyway, or if the thread has ended.
-        with contextlib.suppress(OSError):
-            self._wake_sender.send(b"\0")
 
     # Methods of the shipper thread.
 
@@ -179,8 +172,7 @@ class Shipper:
                     time.sleep(RETRY_SECONDS)
         finally:
             context.destroy(linger=0)
-            self._wake_receiver.close()
-            self._wake_sender.close()
+            self._wake_up.close()
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
@@ -199,7 +191,7 @@ class Shipper:
         poller = zmq.Poller()
         poller.register(connection, zmq.POLLIN)
         poller.register(monitor.socket, zmq.POLLIN)
-        poller.register(self._wake_receiver.fileno(), zmq.POLLIN)
+        poller.register(self._wake_up.fileno(), zmq.POLLIN)
         opened_at = time.monotonic()
         with self._changed:
             self._session.open_connection(opened_at)
@@ -265,8 +257,8 @@ class Shipper:
         timeout = min(max(wake_at - now, 0.0), MAX_SLEEP_SECONDS)
         events = dict(poller.poll(math.ceil(timeout * 1000)))
         self._asleep = False
-        if self._wake_receiver.fileno() in events:
-            self._wake_receiver.recv(4096)
+        if self._wake_up.fileno() in events:
+            self._wake_up.clear()
 
     def _receive_messages(self, connection: zmq.Socket[bytes]) -> None:
         """Pass all messages that have arrived to the session."""

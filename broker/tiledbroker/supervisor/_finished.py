@@ -12,14 +12,13 @@ from typing import Final
 
 from .._crash_points import crash_point
 from .._errors import JournalError, JournalInvalid, JournalLocked
+from .._outcomes import COMPLETE
 from .._rate_limited_log import RateLimitedLog
 from ..log import APPLICATION_ID, FINISHED_SUBDIRECTORY, FileLock, journal_filename, journal_lock_path, sync_directory
 from ._journal_facts import read_facts
-from ._lifecycle import State
 
 log = logging.getLogger(__name__)
 
-_COMPLETE: Final = (State.WRITTEN.value, State.INTERRUPTED.value)
 _RETRY_PAUSE_SECONDS: Final = 5.0
 _RETRIED_AT_ONCE: Final = 200
 _KEYS: Final = "SELECT key, value FROM state WHERE key IN ('run_uid', 'outcome', 'audit_at')"
@@ -84,7 +83,7 @@ def is_finished(journal: Path) -> bool:
     except (sqlite3.Error, OSError, ValueError, TypeError):
         return False
     named = isinstance(uid := state.get("run_uid"), str) and journal_filename(uid) == journal.name
-    return named and state.get("outcome") in _COMPLETE and state.get("audit_at") is None
+    return named and state.get("outcome") in COMPLETE and state.get("audit_at") is None
 
 
 def file_away(journal: Path) -> bool:

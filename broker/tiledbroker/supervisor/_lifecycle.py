@@ -13,6 +13,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final
 
+from .. import _outcomes
 from .._errors import LifecycleError
 
 
@@ -23,9 +24,9 @@ class State(str, Enum):
     OPEN = "open"
     CLOSING = "closing"
     PARKED = "parked"
-    WRITTEN = "written"
-    INTERRUPTED = "interrupted"
-    FAILED = "failed"
+    WRITTEN = _outcomes.WRITTEN
+    INTERRUPTED = _outcomes.INTERRUPTED
+    FAILED = _outcomes.FAILED
 
     def __str__(self) -> str:
         return self.value
@@ -39,9 +40,9 @@ class Event(str, Enum):
     DIED = "left by its worker"
     PARKED = "parked"
     RESUMED = "resumed"
-    WRITTEN = "written"
-    INTERRUPTED = "interrupted"
-    FAILED = "failed"
+    WRITTEN = _outcomes.WRITTEN
+    INTERRUPTED = _outcomes.INTERRUPTED
+    FAILED = _outcomes.FAILED
 
     def __str__(self) -> str:
         return self.value

@@ -360,6 +360,22 @@ class TestARunIsRefused:
         talk.hear(Durable("run", 6, ended=True))
         self.check_that_others_go_on(talk, "declared as ended by somebody else")
 
+    def test_not_while_it_repeats_what_the_host_has_to_the_end(self, talk: Talk) -> None:
+        """As when a run is published once more, a document at a time."""
+        repeated = talk.spool.add(MemoryRun("repeated").append(1))
+        talk.welcome().send()
+        talk.hear(Durable("repeated", 3, ended=True))
+        assert talk.session.refused == {}
+        repeated.append(1)
+        assert ("repeated", 1, 2) in talk.wait(1.0).batches()
+        talk.hear(Durable("repeated", 3, ended=True))
+        repeated.append(1, stop=True)
+        assert ("repeated", 2, 3) in talk.wait(1.0).batches()
+        assert not repeated.is_durable
+        talk.hear(Durable("repeated", 3, ended=True))
+        assert repeated.is_durable
+        assert talk.session.refused == {}
+
     @pytest.mark.parametrize("crcs", [{"start_crc": 1}, {"end_crc": 1}])
     def test_if_the_host_has_another_run_of_this_uid(self, talk: Talk, crcs: dict[str, int]) -> None:
         talk.run().is_adopted = True

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from tiledbroker._outcomes import WRITTEN
+
 from ..journals import STATES, UNREADABLE, gone, status_of
 from ._exit import CommandFailed, ExitCode
 from ._run_lookup import directory_of, find, looks_like_path, no_runs_in, relocated, runs_in
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from ..verify import Verification
 
 NO_JOURNAL: Final = "no journal"
-_WRITTEN: Final = "written"
 _MAX_RUNS_NAMED: Final = 10
 
 
@@ -121,7 +122,7 @@ def _exit_code(results: Sequence[Verification]) -> ExitCode:
         return ExitCode.DIFFERS
     if any(result.state == UNREADABLE for result in results):
         return ExitCode.FAILED
-    return ExitCode.OK if all(result.state == _WRITTEN for result in results) else ExitCode.INCOMPLETE
+    return ExitCode.OK if all(result.state == WRITTEN for result in results) else ExitCode.INCOMPLETE
 
 
 def _settings_and_connection(arguments: argparse.Namespace) -> tuple[Settings, Connection | None]:
@@ -225,7 +226,7 @@ def _result_lines(result: Verification) -> Iterator[str]:
 def _verdict_text(result: Verification) -> str:
     if result.findings:
         return count_of(len(result.findings), "finding")
-    if result.state != _WRITTEN:
+    if result.state != WRITTEN:
         return "no findings so far"
     return "journal OK" if result.nodes is None else "OK"
 

@@ -13,6 +13,7 @@ import numpy
 
 from tiledbroker import CodecError, JournalInvalid, NodeProgress, Record, RoutingError, RunReader, decode
 from tiledbroker._errors import DocumentsMissing
+from tiledbroker._outcomes import COMPLETE, WRITTEN
 from tiledbroker.log import RunRouting
 
 from .._findings import Finding, Tally
@@ -27,7 +28,6 @@ from ..mapping import (
     RemoveNode,
     WriteArray,
 )
-from ..worker import INTERRUPTED, WRITTEN
 
 RECOVERY_ADVICE: Final = (
     "Keep the file. If the publisher's spool, a backup or Tiled has the run, take it from there; "
@@ -211,7 +211,7 @@ class ProgressCheck:
     @property
     def complete(self) -> bool:
         """True if the recorded outcome says that all documents of the run are in Tiled."""
-        return self.outcome in (WRITTEN, INTERRUPTED)
+        return self.outcome in COMPLETE
 
     def add(self, operation: Operation) -> None:
         """Add the next operation."""

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from tiledbroker import Journal, JournalError, RoutingError
+from tiledbroker._outcomes import FAILED
 from tiledbroker.log import RunRouting
 
 from .._errors import BackupUnreadable
 from ..callback import read_backup
 from ..catalog import Client
 from ..mapping import WritingOptions
-from ..worker import FAILED, RunWriting
+from ..worker import RunWriting
 from ._run_files import open_run_file, reason_of
 from ._summary import UNREADABLE
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from tiledbroker import CodecError, HistoryEntry, RunReader, SpooledRun
+from tiledbroker._outcomes import FAILED, INTERRUPTED, WRITTEN
 
 from .._names import run_key
 from .._plain_text import text_of
@@ -17,7 +18,7 @@ PARKED: Final = "parked"
 UNREADABLE: Final = "unreadable"
 DAMAGED: Final = "damaged"
 SPOOLED: Final = "spooled"
-STATES: Final = ("written", "interrupted", "failed", PARKED, "closing", "open", SPOOLED, DAMAGED, UNREADABLE)
+STATES: Final = (WRITTEN, INTERRUPTED, FAILED, PARKED, "closing", "open", SPOOLED, DAMAGED, UNREADABLE)
 """All states of a run, in the order in which totals list them; of a journal, only `verify` reports "damaged"."""
 
 _MAX_NUMBER: Final = 2**63
@@ -153,11 +154,11 @@ def _run_state(journal: RunReader, history: Sequence[HistoryEntry], *, worker: b
 def _state_reason(
     journal: RunReader, state: str, history: Sequence[HistoryEntry], *, worker: bool | None, doubt: str
 ) -> str:
-    if state == "failed":
+    if state == FAILED:
         return f"in quarantine: {journal.get('reason', 'no reason was recorded')}"
-    if state == "interrupted":
+    if state == INTERRUPTED:
         return "the acquisition process ended without a stop document"
-    if state == "written":
+    if state == WRITTEN:
         return ""
     if state == PARKED:
         return "Tiled was unavailable, and all documents are here; a supervisor will resume the run when Tiled is back"

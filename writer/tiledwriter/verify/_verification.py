@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tiledbroker import JournalError, JournalInvalid, RunReader, SpooledRun
+from tiledbroker._outcomes import FAILED
 from tiledbroker.log import FileLock, journal_lock_path
 
 from .._findings import Example, Finding
@@ -26,7 +27,6 @@ from ..journals import (
     reason_of,
 )
 from ..mapping import WritingOptions
-from ..worker import FAILED
 from ._comparison import Comparison
 
 # Seconds for which a request is retried.

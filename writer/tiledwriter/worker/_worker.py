@@ -10,7 +10,6 @@ import logging
 import os
 import queue
 import signal
-import socket
 import sqlite3
 import sys
 import time
@@ -24,7 +23,9 @@ import zmq
 from tiledbroker import Journal, JournalInvalid, ProtocolError, Record
 from tiledbroker._crash_points import crash_point
 from tiledbroker._filesystem import explain_write_error
+from tiledbroker._outcomes import FAILED
 from tiledbroker._rate_limited_log import RateLimitedLog
+from tiledbroker._wake_up import WakeUp
 from tiledbroker.protocol import messages
 from tiledbroker.supervisor import WorkerTask
 
@@ -32,7 +33,7 @@ from .._logging import LogOptions
 from ..catalog import Client
 from ..mapping import WritingOptions
 from ._processes import Processes
-from ._writing import FAILED, RunWriting
+from ._writing import RunWriting
 
 log = logging.getLogger(__name__)
 
@@ -162,8 +163,7 @@ class Worker:
         self._options = options.writing
         self._park_after = options.park_after
         self._outbox: queue.SimpleQueue[messages.Message] = queue.SimpleQueue()
-        self._wake_receiver, self._wake_sender = socket.socketpair()
-        self._wake_sender.setblocking(False)
+        self._wake_up = WakeUp()
         self._writing_ended = False
         self._failed = False
         self._finishing = False
@@ -200,8 +200,7 @@ class Worker:
                 self._serve_run()
         finally:
             context.destroy(linger=500)
-            self._wake_receiver.close()
-            self._wake_sender.close()
+            self._wake_up.close()
 
     def _open_journal(self) -> Journal | None:
         """Open the run's journal, waiting for disk space if needed; return None if told to end before."""
@@ -267,15 +266,15 @@ class Worker:
         else:
             self._writing.start()
         poller = self._make_poller()
-        poller.register(self._wake_receiver.fileno(), zmq.POLLIN)
+        poller.register(self._wake_up.fileno(), zmq.POLLIN)
         while not self._is_done():
             events = dict(poller.poll(int(1000 * DISK_PAUSE_SECONDS)))
             if self._task.lifeline in events:
                 self._end_as_orphan()
             if self._mailbox in events:
                 self._take_in()
-            if self._wake_receiver.fileno() in events:
-                self._wake_receiver.recv(4096)
+            if self._wake_up.fileno() in events:
+                self._wake_up.clear()
             self._send_queued()
             self._finishing = self._finishing or self._is_to_be_parked()
         self._writing.stop(STOP_TIMEOUT_SECONDS)
@@ -404,9 +403,7 @@ class Worker:
 
     def _queue_message(self, message: messages.Message) -> None:
         self._outbox.put(message)
-        # If the socket's buffer is full, the main thread wakes up anyway; if it is closed, the process ends.
-        with contextlib.suppress(OSError):
-            self._wake_sender.send(b"\0")
+        self._wake_up.wake()
 
     def _send_queued(self) -> None:
         while True:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from tiledbroker import Journal, Record
 from tiledbroker._crash_points import crash_point
+from tiledbroker._outcomes import FAILED, INTERRUPTED, WRITTEN
 from tiledbroker._rate_limited_log import RateLimitedLog
 
 from .._errors import ColumnsRefused, ColumnsTooNarrow, NodeRewound, Stopped, describe
@@ -30,10 +31,6 @@ STOP_WAIT_SECONDS: Final = 15.0
 
 _SHORTEST_POLL_SECONDS: Final = 0.25
 _LONGEST_POLL_SECONDS: Final = 2.0
-
-WRITTEN: Final = "written"
-INTERRUPTED: Final = "interrupted"
-FAILED: Final = "failed"
 
 
 class RunWriting:

@@ -1,0 +1,17 @@
+"""The outcomes of a run, as journals record them and messages carry them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+WRITTEN: Final = "written"
+"""All documents are in Tiled, the stop document last."""
+
+INTERRUPTED: Final = "interrupted"
+"""All documents that exist are in Tiled; there is no stop document."""
+
+FAILED: Final = "failed"
+"""The run is in quarantine."""
+
+COMPLETE: Final = (WRITTEN, INTERRUPTED)
+"""Outcomes of runs of which all existing documents are in Tiled."""
