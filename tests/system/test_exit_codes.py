@@ -387,7 +387,7 @@ def test_a_run_that_is_not_written_is_not_counted_as_sound(outcome: str | None, 
     state = outcome or "closing"
     (line,) = [line for line in ended.out.splitlines() if path.stem in line]
     assert "OK" not in line
-    assert f"2 runs in {directory}: 1 written, without a finding; 1 {state}, without a finding" in ended.out
+    assert f"2 runs in {directory}: 1 written, without findings; 1 {state}, without findings" in ended.out
 
 
 def test_verify_says_what_it_did_not_compare(directory: Path) -> None:
