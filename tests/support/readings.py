@@ -179,8 +179,8 @@ def _stored(nodes: Mapping[str, Node], stream: str) -> Iterator[tuple[str, Any]]
 def _stored_names(run: Node) -> dict[tuple[str, str], str]:
     """Names in Tiled of streams ("", stream) and data keys (stream, key) that a note says are called otherwise."""
     quoted = r"('[^']*'|\".*\")"
-    of_key = re.compile(rf"Stream {quoted}: {quoted} is stored as {quoted}, as Tiled")
-    of_stream = re.compile(rf"Stream {quoted}() is stored as {quoted}, as Tiled")
+    of_key = re.compile(rf"Stream {quoted}: {quoted} is stored as {quoted}, because Tiled")
+    of_stream = re.compile(rf"Stream {quoted}() is stored as {quoted}, because Tiled")
     names: dict[tuple[str, str], str] = {}
     for note in run.metadata.get("notes", ()):
         if match := of_key.match(note):

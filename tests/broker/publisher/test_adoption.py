@@ -460,7 +460,7 @@ class TestSegmentsOfOneRun:
         spool = spool_for()
         assert [run.run_uid for run in spool.runs()] == ["other"]
         assert seq_nums(spool.runs()[0]) == list(range(60))
-        assert "is called" in spool.refused["run"]
+        assert "should be called" in spool.refused["run"]
         assert {path: path.read_bytes() for path in contents} == contents
 
     def test_as_they_were_some_time_ago_end_what_is_believed(

@@ -441,7 +441,7 @@ class TestADirectoryThatFails:
         assert blocked.degraded
         assert seq_nums(run) == [1]
         errors = [record.getMessage() for record in caplog.get_records("setup") if record.levelno >= logging.ERROR]
-        assert any("cannot be used" in error and "kept in memory" in error for error in errors)
+        assert any("cannot be written" in error and "kept in memory" in error for error in errors)
         assert directory.read_text() == "in the way"
 
     @pytest.mark.usefixtures("small_segments")

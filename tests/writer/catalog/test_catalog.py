@@ -925,7 +925,7 @@ def test_a_copy_that_is_wrong_itself_is_not_shown(run, tiled, proxy):
     append_behind_our_back(tiled, run, 0, 3)
     with pytest.raises(NodeRewound):
         run.apply(*operations)
-    with pytest.raises(NodeRewound, match="written anew"):  # now that the journal is known to have all of its rows
+    with pytest.raises(NodeRewound, match="written again"):  # now that the journal is known to have all of its rows
         run.apply(*operations[:-1])
     run.apply(*operations[:-1])
     copy = replace(rows(run.table, 7, 8), path=f"{run.table}_rewrite")

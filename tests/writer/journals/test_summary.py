@@ -83,7 +83,7 @@ def test_a_parked_run_waits_for_tiled(journal):
     journal.close()
     summary = read_only(journal)
     assert summary.state == "parked"
-    assert summary.why.startswith("Tiled was away")
+    assert summary.why.startswith("Tiled was unavailable")
 
 
 def test_a_request_of_unknown_fate_is_named(journal):
