@@ -115,6 +115,20 @@ class BackupUnreadable(WriterError):
         self.line = line
 
 
+class NodeNotQuiet(WriterError):
+    """Raised when an operation must wait until the node is quiet: an earlier request may still change it."""
+
+
+class NodeStateError(WriterError):
+    """Raised when `event` is not allowed in the `state` of the node at `path`, which is a defect."""
+
+    def __init__(self, path: str, state: object, event: object) -> None:
+        super().__init__(f"{path} is {state} and cannot be {event}; this is a defect.")
+        self.path = path
+        self.state = state
+        self.event = event
+
+
 class Stopped(WriterError):
     """Raised inside a worker when it is told to stop while it waits."""
 

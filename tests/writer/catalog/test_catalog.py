@@ -1107,15 +1107,15 @@ def test_a_slow_append_is_forgotten_by_and_by(run, proxy):
         catalog.apply(run.with_table())
         slow.append(50.0)
         catalog.apply([run.append(0, 1)])
-        remembered = [catalog._slowest_append]
+        remembered = [catalog._quiet.slowest_append]
         for row in range(1, 60):
             catalog.apply([run.append(row, row + 1)])
-            remembered.append(catalog._slowest_append)
+            remembered.append(catalog._quiet.slowest_append)
         after = TiledCatalog(connection, run.journal, quiet_period=1.0, clock=clock)
     assert remembered == sorted(remembered, reverse=True)
     assert 3 * remembered[0] > 100
     assert 3 * remembered[-1] < 1.0
-    assert 3 * after._slowest_append <= 1.0
+    assert 3 * after._quiet.slowest_append <= 1.0
 
 
 def test_files_with_several_frames_a_datum_are_never_taken_for_told(run, proxy, tiled):

@@ -205,7 +205,7 @@ class RunWriting:
                     raise folded.error
                 if catalog.waits_for_stop and not self._journal.ended and not folded.documents:
                     if time.monotonic() - latest_document > REST_PATIENCE_SECONDS:
-                        catalog.refuse()
+                        catalog.raise_tiled_has_more()
                     self._stopping.wait(_SHORTEST_POLL_SECONDS)
                 if folded.cursor != self._told:
                     self._told = folded.cursor
