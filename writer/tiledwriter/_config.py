@@ -59,7 +59,7 @@ from .mapping import (
     load_consolidators,
     load_patches,
 )
-from .worker import PARK_AFTER, TiledAddress, WorkerOptions
+from .worker import PARK_AFTER_SECONDS, TiledAddress, WorkerOptions
 
 # Default memory limit of a worker in MiB.
 WORKER_MEMORY: Final = 2048
@@ -106,7 +106,7 @@ class Settings(BaseSettings):
         DEFAULT_MAX_RESUMED, description="How many of them may write what is left of earlier runs."
     )
     park_after: PositiveFloat = Field(
-        PARK_AFTER, description="Seconds without Tiled after which a finished run gives up its worker."
+        PARK_AFTER_SECONDS, description="Seconds without Tiled after which a finished run gives up its worker."
     )
     worker_memory: NonNegativeInt = Field(
         WORKER_MEMORY, description="MiB of memory above which a worker is replaced; 0: any."

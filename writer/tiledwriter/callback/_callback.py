@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 BATCH_SIZE: Final = 10_000
 # Seconds for which a request is retried, by default.
-PATIENCE: Final = 45.0
+PATIENCE_SECONDS: Final = 45.0
 
 
 class TiledWriter:
@@ -84,7 +84,7 @@ class TiledWriter:
         max_array_size: int = MAX_ARRAY_SIZE,
         validate: bool | None = None,
         ignore_errors: Sequence[str] | None = None,
-        patience: float = PATIENCE,
+        patience: float = PATIENCE_SECONDS,
     ) -> None:
         if client is not None:
             check_version(client)

@@ -133,7 +133,7 @@ class TiledCatalog:
         """
         if self._beyond.waits_for_stop and self._ledger.stopped:
             self._beyond.waits_for_stop = False
-            raise NodeRewound("run", "has come to its stop document here, too")
+            raise NodeRewound("The run", "has its stop document in the journal now")
         waiting: list[Operation] = []
         blocked: set[str] = set()
         for operation in operations:
@@ -224,7 +224,9 @@ class TiledCatalog:
         """Return True if Tiled has this metadata value or a longer list that begins with it; report a longer list."""
         if isinstance(wanted, list) and isinstance(found, list) and found[: len(wanted)] == wanted:
             if len(found) > len(wanted):
-                self._beyond.add(f"{len(found)} changes of configuration in {path_in_run(path)}, {len(wanted)} here")
+                self._beyond.add_description(
+                    f"{len(found)} changes of configuration in {path_in_run(path)}, {len(wanted)} here"
+                )
             return True
         return bool(wanted == found)
 

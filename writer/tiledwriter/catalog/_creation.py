@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tiledbroker._crash_points import crash_point
 
-from .._errors import ColumnsRefused, NotOurs, Refused
+from .._errors import ColumnsRefused, NotOurs, Refused, ServerFailed
 from ..mapping import CreateArray, CreateContainer, CreateTable, Creation, RemoveNode, describe_operation
 from ._data_beyond_journal import DataBeyondJournal
 from ._growth import NodeGrowth
@@ -16,7 +16,6 @@ from ._known_nodes import NEVER, KnownNode, KnownNodes
 from ._ledger import Ledger
 from ._nodes import Nodes, arrow_columns, difference, extent
 from ._quiet import QuietPeriods
-from ._responses import ServerFailed
 from ._rewrites import TableRewrites
 
 # Keys of the ledger.
@@ -149,7 +148,7 @@ class NodeCreation:
             return
         found = extent(self._nodes.read(node.path)["data_sources"][0])
         if found > max(node.rows, node.intent or 0, *rows_of_zeros):
-            self._beyond.add(f"rows in {node.path_in_run}")
+            self._beyond.add_description(f"rows in {node.path_in_run}")
             self._beyond.raise_tiled_has_more()
         self._ledger.note("array made anew", node=node.path, type=operation.dtype, shape=list(operation.shape))
         self._rewrites.delete_node(node)
@@ -275,7 +274,7 @@ class NodeCreation:
                 raise
             return
         if not _is_stored_array(attributes):
-            raise NotOurs(describe_operation(operation), "the node is no array of ours")
+            raise NotOurs(describe_operation(operation), "the node is not an array that Tiled stores")
         stream = node.path.rpartition("/")[0]
         journaled = [
             other.journaled
@@ -283,7 +282,7 @@ class NodeCreation:
             if other.journaled is not None and other.path.startswith(stream + "/")
         ]
         if extent(attributes["data_sources"][0]) > max(journaled, default=0):
-            self._beyond.add(f"rows in {node.path_in_run}")
+            self._beyond.add_description(f"rows in {node.path_in_run}")
             self._beyond.raise_tiled_has_more()
         self._ledger.note("removed", node=node.path)
         self._known.record_creation(node)

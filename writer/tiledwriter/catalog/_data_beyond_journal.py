@@ -44,7 +44,7 @@ class DataBeyondJournal:
         # Descriptions of the data, besides rows of tables and the stop document.
         self._descriptions: list[str] = []
 
-    def add(self, description: str) -> None:
+    def add_description(self, description: str) -> None:
         """Add a description of data that Tiled has and the journal lacks."""
         self._descriptions.append(description)
 
@@ -79,7 +79,7 @@ class DataBeyondJournal:
         planned = [node.path for node in self._known if node.planned]
         ours = {*planned, *(path + REWRITE_SUFFIX for path in planned), f"{run}/{PROBE_KEY}"}
         if unknown := sorted(path for path in self._nodes.below(run) if path not in ours):
-            self.add(f"{len(unknown)} nodes, such as {path_in_run(unknown[0])}")
+            self.add_description(f"{len(unknown)} nodes, such as {path_in_run(unknown[0])}")
         if self.has_stop or self._descriptions:
             self.raise_tiled_has_more()
 

@@ -10,20 +10,19 @@ import numpy
 
 from tiledbroker._crash_points import crash_point
 
-from .._errors import Ambiguous, NodeNotQuiet, NodeRewound, Refused, Stopped, WriterError
+from .._errors import Ambiguous, NodeNotQuiet, NodeRewound, NotTiled, Refused, Stopped, WriterError
 from ..mapping import AppendRows, CreateTable, ExtendExternal, Growth, WriteArray, describe_operation
 from ._known_nodes import KnownNode, KnownNodes
 from ._ledger import Ledger
 from ._nodes import Nodes, extent
 from ._quiet import QuietPeriods
-from ._responses import NotTiled
 from ._rewrites import TableRewrites
 
 log = logging.getLogger(__name__)
 
 # Per request.
-MAX_ROWS: Final = 20_000
-MAX_BYTES: Final = 32 * 2**20
+MAX_REQUEST_ROWS: Final = 20_000
+MAX_REQUEST_BYTES: Final = 32 * 2**20
 
 
 class NodeGrowth:
@@ -99,7 +98,7 @@ class NodeGrowth:
             self._ledger.note("array made anew", node=node.path)
             self._nodes.delete(node.path)
             self._known.record_deletion(node)
-            raise NodeRewound(node.path, "is made anew")
+            raise NodeRewound(node.path, "is created again")
 
     def _record_initial_extent(self, node: KnownNode) -> None:
         """Before the first change to an earlier process's array or files, remember their extent."""
@@ -134,9 +133,9 @@ class NodeGrowth:
     @staticmethod
     def _row_limit(node: KnownNode, operation: AppendRows | WriteArray) -> int:
         if node.max_rows is None:
-            node.max_rows = MAX_ROWS
+            node.max_rows = MAX_REQUEST_ROWS
             if isinstance(operation, WriteArray):
-                node.max_rows = max(1, MAX_BYTES // max(1, operation.values[:1].nbytes))
+                node.max_rows = max(1, MAX_REQUEST_BYTES // max(1, operation.values[:1].nbytes))
         return node.max_rows
 
     def _send_growth(self, node: KnownNode, operation: Growth) -> None:
@@ -162,7 +161,9 @@ class NodeGrowth:
             self._known.record_lost_response(node)
             self._quiet.record_growth_since(started)
             self._ledger.note("ambiguous", operation=describe_operation(operation), reason=str(error))
-            log.warning("%s may or may not have been done (%s); looking.", describe_operation(operation), error)
+            log.warning(
+                "It is unknown whether Tiled did %s (%s); the node is read back.", describe_operation(operation), error
+            )
             raise NodeNotQuiet from error
         except Stopped:
             # It is raised only between two attempts, and only an attempt that was not processed is repeated.

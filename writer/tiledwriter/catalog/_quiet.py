@@ -10,7 +10,7 @@ from ._known_nodes import KnownNode, QuietWatch
 from ._ledger import Ledger
 
 # Decay factor of the slowest append, per growth.
-_FORGETTING: Final = 0.9
+_DECAY_FACTOR: Final = 0.9
 # Key of the ledger.
 _SLOWEST: Final = "slowest_append"
 
@@ -80,6 +80,6 @@ class QuietPeriods:
     def record_growth_since(self, started: float) -> None:
         """Update the decaying maximum of growths' durations; store it if it determines the quiet period."""
         seconds = self._clock() - started
-        before, self.slowest_append = self.slowest_append, max(seconds, _FORGETTING * self.slowest_append)
+        before, self.slowest_append = self.slowest_append, max(seconds, _DECAY_FACTOR * self.slowest_append)
         if 3 * max(before, self.slowest_append) > self._quiet_period:
             self._ledger.set(_SLOWEST, self.slowest_append)

@@ -92,7 +92,7 @@ class TableRewrites:
             raise AuditFailed(node.path, reason)
         self._known.count_repair(node)
         self._ledger.note("repairing", node=node.path, reason=reason)
-        log.warning("%s %s; it is written anew.", node.path, reason)
+        log.warning("%s %s; its rows are written again.", node.path, reason)
 
     # Proofs
 
@@ -115,7 +115,7 @@ class TableRewrites:
             proof = node.proof = RowProof(found)
         if operation.first != proof.journaled:
             raise NodeRewound(node.path, "is compared with the journal")
-        proof.add(keys_of_append(operation))
+        proof.add_keys(keys_of_append(operation))
         if not proof.explained:
             return
         reason = node.doubt

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from ._processes import Processes, allow_open_files
-from ._worker import PARK_AFTER, TiledAddress, WorkerOptions, run_worker
+from ._worker import PARK_AFTER_SECONDS, TiledAddress, WorkerOptions, run_worker
 from ._writing import FAILED, INTERRUPTED, WRITTEN, RunWriting
 
 __all__ = [
     "FAILED",
     "INTERRUPTED",
-    "PARK_AFTER",
+    "PARK_AFTER_SECONDS",
     "WRITTEN",
     "Processes",
     "RunWriting",

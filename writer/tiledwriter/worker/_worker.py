@@ -37,21 +37,21 @@ from ._writing import FAILED, RunWriting
 log = logging.getLogger(__name__)
 
 # Seconds to wait until the worker of a killed supervisor releases the journal.
-LOCK_TIMEOUT: Final = 10.0
+LOCK_TIMEOUT_SECONDS: Final = 10.0
 # Bytes of documents in one transaction.
-MAX_TAKEN: Final = 32 * 2**20
+MAX_TRANSACTION_BYTES: Final = 32 * 2**20
 # Seconds for which documents are refused after the disk did not take some.
-DISK_PAUSE: Final = 1.0
+DISK_PAUSE_SECONDS: Final = 1.0
 # Seconds for a request in flight when the worker is told to end.
-STOP_TIMEOUT: Final = 5.0
+STOP_TIMEOUT_SECONDS: Final = 5.0
 # Seconds for a request in flight when the supervisor is gone.
-ORPHAN_TIMEOUT: Final = 1.0
+ORPHAN_TIMEOUT_SECONDS: Final = 1.0
 # Seconds after which the writing thread, while it computes, yields the GIL to the main thread.
-_SWITCH_INTERVAL: Final = 5e-4
+_SWITCH_INTERVAL_SECONDS: Final = 5e-4
 # Seconds without Tiled after which a worker with nothing else to do ends, by default.
-PARK_AFTER: Final = 10.0
+PARK_AFTER_SECONDS: Final = 10.0
 # Exit code of a worker whose supervisor is gone.
-ORPHANED: Final = 3
+ORPHANED_EXIT_CODE: Final = 3
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class WorkerOptions:
     tiled: TiledAddress
     writing: WritingOptions = field(default_factory=WritingOptions)
     logging: LogOptions = field(default_factory=LogOptions)
-    park_after: float = PARK_AFTER
+    park_after: float = PARK_AFTER_SECONDS
 
 
 def run_worker(task: WorkerTask, *, options: WorkerOptions) -> None:
@@ -148,7 +148,7 @@ def run_worker(task: WorkerTask, *, options: WorkerOptions) -> None:
     # Ctrl-C and systemd signal every process of a group, but only the supervisor tells a worker to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.setswitchinterval(_SWITCH_INTERVAL)
+    sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
     options.logging.configure(worker=task.run_uid)
     Worker(task, options).run()
 
@@ -207,7 +207,9 @@ class Worker:
         """Open the run's journal, waiting for disk space if needed; return None if told to end before."""
         while True:
             try:
-                journal = Journal(self._task.journal, "create", run_uid=self._task.run_uid, lock_timeout=LOCK_TIMEOUT)
+                journal = Journal(
+                    self._task.journal, "create", run_uid=self._task.run_uid, lock_timeout=LOCK_TIMEOUT_SECONDS
+                )
                 crash_point("worker: journal made")
                 try:
                     self._record_process(journal)
@@ -217,7 +219,7 @@ class Worker:
             except (sqlite3.OperationalError, OSError) as error:
                 self._note_disk_problem(self._task.journal, error)
                 self._refuse_documents(0)
-                if self._wait_for_finish(DISK_PAUSE):
+                if self._wait_for_finish(DISK_PAUSE_SECONDS):
                     return None
             else:
                 return journal
@@ -242,7 +244,7 @@ class Worker:
         while (patience := deadline - time.monotonic()) > 0:
             events = dict(poller.poll(int(1000 * patience) + 1))
             if self._task.lifeline in events:
-                os._exit(ORPHANED)
+                os._exit(ORPHANED_EXIT_CODE)
             if self._mailbox in events:
                 message = messages.decode(self._mailbox.recv_multipart(zmq.NOBLOCK))
                 if isinstance(message, messages.Finish):
@@ -267,7 +269,7 @@ class Worker:
         poller = self._make_poller()
         poller.register(self._wake_receiver.fileno(), zmq.POLLIN)
         while not self._is_done():
-            events = dict(poller.poll(int(1000 * DISK_PAUSE)))
+            events = dict(poller.poll(int(1000 * DISK_PAUSE_SECONDS)))
             if self._task.lifeline in events:
                 self._end_as_orphan()
             if self._mailbox in events:
@@ -276,7 +278,7 @@ class Worker:
                 self._wake_receiver.recv(4096)
             self._send_queued()
             self._finishing = self._finishing or self._is_to_be_parked()
-        self._writing.stop(STOP_TIMEOUT)
+        self._writing.stop(STOP_TIMEOUT_SECONDS)
         self._send_queued()
 
     def _is_done(self) -> bool:
@@ -293,7 +295,7 @@ class Worker:
             return False
         if not (self._journal.ended or self._task.drain):
             return False
-        log.info("Tiled is away, and all of the run is journaled: it is parked.")
+        log.info("Tiled is unavailable and the whole run is journaled; the run is parked.")
         # A full disk must not prevent this.
         with contextlib.suppress(sqlite3.OperationalError):
             self._journal.note("parked", documents=self._journal.length)
@@ -302,22 +304,22 @@ class Worker:
     def _end_as_orphan(self) -> None:
         """End at once: the successor of the lost supervisor needs the journal, which has everything acknowledged."""
         log.warning("The supervisor is gone; this worker ends.")
-        self._writing.stop(ORPHAN_TIMEOUT)
+        self._writing.stop(ORPHAN_TIMEOUT_SECONDS)
         # The writing thread may still have a request in flight; its intent is recorded in the journal.
-        os._exit(ORPHANED)
+        os._exit(ORPHANED_EXIT_CODE)
 
     def _take_in(self) -> None:
         """Store everything that has arrived in one transaction, then acknowledge it."""
         arrived: list[messages.Documents] = []
         end: messages.Abandoned | None = None
         size = 0
-        while size < MAX_TAKEN:
+        while size < MAX_TRANSACTION_BYTES:
             try:
                 message = messages.decode(self._mailbox.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
                 break
             except ProtocolError as error:
-                self._limited_log.log(logging.ERROR, "protocol", "The supervisor sent something else: %s", error)
+                self._limited_log.log(logging.ERROR, "protocol", "The supervisor sent an invalid message: %s", error)
                 continue
             if isinstance(message, messages.Documents):
                 arrived.append(message)
@@ -365,7 +367,7 @@ class Worker:
     def _note_disk_problem(self, path: Path, error: sqlite3.Error | OSError) -> None:
         self._limited_log.log(logging.ERROR, "disk", "%s cannot be written: %s", path, error)
         self._disk_problem = explain_write_error(path, error)
-        self._disk_problem_until = time.monotonic() + DISK_PAUSE
+        self._disk_problem_until = time.monotonic() + DISK_PAUSE_SECONDS
 
     def _refuse_documents(self, index: int) -> None:
         """Make the publisher send documents from an index on again: at once, or later if the disk has a problem."""
