@@ -57,13 +57,13 @@ def write_journal(client: Any, journal: Journal, *, quiet_period: float = 1.0) -
 
     options = WritingOptions(quiet_period=quiet_period)
     writing = RunWriting(journal, lambda: client, options, drain=True, on_progress=lambda _: None, on_end=on_end)
-    before, _fold.MAX_PENDING = _fold.MAX_PENDING, 0  # type: ignore[misc]
+    before, _fold.MAX_PENDING_EVENT_BYTES = _fold.MAX_PENDING_EVENT_BYTES, 0  # type: ignore[misc]
     try:
         writing.start()
         ended.wait(PATIENCE)
     finally:
         writing.stop(5.0)
-        _fold.MAX_PENDING = before  # type: ignore[misc]
+        _fold.MAX_PENDING_EVENT_BYTES = before  # type: ignore[misc]
     return ends[0][0] if ends and ends[0][0] else f"not in {PATIENCE:.0f} s"
 
 

@@ -94,7 +94,7 @@ def acquire() -> Iterator[Acquired]:
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run is many appends, as one that is written while it is acquired."""
-    monkeypatch.setattr(fold_module, "MAX_PENDING", 1000)
+    monkeypatch.setattr(fold_module, "MAX_PENDING_EVENT_BYTES", 1000)
 
 
 def write(server: TiledServer, directory: Path, *runs: Documents) -> list[Any]:

@@ -1,4 +1,4 @@
-"""All errors of the writer."""
+"""All errors of the writer, except those that only end a command, which are in `cli`."""
 
 from __future__ import annotations
 
@@ -38,6 +38,10 @@ class UnwritableDocument(WriterError):
         self.index = index
         self.name = name
         self.__cause__ = cause
+
+
+class PluginError(WriterError, ValueError):
+    """Raised when a plugin cannot be imported or used; the message names the entry and the reason."""
 
 
 class ServerError(WriterError):
@@ -86,7 +90,7 @@ class NodeRewound(FoldAgain):
     """Raised when `node` does not hold what was sent, so that its rows are sent again; `reason` is the difference."""
 
     def __init__(self, node: str, reason: str) -> None:
-        super().__init__(f"{node} {reason}; it is written again.")
+        super().__init__(f"{node} {reason}; the run is folded again.")
         self.node = node
         self.reason = reason
 
@@ -99,7 +103,7 @@ class AuditFailed(ServerError):
     """Raised when `node` does not hold what was sent although it was rewritten several times."""
 
     def __init__(self, node: str, reason: str) -> None:
-        super().__init__(f"{node} {reason}, although it was written several times.")
+        super().__init__(f"{node} {reason}, although it was rewritten several times.")
         self.node = node
 
 
@@ -115,6 +119,20 @@ class BackupUnreadable(WriterError):
         super().__init__(f"{place}: {problem}")
         self.path = path
         self.line = line
+
+
+class NodeNotQuiet(WriterError):
+    """Raised when an operation must wait until the node is quiet: an earlier request may still change it."""
+
+
+class NodeStateError(WriterError):
+    """Raised when `event` is not allowed in the `state` of the node at `path`, which is a defect."""
+
+    def __init__(self, path: str, state: object, event: object) -> None:
+        super().__init__(f"{path} is {state} and cannot be {event}; this is a defect.")
+        self.path = path
+        self.state = state
+        self.event = event
 
 
 class Stopped(WriterError):
@@ -135,8 +153,39 @@ class Refused(ServerError):
         self.detail = detail
 
 
+class NotProcessed(ServerError):
+    """Raised when a request certainly had no effect.
+
+    `retry_after` is the delay in seconds from the server's Retry-After header; None if there is no usable one.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Paused(NotProcessed):
+    """Raised when no write can succeed until a person intervenes, for example to renew the credentials."""
+
+
 class Ambiguous(ServerError):
     """Raised when it is unknown whether a request was carried out."""
+
+
+class ServerFailed(Ambiguous):
+    """Raised when Tiled answers 500: it failed, possibly because of the request itself."""
+
+
+class NotTiled(Ambiguous):
+    """Raised when a proxy or gateway in front of Tiled answers, with a redirect or a page of its own.
+
+    A gateway may replace Tiled's response by its own, so the outcome of the request is unknown. `status` is the HTTP
+    status of the response.
+    """
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"{status}: {text}")
+        self.status = status
 
 
 def describe(error: BaseException) -> dict[str, Any]:

@@ -925,7 +925,7 @@ def test_a_copy_that_is_wrong_itself_is_not_shown(run, tiled, proxy):
     append_behind_our_back(tiled, run, 0, 3)
     with pytest.raises(NodeRewound):
         run.apply(*operations)
-    with pytest.raises(NodeRewound, match="written again"):  # now that the journal is known to have all of its rows
+    with pytest.raises(NodeRewound, match="folded again"):  # now that the journal is known to have all of its rows
         run.apply(*operations[:-1])
     run.apply(*operations[:-1])
     copy = replace(rows(run.table, 7, 8), path=f"{run.table}_rewrite")
@@ -940,7 +940,7 @@ def test_a_copy_that_is_wrong_itself_is_not_shown(run, tiled, proxy):
 
 def test_a_table_that_is_never_right_ends_the_attempts(run):
     wrong = Audit(run.table, 3, (("seq_num", "another digest"),))
-    with pytest.raises(AuditFailed, match="although it was written several times"):
+    with pytest.raises(AuditFailed, match="although it was rewritten several times"):
         run.write(*run.with_table(), run.append(0, 3), wrong)
 
 
@@ -1107,15 +1107,15 @@ def test_a_slow_append_is_forgotten_by_and_by(run, proxy):
         catalog.apply(run.with_table())
         slow.append(50.0)
         catalog.apply([run.append(0, 1)])
-        remembered = [catalog._slowest_append]
+        remembered = [catalog._quiet.slowest_append]
         for row in range(1, 60):
             catalog.apply([run.append(row, row + 1)])
-            remembered.append(catalog._slowest_append)
+            remembered.append(catalog._quiet.slowest_append)
         after = TiledCatalog(connection, run.journal, quiet_period=1.0, clock=clock)
     assert remembered == sorted(remembered, reverse=True)
     assert 3 * remembered[0] > 100
     assert 3 * remembered[-1] < 1.0
-    assert 3 * after._slowest_append <= 1.0
+    assert 3 * after._quiet.slowest_append <= 1.0
 
 
 def test_files_with_several_frames_a_datum_are_never_taken_for_told(run, proxy, tiled):
@@ -1340,7 +1340,7 @@ def test_nothing_is_done_while_the_journal_may_come_to_its_stop_and_all_is_well_
         assert catalog.apply(whole[:3]) == []
         assert catalog.waits_for_stop
         stopped(other.journal)
-        with pytest.raises(NodeRewound, match="has come to its stop document"):
+        with pytest.raises(NodeRewound, match="has its stop document in the journal now"):
             catalog.apply([])
         assert not catalog.waits_for_stop
     other.apply(*whole, CloseStream(run.table), CloseStream(run.uid))

@@ -9,10 +9,19 @@ import httpx
 import pytest
 from faulty_proxy import CUT_BEFORE, PASS, ScriptedServer, answer, page, small_client
 
-from tiledwriter._errors import Ambiguous, PoisonedOperation, Refused, Stopped
+from tiledwriter._errors import (
+    Ambiguous,
+    NotProcessed,
+    NotTiled,
+    Paused,
+    PoisonedOperation,
+    Refused,
+    ServerFailed,
+    Stopped,
+)
 from tiledwriter.catalog import _connection
 from tiledwriter.catalog._connection import Connection, check_version
-from tiledwriter.catalog._responses import NotProcessed, NotTiled, Paused, ServerFailed, raise_for_response
+from tiledwriter.catalog._responses import raise_for_response
 from tiledwriter.testing import free_port, wait_until
 
 
@@ -237,7 +246,7 @@ def test_the_server_gets_the_time_it_asks_for_and_others_wait_longer_and_longer(
     waits = [wait(state(Ambiguous("gone"), attempt)) for attempt in range(1, 30)]
     assert waits[0] < 1
     assert waits[:5] == sorted(waits[:5])
-    assert max(waits) <= _connection._MAX_WAIT
+    assert max(waits) <= _connection._MAX_WAIT_SECONDS
 
 
 def test_credentials_that_are_not_accepted_pause_until_they_are(connection, server, reports):

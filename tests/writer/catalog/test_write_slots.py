@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from tiledbroker.log._lock import FileLock
-from tiledwriter._errors import Stopped
-from tiledwriter.catalog._responses import NotProcessed
+from tiledwriter._errors import NotProcessed, Stopped
 from tiledwriter.catalog._write_slots import WriteSlots
 
 
@@ -24,7 +23,7 @@ def test_no_more_than_the_slots_are_held_at_a_time(tmp_path: Path, slots: int) -
 
     def work(_: int) -> None:
         nonlocal held, most
-        with WriteSlots(tmp_path, slots).turn(threading.Event()):
+        with WriteSlots(tmp_path, slots).hold_slot(threading.Event()):
             with mutex:
                 held += 1
                 most = max(most, held)
@@ -41,9 +40,9 @@ def test_who_waits_for_a_turn_can_be_stopped(tmp_path: Path) -> None:
     stopping = threading.Event()
     stopping.set()
     with (
-        WriteSlots(tmp_path, 1).turn(threading.Event()),
+        WriteSlots(tmp_path, 1).hold_slot(threading.Event()),
         pytest.raises(Stopped),
-        WriteSlots(tmp_path, 1).turn(stopping),
+        WriteSlots(tmp_path, 1).hold_slot(stopping),
     ):
         pass
 
@@ -52,7 +51,7 @@ HOLD = """
 import sys, threading, time
 from pathlib import Path
 from tiledwriter.catalog._write_slots import WriteSlots
-with WriteSlots(Path(sys.argv[1]), 1).turn(threading.Event()):
+with WriteSlots(Path(sys.argv[1]), 1).hold_slot(threading.Event()):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -64,7 +63,7 @@ def test_the_slot_of_a_process_that_was_killed_is_free(tmp_path: Path) -> None:
         assert process.stdout.readline() == "held\n"
         process.kill()
         process.wait()
-    with WriteSlots(tmp_path, 1).turn(threading.Event()):
+    with WriteSlots(tmp_path, 1).hold_slot(threading.Event()):
         pass
 
 
@@ -78,7 +77,7 @@ def test_a_directory_that_cannot_be_used_is_no_fault_of_the_request(
 
     with monkeypatch.context() as failing:
         failing.setattr(FileLock, "try_acquire", fail)
-        with pytest.raises(NotProcessed, match="Permission denied"), turns.turn(threading.Event()):
+        with pytest.raises(NotProcessed, match="Permission denied"), turns.hold_slot(threading.Event()):
             pass
-    with turns.turn(threading.Event()):
+    with turns.hold_slot(threading.Event()):
         pass

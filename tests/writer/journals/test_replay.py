@@ -391,7 +391,7 @@ def test_the_command_waits_for_tiled_and_ends_when_told_to(own_tiled_server: Til
     waits = command(own_tiled_server, file, "--tiled", own_tiled_server.uri)
     for process in (ended, waits):
         assert process.stderr is not None
-        assert "Tiled does not take requests" in process.stderr.readline()
+        assert "Tiled refuses requests" in process.stderr.readline()
     ended.send_signal(signal.SIGINT)
     output, _ = ended.communicate(timeout=60)
     assert ended.returncode == ExitCode.INTERRUPTED

@@ -87,28 +87,28 @@ def test_columns_have_what_each_document_has(kind, data):
     values = data.draw(st.lists(ALIKE[kind], min_size=MIN_BATCH_DOCUMENTS + 1, max_size=MIN_BATCH_DOCUMENTS + 1))
     bodies = encoded([event(100 + i, {"x": value, "y": 1.5}) for i, value in enumerate(values)])
     model, *others = bodies
-    alike = ColumnarDecoder().read("event", model, others)
+    alike = ColumnarDecoder().decode_batch("event", model, others)
     documents = [decode(body) for body in others]
     assert alike is not None
     assert alike.count == MIN_BATCH_DOCUMENTS
     assert alike.numbers("seq_num").tolist() == [document["seq_num"] for document in documents]
     assert alike.numbers("time").tolist() == [document["time"] for document in documents]
     for key in ("x", "y"):
-        assert listed(alike.within("data")[key]) == [plain(document["data"][key]) for document in documents]
-        assert listed(alike.within("timestamps")[key]) == [document["timestamps"][key] for document in documents]
+        assert listed(alike.columns_of("data")[key]) == [plain(document["data"][key]) for document in documents]
+        assert listed(alike.columns_of("timestamps")[key]) == [document["timestamps"][key] for document in documents]
 
 
 @pytest.mark.parametrize("kind", NOT_ALIKE)
 def test_other_values_are_left_to_who_decodes_one_by_one(kind):
     model, *others = encoded([event(200 + i, {"x": NOT_ALIKE[kind]}) for i in range(2 * MIN_BATCH_DOCUMENTS)])
-    assert ColumnarDecoder().read("event", model, others) is None
+    assert ColumnarDecoder().decode_batch("event", model, others) is None
 
 
 def test_they_end_with_the_first_that_looks_different():
     events = [event(200 + i, {"x": 1.0}) for i in range(3 * MIN_BATCH_DOCUMENTS)]
     events[2 * MIN_BATCH_DOCUMENTS]["data"] = {"y": 1.0}
     model, *others = encoded(events)
-    alike = ColumnarDecoder().read("event", model, others)
+    alike = ColumnarDecoder().decode_batch("event", model, others)
     assert alike is not None
     assert alike.count == 2 * MIN_BATCH_DOCUMENTS - 1
 
@@ -123,7 +123,7 @@ def test_they_end_with_the_first_that_looks_different():
 )
 def test_events_of_which_more_has_to_be_seen_are_not_alike(different, why):
     model, *others = encoded([event(200 + i, {"x": 1.0}) | different for i in range(2 * MIN_BATCH_DOCUMENTS)])
-    assert ColumnarDecoder().read("event", model, others) is None, why
+    assert ColumnarDecoder().decode_batch("event", model, others) is None, why
 
 
 def test_a_field_that_is_there_twice_is_left_to_who_knows_which_counts():
@@ -132,12 +132,12 @@ def test_a_field_that_is_there_twice_is_left_to_who_knows_which_counts():
         bytes([body[0] + 1]) + body[1:] + again for body in encoded([event(200 + i, {"x": 1.0}) for i in range(20)])
     ]
     assert decode(bodies[0])["data"] == {"y": 1.0}
-    assert ColumnarDecoder().read("event", bodies[0], bodies[1:]) is None
+    assert ColumnarDecoder().decode_batch("event", bodies[0], bodies[1:]) is None
 
 
 def test_integers_that_no_column_takes_are_left_to_others():
     model, *others = encoded([event(200 + i, {"x": 2**63 - 5 + i}) for i in range(2 * MIN_BATCH_DOCUMENTS)])
-    assert ColumnarDecoder().read("event", model, others) is None
+    assert ColumnarDecoder().decode_batch("event", model, others) is None
 
 
 @settings(max_examples=200, deadline=None)
@@ -147,7 +147,7 @@ def test_bytes_that_are_no_event_raise_nothing(data):
     for position in data.draw(st.lists(st.integers(0, len(body) - 1), min_size=1, max_size=4)):
         body[position] = data.draw(st.integers(0, 255))
     size = data.draw(st.integers(1, len(body)))
-    ColumnarDecoder().read("event", bytes(body[:size]), [bytes(body[:size])] * MIN_BATCH_DOCUMENTS)
+    ColumnarDecoder().decode_batch("event", bytes(body[:size]), [bytes(body[:size])] * MIN_BATCH_DOCUMENTS)
 
 
 # Folding
@@ -192,7 +192,7 @@ def eager(monkeypatch):
 @pytest.fixture
 def one_by_one(monkeypatch):
     """A switch: from now on no events are taken for alike."""
-    return lambda: monkeypatch.setattr(ColumnarDecoder, "read", lambda *_: None)
+    return lambda: monkeypatch.setattr(ColumnarDecoder, "decode_batch", lambda *_: None)
 
 
 NUMBERS = st.floats(-10.0, 10.0) | st.sampled_from([0.0, math.nan, math.inf])
@@ -229,7 +229,7 @@ def floods(draw: st.DrawFn) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 @pytest.mark.usefixtures("eager")
 def test_whatever_the_events_are_they_have_the_effect_that_they_have_one_by_one(monkeypatch):
-    read = ColumnarDecoder.read
+    decode_batch = ColumnarDecoder.decode_batch
     counts = []
 
     @settings(max_examples=400, deadline=None)
@@ -238,13 +238,13 @@ def test_whatever_the_events_are_they_have_the_effect_that_they_have_one_by_one(
         given_records = records(*flood)
 
         def counted(*arguments):
-            alike = read(*arguments)
+            alike = decode_batch(*arguments)
             counts.append(0 if alike is None else alike.count)
             return alike
 
-        monkeypatch.setattr(ColumnarDecoder, "read", counted)
+        monkeypatch.setattr(ColumnarDecoder, "decode_batch", counted)
         fold, operations = folded(given_records, batches)
-        monkeypatch.setattr(ColumnarDecoder, "read", lambda *_: None)
+        monkeypatch.setattr(ColumnarDecoder, "decode_batch", lambda *_: None)
         expected_fold, expected = folded(given_records)
         assert (fold.cursor, fold.finished, fold.error) == (len(given_records), True, expected_fold.error)
         assert effect(operations).state == effect(expected).state
@@ -372,7 +372,7 @@ def test_frames_have_the_effect_that_they_have_one_by_one(oddity, mimetype):
         given_records = frames([*ranges[:place], *oddity, *ranges[place:]], mimetype, **parameters)
         fold, operations = folded(given_records)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ColumnarDecoder, "read", lambda *_: None)
+            patch.setattr(ColumnarDecoder, "decode_batch", lambda *_: None)
             expected_fold, expected = folded(given_records)
         assert (fold.cursor, repr(fold.error)) == (expected_fold.cursor, repr(expected_fold.error))
         assert effect(operations).state == effect(expected).state

@@ -12,16 +12,10 @@ from hypothesis import strategies as st
 
 import tiledwriter
 from tiledwriter._errors import DocumentError
-from tiledwriter.mapping import _consolidators
+from tiledwriter.mapping import ArrayConsolidator, Consolidator, Region, _consolidator
 from tiledwriter.mapping._columns import dtype_kind
-from tiledwriter.mapping._consolidators import (
-    REGISTRY,
-    ArrayConsolidator,
-    Consolidator,
-    Patch,
-    compile_template,
-    consolidator_for,
-)
+from tiledwriter.mapping._consolidator import compile_template
+from tiledwriter.mapping._consolidators import REGISTRY, consolidator_for
 
 HDF5 = "application/x-hdf5"
 TIFF = "multipart/related;type=image/tiff"
@@ -65,16 +59,16 @@ def files(source: dict[str, Any]) -> list[str]:
 
 
 boxes = st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.integers(0, 9)).map(
-    lambda box: Patch(offset=box[:2], shape=box[2:])
+    lambda box: Region(offset=box[:2], shape=box[2:])
 )
 
 
 def test_the_union_of_two_patches_covers_both() -> None:
-    assert Patch((2, 0), (3, 4)).union(Patch((7, 1), (2, 5))) == Patch((2, 0), (7, 6))
+    assert Region((2, 0), (3, 4)).union(Region((7, 1), (2, 5))) == Region((2, 0), (7, 6))
 
 
 @given(boxes, boxes, boxes)
-def test_patches_join_in_any_order(a: Patch, b: Patch, c: Patch) -> None:
+def test_patches_join_in_any_order(a: Region, b: Region, c: Region) -> None:
     assert a.union(b) == b.union(a)
     assert a.union(b).union(c) == a.union(b.union(c))
     assert a.union(a) == a
@@ -83,8 +77,8 @@ def test_patches_join_in_any_order(a: Patch, b: Patch, c: Patch) -> None:
 def test_a_single_hdf5_file_is_described_in_full() -> None:
     parameters = {"spec": "AD_HDF5", "chunk_shape": (2,), "swmr": False, "slice": (":", "1"), "squeeze": True}
     consolidator = consolidator_for(resource(HDF5, uri="file://localhost/f.h5", **parameters), descriptor([4, 5]))
-    assert consolidator.consume(datum(0, 2)) == Patch((0, 0, 0), (2, 4, 5))
-    assert consolidator.consume(datum(2, 5)) == Patch((2, 0, 0), (3, 4, 5))
+    assert consolidator.consume(datum(0, 2)) == Region((0, 0, 0), (2, 4, 5))
+    assert consolidator.consume(datum(2, 5)) == Region((2, 0, 0), (3, 4, 5))
     assert consolidator.rows == 5
     assert consolidator.metadata == {"spec": "AD_HDF5"}
     asset = {"data_uri": "file://localhost/f.h5", "is_directory": False, "parameter": "data_uris", "num": 0}
@@ -152,8 +146,8 @@ def test_shape_and_chunks(
 
 def test_concatenated_patches_count_along_the_joined_axis() -> None:
     consolidator = consolidator_for(resource(HDF5, join_method="concat"), descriptor([3, 4]))
-    assert consolidator.consume(datum(0, 2)) == Patch((0, 0), (6, 4))
-    assert consolidator.consume(datum(2, 5)) == Patch((6, 0), (9, 4))
+    assert consolidator.consume(datum(0, 2)) == Region((0, 0), (6, 4))
+    assert consolidator.consume(datum(2, 5)) == Region((6, 0), (9, 4))
 
 
 @given(st.lists(st.integers(0, 4), max_size=6), st.sampled_from(["stack", "concat"]), st.integers(1, 5))
@@ -173,7 +167,7 @@ def test_patches_tile_the_array_and_chunks_add_up_to_it(steps: list[int], join_m
 def test_skipped_rows_do_not_leave_holes() -> None:
     consolidator = consolidator_for(resource(HDF5), descriptor([4]))
     consolidator.consume(datum(0, 2))
-    assert consolidator.consume(datum(5, 6)) == Patch((2, 0), (1, 4))
+    assert consolidator.consume(datum(5, 6)) == Region((2, 0), (1, 4))
     assert layout(consolidator.data_source()) == ([3, 4], [[3], [4]])
 
 
@@ -233,7 +227,7 @@ def test_further_hdf5_resources_are_further_files() -> None:
     consolidator = consolidator_for(resource(HDF5, "one", "file://localhost/1.h5"), descriptor([4]))
     consolidator.consume(datum(0, 2, "one"))
     consolidator.add_resource(resource(HDF5, "two", "file://localhost/2.h5"))
-    assert consolidator.consume(datum(2, 3, "two")) == Patch((2, 0), (1, 4))
+    assert consolidator.consume(datum(2, 3, "two")) == Region((2, 0), (1, 4))
     assert files(consolidator.data_source()) == ["1.h5", "2.h5"]
     taken = "its frames are in several files, each of which is taken to have no others than were announced."
     goes_on = "frame 2 is taken to be the first of further files, as there were 2 before."
@@ -323,7 +317,7 @@ def test_the_next_resource_of_a_sequence_counts_from_zero_in_its_own_directory()
     consolidator = consolidator_for(resource(TIFF, "one", template="a_%d.tif"), descriptor([4, 5]))
     consolidator.consume(datum(0, 2, "one"))
     consolidator.add_resource(resource(TIFF, "two", "file://localhost/e/", template="b_%d.tif"))
-    assert consolidator.consume(datum(2, 4, "two")) == Patch((2, 0, 0), (2, 4, 5))
+    assert consolidator.consume(datum(2, 4, "two")) == Region((2, 0, 0), (2, 4, 5))
     assert files(consolidator.data_source()) == ["d/a_0.tif", "d/a_1.tif", "e/b_0.tif", "e/b_1.tif"]
 
 
@@ -424,8 +418,8 @@ def test_a_csv_file_with_rows_of_another_stream_is_a_problem() -> None:
 
 def test_opaque_files_are_listed_without_a_structure() -> None:
     consolidator = consolidator_for(resource(BYTES, template="%d.bin", spec="ODD"), descriptor([None]))
-    assert consolidator.consume(datum(0, 2)) == Patch((0,), (2,))
-    assert consolidator.consume(datum(2, 3)) == Patch((2,), (1,))
+    assert consolidator.consume(datum(0, 2)) == Region((0,), (2,))
+    assert consolidator.consume(datum(2, 3)) == Region((2,), (1,))
     source = consolidator.data_source()
     assert files(source) == ["d/0.bin", "d/1.bin", "d/2.bin"]
     assert (source["structure_family"], source["structure"], source["parameters"]) == ("bytes", {}, {})
@@ -460,16 +454,16 @@ def test_a_consolidator_can_be_written_with_public_names_alone() -> None:
     class Spectra(tiledwriter.Consolidator):
         rows = 0
 
-        def consume(self, stream_datum: Any) -> tiledwriter.Patch:
+        def consume(self, stream_datum: Any) -> tiledwriter.Region:
             first, self.rows = self.rows, stream_datum["indices"]["stop"]
-            return tiledwriter.Patch((first, 0), (self.rows - first, 8))
+            return tiledwriter.Region((first, 0), (self.rows - first, 8))
 
         def data_source(self) -> dict[str, Any]:
             return {"structure": {"shape": [self.rows, 8]}, "assets": []}
 
     spectra = consolidator_for(resource("image/mine"), descriptor([8]), {"image/mine": Spectra})
     patches = [spectra.consume(datum(0, 2)), spectra.consume(datum(2, 5))]
-    assert patches[0].union(patches[1]) == tiledwriter.Patch((0, 0), (5, 8))
+    assert patches[0].union(patches[1]) == tiledwriter.Region((0, 0), (5, 8))
     assert spectra.data_source()["structure"]["shape"] == [5, 8]
 
 
@@ -524,7 +518,7 @@ def test_a_datum_of_billions_of_files_is_refused_before_they_are_listed() -> Non
 
 
 def test_files_are_limited_also_if_they_come_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_consolidators, "MAX_FILES", 10)
+    monkeypatch.setattr(_consolidator, "MAX_FILES", 10)
     consolidator = consolidator_for(resource(TIFF, template="%d.tif"), descriptor([4, 5]))
     consolidator.consume(datum(0, 10))
     with pytest.raises(DocumentError, match="more than 10 files"):

@@ -29,6 +29,7 @@ from tiledwriter.callback._callback_run import CallbackFold, RunOptions
 from tiledwriter.cli.journal import main
 from tiledwriter.mapping._document_checks import RELIED_ON, DocumentChecks
 from tiledwriter.mapping._fold import Fold
+from tiledwriter.mapping._fold_plan import FoldPlan
 from tiledwriter.mapping._normalizer import _REQUIRED
 from tiledwriter.mapping._operations import UpdateMetadata
 from tiledwriter.mapping._plugins import Plugins
@@ -321,7 +322,7 @@ def test_the_callback_in_the_acquisition_process_refuses_nothing_new() -> None:
         ("stop", "exit_status", 0),
         ("stop", "run_start", "another"),
     ]:
-        fold = CallbackFold(options, max_array_size=16, column_types={})
+        fold = CallbackFold(options, FoldPlan(16))
         for kind, document in with_change(name, place, value):
             fold(kind, document)
         assert [note for note in fold.writer.notes if "event-model" in note] == []

@@ -17,9 +17,11 @@ from pydantic import ValidationError
 
 from tiledbroker import ZMQPublisher
 from tiledwriter._config import load_settings
-from tiledwriter.mapping._consolidators import REGISTRY, TIFFConsolidator
+from tiledwriter._errors import PluginError
+from tiledwriter.mapping._consolidators import REGISTRY
 from tiledwriter.mapping._normalizer import RunNormalizer
-from tiledwriter.mapping._plugins import PluginError, Plugins, installed_consolidators
+from tiledwriter.mapping._plugins import Plugins, installed_consolidators
+from tiledwriter.mapping._sequence_consolidators import TIFFConsolidator
 from tiledwriter.testing import SupervisorProcess
 
 TILED = "http://localhost:8000"
@@ -29,7 +31,7 @@ PAGE = ROOT / "docs" / "how-to" / "own-normalizer-and-consolidators.md"
 
 MODULE = """\
 from tiledwriter import RunNormalizer
-from tiledwriter.mapping._consolidators import ArrayConsolidator, TIFFConsolidator
+from tiledwriter.mapping import ArrayConsolidator, TIFFConsolidator
 
 class LabTIFF(TIFFConsolidator):
     pass
@@ -116,13 +118,13 @@ REFUSED = [
     ({"consolidators": {LAB: "LAB"}}, "is not of the form module:attribute"),
     ({"consolidators": {LAB: "os; import sys:X"}}, "is not of the form module:attribute"),
     ({"consolidators": {LAB: "../LAB:Two"}}, "is not of the form module:attribute"),
-    ({"consolidators": {LAB: "LAB:nothing"}}, "LAB:nothing is no subclass of Consolidator"),
-    ({"consolidators": {LAB: "LAB:Normalizer"}}, "LAB:Normalizer is no subclass of Consolidator"),
-    ({"consolidators": {LAB: "LAB:LabTIFF"}}, "LAB:LabTIFF has it not among its mimetypes"),
-    ({"normalizer": "LAB:Two"}, "normalizer: LAB:Two is no subclass of RunNormalizer"),
+    ({"consolidators": {LAB: "LAB:nothing"}}, "LAB:nothing is not a subclass of Consolidator"),
+    ({"consolidators": {LAB: "LAB:Normalizer"}}, "LAB:Normalizer is not a subclass of Consolidator"),
+    ({"consolidators": {LAB: "LAB:LabTIFF"}}, "is not among the mimetypes of LAB:LabTIFF"),
+    ({"normalizer": "LAB:Two"}, "normalizer: LAB:Two is not a subclass of RunNormalizer"),
     ({"normalizer": "LAB:NoArguments"}, "normalizer: LAB:NoArguments cannot be made (TypeError"),
     ({"normalizer": "LAB:Missing"}, "normalizer: LAB:Missing cannot be imported (AttributeError"),
-    ({"patches": {"start": "LAB:nothing"}}, "patches: 'start': LAB:nothing is no function"),
+    ({"patches": {"start": "LAB:nothing"}}, "patches: 'start': LAB:nothing is not a function"),
     ({"patches": {"begin": "LAB:patch"}}, "patches: there is no kind of document called 'begin'"),
 ]
 
@@ -182,8 +184,8 @@ def test_an_entry_point_goes_before_what_the_package_has_itself(lab, tmp_path):
     ("name", "value", "said"),
     [
         ("image/x-lab", "no_such_module:X", "entry point 'image/x-lab' of lab-plugin: no_such_module:X cannot be"),
-        ("image/x-lab", "LAB:Two", "LAB:Two has it not among its mimetypes"),
-        ("image/x-lab", "LAB:nothing", "entry point 'image/x-lab' of lab-plugin: LAB:nothing is no subclass"),
+        ("image/x-lab", "LAB:Two", "is not among the mimetypes of LAB:Two"),
+        ("image/x-lab", "LAB:nothing", "entry point 'image/x-lab' of lab-plugin: LAB:nothing is not a subclass"),
         ("any", "LAB:Anything", "neither 'any' nor the class names a mimetype"),
         ("image/x-lab", "LAB", "'LAB' is not of the form module:attribute"),
     ],

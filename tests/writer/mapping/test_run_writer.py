@@ -448,12 +448,12 @@ def test_a_few_frames_of_a_key_with_many_are_held_back_until_everything_is_wante
     writer(*stream_datum(999, 1000))
     assert told() == [(999, 1000)]
     writer(*stream_datum(1000, 1124))
-    assert (told(), writer.holds) == ([], True)
+    assert (told(), writer.has_held_frames) == ([], True)
     writer(*stream_datum(1124, 1125))
-    assert (told(), writer.holds) == ([(1000, 1125)], False)
+    assert (told(), writer.has_held_frames) == ([(1000, 1125)], False)
     writer(*stream_datum(1125, 1126))
     assert told() == []
-    assert (told(everything=True), writer.holds) == ([(1125, 1126)], False)
+    assert (told(everything=True), writer.has_held_frames) == ([(1125, 1126)], False)
     writer(*stream_datum(1126, 1127))
     operations = writer(*STOP)
     assert frames(operations)[0] == 1127

@@ -56,7 +56,7 @@ def fold(data_keys, events, *, batches=(), notes=None, **options):
     for item in events[position:]:
         writer.add(item)
     operations += writer.flush()
-    writer.report()
+    writer.note_changes()
     return operations
 
 
@@ -445,7 +445,7 @@ def test_keys_of_a_further_descriptor_get_columns_and_nodes_of_all_events():
         writer.declare({"x": NUMBER, **later})
         writer.add(events[1])
         operations += writer.flush()
-        writer.report()
+        writer.note_changes()
         return operations, writer.too_narrow
 
     _, types = folded({}, [])

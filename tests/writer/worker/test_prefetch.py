@@ -42,7 +42,7 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.documents = documents()
         self.journal = Journal(path, "create", run_uid=self.documents[0][1]["uid"])
-        self.handover = RecordBuffer(2**20)
+        self.record_buffer = RecordBuffer(2**20)
         self._encoder = Encoder()
 
     def add(self, count: int, *, handed_over: bool = True) -> None:
@@ -50,12 +50,12 @@ class Run:
         for name, document in self.documents[start : start + count]:
             self.journal.append_one(name, self._encoder.encode(document))
         if handed_over:
-            self.handover.put(self.journal.read(start, count))
+            self.record_buffer.put_records(self.journal.read(start, count))
         else:
-            self.handover.wake()
+            self.record_buffer.wake()
 
     def prefetch(self) -> FoldPrefetch:
-        return FoldPrefetch(Fold(self.journal.run_uid, WritingOptions(), 16), self.journal, self.handover)
+        return FoldPrefetch(Fold(self.journal.run_uid, WritingOptions(), 16), self.journal, self.record_buffer)
 
 
 @pytest.fixture
@@ -80,10 +80,10 @@ def in_a_thread(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any
 def test_what_came_since_the_last_time_is_one_batch(run: Run, handed_over: bool) -> None:
     with run.prefetch() as prefetch:
         run.add(3, handed_over=handed_over)
-        first = prefetch.take_folded(wait=True)
+        first = prefetch.take_batch(wait=True)
         for _ in range(7):
             run.add(5, handed_over=handed_over)
-        second = prefetch.take_folded(wait=True)
+        second = prefetch.take_batch(wait=True)
         assert (first.documents, first.cursor, rows(first)) == (3, 3, [(0, 1)])
         assert (second.documents, second.cursor, rows(second)) == (35, 38, [(1, 36)])
 
@@ -91,8 +91,8 @@ def test_what_came_since_the_last_time_is_one_batch(run: Run, handed_over: bool)
 def test_one_document_is_enough_when_somebody_waits(run: Run) -> None:
     with run.prefetch() as prefetch:
         run.add(2)
-        prefetch.take_folded(wait=True)
-        thread, results = in_a_thread(lambda: prefetch.take_folded(wait=True))
+        prefetch.take_batch(wait=True)
+        thread, results = in_a_thread(lambda: prefetch.take_batch(wait=True))
         run.add(1)
         thread.join(30)
         assert [rows(folded) for folded in results] == [[(0, 1)]]
@@ -100,14 +100,14 @@ def test_one_document_is_enough_when_somebody_waits(run: Run) -> None:
 
 def test_who_does_not_wait_gets_nothing_when_there_is_nothing(run: Run) -> None:
     with run.prefetch() as prefetch:
-        folded = prefetch.take_folded(wait=False)
+        folded = prefetch.take_batch(wait=False)
         assert (folded.documents, folded.operations, prefetch.accepts_more) == (0, [], True)
 
 
 def test_a_run_ends_with_its_stop_document(run: Run) -> None:
     run.add(EVENTS + 3)
     with run.prefetch() as prefetch:
-        folded = prefetch.take_folded(wait=True)
+        folded = prefetch.take_batch(wait=True)
         assert folded.finished
         assert not prefetch.accepts_more
     assert rows(folded) == [(0, EVENTS)]
@@ -117,10 +117,10 @@ def test_a_run_ends_with_its_stop_document(run: Run) -> None:
 def test_a_run_that_was_abandoned_ends_when_all_of_it_is_folded(run: Run) -> None:
     run.add(10)
     with run.prefetch() as prefetch:
-        prefetch.take_folded(wait=True)
-        thread, results = in_a_thread(lambda: prefetch.take_folded(wait=True))
+        prefetch.take_batch(wait=True)
+        thread, results = in_a_thread(lambda: prefetch.take_batch(wait=True))
         run.journal.set("abandoned", True)
-        run.handover.wake()
+        run.record_buffer.wake()
         thread.join(30)
         assert [(folded.documents, folded.finished) for folded in results] == [(0, True)]
         assert not prefetch.accepts_more
@@ -131,20 +131,20 @@ def test_a_document_that_cannot_be_folded_comes_with_all_before_it(run: Run) -> 
     run.journal.append_one("event", b"\xc1")
     run.journal.append_one("event", b"\xc1")
     with run.prefetch() as prefetch:
-        folded = prefetch.take_folded(wait=True)
+        folded = prefetch.take_batch(wait=True)
         assert not prefetch.accepts_more
     assert folded.error is not None
     assert (folded.error.index, rows(folded)) == (10, [(0, 8)])
 
 
 def test_memory_is_bounded_while_nobody_takes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fold_module, "MAX_PENDING", 1000)
+    monkeypatch.setattr(fold_module, "MAX_PENDING_EVENT_BYTES", 1000)
     monkeypatch.setattr(fold_module, "MAX_BATCH_BYTES", 5000)
     run.add(EVENTS + 3)
     batches = []
     with run.prefetch() as prefetch:
         while prefetch.accepts_more:
-            batches += rows(prefetch.take_folded(wait=True))
+            batches += rows(prefetch.take_batch(wait=True))
     assert len(batches) > 2
     assert [first for first, _ in batches[1:]] == [stop for _, stop in batches[:-1]]
     assert (batches[0][0], batches[-1][1]) == (0, EVENTS)
@@ -153,8 +153,8 @@ def test_memory_is_bounded_while_nobody_takes(run: Run, monkeypatch: pytest.Monk
 def test_who_waits_is_let_go_when_it_is_closed(run: Run) -> None:
     with run.prefetch() as prefetch:
         run.add(2)
-        prefetch.take_folded(wait=True)
-        thread, results = in_a_thread(lambda: prefetch.take_folded(wait=True))
+        prefetch.take_batch(wait=True)
+        thread, results = in_a_thread(lambda: prefetch.take_batch(wait=True))
         prefetch.close()
         thread.join(30)
         assert [folded.documents for folded in results] == [0]
@@ -171,13 +171,13 @@ def test_a_few_frames_of_many_are_held_back_for_a_time_and_counted_as_written_th
     monkeypatch.setattr(prefetch_module, "HOLD_SECONDS", 600.0)
     with run.prefetch() as prefetch:
         run.add(4)
-        first = prefetch.take_folded(wait=True)
+        first = prefetch.take_batch(wait=True)
         run.add(1)
-        second = prefetch.take_folded(wait=True)
+        second = prefetch.take_batch(wait=True)
         assert (first.cursor, frames_told(first)) == (4, [(0, 2000)])
         assert (second.documents, second.cursor, frames_told(second)) == (1, 4, [])
         monkeypatch.setattr(prefetch_module, "HOLD_SECONDS", 0.0)
-        third = prefetch.take_folded(wait=True)  # though no more documents come
+        third = prefetch.take_batch(wait=True)  # though no more documents come
         assert (third.documents, third.cursor, frames_told(third)) == (0, 5, [(2000, 2001)])
 
 
@@ -185,11 +185,11 @@ def test_who_does_not_wait_gets_all_frames(run: Run) -> None:
     run.documents[1:] = detector(run.documents[0][1])
     with run.prefetch() as prefetch:
         run.add(4)
-        prefetch.take_folded(wait=True)
-        thread, results = in_a_thread(lambda: prefetch.take_folded(wait=False))
+        prefetch.take_batch(wait=True)
+        thread, results = in_a_thread(lambda: prefetch.take_batch(wait=False))
         thread.join(30)
         run.add(1)
-        folded = prefetch.take_folded(wait=False)
+        folded = prefetch.take_batch(wait=False)
         assert [frames_told(each) for each in (*results, folded)] == [[], [(2000, 2001)]]
 
 
@@ -228,7 +228,7 @@ def test_leaving_it_with_an_error_ends_its_thread(run: Run) -> None:
 
     def fail() -> None:
         with run.prefetch() as prefetch:
-            prefetch.take_folded(wait=True)
+            prefetch.take_batch(wait=True)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -243,7 +243,7 @@ def test_what_is_wrong_with_the_journal_is_told(run: Run, monkeypatch: pytest.Mo
     run.add(5, handed_over=False)
     monkeypatch.setattr(run.journal, "read", damaged)
     with run.prefetch() as prefetch:
-        folded = prefetch.take_folded(wait=True)
+        folded = prefetch.take_batch(wait=True)
         assert isinstance(folded.error, JournalInvalid)
         assert not prefetch.accepts_more
 
@@ -259,9 +259,9 @@ def test_what_comes_before_a_damage_is_folded(run: Run, monkeypatch: pytest.Monk
     run.add(5, handed_over=False)
     monkeypatch.setattr(run.journal, "read", damaged)
     with run.prefetch() as prefetch:
-        folded = prefetch.take_folded(wait=True)
+        folded = prefetch.take_batch(wait=True)
         while folded.error is None:
             assert prefetch.accepts_more
-            folded = prefetch.take_folded(wait=True)
+            folded = prefetch.take_batch(wait=True)
     assert (folded.cursor, type(folded.error)) == (3, JournalInvalid)
     assert not prefetch.accepts_more

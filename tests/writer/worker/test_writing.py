@@ -144,7 +144,7 @@ def test_columns_are_as_wide_as_the_values_that_come(
     batch: int,
     expected: list[Any],
 ) -> None:
-    monkeypatch.setattr(fold_module, "MAX_PENDING", batch)
+    monkeypatch.setattr(fold_module, "MAX_PENDING_EVENT_BYTES", batch)
     assert write() == ("written", "")
     stored = tiled_server.client()[journal.run_uid]["primary"]["x"].read().tolist()
     assert [None if isinstance(x, float) and math.isnan(x) else x for x in stored] == expected
@@ -164,7 +164,7 @@ def test_arrays_of_unequal_length_are_kept_whole(
     *,
     batch: int,
 ) -> None:
-    monkeypatch.setattr(fold_module, "MAX_PENDING", batch)
+    monkeypatch.setattr(fold_module, "MAX_PENDING_EVENT_BYTES", batch)
     assert write() == ("written", "")
     stream = tiled_server.client()[journal.run_uid]["primary"]
     assert list(stream) == ["seq_num", "time", "x", "ts_x"]

@@ -31,7 +31,7 @@ from .._exact_numbers import nearest_float
 
 log = logging.getLogger(__name__)
 
-MAX_IN_MEMORY_BYTES: Final = 16 * 2**20
+MAX_MEMORY_BYTES: Final = 16 * 2**20
 """Bytes of a run's documents that stay in memory; further ones are in a temporary file."""
 
 _FRAME: Final = struct.Struct(">BQ")
@@ -42,7 +42,7 @@ _EXACT_IN_JSON: Final = frozenset({"<i8", "<f8", "|b1"})
 class Recording:
     """The encoded documents of one run so far. Those of a long run go to a temporary file, so memory is bounded."""
 
-    def __init__(self, in_memory: int = MAX_IN_MEMORY_BYTES) -> None:
+    def __init__(self, in_memory: int = MAX_MEMORY_BYTES) -> None:
         self._limit = in_memory
         self._recent: list[tuple[str, bytes]] = []
         self._size = 0
@@ -86,7 +86,7 @@ class Recording:
             self._file.flush()
             self._on_disk = self._file.tell()
         except OSError as error:
-            log.warning("Documents stay in memory, because no temporary file can be written: %s", error)
+            log.warning("Documents stay in memory because no temporary file can be written: %s", error)
             self._limit = 2 * self._size
             return
         self._recent.clear()

@@ -12,10 +12,19 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from tiledbroker import decode
 
-from .._errors import ColumnsRefused, ColumnsTooNarrow, NodeRewound, TiledUnavailable
+from .._errors import ColumnsRefused, ColumnsTooNarrow, FoldAgain, TiledUnavailable
 from .._names import run_key
 from ..catalog import Connection, MemoryLedger, TiledCatalog
-from ..mapping import QUIET_PERIOD_SECONDS, Consolidator, DocumentPatch, Operation, RunWriter, declares_dtype
+from ..mapping import (
+    QUIET_PERIOD_SECONDS,
+    Consolidator,
+    DocumentPatch,
+    FoldPlan,
+    Operation,
+    RunWriter,
+    declares_dtype,
+    fold_until_planned,
+)
 from ._backup import Backup, Recording
 
 if TYPE_CHECKING:
@@ -24,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Seconds between two checks of operations whose outcome is not known yet.
-_POLL_SECONDS: Final = 0.1
+_OUTCOME_POLL_SECONDS: Final = 0.1
 
 MakeNormalizer: TypeAlias = Callable[..., Any]
 
@@ -49,7 +58,8 @@ class CallbackFold:
     """The fold for one run's documents, with any kind of normalizer.
 
     A normalizer either returns the modern documents for each document, as `RunNormalizer` does, or has `subscribe` and
-    emits them, as normalizers made for bluesky-tiled-plugins do.
+    emits them, as normalizers made for bluesky-tiled-plugins do. Such normalizers are the reason why this is not a
+    `Fold`, which takes records of a journal, decodes them by column, and checks and filters what `RunNormalizer` emits.
 
     Attributes
     ----------
@@ -59,9 +69,7 @@ class CallbackFold:
         The `RunWriter` that makes the operations.
     """
 
-    def __init__(
-        self, options: RunOptions, *, max_array_size: int, column_types: Mapping[tuple[str, str], str]
-    ) -> None:
+    def __init__(self, options: RunOptions, plan: FoldPlan) -> None:
         self.pending = 0
         self._emitted: list[tuple[str, dict[str, Any]]] = []
         self._normalizer: Any = None
@@ -77,10 +85,10 @@ class CallbackFold:
         if self._emits:
             self._normalizer.subscribe(self._collect_emitted)
         self.writer = RunWriter(
-            max_array_size=max_array_size if max_array_size >= 0 else sys.maxsize,
+            max_array_size=plan.max_array_size if plan.max_array_size >= 0 else sys.maxsize,
             guessed_types=guessed,
             consolidators=options.consolidators,
-            column_types=column_types,
+            column_types=plan.column_types,
         )
 
     def __call__(self, name: str, document: dict[str, Any]) -> list[Operation]:
@@ -135,8 +143,8 @@ class CallbackRun:
 
     The documents are recorded until the run ends, for two reasons. First, the backups get the whole run if it fails.
     Second, the run is folded again from its first document if its tables need other columns, because the server has no
-    list columns or a value does not fit its declared type. Up to `MAX_IN_MEMORY_BYTES` bytes of the recording are
-    in memory, the rest is in a temporary file, so memory is bounded however long the run is.
+    list columns or a value does not fit its declared type. Up to `MAX_MEMORY_BYTES` of the recording are in memory, the
+    rest is in a temporary file, so memory is bounded however long the run is.
     """
 
     def __init__(self, run_uid: str, options: RunOptions, backups: list[Backup]) -> None:
@@ -145,8 +153,7 @@ class CallbackRun:
         self._backups = backups
         self._recording: Recording | None = Recording()
         self._error: BaseException | None = None
-        self._max_array_size = options.max_array_size
-        self._column_types: dict[tuple[str, str], str] = {}
+        self._plan = FoldPlan(options.max_array_size)
         self._ledger = MemoryLedger(run_uid)
         self._connection = Connection(
             lambda: options.client, threading.Event(), self._ledger.note, patience=options.patience
@@ -200,30 +207,29 @@ class CallbackRun:
         """Fold a document and apply its operations; if necessary, fold the whole run again."""
         # The recording is None only after a failure.
         assert self._recording is not None
+        recording = self._recording
         documents: Iterable[tuple[str, bytes]] = [(name, body)]
-        while True:
-            try:
-                for item in documents:
-                    self._fold_and_apply(*item)
-                break
-            except NodeRewound:
-                pass
-            except ColumnsRefused as error:
+
+        def fold_documents(plan: FoldPlan) -> None:
+            for item in documents:
+                self._fold_and_apply(plan, *item)
+
+        def begin_again(error: FoldAgain, plan: FoldPlan) -> None:
+            nonlocal documents
+            if isinstance(error, ColumnsRefused):
                 self._ledger.note("no list columns", reason=str(error))
-                self._max_array_size = 0
-            except ColumnsTooNarrow as error:
+            elif isinstance(error, ColumnsTooNarrow):
                 self._ledger.note("wider columns", columns=error.needed)
-                self._column_types.update(error.needed)
-            self._fold, documents = None, self._recording
+            self._plan, self._fold, documents = plan, None, recording
+
+        fold_until_planned(self._plan, fold_documents, begin_again)
         if name == "stop" and self._options.validate:
             run = self._options.client[run_key(self._run_uid)]
             run.validate(ignore_errors=self._options.ignore_errors, raise_on_error=True)
 
-    def _fold_and_apply(self, name: str, body: bytes) -> None:
+    def _fold_and_apply(self, plan: FoldPlan, name: str, body: bytes) -> None:
         if self._fold is None:
-            self._fold = CallbackFold(
-                self._options, max_array_size=self._max_array_size, column_types=dict(self._column_types)
-            )
+            self._fold = CallbackFold(self._options, plan)
         operations = self._fold(name, decode(body))
         if self._fold.pending >= max(1, self._options.batch_size) or self._fold.writer.flush_due:
             operations += self._fold.flush()
@@ -239,9 +245,9 @@ class CallbackRun:
         while waiting:
             if time.monotonic() - since > limit:
                 raise TiledUnavailable(
-                    f"After {limit:.0f} s it is still unknown if Tiled has done {len(waiting)} operations."
+                    f"After {limit:.0f} s it is unknown whether Tiled did {len(waiting)} operations."
                 )
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_OUTCOME_POLL_SECONDS)
             waiting = self._catalog.apply(waiting)
             if len(waiting) < left:
                 since, left = time.monotonic(), len(waiting)

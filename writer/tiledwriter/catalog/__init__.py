@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ._catalog import LATE_AUDIT, TiledCatalog
+from ._catalog import TiledCatalog
 from ._connection import Client, Connection, check_version
+from ._known_nodes import LATE_AUDIT
 from ._ledger import MemoryLedger
 from ._node_checks import ArrayCheck, ExternalCheck, NodeCheck, TableCheck, same
 from ._nodes import Nodes, node_body

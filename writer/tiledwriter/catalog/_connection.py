@@ -16,10 +16,19 @@ import httpx
 import msgspec
 import tenacity
 
-from .._errors import Ambiguous, PoisonedOperation, Refused, Stopped, TiledUnavailable
+from .._errors import (
+    Ambiguous,
+    NotProcessed,
+    Paused,
+    PoisonedOperation,
+    Refused,
+    ServerFailed,
+    Stopped,
+    TiledUnavailable,
+)
 from ..mapping import POISON_AFTER_SECONDS
 from ._probe import DatabaseProbe
-from ._responses import NotProcessed, Paused, ServerFailed, raise_for_response
+from ._responses import raise_for_response
 from ._write_slots import WriteSlots
 
 log = logging.getLogger(__name__)
@@ -36,7 +45,7 @@ A restart of PostgreSQL alone makes Tiled answer 500 to five requests.
 OLDEST_TILED: Final = (0, 2, 12)
 """First version that supports `order_by_args`; earlier ones always answer 500 for tables that have it."""
 
-_MAX_WAIT: Final = 30.0
+_MAX_WAIT_SECONDS: Final = 30.0
 _PROBE_TIMEOUT_SECONDS: Final = 20.0
 # The operation fails once more between the two probes: an outage may have ended just before the first one.
 _WRITE_PROBES_TO_CONDEMN: Final = 2
@@ -92,8 +101,8 @@ class _Wait(tenacity.wait.wait_base):
 
     def __init__(self, patience: float | None = None) -> None:
         self._patience = patience
-        self._max = _MAX_WAIT if patience is None else min(_MAX_WAIT, patience / 10)
-        self._backoff = tenacity.wait_exponential(multiplier=0.2, max=_MAX_WAIT) + tenacity.wait_random(0, 0.2)
+        self._max = _MAX_WAIT_SECONDS if patience is None else min(_MAX_WAIT_SECONDS, patience / 10)
+        self._backoff = tenacity.wait_exponential(multiplier=0.2, max=_MAX_WAIT_SECONDS) + tenacity.wait_random(0, 0.2)
 
     def __call__(self, retry_state: tenacity.RetryCallState) -> float:
         wait = min(self._max, self._backoff(retry_state))
@@ -137,7 +146,7 @@ class Connection:
     patience
         Seconds after which a request that Tiled does not accept is given up; None: never. If set, an error that only
         a person can fix, such as refused credentials, is given up at once.
-    turns
+    write_slots
         Write slots to acquire for each request other than GET; None: no limit.
     on_reached
         Called when the server is available for the first time, and again after each outage.
@@ -156,7 +165,7 @@ class Connection:
         *,
         poison_after: float = POISON_AFTER_SECONDS,
         patience: float | None = None,
-        turns: WriteSlots | None = None,
+        write_slots: WriteSlots | None = None,
         on_reached: Callable[[], None] = lambda: None,
     ) -> None:
         self._connect = connect
@@ -165,7 +174,7 @@ class Connection:
         self._report = report
         self._poison_after = poison_after
         self._patience = patience
-        self._write_slots = turns
+        self._write_slots = write_slots
         self._timeout = TIMEOUT if patience is None else _limit_timeout(TIMEOUT, patience)
         self._client: Client | None = None
         self.probe = DatabaseProbe()
@@ -278,11 +287,11 @@ class Connection:
 
     def databases_can_read(self) -> bool:
         """Return True if the server can read from its databases."""
-        return self.probe.reads(self._send_probe_request)
+        return self.probe.can_read(self._send_probe_request)
 
     def databases_can_write(self) -> bool:
         """Return True if the server can read from and write to its databases."""
-        return self.databases_can_read() and self.probe.writes(self._send_probe_request)
+        return self.databases_can_read() and self.probe.can_write(self._send_probe_request)
 
     def _send_probe_request(
         self,
@@ -318,7 +327,7 @@ class Connection:
         def give_up(retry_state: tenacity.RetryCallState) -> NoReturn:
             error = _error_of(retry_state)
             seconds = retry_state.seconds_since_start or 0.0
-            raise TiledUnavailable(f"Tiled has not done {what} in {seconds:.0f} s ({error}).") from error
+            raise TiledUnavailable(f"Tiled has not completed {what} within {seconds:.0f} s ({error}).") from error
 
         def before_sleep(retry_state: tenacity.RetryCallState) -> None:
             error = _error_of(retry_state)
@@ -391,9 +400,9 @@ class Connection:
     def _send_request(self, method: str, endpoint: str, path: str, **arguments: Any) -> httpx.Response:
         client = self._ensure_client()
         url = f"{client.context.api_uri}{endpoint}/{_quote_segments([*client.path_parts, *path.split('/')])}"
-        turns = None if method == "GET" else self._write_slots
+        write_slots = None if method == "GET" else self._write_slots
         try:
-            with nullcontext() if turns is None else turns.turn(self._stopping):
+            with nullcontext() if write_slots is None else write_slots.hold_slot(self._stopping):
                 # A redirect of a write leads to a login page, never to the requested resource.
                 response: httpx.Response = client.context.http_client.request(
                     method, url, **{"timeout": self._timeout, "follow_redirects": False, **arguments}
@@ -424,7 +433,7 @@ class Connection:
         self._note_presence(well=True)
         if failing.failures < POISON_FAILURES or time.monotonic() - failing.since <= self._poison_after:
             return
-        if not self.probe.writes(self._send_probe_request):
+        if not self.probe.can_write(self._send_probe_request):
             self._note_answer(what, well=False)
             return
         failing.write_probes += 1
@@ -449,14 +458,14 @@ class Connection:
             return
         self._reported.add(topic)
         level = logging.ERROR if isinstance(error, Paused) else logging.WARNING
-        until = "until it does" if self._patience is None else f"for up to {self._patience:g} s"
-        log.log(level, "Tiled does not take requests (%s); trying again %s.", error, until)
+        until = "until it accepts them" if self._patience is None else f"for up to {self._patience:g} s"
+        log.log(level, "Tiled refuses requests (%s); they are tried again %s.", error, until)
         self._report("waiting", reason=str(error))
 
     def _report_recovery(self) -> None:
         if self._reported:
             self._reported.clear()
-            log.info("Tiled takes requests again.")
+            log.info("Tiled accepts requests again.")
             self._report("resumed")
 
 

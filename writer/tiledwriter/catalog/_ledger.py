@@ -1,17 +1,32 @@
-"""Progress of a run that the acquisition process writes itself; it lasts as long as the process."""
+"""Store of the progress of a run: what `TiledCatalog` needs of a journal, and a replacement in memory."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, Protocol
 
 from tiledbroker import NodeProgress
 
 log = logging.getLogger(__name__)
 
 
+class Ledger(Protocol):
+    """Store of a run's progress: the part of `tiledbroker.Journal` that `TiledCatalog` uses."""
+
+    @property
+    def stopped(self) -> bool: ...
+    def progress(self) -> dict[str, NodeProgress]: ...
+    def set_progress(self, node: str, rows: int, intent: int | None = None) -> None: ...
+    def drop_progress(self, node: str) -> None: ...
+    def note(self, event: str, **detail: Any) -> None: ...
+    def get(self, key: str, default: Any = None) -> Any: ...
+    def set(self, key: str, value: Any) -> None: ...
+
+
 class MemoryLedger:
-    """In-memory replacement for the journal in which `TiledCatalog` keeps its progress; notes go to the log.
+    """Ledger of a run that the acquisition process writes itself, which lasts as long as the process.
+
+    Notes go to the log.
 
     Parameters
     ----------

@@ -44,7 +44,7 @@ class DatabaseProbe:
         self.column = ""
         self.on_table: Callable[[str | None], None] = lambda _: None
 
-    def reads(self, ask: Ask) -> bool:
+    def can_read(self, ask: Ask) -> bool:
         """Return True if the catalog database returns a node and the table storage, once used, a row count."""
         try:
             ask("GET", "metadata", self.run)
@@ -54,7 +54,7 @@ class DatabaseProbe:
             return False
         return True
 
-    def writes(self, ask: Ask) -> bool:
+    def can_write(self, ask: Ask) -> bool:
         """Return True if both databases accept a table with one row; the table's node is deleted again."""
         path = f"{self.run}/{PROBE_KEY}" if self.run else PROBE_KEY
         self.on_table(path)

@@ -6,51 +6,13 @@ from typing import Any, Final
 
 import httpx
 
-from .._errors import Ambiguous, Refused, ServerError
+from .._errors import Ambiguous, NotProcessed, NotTiled, Paused, Refused, ServerFailed
 
 _PAUSE_STATUSES: Final = frozenset({401, 403})
 _AMBIGUOUS_STATUSES: Final = frozenset({408})
 _JSON: Final = "application/json"
 # Every JSON object that Tiled returns for the requests of this package has at least one of these keys.
 _FIELDS_OF_ANSWERS: Final = frozenset({"id", "data", "data_type", "shape"})
-
-
-class NotProcessed(ServerError):
-    """Raised when a request certainly had no effect.
-
-    Attributes
-    ----------
-    retry_after
-        Delay in seconds from the server's Retry-After header; None if there is no usable one.
-    """
-
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-class Paused(NotProcessed):
-    """Raised when no write can succeed until a person intervenes, for example to renew the credentials."""
-
-
-class ServerFailed(Ambiguous):
-    """Raised when Tiled answers 500: it failed, possibly because of the request itself."""
-
-
-class NotTiled(Ambiguous):
-    """Raised when a proxy or gateway in front of Tiled answers, with a redirect or a page of its own.
-
-    A gateway may replace Tiled's response by its own, so the outcome of the request is unknown.
-
-    Attributes
-    ----------
-    status
-        HTTP status of the response.
-    """
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(f"{status}: {text}")
-        self.status = status
 
 
 def raise_for_response(response: httpx.Response, media_type: str = _JSON) -> None:
@@ -75,7 +37,7 @@ def raise_for_response(response: httpx.Response, media_type: str = _JSON) -> Non
     status = response.status_code
     if 200 <= status < 300:
         if not _is_answer_of_tiled(response, media_type):
-            raise NotTiled(status, f"this is no answer of Tiled, but {_media_type(response) or 'nothing'}")
+            raise NotTiled(status, f"this is not an answer of Tiled but {_media_type(response) or 'nothing'}")
         return
     if 300 <= status < 400:
         raise NotTiled(status, f"redirected to {response.headers.get('Location', 'nowhere')}")
@@ -88,7 +50,7 @@ def raise_for_response(response: httpx.Response, media_type: str = _JSON) -> Non
     if status in _AMBIGUOUS_STATUSES or status > 500:
         raise Ambiguous(f"{status}: {text}")
     if detail is None:
-        raise NotTiled(status, f"{text}, and not in Tiled's words")
+        raise NotTiled(status, f"{text}; this is not an answer of Tiled")
     if status == 500:
         raise ServerFailed(f"500: {detail}")
     raise Refused(status, detail)

@@ -15,7 +15,7 @@ _MISSING = -numpy.inf
 
 
 class RowProof:
-    """Comparison of the rows found in a table with the rows of a journal, which `add` receives in order.
+    """Comparison of the rows found in a table with the rows of a journal, which `add_keys` receives in order.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class RowProof:
         # The journal's first keys, at most as many as the table has rows.
         self._beginning: list[Array] = []
 
-    def add(self, keys: Array) -> None:
+    def add_keys(self, keys: Array) -> None:
         """Add the keys of the journal's next rows."""
         room = self.found - self.journaled
         if room > 0:

@@ -19,9 +19,9 @@ from ._probe import ARROW_FILE
 MAX_BYTES: Final = 32 * 2**20
 
 # Characters of column names per request: they are part of its URL.
-_MAX_NAMES: Final = 4_000
+_MAX_NAME_CHARACTERS: Final = 4_000
 # Bytes.
-_TYPICAL_VALUE: Final = 16
+_TYPICAL_VALUE_BYTES: Final = 16
 
 
 class StoredNodes:
@@ -123,10 +123,10 @@ class StoredTable:
 
 def _group_columns(columns: Sequence[str], rows: int) -> Iterator[list[str]]:
     """Yield groups of columns, each to be read with one request."""
-    limit = max(1, MAX_BYTES // (_TYPICAL_VALUE * max(rows, 1)))
+    limit = max(1, MAX_BYTES // (_TYPICAL_VALUE_BYTES * max(rows, 1)))
     group: list[str] = []
     for column in columns:
-        if group and (len(group) >= limit or sum(map(len, group)) + len(column) > _MAX_NAMES):
+        if group and (len(group) >= limit or sum(map(len, group)) + len(column) > _MAX_NAME_CHARACTERS):
             yield group
             group = []
         group.append(column)

@@ -15,10 +15,9 @@ from typing import Final
 
 from tiledbroker.log import FileLock
 
-from .._errors import Stopped
-from ._responses import NotProcessed
+from .._errors import NotProcessed, Stopped
 
-_POLL: Final = 0.01
+_POLL_SECONDS: Final = 0.01
 
 
 class WriteSlots:
@@ -40,7 +39,7 @@ class WriteSlots:
         self._random = random.Random(os.getpid())  # noqa: S311  only so that not all begin with the same slot
 
     @contextmanager
-    def turn(self, stopping: threading.Event) -> Iterator[None]:
+    def hold_slot(self, stopping: threading.Event) -> Iterator[None]:
         """Wait for a slot, and hold it within the context.
 
         Raises
@@ -67,6 +66,6 @@ class WriteSlots:
                     failure = error
             if failure is not None:
                 # The fault is this host's, for example a directory without permission, and not the request's.
-                raise NotProcessed(f"no write slot can be had: {failure}") from failure
-            if stopping.wait(_POLL):
-                raise Stopped("Stopped while waiting for a turn.")
+                raise NotProcessed(f"no write slot is available: {failure}") from failure
+            if stopping.wait(_POLL_SECONDS):
+                raise Stopped("Stopped while waiting for a write slot.")

@@ -13,7 +13,7 @@ from tiled.structures.array import BuiltinDtype, StructDtype
 
 from tiledbroker import RunReader
 
-from .._errors import UnwritableDocument
+from .._errors import ColumnsTooNarrow, UnwritableDocument
 from ..mapping import (
     BATCH_BYTES,
     BATCH_DOCUMENTS,
@@ -23,10 +23,12 @@ from ..mapping import (
     DescribeExternal,
     ExtendExternal,
     Fold,
+    FoldPlan,
     MappedUri,
     Operation,
     RegisterExternal,
     WritingOptions,
+    fold_until_planned,
 )
 
 _NOT_SHOWN: Final = frozenset({"path", "identity", "values"})
@@ -84,25 +86,26 @@ class DryRun:
 
     Attributes
     ----------
-    max_array_size
-        Maximum size of arrays in list columns: the value that the run's worker has recorded, else that of `options`.
     error
         Error of the document that cannot be folded, None if there is none; it and later documents have no operations.
     """
 
     def __init__(self, journal: RunReader, options: WritingOptions) -> None:
-        self.max_array_size = int(journal.get("max_array_size", options.max_array_size))
         self._journal = journal
         self._options = options
-        self._column_types = {(stream, key): kind for stream, key, kind in journal.get("column_types", [])}
-        self._begin_fold()
+        self._begin_fold(FoldPlan.of(journal, options.max_array_size))
 
-    def _begin_fold(self) -> None:
-        types = dict(self._column_types)
-        self._fold = Fold.of(self._journal, self._options, self.max_array_size, types, self._on_resource)
+    def _begin_fold(self, plan: FoldPlan) -> None:
+        self._plan = plan
+        self._fold = Fold.of(self._journal, self._options, plan, self._on_resource)
         self._resources: dict[str, tuple[Mapping[str, Any], MappedUri]] = {}
         # URIs of files by node.
         self._files: dict[str, tuple[str, ...]] = {}
+
+    @property
+    def max_array_size(self) -> int:
+        """Maximum size of arrays in list columns: as the run's worker has recorded, else that of the options."""
+        return self._plan.max_array_size
 
     @property
     def error(self) -> UnwritableDocument | None:
@@ -115,19 +118,16 @@ class DryRun:
 
     def __iter__(self) -> Iterator[Operation]:
         """Yield the operations, without audits, with the final column types."""
-        while self._widens_columns():
-            pass
-        self._begin_fold()
+        self._begin_fold(fold_until_planned(self._plan, self._check_plan, lambda _error, _plan: None))
         yield from self._fold_journal()
 
-    def _widens_columns(self) -> bool:
-        """Return True if a value needs a wider column than planned; the fold then starts again, as in a worker."""
-        self._begin_fold()
+    def _check_plan(self, plan: FoldPlan) -> FoldPlan:
+        """Fold the journal and return the plan; raise `ColumnsTooNarrow` if a value needs a wider column."""
+        self._begin_fold(plan)
         for _ in self._fold_journal():
             if self._fold.too_narrow:
-                self._column_types.update(self._fold.too_narrow)
-                return True
-        return False
+                raise ColumnsTooNarrow(self._fold.too_narrow)
+        return plan
 
     def _fold_journal(self) -> Iterator[Operation]:
         while self._fold.accepts_more:

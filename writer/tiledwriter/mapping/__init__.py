@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from .._names import run_key
 from ._access_tags import AccessTagLimits
+from ._array_consolidator import ArrayConsolidator
 from ._arrays import Array
 from ._columns import arrow_type
-from ._consolidators import (
-    ArrayConsolidator,
-    BytesConsolidator,
-    Consolidator,
-    CSVConsolidator,
-    HDF5Consolidator,
-    JPEGConsolidator,
-    NPYConsolidator,
-    Patch,
-    SequenceConsolidator,
-    TIFFConsolidator,
-)
+from ._consolidator import Consolidator
 from ._fold import BATCH_BYTES, BATCH_DOCUMENTS, Fold
+from ._fold_plan import FoldPlan, fold_until_planned
+from ._frames import Patch, Region
+from ._hdf5_consolidators import HDF5Consolidator
 from ._normalizer import DocumentPatch, RunNormalizer, declares_dtype
 from ._operations import (
     AppendRows,
@@ -45,7 +38,9 @@ from ._operations import (
 from ._path_map import MappedUri, PathMap
 from ._plugins import Plugins, installed_consolidators, load_consolidators, load_patches
 from ._run_writer import MAX_ARRAY_SIZE, RUN_SPEC, RunWriter
+from ._sequence_consolidators import JPEGConsolidator, NPYConsolidator, SequenceConsolidator, TIFFConsolidator
 from ._stream_filter import StreamFilter
+from ._whole_file_consolidators import BytesConsolidator, CSVConsolidator
 from ._writing_options import (
     LATE_AUDIT_SECONDS,
     POISON_AFTER_SECONDS,
@@ -82,6 +77,7 @@ __all__ = [
     "DocumentPatch",
     "ExtendExternal",
     "Fold",
+    "FoldPlan",
     "Growth",
     "HDF5Consolidator",
     "JPEGConsolidator",
@@ -92,6 +88,7 @@ __all__ = [
     "Patch",
     "PathMap",
     "Plugins",
+    "Region",
     "RegisterExternal",
     "RemoveNode",
     "RunNormalizer",
@@ -106,6 +103,7 @@ __all__ = [
     "arrow_type",
     "declares_dtype",
     "describe_operation",
+    "fold_until_planned",
     "installed_consolidators",
     "load_consolidators",
     "load_patches",

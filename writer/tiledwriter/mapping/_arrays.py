@@ -12,7 +12,7 @@ import numpy
 import numpy.typing
 
 from .._exact_numbers import EXACT_NUMBERS, loses_digits, nearest_float
-from ._columns import MAX_EXACT, dtype_kind, list_type
+from ._columns import MAX_EXACT_INTEGER, dtype_kind, list_type
 from ._dtypes import declared_dtype
 
 Array = numpy.typing.NDArray[Any]
@@ -280,7 +280,7 @@ class InternalArray:
             return None
         return common
 
-    def take(self) -> tuple[Array, list[Any], str | None]:
+    def take_rows(self) -> tuple[Array, list[Any], str | None]:
         """Remove the pending rows and return them.
 
         Returns
@@ -302,7 +302,7 @@ class InternalArray:
                     misfits.append(value)
                     needed = needed or self.column_for(value, lists=self.lists)
                 elif self.dtype.kind in "iu" and self.dtype.itemsize == 8 and not self._exceeds_float:
-                    self._exceeds_float = bool((row > MAX_EXACT).any() or (row < -MAX_EXACT).any())
+                    self._exceeds_float = bool((row > MAX_EXACT_INTEGER).any() or (row < -MAX_EXACT_INTEGER).any())
         self.pending = []
         return rows, misfits, needed
 

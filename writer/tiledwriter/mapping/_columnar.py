@@ -48,8 +48,8 @@ MAX_BATCH_BYTES: Final = 4 * 2**20
 
 # Rows are compared in pieces of this size, in bytes, so that a piece stays in the processor's cache.
 _CACHED_BYTES: Final = 256 * 2**10
-_MOST_LAYOUTS: Final = 64
-_LARGEST: Final = 2**63 - 1
+_MAX_LAYOUTS: Final = 64
+_MAX_INT64: Final = 2**63 - 1
 _NUMBER_BYTES: Final = 8
 
 # MessagePack numbers: the NumPy type of the bytes that follow, by first byte.
@@ -111,7 +111,7 @@ class EventBatch:
         assert isinstance(column, numpy.ndarray)
         return column
 
-    def within(self, name: str) -> dict[str, Values]:
+    def columns_of(self, name: str) -> dict[str, Values]:
         """Return the columns of a field that is a mapping, by key."""
         return {path[1]: column for path, column in self.columns.items() if path[0] == name and len(path) > 1}
 
@@ -183,7 +183,7 @@ class _Layout:
         layout.pattern = layout.pattern & layout.mask
         return layout
 
-    def fits(self, rows: _Bytes) -> int:
+    def count_fitting(self, rows: _Bytes) -> int:
         """Return the number of leading rows, one document each, that have this layout."""
         at_once = max(1, _CACHED_BYTES // len(self.mask))
         for start in range(0, len(rows), at_once):
@@ -211,7 +211,7 @@ class _Layout:
             return values.astype(numpy.float64)
         if place.kind == "b":
             return (values & 1).astype(bool)
-        if values.dtype.kind == "u" and values.dtype.itemsize == 8 and values.max() > _LARGEST:
+        if values.dtype.kind == "u" and values.dtype.itemsize == 8 and values.max() > _MAX_INT64:
             raise _NotColumnar
         return values.astype(numpy.int64)
 
@@ -354,7 +354,7 @@ class ColumnarDecoder:
         # By document name and length in bytes.
         self._layouts: dict[tuple[str, int], _Layout] = {}
 
-    def read(self, name: str, model: bytes, bodies: Sequence[bytes]) -> EventBatch | None:
+    def decode_batch(self, name: str, model: bytes, bodies: Sequence[bytes]) -> EventBatch | None:
         """Decode the leading documents that differ from `model` in values only.
 
         Parameters
@@ -368,15 +368,15 @@ class ColumnarDecoder:
 
         Returns
         -------
-        AlikeDocuments or None
+        EventBatch or None
             None if fewer than `MIN_BATCH_DOCUMENTS` documents match, or if a value cannot be decoded by column.
         """
         try:
             layout = self._cached_layout(name, model)
             rows = numpy.frombuffer(b"".join(bodies), numpy.uint8).reshape(len(bodies), len(model))
-            if layout.fits(rows[:MIN_BATCH_DOCUMENTS]) < MIN_BATCH_DOCUMENTS:
+            if layout.count_fitting(rows[:MIN_BATCH_DOCUMENTS]) < MIN_BATCH_DOCUMENTS:
                 return None
-            rows = rows[: layout.fits(rows)]
+            rows = rows[: layout.count_fitting(rows)]
             columns = {path: layout.column(place, rows) for path, place in layout.places.items() if path != _UID}
         except _NotColumnar:
             return None
@@ -384,9 +384,9 @@ class ColumnarDecoder:
 
     def _cached_layout(self, name: str, model: bytes) -> _Layout:
         layout = self._layouts.get((name, len(model)))
-        if layout is None or not layout.fits(numpy.frombuffer(model, numpy.uint8)[None]):
+        if layout is None or not layout.count_fitting(numpy.frombuffer(model, numpy.uint8)[None]):
             layout = _Layout.of(name, model)
-            if len(self._layouts) >= _MOST_LAYOUTS:
+            if len(self._layouts) >= _MAX_LAYOUTS:
                 self._layouts.clear()
             self._layouts[name, len(model)] = layout
         return layout

@@ -44,10 +44,10 @@ _BY_KIND: Final = {"b": "bool", "i": "int64", "u": "int64", "f": "float64", "U":
 
 _BY_JSON: Final = {"number": "float64", "integer": "int64", "boolean": "bool", "string": "string"}
 
-MAX_EXACT: Final = 2**53
+MAX_EXACT_INTEGER: Final = 2**53
 """The largest integer up to which float64 represents every integer."""
 
-# Each type holds all values of the types before it; float64 holds integers up to `MAX_EXACT`.
+# Each type holds all values of the types before it; float64 holds integers up to `MAX_EXACT_INTEGER`.
 _NUMBERS: Final = ("bool", "int64", "float64")
 
 
@@ -88,9 +88,9 @@ def wider(type_name: str, value: Any) -> str | None:
 def exceeds_float(values: Values) -> bool:
     """Return whether a float64 column might not represent some of these values of an integer column exactly."""
     if isinstance(values, numpy.ndarray):
-        return len(values) > 0 and not -MAX_EXACT <= values.min() <= values.max() <= MAX_EXACT
+        return len(values) > 0 and not -MAX_EXACT_INTEGER <= values.min() <= values.max() <= MAX_EXACT_INTEGER
     integers = [value for value in values if value is not None]
-    return bool(integers) and not -MAX_EXACT <= min(integers) <= max(integers) <= MAX_EXACT
+    return bool(integers) and not -MAX_EXACT_INTEGER <= min(integers) <= max(integers) <= MAX_EXACT_INTEGER
 
 
 def list_type(data_key: Mapping[str, Any], first: Any = None) -> str:

@@ -47,8 +47,8 @@ required fields exist, because old documents have different ones; only those of 
 _HARMLESS: Final = frozenset({"additionalProperties", "unevaluatedProperties", "pattern", "enum"})
 _RUN_FIELDS: Final = {"start": "uid", "descriptor": "run_start", "stop": "run_start"}
 _CONTENTS: Final = dict.fromkeys(("event", "event_page"), frozenset({"data", "timestamps"}))
-_ENOUGH: Final = 1000
-_LONGEST_TEXT: Final = 200
+_MAX_DEVIATIONS: Final = 1000
+_MAX_TEXT_CHARACTERS: Final = 200
 _MASK: Final = "the value"
 
 
@@ -217,7 +217,7 @@ def _unknown_fields(error: Any, schema: _Schema) -> list[str]:
 
 
 def _shorten_text(text: str) -> str:
-    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
+    return text if len(text) <= _MAX_TEXT_CHARACTERS else f"{text[:_MAX_TEXT_CHARACTERS]}..."
 
 
 def _json_path(path: Sequence[str | int]) -> str:
@@ -252,7 +252,7 @@ def _json_value(value: Any) -> Any:
         return value
     if isinstance(value, numpy.ndarray):
         # All items have the same type, so the first ones suffice.
-        return _json_value([*itertools.islice(value.flat, _ENOUGH)] if value.ndim else value.item())
+        return _json_value([*itertools.islice(value.flat, _MAX_DEVIATIONS)] if value.ndim else value.item())
     if isinstance(value, numpy.generic) and not isinstance(value, str | float):
         item = value.item()
         return str(item) if isinstance(item, numpy.generic) else _json_value(item)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from .._errors import DocumentError, UnwritableDocument
 from ._columnar import MAX_BATCH_BYTES, MIN_BATCH_DOCUMENTS, ColumnarDecoder
 from ._document_checks import DocumentChecks, check_place, check_run
+from ._fold_plan import FoldPlan
 from ._normalizer import RunNormalizer
 from ._operations import Operation
 from ._path_map import MappedUri
@@ -26,7 +27,7 @@ BATCH_BYTES: Final = 16 * 2**20
 """The recommended size, in bytes, of the records to read from a journal at once."""
 
 # Bytes of collected documents, or of their values if they were decoded by column, before a flush is due.
-MAX_PENDING: Final = 24 * 2**20
+MAX_PENDING_EVENT_BYTES: Final = 24 * 2**20
 
 # After columnar decoding fails, the next attempt waits for this number of documents.
 _ROW_WISE_DOCUMENTS: Final = 256
@@ -105,13 +106,12 @@ class Fold:
         cls,
         journal: RunReader,
         options: WritingOptions,
-        max_array_size: int,
-        column_types: Mapping[tuple[str, str], str],
+        plan: FoldPlan,
         on_resource: Callable[[Mapping[str, Any], MappedUri], None] | None = None,
     ) -> Fold:
-        """Return a fold for the run of a journal; for the arguments see `Fold`."""
-        client = journal.get("client", "")
-        return cls(journal.run_uid, options, max_array_size, on_resource, client=client, column_types=column_types)
+        """Return a fold for the run of a journal with a plan; for the other arguments see `Fold`."""
+        client, types = journal.get("client", ""), plan.column_types
+        return cls(journal.run_uid, options, plan.max_array_size, on_resource, client=client, column_types=types)
 
     @property
     def too_narrow(self) -> dict[tuple[str, str], str]:
@@ -126,7 +126,7 @@ class Fold:
     @property
     def flush_due(self) -> bool:
         """Whether a `flush` is due because the collected rows take much memory."""
-        return self._writer.flush_due or self._pending_bytes > MAX_PENDING
+        return self._writer.flush_due or self._pending_bytes > MAX_PENDING_EVENT_BYTES
 
     def feed(self, records: Sequence[Record]) -> list[Operation]:
         """Fold records and flush; return the operations.
@@ -138,9 +138,9 @@ class Fold:
         return [*self.collect(records), *self.flush()]
 
     @property
-    def holds(self) -> bool:
-        """Whether frames are held back; see `RunWriter.holds`."""
-        return self._writer.holds
+    def has_held_frames(self) -> bool:
+        """Whether frames are held back; see `RunWriter.has_held_frames`."""
+        return self._writer.has_held_frames
 
     def flush(self, *, everything: bool = True) -> list[Operation]:
         """Return the operations for the collected rows; see `RunWriter.flush`."""
@@ -225,7 +225,9 @@ class Fold:
             if len(body) != size or name != model.name or idx != self.cursor + len(bodies) or zlib.crc32(body) != crc:
                 break
             bodies.append(body)
-        batch = self._columnar.read(model.name, model.body, bodies) if len(bodies) >= MIN_BATCH_DOCUMENTS else None
+        batch = (
+            self._columnar.decode_batch(model.name, model.body, bodies) if len(bodies) >= MIN_BATCH_DOCUMENTS else None
+        )
         if batch is None:
             self._columnar_from = self.cursor + _ROW_WISE_DOCUMENTS
             return 0

@@ -53,7 +53,7 @@ class _Place(NamedTuple):
     host: str
     components: tuple[_Component, ...]
 
-    def holds(self, other: _Place) -> bool:
+    def contains(self, other: _Place) -> bool:
         """Return whether the other path is equal to this one or below it."""
         if self.host != other.host or len(self.components) > len(other.components):
             return False
@@ -89,7 +89,7 @@ class PathMap:
         rules = [_parse_rule(source, target) for source, target in self.rules]
         for i, rule in enumerate(rules):
             for other in rules[:i]:
-                if rule.place.holds(other.place) and other.place.holds(rule.place):
+                if rule.place.contains(other.place) and other.place.contains(rule.place):
                     raise ValueError(f"{other.words!r} and {rule.words!r} are the same directory")
         rules.sort(key=lambda rule: -len(rule.place.components))
         object.__setattr__(self, "_rules", tuple(rules))
@@ -107,7 +107,7 @@ class PathMap:
         """
         place = _parse_path(uri) if self._rules else None
         for rule in self._rules:
-            if place is not None and rule.place.holds(place):
+            if place is not None and rule.place.contains(place):
                 rest = [component.text for component in place.components[len(rule.place.components) :]]
                 mapped = "/".join([rule.target, *rest])
                 tail = "/" if uri.endswith(("/", "\\")) or mapped == _HERE else ""

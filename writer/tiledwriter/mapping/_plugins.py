@@ -13,8 +13,8 @@ from importlib import import_module, metadata
 from operator import attrgetter
 from typing import Any, Final, TypeVar
 
-from .._errors import WriterError
-from ._consolidators import Consolidator
+from .._errors import PluginError
+from ._consolidator import Consolidator
 from ._normalizer import _REQUIRED, DocumentPatch, RunNormalizer
 
 ENTRY_POINTS: Final = "tiledwriter.consolidators"
@@ -27,10 +27,6 @@ cannot contain `=`, which some mimetypes do. Therefore, a name without a slash s
 _REFERENCE: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _Class = TypeVar("_Class")
 _Loaded = TypeVar("_Loaded")
-
-
-class PluginError(WriterError, ValueError):
-    """Raised when a plugin cannot be imported or used; the message names the entry and the reason."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +118,7 @@ def load_consolidators(references: Mapping[str, str]) -> dict[str, type[Consolid
     for mimetype, reference in references.items():
         consolidator = _load_entry(mimetype, lambda reference: _load_class(reference, Consolidator), reference)
         if consolidator.mimetypes and mimetype not in consolidator.mimetypes:
-            raise PluginError(f"{mimetype!r}: {reference} has it not among its mimetypes")
+            raise PluginError(f"{mimetype!r} is not among the mimetypes of {reference}")
         consolidators[mimetype] = consolidator
     return consolidators
 
@@ -178,14 +174,14 @@ def _describe_origin(point: metadata.EntryPoint) -> str:
 def _load_class(reference: str, base: type[_Class]) -> type[_Class]:
     loaded = _import_attribute(reference)
     if not isinstance(loaded, type) or not issubclass(loaded, base):
-        raise PluginError(f"{reference} is no subclass of {base.__name__}")
+        raise PluginError(f"{reference} is not a subclass of {base.__name__}")
     return loaded
 
 
 def _load_function(reference: str) -> DocumentPatch:
     loaded = _import_attribute(reference)
     if not callable(loaded):
-        raise PluginError(f"{reference} is no function")
+        raise PluginError(f"{reference} is not a function")
     return loaded  # type: ignore[no-any-return]
 
 

@@ -10,8 +10,11 @@ from .._errors import DocumentError
 from .._json import to_json
 from .._names import StreamNames, node_key, run_key
 from ._access_tags import as_tags
+from ._array_consolidator import ArrayConsolidator
 from ._columnar import EventBatch
-from ._consolidators import AnnouncedFrames, ArrayConsolidator, Consolidator, Patch, consolidator_for
+from ._consolidator import Consolidator
+from ._consolidators import consolidator_for
+from ._frames import AnnouncedFrames, Region
 from ._operations import (
     Audit,
     CloseStream,
@@ -29,11 +32,11 @@ MAX_ARRAY_SIZE: Final = 16
 """The default for the largest array in an event, in numbers, that becomes a list column."""
 
 # Bytes of pending arrays in one stream before a flush is due.
-MAX_PENDING: Final = 64 * 2**20
+MAX_PENDING_ARRAY_BYTES: Final = 64 * 2**20
 
-# A partial flush holds back additions of less than this fraction to data keys with at least `LONG_LIST` frames.
-LONG_LIST: Final = 1_000
-SMALL_ADDITION: Final = 1 / 8
+# A partial flush holds back additions of less than this fraction to data keys with at least `LONG_LIST_ROWS` frames.
+LONG_LIST_ROWS: Final = 1_000
+SMALL_ADDITION_FRACTION: Final = 1 / 8
 
 RUN_SPEC: Final = ("BlueskyRun", "3.0")
 """The name and version of the spec of a run's container."""
@@ -46,7 +49,7 @@ _NOT_METADATA: Final = frozenset({"name", "object_keys", "run_start"})
 
 @dataclass
 class ExternalData:
-    """The external files of one data key, and the part of them that is already reported to Tiled.
+    """The external files of one data key, and the part of them that Tiled has been sent.
 
     Attributes
     ----------
@@ -64,13 +67,13 @@ class ExternalData:
         The names of the dimensions in the stream, or None.
     registered
         The data source with which the node is created.
-    told, told_assets
-        The numbers of rows and of files already reported to Tiled.
-    last
+    reported_rows, reported_assets
+        The numbers of rows and of files that Tiled has been sent.
+    last_document
         The number, in the stream, of the last document that added frames.
     late
         Whether stream datums came before the documents to which they refer.
-    patch
+    region
         The region that changed since the last flush, or None.
     """
 
@@ -81,16 +84,16 @@ class ExternalData:
     resources: set[str]
     dims: list[str] | None = None
     registered: dict[str, Any] = field(default_factory=dict)
-    told: int = 0
-    told_assets: int = 0
-    last: int = 0
+    reported_rows: int = 0
+    reported_assets: int = 0
+    last_document: int = 0
     late: bool = False
-    patch: Patch | None = None
+    region: Region | None = None
 
     def consume(self, stream_datum: Mapping[str, Any]) -> None:
         """Add the frames of a stream datum; raise DocumentError if Tiled cannot serve them."""
-        patch = self.consolidator.consume(stream_datum)
-        self.patch = patch if self.patch is None else self.patch.union(patch)
+        region = self.consolidator.consume(stream_datum)
+        self.region = region if self.region is None else self.region.union(region)
 
     @property
     def in_order_of_events(self) -> bool:
@@ -124,19 +127,22 @@ class ExternalData:
     @property
     def is_small_addition(self) -> bool:
         """Whether the new frames are so few, compared with those that Tiled knows, that an update can wait."""
-        return self.told >= LONG_LIST and self.consolidator.rows - self.told < self.told * SMALL_ADDITION
+        return (
+            self.reported_rows >= LONG_LIST_ROWS
+            and self.consolidator.rows - self.reported_rows < self.reported_rows * SMALL_ADDITION_FRACTION
+        )
 
     def flush(self, *, everything: bool) -> list[Operation]:
         """Return the operation for the frames since the last flush; small additions only if `everything` is set."""
-        if self.patch is None or (self.is_small_addition and not everything):
+        if self.region is None or (self.is_small_addition and not everything):
             return []
-        told, self.told = self.told, self.consolidator.rows
-        patch, self.patch = self.patch, None
-        if told == self.told:
+        reported, self.reported_rows = self.reported_rows, self.consolidator.rows
+        region, self.region = self.region, None
+        if reported == self.reported_rows:
             return []
         source = self.data_source()
-        known, self.told_assets = self.told_assets, len(source["assets"])
-        return [ExtendExternal(self.path, told, self.told, source, patch.offset, patch.shape, known)]
+        known, self.reported_assets = self.reported_assets, len(source["assets"])
+        return [ExtendExternal(self.path, reported, self.reported_rows, source, region.offset, region.shape, known)]
 
     def describe(self) -> Operation:
         """Return the operation that sets the final structure and parameters."""
@@ -145,7 +151,7 @@ class ExternalData:
     def audit(self) -> Operation | None:
         """Return the operation that verifies the number of rows; None for files without rows or shape."""
         shape = self.shape
-        return Audit(self.path, shape[0]) if self.told and shape else None
+        return Audit(self.path, shape[0]) if self.reported_rows and shape else None
 
 
 class Stream:
@@ -197,7 +203,7 @@ class Stream:
         self.updates: list[dict[str, Any]] = []
         self.changes: dict[str, Any] = {}
 
-    def change(self) -> list[Operation]:
+    def flush_changes(self) -> list[Operation]:
         """Return the operations that update the metadata with all changes so far."""
         changes, self.changes = self.changes, {}
         if "_config_updates" in changes:
@@ -345,26 +351,26 @@ class RunWriter:
         Parameters
         ----------
         everything
-            Whether to include small additions to data keys with many frames; see `holds`.
+            Whether to include small additions to data keys with many frames; see `has_held_frames`.
         """
         self.flush_due = False
         operations: list[Operation] = []
         for stream in self._streams.values():
-            operations += stream.change()
+            operations += stream.flush_changes()
             operations += stream.internal.flush()
             for external in stream.external.values():
                 operations += external.flush(everything=everything)
         return operations
 
     @property
-    def holds(self) -> bool:
+    def has_held_frames(self) -> bool:
         """Whether frames wait for a flush of `everything`.
 
         After a partial flush, these are small additions to data keys with many frames. They are held back because each
         update must list all chunks for Tiled.
         """
         return any(
-            external.patch is not None for stream in self._streams.values() for external in stream.external.values()
+            external.region is not None for stream in self._streams.values() for external in stream.external.values()
         )
 
     def abandon(self) -> list[Operation]:
@@ -461,7 +467,7 @@ class RunWriter:
         stream = self._stream_of[document["descriptor"]]
         stream.documents += 1
         stream.internal.add(document)
-        self.flush_due = self.flush_due or stream.internal.pending_bytes > MAX_PENDING
+        self.flush_due = self.flush_due or stream.internal.pending_bytes > MAX_PENDING_ARRAY_BYTES
         return []
 
     def _stream_resource(self, document: Mapping[str, Any]) -> list[Operation]:
@@ -516,19 +522,19 @@ class RunWriter:
         if external is None:
             external = self._make_external(stream, key, resource, described)
             external.consume(document)
-            external.last = stream.documents
+            external.last_document = stream.documents
             stream.external[key] = external
             # The node is created without rows; the rows of this first datum follow with the next flush.
             return [RegisterExternal(external.path, external.registered, {}, self._access_tags)]
         if resource["mimetype"] != external.mimetype:
-            raise DocumentError(f"Files of {resource['mimetype']} follow such of {external.mimetype}.")
+            raise DocumentError(f"Files of {resource['mimetype']} follow files of {external.mimetype}.")
         if any(described.get(field) != external.described.get(field) for field in _LAYOUT):
             raise DocumentError("A further descriptor gives its frames another shape or type.")
         if resource["uid"] not in external.resources:
             external.consolidator.add_resource(resource)
             external.resources.add(resource["uid"])
         external.consume(document)
-        external.last = stream.documents
+        external.last_document = stream.documents
         return []
 
     def _make_external(
@@ -569,7 +575,7 @@ class RunWriter:
             operations += self._set_apart(stream)
         operations += self._audit_operations()
         for stream in self._streams.values():
-            stream.internal.report()
+            stream.internal.note_changes()
             for external in stream.external.values():
                 for text in external.consolidator.notes:
                     self.note(text)
@@ -612,7 +618,7 @@ class RunWriter:
                 )
             # An earlier fold may have ended before the events that follow the last frame, and thus may have written
             # other dimensions.
-            if apart or external.last != stream.documents:
+            if apart or external.last_document != stream.documents:
                 operations.append(external.describe())
         return operations
 
@@ -620,7 +626,10 @@ class RunWriter:
         return [
             audit
             for stream in self._streams.values()
-            for audit in [*stream.internal.audits(), *(external.audit() for external in stream.external.values())]
+            for audit in [
+                *stream.internal.audit_operations(),
+                *(external.audit() for external in stream.external.values()),
+            ]
             if audit is not None
         ]
 

@@ -50,7 +50,7 @@ PostgreSQL stores a row in one page of 8 KiB. It can store text and lists elsewh
 """
 
 # The number of events that are transposed into columns at once.
-_AT_ONCE: Final = 32
+_EVENTS_AT_ONCE: Final = 32
 
 # Suffix, in `too_narrow`, of data keys that a further descriptor declared.
 _LATER: Final = "\0declared later"
@@ -100,7 +100,7 @@ class RowOrder:
 
 
 @dataclass(frozen=True)
-class Cell:
+class ColumnSource:
     """A table column and the source of its values.
 
     Attributes
@@ -121,7 +121,7 @@ class Cell:
     key: str = ""
     changed: list[str] = field(default_factory=list, compare=False)
 
-    def pick(self, events: Sequence[Mapping[str, Any]], first_row: int) -> list[Any]:
+    def pick_values(self, events: Sequence[Mapping[str, Any]], first_row: int) -> list[Any]:
         """Return the column's values for consecutive events; `first_row` is the row of the first event."""
         kind, key = self.kind, self.key
         if kind == "value":
@@ -164,7 +164,7 @@ class InternalTable:
         The path of the node.
     order
         The columns by which readers get the rows sorted.
-    cells
+    sources
         The columns and the sources of their values.
     rows
         The number of rows flushed.
@@ -176,7 +176,7 @@ class InternalTable:
 
     path: str
     order: tuple[str, ...]
-    cells: list[Cell] = field(default_factory=list)
+    sources: list[ColumnSource] = field(default_factory=list)
     rows: int = 0
     created: bool = False
     digests: dict[str, ColumnDigest] = field(default_factory=dict)
@@ -190,35 +190,37 @@ class InternalTable:
     _bytes: int = 0
     _names: set[str] = field(default_factory=set)
 
-    def has_room(self, cells: Sequence[Cell]) -> bool:
+    def has_room(self, sources: Sequence[ColumnSource]) -> bool:
         """Return whether the table has room for further columns.
 
         Their names must be new, regardless of case, because Tiled does not distinguish upper and lower case.
         """
         return (
-            len(self.cells) + len(cells) <= MAX_COLUMNS
-            and self._bytes + _bytes(cells) <= MAX_ROW_BYTES
-            and self._names.isdisjoint(cell.column.name.lower() for cell in cells)
+            len(self.sources) + len(sources) <= MAX_COLUMNS
+            and self._bytes + _bytes(sources) <= MAX_ROW_BYTES
+            and self._names.isdisjoint(source.column.name.lower() for source in sources)
         )
 
-    def extend(self, cells: Sequence[Cell]) -> None:
+    def add_columns(self, sources: Sequence[ColumnSource]) -> None:
         """Add columns; allowed only while the table has no rows."""
-        self.cells += cells
-        self._bytes += _bytes(cells)
-        self._names |= {cell.column.name.lower() for cell in cells}
-        self.digests |= {cell.column.name: ColumnDigest() for cell in cells if cell.kind in ("seq_num", "time", "row")}
+        self.sources += sources
+        self._bytes += _bytes(sources)
+        self._names |= {source.column.name.lower() for source in sources}
+        self.digests |= {
+            source.column.name: ColumnDigest() for source in sources if source.kind in ("seq_num", "time", "row")
+        }
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Add one event document."""
         self._events.append(event)
-        if len(self._events) >= _AT_ONCE:
+        if len(self._events) >= _EVENTS_AT_ONCE:
             self._transpose_events()
 
     def add_batch(self, events: EventBatch) -> None:
         """Add a batch of events."""
         self._end_part()
         first_row = self.rows + self._pending
-        self._parts.append([cell.pick_batch(events, first_row) for cell in self.cells])
+        self._parts.append([source.pick_batch(events, first_row) for source in self.sources])
         self._pending += events.count
 
     @property
@@ -228,10 +230,10 @@ class InternalTable:
 
     @property
     def pending(self) -> bool:
-        """Whether there are rows to flush with `take`."""
+        """Whether there are rows to flush with `take_rows`."""
         return bool(self._events or self._pending)
 
-    def take(self) -> list[list[Values]]:
+    def take_rows(self) -> list[list[Values]]:
         """Remove the rows not flushed yet; return them by column, each column in the same number of parts."""
         self._end_part()
         parts, self._parts = self._parts, []
@@ -251,10 +253,10 @@ class InternalTable:
 
         This happens for a few events at a time, while they are still in the processor's cache.
         """
-        self._values = self._values or [[] for _ in self.cells]
+        self._values = self._values or [[] for _ in self.sources]
         first_row = self.rows + self._pending
-        for column, cell in zip(self._values, self.cells, strict=True):
-            column.extend(cell.pick(self._events, first_row))
+        for column, source in zip(self._values, self.sources, strict=True):
+            column.extend(source.pick_values(self._events, first_row))
         self._pending += len(self._events)
         self._events = []
 
@@ -379,7 +381,7 @@ class InternalData:
         for table in self.tables:
             table.add_batch(events)
         self._order.add_batch(events)
-        self._look_for_unknown(events.within("data"))
+        self._look_for_unknown(events.columns_of("data"))
 
     def _look_for_unknown(self, data: Mapping[str, Any]) -> None:
         if not data.keys() <= self._keys:
@@ -399,7 +401,7 @@ class InternalData:
             operations.append(OrderTable(self.tables[0].path, self._order.columns))
         return operations
 
-    def audits(self) -> list[Operation]:
+    def audit_operations(self) -> list[Operation]:
         """Return the operations that verify all rows flushed so far."""
         operations: list[Operation] = []
         for table in self.tables:
@@ -407,7 +409,7 @@ class InternalData:
             operations.append(Audit(table.path, table.rows, tuple(columns)))
         return operations + [Audit(array.path, array.written) for array in self.arrays.values() if array.created]
 
-    def report(self) -> None:
+    def note_changes(self) -> None:
         """Add notes on all values that could not be stored unchanged."""
         for key, count in sorted(self._misfits.items()):
             self._note(
@@ -420,8 +422,10 @@ class InternalData:
             )
         for key, count in sorted(self._escaped.items()):
             self._note(f"{self._stream_name}: {count} texts of {key!r} have what Tiled does not take; it is escaped.")
-        for cell in (cell for table in self.tables for cell in table.cells if cell.changed):
-            self._note(f"{self._stream_name}: the JSON of {cell.key!r} is not always what was given: {cell.changed[0]}")
+        for source in (source for table in self.tables for source in table.sources if source.changed):
+            self._note(
+                f"{self._stream_name}: the JSON of {source.key!r} is not always what was given: {source.changed[0]}"
+            )
         for key, names in sorted(self._not_text.items()):
             for name in sorted(names):
                 what = "objects that no document can carry" if name == REPLACED else f"values of type {name}"
@@ -437,35 +441,37 @@ class InternalData:
         declared = [key for key, data_key in self._data_keys.items() if "external" not in data_key]
         keys = list(dict.fromkeys([*declared, *data]))
         self._keys = frozenset(keys)
-        self._new_table(Cell(Column("seq_num", "int64"), "seq_num"), Cell(Column("time", "float64"), "time"))
+        self._new_table(
+            ColumnSource(Column("seq_num", "int64"), "seq_num"), ColumnSource(Column("time", "float64"), "time")
+        )
         for key in sorted(keys, key=lambda key: key.startswith(TIMESTAMP)):
             self._assign_nodes(key, data.get(key))
         for table in self.tables:
-            table.cells.sort(key=lambda cell: cell.kind == "timestamp")
+            table.sources.sort(key=lambda source: source.kind == "timestamp")
 
-    def _new_table(self, *cells: Cell) -> None:
+    def _new_table(self, *sources: ColumnSource) -> None:
         number = len(self.tables)
         path = f"{self._path}/{TABLE_KEY}" + (f"_{number}" if number else "")
-        table = InternalTable(path, _BY_SEQ_NUM if number == 0 else (cells[0].column.name,))
-        table.extend(cells)
+        table = InternalTable(path, _BY_SEQ_NUM if number == 0 else (sources[0].column.name,))
+        table.add_columns(sources)
         self.tables.append(table)
 
     def _assign_nodes(self, key: str, value: Any) -> None:
         """Assign nodes to one data key: columns for its value and timestamp, or an array node and one column."""
-        cell = self._value_cell(key, value)
-        name, timestamps = self._names.name_for_values(key, as_column=cell is not None)
-        cells = [Cell(Column(timestamps, "float64"), "timestamp", key)]
-        if cell is not None:
-            cells.insert(0, Cell(Column(name, cell[0]), cell[1], key))
+        source = self._value_source(key, value)
+        name, timestamps = self._names.name_for_values(key, as_column=source is not None)
+        sources = [ColumnSource(Column(timestamps, "float64"), "timestamp", key)]
+        if source is not None:
+            sources.insert(0, ColumnSource(Column(name, source[0]), source[1], key))
         else:
             self.arrays[key].path = f"{self._path}/{name}"
         for table in self.tables:
-            if table.has_room(cells):
-                table.extend(cells)
+            if table.has_room(sources):
+                table.add_columns(sources)
                 return
-        self._new_table(Cell(Column(f"{TABLE_KEY}_{len(self.tables)}_row", "int64"), "row"), *cells)
+        self._new_table(ColumnSource(Column(f"{TABLE_KEY}_{len(self.tables)}_row", "int64"), "row"), *sources)
 
-    def _value_cell(self, key: str, value: Any) -> tuple[str, Literal["value", "text"]] | None:
+    def _value_source(self, key: str, value: Any) -> tuple[str, Literal["value", "text"]] | None:
         """Return the type and the kind of the column for a data key's values; None if they go to an array node."""
         data_key = self._data_keys.get(key, {})
         is_array = data_key.get("dtype") == "array"
@@ -553,7 +559,7 @@ class InternalData:
     def _flush_array(self, array: InternalArray) -> list[Operation]:
         if not array.pending:
             return []
-        rows, misfits, needed = array.take()
+        rows, misfits, needed = array.take_rows()
         self._count_misfits(array.key, len(misfits))
         if needed is not None:
             self.too_narrow.setdefault(array.key, needed)
@@ -571,38 +577,42 @@ class InternalData:
         return operations
 
     def _flush_table(self, table: InternalTable) -> list[Operation]:
-        columns = tuple(cell.column for cell in table.cells)
+        columns = tuple(source.column for source in table.sources)
         operations: list[Operation] = []
         if not table.created:
             table.created = True
-            keys = [cell.key for cell in table.cells if cell.kind in ("value", "text") and cell.key in self._data_keys]
+            keys = [
+                source.key
+                for source in table.sources
+                if source.kind in ("value", "text") and source.key in self._data_keys
+            ]
             metadata = {key: self._metadata_of(key) for key in keys}
             operations.append(CreateTable(table.path, columns, table.order, metadata, self._access_tags))
         first = table.rows
         values = []
-        for cell, parts in zip(table.cells, table.take(), strict=True):
-            values.append(arrow_column([self._fit_values(cell, part) for part in parts], cell.column.type))
-            if cell.column.name in table.digests:
-                table.digests[cell.column.name].add(values[-1])
+        for source, parts in zip(table.sources, table.take_rows(), strict=True):
+            values.append(arrow_column([self._fit_values(source, part) for part in parts], source.column.type))
+            if source.column.name in table.digests:
+                table.digests[source.column.name].add(values[-1])
         operations.append(AppendRows(table.path, first, columns, tuple(values)))
         return operations
 
-    def _fit_values(self, cell: Cell, values: Values) -> Values:
-        fitted, misfits = fit(values, cell.column.type)
-        if cell.kind == "value" and cell.column.type == "string":
-            self._look_for_types(cell.key, values)
+    def _fit_values(self, source: ColumnSource, values: Values) -> Values:
+        fitted, misfits = fit(values, source.column.type)
+        if source.kind == "value" and source.column.type == "string":
+            self._look_for_types(source.key, values)
         if fitted is not values:
-            self._look_for_changes(cell, values, fitted)
-        if cell.kind == "value":
+            self._look_for_changes(source, values, fitted)
+        if source.kind == "value":
             for misfit in misfits:
-                needed = wider(cell.column.type, values[misfit])
+                needed = wider(source.column.type, values[misfit])
                 if needed is not None:
-                    if not self._exceeds_float(cell, fitted[:misfit]):
-                        self.too_narrow.setdefault(cell.key, needed)
+                    if not self._exceeds_float(source, fitted[:misfit]):
+                        self.too_narrow.setdefault(source.key, needed)
                     break
-            if self._exceeds_float(cell, fitted):
-                self._exact.add(cell.key)
-        self._count_misfits(cell.key or cell.column.name, len(misfits))
+            if self._exceeds_float(source, fitted):
+                self._exact.add(source.key)
+        self._count_misfits(source.key or source.column.name, len(misfits))
         return fitted
 
     def _look_for_types(self, key: str, values: Values) -> None:
@@ -611,20 +621,22 @@ class InternalData:
         if not types <= _TEXT:
             self._not_text.setdefault(key, set()).update(map(_type_name, types - _TEXT))
 
-    def _look_for_changes(self, cell: Cell, given: Values, fitted: Values) -> None:
+    def _look_for_changes(self, source: ColumnSource, given: Values, fitted: Values) -> None:
         """Count the values that were escaped or rounded."""
         pairs = list(zip(given, fitted, strict=True))
-        if cell.column.type == "string":
-            self._add_count(self._escaped, cell, sum(isinstance(one, str) and one != other for one, other in pairs))
+        if source.column.type == "string":
+            self._add_count(self._escaped, source, sum(isinstance(one, str) and one != other for one, other in pairs))
         else:
-            self._add_count(self._rounded, cell, sum(other is not None and _loses_digits(one) for one, other in pairs))
+            self._add_count(
+                self._rounded, source, sum(other is not None and _loses_digits(one) for one, other in pairs)
+            )
 
-    def _add_count(self, counts: dict[str, int], cell: Cell, count: int) -> None:
+    def _add_count(self, counts: dict[str, int], source: ColumnSource, count: int) -> None:
         if count:
-            counts[cell.key] = counts.get(cell.key, 0) + count
+            counts[source.key] = counts.get(source.key, 0) + count
 
-    def _exceeds_float(self, cell: Cell, values: Values) -> bool:
-        return cell.column.type == "int64" and (cell.key in self._exact or exceeds_float(values))
+    def _exceeds_float(self, source: ColumnSource, values: Values) -> bool:
+        return source.column.type == "int64" and (source.key in self._exact or exceeds_float(values))
 
     def _count_misfits(self, key: str, count: int) -> None:
         if count:
@@ -651,8 +663,8 @@ def _declared_later(column_types: Mapping[str, str]) -> dict[str, dict[str, Any]
     return {key.removesuffix(_LATER): json.loads(text) for key, text in later.items()}
 
 
-def _bytes(cells: Sequence[Cell]) -> int:
-    return sum(arrow_size(cell.column.type) for cell in cells)
+def _bytes(sources: Sequence[ColumnSource]) -> int:
+    return sum(arrow_size(source.column.type) for source in sources)
 
 
 def _is_sequence(value: Any) -> bool:

@@ -16,7 +16,7 @@ from ..mapping import BATCH_BYTES, BATCH_DOCUMENTS, Fold, Operation
 from ._record_buffer import RecordBuffer
 
 HOLD_SECONDS: Final = 5.0
-"""Seconds for which a few frames of a key with many frames may be held back, see `RunWriter.holds`."""
+"""Seconds for which a few frames of a key with many frames may be held back, see `RunWriter.has_held_frames`."""
 
 # Seconds to wait for documents at a time.
 _IDLE_SECONDS: Final = 1.0
@@ -62,14 +62,14 @@ class FoldPrefetch:
         The fold, which nothing else may use meanwhile.
     journal
         The journal to read documents from.
-    handover
+    record_buffer
         Buffer of the newest documents, which also signals new ones.
     """
 
-    def __init__(self, fold: Fold, journal: Journal, handover: RecordBuffer) -> None:
+    def __init__(self, fold: Fold, journal: Journal, record_buffer: RecordBuffer) -> None:
         self._fold = fold
         self._journal = journal
-        self._record_buffer = handover
+        self._record_buffer = record_buffer
         self._wanted = threading.Event()
         self._patient = False
         self._closed = False
@@ -88,16 +88,16 @@ class FoldPrefetch:
         self._thread.shutdown()
 
     def close(self) -> None:
-        """Stop folding, from any thread; a blocked `take_folded` returns what there is."""
+        """Stop folding, from any thread; a blocked `take_batch` returns what there is."""
         self._closed = True
         self._record_buffer.wake()
 
     @property
     def accepts_more(self) -> bool:
-        """Whether `take_folded` can return more."""
+        """Whether `take_batch` can return more."""
         return self._next is not None
 
-    def take_folded(self, *, wait: bool) -> FoldedBatch:
+    def take_batch(self, *, wait: bool) -> FoldedBatch:
         """Return what was folded since the last call. With `wait`, block until there is something."""
         assert self._next is not None
         self._patient = wait
@@ -129,15 +129,17 @@ class FoldPrefetch:
             if wanted and (fold.cursor > start or not self._patient):
                 break
             if not records:
-                if wanted and fold.holds and self._is_due:
+                if wanted and fold.has_held_frames and self._is_due:
                     break
                 self._record_buffer.wait(
-                    min(_IDLE_SECONDS, max(0.01, self._seconds_left)) if wanted and fold.holds else _IDLE_SECONDS
+                    min(_IDLE_SECONDS, max(0.01, self._seconds_left))
+                    if wanted and fold.has_held_frames
+                    else _IDLE_SECONDS
                 )
         reason = fold.error or damage
         everything = not (self._patient and fold.accepts_more) or self._closed or self._is_due or reason is not None
         operations += fold.flush(everything=everything)
-        if not fold.holds:
+        if not fold.has_held_frames:
             self._nothing_held = fold.cursor, time.monotonic()
         cursor = self._nothing_held[0]
         return FoldedBatch(fold.cursor - start, operations, cursor, fold.finished, reason, fold.too_narrow)
@@ -155,7 +157,7 @@ class FoldPrefetch:
     def _read_on(self) -> list[Record]:
         """Return the next documents, a limited number."""
         start = self._fold.cursor
-        records = self._record_buffer.take(start, BATCH_DOCUMENTS)
+        records = self._record_buffer.take_records(start, BATCH_DOCUMENTS)
         if records or self._journal.length <= start:
             return records
         return self._journal.read(start, BATCH_DOCUMENTS, BATCH_BYTES)

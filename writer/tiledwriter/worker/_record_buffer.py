@@ -39,7 +39,7 @@ class RecordBuffer:
         """Make the reader check the journal again."""
         self._news.set()
 
-    def put(self, records: Sequence[Record]) -> None:
+    def put_records(self, records: Sequence[Record]) -> None:
         """Add consecutive documents, which are the newest in the journal, and wake the reader."""
         self._keep_batch(records)
         self.wake()
@@ -54,7 +54,7 @@ class RecordBuffer:
             self._batches.append(records)
             self._bytes += size
 
-    def take(self, start: int, limit: int) -> list[Record]:
+    def take_records(self, start: int, limit: int) -> list[Record]:
         """Return about `limit` documents from index `start` on, or none if that one is not here.
 
         Documents before `start` are dropped. Until the next call, the same documents can be taken again.

@@ -48,7 +48,7 @@ STOP_TIMEOUT_SECONDS: Final = 5.0
 # Seconds for a request in flight when the supervisor is gone.
 ORPHAN_TIMEOUT_SECONDS: Final = 1.0
 # Seconds after which the writing thread, while it computes, yields the GIL to the main thread.
-_SWITCH_INTERVAL: Final = 5e-4
+_SWITCH_INTERVAL_SECONDS: Final = 5e-4
 # Seconds without Tiled after which a worker with nothing else to do ends, by default.
 PARK_AFTER_SECONDS: Final = 10.0
 # Exit code of a worker whose supervisor is gone.
@@ -149,7 +149,7 @@ def run_worker(task: WorkerTask, *, options: WorkerOptions) -> None:
     # Ctrl-C and systemd signal every process of a group, but only the supervisor tells a worker to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.setswitchinterval(_SWITCH_INTERVAL)
+    sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
     options.logging.configure(worker=task.run_uid)
     Worker(task, options).run()
 
@@ -294,7 +294,7 @@ class Worker:
             return False
         if not (self._journal.ended or self._task.drain):
             return False
-        log.info("Tiled is unavailable and the whole run is journaled: parking the run.")
+        log.info("Tiled is unavailable and the whole run is journaled; the run is parked.")
         # A full disk must not prevent this.
         with contextlib.suppress(sqlite3.OperationalError):
             self._journal.note("parked", documents=self._journal.length)
@@ -302,7 +302,7 @@ class Worker:
 
     def _end_as_orphan(self) -> None:
         """End at once: the successor of the lost supervisor needs the journal, which has everything acknowledged."""
-        log.warning("The supervisor is gone; this worker is ending.")
+        log.warning("The supervisor is gone; this worker ends.")
         self._writing.stop(ORPHAN_TIMEOUT_SECONDS)
         # The writing thread may still have a request in flight; its intent is recorded in the journal.
         os._exit(ORPHANED_EXIT_CODE)
@@ -318,9 +318,7 @@ class Worker:
             except zmq.Again:
                 break
             except ProtocolError as error:
-                self._limited_log.log(
-                    logging.ERROR, "protocol", "Ignored an invalid message from the supervisor: %s", error
-                )
+                self._limited_log.log(logging.ERROR, "protocol", "The supervisor sent an invalid message: %s", error)
                 continue
             if isinstance(message, messages.Documents):
                 arrived.append(message)

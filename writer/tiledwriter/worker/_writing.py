@@ -14,9 +14,9 @@ from tiledbroker._crash_points import crash_point
 from tiledbroker._outcomes import FAILED, INTERRUPTED, WRITTEN
 from tiledbroker._rate_limited_log import RateLimitedLog
 
-from .._errors import ColumnsRefused, ColumnsTooNarrow, NodeRewound, Stopped, describe
+from .._errors import ColumnsRefused, ColumnsTooNarrow, FoldAgain, Stopped, describe
 from ..catalog import LATE_AUDIT, Client, Connection, TiledCatalog, WriteSlots
-from ..mapping import BATCH_BYTES, Fold, Operation, WritingOptions
+from ..mapping import BATCH_BYTES, Fold, FoldPlan, Operation, WritingOptions, fold_until_planned
 from ._prefetch import FoldPrefetch
 from ._record_buffer import RecordBuffer
 
@@ -82,7 +82,7 @@ class RunWriting:
             self._stopping,
             journal.note,
             poison_after=options.poison_after,
-            turns=WriteSlots(journal.path.parent / ".turns", options.write_slots),
+            write_slots=WriteSlots(journal.path.parent / ".turns", options.write_slots),
             on_reached=on_reached,
         )
         self._limited_log = RateLimitedLog(log)
@@ -103,7 +103,7 @@ class RunWriting:
 
     def notify(self, records: Sequence[Record] = ()) -> None:
         """Announce new documents in the journal, of which `records` are the last."""
-        self._record_buffer.put(records)
+        self._record_buffer.put_records(records)
 
     @property
     def unavailable_since(self) -> float | None:
@@ -119,9 +119,7 @@ class RunWriting:
                     break
                 except sqlite3.OperationalError as error:
                     # Restart from the journal: progress that it could not record is determined again.
-                    self._limited_log.log(
-                        logging.ERROR, "disk", "The journal %s cannot be written: %s", self._journal.path, error
-                    )
+                    self._limited_log.log(logging.ERROR, "disk", "%s cannot be written: %s", self._journal.path, error)
                     self._stopping.wait(DISK_PAUSE_SECONDS)
         except Stopped:
             pass
@@ -157,27 +155,24 @@ class RunWriting:
 
     def _write_run(self) -> str:
         catalog = TiledCatalog(self._connection, self._journal, quiet_period=self._options.quiet_period)
-        while True:
-            # Record it in the journal: every replay must yield the same operations.
-            max_array_size = self._journal.get("max_array_size")
-            if max_array_size is None:
-                max_array_size = self._options.max_array_size
-                self._journal.set("max_array_size", max_array_size)
-            column_types = {(stream, key): kind for stream, key, kind in self._journal.get("column_types", [])}
-            try:
-                return self._follow_journal(
-                    Fold.of(self._journal, self._options, max_array_size, column_types), catalog
-                )
-            except NodeRewound:
-                pass
-            except ColumnsRefused as error:
-                self._journal.set("max_array_size", 0)
-                self._journal.note("no list columns", reason=str(error))
-            except ColumnsTooNarrow as error:
-                column_types.update(error.needed)
-                self._journal.set("column_types", [[*where, kind] for where, kind in column_types.items()])
-                crash_point("writing: columns to be widened")
-                self._journal.note("wider columns", columns=[[*where, kind] for where, kind in error.needed.items()])
+        # Record it in the journal: every replay must yield the same operations.
+        if self._journal.get("max_array_size") is None:
+            self._journal.set("max_array_size", self._options.max_array_size)
+        return fold_until_planned(
+            FoldPlan.of(self._journal, self._options.max_array_size),
+            lambda plan: self._follow_journal(Fold.of(self._journal, self._options, plan), catalog),
+            self._record_plan,
+        )
+
+    def _record_plan(self, error: FoldAgain, plan: FoldPlan) -> None:
+        """Record in the journal what the next fold of the run needs."""
+        if isinstance(error, ColumnsRefused):
+            self._journal.set("max_array_size", plan.max_array_size)
+            self._journal.note("no list columns", reason=str(error))
+        elif isinstance(error, ColumnsTooNarrow):
+            self._journal.set("column_types", plan.recorded_types)
+            crash_point("writing: columns to be widened")
+            self._journal.note("wider columns", columns=[[*where, kind] for where, kind in error.needed.items()])
 
     def _follow_journal(self, fold: Fold, catalog: TiledCatalog) -> str:
         """Fold and write documents until the run has ended; return the outcome."""
@@ -188,7 +183,7 @@ class RunWriting:
             self._prefetch = prefetch
             while not self._stopping.is_set():
                 if len(waiting) <= MAX_BLOCKED_OPERATIONS and prefetch.accepts_more:
-                    folded = prefetch.take_folded(wait=not (self._drain or waiting or catalog.waits_for_stop))
+                    folded = prefetch.take_batch(wait=not (self._drain or waiting or catalog.waits_for_stop))
                     waiting += folded.operations
                     if folded.documents:
                         latest_document = time.monotonic()
@@ -204,7 +199,7 @@ class RunWriting:
                     raise folded.error
                 if catalog.waits_for_stop and not self._journal.ended and not folded.documents:
                     if time.monotonic() - latest_document > STOP_WAIT_SECONDS:
-                        catalog.refuse()
+                        catalog.raise_tiled_has_more()
                     self._stopping.wait(_SHORTEST_POLL_SECONDS)
                 if folded.cursor != self._reported_cursor:
                     self._reported_cursor = folded.cursor

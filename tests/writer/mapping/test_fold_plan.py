@@ -1,0 +1,56 @@
+"""A run is folded again, with a revised plan, until its plan suffices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tiledbroker import Journal
+from tiledwriter._errors import ColumnsRefused, ColumnsTooNarrow, DocumentError, FoldAgain, NodeRewound
+from tiledwriter.mapping import FoldPlan, fold_until_planned
+
+
+def test_each_error_revises_the_plan_for_the_next_fold() -> None:
+    errors: list[FoldAgain] = [
+        ColumnsTooNarrow({("primary", "a"): "float64"}),
+        ColumnsRefused("a table", "500"),
+        NodeRewound("a node", "is written again"),
+        ColumnsTooNarrow({("primary", "b"): "string"}),
+    ]
+    plans: list[FoldPlan] = []
+    begun: list[tuple[FoldAgain, FoldPlan]] = []
+
+    def fold_run(plan: FoldPlan) -> str:
+        plans.append(plan)
+        if len(plans) <= len(errors):
+            raise errors[len(plans) - 1]
+        return "written"
+
+    assert fold_until_planned(FoldPlan(16), fold_run, lambda *what: begun.append(what)) == "written"
+    wider = {("primary", "a"): "float64"}
+    assert plans == [
+        FoldPlan(16),
+        FoldPlan(16, wider),
+        FoldPlan(0, wider),
+        FoldPlan(0, wider),
+        FoldPlan(0, {**wider, ("primary", "b"): "string"}),
+    ]
+    assert begun == list(zip(errors, plans[1:], strict=True))
+
+
+def test_other_errors_end_the_loop() -> None:
+    def fold_run(_: FoldPlan) -> None:
+        raise DocumentError("broken")
+
+    with pytest.raises(DocumentError):
+        fold_until_planned(FoldPlan(16), fold_run, lambda *_: None)
+
+
+def test_a_plan_is_read_from_the_journal_that_recorded_it(tmp_path: Path) -> None:
+    plan = FoldPlan(5, {("primary", "a"): "float64"})
+    with Journal(tmp_path / "run.sqlite", "create", run_uid="run") as journal:
+        assert FoldPlan.of(journal, 16) == FoldPlan(16)
+        journal.set("max_array_size", plan.max_array_size)
+        journal.set("column_types", plan.recorded_types)
+        assert FoldPlan.of(journal, 16) == plan

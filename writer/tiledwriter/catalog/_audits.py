@@ -1,0 +1,89 @@
+"""Audits: compare complete nodes with the rows that were sent, because lost requests may be carried out late."""
+
+from __future__ import annotations
+
+from tiledbroker._crash_points import crash_point
+
+from ..mapping import Audit, ColumnDigest
+from ._data_beyond_journal import DataBeyondJournal
+from ._known_nodes import KnownNode, KnownNodes
+from ._node_states import NodeState
+from ._nodes import Nodes
+from ._rewrites import TableRewrites
+
+
+class NodeAudits:
+    """Audits of a run's nodes.
+
+    Parameters
+    ----------
+    nodes
+        Nodes on the server.
+    known
+        What is known of the run's nodes.
+    beyond
+        What Tiled has of the run beyond its journal.
+    rewrites
+        Rewrites of the run's tables.
+    """
+
+    def __init__(self, nodes: Nodes, known: KnownNodes, beyond: DataBeyondJournal, rewrites: TableRewrites) -> None:
+        self._nodes = nodes
+        self._known = known
+        self._beyond = beyond
+        self._rewrites = rewrites
+
+    def audit_node(self, operation: Audit) -> None:
+        """Compare a node with the rows that were sent, and have it rewritten if it differs.
+
+        The server may have carried out a request with a lost response after the quiet period.
+
+        Raises
+        ------
+        NodeRewound
+            The node is rewritten.
+        AuditFailed
+            The node was rewritten too often.
+        TiledHasMore
+            The journal was not proved to contain the node's rows.
+        """
+        shown, node = self._known[operation.path], self._known.target(operation.path)
+        if node.doubt is not None or node.state is NodeState.OCCUPIED:
+            self._beyond.raise_tiled_has_more()
+        if operation.columns:
+            if reason := self._compare_rows(node, operation):
+                self._rewrites.reject_rows(node, shown, reason)
+        elif reason := self._compare_shape(node, operation):
+            self._rewrites.send_again(shown, reason)
+        crash_point("catalog: audited")
+        self._rewrites.finish_rewrite(shown, complete=True)
+
+    def _compare_rows(self, node: KnownNode, operation: Audit) -> str:
+        """Return how a table differs from the audit; "" if it does not."""
+        for name, digest in operation.columns:
+            if digest is None:
+                rows, found = self._nodes.size(f"{node.path}/{name}"), None
+            else:
+                read, rows = ColumnDigest(), 0
+                for content in self._nodes.column(node.path, name):
+                    read.add_bytes(content)
+                    rows += len(content) // 8
+                found = read.value
+            if rows != operation.rows:
+                return f"has {rows} rows where {operation.rows} are expected"
+            if found != digest:
+                return f"has other values of {name!r}, or in another order"
+        return ""
+
+    def _compare_shape(self, node: KnownNode, operation: Audit) -> str:
+        """Return how an array or external data differ from the audit; "" if they do not."""
+        if node.disturbed:
+            self._known.forget_lost_response(node)
+            return "may have been written to by a request whose answer was lost"
+        rows = self._nodes.size(node.path)
+        if rows > operation.rows:
+            if self._nodes.trim_first_chunk(node.path, operation.rows):
+                return ""
+            node.journaled = operation.rows
+            self._beyond.raise_tiled_has_more()
+        return "" if rows == operation.rows else f"has a length of {rows} where {operation.rows} is expected"

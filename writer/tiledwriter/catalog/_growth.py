@@ -1,0 +1,226 @@
+"""Send rows and files to nodes with exactly-once effect: intents, lost responses and their outcome."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Final
+
+import numpy
+
+from tiledbroker._crash_points import crash_point
+
+from .._errors import Ambiguous, NodeNotQuiet, NodeRewound, NotTiled, Refused, Stopped, WriterError
+from ..mapping import AppendRows, CreateTable, ExtendExternal, Growth, WriteArray, describe_operation
+from ._known_nodes import KnownNode, KnownNodes
+from ._ledger import Ledger
+from ._nodes import Nodes, extent
+from ._quiet import QuietPeriods
+from ._rewrites import TableRewrites
+
+log = logging.getLogger(__name__)
+
+# Per request.
+MAX_REQUEST_ROWS: Final = 20_000
+MAX_REQUEST_BYTES: Final = 32 * 2**20
+
+
+class NodeGrowth:
+    """Growth of a run's nodes.
+
+    Parameters
+    ----------
+    nodes
+        Nodes on the server.
+    known
+        What is known of the run's nodes.
+    rewrites
+        Rewrites of the run's tables.
+    quiet
+        Quiet periods of the run's nodes.
+    ledger
+        Store of the run's progress.
+    """
+
+    def __init__(
+        self, nodes: Nodes, known: KnownNodes, rewrites: TableRewrites, quiet: QuietPeriods, ledger: Ledger
+    ) -> None:
+        self._nodes = nodes
+        self._known = known
+        self._rewrites = rewrites
+        self._quiet = quiet
+        self._ledger = ledger
+
+    def grow_node(self, operation: Growth) -> None:
+        """Send what the node of an operation, or the copy of its rewrite, does not have yet.
+
+        Raises
+        ------
+        NodeNotQuiet
+            The outcome of a request is not known yet.
+        NodeRewound
+            The run must be folded again.
+        Refused
+            Tiled rejects the rows.
+        """
+        node = self._known.target(operation.path)
+        if isinstance(operation, WriteArray) and node.occupying_rows is not None:
+            self._delete_other_array(node, operation, node.occupying_rows)
+            return
+        if isinstance(operation, AppendRows) and node.doubt is not None:
+            self._rewrites.extend_proof(node, operation)
+            if node.doubt is not None:
+                return
+        if node.intent is not None:
+            self.determine_outcome(node, operation, node.rows, node.intent)
+        if operation.stop <= node.rows:
+            return
+        if operation.first > node.rows:
+            raise WriterError(
+                f"{describe_operation(operation)} does not continue at row {node.rows}; this is a defect."
+            )
+        if isinstance(operation, AppendRows):
+            self._rewrites.check_foreign_rows(node, operation)
+        else:
+            self._record_initial_extent(node)
+        if isinstance(operation, ExtendExternal):
+            self._extend_external(node, operation)
+            return
+        for piece in self._split_operation(node, operation.rows(node.rows, operation.stop)):
+            if isinstance(piece, WriteArray) and self._is_there(node, piece):
+                self._known.confirm_rows(node, piece.stop)
+            else:
+                self._send_growth(node, piece)
+
+    def _delete_other_array(self, node: KnownNode, operation: WriteArray, rows: int) -> None:
+        """Delete another writer's array of another type or shape once the journal has as many rows."""
+        if operation.stop >= rows:
+            self._ledger.note("array made anew", node=node.path)
+            self._nodes.delete(node.path)
+            self._known.record_deletion(node)
+            raise NodeRewound(node.path, "is created again")
+
+    def _record_initial_extent(self, node: KnownNode) -> None:
+        """Before the first change to an earlier process's array or files, remember their extent."""
+        if node.unseen:
+            node.unseen = False
+            node.initial_extent = extent(self._nodes.read(node.path)["data_sources"][0])
+
+    def _extend_external(self, node: KnownNode, operation: ExtendExternal) -> None:
+        known_extent = -1 if node.initial_extent is None else node.initial_extent
+        if extent(operation.data_source) <= known_extent:
+            self._known.confirm_rows(node, operation.stop)
+        else:
+            self._send_growth(node, operation)
+
+    def _is_there(self, node: KnownNode, operation: WriteArray) -> bool:
+        """Return True if the array holds these rows already because another process has written them."""
+        if operation.stop > (node.initial_extent or 0):
+            return False
+        found = self._nodes.rows_of_array(node.path, operation.first, operation.stop)
+        return found == numpy.ascontiguousarray(operation.values).tobytes()
+
+    def _split_operation(
+        self, node: KnownNode, operation: AppendRows | WriteArray
+    ) -> Iterator[AppendRows | WriteArray]:
+        """Yield the operation in parts that fit into one request; the limit may shrink during the iteration."""
+        first = operation.first
+        while first < operation.stop:
+            stop = min(operation.stop, first + self._row_limit(node, operation))
+            yield operation.rows(first, stop)
+            first = node.rows
+
+    @staticmethod
+    def _row_limit(node: KnownNode, operation: AppendRows | WriteArray) -> int:
+        if node.max_rows is None:
+            node.max_rows = MAX_REQUEST_ROWS
+            if isinstance(operation, WriteArray):
+                node.max_rows = max(1, MAX_REQUEST_BYTES // max(1, operation.values[:1].nbytes))
+        return node.max_rows
+
+    def _send_growth(self, node: KnownNode, operation: Growth) -> None:
+        """Send one growth, with its intent recorded before and its completion after.
+
+        Raises
+        ------
+        NodeNotQuiet
+            The outcome is unknown.
+        """
+        rows = node.rows
+        self._known.record_intent(node, operation.stop)
+        crash_point("catalog: growth intended")
+        started = self._quiet.read_clock()
+        try:
+            self._nodes.grow(node.path, operation)
+        except Ambiguous as error:
+            if isinstance(error, NotTiled) and self._can_be_split(error.status, operation):
+                # A gateway does not forward a request that is too large for it, so nothing was carried out.
+                self._known.confirm_rows(node, rows)
+                node.max_rows = (operation.stop - operation.first) // 2
+                return
+            self._known.record_lost_response(node)
+            self._quiet.record_growth_since(started)
+            self._ledger.note("ambiguous", operation=describe_operation(operation), reason=str(error))
+            log.warning(
+                "It is unknown whether Tiled did %s (%s); the node is read back.", describe_operation(operation), error
+            )
+            raise NodeNotQuiet from error
+        except Stopped:
+            # It is raised only between two attempts, and only an attempt that was not processed is repeated.
+            self._known.confirm_rows(node, rows)
+            raise
+        except Refused as error:
+            self._known.confirm_rows(node, rows)
+            if not self._can_be_split(error.status, operation):
+                raise
+            node.max_rows = (operation.stop - operation.first) // 2
+        else:
+            crash_point("catalog: growth done")
+            self._quiet.record_growth_since(started)
+            self._known.confirm_rows(node, operation.stop)
+
+    @staticmethod
+    def _can_be_split(status: int, operation: Growth) -> bool:
+        """Return True if smaller requests may succeed."""
+        return status == 413 and operation.stop - operation.first > 1 and not isinstance(operation, ExtendExternal)
+
+    def determine_outcome(self, node: KnownNode, operation: Growth | CreateTable, rows: int, intent: int) -> None:
+        """Determine the outcome of a growth whose response was lost.
+
+        An append whose rows are present cannot be carried out again. An append whose rows are missing may still be in
+        flight, because a request lives on in the server after its client is gone. Only a row count that stays the same
+        for the quiet period shows that the append was not carried out.
+
+        Parameters
+        ----------
+        node
+            The node, or the copy of its rewrite.
+        operation
+            The next operation on the node.
+        rows, intent
+            Number of rows before and after the growth.
+
+        Raises
+        ------
+        NodeNotQuiet
+            The outcome is not known yet.
+        NodeRewound
+            The table has neither number of rows.
+        """
+        self._known.record_lost_response(node)
+        columns = operation.columns if isinstance(operation, AppendRows | CreateTable) else ()
+        table = bool(columns)
+        # Only a table's size proves arrival: an array gets its shape before its content, and the size of external data
+        # counts frames while `intent` counts datums.
+        expected = intent if table else None
+        sized = f"{node.path}/{columns[0].name}" if columns else node.path
+        size, quiet = self._quiet.wait_until_quiet(node, lambda: self._nodes.size(sized), expected=expected)
+        if table and size not in (rows, intent):
+            shown = self._known[operation.path]
+            self._rewrites.reject_rows(node, shown, f"has {size} rows where {rows} or {intent} are expected")
+        if table:
+            node.unseen = False
+        self._ledger.note(
+            "reconciled", node=node.path, found=size, confirmed=rows, intent=intent, quiet=round(quiet, 3)
+        )
+        self._known.confirm_rows(node, intent if size == expected else rows)

@@ -1,0 +1,385 @@
+"""What is known of each of a run's nodes, in one object per node; what must outlast the process is in the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from tiledbroker import NodeProgress
+
+from .._errors import NodeStateError
+from ..mapping import Column
+from ._ledger import Ledger
+from ._node_states import NodeEvent, NodeState, check_event
+from ._row_proof import RowProof
+
+REWRITE_SUFFIX: Final = "_rewrite"
+NEVER: Final = 2**53
+"""Number of rows that no table has: see `Rewrite.until`."""
+
+LATE_AUDIT: Final = "late_audit"
+"""Key of the ledger, set when a late audit is needed because a request may be carried out after the run's end."""
+
+# Keys of the ledger. Each value is a mapping by path, except that of `_DISTURBED`, which is a list of paths.
+_COLUMNS: Final = "columns"
+_REWRITES: Final = "rewrites"
+_REPAIRS: Final = "repairs"
+_DOUBTED: Final = "doubted"
+_ARRAYS: Final = "arrays"
+_DISTURBED: Final = "disturbed"
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """Rewrite of a table whose column types must change or whose rows are wrong: its rows go to a copy beside it.
+
+    When the copy has as many rows as the table had, the data source of the table's node is replaced to show the copy's
+    rows, and the copy's node is deleted. The old rows stay in the database: Tiled stores all tables of one schema in
+    one SQL table and drops it when it becomes empty, even if another process is about to append to it.
+
+    Attributes
+    ----------
+    copy
+        Path of the copy.
+    columns
+        Names and Arrow types of the copy's columns.
+    until
+        Number of rows after which the table shows the copy; `NEVER` to wait for the audit or the end of the run.
+    swapped
+        True once the table shows the copy's rows.
+    """
+
+    copy: str
+    columns: list[list[str]]
+    until: int
+    swapped: bool = False
+
+
+@dataclass
+class QuietWatch:
+    """Observed size of a node that a request may still be changing.
+
+    Attributes
+    ----------
+    size
+        Last observed size; None before the first observation.
+    since
+        Time at which this size was first observed, in seconds.
+    """
+
+    size: int | None = None
+    since: float = 0.0
+
+    def observe(self, size: int, asked: float, answered: float) -> float:
+        """Record an observation and return the seconds for which the node has certainly had this size.
+
+        Parameters
+        ----------
+        size
+            Observed size.
+        asked, answered
+            Times in seconds just before the request for the size and just after its response.
+        """
+        if size != self.size:
+            self.size, self.since = size, answered
+        return max(0.0, asked - self.since)
+
+
+@dataclass(slots=True)
+class KnownNode:
+    """What is known of one node. `KnownNodes` changes the attributes that the ledger keeps.
+
+    Attributes
+    ----------
+    path
+        Path of the node.
+    progress
+        Rows that the server has confirmed, and the request in flight; None if this run has not created the node or
+        taken it over.
+    columns
+        Names and Arrow types of a table's columns in Tiled; None if they are not known.
+    array
+        Type and row shape of an array as created from this journal, and, from earlier versions, its number of rows of
+        zeros; None if it was not created from this journal.
+    rewrite
+        Rewrite that is not complete, if any.
+    doubt
+        Reason for which an unproved table must be rewritten; "" if it only must be proved; None if nothing is to be
+        proved.
+    disturbed
+        True while a request with a lost response may still change the node.
+    repairs
+        Number of repairs so far.
+    of_others
+        True if another process has written to the node.
+    unseen
+        True if an earlier process wrote to the node and this one has not read its state in Tiled yet.
+    planned
+        True if the journal's operations create the node.
+    removed
+        True if the node's removal was carried out in this process.
+    journaled
+        Number of the node's rows in the journal so far; None if no rows have come.
+    keys
+        Key columns of a table.
+    initial_extent
+        Extent of an array or of files before this process wrote to them; None if it is not known.
+    occupying_rows
+        Number of rows of another writer's array of another type or shape; None if there is none.
+    max_rows
+        Maximum number of rows per request; None before the first request.
+    quiet_watch
+        Observation of a node that must be quiet before it is used; None if there is none.
+    proof
+        Proof that a doubted table is waiting for; None before its first rows.
+    """
+
+    path: str
+    progress: NodeProgress | None = None
+    columns: list[list[str]] | None = None
+    array: list[Any] | None = None
+    rewrite: Rewrite | None = None
+    doubt: str | None = None
+    disturbed: bool = False
+    repairs: int = 0
+    of_others: bool = False
+    unseen: bool = False
+    planned: bool = False
+    removed: bool = False
+    journaled: int | None = None
+    keys: tuple[Column, ...] = ()
+    initial_extent: int | None = None
+    occupying_rows: int | None = None
+    max_rows: int | None = None
+    quiet_watch: QuietWatch | None = None
+    proof: RowProof | None = None
+
+    @property
+    def state(self) -> NodeState:
+        """State that the facts amount to."""
+        if self.progress is None:
+            return NodeState.ABSENT if self.occupying_rows is None else NodeState.OCCUPIED
+        if self.rewrite is not None and not self.rewrite.swapped:
+            return NodeState.REWRITTEN
+        if self.doubt is not None:
+            return NodeState.DOUBTED
+        return NodeState.GROWING if self.progress.intent is None else NodeState.UNSURE
+
+    @property
+    def exists(self) -> bool:
+        """True if this run has created the node or taken it over."""
+        return self.progress is not None
+
+    @property
+    def rows(self) -> int:
+        """Number of rows that the server has confirmed; raises `NodeStateError` if the node does not exist."""
+        return self._require_progress().rows
+
+    @property
+    def intent(self) -> int | None:
+        """Number of rows after the request in flight, if any; raises `NodeStateError` if the node does not exist."""
+        return self._require_progress().intent
+
+    def _require_progress(self) -> NodeProgress:
+        if self.progress is None:
+            raise NodeStateError(self.path, self.state, "used")
+        return self.progress
+
+    @property
+    def path_in_run(self) -> str:
+        """Path below the run; "the run" for the run itself."""
+        return path_in_run(self.path)
+
+
+class KnownNodes:
+    """All nodes of a run that are known. Each change of what the ledger keeps is recorded there at once.
+
+    Parameters
+    ----------
+    ledger
+        Store of the run's progress.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._nodes: dict[str, KnownNode] = {}
+        # The ledger's mappings as last recorded.
+        self._recorded: dict[str, dict[str, Any]] = {
+            key: ledger.get(key, {}) for key in (_COLUMNS, _REWRITES, _REPAIRS, _DOUBTED, _ARRAYS)
+        }
+        for path, progress in ledger.progress().items():
+            node = self[path]
+            node.progress, node.of_others, node.unseen = progress, True, True
+        for path, columns in self._recorded[_COLUMNS].items():
+            self[path].columns = columns
+        for path, rewrite in self._recorded[_REWRITES].items():
+            self[path].rewrite = Rewrite(**rewrite)
+        for path, repairs in self._recorded[_REPAIRS].items():
+            self[path].repairs = repairs
+        for path, reason in self._recorded[_DOUBTED].items():
+            self[path].doubt = reason
+        for path, array in self._recorded[_ARRAYS].items():
+            self[path].array = array
+        for path in ledger.get(_DISTURBED, ()):
+            self[path].disturbed = True
+
+    def __getitem__(self, path: str) -> KnownNode:
+        """Return what is known of a node, also of one of which nothing is known yet."""
+        node = self._nodes.get(path)
+        if node is None:
+            node = self._nodes[path] = KnownNode(path)
+        return node
+
+    def __iter__(self) -> Iterator[KnownNode]:
+        return iter(list(self._nodes.values()))
+
+    def target(self, path: str) -> KnownNode:
+        """Return the node to which rows are written now: the node itself or the copy of its rewrite."""
+        node = self[path]
+        if node.rewrite is None or node.rewrite.swapped:
+            return node
+        return self[node.rewrite.copy]
+
+    def rewrites_in(self, run: str) -> list[KnownNode]:
+        """Return the run's tables whose rewrite is not complete, in the order in which it was last changed."""
+        return [self[path] for path in self._recorded[_REWRITES] if path.startswith(f"{run}/")]
+
+    # Progress
+
+    def record_creation(self, node: KnownNode) -> None:
+        """Record that this run has created the node or taken it over."""
+        self._change(node, NodeEvent.CREATED, progress=NodeProgress(0, None), occupying_rows=None)
+
+    def record_intent(self, node: KnownNode, stop: int) -> None:
+        """Record, before a request, that the node will have `stop` rows after it."""
+        self._change(node, NodeEvent.INTENDED, progress=NodeProgress(node.rows, stop))
+
+    def confirm_rows(self, node: KnownNode, rows: int) -> None:
+        """Record that the node has this number of the journal's rows, and that no request is in flight."""
+        self._change(node, NodeEvent.CONFIRMED, progress=NodeProgress(rows, None))
+
+    def record_deletion(self, node: KnownNode) -> None:
+        """Record that the server no longer has the node."""
+        if node.exists:
+            self._ledger.drop_progress(node.path)
+        self._change(node, NodeEvent.DELETED, progress=None, occupying_rows=None)
+
+    def record_occupation(self, node: KnownNode, rows: int) -> None:
+        """Record that another writer's array with this number of rows is in the node's place."""
+        self._change(node, NodeEvent.OCCUPIED, occupying_rows=rows)
+
+    def _change(self, node: KnownNode, event: NodeEvent, **facts: Any) -> None:
+        """Change the facts of a node, and record its progress if that is among them.
+
+        Raises
+        ------
+        NodeStateError
+            The event may not happen in the node's state, or leads to a state that it may not lead to.
+        """
+        before = node.state
+        allowed = check_event(node.path, before, event)
+        for name, value in facts.items():
+            setattr(node, name, value)
+        if node.state not in allowed:
+            raise NodeStateError(node.path, before, event)
+        if (progress := facts.get("progress")) is not None:
+            self._ledger.set_progress(node.path, progress.rows, progress.intent)
+
+    # Doubts, rewrites and repairs of tables
+
+    def mark_doubted(self, node: KnownNode, reason: str) -> None:
+        """Suspend changes to a table until the journal is proved to contain all of its rows.
+
+        With a reason other than "" the table is rewritten after the proof.
+        """
+        self._change(node, NodeEvent.DOUBTED, doubt=reason, proof=None)
+        self._record(_DOUBTED, node.path, reason)
+
+    def clear_doubt(self, node: KnownNode) -> None:
+        """Forget the doubt about a table that is proved."""
+        self._change(node, NodeEvent.PROVED, doubt=None, proof=None)
+        self._record(_DOUBTED, node.path, None)
+
+    def forget_doubt(self, node: KnownNode) -> None:
+        """Forget the doubt, if any, about a copy that is deleted next."""
+        node.proof = None
+        if node.doubt is not None:
+            node.doubt = None
+            self._record(_DOUBTED, node.path, None)
+
+    def begin_rewrite(self, node: KnownNode, columns: list[list[str]], until: int) -> Rewrite:
+        """Record that a table is rewritten; see `Rewrite` for the arguments."""
+        rewrite = Rewrite(node.path + REWRITE_SUFFIX, columns, until)
+        self._change(node, NodeEvent.REWRITE_BEGUN, rewrite=rewrite)
+        self._record_rewrite(node)
+        return rewrite
+
+    def show_rewrite(self, node: KnownNode, rewrite: Rewrite) -> None:
+        """Record that a table shows the rows of its copy."""
+        self._change(node, NodeEvent.REWRITE_SHOWN, rewrite=rewrite)
+        self._record_rewrite(node)
+
+    def drop_rewrite(self, node: KnownNode) -> None:
+        """Record that a table is not rewritten after all."""
+        self._change(node, NodeEvent.REWRITE_DROPPED, rewrite=None)
+        self._record_rewrite(node)
+
+    def end_rewrite(self, node: KnownNode) -> None:
+        """Forget the rewrite of a table that shows its copy's rows."""
+        node.rewrite = None
+        self._record_rewrite(node)
+
+    def _record_rewrite(self, node: KnownNode) -> None:
+        # A rewrite goes to the end of the mapping whenever it changes.
+        self._recorded[_REWRITES] = {k: v for k, v in self._recorded[_REWRITES].items() if k != node.path}
+        self._record(_REWRITES, node.path, None if node.rewrite is None else asdict(node.rewrite))
+
+    def count_repair(self, node: KnownNode) -> None:
+        """Record one more repair of a node."""
+        node.repairs += 1
+        self._record(_REPAIRS, node.path, node.repairs)
+
+    def record_columns(self, node: KnownNode, columns: list[list[str]]) -> None:
+        """Record the columns that a table has in Tiled."""
+        node.columns = columns
+        self._record(_COLUMNS, node.path, columns)
+
+    def record_array(self, node: KnownNode, dtype: str, shape: list[int]) -> None:
+        """Record the type and row shape with which an array was created."""
+        node.array = [dtype, shape]
+        self._record(_ARRAYS, node.path, node.array)
+
+    def _record(self, key: str, path: str, value: Any) -> None:
+        """Record a value by path in one of the ledger's mappings; remove the path if the value is None."""
+        recorded = {**self._recorded[key], path: value}
+        if value is None:
+            del recorded[path]
+        self._recorded[key] = recorded
+        self._ledger.set(key, recorded)
+
+    # Requests with lost responses
+
+    def record_lost_response(self, node: KnownNode) -> None:
+        """Remember that a request with a lost response may still change the node."""
+        if not node.disturbed:
+            self._set_disturbed(node, True)
+        self.plan_late_audit()
+
+    def forget_lost_response(self, node: KnownNode) -> None:
+        """Forget a lost response because all of the node's rows are sent again."""
+        self._set_disturbed(node, False)
+
+    def _set_disturbed(self, node: KnownNode, disturbed: bool) -> None:
+        node.disturbed = disturbed
+        self._ledger.set(_DISTURBED, sorted(node.path for node in self._nodes.values() if node.disturbed))
+
+    def plan_late_audit(self) -> None:
+        """Have the run audited again after its end."""
+        if not self._ledger.get(LATE_AUDIT):
+            self._ledger.set(LATE_AUDIT, True)
+
+
+def path_in_run(path: str) -> str:
+    """Return a node's path below its run; "the run" for the run itself."""
+    return path.partition("/")[2] or "the run"

@@ -1,0 +1,201 @@
+"""Repairs of nodes that do not hold the journal's rows: proofs, and rewrites of tables to a copy beside them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Final, NoReturn
+
+from tiledbroker._crash_points import crash_point
+
+from .._errors import AuditFailed, NodeRewound
+from ..mapping import AppendRows, CreateTable
+from ._data_beyond_journal import DataBeyondJournal
+from ._known_nodes import NEVER, KnownNode, KnownNodes
+from ._ledger import Ledger
+from ._nodes import Nodes, arrow_columns
+from ._row_proof import RowProof, key_columns, keys_of_append
+
+log = logging.getLogger(__name__)
+
+# Per node.
+MAX_REPAIRS: Final = 5
+
+
+class TableRewrites:
+    """Rewrites of a run's tables, and the proofs that precede them.
+
+    Parameters
+    ----------
+    nodes
+        Nodes on the server.
+    known
+        What is known of the run's nodes.
+    beyond
+        What Tiled has of the run beyond its journal.
+    ledger
+        Store of the run's progress.
+    """
+
+    def __init__(self, nodes: Nodes, known: KnownNodes, beyond: DataBeyondJournal, ledger: Ledger) -> None:
+        self._nodes = nodes
+        self._known = known
+        self._beyond = beyond
+        self._ledger = ledger
+
+    def reject_rows(self, node: KnownNode, shown: KnownNode, reason: str) -> NoReturn:
+        """Have a wrong table rewritten: a copy at once, as readers do not see it, the shown table only after a proof.
+
+        The shown table must not be rewritten if it has rows that the journal does not have.
+
+        Parameters
+        ----------
+        node
+            The wrong table: the shown one or its copy.
+        shown
+            The table that readers see.
+        reason
+            Difference, for the history.
+
+        Raises
+        ------
+        NodeRewound
+            Unless the table was repaired too often.
+        AuditFailed
+            The table was repaired `MAX_REPAIRS` times already.
+        """
+        if node is not shown:
+            self._start_rewrite(shown, reason)
+        self._known.mark_doubted(node, reason)
+        raise NodeRewound(node.path, reason)
+
+    def send_again(self, node: KnownNode, reason: str) -> NoReturn:
+        """Have the rows of an array or the files of external data sent again, in place; raises as `reject_rows`."""
+        self._count_repair(node, reason)
+        self._known.confirm_rows(node, 0)
+        raise NodeRewound(node.path, reason)
+
+    def _start_rewrite(self, node: KnownNode, reason: str) -> NoReturn:
+        """Have a table's rows sent again, to a copy; raises as `reject_rows`."""
+        self._count_repair(node, reason)
+        unfinished = node.rewrite
+        columns = node.columns if unfinished is None else unfinished.columns
+        # The columns of a table are recorded when it is created or taken over.
+        assert columns is not None
+        if unfinished is not None:
+            self.discard_copy(unfinished.copy)
+        self._known.begin_rewrite(node, columns, NEVER)
+        raise NodeRewound(node.path, reason)
+
+    def _count_repair(self, node: KnownNode, reason: str) -> None:
+        if node.repairs >= MAX_REPAIRS:
+            raise AuditFailed(node.path, reason)
+        self._known.count_repair(node)
+        self._ledger.note("repairing", node=node.path, reason=reason)
+        log.warning("%s %s; its rows are written again.", node.path, reason)
+
+    # Proofs
+
+    def extend_proof(self, node: KnownNode, operation: AppendRows) -> None:
+        """Add the journal's next rows to the proof of a table; return if the table is proved, or not yet.
+
+        A proved table that holds exactly the journal's first rows is continued after them. A proved table with
+        duplicated rows, or with a reason for a rewrite, is rewritten.
+
+        Raises
+        ------
+        NodeRewound
+            The rows must be passed from the first one, or the table is rewritten.
+        """
+        proof = node.proof
+        if proof is None:
+            if operation.first:
+                raise NodeRewound(node.path, "is compared with the journal")
+            found = self._nodes.row_keys(node.path, [column.name for column in key_columns(operation.columns)])
+            proof = node.proof = RowProof(found)
+        if operation.first != proof.journaled:
+            raise NodeRewound(node.path, "is compared with the journal")
+        proof.add_keys(keys_of_append(operation))
+        if not proof.explained:
+            return
+        reason = node.doubt
+        if not reason and not proof.is_beginning:
+            reason = f"has {proof.found} rows, some of them more than once"
+        self._known.clear_doubt(node)
+        if reason:
+            self._start_rewrite(self._known[operation.path], reason)
+        self._known.confirm_rows(node, proof.found)
+        if node.columns != arrow_columns(operation.columns):
+            raise NodeRewound(node.path, "needs other columns")
+
+    def check_foreign_rows(self, node: KnownNode, operation: AppendRows | CreateTable) -> None:
+        """Before the first change to an earlier process's table, check that no other writer has added rows since.
+
+        Raises
+        ------
+        NodeRewound
+            The table has more rows than confirmed; the journal must be proved to contain them.
+        """
+        if not node.unseen:
+            return
+        node.unseen = False
+        found = self._nodes.size(f"{node.path}/{key_columns(operation.columns)[0].name}")
+        if found > (confirmed := node.rows):
+            self._known.mark_doubted(node, "")
+            raise NodeRewound(node.path, f"has {found} rows where {confirmed} are expected")
+
+    # Rewrites
+
+    def finish_all_rewrites(self, run: str) -> None:
+        """Complete all rewrites at the end of a run, when the copies have all rows."""
+        for node in self._known.rewrites_in(run):
+            self.finish_rewrite(node, complete=True)
+
+    def finish_rewrite(self, node: KnownNode, *, complete: bool = False) -> None:
+        """Make a table's node show the rows of its copy if there are enough of them, or if the run is `complete`.
+
+        Raises
+        ------
+        TiledHasMore
+            The run is complete, but the table has more rows than the copy.
+        """
+        rewrite = node.rewrite
+        if rewrite is None:
+            return
+        if not rewrite.swapped:
+            rows = self._known[rewrite.copy].rows
+            if rows < rewrite.until and not complete:
+                return
+            if rows < rewrite.until < NEVER:
+                self._beyond.raise_tiled_has_more()
+            self._show_copy(node, rewrite.copy)
+            self._known.record_columns(node, rewrite.columns)
+            self._known.confirm_rows(node, rows)
+            self._known.show_rewrite(node, replace(rewrite, swapped=True))
+            crash_point("catalog: rewrite recorded")
+        self.discard_copy(rewrite.copy)
+        self._known.end_rewrite(node)
+        self._ledger.note("rewritten", node=node.path, rows=node.rows)
+
+    def _show_copy(self, node: KnownNode, path: str) -> None:
+        """Replace the data source of a table's node by that of the copy at `path`."""
+        copy = self._nodes.data_source(path)
+        shown = {"structure": copy["structure"], "parameters": copy["parameters"]}
+        self._nodes.put_data_source(node.path, {**self._nodes.data_source(node.path), **shown}, repeat=True)
+        crash_point("catalog: rewrite shown")
+        self._nodes.read(node.path)
+
+    def discard_copy(self, path: str) -> None:
+        """Delete the node of a copy but not its rows."""
+        self._nodes.detach(path)
+        crash_point("catalog: copy detached")
+        copy = self._known[path]
+        self._known.forget_doubt(copy)
+        self.delete_node(copy)
+
+    def delete_node(self, node: KnownNode) -> None:
+        """Delete a node of this run, and what Tiled stores of it, if the node exists."""
+        if node.exists:
+            self._nodes.delete(node.path)
+            crash_point("catalog: node deleted")
+            self._known.record_deletion(node)

@@ -1,0 +1,303 @@
+"""The base class of consolidators, which join the external files of a data key into one Tiled data source."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, TypeAlias
+
+import numpy
+
+from .._errors import DocumentError
+from ._frames import AnnouncedFrames, Region
+
+Document: TypeAlias = Mapping[str, Any]
+
+MAX_FILES: Final = 1_000_000
+"""The largest number of files of one data key; without a limit, one small document could claim any number of files."""
+
+_WIDE_NUMBER: Final = re.compile(r"\{[^{}]*[0-9]{4}")
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """The position of a file's frames among those of all files of a data key: frame number `base` is at `place`."""
+
+    base: int
+    place: int
+
+
+@dataclass
+class _Files:
+    """The numbered files of one resource, named by its URI and a template for their numbers."""
+
+    uri: str
+    template: str
+
+    @property
+    def file(self) -> tuple[str, str]:
+        """The key by which these files are known, as if they were one file."""
+        return self.uri, self.template
+
+    def name(self, number: int) -> str:
+        """Return the URI of the file with this number."""
+        tail = self.template.format(number)
+        return self.uri + (tail.lstrip("/") if self.uri.endswith("/") else tail)
+
+
+class Consolidator:
+    """Base class of consolidators: one Tiled data source for the files of one external data key in one stream.
+
+    To support a new kind of file, subclass this class or one of its subclasses: list the `mimetypes`, and implement
+    `consume` and `data_source`. If a document describes data that Tiled cannot serve, the constructor and the methods
+    raise DocumentError and leave the data source unchanged, so that earlier data stays available.
+
+    Parameters
+    ----------
+    stream_resource
+        The first StreamResource document of the data key.
+    descriptor
+        The descriptor of the stream.
+
+    Attributes
+    ----------
+    mimetypes
+        The mimetypes that the class handles; empty for any.
+    asset_parameter
+        The name of the parameter by which Tiled's adapter receives the files.
+    data_key
+        The data key.
+    mimetype
+        The mimetype of the files.
+    parameters
+        The parameters of the StreamResource.
+    metadata
+        Metadata for the node.
+    notes
+        Notes on declarations that could not be followed.
+    announced
+        The frames that the run's documents have named, over all streams.
+    """
+
+    mimetypes: ClassVar[frozenset[str]] = frozenset()
+    asset_parameter: ClassVar[str] = "data_uris"
+
+    @classmethod
+    def variant(cls, stream_resource: Document) -> type[Consolidator]:  # noqa: ARG003 - subclasses look at it
+        """Return the class for a resource, because one mimetype may stand for several layouts."""
+        return cls
+
+    def __init__(self, stream_resource: Document, descriptor: Document) -> None:
+        self.data_key: str = stream_resource["data_key"]
+        self.mimetype: str = stream_resource["mimetype"]
+        self._described: Document = descriptor["data_keys"].get(self.data_key, {})
+        if self.mimetypes and self.mimetype not in self.mimetypes:
+            raise self._registration_error(f"{type(self).__name__} does not handle {self.mimetype}")
+        self.parameters: dict[str, Any] = dict(stream_resource["parameters"])
+        self.metadata: dict[str, Any] = {}
+        self.notes: list[str] = []
+        if self.parameters.get("spec"):
+            self.metadata["spec"] = self.parameters["spec"]
+        self.announced = AnnouncedFrames()
+        self._rows = 0
+        self._assets: dict[str, dict[str, Any]] = {}
+        self._files: dict[tuple[str, str], _Files] = {}
+        self._files_of: dict[str, _Files] = {}
+        # By uid of the resource.
+        self._file_of: dict[str, Any] = {}
+        # By file, in the order in which they are joined.
+        self._joined: dict[Any, _Joined] = {}
+
+    @property
+    def rows(self) -> int:
+        """The number of rows (datums) so far."""
+        return self._rows
+
+    @property
+    def problem(self) -> str:
+        """The reason why Tiled cannot serve these files, according to the run's documents; "" if it can."""
+        return ""
+
+    def add_resource(self, stream_resource: Document) -> None:
+        """Add another StreamResource of the same data key.
+
+        Raises
+        ------
+        DocumentError
+            The files of the resource cannot be joined to the others. This base class accepts one resource only.
+        """
+        raise self._registration_error(f"{type(self).__name__} takes one resource, not also {stream_resource['uid']!r}")
+
+    def consume(self, stream_datum: Document) -> Region:
+        """Add the rows of a StreamDatum.
+
+        Returns
+        -------
+        Region
+            The region of the array that changes.
+
+        Raises
+        ------
+        DocumentError
+            Tiled cannot serve these rows.
+        """
+        raise NotImplementedError
+
+    def data_source(self) -> dict[str, Any]:
+        """Return the current data source, in JSON types.
+
+        Callers must not change it, because its parts are shared.
+        """
+        raise NotImplementedError
+
+    def _registration_error(self, what: str) -> DocumentError:
+        advice = "Correct the documents with patches of the RunNormalizer."
+        return DocumentError(f"External data of {self.data_key!r} cannot be registered: {what}. {advice}")
+
+    def _add_note(self, text: str) -> None:
+        note = f"Data key '{self.data_key}': {text}"
+        if note not in self.notes:
+            self.notes.append(note)
+
+    def _checked_indices(self, stream_datum: Document) -> range:
+        indices = stream_datum["indices"]
+        if not {"start", "stop"} <= indices.keys() or not 0 <= indices["start"] <= indices["stop"]:
+            # The message does not name the document: of documents decoded by column, only the first is available.
+            raise self._registration_error(f"a stream_datum has {indices!r} as indices")
+        return range(indices["start"], indices["stop"])
+
+    def _locate_frames(self, stream_datum: Document, numbers: range) -> tuple[int, int]:
+        """Return the number of the first of these frames in its file, and its position among the frames of all files.
+
+        Some detectors number the frames of each file from 0, others continue from file to file. The latter is assumed
+        if the first frame of a file has the number of frames in all files before.
+        """
+        file = self._file_of.get(stream_datum["stream_resource"])
+        if file is None:
+            file = next(reversed(self._file_of.values()), None)
+        self.announced.add_frames(file, numbers)
+        joined = self._joined.get(file)
+        if joined is None:
+            place = sum(self.announced.frames_of(known).stop - where.base for known, where in self._joined.items())
+            accepts_more = place > 0 and self.announced.frames_of(file).start == place
+            joined = self._joined[file] = _Joined(place if accepts_more else 0, place)
+            if accepts_more:
+                self._add_note(
+                    f"frame {place} is taken to be the first of further files, as there were {place} before."
+                )
+        number = numbers.start - joined.base
+        if number < 0:
+            raise self._registration_error(f"frame {numbers.start} comes before the first of its file, {joined.base}")
+        return number, joined.place + number
+
+    def announce(self, stream_datum: Document) -> None:
+        """Record frames that a file contains but that are left out of the data source."""
+        file = self._file_of.get(stream_datum["stream_resource"])
+        indices = stream_datum["indices"]
+        if file is not None and {"start", "stop"} <= indices.keys():
+            self.announced.add_frames(file, range(indices["start"], indices["stop"]))
+
+    def _has_room(self, file: Any, stop: int) -> bool:
+        """Return whether the frames of a file can extend to position `stop` without overlapping the next file."""
+        place = self._joined[file].place
+        return all(where.place <= place or where.place >= stop for where in self._joined.values())
+
+    def _add_assets(self, uris: Iterable[str]) -> None:
+        """Add files, without repeating those that are already known."""
+        common = {"is_directory": False, "parameter": self.asset_parameter}
+        for uri in uris:
+            if uri in self._assets:
+                continue
+            if len(self._assets) >= MAX_FILES:
+                raise self._registration_error(f"it has more than {MAX_FILES} files")
+            self._assets[uri] = {"data_uri": uri, **common, "num": len(self._assets)}
+
+    def _add_repeated_assets(self, uris: list[str]) -> None:
+        """Add files, repeating those that are already known.
+
+        Tiled keeps each URI once, so a repeated file gets another spelling of its URI.
+        """
+        if len(self._assets) + len(uris) > MAX_FILES:
+            raise self._registration_error(f"it has more than {MAX_FILES} files")
+        for uri in uris:
+            spelled = uri
+            while spelled in self._assets:
+                folder, _, name = spelled.rpartition("/")
+                spelled = f"{folder}/./{name}"
+            self._add_assets([spelled])
+
+    def _add_numbered_files(self, stream_resource: Document, template: str) -> None:
+        """Add a resource whose files are named by its URI and a template."""
+        files = _Files(stream_resource["uri"], template)
+        if _WIDE_NUMBER.search(template):
+            raise self._registration_error(f"template {template!r:.200} asks for a number of a thousand digits or more")
+        try:
+            files.name(0)
+        except (LookupError, ValueError) as error:
+            raise self._registration_error(
+                f"template {template!r} cannot be filled in with a number ({error})"
+            ) from error
+        self._files_of[stream_resource["uid"]] = self._files.setdefault(files.file, files)
+        self._file_of[stream_resource["uid"]] = files.file
+
+    def _numbered_uris(self, stream_datum: Document, numbers: range) -> list[str]:
+        if numbers.stop - numbers.start > MAX_FILES:
+            raise self._registration_error(f"stream_datum {stream_datum.get('uid')!r} has more than {MAX_FILES} files")
+        files = self._files_of.get(stream_datum["stream_resource"]) or next(reversed(self._files_of.values()))
+        return [files.name(number) for number in numbers]
+
+    def _data_source(
+        self, family: str, structure: Document, parameters: Document, properties: Document
+    ) -> dict[str, Any]:
+        layout = {"structure_family": family, "structure": structure, "mimetype": self.mimetype}
+        reading = {
+            "parameters": _json_value(parameters),
+            "properties": properties,
+            "assets": list(self._assets.values()),
+        }
+        return {**layout, **reading, "management": "external"}
+
+
+def compile_template(template: str, filename: str = "") -> str:
+    """Return a template for a number in the style of `str.format`.
+
+    Parameters
+    ----------
+    template
+        A template in the style of `str.format` or of C's `printf`. The first '%s' stands for the file name, further
+        ones for an empty string: "%s%s_%06d.tif" becomes "name_{:06d}.tif".
+    filename
+        The file name.
+    """
+    literal = filename.replace("{", "{{").replace("}", "}}")
+    before, slot, after = template.replace("{:s}", "%s", 1).partition("%s")
+    template = before + (literal if slot else "") + after.replace("%s", "")
+    return re.sub(r"%([-+#0 ]*)(\d*)(?:\.(\d+))?d", _number_field, template)
+
+
+def _number_field(match: re.Match[str]) -> str:
+    flags, width, digits = match.groups()
+    sign = "+" if "+" in flags else " " if " " in flags else ""
+    if digits:
+        return f"{{:0{max(int(digits), int(width or 0))}d}}"
+    align, zero = ("<", "") if "-" in flags else ("", "0" if "0" in flags else "")
+    return f"{{:{align}{sign}{zero}{width}d}}"
+
+
+def first_seq_num(stream_datum: Document, count: int) -> int | None:
+    """Return the sequence number of a StreamDatum's first event; None unless each frame has one event."""
+    numbers = stream_datum.get("seq_nums")
+    if not isinstance(numbers, Mapping):
+        return None
+    start, stop = numbers.get("start"), numbers.get("stop")
+    return start if isinstance(start, int) and isinstance(stop, int) and stop - start == count else None
+
+
+def _json_value(value: Any) -> Any:
+    """Convert a parameter to JSON types."""
+    if isinstance(value, Mapping):
+        return {str(key): _json_value(item) for key, item in value.items()}
+    if isinstance(value, numpy.ndarray | numpy.generic):
+        return value.tolist()
+    return [_json_value(item) for item in value] if isinstance(value, list | tuple) else value
