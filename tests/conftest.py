@@ -7,13 +7,34 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
 from bluesky import RunEngine
+from warm import ForkedProcess, WarmProcess
 
 from tiledbroker import ZMQPublisher
 from tiledwriter.testing import SupervisorProcess, TiledServer
+
+# The process that forks Tiled servers, once there is one.
+_warm: list[WarmProcess] = []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tiled_servers_are_forked() -> Iterator[None]:
+    """Start Tiled servers as forks of a process that has imported Tiled, which saves 4 of 5 s of processor time."""
+
+    def launch(server: TiledServer, output: IO[bytes]) -> ForkedProcess:
+        if not _warm:
+            _warm.append(WarmProcess())
+        return _warm[0].launch(server._command, output, server._environment)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TiledServer, "_launch", launch)
+        yield
+    while _warm:
+        _warm.pop().close()
 
 
 @pytest.fixture(scope="session")
@@ -124,10 +145,14 @@ def _strangers(known: set[psutil.Process]) -> list[psutil.Process]:
     """Processes below this one that are neither known nor below a known one, as those of servers for all tests are."""
     if os.environ.get("TILEDWRITER_TEST_KEEP"):
         return []
-    pids = {process.pid for process in known}
+    warm = {process.pid for process in _warm}
+    # A server that was forked in this test is as much a stranger as one that it has started itself.
+    pids = {process.pid for process in known} - warm
     strangers = []
     for process in psutil.Process().children(recursive=True):  # parents come before their children
         try:
+            if process.pid in warm:
+                continue
             if process in known or process.ppid() in pids:
                 pids.add(process.pid)
             elif process.status() != psutil.STATUS_ZOMBIE:

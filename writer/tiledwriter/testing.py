@@ -130,13 +130,7 @@ class ServerProcess:
             The process was not ready within `START_TIMEOUT_SECONDS` seconds.
         """
         self._output = self.log.open("ab")
-        self._process = subprocess.Popen(
-            self._command,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=self._environment,
-        )
+        self._process = self._launch(self._output)
         try:
             wait_until(lambda: not self.running or self.ready(), START_TIMEOUT_SECONDS, f"{self._command[0]} is ready")
             if not self.running:
@@ -144,6 +138,11 @@ class ServerProcess:
         except BaseException:
             self.kill()
             raise
+
+    def _launch(self, output: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self._command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self._environment
+        )
 
     def ready(self) -> bool:
         """Return whether the process can be used."""
