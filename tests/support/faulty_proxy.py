@@ -32,7 +32,8 @@ class Fault:
 
     It is carried out at once if `forward`, after `delay` seconds if there is one. What is answered is `status`, or
     what the server said if it is held back for `hold` seconds; else nothing. With `half`, what the server said
-    breaks off in the middle, while the connection stays open for `hold` seconds on our side only.
+    breaks off in the middle, while the connection stays open for `hold` seconds on our side only. One that is `stalled`
+    is carried out when `release_stalled` is called, or by the next one that `releases`, behind it.
     """
 
     name: str
@@ -43,9 +44,13 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     half: bool = False
+    stalled: bool = False
+    releases: bool = False
 
 
 PASS = Fault("pass", forward=True)
+STALLED = Fault("stalled", stalled=True, status=504)
+RELEASE = Fault("release", forward=True, releases=True)
 CUT_BEFORE = Fault("cut before")
 CUT_AFTER = Fault("cut after", forward=True)
 
@@ -111,6 +116,7 @@ class ScriptedServer:
         self._mutex = threading.Lock()
         self.late_answers: list[tuple[int, Any, bytes]] = []
         self._late: list[threading.Thread] = []
+        self._stalled: list[Callable[[], tuple[int, Any, bytes]]] = []
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.owner = self
         self.port = self._server.server_address[1]
@@ -165,6 +171,16 @@ class ScriptedServer:
     def carry_out(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> tuple[int, Any, bytes]:
         """Status, headers and body for a request that nothing is wrong with."""
         return 200, [("Content-Type", "application/json")], _NODE if method == "GET" else b"null"
+
+    def stall(self, carry_out: Callable[[], tuple[int, Any, bytes]]) -> None:
+        with self._mutex:
+            self._stalled.append(carry_out)
+
+    def release_stalled(self) -> None:
+        """Carry out what is stalled, and return when that is done."""
+        with self._mutex:
+            stalled, self._stalled = self._stalled, []
+        self.late_answers += [carry_out() for carry_out in stalled]
 
     def carry_out_later(self, delay: float, carry_out: Callable[[], tuple[int, Any, bytes]]) -> None:
         thread = threading.Timer(delay, lambda: self.late_answers.append(carry_out()))
@@ -249,7 +265,11 @@ class _Handler(BaseHTTPRequestHandler):
 
         if fault.delay is not None:
             owner.carry_out_later(fault.delay, carry_out)
+        if fault.stalled:
+            owner.stall(carry_out)
         result = carry_out() if fault.forward else None
+        if fault.releases:
+            owner.release_stalled()
         if fault.half and result is not None:
             self._answer(*result, half=True)
             self.connection.shutdown(socket.SHUT_WR)
@@ -257,7 +277,7 @@ class _Handler(BaseHTTPRequestHandler):
         time.sleep(fault.hold)
         if fault.half:
             return
-        if result is not None and (fault is PASS or fault.hold):
+        if result is not None and (fault is PASS or fault.releases or fault.hold):
             self._answer(*result)
         elif fault.status is not None:
             answered = {"Content-Type": "application/json", **fault.headers}

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from faulty_proxy import CUT_AFTER, PASS, FaultyProxy, zombie
+from faulty_proxy import CUT_AFTER, PASS, RELEASE, STALLED, FaultyProxy
 from lost_answers import judge, run_of, seq_nums, uid_of, write_journal, write_ours
 
 from tiledbroker import Journal
@@ -33,15 +33,17 @@ def test_lost_answers_double_no_row(storage_server: TiledServer, tmp_path: Path)
     assert judge(seq_nums(storage_server.client(), documents), EVENTS) == (0, 0, True)
 
 
+@pytest.mark.parametrize("late", ["before the stop document", "after it"])
 def test_requests_that_outlive_the_quiet_period_are_found_and_their_rows_removed(
-    storage_server: TiledServer, tmp_path: Path
+    late: str, storage_server: TiledServer, tmp_path: Path
 ) -> None:
     documents = run_of(30)
+    again = RELEASE if late == "before the stop document" else PASS
     with FaultyProxy(storage_server.uri) as proxy, proxy.client(storage_server.api_key) as client:
-        # The server carries them out long after they were sent again: before the stop, or after it.
-        proxy.script("PATCH", "table/partition", PASS, *[zombie(4.0), PASS] * 2)
+        # The server carries the request out after it was sent again.
+        proxy.script("PATCH", "table/partition", PASS, STALLED, again)
         assert write_ours(client, documents, tmp_path, quiet_period=0.1) == "written"
-        proxy.wait_for_late_requests()
+        proxy.release_stalled()
         with Journal(tmp_path / f"{uid_of(documents)}.sqlite", "write") as journal:
             assert journal.get("audit_at") is not None
             assert write_journal(client, journal, quiet_period=0.1) == "written"  # the late audit
