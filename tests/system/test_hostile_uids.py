@@ -136,7 +136,7 @@ def test_the_run_is_in_tiled_whole_and_can_be_read(name: str, site: Site) -> Non
     assert node["primary"]["x image"].read()[:, 0, 0].tolist() == [1.0, 2.0]
     (found,) = site.server.client().search(Key("start.uid") == stored)
     assert found == run_key(uid)
-    noted = [note for note in node.metadata.get("notes", []) if "Tiled does not take its uid" in note]
+    noted = [note for note in node.metadata.get("notes", []) if "Tiled does not accept its uid" in note]
     assert len(noted) == (run_key(uid) != uid)
 
 
@@ -272,7 +272,7 @@ def test_replay_retry_and_prune_keep_to_the_run(tmp_path: Path, site: Site, caps
             journal.note("written")
     assert command("prune", "--older-than", "0", journals) == ExitCode.OK
     printed = capsys.readouterr().out
-    assert f"journals {len(HOSTILE)} (" in printed
+    assert f" of {len(HOSTILE)} journals in " in printed
     assert printed.replace("\n", "").isprintable()
     assert not run_files(journals)
     assert [path.name for path in tmp_path.iterdir()] == ["journals"]

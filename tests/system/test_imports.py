@@ -103,6 +103,7 @@ def test_what_is_shipped_is_decided_without_sockets_and_files() -> None:
     own = {name for name in loaded if name.startswith("tiledbroker.")}
     assert own == {
         "tiledbroker._errors",
+        "tiledbroker._outcomes",
         "tiledbroker.protocol",
         "tiledbroker.protocol.messages",
         "tiledbroker.publisher",

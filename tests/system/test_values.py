@@ -164,7 +164,7 @@ ROWS: Final[dict[str, Row]] = {
                 FIELDS,
                 [{"a": NAN}, Energies(energy=[1]), None],
                 ['{"a": null}', '{"energy": [1.0]}', None],
-                "not always what was given: NaN",
+                "not always what was given: JSON has no NaN",
             ),
         ],
     ),

@@ -246,5 +246,5 @@ def test_a_line_that_is_no_document_is_told_with_file_and_number(line: str, tmp_
 def test_a_last_line_that_is_cut_off_is_told_to_be_so(tmp_path: Path) -> None:
     file = tmp_path / "run.jsonl"
     file.write_text('["start", {"uid": "u"}]\n["event", {"da')
-    with pytest.raises(BackupUnreadable, match=r"line 2: .* cut off"):
+    with pytest.raises(BackupUnreadable, match=r"line 2: .* It is the last line, and probably truncated"):
         list(read_backup(file))

@@ -402,7 +402,7 @@ class RunWriter:
         start = dict(document)
         self._path = run_key(start["uid"])
         if self._path != start["uid"]:
-            self.note(f"The run is stored as {self._path!r}, as Tiled does not take its uid.")
+            self.note(f"The run is stored as {self._path!r}, because Tiled does not accept its uid as a name.")
         tags = start.pop("tiled_access_tags", None)
         self._access_tags = as_tags(tags)
         specs = tuple(_parse_spec(spec) for spec in start.pop("tiled_specs", None) or ())
@@ -445,7 +445,7 @@ class RunWriter:
         while any(other.path == f"{self._path}/{key}" for other in self._streams.values()):
             key += "_"
         if key != stream:
-            self.note(f"Stream {stream!r} is stored as {key!r}, as Tiled does not take that name here.")
+            self.note(f"Stream {stream!r} is stored as {key!r}, because Tiled does not accept its own name here.")
         return key
 
     def _reconfigure_stream(
