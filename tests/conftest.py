@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -25,10 +25,10 @@ _warm: list[WarmProcess] = []
 def tiled_servers_are_forked() -> Iterator[None]:
     """Start Tiled servers as forks of a process that has imported Tiled, which saves 4 of 5 s of processor time."""
 
-    def launch(server: TiledServer, output: IO[bytes]) -> ForkedProcess:
+    def launch(server: TiledServer, command: Sequence[str], output: IO[bytes]) -> ForkedProcess:
         if not _warm:
             _warm.append(WarmProcess())
-        return _warm[0].launch(server._command, output, server._environment)
+        return _warm[0].launch(command, output, server._environment)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TiledServer, "_launch", launch)

