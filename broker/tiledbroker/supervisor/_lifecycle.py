@@ -74,6 +74,8 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
     (State.WRITTEN, Event.FAILED): State.FAILED,
     (State.INTERRUPTED, Event.READY): State.INTERRUPTED,
     (State.INTERRUPTED, Event.INTERRUPTED): State.INTERRUPTED,
+    # The late stop document came to the worker that audits the run.
+    (State.INTERRUPTED, Event.WRITTEN): State.WRITTEN,
     (State.INTERRUPTED, Event.DIED): State.INTERRUPTED,
     (State.INTERRUPTED, Event.PARKED): State.INTERRUPTED,
     (State.INTERRUPTED, Event.FAILED): State.FAILED,

@@ -125,13 +125,13 @@ def clear_failure(journal: Path, *, lock_timeout: float = 2.0) -> bool:
     JournalInvalid
         The journal cannot be used.
     """
-    with Journal(journal, "write", lock_timeout=lock_timeout) as open_run_file, open_run_file.atomic():
-        if open_run_file.get("outcome") != State.FAILED.value:
+    with Journal(journal, "write", lock_timeout=lock_timeout) as journal_file, journal_file.atomic():
+        if journal_file.get("outcome") != State.FAILED.value:
             return False
-        reason = open_run_file.get("reason", "")
+        reason = journal_file.get("reason", "")
         for key in ("outcome", "reason", _COUNTED):
-            open_run_file.set(key, None)
-        open_run_file.note("retry requested", reason=reason)
+            journal_file.set(key, None)
+        journal_file.note("retry requested", reason=reason)
     return True
 
 

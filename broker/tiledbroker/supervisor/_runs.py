@@ -127,6 +127,8 @@ class Run:
         The journal can be neither read nor written.
     unavailable
         The journal is unusable for a reason that may pass, such as too many open files.
+    retry_requested
+        The failure is to be removed from the journal when the worker has ended.
     worker
         The worker process; None while there is none.
     start_at
@@ -160,6 +162,7 @@ class Run:
     audit_at: float | None = None
     unusable: bool = False
     unavailable: bool = False
+    retry_requested: bool = False
     worker: Worker | None = None
     start_at: float = 0.0
     heard_at: float = 0.0
@@ -211,9 +214,10 @@ class Run:
 
     @property
     def is_catching_up(self) -> bool:
-        """Whether a resumed worker still has documents to write, or a run to finish."""
-        resumed = self.worker is not None and self.worker.purpose is not Purpose.STORE
-        return resumed and (self.ended or self.written < self.next)
+        """Whether a resumed worker still has documents to write, or a run to finish; that of a failed run has not."""
+        if self.worker is None or self.worker.purpose is Purpose.STORE or self.state is State.FAILED:
+            return False
+        return self.ended or self.written < self.next
 
     @property
     def listening_worker(self) -> Worker | None:
@@ -283,8 +287,9 @@ class Run:
         worker = self.listening_worker
         if worker is None or self.queued_messages or worker.relayed > self.next:
             return False
-        if self.state is State.OPEN:
-            return self.written >= self.next and now - self.heard_at >= _IDLE_OPEN_SECONDS
+        if self.state in (State.OPEN, State.FAILED):
+            nothing_to_write = self.state is State.FAILED or self.written >= self.next
+            return nothing_to_write and now - self.heard_at >= _IDLE_OPEN_SECONDS
         idle = away or now - self.heard_at >= _IDLE_CLOSING_SECONDS
         return worker.purpose is Purpose.AUDIT or (self.state is State.CLOSING and idle)
 
@@ -293,6 +298,7 @@ class Run:
         last = next((kept for kept in reversed(self.queued_messages) if type(kept) is type(message)), None)
         if isinstance(message, messages.Documents) and isinstance(last, messages.Documents):
             if message.next > last.next:
+                self.queued_messages = [kept for kept in self.queued_messages if not _contains(message, kept)]
                 self.queued_messages.append(message)
         elif last is None:
             self.queued_messages.append(message)
@@ -316,3 +322,8 @@ class Run:
             "The worker of run %s ended with exit code %s; starting another in %.2f s.", self.uid, exit_code, delay
         )
         return self.deaths >= MAX_DEATHS or self.deaths_without_writes >= MAX_DEATHS_WITHOUT_WRITES
+
+
+def _contains(message: messages.Documents, other: RunMessage) -> bool:
+    """Return whether a message has all documents of another one."""
+    return isinstance(other, messages.Documents) and message.first <= other.first and other.next <= message.next

@@ -356,17 +356,20 @@ class Scheduler:
         if worker.relayed > run.next:
             # The worker ended with documents that it had not stored.
             self._tell_publishers(run, messages.Refused(run.uid, run.next, messages.GAP))
-        if run.queued_messages and not self.is_stopping:
+        if run.retry_requested and run.state is State.FAILED and not self.is_stopping:
+            run.retry_requested = False
+            self._effects.append(ClearFailure(run.journal))
+        elif run.queued_messages and not self.is_stopping:
             self._queue_for_worker(run)
         elif run.is_final:
             self._plan_next_audit(run, facts, worker if was_audited else None, died=died, now=now)
             self._forget_run(run)
         return self._take_effects()
 
-    def reload_run(self, number: int, facts: JournalFacts, now: Instant) -> list[Effect]:
+    def reload_run(self, run: Run, facts: JournalFacts, now: Instant) -> list[Effect]:
         """Begin a run anew from its journal, after an error while the end of its worker was handled."""
-        run = self._workers[number]
-        self._forget_worker(run)
+        if run.worker is not None:
+            self._forget_worker(run)
         self._waiting.pop(run.uid, None)
         self._resume_queue.discard(run)
         fresh = Run.from_facts(facts)
@@ -387,7 +390,10 @@ class Scheduler:
         if facts.uid in self.runs:
             return []
         self._last_order = max(self._last_order, facts.order)
-        if facts.complete and facts.audit_at is None:
+        if facts.unavailable:
+            # It is read again then.
+            self._audit_schedule.schedule(facts.uid, now.unix + PUT_OFF_SECONDS)
+        elif facts.complete and facts.audit_at is None:
             self._effects.append(FileJournal(facts.journal))
         elif facts.complete and facts.audit_at is not None:
             self._plan_audit(facts.uid, facts.audit_at, now)
@@ -405,9 +411,12 @@ class Scheduler:
         self._survey_done = True
 
     def audit_run(self, facts: JournalFacts, now: Instant) -> list[Effect]:
-        """Start the audit of a written run, whose journal was just read."""
-        if facts.unavailable:
-            self._audit_schedule.schedule(facts.uid, now.unix + PUT_OFF_SECONDS)
+        """Start the audit of a written run, whose journal was just read.
+
+        The journal may say something else by now, or could not be read when it was found.
+        """
+        if facts.uid not in self.runs and (facts.unavailable or not facts.complete or facts.audit_at is None):
+            return self.add_journal(facts, now)
         run = self.runs.get(facts.uid) or Run.from_facts(facts)
         # Otherwise new documents have arrived for it, and the audit comes after these are written.
         if run.is_complete and run.worker is None and self._has_room():
@@ -421,13 +430,14 @@ class Scheduler:
         """Retry a quarantined run, whose journal was just read: end its worker, or clear the failure in its journal."""
         run = self.find_run(facts.journal)
         worker = None if run is None else run.worker
-        if worker is None:
+        if run is None or worker is None:
             self._effects.append(ClearFailure(facts.journal))
         elif facts.state is not State.FAILED:
             # The new worker has not failed yet, so there is nothing to retry.
             self._effects.append(WithdrawRetry(facts.journal))
         elif worker.finish_by is None:
             # This worker only journals; the next one writes.
+            run.retry_requested = True
             self._tell_to_finish(worker, now)
         return self._take_effects()
 
@@ -439,12 +449,21 @@ class Scheduler:
         run.forget_failure()
         if run.queued_messages:
             self._queue_for_worker(run)
+        elif run.uid in self._waiting:
+            pass
         elif run.has_work_left:
-            self._waiting.pop(run.uid, None)
             self._resume_queue.add(run)
         else:
             self._forget_run(run)
         self._effects.append(WithdrawRetry(facts.journal))
+        return self._take_effects()
+
+    def refuse_retry(self, journal: Path) -> list[Effect]:
+        """Go on without a retry that is not possible; documents that came meanwhile are journaled."""
+        run = self.find_run(journal)
+        if run is not None and run.worker is None and run.queued_messages:
+            self._queue_for_worker(run)
+        self._effects.append(WithdrawRetry(journal))
         return self._take_effects()
 
     # Decisions about documents.
@@ -577,13 +596,13 @@ class Scheduler:
         purpose = run.worker.purpose
         self._forget_worker(run)
         run.start_at = now.monotonic + pause_seconds
-        if purpose is Purpose.AUDIT:
+        if purpose is Purpose.AUDIT and not run.queued_messages:
             self._audit_schedule.schedule(run.uid, now.unix + pause_seconds)
             self._forget_run(run)
         elif purpose is Purpose.RESUME and not run.queued_messages:
             self._resume_queue.add(run)
         else:
-            self._waiting[run.uid] = None
+            self._queue_for_worker(run)
 
     def _send(self, worker: Worker, message: messages.Message) -> None:
         if isinstance(message, messages.Documents):
@@ -618,7 +637,7 @@ class Scheduler:
         self._read_outcome(run, facts, now)
         if not run.has_work_left or self.is_stopping:
             return
-        if worker.finish_by is None:
+        if worker.finish_by is None and not facts.unusable:
             # The worker ended by itself, so Tiled is away.
             self._resume_queue.note_outage(run, now.monotonic, was_probe=worker.is_probe)
         self._resume_queue.add(run)

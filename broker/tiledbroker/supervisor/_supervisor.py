@@ -338,7 +338,9 @@ class Supervisor:
             except LifecycleError:
                 log.exception("A message came out of order; it is ignored.")
             except Exception:
-                self._log_trouble("of a worker")
+                self._limited_log.log(
+                    logging.ERROR, "message", "A message of worker %d cannot be handled.", number, exc_info=True
+                )
 
     def _hear_fork_server(self) -> None:
         for number, process in self._pool.receive_changes():
@@ -357,7 +359,7 @@ class Supervisor:
             except Exception:
                 self._log_trouble(run.uid)
                 facts = find_facts(self.journal_dir, run.uid)
-                self._perform(self._scheduler.reload_run(number, facts, _now()))
+                self._perform(self._scheduler.reload_run(run, facts, _now()))
 
     def _handle_worker_end(self, run: Run, number: int, process: WorkerProcess) -> None:
         facts = find_facts(self.journal_dir, run.uid)
@@ -419,7 +421,7 @@ class Supervisor:
             for path in self._retries.find_requests():
                 self._request_retry(path)
         except Exception:
-            self._log_trouble("whose retry was requested")
+            log.exception("Retry requests cannot be answered.")
 
     def _request_retry(self, path: Path) -> None:
         self._perform(self._scheduler.request_retry(read_facts(path), _now()))
@@ -432,7 +434,7 @@ class Supervisor:
             return []
         except (JournalError, sqlite3.Error, OSError) as error:
             log.error("Run %s cannot be retried: %s", journal.stem, error)
-            return [WithdrawRetry(journal)]
+            return self._scheduler.refuse_retry(journal)
         return self._scheduler.resume_cleared(read_facts(journal))
 
     def _compare_documents(self, effect: CompareDocuments) -> None:

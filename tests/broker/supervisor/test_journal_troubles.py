@@ -234,37 +234,65 @@ def test_a_publisher_is_told_of_a_full_disk_and_all_is_delivered_when_there_is_s
         assert length_of(supervisor, uid) == len(emitted)
 
 
-def test_a_worker_that_hears_nonsense_goes_on(tmp_path: Path) -> None:
+@contextmanager
+def working(directory: Path) -> Iterator[tuple[Callable[[messages.Message], None], Callable[..., Any]]]:
+    """A worker of a run in a thread, without Tiled; gives what sends to it, and what waits for its next message."""
     from tiledwriter.worker._worker import TiledAddress, Worker, WorkerOptions
 
     with zmq.Context() as context, context.socket(zmq.ROUTER) as mailbox:
         mailbox.setsockopt(zmq.RCVTIMEO, 20_000)
-        mailbox.bind(f"ipc://{tmp_path}/workers.ipc")
-        task = WorkerTask(f"ipc://{tmp_path}/workers.ipc", b"token", "run", tmp_path / "run.sqlite", drain=False)
+        mailbox.bind(f"ipc://{directory}/workers.ipc")
+        task = WorkerTask(f"ipc://{directory}/workers.ipc", b"token", "run", directory / "run.sqlite", drain=False)
         options = WorkerOptions(TiledAddress(f"http://127.0.0.1:{free_port()}"))
         thread = threading.Thread(target=Worker(task, options).run)
         thread.start()
 
-        def hear(kind: type[messages.Message]) -> messages.Message:
+        def send(frames: list[bytes] | messages.Message) -> None:
+            mailbox.send_multipart([b"token", *(frames if isinstance(frames, list) else messages.encode(frames))])
+
+        def hear(kind: type[messages.Message]) -> Any:
             while not isinstance(message := messages.decode(mailbox.recv_multipart()[1:]), kind):
                 pass
             return message
 
         try:
             hear(messages.Ready)
-            mailbox.send_multipart([b"token", b"TW\x01\x03", b"nonsense", b""])
-            mailbox.send_multipart([b"token", b"nonsense"])
-            records = [(record.name, record.crc, record.body) for record in records_of(documents())]
-            damaged = [*records[:2], (records[2][0], records[2][1] ^ 1, records[2][2])]
-            mailbox.send_multipart([b"token", *messages.encode(messages.documents("run", 0, damaged))])
-            refusal = hear(messages.Refused)
-            assert isinstance(refusal, messages.Refused)
-            assert "document 2 was damaged" in refusal.reason
-            mailbox.send_multipart([b"token", *messages.encode(messages.documents("run", 0, records))])
-            durable = hear(messages.Durable)
-            assert durable == messages.Durable("run", len(records), ended=True)
+            yield send, hear
         finally:
-            mailbox.send_multipart([b"token", *messages.encode(messages.Finish())])
+            send(messages.Finish())
             thread.join(30)
+
+
+def test_a_worker_that_hears_nonsense_goes_on(tmp_path: Path) -> None:
+    records = [(record.name, record.crc, record.body) for record in records_of(documents())]
+    with working(tmp_path) as (send, hear):
+        send([b"TW\x01\x03", b"nonsense", b""])
+        send([b"nonsense"])
+        damaged = [*records[:2], (records[2][0], records[2][1] ^ 1, records[2][2])]
+        send(messages.documents("run", 0, damaged))
+        assert "document 2 was damaged" in hear(messages.Refused).reason
+        send(messages.documents("run", 0, records))
+        assert hear(messages.Durable) == messages.Durable("run", len(records), ended=True)
     with Journal(tmp_path / "run.sqlite") as journal:
         assert journal.length == len(records)
+
+
+def test_documents_after_the_end_take_the_outcome_back(tmp_path: Path) -> None:
+    """Otherwise the next supervisor, or this one while Tiled is away, takes the run for complete."""
+    records = [(record.name, record.crc, record.body) for record in records_of(documents())]
+    with Journal(tmp_path / "run.sqlite", "create", run_uid="run") as journal:
+        journal.append_verified(0, records[:-1])
+        for key, value in {"abandoned": True, "outcome": "interrupted", "audit_at": 1.0}.items():
+            journal.set(key, value)
+    assert read_facts(tmp_path / "run.sqlite").complete
+    with working(tmp_path) as (send, hear):
+        send(messages.documents("run", 0, records[:-1]))
+        hear(messages.Durable)
+        with Journal(tmp_path / "run.sqlite") as journal:
+            assert journal.get("outcome") == "interrupted"
+        send(messages.documents("run", len(records) - 1, records[-1:]))
+        hear(messages.Durable)
+        with Journal(tmp_path / "run.sqlite") as journal:
+            assert (journal.get("outcome"), journal.get("audit_at")) == (None, None)
+    facts = read_facts(tmp_path / "run.sqlite")
+    assert (facts.complete, facts.ended, facts.length) == (False, True, len(records))

@@ -318,9 +318,56 @@ def test_run_is_begun_anew_from_its_journal_after_an_error(ingest: IngestModel, 
     worker = ingest.start("run")
     ingest.store(worker)
     del ingest.workers[worker.number]
-    ingest.perform(ingest.scheduler.reload_run(worker.number, ingest.facts("run"), ingest.now))
+    ingest.perform(ingest.scheduler.reload_run(ingest.scheduler.runs["run"], ingest.facts("run"), ingest.now))
     assert ingest.told(alice)[-1].reason == messages.LATER  # type: ignore[union-attr]
     assert ingest.start("run")
+
+
+def failed_open_run(ingest: IngestModel, alice: Publisher, uid: str) -> ModelWorker:
+    """A run in quarantine whose worker goes on journaling."""
+    ingest.send(alice, batch(uid, 0, "start"))
+    worker = ingest.start(uid)
+    ingest.store(worker)
+    ingest.journals[uid].facts = replace(ingest.journals[uid].facts, state=State.FAILED, reason="a 422")
+    ingest.say(worker, messages.Written(uid, "failed", "a 422"))
+    return worker
+
+
+def test_quarantined_runs_make_room_for_others(ingest: IngestModel, alice: Publisher) -> None:
+    for number in range(4):
+        failed_open_run(ingest, alice, f"failed-{number}")
+    ingest.send(alice, batch("next", 0, "start"))
+    ingest.pass_by(10.0)
+    assert finish_sent(ingest) == ["failed-0"]
+    ingest.end(ingest.worker_of("failed-0"))
+    assert ingest.start("next")
+
+
+def test_quarantined_run_that_was_resumed_holds_up_no_other(ingest: IngestModel, alice: Publisher) -> None:
+    for uid in ("failed-0", "failed-1", "fine"):
+        ingest.journal(uid, length=1, start_crc=CRCS["start"])
+        ingest.perform(ingest.scheduler.add_journal(ingest.facts(uid), ingest.now))
+    for uid in ("failed-0", "failed-1"):
+        ingest.say(ingest.start(uid), messages.Written(uid, "failed", "a 422"))
+    ingest.pass_by(0.0)
+    assert ingest.worker_of("fine")
+
+
+def test_kept_messages_that_a_later_one_contains_are_dropped(ingest: IngestModel, alice: Publisher) -> None:
+    for count in range(1, 6):
+        ingest.send(alice, batch("run", 0, "start", *["event"] * count))
+    assert ingest.scheduler.runs["run"].queued_messages == [batch("run", 0, "start", *["event"] * 5)]
+
+
+def test_error_while_the_end_of_a_worker_is_handled_is_survived(ingest: IngestModel, alice: Publisher) -> None:
+    ingest.send(alice, batch("run", 0, "start"))
+    worker = ingest.start("run")
+    ingest.store(worker)
+    run = ingest.scheduler.runs["run"]
+    ingest.end(worker, exit_code=1)  # the worker is forgotten already
+    ingest.perform(ingest.scheduler.reload_run(run, ingest.facts("run"), ingest.now))
+    ingest.pass_by(20.0)
+    assert ingest.worker_of("run")
 
 
 # Outages
@@ -431,6 +478,17 @@ def test_written_journal_is_filed_and_empty_one_is_left(ingest: IngestModel) -> 
     assert not ingest.workers
 
 
+def test_journal_that_cannot_be_read_for_a_moment_is_resumed_later(ingest: IngestModel) -> None:
+    journal = ingest.journal("run", length=4, ended=True)
+    facts = replace(journal.facts, state=State.FAILED, reason="too many open files", unusable=True, unavailable=True)
+    ingest.perform(ingest.scheduler.add_journal(facts, ingest.now))
+    ingest.pass_by(PUT_OFF_SECONDS - 1.0)
+    assert not ingest.workers
+    ingest.pass_by(1.0)
+    ingest.pass_by(0.5)
+    assert ingest.worker_of("run")
+
+
 # Audits
 
 
@@ -489,6 +547,37 @@ def test_documents_for_a_run_that_is_audited_go_to_its_worker(ingest: IngestMode
     assert list(worker.inbox) == [batch("run", 4, "event")]
 
 
+def test_documents_that_wait_for_an_audit_s_worker_are_not_lost_with_it(ingest: IngestModel, alice: Publisher) -> None:
+    to_audit(ingest, "run", after=0.0)
+    ingest.pass_by(0.5)
+    ingest.send(alice, batch("run", 4, "event"))
+    ingest.end(ingest.worker_of("run"), exit_code=None)  # it was never forked
+    ingest.pass_by(1.0)
+    assert list(ingest.start("run").inbox) == [batch("run", 4, "event")]
+
+
+def test_late_stop_document_that_an_audit_takes_completes_the_run(ingest: IngestModel, alice: Publisher) -> None:
+    facts = {"state": State.INTERRUPTED, "length": 3, "ended": True, "audit_at": UNIX + ingest.seconds}
+    ingest.journal("run", **facts)
+    ingest.perform(ingest.scheduler.add_journal(ingest.facts("run"), ingest.now))
+    worker = ingest.start("run")
+    ingest.send(alice, batch("run", 3, "stop"))
+    ingest.store(worker)
+    ingest.write(worker)
+    assert ingest.told(alice)[-1] == messages.Written("run", "written", "")
+
+
+def test_unreadable_journal_is_no_outage(ingest: IngestModel, alice: Publisher) -> None:
+    ingest.send(alice, whole("run"))
+    worker = ingest.start("run")
+    ingest.store(worker)
+    del ingest.workers[worker.number]
+    unreadable = replace(ingest.facts("run"), state=State.FAILED, unusable=True, unavailable=True)
+    ingest.perform(ingest.scheduler.end_worker(worker.number, 0, unreadable, ingest.now))
+    assert ingest.scheduler.runs["run"].outages == 0
+    assert ingest.scheduler.runs["run"].state is State.PARKED
+
+
 def test_pruned_journal_is_not_audited(ingest: IngestModel) -> None:
     to_audit(ingest, "run", after=1.0)
     del ingest.journals["run"]
@@ -530,6 +619,29 @@ def test_retry_of_a_run_that_has_not_failed_is_withdrawn(ingest: IngestModel, al
     ingest.perform(ingest.scheduler.request_retry(ingest.facts("run"), ingest.now))
     assert ingest.withdrawn == [Path("run.sqlite")]
     assert not worker.inbox
+
+
+def test_retry_is_not_starved_by_documents(ingest: IngestModel, alice: Publisher) -> None:
+    worker = failed_open_run(ingest, alice, "run")
+    ingest.perform(ingest.scheduler.request_retry(ingest.facts("run"), ingest.now))
+    ingest.send(alice, batch("run", 1, "event"))
+    ingest.end(worker)
+    assert ingest.withdrawn == [Path("run.sqlite")]
+    assert ingest.journals["run"].facts.state is State.STARTING
+    assert list(ingest.start("run").inbox) == [batch("run", 1, "event")]
+
+
+def test_retry_that_is_not_possible_loses_no_documents(ingest: IngestModel, alice: Publisher) -> None:
+    worker = failed_open_run(ingest, alice, "run")
+    ingest.send(alice, batch("run", 1, "event"))
+    ingest.store(worker)
+    run = ingest.scheduler.runs["run"]
+    ingest.end(worker)
+    run.queue_message(batch("run", 2, "event"))
+    ingest.scheduler.runs["run"] = run
+    ingest.perform(ingest.scheduler.refuse_retry(run.journal))
+    assert ingest.withdrawn == [run.journal]
+    assert list(ingest.start("run").inbox) == [batch("run", 2, "event")]
 
 
 # The end

@@ -192,3 +192,24 @@ def test_a_run_without_lost_answers_is_not_audited_late(
 ) -> None:
     assert write() == ("written", "")
     assert journal.get("audit_at") is None
+
+
+def test_a_run_that_grows_after_its_end_is_not_recorded_as_interrupted(tmp_path: Path) -> None:
+    with Journal(tmp_path / "run.sqlite", "create", run_uid="run") as journal:
+        journal.append_one("start", Encoder().encode({"uid": "run", "time": 1.0}))
+        journal.set("abandoned", True)
+        writing = RunWriting(
+            journal,
+            lambda: pytest.fail("no client is needed"),
+            WritingOptions(),
+            drain=False,
+            on_progress=lambda _: None,
+            on_end=lambda *_: None,
+        )
+        writing._reported_cursor = 1
+        journal.append_one("descriptor", Encoder().encode({"uid": "d", "run_start": "run", "time": 1.0}))
+        assert not writing._record_outcome(writing_module.INTERRUPTED, "")
+        assert journal.get("outcome") is None
+        writing._reported_cursor = 2
+        assert writing._record_outcome(writing_module.INTERRUPTED, "")
+        assert journal.get("outcome") == "interrupted"

@@ -23,7 +23,7 @@ import zmq
 from tiledbroker import Journal, JournalInvalid, ProtocolError, Record
 from tiledbroker._crash_points import crash_point
 from tiledbroker._filesystem import explain_write_error
-from tiledbroker._outcomes import FAILED
+from tiledbroker._outcomes import COMPLETE, FAILED
 from tiledbroker._rate_limited_log import RateLimitedLog
 from tiledbroker._wake_up import WakeUp
 from tiledbroker.protocol import messages
@@ -357,6 +357,10 @@ class Worker:
                 if message.first > self._journal.length:
                     return stored, True
                 stored += self._journal.append_verified(message.first, list(message.unpack()))
+            if stored and self._journal.get("outcome") in COMPLETE:
+                # Otherwise whoever reads the journal before these documents are written takes the run for complete.
+                self._journal.set("outcome", None)
+                self._journal.set("audit_at", None)
             # A publisher may end the run only if it knows the run's full length.
             if end is not None and end.length == self._journal.length and not self._journal.ended:
                 self._journal.set("abandoned", True)

@@ -115,8 +115,10 @@ class RunWriting:
         try:
             while not self._stopping.is_set():
                 try:
-                    outcome, reason = self._write_or_fail()
-                    break
+                    result = self._write_or_fail()
+                    if result is not None:
+                        outcome, reason = result
+                        break
                 except sqlite3.OperationalError as error:
                     # Restart from the journal: progress that it could not record is determined again.
                     self._limited_log.log(logging.ERROR, "disk", "%s cannot be written: %s", self._journal.path, error)
@@ -126,8 +128,8 @@ class RunWriting:
         finally:
             self._on_end(outcome, reason)
 
-    def _write_or_fail(self) -> tuple[str, str]:
-        """Write, and return the outcome and its reason as recorded in the journal."""
+    def _write_or_fail(self) -> tuple[str, str] | None:
+        """Write, and return the outcome and its reason as recorded in the journal; None if there is more to write."""
         try:
             outcome, reason, detail = self._write_run(), "", {}
         except (Stopped, sqlite3.OperationalError):
@@ -138,12 +140,15 @@ class RunWriting:
                 raise Stopped(str(error)) from error
             log.exception("Run %s cannot be written; it is put in quarantine.", self._journal.run_uid)
             outcome, reason, detail = FAILED, f"{type(error).__name__}: {error}", describe(error)
-        if outcome:
-            self._record_outcome(outcome, reason, **detail)
+        if outcome and not self._record_outcome(outcome, reason, **detail):
+            return None
         return outcome, reason
 
-    def _record_outcome(self, outcome: str, reason: str, **detail: Any) -> None:
+    def _record_outcome(self, outcome: str, reason: str, **detail: Any) -> bool:
+        """Record the outcome; return False if documents have come after the end, so that it is none."""
         with self._journal.atomic():
+            if outcome == INTERRUPTED and self._journal.length > self._reported_cursor:
+                return False
             self._journal.set("outcome", outcome)
             self._journal.set("reason", reason or None)
             # Requests whose answers were lost may still be carried out, so the run must be audited once more.
@@ -152,6 +157,7 @@ class RunWriting:
             self._journal.set(LATE_AUDIT, None)
             self._journal.note(outcome, documents=self._journal.length, **detail)
         crash_point("writing: outcome recorded")
+        return True
 
     def _write_run(self) -> str:
         catalog = TiledCatalog(self._connection, self._journal, quiet_period=self._options.quiet_period)
