@@ -279,7 +279,9 @@ def test_a_worker_that_hears_nonsense_goes_on(tmp_path: Path) -> None:
 
 def test_documents_after_the_end_take_the_outcome_back(tmp_path: Path) -> None:
     """Otherwise the next supervisor, or this one while Tiled is away, takes the run for complete."""
-    records = [(record.name, record.crc, record.body) for record in records_of(documents())]
+    stop = {"uid": "stop", "run_start": "run", "time": 2.0, "exit_status": "success"}
+    emitted = [("start", {"uid": "run", "time": 1.0}), ("stop", stop)]
+    records = [(record.name, record.crc, record.body) for record in records_of(emitted)]
     with Journal(tmp_path / "run.sqlite", "create", run_uid="run") as journal:
         journal.append_verified(0, records[:-1])
         for key, value in {"abandoned": True, "outcome": "interrupted", "audit_at": 1.0}.items():
