@@ -518,6 +518,21 @@ def test_audits_leave_half_of_the_workers_to_runs(ingest: IngestModel) -> None:
     assert len(ingest.workers) == 2
 
 
+def test_audit_waits_until_there_is_little_else_to_do(alice: Publisher) -> None:
+    ingest = IngestModel(max_workers=2)
+    ingest.scheduler.finish_survey()
+    ingest.send(alice, whole("busy"))
+    busy = ingest.start("busy")
+    to_audit(ingest, "run", after=0.0)
+    for _ in range(20):
+        ingest.pass_by(1.0)
+    assert [worker.uid for worker in ingest.workers.values()] == ["busy"]
+    ingest.store(busy)
+    ingest.write(busy)
+    ingest.end(busy)
+    assert ingest.start("run")
+
+
 def test_audit_that_kills_its_workers_is_given_up(ingest: IngestModel) -> None:
     to_audit(ingest, "run", after=0.0)
     deaths = 0

@@ -311,28 +311,6 @@ def test_a_late_audit_finds_out_that_tiled_is_away_as_any_run_does(
         assert "Tiled is back" in supervisor.log.read_text()
 
 
-def test_runs_to_be_looked_at_again_wait_until_there_is_little_else_to_do(
-    supervise: Callable[..., SupervisorProcess], publisher_to: Callable[[SupervisorProcess], ZMQPublisher]
-) -> None:
-    supervisor = supervise(max_workers=2)
-    with supervisor:
-        publisher = publisher_to(supervisor)
-        uid = publish(publisher, documents())
-        assert publisher.wait_written(uid, timeout=60)
-    audit_at = time.time() + 8  # when the other run has its worker, also on a busy machine
-    plan_audit(supervisor.journal_dir, uid, audit_at)
-    with supervisor:
-        emitted = documents()
-        busy = publish(publisher, emitted[:-1])
-        assert publisher.flush(timeout=60)
-        assert time.time() < audit_at
-        wait_until(lambda: time.time() > audit_at + 2, 20, "the time has come")
-        assert happenings(supervisor.journal_dir, uid).count("worker started") == 1
-        publish(publisher, emitted[-1:])
-        assert publisher.wait_written(busy, timeout=60)
-        wait_until(lambda: happenings(supervisor.journal_dir, uid).count("written") == 2, 60, "it is looked at")
-
-
 def journal_to_audit(directory: Path, emitted: list[tuple[str, Any]]) -> str:
     """A journal of a run that was written, and whose late audit is due; returns the run's uid."""
     return journal_by_hand(directory, emitted, outcome="written", audit_at=time.time() - 1)
