@@ -395,5 +395,5 @@ def test_an_interrupted_run_has_the_notes_of_all_who_took_some() -> None:
     fold.feed(records)
     (notes,) = [operation.metadata["notes"] for operation in fold.abandon() if isinstance(operation, UpdateMetadata)]
     assert fold.error is None
-    for part in ("start.odd: NaN", "data key 'time' is reserved", "1 values of 'x'"):
+    for part in ("start.odd: JSON has no NaN", "data key 'time' is reserved", "1 values of 'x'"):
         assert any(part in note for note in notes), part

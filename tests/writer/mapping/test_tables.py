@@ -126,7 +126,7 @@ def test_whatever_columns_are_chosen_sorting_by_them_gives_the_rows_as_they_came
     assert order in possible if possible else order == ()
 
 
-def test_the_table_is_told_when_its_order_changes_and_only_then():
+def test_the_table_is_told_when_its_order_changes_before_the_rows_that_need_it():
     events = [event(n, {"x": n}, time) for n, time in [(1, 1.0), (2, 2.0), (1, 3.0), (2, 4.0), (3, 5.0)]]
 
     operations = fold({"x": NUMBER}, events, batches=(2, 1, 1))
@@ -134,8 +134,8 @@ def test_the_table_is_told_when_its_order_changes_and_only_then():
     assert [type(operation).__name__ for operation in operations] == [
         "CreateTable",
         "AppendRows",
-        "AppendRows",
         "OrderTable",
+        "AppendRows",
         "AppendRows",
         "AppendRows",
     ]

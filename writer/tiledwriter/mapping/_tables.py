@@ -396,9 +396,6 @@ class InternalData:
                 operations += self._flush_table(table)
         operations += [RemoveNode(path) for path in self._replaced]
         self._replaced = []
-        if self.tables and self._order.columns != self.tables[0].order:
-            self.tables[0].order = self._order.columns
-            operations.append(OrderTable(self.tables[0].path, self._order.columns))
         return operations
 
     def audit_operations(self) -> list[Operation]:
@@ -588,6 +585,10 @@ class InternalData:
             ]
             metadata = {key: self._metadata_of(key) for key in keys}
             operations.append(CreateTable(table.path, columns, table.order, metadata, self._access_tags))
+        if table is self.tables[0] and table.order != self._order.columns:
+            # Before the rows: a run may stop growing here, and no row must ever be read in another place than its own.
+            table.order = self._order.columns
+            operations.append(OrderTable(table.path, table.order))
         first = table.rows
         values = []
         for source, parts in zip(table.sources, table.take_rows(), strict=True):
