@@ -60,12 +60,12 @@ class Acquisition:
             report = json.loads(line)
             run = self.runs.setdefault(report["run"], Emitted(report["label"]))
             if report["last"] == "start":
-                say(f"RunEngine: {run.log_id} begins, run {report['run'][:8]}")
+                say(f"RunEngine: {run.label} begins, run {report['run'][:8]}")
             run.counts = report["counts"]
             run.stopped = report["last"] == "stop"
 
     def events_of(self, label: str) -> int:
-        return sum(run.counts.get("event", 0) for run in list(self.runs.values()) if run.log_id.startswith(label))
+        return sum(run.counts.get("event", 0) for run in list(self.runs.values()) if run.label.startswith(label))
 
     @property
     def running(self) -> bool:
