@@ -390,9 +390,10 @@ class Scheduler:
         if facts.uid in self.runs:
             return []
         self._last_order = max(self._last_order, facts.order)
-        if facts.unavailable:
-            # It is read again then.
-            self._audit_schedule.schedule(facts.uid, now.unix + PUT_OFF_SECONDS)
+        if facts.unavailable and not self._drain:
+            # It is read again then, less and less often, because what stays so is no journal.
+            pause = max(PUT_OFF_SECONDS, now.monotonic - self._began)
+            self._audit_schedule.schedule(facts.uid, now.unix + pause)
         elif facts.complete and facts.audit_at is None:
             self._effects.append(FileJournal(facts.journal))
         elif facts.complete and facts.audit_at is not None:

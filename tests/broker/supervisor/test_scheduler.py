@@ -12,7 +12,14 @@ from ingest_model import UNIX, IngestModel, ModelWorker
 
 from tiledbroker.protocol import messages
 from tiledbroker.supervisor._audit_schedule import PUT_OFF_SECONDS
-from tiledbroker.supervisor._effects import FileJournal, KillOrphan, RecordEvent, SendToWorker, StartWorker
+from tiledbroker.supervisor._effects import (
+    FileJournal,
+    KillOrphan,
+    ReadForAudit,
+    RecordEvent,
+    SendToWorker,
+    StartWorker,
+)
 from tiledbroker.supervisor._lifecycle import State
 from tiledbroker.supervisor._publishers import Publisher
 from tiledbroker.supervisor._runs import MAX_DEATHS, Purpose
@@ -487,6 +494,24 @@ def test_journal_that_cannot_be_read_for_a_moment_is_resumed_later(ingest: Inges
     ingest.pass_by(1.0)
     ingest.pass_by(0.5)
     assert ingest.worker_of("run")
+
+
+def test_draining_names_a_journal_that_cannot_be_read_and_does_not_wait_for_it() -> None:
+    ingest = IngestModel(drain=True)
+    facts = replace(ingest.journal("run").facts, state=State.FAILED, reason="not ours", unusable=True, unavailable=True)
+    ingest.perform(ingest.scheduler.add_journal(facts, ingest.now))
+    ingest.scheduler.finish_survey()
+    assert ingest.scheduler.is_done(ingest.now)
+    assert [run.uid for run in ingest.scheduler.unwritten_runs()] == ["run"]
+
+
+def test_journal_that_stays_unreadable_is_read_less_and_less_often(ingest: IngestModel) -> None:
+    facts = replace(ingest.journal("run").facts, state=State.FAILED, unusable=True, unavailable=True)
+    ingest.journals["run"].facts = facts
+    ingest.perform(ingest.scheduler.add_journal(facts, ingest.now))
+    for _ in range(3600):
+        ingest.pass_by(1.0)
+    assert 4 <= ingest.effects.count(ReadForAudit("run")) <= 8
 
 
 # Audits
