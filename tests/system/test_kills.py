@@ -6,6 +6,7 @@ which Tiled is away: the suite's defaults are small.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import subprocess
@@ -237,8 +238,9 @@ def test_a_worker_that_outlives_its_supervisor_is_not_taken_for_one_of_the_next(
         orphan.suspend()
         supervisor.kill()
         supervisor.start()
-        wait_until(supervisor.workers, 60, "the next supervisor has a worker")
-        orphan.resume()
+        # On a busy machine the next supervisor may have killed it already, as one that hangs.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            orphan.resume()
         assert acquisition.process.wait(120) == 0
         assert wait_for_outcome(supervisor.journal_dir, run_uid, 120) == "written"
         assert has_ended(orphan)
