@@ -46,7 +46,6 @@ _new_record: Final = partial(tuple.__new__, Record)
 _RECORD_TYPES: Final = (int, str, float, int, bytes)
 _INTENT_TYPES: Final = (int, type(None))
 _ENTRY_TYPES: Final = (float, str, dict)
-# Bytes.
 _MIN_ROW_BYTES: Final = 8
 
 BUSY_TIMEOUT_SECONDS: Final = 10.0

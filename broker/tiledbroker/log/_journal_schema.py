@@ -9,8 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-# The bytes "TWJL".
-APPLICATION_ID: Final = 0x54_57_4A_4C
+APPLICATION_ID: Final = int.from_bytes(b"TWJL", "big")
 SCHEMA_VERSION: Final = 1
 
 PAGE_SIZE_BYTES: Final = 16 * 2**10

@@ -26,7 +26,6 @@ BATCH_DOCUMENTS: Final = 10_000
 BATCH_BYTES: Final = 16 * 2**20
 """The recommended size, in bytes, of the records to read from a journal at once."""
 
-# Bytes of collected documents, or of their values if they were decoded by column, before a flush is due.
 MAX_PENDING_EVENT_BYTES: Final = 24 * 2**20
 
 # After columnar decoding fails, the next attempt waits for this number of documents.

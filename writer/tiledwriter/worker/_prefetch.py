@@ -18,8 +18,7 @@ from ._record_buffer import RecordBuffer
 HOLD_SECONDS: Final = 5.0
 """Seconds for which a few frames of a key with many frames may be held back, see `RunWriter.has_held_frames`."""
 
-# Seconds to wait for documents at a time.
-_IDLE_SECONDS: Final = 1.0
+_DOCUMENT_WAIT_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -132,9 +131,9 @@ class FoldPrefetch:
                 if wanted and fold.has_held_frames and self._is_due:
                     break
                 self._record_buffer.wait(
-                    min(_IDLE_SECONDS, max(0.01, self._seconds_left))
+                    min(_DOCUMENT_WAIT_SECONDS, max(0.01, self._seconds_left))
                     if wanted and fold.has_held_frames
-                    else _IDLE_SECONDS
+                    else _DOCUMENT_WAIT_SECONDS
                 )
         reason = fold.error or damage
         everything = not (self._patient and fold.accepts_more) or self._closed or self._is_due or reason is not None
