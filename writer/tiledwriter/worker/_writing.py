@@ -1,4 +1,7 @@
-"""The thread that writes one run from its journal to Tiled, resuming where it stopped."""
+"""The thread that writes one run from its journal to Tiled, resuming where it stopped.
+
+`RunWriting._write_or_fail` decides that a run is put in quarantine because of an error.
+"""
 
 from __future__ import annotations
 
