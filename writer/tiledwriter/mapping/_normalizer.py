@@ -90,7 +90,7 @@ class _ResourceCounts:
     """Counters for one resource: its datums, and the frames used so far for each data key."""
 
     def __init__(self) -> None:
-        self._unused_datums = 0
+        self._datums = 0
         self._first: int | None = None
         self._frames: dict[str, int] = {}
 
@@ -99,13 +99,13 @@ class _ResourceCounts:
 
         Ids usually end with the number, which is then correct even if other datums are lost or late.
         """
-        self._unused_datums += 1
+        self._datums += 1
         found = _NUMBERED_ID.fullmatch(datum_id)
         if found is None:
-            return self._unused_datums - 1
+            return self._datums - 1
         number = int(found[1])
         self._first = number if self._first is None else self._first
-        return number - self._first if number >= self._first else self._unused_datums - 1
+        return number - self._first if number >= self._first else self._datums - 1
 
     def frames(self, data_key: str, last: int) -> tuple[int, int]:
         """Return the range of a datum's frames, given the last one.
