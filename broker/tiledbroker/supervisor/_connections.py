@@ -13,8 +13,8 @@ from typing import Final, TypeAlias
 
 import zmq
 
-TIMEOUT: Final = 60.0
-"""Seconds for which a connection may exist without a known publisher."""
+HELLO_TIMEOUT_SECONDS: Final = 60.0
+"""The time for which a connection may exist without a known publisher."""
 
 _SEARCH_INTERVAL_SECONDS: Final = 1.0
 _ACCEPTED_PER_TURN: Final = 500
@@ -75,7 +75,9 @@ class Connections:
         for descriptor in known:
             if descriptor in self._connections:
                 self._connections[descriptor].since = now
-        overdue = [each for each, connection in self._connections.items() if now - connection.since > TIMEOUT]
+        overdue = [
+            each for each, connection in self._connections.items() if now - connection.since > HELLO_TIMEOUT_SECONDS
+        ]
         return sum(self._end_connection(descriptor, self._connections.pop(descriptor)) for descriptor in overdue)
 
     def _take_in(self, now: float) -> None:
