@@ -131,6 +131,8 @@ def clear_failure(journal: Path, *, lock_timeout: float = 2.0) -> bool:
         reason = journal_file.get("reason", "")
         for key in ("outcome", "reason", _COUNTED):
             journal_file.set(key, None)
+        # The facility's normalizer may have been mended since.
+        journal_file.request_revision()
         journal_file.note("retry requested", reason=reason)
     return True
 

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 from .._errors import PluginError
 from ._consolidator import Consolidator
+from ._guest_normalizer import GuestNormalizer
 from ._normalizer import _REQUIRED, DocumentPatch, RunNormalizer
 
 ENTRY_POINTS: Final = "tiledwriter.consolidators"
@@ -38,7 +39,8 @@ class Plugins:
     Attributes
     ----------
     normalizer
-        A subclass of `RunNormalizer`, or None for `RunNormalizer` itself.
+        A subclass of `RunNormalizer`, or anything that makes a normalizer with `subscribe` when called with `patches`
+        and `spec_to_mimetype`, see `GuestNormalizer`. None for `RunNormalizer` itself.
     patches
         Functions by the name of the documents that they correct; see `RunNormalizer`.
     consolidators
@@ -49,7 +51,7 @@ class Plugins:
     patches: Mapping[str, str] = field(default_factory=dict)
     consolidators: Mapping[str, str] = field(default_factory=dict)
 
-    def make_normalizer(self, spec_to_mimetype: Mapping[str, str]) -> RunNormalizer:
+    def make_normalizer(self, spec_to_mimetype: Mapping[str, str]) -> RunNormalizer | GuestNormalizer:
         """Return a normalizer for one run.
 
         Parameters
@@ -60,12 +62,12 @@ class Plugins:
         Raises
         ------
         PluginError
-            The normalizer or a patch cannot be imported, or the normalizer cannot be constructed.
+            The normalizer or a patch cannot be imported, the normalizer cannot be constructed, or is none.
         """
+        make = _load_function(self.normalizer) if self.normalizer else RunNormalizer
         patches = load_patches(self.patches)
-        normalizer = _load_class(self.normalizer, RunNormalizer) if self.normalizer else RunNormalizer
         try:
-            return normalizer(patches=patches, spec_to_mimetype=spec_to_mimetype)
+            return make_normalizer(make, patches, spec_to_mimetype)
         except Exception as error:
             raise PluginError(f"{self.normalizer} cannot be made ({type(error).__name__}: {error})") from error
 
@@ -78,6 +80,29 @@ class Plugins:
             A consolidator cannot be imported, or does not handle its mimetype.
         """
         return load_consolidators(self.consolidators)
+
+
+def make_normalizer(
+    make: Callable[..., Any], patches: Mapping[str, DocumentPatch], spec_to_mimetype: Mapping[str, str]
+) -> RunNormalizer | GuestNormalizer:
+    """Return a normalizer for one run.
+
+    Parameters
+    ----------
+    make
+        What makes it: `RunNormalizer`, a subclass, or anything that makes a normalizer with `subscribe`.
+    patches, spec_to_mimetype
+        See `RunNormalizer`.
+
+    Raises
+    ------
+    PluginError
+        What was made is no normalizer.
+    Exception
+        Whatever `make` raises.
+    """
+    normalizer = make(patches=dict(patches), spec_to_mimetype=dict(spec_to_mimetype))
+    return normalizer if isinstance(normalizer, RunNormalizer) else GuestNormalizer(normalizer)
 
 
 def load_patches(references: Mapping[str, str]) -> dict[str, DocumentPatch]:
