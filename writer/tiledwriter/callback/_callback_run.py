@@ -27,6 +27,7 @@ from ..mapping import (
     declares_dtype,
     fold_until_planned,
     make_normalizer,
+    registered_consolidators,
     unpack_pages,
 )
 from ._backup import Backup, Recording
@@ -195,7 +196,8 @@ class CallbackRun:
         return RunWriter(
             max_array_size=plan.max_array_size if plan.max_array_size >= 0 else sys.maxsize,
             guessed_types=self._normalizer.guessed_types,
-            consolidators=self._options.consolidators,
+            # A module that registers consolidators may be imported at any time.
+            consolidators={**self._options.consolidators, **registered_consolidators()},
             column_types=plan.column_types,
         )
 
