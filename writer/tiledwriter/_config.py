@@ -153,7 +153,7 @@ class Settings(BaseSettings):
     spec_to_mimetype: dict[str, str] = Field(
         default_factory=dict, description="Mimetypes of old resources by their spec."
     )
-    normalizer: str | None = Field(None, description="A subclass of RunNormalizer, as module:attribute.")
+    normalizer: str | None = Field(None, description="A normalizer class, as module:attribute.")
     patches: dict[str, str] = Field(
         default_factory=dict, description="Functions that correct documents, as module:attribute, by document name."
     )
@@ -164,7 +164,7 @@ class Settings(BaseSettings):
     consolidators: dict[str, str] = Field(
         default_factory=dict,
         validate_default=True,
-        description="Subclasses of Consolidator, as module:attribute, by mimetype.",
+        description="Consolidator classes, as module:attribute, by mimetype.",
     )
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from bluesky_tiled_plugins.writing import consolidators as peer
@@ -17,7 +17,7 @@ LAB = "application/x-lab"
 
 
 class LabConsolidator(peer.ConsolidatorBase):
-    supported_mimetypes = {LAB}
+    supported_mimetypes: ClassVar = {LAB}
 
     def __init__(self, stream_resource: Any, descriptor: Any) -> None:
         super().__init__(stream_resource, descriptor)
