@@ -20,7 +20,15 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from .._errors import DocumentsMissing, JournalGap, JournalInvalid
 from .._fair_lock import FairLock
-from ._journal_schema import APPLICATION_ID, SCHEMA_VERSION, create_file, objects_of, schema_objects
+from ._journal_schema import (
+    APPLICATION_ID,
+    NORMALIZED_SCHEMA,
+    SCHEMA_VERSION,
+    create_file,
+    objects_of,
+    optional_objects,
+    schema_objects,
+)
 from ._lock import FileLock
 from ._record import Record, take
 
@@ -51,6 +59,9 @@ _MIN_ROW_BYTES: Final = 8
 BUSY_TIMEOUT_SECONDS: Final = 10.0
 _MAX_MOVES_FOLLOWED: Final = 3
 _WRITING: Final = frozenset({"create", "write"})
+
+# Key of the run's state; see `Journal.revise_below`.
+_REVISE_BELOW: Final = "revise_normalized_below"
 
 _PLAIN_UID: Final = re.compile(r"(?!sha256-)[0-9a-z][0-9a-z._-]{0,99}")
 
@@ -525,6 +536,56 @@ class Journal:
         with self._guard_connection():
             self._connection.execute("DELETE FROM progress WHERE node = ?", (node,))
 
+    def store_normalized(self, results: Iterable[tuple[int, bytes]]) -> None:
+        """Store what a normalizer made of documents, in one transaction.
+
+        Parameters
+        ----------
+        results
+            `(idx, body)`: index of the document, and the encoded result, by index. It replaces an earlier one.
+        """
+        with self.atomic(), self._guard_connection():
+            self._connection.execute(NORMALIZED_SCHEMA)
+            rows = [(idx, zlib.crc32(body), body) for idx, body in results]
+            self._connection.executemany("INSERT OR REPLACE INTO normalized VALUES(?, ?, ?)", rows)
+            if rows and rows[-1][0] + 1 >= self.revise_below:
+                self.set(_REVISE_BELOW, None)
+
+    @property
+    def revise_below(self) -> int:
+        """Index below which results of a normalizer are to be made anew, as it was mended; 0 if there are none."""
+        return int(self.get(_REVISE_BELOW, 0))
+
+    def request_revision(self) -> None:
+        """Have the results of a normalizer made anew, as far as there are any."""
+        with self.atomic():
+            if self.read_normalized(0, 1):
+                self.set(_REVISE_BELOW, self._length)
+
+    def read_normalized(self, start: int, limit: int) -> dict[int, bytes]:
+        """Return what a normalizer made of documents, by index.
+
+        Parameters
+        ----------
+        start, limit
+            Index of the first document, and maximum number of results.
+
+        Raises
+        ------
+        JournalInvalid
+            A result does not match its checksum.
+        """
+        with self._guard_connection():
+            if not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'normalized'").fetchone():
+                return {}
+            rows = self._connection.execute(
+                "SELECT idx, crc, body FROM normalized WHERE idx >= ? ORDER BY idx LIMIT ?", (start, limit)
+            ).fetchall()
+        for idx, crc, body in rows:
+            if type(body) is not bytes or zlib.crc32(body) != crc:
+                raise JournalInvalid(self.path, f"it is damaged: what document {idx} was normalized to is not sound.")
+        return {idx: body for idx, _, body in rows}
+
     def history(self) -> list[HistoryEntry]:
         """Return the run's history, oldest entry first."""
         with self._guard_connection():
@@ -643,7 +704,7 @@ class Journal:
             )
         # Reject foreign views and triggers, which could do anything or run for ever.
         wanted, found = schema_objects(), objects_of(self._connection)
-        if not found <= wanted or any(kind == "table" for kind, _, _ in wanted - found):
+        if not found <= wanted | optional_objects() or any(kind == "table" for kind, _, _ in wanted - found):
             raise JournalInvalid(self.path, "its tables are not those of a journal.")
 
     def _check_length(self) -> None:

@@ -137,7 +137,7 @@ class ForkServer:
         if now < self._start_at:
             raise OSError(errno.ECHILD, "the fork server ended a moment ago")
         self._start_at = now + _RESTART_PAUSE_SECONDS
-        opening = bytes(ForkingPickler.dumps((self._command.preload, self._command.target)))
+        opening = bytes(ForkingPickler.dumps((self._command.preload, self._command.prepare, self._command.target)))
         control, theirs = socket.socketpair()
         with theirs:
             program = _PROGRAM.format(path=list(sys.path), descriptor=theirs.fileno())
@@ -308,10 +308,13 @@ def serve(descriptor: int) -> None:
 
 def _load_command(opening: bytes) -> _Target:
     preload: Sequence[str]
+    prepare: Callable[[], None] | None
     target: _Target
-    preload, target = ForkingPickler.loads(opening)
+    preload, prepare, target = ForkingPickler.loads(opening)
     for module in preload:
         importlib.import_module(module)
+    if prepare is not None:
+        prepare()
     return target
 
 

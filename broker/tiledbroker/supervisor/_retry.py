@@ -131,6 +131,8 @@ def clear_failure(journal: Path, *, lock_timeout: float = 2.0) -> bool:
         # With the old counts, the run would fail again at its first repair.
         for key in ("outcome", "reason", _REPAIR_COUNTS_KEY):
             journal_file.set(key, None)
+        # The facility's normalizer may have been mended since.
+        journal_file.request_revision()
         journal_file.note("retry requested", reason=reason)
     return True
 

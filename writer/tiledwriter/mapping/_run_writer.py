@@ -162,6 +162,8 @@ class Stream:
         The name of the stream.
     path
         The path of its node.
+    descriptor
+        Its first descriptor.
     data_keys
         The data keys of all its descriptors.
     latest_keys
@@ -192,6 +194,7 @@ class Stream:
     ) -> None:
         self.name = name
         self.path = path
+        self.descriptor = descriptor
         self.data_keys: dict[str, Any] = dict(descriptor["data_keys"])
         self.latest_keys: Mapping[str, Any] = descriptor["data_keys"]
         self.internal = internal
@@ -537,7 +540,8 @@ class RunWriter:
     def _make_external(
         self, stream: Stream, key: str, resource: Mapping[str, Any], described: Mapping[str, Any]
     ) -> ExternalData:
-        consolidator = consolidator_for(resource, {"data_keys": {key: described}}, self._consolidators)
+        descriptor = {**stream.descriptor, "data_keys": {**stream.latest_keys, key: described}}
+        consolidator = consolidator_for(resource, descriptor, self._consolidators)
         consolidator.announced = self._announced
         source = consolidator.data_source()
         name = stream.names.name_for_files(key)

@@ -39,6 +39,8 @@ class FoldedBatch:
         The reason why nothing follows: the next document cannot be folded or read. None if there is none.
     too_narrow
         Column types that the values need, by stream and data key, see `RunWriter.too_narrow`.
+    normalized
+        What the journal has to record before the operations are applied, see `Fold.take_normalized`.
     """
 
     documents: int
@@ -47,6 +49,7 @@ class FoldedBatch:
     finished: bool
     error: UnwritableDocument | JournalInvalid | None
     too_narrow: dict[tuple[str, str], str]
+    normalized: list[tuple[int, bytes]]
 
 
 class FoldPrefetch:
@@ -141,7 +144,10 @@ class FoldPrefetch:
         if not fold.has_held_frames:
             self._nothing_held = fold.cursor, time.monotonic()
         cursor = self._nothing_held[0]
-        return FoldedBatch(fold.cursor - start, operations, cursor, fold.finished, reason, fold.too_narrow)
+        return FoldedBatch(
+            *(fold.cursor - start, operations, cursor, fold.finished),
+            *(reason, fold.too_narrow, fold.take_normalized()),
+        )
 
     @property
     def _is_due(self) -> bool:

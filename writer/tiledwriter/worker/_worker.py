@@ -6,6 +6,7 @@ Its input is a socket to the supervisor, its state is the journal. Intake never 
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import queue
@@ -29,9 +30,10 @@ from tiledbroker._wake_up import WakeUp
 from tiledbroker.protocol import messages
 from tiledbroker.supervisor import WorkerTask
 
+from .._errors import PluginError
 from .._logging import LogOptions
 from ..catalog import Client
-from ..mapping import WritingOptions
+from ..mapping import WritingOptions, import_plugin_module
 from ._processes import Processes
 from ._writing import RunWriting
 
@@ -129,6 +131,18 @@ class WorkerOptions:
     writing: WritingOptions = field(default_factory=WritingOptions)
     logging: LogOptions = field(default_factory=LogOptions)
     park_after: float = PARK_AFTER_SECONDS
+
+
+def prepare_workers(options: WorkerOptions) -> None:
+    """Import all plugins in the process that workers are forked from, so that no worker has to.
+
+    What cannot be imported is left to the workers, which put their runs in quarantine with the reason.
+    """
+    for module in options.writing.plugins.module_names:
+        with contextlib.suppress(PluginError):
+            import_plugin_module(module)
+    # Workers never collect these objects, so the memory stays shared with the fork server.
+    gc.freeze()
 
 
 def run_worker(task: WorkerTask, *, options: WorkerOptions) -> None:

@@ -193,6 +193,9 @@ class RunWriting:
                 if len(waiting) <= MAX_BLOCKED_OPERATIONS and prefetch.accepts_more:
                     folded = prefetch.take_batch(wait=not (self._drain or waiting or catalog.waits_for_stop))
                     waiting += folded.operations
+                    if folded.normalized:
+                        self._journal.store_normalized(folded.normalized)
+                        crash_point("writing: normalized documents recorded")
                     if folded.documents:
                         latest_document = time.monotonic()
                 if folded.too_narrow:
