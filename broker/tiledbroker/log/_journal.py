@@ -11,7 +11,7 @@ import sqlite3
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain, count, repeat
@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from .._errors import DocumentsMissing, JournalGap, JournalInvalid
 from .._fair_lock import FairLock
+from ._codec import Encoder, decode
 from ._journal_schema import (
     APPLICATION_ID,
     NORMALIZED_SCHEMA,
@@ -585,6 +586,22 @@ class Journal:
             if type(body) is not bytes or zlib.crc32(body) != crc:
                 raise JournalInvalid(self.path, f"it is damaged: what document {idx} was normalized to is not sound.")
         return {idx: body for idx, _, body in rows}
+
+    @staticmethod
+    def encode_result(result: Mapping[str, Any]) -> bytes:
+        """Return the bytes of what a normalizer made of a document, encoded as documents are."""
+        return Encoder().encode(result)
+
+    @staticmethod
+    def decode_result(body: bytes) -> dict[str, Any]:
+        """Return what `encode_result` encoded.
+
+        Raises
+        ------
+        CodecError
+            The bytes are damaged.
+        """
+        return decode(body)
 
     def history(self) -> list[HistoryEntry]:
         """Return the run's history, oldest entry first."""

@@ -153,6 +153,9 @@ class SpooledRun:
         """Return an empty dict, because only journals have the progress in Tiled."""
         return {}
 
+    encode_result = staticmethod(Journal.encode_result)
+    decode_result = staticmethod(Journal.decode_result)
+
     @property
     def revise_below(self) -> int:
         """Return 0, because only journals have the results of a normalizer."""

@@ -13,7 +13,7 @@ import pytest
 from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer as PeerNormalizer
 from event_model import DocumentRouter, compose_run
 
-from tiledbroker import Encoder, Record
+from tiledbroker import Encoder, Journal, Record
 from tiledwriter import RunNormalizer
 from tiledwriter._errors import PluginError
 from tiledwriter.mapping import GuestNormalizer, make_normalizer
@@ -89,6 +89,9 @@ def documents_of_a_run(events: int = 4) -> list[tuple[str, dict[str, Any]]]:
 
 class FakeJournal:
     """A journal in memory."""
+
+    encode_result = staticmethod(Journal.encode_result)
+    decode_result = staticmethod(Journal.decode_result)
 
     def __init__(self, documents: list[tuple[str, dict[str, Any]]]) -> None:
         bodies = [Encoder().encode(doc) for _, doc in documents]

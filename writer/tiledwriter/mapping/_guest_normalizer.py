@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any, Final, TypeAlias, cast
-
-from tiledbroker import Encoder, decode
 
 from .._errors import PluginError
 from ._normalizer import Check, declares_dtype
@@ -52,8 +51,7 @@ class GuestNormalizer:
         self.notes: list[str] = []
         self.guessed_types: set[tuple[str, str]] = set()
         self._guest = guest
-        self._encoder = Encoder()
-        self._emitted: list[tuple[str, bytes]] = []
+        self._emitted: Documents = []
         self._declared: set[tuple[str, str]] = set()
         guest.subscribe(self._collect_emitted)
 
@@ -72,7 +70,7 @@ class GuestNormalizer:
         self._emitted = []
         for paged_name, paged in _as_pages(name, doc):
             self._guest(paged_name, paged)
-        documents = [document for emitted in self._emitted for document in unpack_pages(emitted[0], decode(emitted[1]))]
+        documents = [document for emitted in self._emitted for document in unpack_pages(*emitted)]
         for modern_name, modern in documents:
             self._finish_document(modern_name, modern)
         return documents
@@ -83,8 +81,8 @@ class GuestNormalizer:
         return []
 
     def _collect_emitted(self, name: str | Enum, doc: Mapping[str, Any]) -> None:
-        # Encoded at once, because the normalizer may go on to change the document.
-        self._emitted.append((name if isinstance(name, str) else name.name, self._encoder.encode(doc)))
+        # A copy, because the normalizer may go on to change the document.
+        self._emitted.append((name if isinstance(name, str) else name.name, copy.deepcopy(dict(doc))))
 
     def _note_declared(self, doc: Mapping[str, Any]) -> None:
         for key, declaration in (doc.get("data_keys") or {}).items():

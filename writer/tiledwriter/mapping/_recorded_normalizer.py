@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, Protocol
-
-from tiledbroker import Encoder, Record, decode
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .._errors import PluginError
 from ._guest_normalizer import Documents, GuestNormalizer
 from ._normalizer import Check, RunNormalizer
+
+if TYPE_CHECKING:
+    from tiledbroker import Record
 
 # Results to read from the journal at once.
 _READ_RESULTS: Final = 1_000
@@ -33,6 +34,8 @@ class NormalizedLog(Protocol):
     def revise_below(self) -> int: ...
     def read(self, start: int, limit: int = ..., max_bytes: int = ...) -> list[Record]: ...
     def read_normalized(self, start: int, limit: int) -> dict[int, bytes]: ...
+    def encode_result(self, result: Mapping[str, Any]) -> bytes: ...
+    def decode_result(self, body: bytes) -> dict[str, Any]: ...
 
 
 class RecordedNormalizer:
@@ -64,7 +67,6 @@ class RecordedNormalizer:
         # Index of the next document that the normalizer has to be given.
         self._position = 0
         self._uids = _ReplacedUids()
-        self._encoder = Encoder()
         self._fresh: list[tuple[int, bytes]] = []
         # Results read from the journal, which are all that it has between these indexes.
         self._recorded: dict[int, bytes] = {}
@@ -82,11 +84,9 @@ class RecordedNormalizer:
         Exception
             Whatever the normalizer raises.
         """
-        recorded = self._recall(idx)
-        if recorded is not None and idx >= self._revise_below:
-            result = decode(recorded)
-        else:
-            result = decode(self._make_result(idx, name, doc))
+        result = self._recall(idx) if idx >= self._revise_below else None
+        if result is None:
+            result = self._make_result(idx, name, doc)
         self.notes += [note for note in result["notes"] if note not in self.notes]
         self.guessed_types |= {(stream, key) for stream, key in result["guessed"]}
         documents: Documents = [(modern_name, modern) for modern_name, modern in result["documents"]]
@@ -105,7 +105,7 @@ class RecordedNormalizer:
         fresh, self._fresh = self._fresh, []
         return fresh
 
-    def _recall(self, idx: int) -> bytes | None:
+    def _recall(self, idx: int) -> dict[str, Any] | None:
         """Return the recorded result for a document; None if there is none."""
         if self._log is None:
             return None
@@ -113,13 +113,18 @@ class RecordedNormalizer:
             self._recorded = self._log.read_normalized(idx, _READ_RESULTS)
             is_rest = len(self._recorded) < _READ_RESULTS
             self._recorded_range = range(idx, sys.maxsize if is_rest else max(self._recorded) + 1)
-        return self._recorded.get(idx)
+        body = self._recorded.get(idx)
+        return None if body is None else self._log.decode_result(body)
 
-    def _make_result(self, idx: int, name: str, doc: dict[str, Any]) -> bytes:
+    def _make_result(self, idx: int, name: str, doc: dict[str, Any]) -> dict[str, Any]:
         self._catch_up(idx)
-        body = self._run_normalizer(idx, name, doc)
+        result = self._run_normalizer(idx, name, doc)
+        if self._log is None:
+            return result
+        body = self._log.encode_result(result)
         self._fresh.append((idx, body))
-        return body
+        # As it will be read: what is not encoded as it is must not make a difference between now and then.
+        return self._log.decode_result(body)
 
     def _catch_up(self, idx: int) -> RunNormalizer | GuestNormalizer:
         """Give the normalizer the documents before `idx`, and return it."""
@@ -134,8 +139,8 @@ class RecordedNormalizer:
                     self._run_normalizer(record.idx, record.name, record.document())
         return self._normalizer
 
-    def _run_normalizer(self, idx: int, name: str, doc: dict[str, Any]) -> bytes:
-        """Return the encoded result for the next document of the normalizer."""
+    def _run_normalizer(self, idx: int, name: str, doc: dict[str, Any]) -> dict[str, Any]:
+        """Return the result for the next document of the normalizer."""
         assert self._normalizer is not None
         self._position = idx + 1
         notes, guessed = len(self._normalizer.notes), set(self._normalizer.guessed_types)
@@ -145,14 +150,9 @@ class RecordedNormalizer:
             "notes": self._normalizer.notes[notes:],
             "guessed": sorted([stream, key] for stream, key in self._normalizer.guessed_types - guessed),
         }
-        body = self._encoder.encode(result)
-        recorded = self._recall(idx)
-        if recorded is None and not self._uids:
-            return body
-        result = decode(body)
-        if recorded is not None:
-            self._uids.learn(result["documents"], decode(recorded)["documents"])
-        return self._encoder.encode(self._uids.replace(result)) if self._uids else body
+        if (recorded := self._recall(idx)) is not None:
+            self._uids.learn(result["documents"], recorded["documents"])
+        return self._uids.replace(result) if self._uids else result
 
 
 class _ReplacedUids:
