@@ -9,14 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from .._errors import JournalError, JournalInvalid
-from ..log import Journal, find_run_file, journal_filename
+from .._errors import CodecError, JournalError, JournalInvalid
+from ..log import Journal, decode, find_run_file, journal_filename
 from ._lifecycle import State
 from ._tasks import ProcessIdentity
 
 log = logging.getLogger(__name__)
 
 _LOCK_TIMEOUT_SECONDS: Final = 2.0
+# Characters of a scan id or a plan's name that are kept.
+_MAX_TEXT: Final = 100
+# Readers of JSON do not agree on larger integers.
+_MAX_SCAN_ID: Final = 2**53
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,10 @@ class JournalFacts:
         The journal can be neither read nor written.
     unavailable
         The journal is unusable for a reason that may pass, such as too many open files.
+    scan_id, plan
+        `scan_id` and `plan_name` of the start document; None if it has none, or one of another type.
+    since
+        Unix time of the last entry of the history; None if there is none.
     """
 
     uid: str
@@ -69,6 +77,9 @@ class JournalFacts:
     audit_at: float | None = None
     unusable: bool = False
     unavailable: bool = False
+    scan_id: int | str | None = None
+    plan: str | None = None
+    since: float | None = None
 
     @property
     def complete(self) -> bool:
@@ -110,6 +121,7 @@ def _collect_facts(journal: Journal, path: Path) -> JournalFacts:
     last = next(iter(journal.read(length - 1, 1)), None) if ended else None
     worker, audit_at = journal.get("worker"), journal.get("audit_at")
     outcome = journal.get("outcome")
+    scan_id, plan = (None, None) if start is None else describe_start(start.body)
     return JournalFacts(
         journal.run_uid,
         path,
@@ -123,7 +135,24 @@ def _collect_facts(journal: Journal, path: Path) -> JournalFacts:
         client=str(journal.get("client", "")),
         worker=(int(worker[0]), float(worker[1])) if worker else None,
         audit_at=None if audit_at is None else float(audit_at),
+        scan_id=scan_id,
+        plan=plan,
+        since=journal.changed_at(),
     )
+
+
+def describe_start(body: bytes) -> tuple[int | str | None, str | None]:
+    """Return `scan_id` and `plan_name` of an encoded start document, shortened; None for what is of no use as such."""
+    try:
+        start = decode(body)
+    except CodecError:
+        return None, None
+    scan_id, plan = start.get("scan_id"), start.get("plan_name")
+    if isinstance(scan_id, bool) or not isinstance(scan_id, int | str):
+        scan_id = None
+    elif isinstance(scan_id, str) or abs(scan_id) >= _MAX_SCAN_ID:
+        scan_id = str(scan_id)[:_MAX_TEXT]
+    return scan_id, plan[:_MAX_TEXT] if isinstance(plan, str) else None
 
 
 def _describe_unusable(path: Path, uid: str, error: Exception) -> JournalFacts:

@@ -1,0 +1,53 @@
+"""Runs in quarantine, also those without a worker: a bounded number by name, and the number of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Final
+
+from ._snapshot import RunStatus
+
+if TYPE_CHECKING:
+    from ._runs import Run
+
+MAX_NAMED: Final = 1_000
+"""Failed runs that are remembered by name. An outage does not make runs fail, so more are rare."""
+
+
+class FailedRuns:
+    """The failed runs of a journal directory.
+
+    Attributes
+    ----------
+    unnamed
+        Number of failed runs beyond those that are remembered by name.
+    """
+
+    def __init__(self) -> None:
+        self.unnamed = 0
+        self._named: dict[str, RunStatus] = {}
+
+    def __len__(self) -> int:
+        return len(self._named) + self.unnamed
+
+    def __iter__(self) -> Iterator[RunStatus]:
+        return iter(self._named.values())
+
+    def __contains__(self, uid: object) -> bool:
+        return uid in self._named
+
+    def add(self, run: Run) -> None:
+        """Remember a run that has failed, or what has changed about it."""
+        if run.uid in self._named or len(self._named) < MAX_NAMED:
+            self._named[run.uid] = run.describe()
+        else:
+            self.unnamed += 1
+
+    def discard(self, uid: str) -> None:
+        """Forget a run that was failed and is not any more."""
+        if self._named.pop(uid, None) is None:
+            self.unnamed = max(0, self.unnamed - 1)
+
+    def retain(self, keep: Collection[str]) -> None:
+        """Forget the named runs that are not in `keep`, because their journals were deleted."""
+        self._named = {uid: run for uid, run in self._named.items() if uid in keep}
