@@ -9,18 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from .._errors import CodecError, JournalError, JournalInvalid
-from ..log import Journal, decode, find_run_file, journal_filename
+from .._errors import JournalError, JournalInvalid
+from ..log import Journal, find_run_file, journal_filename, read_start_label
 from ._lifecycle import State
 from ._tasks import ProcessIdentity
 
 log = logging.getLogger(__name__)
 
 _LOCK_TIMEOUT_SECONDS: Final = 2.0
-# Characters of a scan id or a plan's name that are kept.
-_MAX_TEXT: Final = 100
-# Readers of JSON do not agree on larger integers.
-_MAX_SCAN_ID: Final = 2**53
 
 
 @dataclass(frozen=True)
@@ -121,7 +117,7 @@ def _collect_facts(journal: Journal, path: Path) -> JournalFacts:
     last = next(iter(journal.read(length - 1, 1)), None) if ended else None
     worker, audit_at = journal.get("worker"), journal.get("audit_at")
     outcome = journal.get("outcome")
-    scan_id, plan = (None, None) if start is None else describe_start(start.body)
+    scan_id, plan = (None, None) if start is None else read_start_label(start.body)
     return JournalFacts(
         journal.run_uid,
         path,
@@ -139,20 +135,6 @@ def _collect_facts(journal: Journal, path: Path) -> JournalFacts:
         plan=plan,
         since=journal.changed_at(),
     )
-
-
-def describe_start(body: bytes) -> tuple[int | str | None, str | None]:
-    """Return `scan_id` and `plan_name` of an encoded start document, shortened; None for what is of no use as such."""
-    try:
-        start = decode(body)
-    except CodecError:
-        return None, None
-    scan_id, plan = start.get("scan_id"), start.get("plan_name")
-    if isinstance(scan_id, bool) or not isinstance(scan_id, int | str):
-        scan_id = None
-    elif isinstance(scan_id, str) or abs(scan_id) >= _MAX_SCAN_ID:
-        scan_id = str(scan_id)[:_MAX_TEXT]
-    return scan_id, plan[:_MAX_TEXT] if isinstance(plan, str) else None
 
 
 def _describe_unusable(path: Path, uid: str, error: Exception) -> JournalFacts:

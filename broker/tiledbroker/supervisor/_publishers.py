@@ -82,7 +82,8 @@ class Publisher:
 
     def note_lag(self, ping: messages.Ping, now: float) -> None:
         """Note how far the publisher's spool is ahead, as a Ping that came at Unix time `now` tells."""
-        self.lag_documents, self.lag_bytes = ping.documents, ping.size
+        told = [number for number in (ping.documents, ping.size) if number is not None and number >= 0]
+        self.lag_documents, self.lag_bytes = told if len(told) == 2 else (None, None)
         age = ping.oldest_age
         self.oldest_unacknowledged = now - age if age is not None and 0 <= age <= now else None
 
