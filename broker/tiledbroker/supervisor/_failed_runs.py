@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from ._snapshot import RunStatus
 
@@ -26,6 +28,7 @@ class FailedRuns:
     def __init__(self) -> None:
         self.unnamed = 0
         self._named: dict[str, RunStatus] = {}
+        self._listed = 0
 
     def __len__(self) -> int:
         return len(self._named) + self.unnamed
@@ -39,7 +42,8 @@ class FailedRuns:
     def add(self, run: Run) -> None:
         """Remember a run that has failed, or what has changed about it."""
         if run.uid in self._named or len(self._named) < MAX_NAMED:
-            self._named[run.uid] = run.describe()
+            # The worker and the publishers of the run may be gone at the next look.
+            self._named[run.uid] = msgspec.structs.replace(run.describe(), worker=None, publisher=None)
         else:
             self.unnamed += 1
 
@@ -48,6 +52,8 @@ class FailedRuns:
         if self._named.pop(uid, None) is None:
             self.unnamed = max(0, self.unnamed - 1)
 
-    def retain(self, keep: Collection[str]) -> None:
-        """Forget the named runs that are not in `keep`, because their journals were deleted."""
-        self._named = {uid: run for uid, run in self._named.items() if uid in keep}
+    def list_next(self, count: int) -> list[RunStatus]:
+        """Return some of the named runs: with each call the next `count`, and after the last ones the first again."""
+        uids = list(self._named)[self._listed : self._listed + count]
+        self._listed = self._listed + count if len(uids) == count else 0
+        return [self._named[uid] for uid in uids]

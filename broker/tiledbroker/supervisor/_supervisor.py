@@ -75,6 +75,7 @@ DEFAULT_ADDRESS: Final = "tcp://127.0.0.1:5579"
 _IDLE_SECONDS: Final = 0.5
 # Pause between two checks of workers, retry requests and journals to be filed.
 _CHECK_SECONDS: Final = 1.0
+_FAILED_JOURNALS_PER_CHECK: Final = 20
 
 _package_log: Final = logging.getLogger(__package__.partition(".")[0])
 
@@ -316,6 +317,7 @@ class Supervisor:
         self._perform(self._scheduler.check_workers(self._memory, now))
         self._pool.fork_server.check(now.monotonic)
         self._find_retries()
+        self._forget_deleted_journals()
         self._finished_journals.retry(now.monotonic, lambda path: self._find_run(path) is not None)
 
     def _perform(self, effects: Iterable[Effect]) -> None:
@@ -484,6 +486,18 @@ class Supervisor:
                 self._request_retry(path)
         except Exception:
             log.exception("Retry requests cannot be answered.")
+
+    def _forget_deleted_journals(self) -> None:
+        """Look whether journals of failed runs are still there, a few at a time."""
+        failed = self._scheduler.tally.failed
+        for run in failed.list_next(_FAILED_JOURNALS_PER_CHECK):
+            try:
+                Path(run.journal).stat()
+            except FileNotFoundError:
+                failed.discard(run.uid)
+            except OSError:
+                # It may still be there.
+                continue
 
     def _request_retry(self, path: Path) -> None:
         self._perform(self._scheduler.request_retry(read_facts(path), _now()))

@@ -572,7 +572,7 @@ class TestAConnection:
         assert talk.send() == [Ping(1, 0, 0)]
 
     def ping(self, talk: Talk, unix_now: float | None = None) -> Ping:
-        (ping,) = [each for each in talk.wait(PING_INTERVAL_SECONDS).session.messages_due(talk.now, unix_now)][:1]
+        ping, *_ = talk.wait(PING_INTERVAL_SECONDS).session.messages_due(talk.now, unix_now)
         assert isinstance(ping, Ping)
         return ping
 
