@@ -90,6 +90,24 @@ class JournalGap(JournalError):
         self.received = received
 
 
+class NoSupervisor(BrokerError):
+    """Raised when no supervisor uses the journal directory `directory`; `found` says what was found there instead."""
+
+    def __init__(self, directory: object, found: str) -> None:
+        super().__init__(f"No supervisor uses {directory}: {found}.")
+        self.directory = str(directory)
+        self.found = found
+
+
+class SupervisorSilent(BrokerError):
+    """Raised when the supervisor of `directory` gives no snapshot, or it is not known if there is one; see `reason`."""
+
+    def __init__(self, directory: object, reason: str) -> None:
+        super().__init__(f"The supervisor of {directory} gives no status: {reason}")
+        self.directory = str(directory)
+        self.reason = reason
+
+
 class LifecycleError(BrokerError):
     """Raised when `event` is not allowed in the `state` of a run."""
 

@@ -51,6 +51,9 @@ class MemoryRun:
             self.stopped, self.abandoned = True, False
         return self
 
+    def count_bytes(self, start: int) -> int:
+        return sum(len(record.body) for record in self.records[start:])
+
     def read(self, start: int, limit: int, max_bytes: int) -> list[Record]:
         if self.error is not None:
             raise self.error

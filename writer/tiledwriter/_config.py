@@ -259,6 +259,12 @@ class Settings(BaseSettings):
             )
         return self
 
+    def shown(self) -> dict[str, Any]:
+        """Return the settings as JSON values, with "***" for secrets."""
+        shown = self.model_dump(mode="json")
+        shown["headers"] = dict.fromkeys(self.headers, "***")
+        return shown
+
     def server_curve(self) -> ServerCurve | None:
         """Return the supervisor's keys and the allowed clients; None allows any client.
 

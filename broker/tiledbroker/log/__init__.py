@@ -38,6 +38,7 @@ from ._spool_files import (
     session_of_spare,
     spare_path,
 )
+from ._start_label import read_start_label
 
 __all__ = [
     "APPLICATION_ID",
@@ -76,6 +77,7 @@ __all__ = [
     "new_session",
     "open_run",
     "read_header",
+    "read_start_label",
     "run_files",
     "segment_files",
     "segment_path",

@@ -612,6 +612,12 @@ class Journal:
             raise JournalInvalid(self.path, "it is damaged: its history has wrong types.")
         return entries
 
+    def changed_at(self) -> float | None:
+        """Return the Unix time of the last entry of the history; None if there is none of use."""
+        with self._guard_connection():
+            row = self._connection.execute("SELECT time FROM history ORDER BY id DESC LIMIT 1").fetchone()
+        return row[0] if row is not None and isinstance(row[0], float) else None
+
     def note(self, event: str, **detail: Any) -> None:
         """Append an entry to the run's history, with the current time."""
         with self._guard_connection():

@@ -221,6 +221,14 @@ class RunLog:
                 return segment.read(start, limit, max_bytes)
         return []
 
+    def count_bytes(self, start: int) -> int:
+        """Return the bytes of the records from index `start` on, roughly: those of a segment count as equally large."""
+        return sum(
+            int(segment.record_bytes * (segment.next - max(start, segment.first)) / segment.count)
+            for segment in self._segments.copy()
+            if segment.count and segment.next > start
+        )
+
     # Methods of the flusher thread, which may wait for a disk.
 
     def flush(self, *, sealing: bool = False) -> bool:

@@ -288,6 +288,11 @@ class Segment:
         """Index after the last record."""
         return self.first + self.count
 
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of all records."""
+        return self.end - self._start
+
     def read(self, start: int, limit: int, max_bytes: int) -> list[Record]:
         """Return records from index `start`.
 

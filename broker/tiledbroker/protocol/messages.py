@@ -33,6 +33,9 @@ GAP: Final = "gap"
 LATER: Final = "later"
 """`NO_HELLO`, `GAP` and `LATER` are the reasons of `Refused` that a publisher acts on. Others are texts for users."""
 
+LATENCY_BOUNDS_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+"""Upper bounds of the buckets in which workers count the durations of requests."""
+
 ANOTHER_RUN: Final = "the ingest host has another run with this uid; each run needs its own uid"
 
 
@@ -200,9 +203,27 @@ class Refused(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Ping(msgspec.Struct, frozen=True, array_like=True):
-    """Publisher to supervisor: request for a `Pong` with the same token, to test the connection."""
+    """Request for a `Pong` with the same token, to test the connection.
+
+    A publisher also tells how far its spool is ahead of the ingest host. Earlier versions do not send these fields, and
+    ignore them.
+
+    Attributes
+    ----------
+    token
+        Number to return in the `Pong`.
+    documents
+        Documents that are not acknowledged; None if unknown.
+    size
+        Their bytes, roughly; None if unknown.
+    oldest_age
+        Seconds since the oldest of them was published; None if there is none, or it is unknown.
+    """
 
     token: int
+    documents: int | None = None
+    size: int | None = None
+    oldest_age: float | None = None
 
 
 class Pong(msgspec.Struct, frozen=True, array_like=True):
@@ -235,6 +256,59 @@ class Reached(msgspec.Struct, frozen=True, array_like=True):
     run: str
 
 
+class Report(msgspec.Struct, frozen=True, array_like=True):
+    """Worker to supervisor: what only the worker knows of its run and of Tiled. Times are Unix times in seconds.
+
+    Sent at changes, and otherwise at most once a second while there are requests. Counts are those since the last
+    report.
+
+    Attributes
+    ----------
+    run
+        Uid of the run.
+    scan_id, plan
+        `scan_id` and `plan_name` of the start document; None if it has none of that type, or is not journaled yet.
+    address, version
+        Address and version of Tiled; "" while the worker has not connected.
+    answered_at
+        Time of the last sign that Tiled accepts requests; None if there was none.
+    failed_at
+        Time of the last sign that it does not; None if there was none.
+    written_at
+        Time at which Tiled carried out a write last; None if it has carried out none.
+    problem
+        Reason why Tiled does not accept requests at the moment; "" if it does, or has not been asked.
+    needs_person
+        That reason will not pass by itself, such as an API key that is not valid.
+    waits_for
+        What the writing of the run waits for, as a sentence; "" if it does not wait.
+    requests
+        Attempts at requests by outcome.
+    retries
+        Attempts that were repeated, by cause.
+    latencies
+        Answered requests by duration: one count for each of `LATENCY_BOUNDS_SECONDS`, and one for those beyond.
+    latency_sum
+        Sum of these durations in seconds.
+    """
+
+    run: str
+    scan_id: int | str | None = None
+    plan: str | None = None
+    address: str = ""
+    version: str = ""
+    answered_at: float | None = None
+    failed_at: float | None = None
+    written_at: float | None = None
+    problem: str = ""
+    needs_person: bool = False
+    waits_for: str = ""
+    requests: dict[str, int] = {}
+    retries: dict[str, int] = {}
+    latencies: list[int] = []
+    latency_sum: float = 0.0
+
+
 class Finish(msgspec.Struct, frozen=True, array_like=True):
     """Supervisor to worker: exit now. A later worker resumes the unfinished writing."""
 
@@ -253,6 +327,7 @@ Message: TypeAlias = (
     | Progress
     | Finish
     | Reached
+    | Report
 )
 
 # Kind bytes are part of the wire protocol: never renumber them.
@@ -270,6 +345,7 @@ _KINDS: Final[dict[type[Message], int]] = {
     Progress: 33,
     Finish: 34,
     Reached: 35,
+    Report: 36,
 }
 _DECODERS: Final = {kind: (cls, msgspec.msgpack.Decoder(cls)) for cls, kind in _KINDS.items()}
 _encoder: Final = msgspec.msgpack.Encoder()

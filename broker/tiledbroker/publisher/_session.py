@@ -330,8 +330,8 @@ class ShippingSession:
         due_at = min((shipment.due_at for shipment in self._shipments.values()), default=math.inf)
         return due_at if due_at > now else now + RECHECK_SECONDS
 
-    def messages_due(self, now: float) -> Iterator[messages.Message]:
-        """Yield the messages to send now.
+    def messages_due(self, now: float, unix_now: float | None = None) -> Iterator[messages.Message]:
+        """Yield the messages to send now; `unix_now` is the Unix time, so that they can tell the age of documents.
 
         A message counts as sent once the next one is requested. If one cannot be sent, stop iterating; the next call
         yields it again. No event may be reported during the iteration.
@@ -342,7 +342,7 @@ class ShippingSession:
         if self._welcome is None:
             return
         if now >= self._next_ping_at:
-            yield messages.Ping(self._pings)
+            yield self._make_ping(unix_now)
             self._pings += 1
             self._next_ping_at = now + PING_INTERVAL_SECONDS
         if now >= self._next_declare_at:
@@ -353,6 +353,14 @@ class ShippingSession:
                     yield messages.Abandoned(shipment.run.run_uid, max(shipment.run.length, shipment.durable))
             self._next_declare_at = math.inf
         yield from self._batches_due(self._welcome, now)
+
+    def _make_ping(self, unix_now: float | None) -> messages.Ping:
+        behind = [shipment for shipment in self._shipments.values() if shipment.behind]
+        documents = sum(shipment.behind for shipment in behind)
+        size = sum(shipment.run.count_bytes(shipment.durable) for shipment in behind)
+        oldest = min(filter(None, (shipment.find_oldest() for shipment in behind)), default=None)
+        age = None if oldest is None or unix_now is None else max(0.0, unix_now - oldest)
+        return messages.Ping(self._pings, documents, size, age)
 
     def _make_hello(self) -> messages.Hello:
         unknown = [shipment.run for shipment in self._shipments.values() if not shipment.known]

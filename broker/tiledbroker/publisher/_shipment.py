@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from .._errors import SpoolDamaged
+from .._errors import JournalInvalid, SpoolDamaged
 
 if TYPE_CHECKING:
     from ..log import Record
@@ -41,6 +41,9 @@ class ShippedRun(Protocol):
     @property
     def files(self) -> list[Path]:
         """Paths of the log's files, sorted by first index."""
+
+    def count_bytes(self, start: int) -> int:
+        """Return the bytes of the records from index `start` on, roughly; see `RunLog.count_bytes`."""
 
     def read(self, start: int, limit: int, max_bytes: int) -> list[Record]:
         """Return at most `limit` records with at most `max_bytes` bytes from index `start`; see `RunLog.read`."""
@@ -96,6 +99,8 @@ class Shipment:
     delayed: str = ""
     not_before: float = 0.0
     in_flight: deque[tuple[int, int]] = field(default_factory=deque)
+    # First index of each batch that was read, and the Unix time at which that document was published.
+    _published: deque[tuple[int, float]] = field(default_factory=deque)
 
     @property
     def bytes_in_flight(self) -> int:
@@ -116,6 +121,32 @@ class Shipment:
     def waiting(self) -> int:
         """Number of documents that are still to be sent."""
         return 0 if self.refused else self.run.length - self.sent
+
+    @property
+    def behind(self) -> int:
+        """Number of documents that are not acknowledged."""
+        return max(0, self.run.length - self.durable)
+
+    def find_oldest(self) -> float | None:
+        """Return the Unix time at which the oldest unacknowledged document, or one of its batch, was published.
+
+        None if there is no such document, or the time is not known.
+        """
+        if not self.behind:
+            return None
+        while len(self._published) > 1 and self._published[1][0] <= self.durable:
+            self._published.popleft()
+        if not self._published and self.sent == self.durable:
+            try:
+                self._note_published(self.run.read(self.sent, 1, 1))
+            except (JournalInvalid, OSError):
+                # `read_next` reports it.
+                return None
+        return self._published[0][1] if self._published else None
+
+    def _note_published(self, records: Sequence[Record]) -> None:
+        if records and (not self._published or self._published[-1][0] < records[0].idx):
+            self._published.append((records[0].idx, records[0].received))
 
     @property
     def due_at(self) -> float:
@@ -147,6 +178,7 @@ class Shipment:
         if not records and run.damage:
             path, _, damage = run.damage.partition(": ")
             raise SpoolDamaged(path, f"it is damaged behind document {run.length - 1}: {damage}")
+        self._note_published(records)
         return records
 
     def note_sent(self, batch: messages.Documents) -> None:
@@ -158,6 +190,7 @@ class Shipment:
         """Continue sending at `index`, and expect no acknowledgement of earlier batches."""
         self.sent = index
         self.in_flight.clear()
+        self._published.clear()
 
     def forget_state(self) -> None:
         """Forget the run's state on the ingest host, because the connection is new."""

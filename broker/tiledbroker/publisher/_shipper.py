@@ -235,7 +235,7 @@ class Shipper:
         with self._changed:
             self._session.update_runs()
         try:
-            for message in self._session.messages_due(time.monotonic()):
+            for message in self._session.messages_due(time.monotonic(), time.time()):
                 connection.send_multipart(messages.encode(message), zmq.NOBLOCK)
                 if isinstance(message, messages.Documents):
                     crash_point("shipper: batch sent")

@@ -12,6 +12,8 @@ from ._publishers import (
 )
 from ._retry import clear_failure, request_retry, withdraw_retry
 from ._scheduler import DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS
+from ._snapshot import Snapshot
+from ._status_client import read_snapshot, read_snapshot_and_text
 from ._supervisor import DEFAULT_ADDRESS, Supervisor
 from ._tasks import ProcessIdentity, WorkerCommand, WorkerTask
 from ._worker_monitor import DEFAULT_SILENCE, WorkerLimits
@@ -27,12 +29,15 @@ __all__ = [
     "DEFAULT_WINDOW",
     "ClientLimits",
     "ProcessIdentity",
+    "Snapshot",
     "State",
     "Supervisor",
     "WorkerCommand",
     "WorkerLimits",
     "WorkerTask",
     "clear_failure",
+    "read_snapshot",
+    "read_snapshot_and_text",
     "request_retry",
     "withdraw_retry",
 ]

@@ -65,13 +65,14 @@ class Frontend:
         The ROUTER socket.
     publishers
         Publishers that have said Hello and sent something lately, by routing identity.
-    refused
-        Number of refusals by topic.
+    refused, refused_at
+        Number of refusals, and Unix time of the last one, by topic.
     """
 
     def __init__(self, context: zmq.Context[_Socket], limits: ClientLimits, curve: ServerCurve | None) -> None:
         self.publishers: dict[bytes, Publisher] = {}
         self.refused: Counter[str] = Counter()
+        self.refused_at: dict[str, float] = {}
         self._gone: list[Publisher] = []
         self._limits = limits
         self._curve = curve
@@ -224,6 +225,7 @@ class Frontend:
             self._send_message(publisher.identity, messages.Refused("", 0, messages.NO_HELLO))
             return False
         if isinstance(message, messages.Ping):
+            publisher.note_lag(message, time.time())
             self.send(publisher, messages.Pong(message.token))
             return False
         if isinstance(message, messages.Documents):
@@ -255,7 +257,7 @@ class Frontend:
             reason = f"{connections} publishers of yours are connected, which is the limit"
             self._send_message(publisher.identity, messages.Refused("", 0, reason))
             return False
-        publisher.name = hello.publisher
+        publisher.name, publisher.connected_at = hello.publisher, time.time()
         self.publishers[publisher.identity] = publisher
         log.info("Publisher %s is connected, with %d runs.", publisher, len(hello.runs))
         return True
@@ -319,6 +321,7 @@ class Frontend:
 
     def _record_refusal(self, topic: str, message: str, *args: object) -> None:
         self.refused[topic] += 1
+        self.refused_at[topic] = time.time()
         self._limited_log.log(logging.WARNING, topic, message, *args)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .._errors import JournalError, JournalInvalid
-from ..log import Journal, find_run_file, journal_filename
+from ..log import Journal, find_run_file, journal_filename, read_start_label
 from ._lifecycle import State
 from ._tasks import ProcessIdentity
 
@@ -53,6 +53,10 @@ class JournalFacts:
         The journal can be neither read nor written.
     unavailable
         The journal is unusable for a reason that may pass, such as too many open files.
+    scan_id, plan
+        `scan_id` and `plan_name` of the start document; None if it has none, or one of another type.
+    since
+        Unix time of the last entry of the history; None if there is none.
     """
 
     uid: str
@@ -69,6 +73,9 @@ class JournalFacts:
     audit_at: float | None = None
     unusable: bool = False
     unavailable: bool = False
+    scan_id: int | str | None = None
+    plan: str | None = None
+    since: float | None = None
 
     @property
     def complete(self) -> bool:
@@ -110,6 +117,7 @@ def _collect_facts(journal: Journal, path: Path) -> JournalFacts:
     last = next(iter(journal.read(length - 1, 1)), None) if ended else None
     worker, audit_at = journal.get("worker"), journal.get("audit_at")
     outcome = journal.get("outcome")
+    scan_id, plan = (None, None) if start is None else read_start_label(start.body)
     return JournalFacts(
         journal.run_uid,
         path,
@@ -123,6 +131,9 @@ def _collect_facts(journal: Journal, path: Path) -> JournalFacts:
         client=str(journal.get("client", "")),
         worker=(int(worker[0]), float(worker[1])) if worker else None,
         audit_at=None if audit_at is None else float(audit_at),
+        scan_id=scan_id,
+        plan=plan,
+        since=journal.changed_at(),
     )
 
 

@@ -54,6 +54,12 @@ class Publisher:
         The publisher's name for itself; "" until it has said Hello.
     heard
         Time of its last message (`time.monotonic`); 0 before the first.
+    connected_at
+        Unix time of its first Hello; 0 before.
+    lag_documents, lag_bytes
+        Documents in its spool that are not acknowledged, and their bytes, as it has told last; None if it has not.
+    oldest_unacknowledged
+        Unix time at which the oldest of them was published; None if there is none, or it is unknown.
     refused
         Runs of which nothing is accepted until its next Hello: the reason by run uid.
     """
@@ -64,11 +70,22 @@ class Publisher:
     descriptor: int = -1
     name: str = ""
     heard: float = 0.0
+    connected_at: float = 0.0
+    lag_documents: int | None = None
+    lag_bytes: int | None = None
+    oldest_unacknowledged: float | None = None
     refused: dict[str, str] = field(default_factory=dict, repr=False)
     _under_way: dict[str, deque[tuple[int, int]]] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
         return " ".join(filter(None, (self.name or "somebody", self.client and f"({self.client})", self.address)))
+
+    def note_lag(self, ping: messages.Ping, now: float) -> None:
+        """Note how far the publisher's spool is ahead, as a Ping that came at Unix time `now` tells."""
+        told = [number for number in (ping.documents, ping.size) if number is not None and number >= 0]
+        self.lag_documents, self.lag_bytes = told if len(told) == 2 else (None, None)
+        age = ping.oldest_age
+        self.oldest_unacknowledged = now - age if age is not None and 0 <= age <= now else None
 
     @property
     def quota_key(self) -> str:

@@ -41,6 +41,9 @@ class ResumeQueue:
     def __len__(self) -> int:
         return len(self._runs)
 
+    def __contains__(self, uid: object) -> bool:
+        return uid in self._runs
+
     def add(self, run: Run) -> None:
         """Add a run to the queue."""
         self._runs[run.uid] = run

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from ..protocol import messages
 from ._lifecycle import FINAL, Event, State, next_state
 from ._publishers import Publisher
+from ._snapshot import RunStatus, RunWorker
 from ._tasks import ProcessIdentity
 
 if TYPE_CHECKING:
@@ -72,6 +73,10 @@ class Worker:
         Time at which it is killed, as it was told to end; None if it was not.
     kill_reason
         Why the scheduler ends it; "" if it does not.
+    started
+        Unix time at which it was requested.
+    waits_for
+        What its writing waits for, as a sentence; "" if it does not wait.
     """
 
     number: int
@@ -84,6 +89,8 @@ class Worker:
     relayed: int = 0
     finish_by: float | None = None
     kill_reason: str = ""
+    started: float = 0.0
+    waits_for: str = ""
 
 
 @dataclass
@@ -140,6 +147,14 @@ class Run:
         Messages to be sent to the worker when it is ready.
     publishers
         Publishers to inform about the run.
+    scan_id, plan
+        `scan_id` and `plan_name` of the start document; None if it has none, or is not known.
+    since
+        Unix time of the last change of state; None if unknown.
+    noted_state
+        The state when the tally was told of it last.
+    found
+        Number of documents that the journal had when the run was found.
     """
 
     uid: str
@@ -166,6 +181,11 @@ class Run:
     deaths_without_writes: int = 0
     queued_messages: list[RunMessage] = field(default_factory=list)
     publishers: set[Publisher] = field(default_factory=set)
+    scan_id: int | str | None = None
+    plan: str | None = None
+    since: float | None = None
+    noted_state: State = State.STARTING
+    found: int = 0
 
     @classmethod
     def from_facts(cls, facts: JournalFacts) -> Run:
@@ -185,6 +205,11 @@ class Run:
             audit_at=facts.audit_at,
             unusable=facts.unusable,
             unavailable=facts.unavailable,
+            scan_id=facts.scan_id,
+            plan=facts.plan,
+            since=facts.since,
+            noted_state=facts.state,
+            found=facts.length,
         )
 
     @property
@@ -267,6 +292,42 @@ class Run:
         """Return the state of the run as publishers are told it."""
         end_crc = self.end[1] if self.ended and self.end is not None and self.end[0] == self.next else None
         return messages.RunState(self.next, self.ended, self.outcome, self.reason, self.start_crc, end_crc)
+
+    @property
+    def known_written(self) -> int | None:
+        """Number of documents in Tiled; None if an earlier worker wrote some, and no later one has told how many."""
+        if self.is_complete:
+            return self.next
+        return self.written if self.written or not self.found else None
+
+    def describe(self, *, waits_for: str = "", pid: int | None = None, memory: int | None = None) -> RunStatus:
+        """Return the run for the snapshot of the service.
+
+        Parameters
+        ----------
+        waits_for
+            Why it does not go on; "" if it does.
+        pid, memory
+            Pid and resident bytes of its worker; None if unknown.
+        """
+        worker = self.worker
+        return RunStatus(
+            uid=self.uid,
+            state=self.state.value,
+            scan_id=self.scan_id,
+            plan=self.plan,
+            since=self.since,
+            publisher=min((publisher.name for publisher in self.publishers), default=None),
+            client=self.client,
+            durable=self.next,
+            written=self.known_written,
+            ended=self.ended,
+            waits_for=waits_for or None,
+            reason=self.reason or None,
+            worker=None if worker is None else RunWorker(pid, memory, worker.started),
+            deaths=self.deaths_without_writes,
+            journal=str(self.journal),
+        )
 
     def advance(self, *, next_: int = 0, written: int = 0) -> None:
         """Update the worker's progress; only going beyond all earlier workers resets the count of deaths."""

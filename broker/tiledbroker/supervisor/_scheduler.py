@@ -35,6 +35,7 @@ from ._lifecycle import Event, State
 from ._publishers import DEFAULT_MAX_OPEN_RUNS, Publisher
 from ._resume_queue import ResumeQueue
 from ._runs import MAX_DEATHS, Purpose, Run, RunMessage, Worker
+from ._tally import Tally
 from ._worker_monitor import FINISH_TIMEOUT_SECONDS, WorkerLimits, WorkerMonitor
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class Scheduler:
     ----------
     runs
         The runs that have or may need a worker, by uid; with `drain`, also those that are done.
+    tally
+        What has been counted since the start.
     """
 
     def __init__(
@@ -95,6 +98,9 @@ class Scheduler:
         limits: WorkerLimits = WorkerLimits(),  # noqa: B008  it is frozen
     ) -> None:
         self.runs: dict[str, Run] = {}
+        self.tally = Tally()
+        # Runs whose journals could not be read, and that are counted as failed until they can.
+        self._unavailable: set[str] = set()
         self._began = now.monotonic
         self._max_workers = max_workers
         self._max_open_runs = max_open_runs
@@ -125,6 +131,21 @@ class Scheduler:
     def runs_to_resume(self) -> int:
         """Number of runs that wait to be resumed."""
         return len(self._resume_queue)
+
+    @property
+    def survey_done(self) -> bool:
+        """Whether all journals that earlier supervisors left have been seen."""
+        return self._survey_done
+
+    @property
+    def max_workers(self) -> int:
+        """Worker processes at a time."""
+        return self._max_workers
+
+    @property
+    def running_workers(self) -> int:
+        """Number of workers, also of those that are being started."""
+        return len(self._workers)
 
     def is_done(self, now: Instant) -> bool:
         """Return whether there is nothing left to do: after a stop, or when draining."""
@@ -163,6 +184,25 @@ class Scheduler:
         if run.unavailable or not run.belongs_to(client):
             return messages.RunState(0, ended=False, outcome="")
         return run.describe_state()
+
+    def is_waiting_for_room(self, run: Run) -> bool:
+        """Return whether a run has documents to store, and no worker because too many are running."""
+        return run.uid in self._waiting and len(self._workers) >= self._max_workers
+
+    def describe_wait(self, run: Run, now: Instant) -> str:
+        """Return why a run does not go on, as a sentence; "" if it does, or has nothing to wait for."""
+        if run.worker is not None:
+            return run.worker.waits_for
+        seconds = run.start_at - now.monotonic
+        if seconds > 0 and run.deaths_without_writes:
+            return f"Its worker died {run.deaths_without_writes} times; the next one starts in {seconds:.0f} s."
+        if run.uid in self._waiting:
+            return f"All {self._max_workers} workers are busy." if self.is_waiting_for_room(run) else ""
+        if run.uid not in self._resume_queue:
+            return ""
+        if self._resume_queue.away:
+            return "Tiled does not accept requests; this run is resumed when it does."
+        return f"It is in the queue of {len(self._resume_queue)} runs that are resumed, a few at a time."
 
     def next_at(self, now: Instant) -> float:
         """Return the time (`time.monotonic`) at which `schedule` has something to do if nothing happens before."""
@@ -246,6 +286,9 @@ class Scheduler:
             else:
                 run.queue_message(message)
                 self._queue_for_worker(run)
+            if isinstance(message, messages.Documents):
+                self.tally.bytes += len(message.body)
+            self.tally.note_state(run, now)
         return self._take_effects()
 
     def add_publisher(self, publisher: Publisher, uids: Collection[str]) -> None:
@@ -265,6 +308,7 @@ class Scheduler:
     def fail_start(self, number: int, error: str, now: Instant) -> list[Effect]:
         """Try again later to start a worker that could not be started."""
         run = self._workers[number]
+        self.tally.start_problem.note(error, now.unix)
         self._postpone_start(run, FORK_PAUSE_SECONDS, now)
         self._tell_publishers(run, messages.Refused(run.uid, run.next, messages.LATER, error))
         return self._take_effects()
@@ -292,6 +336,7 @@ class Scheduler:
         """Note that a worker process exists."""
         if (worker := self._find_worker(number)) is not None:
             worker.forked = True
+            self.tally.start_problem.clear()
             worker.answered_at = worker.pinged_at = now.monotonic
 
     def receive_message(self, number: int, message: messages.Message, now: Instant) -> list[Effect]:
@@ -309,19 +354,26 @@ class Scheduler:
         if isinstance(message, messages.Ready):
             self._on_ready(run, run.worker, message)
         elif isinstance(message, messages.Durable):
+            self.tally.documents += max(0, message.next - run.next)
+            self.tally.journal_problem.clear()
             run.advance(next_=message.next)
             run.note_end(ended=message.ended)
             self._tell_publishers(run, message)
         elif isinstance(message, messages.Refused):
-            self._on_refused(run, run.worker, message)
+            self._on_refused(run, run.worker, message, now)
         elif isinstance(message, messages.Progress):
+            self.tally.written_documents += max(0, message.next - run.written)
             run.advance(written=message.next)
+        elif isinstance(message, messages.Report):
+            run.scan_id, run.plan = message.scan_id, message.plan
+            run.worker.waits_for = message.waits_for
         elif isinstance(message, messages.Reached):
             self._resume_queue.note_recovery()
         elif isinstance(message, messages.Written):
             run.apply_event(Event(message.outcome))
             run.reason = message.reason
             self._tell_publishers(run, message)
+        self.tally.note_state(run, now)
         return self._take_effects()
 
     def end_worker(self, number: int, exit_code: int | None, facts: JournalFacts, now: Instant) -> list[Effect]:
@@ -342,6 +394,7 @@ class Scheduler:
         worker = run.worker
         assert worker is not None
         if not worker.forked:
+            self.tally.start_problem.note("the fork server made no process", now.unix)
             self._postpone_start(run, FORK_PAUSE_SECONDS, now)
             return self._take_effects()
         self._forget_worker(run)
@@ -365,6 +418,9 @@ class Scheduler:
         elif run.is_final:
             self._plan_next_audit(run, facts, worker if was_audited else None, died=died, now=now)
             self._forget_run(run)
+        if died and not self.is_stopping:
+            self.tally.note_death(now)
+        self.tally.note_state(run, now)
         return self._take_effects()
 
     def reload_run(self, run: Run, facts: JournalFacts, now: Instant) -> list[Effect]:
@@ -375,6 +431,8 @@ class Scheduler:
         self._resume_queue.discard(run)
         fresh = Run.from_facts(facts)
         fresh.publishers, fresh.start_at = run.publishers, now.monotonic + FINISH_TIMEOUT_SECONDS
+        fresh.noted_state = run.noted_state
+        self.tally.note_state(fresh, now)
         if fresh.is_final or not fresh.next or self.is_stopping:
             self.runs.pop(run.uid, None)
         else:
@@ -391,6 +449,7 @@ class Scheduler:
         if facts.uid in self.runs:
             return []
         self._last_order = max(self._last_order, facts.order)
+        self._note_found(facts)
         if facts.unavailable and not self._drain:
             # It is read again then, less and less often, because what stays so is no journal.
             pause = max(PUT_OFF_SECONDS, now.monotonic - self._began)
@@ -407,6 +466,18 @@ class Scheduler:
             run = self.runs[facts.uid] = Run.from_facts(facts)
             self._resume_queue.add(run)
         return self._take_effects()
+
+    def _note_found(self, facts: JournalFacts) -> None:
+        """Count a journal that was found as failed, or as failed no more because it can be read again."""
+        if facts.uid in self._unavailable:
+            if facts.unavailable:
+                return
+            self._unavailable.discard(facts.uid)
+            self.tally.failed.discard(facts.uid)
+        if facts.unavailable:
+            self._unavailable.add(facts.uid)
+        if facts.state is State.FAILED:
+            self.tally.failed.add(Run.from_facts(facts))
 
     def finish_survey(self) -> None:
         """Note that all journals that earlier supervisors left have been seen."""
@@ -443,9 +514,11 @@ class Scheduler:
             self._tell_to_finish(worker, now)
         return self._take_effects()
 
-    def resume_cleared(self, facts: JournalFacts) -> list[Effect]:
-        """Resume a run whose failure was removed from its journal, which was read again."""
+    def resume_cleared(self, facts: JournalFacts, *, was_failed: bool = True) -> list[Effect]:
+        """Resume a run whose failure, if there was one, was removed from its journal, which was read again."""
         run = self.find_run(facts.journal)
+        if was_failed and (run is None or run.noted_state is State.FAILED):
+            self.tally.failed.discard(facts.uid)
         if run is None:
             run = self.runs[facts.uid] = Run.from_facts(facts)
         run.forget_failure()
@@ -457,6 +530,7 @@ class Scheduler:
             self._resume_queue.add(run)
         else:
             self._forget_run(run)
+        run.noted_state = run.state
         self._effects.append(WithdrawRetry(facts.journal))
         return self._take_effects()
 
@@ -582,9 +656,10 @@ class Scheduler:
 
     def _start_worker(self, run: Run, purpose: Purpose, now: Instant) -> None:
         is_probe = purpose is not Purpose.STORE and self._resume_queue.away
-        worker = Worker(next(self._numbers), purpose, is_probe, now.monotonic, now.monotonic)
+        worker = Worker(next(self._numbers), purpose, is_probe, now.monotonic, now.monotonic, started=now.unix)
         run.worker = worker
         self._workers[worker.number] = run
+        self.tally.note_state(run, now)
         self._effects.append(StartWorker(worker.number, run.uid, run.journal, run.order, run.client, run.orphan))
 
     def _forget_worker(self, run: Run) -> None:
@@ -627,7 +702,9 @@ class Scheduler:
         for queued in queued_messages:
             self._send(worker, queued)
 
-    def _on_refused(self, run: Run, worker: Worker, message: messages.Refused) -> None:
+    def _on_refused(self, run: Run, worker: Worker, message: messages.Refused, now: Instant) -> None:
+        if message.reason == messages.LATER and message.detail:
+            self.tally.journal_problem.note(message.detail, now.unix)
         # The index says nothing before the worker has opened the journal.
         index = message.index if worker.ready else run.next
         worker.relayed = min(worker.relayed, index)

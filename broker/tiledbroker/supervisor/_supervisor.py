@@ -6,17 +6,19 @@ nothing about runs itself: events go to the scheduler, and the effects that come
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import os
 import signal
+import socket
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 import zmq
@@ -28,6 +30,7 @@ from .._rate_limited_log import RateLimitedLog
 from .._wake_up import WakeUp
 from ..log import FileLock, Journal, journal_filename
 from ..protocol import ServerCurve, messages
+from ._disk_space import DiskSpace
 from ._effects import (
     ClearFailure,
     CompareDocuments,
@@ -51,24 +54,30 @@ from ._handshake_queue import HandshakeQueue
 from ._journal_facts import JournalFacts, find_facts, read_facts, record_event
 from ._lifecycle import State
 from ._publishers import ClientLimits, Publisher
+from ._recent_trouble import RecentTrouble
 from ._retry import RetryWatch, clear_failure, retry_is_requested, withdraw_retry
 from ._runs import Run, RunMessage
 from ._scheduler import DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS, Scheduler
+from ._service_view import ServiceIdentity, Surroundings, make_snapshot
+from ._snapshot import encode_snapshot
+from ._status_client import SUPERVISOR_LOCK
+from ._status_socket import StatusSocket
 from ._survey import Survey
 from ._tasks import WorkerCommand
+from ._tiled_reports import TiledReports
 from ._worker_monitor import WorkerLimits
 from ._worker_pool import ProcessTable, WorkerPool
 
 log = logging.getLogger(__name__)
 
 DEFAULT_ADDRESS: Final = "tcp://127.0.0.1:5579"
-SUPERVISOR_LOCK: Final = ".supervisor.lock"
-"""Name of the lock file in a journal directory that a supervisor holds."""
-
 # Longest wait for events, so that the periodic checks run.
 _IDLE_SECONDS: Final = 0.5
 # Pause between two checks of workers, retry requests and journals to be filed.
 _CHECK_SECONDS: Final = 1.0
+_FAILED_JOURNALS_PER_CHECK: Final = 20
+
+_package_log: Final = logging.getLogger(__package__.partition(".")[0])
 
 _Socket: TypeAlias = "zmq.Socket[bytes]"
 
@@ -98,6 +107,12 @@ class Supervisor:
         Limits of each worker.
     processes
         Access to processes. None: memory is not checked, and hanging orphans are not killed.
+    settings
+        Effective settings by name, without secrets, for the status.
+    tiled_address
+        Address of Tiled for the status; "" if only the workers know it.
+    min_free
+        Free bytes on the disk of the journals below which the status calls it full.
 
     Raises
     ------
@@ -120,6 +135,9 @@ class Supervisor:
         max_resumed: int = DEFAULT_MAX_RESUMED,
         limits: WorkerLimits = WorkerLimits(),  # noqa: B008  it is frozen
         processes: ProcessTable | None = None,
+        settings: Mapping[str, Any] | None = None,
+        tiled_address: str = "",
+        min_free: int = 0,
     ) -> None:
         _prepare_directory(journal_dir, make=not drain)
         self._lock = FileLock(journal_dir / SUPERVISOR_LOCK)
@@ -141,6 +159,19 @@ class Supervisor:
         self._survey = Survey(journal_dir, self._handle_surveyed_journal)
         self._retries = RetryWatch(journal_dir)
         self._finished_journals = FinishedJournals()
+        self._identity = ServiceIdentity(
+            version=_find_version(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started=time.time(),
+            journal_dir=str(journal_dir.absolute()),
+            settings=dict(settings or {}),
+        )
+        self._tiled_reports = TiledReports(tiled_address)
+        self._disk_space = DiskSpace(journal_dir.absolute(), "journals", min_free)
+        self._trouble = RecentTrouble()
+        self._memory: dict[int, int] = {}
+        self._status_socket: StatusSocket | None = None
         self._check_at = 0.0
         # Calls of `stop`, which come from signal handlers and other threads, and how many of them are handled.
         self._stops = self._handled_stops = 0
@@ -164,10 +195,12 @@ class Supervisor:
         """
         context: zmq.Context[_Socket] = zmq.Context()
         self._frontend = Frontend(context, self._clients, self._curve)
+        _package_log.addHandler(self._trouble)
         try:
             self._open_sockets(context)
             self._pool.fork_server.check(time.monotonic())
             self._scheduler = self._make_scheduler(_now())
+            self._open_status_socket()
             while not self._scheduler.is_done(_now()):
                 self._run_once()
         finally:
@@ -175,10 +208,13 @@ class Supervisor:
             self._frontend.close()
             context.destroy(linger=200)
             self.close()
+            _package_log.removeHandler(self._trouble)
         return self._scheduler.unwritten_runs()
 
     def close(self) -> None:
         """Release the journal directory. `run` calls it before it returns."""
+        if self._status_socket is not None:
+            self._status_socket.close()
         self._pool.close()
         self._wake_up.close()
         self._lock.release()
@@ -214,6 +250,28 @@ class Supervisor:
         self._poller.register(self._wake_up.fileno(), zmq.POLLIN)
         self._poller.register(self._pool.fork_server.fileno(), zmq.POLLIN)
 
+    def _open_status_socket(self) -> None:
+        """Open the status socket. Runs are stored and written without it, too."""
+        try:
+            self._status_socket = StatusSocket(self.journal_dir, self._encode_snapshot, self._poller)
+        except (OSError, DirectoryUnusable) as error:
+            log.error("The status cannot be asked for: %s", error)
+
+    def _encode_snapshot(self) -> bytes:
+        now = _now()
+        frontend, pool = self._frontend, self._pool
+        around = Surroundings(
+            listen=None if self._listen is None else frontend.endpoint,
+            publishers=frontend.publishers.values(),
+            refused=frontend.refused,
+            refused_at=frontend.refused_at,
+            pids=pool.list_pids(),
+            memory=self._memory,
+            disks=[self._disk_space.measure(now.monotonic)],
+            trouble=list(self._trouble.entries),
+        )
+        return encode_snapshot(make_snapshot(self._identity, self._scheduler, self._tiled_reports, around, now))
+
     def _run_once(self) -> None:
         self._handle_stops()
         self._check_periodically()
@@ -221,6 +279,8 @@ class Supervisor:
         self._frontend.check_connections()
         self._perform(self._scheduler.schedule(_now()))
         events = dict(self._poller.poll(int(self._poll_timeout() * 1000)))
+        if self._status_socket is not None:
+            self._status_socket.serve_readers(events, time.monotonic())
         if self._wake_up.fileno() in events:
             self._wake_up.clear()
         if self._pool.socket in events:
@@ -253,9 +313,11 @@ class Supervisor:
         if now.monotonic < self._check_at:
             return
         self._check_at = now.monotonic + _CHECK_SECONDS
-        self._perform(self._scheduler.check_workers(self._pool.measure_memory(), now))
+        self._memory = self._pool.measure_memory()
+        self._perform(self._scheduler.check_workers(self._memory, now))
         self._pool.fork_server.check(now.monotonic)
         self._find_retries()
+        self._forget_deleted_journals()
         self._finished_journals.retry(now.monotonic, lambda path: self._find_run(path) is not None)
 
     def _perform(self, effects: Iterable[Effect]) -> None:
@@ -331,6 +393,8 @@ class Supervisor:
     def _hear_workers(self) -> None:
         for number, message in self._pool.receive_messages():
             try:
+                if isinstance(message, messages.Report):
+                    self._tiled_reports.add(message)
                 effects = self._scheduler.receive_message(number, message, _now())
                 if isinstance(message, messages.Durable):
                     crash_point("supervisor: documents durable, publisher not told")
@@ -423,19 +487,31 @@ class Supervisor:
         except Exception:
             log.exception("Retry requests cannot be answered.")
 
+    def _forget_deleted_journals(self) -> None:
+        """Look whether journals of failed runs are still there, a few at a time."""
+        failed = self._scheduler.tally.failed
+        for run in failed.list_next(_FAILED_JOURNALS_PER_CHECK):
+            try:
+                Path(run.journal).stat()
+            except FileNotFoundError:
+                failed.discard(run.uid)
+            except OSError:
+                # It may still be there.
+                continue
+
     def _request_retry(self, path: Path) -> None:
         self._perform(self._scheduler.request_retry(read_facts(path), _now()))
 
     def _clear_failure(self, journal: Path) -> list[Effect]:
         try:
-            clear_failure(journal, lock_timeout=0.0)
+            was_failed = clear_failure(journal, lock_timeout=0.0)
         except JournalLocked:
             # Another process has the journal open for a moment.
             return []
         except (JournalError, sqlite3.Error, OSError) as error:
             log.error("Run %s cannot be retried: %s", journal.stem, error)
             return self._scheduler.refuse_retry(journal)
-        return self._scheduler.resume_cleared(read_facts(journal))
+        return self._scheduler.resume_cleared(read_facts(journal), was_failed=was_failed)
 
     def _compare_documents(self, effect: CompareDocuments) -> None:
         """Acknowledge documents that an ended run's journal has; refuse those of another run with the same uid."""
@@ -486,6 +562,13 @@ class Supervisor:
             case WithdrawRetry(journal):
                 withdraw_retry(journal)
         return []
+
+
+def _find_version() -> str | None:
+    try:
+        return importlib.metadata.version("tiledwriter")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _now() -> Instant:

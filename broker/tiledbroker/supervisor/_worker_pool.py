@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import select
 import time
@@ -13,10 +12,11 @@ from typing import Final, Protocol, TypeAlias
 
 import zmq
 
-from .._errors import DirectoryUnusable, ProtocolError
+from .._errors import ProtocolError
 from .._rate_limited_log import RateLimitedLog
 from ..protocol import messages
 from ._fork_server import ForkServer, WorkerProcess
+from ._socket_path import SocketPath
 from ._tasks import ProcessIdentity, WorkerCommand, WorkerTask
 
 log = logging.getLogger(__name__)
@@ -24,8 +24,6 @@ log = logging.getLogger(__name__)
 # Time to wait for the end of killed workers.
 _KILL_TIMEOUT_SECONDS: Final = 2.0
 _KILL_POLL_SECONDS: Final = 0.1
-# Bytes of a Unix socket path that fit on every system: Linux takes 107, others 103.
-_MAX_SOCKET_PATH_BYTES: Final = 100
 _MESSAGES_PER_TURN: Final = 200
 
 _Socket: TypeAlias = "zmq.Socket[bytes]"
@@ -76,8 +74,7 @@ class WorkerPool:
         self._tokens: dict[bytes, int] = {}
         self._identities: dict[int, ProcessIdentity] = {}
         self._limited_log = RateLimitedLog(log)
-        # Descriptor of the journal directory, if its path is too long for a socket in it.
-        self._directory: int | None = None
+        self._mailbox_path: SocketPath | None = None
 
     def open(self, context: zmq.Context[_Socket]) -> None:
         """Bind the workers' socket.
@@ -91,15 +88,15 @@ class WorkerPool:
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         # Messages to workers are bounded by the publishers' windows.
         self.socket.setsockopt(zmq.SNDHWM, 0)
-        self._mailbox = f"ipc://{self._find_mailbox_path()}"
+        self._mailbox_path = SocketPath(self._journal_dir, ".workers.ipc")
+        self._mailbox = f"ipc://{self._mailbox_path.path}"
         self.socket.bind(self._mailbox)
 
     def close(self) -> None:
         """End the fork server, and close all lifelines, upon which workers end."""
         self.fork_server.close()
-        if self._directory is not None:
-            os.close(self._directory)
-            self._directory = None
+        if self._mailbox_path is not None:
+            self._mailbox_path.close()
 
     def token(self, number: int) -> bytes:
         """Return the identity of a worker on the workers' socket."""
@@ -166,6 +163,10 @@ class WorkerPool:
         elif number in self._workers:
             self._workers[number].kill()
 
+    def list_pids(self) -> dict[int, int | None]:
+        """Return the pids of the workers by number; None for one that is not forked yet."""
+        return {number: process.pid for number, process in self._workers.items()}
+
     def measure_memory(self) -> dict[int, int]:
         """Return the resident bytes of the workers by number, as far as they can be read."""
         if self._processes is None:
@@ -196,18 +197,3 @@ class WorkerPool:
             select.select([self.fork_server], [], [], _KILL_POLL_SECONDS)
             self.fork_server.receive()
         return list(running)
-
-    def _find_mailbox_path(self) -> Path:
-        """Return the path of the workers' socket, which is in the journal directory.
-
-        If that path is too long for a socket, it goes through an open descriptor of the directory.
-        """
-        path = self._journal_dir.absolute() / ".workers.ipc"
-        if len(os.fsencode(path)) <= _MAX_SOCKET_PATH_BYTES:
-            return path
-        # Workers run as the same user, so they may use this directory.
-        descriptors = Path(f"/proc/{os.getpid()}/fd")
-        if not descriptors.is_dir():
-            raise DirectoryUnusable(self._journal_dir, "its path is too long for a socket in it.")
-        self._directory = os.open(self._journal_dir, os.O_RDONLY | os.O_DIRECTORY)
-        return descriptors / str(self._directory) / path.name

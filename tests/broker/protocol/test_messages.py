@@ -25,6 +25,7 @@ from tiledbroker.protocol.messages import (
     Reached,
     Ready,
     Refused,
+    Report,
     RunState,
     Welcome,
     Written,
@@ -44,13 +45,18 @@ GOLDEN: list[tuple[Message, int, bytes]] = [
     (Durable("a", 7, False), 4, b"\x93\xa1a\x07\xc2"),
     (Written("a", "failed", "why"), 5, b"\x93\xa1a\xa6failed\xa3why"),
     (Refused("a", 3, "later", "full"), 6, b"\x94\xa1a\x03\xa5later\xa4full"),
-    (Ping(1), 7, b"\x91\x01"),
+    (Ping(1, 12, 3400, 1.5), 7, b"\x94\x01\x0c\xcd\x0dH\xcb?\xf8\x00\x00\x00\x00\x00\x00"),
     (Pong(1), 8, b"\x91\x01"),
     (Abandoned("a", 9), 9, b"\x92\xa1a\x09"),
     (Ready("a", 3, True), 32, b"\x93\xa1a\x03\xc3"),
     (Progress("a", 4), 33, b"\x92\xa1a\x04"),
     (Finish(), 34, b"\x90"),
     (Reached("a"), 35, b"\x91\xa1a"),
+    (
+        Report("a", 7, "scan", waits_for="why", requests={"ok": 3}, latencies=[3], latency_sum=0.5),
+        36,
+        b"\x9f\xa1a\x07\xa4scan\xa0\xa0\xc0\xc0\xc0\xa0\xc2\xa3why\x81\xa2ok\x03\x80\x91\x03\xcb?\xe0" + bytes(6),
+    ),
 ]
 by_name = pytest.mark.parametrize(("message", "kind", "header"), GOLDEN, ids=[type(row[0]).__name__ for row in GOLDEN])
 
@@ -70,12 +76,15 @@ any_message = st.one_of(
     st.builds(Durable, text, number, st.booleans()),
     st.builds(Written, text, text, text),
     st.builds(Refused, text, number, text, text),
-    st.builds(Ping, number),
+    st.builds(Ping, number, st.none() | number, st.none() | number, st.none() | st.floats(0, 1e9)),
     st.builds(Pong, number),
     st.builds(Ready, text, number, st.booleans()),
     st.builds(Progress, text, number),
     st.builds(Finish),
     st.builds(Reached, st.text()),
+    st.builds(
+        Report, text, st.none() | number | text, st.none() | text, problem=text, requests=st.dictionaries(text, number)
+    ),
 )
 
 
@@ -128,7 +137,19 @@ def test_checksums_travel_untouched() -> None:
 
 
 def test_a_field_that_a_later_minor_version_adds_is_ignored() -> None:
-    assert messages.decode([preamble(7), msgspec.msgpack.encode([1, "new", {"deep": []}])]) == Ping(1)
+    assert messages.decode([preamble(8), msgspec.msgpack.encode([1, "new", {"deep": []}])]) == Pong(1)
+
+
+def test_a_ping_without_lag_is_one_of_an_earlier_version() -> None:
+    assert messages.decode([preamble(7), msgspec.msgpack.encode([1])]) == Ping(1, None, None, None)
+
+
+def test_earlier_versions_read_the_token_of_a_ping() -> None:
+    class EarlierPing(msgspec.Struct, array_like=True):
+        token: int
+
+    header = messages.encode(Ping(7, 12, 3400, 1.5))[1]
+    assert msgspec.msgpack.decode(header, type=EarlierPing).token == 7
 
 
 class TestFramesThatAreNoMessage:

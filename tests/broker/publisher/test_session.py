@@ -565,11 +565,40 @@ class TestOutcomes:
 class TestAConnection:
     def test_is_tested_by_pings(self) -> None:
         talk = Talk().welcome()
-        assert talk.send() == [Ping(0)]
+        assert talk.send() == [Ping(0, 0, 0)]
         assert talk.session.next_at(talk.now) == talk.now + PING_INTERVAL_SECONDS
         assert talk.send() == []
         assert talk.wait(PING_INTERVAL_SECONDS).send(0) == []
-        assert talk.send() == [Ping(1)]
+        assert talk.send() == [Ping(1, 0, 0)]
+
+    def ping(self, talk: Talk, unix_now: float | None = None) -> Ping:
+        ping, *_ = talk.wait(PING_INTERVAL_SECONDS).session.messages_due(talk.now, unix_now)
+        assert isinstance(ping, Ping)
+        return ping
+
+    def test_tells_how_far_the_spool_is_ahead(self) -> None:
+        run = MemoryRun("run").append(3, size=10)
+        run.records = [record._replace(received=1000.0 + record.idx) for record in run.records]
+        talk = Talk(run).welcome()
+        assert len(talk.send()) == 2
+        assert self.ping(talk, 1005.0) == Ping(1, 3, 30, 5.0)
+        talk.hear(Durable("run", 3, ended=False))
+        assert self.ping(talk, 1006.0) == Ping(2, 0, 0, None)
+
+    def test_tells_of_documents_that_wait_for_their_turn(self) -> None:
+        run = MemoryRun("run").append(3, size=10)
+        run.records = [record._replace(received=1000.0 + record.idx) for record in run.records]
+        talk = Talk(run).welcome()
+        talk.send()
+        talk.hear(Durable("run", 1, ended=False))
+        talk.hear(Refused("run", 1, LATER, "the disk is full"))
+        assert self.ping(talk, 1005.0) == Ping(1, 2, 20, 4.0)
+
+    def test_does_not_tell_the_age_of_documents_that_cannot_be_read(self) -> None:
+        run = MemoryRun("run").append(2, size=10)
+        talk = Talk(run).welcome()
+        run.error = OSError("the disk is gone")
+        assert self.ping(talk, 1005.0) == Ping(0, 2, 20, None)
 
     def test_is_replaced_after_silence(self) -> None:
         talk = Talk().welcome()

@@ -8,6 +8,7 @@ from ._known_nodes import LATE_AUDIT
 from ._ledger import MemoryLedger
 from ._node_checks import ArrayCheck, ExternalCheck, NodeCheck, TableCheck, same
 from ._nodes import Nodes, node_body
+from ._request_counts import CountedRequests, RequestCounts
 from ._stored import StoredNodes
 from ._write_slots import WriteSlots
 
@@ -16,10 +17,12 @@ __all__ = [
     "ArrayCheck",
     "Client",
     "Connection",
+    "CountedRequests",
     "ExternalCheck",
     "MemoryLedger",
     "NodeCheck",
     "Nodes",
+    "RequestCounts",
     "StoredNodes",
     "TableCheck",
     "TiledCatalog",

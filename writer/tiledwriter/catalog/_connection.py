@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, Protocol
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import httpx
 import msgspec
 import tenacity
+
+from tiledbroker.protocol import messages
 
 from .._errors import (
     Ambiguous,
@@ -28,6 +30,7 @@ from .._errors import (
 )
 from ..mapping import POISON_AFTER_SECONDS
 from ._probe import DatabaseProbe
+from ._request_counts import RequestCounts
 from ._responses import raise_for_response
 from ._write_slots import WriteSlots
 
@@ -155,6 +158,10 @@ class Connection:
     ----------
     probe
         Probe of the databases; callers that create nodes set its paths.
+    counts
+        Counts of the requests, and the last signs of the server.
+    stuck
+        Why a request is repeated although the server accepts others, as a sentence; "" if there is no such request.
     """
 
     def __init__(
@@ -178,6 +185,8 @@ class Connection:
         self._timeout = TIMEOUT if patience is None else _limit_timeout(TIMEOUT, patience)
         self._client: Client | None = None
         self.probe = DatabaseProbe()
+        self.counts = RequestCounts(messages.LATENCY_BOUNDS_SECONDS)
+        self.stuck = ""
         self._failing: dict[str, _Failing] = {}
         self._away_since: float | None = None
         self._present = False
@@ -331,6 +340,7 @@ class Connection:
 
         def before_sleep(retry_state: tenacity.RetryCallState) -> None:
             error = _error_of(retry_state)
+            self.counts.count_retry(error)
             if not (failures_expected and isinstance(error, ServerFailed)):
                 self._tell_of(error)
 
@@ -357,6 +367,7 @@ class Connection:
                 client = self._connect()
                 check_version(client)
                 self._client = client
+                self.counts.address, self.counts.version = _describe_server(client)
             except TiledTooOld:
                 raise
             except httpx.HTTPStatusError as error:
@@ -376,25 +387,30 @@ class Connection:
         self, what: str, method: str, endpoint: str, path: str, *, may_be_poison: bool, **arguments: Any
     ) -> httpx.Response:
         """Send a request once and update the state of the server from the response or its absence."""
+        is_write = method != "GET"
         try:
             response = self._send_request(method, endpoint, path, **arguments)
             raise_for_response(response, str((arguments["params"] or {}).get("format", "application/json")))
         except ServerFailed as error:
+            self.counts.count_attempt(error, is_write=is_write)
             if may_be_poison:
-                self._note_failure(what, str(error))
+                self._note_failure(what, error)
             else:
-                self._note_answer(what, well=False)
+                self._note_answer(what, error)
             raise
         except (NotProcessed, Ambiguous) as error:
+            self.counts.count_attempt(error, is_write=is_write)
             if isinstance(error, Paused):
                 # The next attempt makes a new client, with the credentials valid by then.
                 self._client = None
-            self._note_answer(what, well=False)
+            self._note_answer(what, error)
             raise
-        except Refused:
-            self._note_answer(what, well=True)
+        except Refused as error:
+            self.counts.count_attempt(error, is_write=is_write)
+            self._note_answer(what)
             raise
-        self._note_answer(what, well=True)
+        self.counts.count_attempt(None, is_write=is_write)
+        self._note_answer(what)
         return response
 
     def _send_request(self, method: str, endpoint: str, path: str, **arguments: Any) -> httpx.Response:
@@ -403,21 +419,25 @@ class Connection:
         write_slots = None if method == "GET" else self._write_slots
         try:
             with nullcontext() if write_slots is None else write_slots.hold_slot(self._stopping):
+                began = time.monotonic()
                 # A redirect of a write leads to a login page, never to the requested resource.
                 response: httpx.Response = client.context.http_client.request(
                     method, url, **{"timeout": self._timeout, "follow_redirects": False, **arguments}
                 )
+                self.counts.count_answer(time.monotonic() - began)
         except _NEVER_SENT as error:
             raise NotProcessed(f"{type(error).__name__}: {error}") from error
         except httpx.HTTPError as error:
             raise Ambiguous(f"{type(error).__name__}: {error}") from error
         return response
 
-    def _note_answer(self, what: str, *, well: bool) -> None:
-        self._failing.pop(what, None)
-        self._note_presence(well=well)
+    def _note_answer(self, what: str, problem: BaseException | None = None) -> None:
+        """Note that the request was answered, or with `problem` that the server is not available."""
+        if self._failing.pop(what, None) is not None:
+            self.stuck = ""
+        self._note_presence(problem)
 
-    def _note_failure(self, what: str, error: str) -> None:
+    def _note_failure(self, what: str, error: ServerFailed) -> None:
         """Count a 500 against the request if the databases work; otherwise treat it as part of an outage.
 
         Raises
@@ -428,13 +448,14 @@ class Connection:
         failing = self._failing.setdefault(what, _Failing(time.monotonic()))
         failing.failures += 1
         if not self.databases_can_read():
-            self._note_answer(what, well=False)
+            self._note_answer(what, error)
             return
-        self._note_presence(well=True)
+        self._note_presence()
+        self.stuck = f"Tiled answers others, but fails at {what}, {failing.failures} times so far: {error}"
         if failing.failures < POISON_FAILURES or time.monotonic() - failing.since <= self._poison_after:
             return
         if not self.probe.can_write(self._send_probe_request):
-            self._note_answer(what, well=False)
+            self._note_answer(what, error)
             return
         failing.write_probes += 1
         if failing.write_probes >= _WRITE_PROBES_TO_CONDEMN:
@@ -443,7 +464,9 @@ class Connection:
                 what, f"{error}, {failing.failures} times in {seconds:.0f} s, while others are done"
             )
 
-    def _note_presence(self, *, well: bool) -> None:
+    def _note_presence(self, problem: BaseException | None = None) -> None:
+        well = problem is None
+        self.counts.note_presence("" if problem is None else str(problem), needs_person=isinstance(problem, Paused))
         if well:
             self._away_since = None
             if not self._present:
@@ -467,6 +490,15 @@ class Connection:
             self._reported.clear()
             log.info("Tiled accepts requests again.")
             self._report("resumed")
+
+
+def _describe_server(client: Client) -> tuple[str, str]:
+    """Return address and version of the client's server. An address may hold a password, which is left out."""
+    parts = urlsplit(str(client.context.api_uri))
+    base = parts.path.rstrip("/").removesuffix("/api/v1")
+    path = "/".join([base, *filter(None, client.path_parts)])
+    address = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], path, "", ""))
+    return address, str(client.context.server_info.library_version)
 
 
 def _quote_segments(segments: list[str]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from . import _keygen
+from . import _keygen, _status
 from ._exit import ExitCode
 
 log = logging.getLogger("tiledwriter.supervisor")
@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--log-format", choices=("text", "json"), help="format of log lines (default text)")
     result.set_defaults(command=serve)
     commands = result.add_subparsers(title="other commands", metavar="COMMAND")
+    _status.add_command(commands)
     _keygen.add_command(commands)
     return result
 
@@ -113,6 +114,8 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
             max_resumed=settings.max_resumed,
             limits=settings.worker_limits(),
             processes=Processes(),
+            settings=settings.shown(),
+            tiled_address=settings.tiled or f"profile {settings.profile}",
         )
         supervisor.stop_on_signals()
         left = supervisor.run()

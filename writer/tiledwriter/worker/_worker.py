@@ -35,6 +35,7 @@ from .._logging import LogOptions
 from ..catalog import Client
 from ..mapping import WritingOptions, import_plugin_module
 from ._processes import Processes
+from ._reporter import Reporter
 from ._writing import RunWriting
 
 log = logging.getLogger(__name__)
@@ -206,6 +207,7 @@ class Worker:
                     on_reached=self._on_reached,
                     on_end=self._on_end,
                 )
+                self._reporter = Reporter(journal, self._writing)
                 self._serve_run()
         finally:
             context.destroy(linger=500)
@@ -285,9 +287,11 @@ class Worker:
             if self._wake_up.fileno() in events:
                 self._wake_up.clear()
             self._send_queued()
+            self._send_report()
             self._finishing = self._finishing or self._is_to_be_parked()
         self._writing.stop(REQUEST_TIMEOUT_AT_STOP_SECONDS)
         self._send_queued()
+        self._send_report(last=True)
 
     def _is_done(self) -> bool:
         if self._finishing:
@@ -393,6 +397,10 @@ class Worker:
         """Answer a Ping, to show that this process does not hang."""
         if isinstance(message, messages.Ping):
             self._send_message(messages.Pong(message.token))
+
+    def _send_report(self, *, last: bool = False) -> None:
+        if (report := self._reporter.next_report(time.monotonic(), last=last)) is not None:
+            self._send_message(report)
 
     def _send_message(self, message: messages.Message) -> None:
         self._mailbox.send_multipart(messages.encode(message))

@@ -18,7 +18,7 @@ from tiledbroker._outcomes import FAILED, INTERRUPTED, WRITTEN
 from tiledbroker._rate_limited_log import RateLimitedLog
 
 from .._errors import ColumnsRefused, ColumnsTooNarrow, FoldAgain, Stopped, describe
-from ..catalog import LATE_AUDIT, Client, Connection, TiledCatalog, WriteSlots
+from ..catalog import LATE_AUDIT, Client, Connection, RequestCounts, TiledCatalog, WriteSlots
 from ..mapping import BATCH_BYTES, Fold, FoldPlan, Operation, WritingOptions, fold_until_planned
 from ._prefetch import FoldPrefetch
 from ._record_buffer import RecordBuffer
@@ -89,6 +89,7 @@ class RunWriting:
         )
         self._limited_log = RateLimitedLog(log)
         self._reported_cursor = -1
+        self._blocked_by = ""
         self._thread = threading.Thread(target=self._run, name="tiledwriter-writing", daemon=True)
 
     def start(self) -> None:
@@ -106,6 +107,18 @@ class RunWriting:
     def notify(self, records: Sequence[Record] = ()) -> None:
         """Announce new documents in the journal, of which `records` are the last."""
         self._record_buffer.put_records(records)
+
+    @property
+    def counts(self) -> RequestCounts:
+        """Counts of the requests to Tiled, and the last signs of it."""
+        return self._connection.counts
+
+    @property
+    def waits_for(self) -> str:
+        """What the writing waits for, as a sentence; "" if it does not wait."""
+        if problem := self._connection.counts.problem:
+            return f"Tiled does not accept requests: {problem}"
+        return self._connection.stuck or self._blocked_by
 
     @property
     def unavailable_since(self) -> float | None:
@@ -201,6 +214,7 @@ class RunWriting:
                 if folded.too_narrow:
                     raise ColumnsTooNarrow(folded.too_narrow)
                 before, waiting = len(waiting), catalog.apply(waiting)
+                self._blocked_by = _describe_blocks(waiting, catalog)
                 if waiting:
                     self._stopping.wait(poll)
                     poll = min(_LONGEST_POLL_SECONDS, 1.5 * poll) if len(waiting) == before else _SHORTEST_POLL_SECONDS
@@ -220,3 +234,13 @@ class RunWriting:
                 if not folded.documents and self._drain:
                     return ""
         raise Stopped("Stopped on request.")
+
+
+def _describe_blocks(waiting: Sequence[Operation], catalog: TiledCatalog) -> str:
+    """Return why the catalog does not apply operations, as a sentence; "" if it applies all of them."""
+    if waiting:
+        path = waiting[0].path
+        return f"An answer about {path} was lost; it is continued once Tiled has not changed it for a while."
+    if catalog.waits_for_stop:
+        return "Tiled has a stop document of this run that the journal lacks; further documents may bring it."
+    return ""

@@ -1,0 +1,205 @@
+"""The judgement of a snapshot: is the service well, and if not, why not and what is to be done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Final
+
+import msgspec
+
+from ._lifecycle import State
+from ._snapshot import Health, RunStatus, Snapshot
+
+RECENT_SECONDS: Final = 300.0
+"""Time for which the death of a worker or the refusal of a publisher counts as recent."""
+START_GRACE_SECONDS: Final = 10.0
+"""Time for which the service is only degraded while no worker can be started: a new fork server takes as long."""
+JOURNAL_GRACE_SECONDS: Final = 30.0
+"""Time after which a refused write to a journal is taken for over if no other was tried."""
+LATE_SECONDS: Final = 60.0
+"""Age from which a document that a connected publisher has and that is not acknowledged is late."""
+
+# Refusals that keep a publisher out as a whole.
+_PUBLISHER_TOPICS: Final = {
+    "key": "their key is not let in",
+    "version": "they speak another version of the protocol",
+    "connections": "the client has too many connections",
+    "identity": "they have no identity of their own",
+}
+
+
+@dataclass(frozen=True)
+class Symptoms:
+    """What the judgement needs beyond the snapshot. Times are Unix times.
+
+    Attributes
+    ----------
+    tiled_needs_person
+        Tiled refuses all requests for a reason that will not pass by itself.
+    journal_problem, journal_problem_at
+        Reason why a journal could not be written, and when that was seen last; "" if the last write succeeded.
+    start_problem, start_problem_since
+        Reason why no worker can be started, and since when; "" if the last one was started.
+    died_at
+        Time of the last death of a worker; None if there was none.
+    refused_at
+        Time of the last refusal by topic.
+    refused_runs
+        Reasons why runs of connected publishers are refused, by the publisher's name.
+    survey_done
+        All journals that earlier supervisors left have been read.
+    has_unwritten
+        There are documents that are to be written to Tiled.
+    """
+
+    tiled_needs_person: bool = False
+    journal_problem: str = ""
+    journal_problem_at: float = 0.0
+    start_problem: str = ""
+    start_problem_since: float = 0.0
+    died_at: float | None = None
+    refused_at: dict[str, float] = field(default_factory=dict)
+    refused_runs: dict[str, dict[str, str]] = field(default_factory=dict)
+    survey_done: bool = True
+    has_unwritten: bool = False
+
+
+def judge_service(snapshot: Snapshot, symptoms: Symptoms) -> Snapshot:
+    """Return the snapshot with state and reasons."""
+    failures = [*_find_failures(snapshot, symptoms)]
+    defects = [*_find_defects(snapshot, symptoms)]
+    state: Health = "failed" if failures else "degraded" if defects else "well"
+    reasons = [*failures, *defects]
+    if snapshot.tiled.reachable is None and not symptoms.has_unwritten:
+        reasons.append(
+            "Tiled has not been asked yet, since there was nothing to write; `tiledwriter-supervisor check` asks it."
+        )
+    return msgspec.structs.replace(snapshot, state=state, reasons=reasons)
+
+
+def _find_failures(snapshot: Snapshot, symptoms: Symptoms) -> Iterator[str]:
+    """Yield the reasons why the service cannot do its work at all."""
+    full = [disk for disk in snapshot.disks if disk.state == "full"]
+    for disk in full:
+        yield (
+            f"The disk of the {disk.purpose} in {disk.path} is full: {_bytes(disk.free)} are free. Nothing more is "
+            "acknowledged, so publishers keep their documents. Make space; it goes on by itself."
+        )
+    if symptoms.journal_problem and snapshot.now - symptoms.journal_problem_at < JOURNAL_GRACE_SECONDS and not full:
+        yield (
+            f"A journal cannot be written: {symptoms.journal_problem}. What is not acknowledged stays with the "
+            f"publishers. Look at {snapshot.journal_dir}."
+        )
+    if symptoms.start_problem and snapshot.now - symptoms.start_problem_since >= START_GRACE_SECONDS:
+        yield (
+            f"No worker can be started since {_time(symptoms.start_problem_since)}: {symptoms.start_problem}. "
+            "The supervisor's log shows more."
+        )
+    if symptoms.tiled_needs_person:
+        tiled = snapshot.tiled
+        yield (
+            f"Tiled refuses all requests since {_time(tiled.since)}: {tiled.problem}. Nothing is written until "
+            "somebody fixes that; nothing is lost. `tiledwriter-supervisor check` tells what is missing."
+        )
+
+
+def _find_defects(snapshot: Snapshot, symptoms: Symptoms) -> Iterator[str]:
+    """Yield the reasons why the service is degraded."""
+    tiled = snapshot.tiled
+    if tiled.reachable is False and not symptoms.tiled_needs_person:
+        yield (
+            f"Tiled does not accept requests since {_time(tiled.since)}: {tiled.problem}. {_backlog(snapshot)} "
+            "It is written when Tiled is back."
+        )
+    elif tiled.reachable is None and symptoms.has_unwritten:
+        yield f"Tiled has not answered yet. {_backlog(snapshot)}"
+    yield from _find_failed_runs(snapshot)
+    for disk in snapshot.disks:
+        if disk.state == "low":
+            yield f"The disk of the {disk.purpose} in {disk.path} is almost full: {_bytes(disk.free)} are free."
+        elif disk.state is None:
+            yield f"The disk of the {disk.purpose} in {disk.path} cannot be measured."
+    if symptoms.start_problem and snapshot.now - symptoms.start_problem_since < START_GRACE_SECONDS:
+        yield f"A worker could not be started: {symptoms.start_problem}. It is tried again."
+    if symptoms.died_at is not None and snapshot.now - symptoms.died_at < RECENT_SECONDS:
+        yield (
+            f"A worker died at {_time(symptoms.died_at)} and was or will be replaced; {snapshot.workers.restarts} died "
+            "since the start. The supervisor's log shows more."
+        )
+    yield from _find_publisher_troubles(snapshot, symptoms)
+    if (waiting := snapshot.workers.waiting_for_worker) > 0:
+        yield (
+            f"{_count(waiting, 'run')} cannot be stored yet, because all {snapshot.workers.max} workers are busy. "
+            "Raise max_workers if this lasts."
+        )
+    if not symptoms.survey_done:
+        yield "The journals of earlier supervisors are still being read; this snapshot may lack runs."
+
+
+def _find_failed_runs(snapshot: Snapshot) -> Iterator[str]:
+    failed = snapshot.runs.counts[State.FAILED.value]
+    if failed:
+        last: RunStatus | None = max(
+            (run for run in snapshot.runs.troubled if run.state == State.FAILED.value),
+            key=lambda run: run.since or 0.0,
+            default=None,
+        )
+        named = f": {last.uid}: {last.reason}." if last is not None else "."
+        which = "A run is in quarantine" if failed == 1 else f"{failed} runs are in quarantine, the last one"
+        more = "" if last is None else f" See `tiledwriter-journal show {last.uid}`; retry when it is mended."
+        yield which + named.replace("..", ".") + more
+
+
+def _find_publisher_troubles(snapshot: Snapshot, symptoms: Symptoms) -> Iterator[str]:
+    for name, refused in symptoms.refused_runs.items():
+        uid, reason = next(iter(refused.items()))
+        yield (
+            f"{_count(len(refused), 'run')} of publisher {name} {'is' if len(refused) == 1 else 'are'} refused, such "
+            f"as {uid}: {reason}. What is refused stays in the publisher's spool."
+        )
+    for topic, reason in _PUBLISHER_TOPICS.items():
+        at = symptoms.refused_at.get(topic)
+        if at is not None and snapshot.now - at < RECENT_SECONDS:
+            yield f"Publishers were refused, at {_time(at)} last: {reason}. The supervisor's log names them."
+    for publisher in snapshot.publishers:
+        oldest = publisher.oldest_unacknowledged
+        if oldest is not None and snapshot.now - oldest > LATE_SECONDS:
+            documents = "?" if publisher.lag_documents is None else str(publisher.lag_documents)
+            yield (
+                f"Publisher {publisher.name} waits with {documents} documents for their acknowledgement, the oldest of "
+                f"{_time(oldest)}."
+            )
+
+
+def _backlog(snapshot: Snapshot) -> str:
+    """Return a sentence that says how much is to be written."""
+    runs = [run for run in snapshot.runs.open if run.written is None or run.ended or run.written < run.durable]
+    documents = sum(run.durable - (run.written or 0) for run in runs)
+    count = len(runs) + snapshot.runs.unlisted_open
+    at_most = "at most " if any(run.written is None for run in runs) else ""
+    more = " and more" if snapshot.runs.unlisted_open else ""
+    return f"{_count(count, 'run')} with {at_most}{_count(documents, 'document')}{more} wait in the journals."
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _time(at: float | None) -> str:
+    """Return a Unix time as text with zone, in the local time of this host."""
+    if at is None:
+        return "an unknown time"
+    return datetime.fromtimestamp(at, timezone.utc).astimezone().isoformat(" ", "seconds")
+
+
+def _bytes(size: int | None) -> str:
+    if size is None:
+        return "unknown bytes"
+    value = float(size)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"

@@ -1,0 +1,97 @@
+"""The client's side of the status socket."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from .._errors import NoSupervisor, SupervisorSilent
+from ..log import FileLock
+from ._snapshot import SCHEMA, Snapshot, decode_snapshot
+from ._status_socket import STATUS_SOCKET, read_status
+
+SUPERVISOR_LOCK: Final = ".supervisor.lock"
+"""Name of the lock file in a journal directory that a supervisor holds."""
+
+ANSWER_TIMEOUT_SECONDS: Final = 5.0
+"""Time that a supervisor has to answer, by default."""
+
+
+class _Schema(msgspec.Struct):
+    schema: int
+
+
+def read_snapshot(journal_dir: Path, timeout: float = ANSWER_TIMEOUT_SECONDS) -> Snapshot:
+    """Ask the supervisor of a journal directory for its snapshot.
+
+    Parameters
+    ----------
+    journal_dir
+        The journal directory.
+    timeout
+        Seconds that the supervisor has to answer.
+
+    Raises
+    ------
+    NoSupervisor
+        No supervisor uses the directory.
+    SupervisorSilent
+        A supervisor uses the directory, and gives no snapshot that can be read; or it is not known whether one does.
+    """
+    return read_snapshot_and_text(journal_dir, timeout)[0]
+
+
+def read_snapshot_and_text(journal_dir: Path, timeout: float = ANSWER_TIMEOUT_SECONDS) -> tuple[Snapshot, bytes]:
+    """Ask the supervisor of a journal directory for its snapshot, and return it also as the JSON that it sent.
+
+    The JSON has the fields that a newer supervisor has added, too. Parameters and exceptions are those of
+    `read_snapshot`.
+    """
+    try:
+        text = read_status(journal_dir, timeout)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _explain_absence(journal_dir, f"there is no socket {STATUS_SOCKET}") from None
+    except ConnectionRefusedError:
+        raise _explain_absence(
+            journal_dir, f"nobody listens at the socket {STATUS_SOCKET} that is left there"
+        ) from None
+    except TimeoutError:
+        raise SupervisorSilent(
+            journal_dir, f"it has not answered for {timeout:g} s; its process is stopped, hangs, or is overloaded."
+        ) from None
+    except OSError as error:
+        raise SupervisorSilent(journal_dir, f"it cannot be asked: {error}") from error
+    return _decode(journal_dir, text), text
+
+
+def _explain_absence(journal_dir: Path, found: str) -> NoSupervisor | SupervisorSilent:
+    """Return the error for a directory without a listening socket. Only the lock proves that there is no supervisor."""
+    if not journal_dir.is_dir():
+        return NoSupervisor(journal_dir, "there is no such directory")
+    try:
+        held = FileLock(journal_dir / SUPERVISOR_LOCK).held
+    except OSError as error:
+        return SupervisorSilent(journal_dir, f"it cannot be seen whether there is one: {error}")
+    if held:
+        return SupervisorSilent(
+            journal_dir, f"one is there, but {found}: it is starting, ending, or of a version without status."
+        )
+    return NoSupervisor(journal_dir, found)
+
+
+def _decode(journal_dir: Path, text: bytes) -> Snapshot:
+    try:
+        schema = msgspec.json.decode(text, type=_Schema).schema
+        if schema != SCHEMA:
+            raise SupervisorSilent(
+                journal_dir,
+                f"its status has schema {schema}, and this command reads schema {SCHEMA}; use commands of its version.",
+            )
+        return decode_snapshot(text)
+    except msgspec.DecodeError as error:
+        size = len(text)
+        raise SupervisorSilent(
+            journal_dir, f"it sent {size} bytes that are no whole status: {error}. Its log may say why."
+        ) from error

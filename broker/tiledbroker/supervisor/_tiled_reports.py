@@ -1,0 +1,105 @@
+"""What the workers' reports say about Tiled, as one state: workers come and go, and an outage outlives them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import accumulate
+from typing import Final
+
+from ..protocol import messages
+from ._snapshot import Latency, TiledStatus
+
+_BUCKETS: Final = len(messages.LATENCY_BOUNDS_SECONDS) + 1
+
+
+class TiledReports:
+    """Tiled as all workers together have found it. Times are Unix times.
+
+    Tiled is reachable if the last sign of it was that it accepts requests, and not if it was that it does not.
+
+    Parameters
+    ----------
+    address
+        Address of Tiled as configured; "" if only the workers know it.
+
+    Attributes
+    ----------
+    reachable
+        Whether Tiled accepts requests; None while no worker has asked.
+    since
+        Time since which it does or does not; None while no worker has asked.
+    problem
+        Reason why it does not; "" if it does.
+    needs_person
+        That reason will not pass by itself.
+    """
+
+    def __init__(self, address: str = "") -> None:
+        self.reachable: bool | None = None
+        self.since: float | None = None
+        self.problem = ""
+        self.needs_person = False
+        self._address = address
+        self._version = ""
+        self._answered_at: float | None = None
+        self._failed_at: float | None = None
+        self._written_at: float | None = None
+        self._requests: Counter[str] = Counter()
+        self._retries: Counter[str] = Counter()
+        self._latencies = [0] * _BUCKETS
+        self._latency_sum = 0.0
+
+    def add(self, report: messages.Report) -> None:
+        """Take a report in."""
+        self._address = report.address or self._address
+        self._version = report.version or self._version
+        self._requests.update(report.requests)
+        self._retries.update(report.retries)
+        if len(report.latencies) == _BUCKETS:
+            self._latencies = [known + new for known, new in zip(self._latencies, report.latencies, strict=True)]
+            self._latency_sum += report.latency_sum
+        self._written_at = _later(self._written_at, report.written_at)
+        failed_before = self._failed_at
+        self._answered_at = _later(self._answered_at, report.answered_at)
+        self._failed_at = _later(self._failed_at, report.failed_at)
+        if self._failed_at != failed_before and report.problem:
+            self._note_problem(report)
+        if self._answered_at is not None and (self._failed_at is None or self._answered_at > self._failed_at):
+            self._note_reachable(self._answered_at, reachable=True)
+            self.problem, self.needs_person = "", False
+        elif self._failed_at is not None:
+            self._note_reachable(report.failed_at or self._failed_at, reachable=False)
+
+    def _note_problem(self, report: messages.Report) -> None:
+        self.problem, self.needs_person = report.problem, report.needs_person
+
+    def _note_reachable(self, at: float, *, reachable: bool) -> None:
+        if self.reachable is not reachable:
+            self.reachable, self.since = reachable, at
+
+    @property
+    def asked_at(self) -> float | None:
+        """Time of the last sign of Tiled, good or bad; None if there was none."""
+        return _later(self._answered_at, self._failed_at)
+
+    def describe(self) -> TiledStatus:
+        """Return the state for the snapshot."""
+        cumulative = list(accumulate(self._latencies))
+        return TiledStatus(
+            address=self._address or None,
+            version=self._version or None,
+            reachable=self.reachable,
+            since=self.since,
+            asked=self.asked_at,
+            last_write=self._written_at,
+            problem=self.problem or None,
+            requests=dict(self._requests),
+            retries=dict(self._retries),
+            latency=Latency(
+                list(zip(messages.LATENCY_BOUNDS_SECONDS, cumulative, strict=False)), self._latency_sum, cumulative[-1]
+            ),
+        )
+
+
+def _later(one: float | None, other: float | None) -> float | None:
+    return max(filter(None, (one, other)), default=None)
