@@ -31,6 +31,7 @@ from ._effects import (
     WithdrawRetry,
 )
 from ._lifecycle import Event, State
+from ._outage import Backlog, TiledOutage
 from ._publishers import DEFAULT_MAX_OPEN_RUNS, Publisher
 from ._resume_queue import ResumeQueue
 from ._runs import MAX_DEATHS, Purpose, Run, RunMessage, Worker
@@ -81,6 +82,8 @@ class Scheduler:
     ----------
     runs
         The runs that have or may need a worker, by uid; with `drain`, also those that are done.
+    outage
+        The outage of Tiled, if there is one.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class Scheduler:
         # Written runs to be compared with their journals again.
         self._audit_schedule = AuditSchedule()
         self._monitor = WorkerMonitor(limits, now.monotonic)
+        self.outage = TiledOutage()
         self._survey_done = False
         self._stop_deadline: float | None = None
         self._last_order = 0.0
@@ -163,6 +167,11 @@ class Scheduler:
             return messages.RunState(0, ended=False, outcome="")
         return run.describe_state()
 
+    def measure_backlog(self) -> Backlog:
+        """Return how much is journaled and not known to be in Tiled."""
+        left = [run for run in self.runs.values() if run.has_work_left]
+        return Backlog(len(left), sum(run.next - run.written for run in left))
+
     def next_at(self, now: Instant) -> float:
         """Return the time (`time.monotonic`) at which `schedule` has something to do if nothing happens before."""
         if self.is_stopping or len(self._workers) >= self._max_workers:
@@ -203,6 +212,7 @@ class Scheduler:
             The time.
         """
         self._effects += self._monitor.check_workers(self._workers.values(), memory, now.monotonic)
+        self.outage.report(now, self.measure_backlog)
         return self._take_effects()
 
     def stop(self, now: Instant) -> None:
@@ -316,8 +326,13 @@ class Scheduler:
         elif isinstance(message, messages.Progress):
             run.advance(written=message.next)
         elif isinstance(message, messages.Reached):
+            self.outage.note_answer(run.uid, now, self.measure_backlog)
             self._resume_queue.note_recovery()
+        elif isinstance(message, messages.Unreachable):
+            needs_person = message.needs_person
+            self.outage.note_refusal(run.uid, message.since, message.reason, now, needs_person=needs_person)
         elif isinstance(message, messages.Written):
+            self.outage.forget_run(run.uid)
             run.apply_event(Event(message.outcome))
             run.reason = message.reason
             self._tell_publishers(run, message)
@@ -344,6 +359,7 @@ class Scheduler:
             self._postpone_start(run, FORK_PAUSE_SECONDS, now)
             return self._take_effects()
         self._forget_worker(run)
+        self.outage.note_worker_end(run.uid)
         run.orphan = None
         was_audited = worker.purpose is Purpose.AUDIT and run.is_complete
         died = exit_code != 0 or bool(worker.kill_reason)
@@ -640,8 +656,12 @@ class Scheduler:
             return
         if worker.finish_by is None and not facts.unusable:
             # The worker ended by itself, so Tiled is away.
-            self._resume_queue.note_outage(run, now.monotonic, was_probe=worker.is_probe)
+            self._note_outage(run, now, was_probe=worker.is_probe)
         self._resume_queue.add(run)
+
+    def _note_outage(self, run: Run, now: Instant, *, was_probe: bool) -> None:
+        self._resume_queue.note_outage(run, now.monotonic, was_probe=was_probe)
+        self.outage.note_parking(run.uid, now)
 
     def _read_outcome(self, run: Run, facts: JournalFacts, now: Instant) -> None:
         """Take the outcome from the journal, in case the worker's last messages were lost."""
@@ -713,7 +733,7 @@ class Scheduler:
         if auditor is not None:
             if not died and at == run.audit_at and auditor.finish_by is None:
                 # The worker ended without an audit although nobody told it to end, so Tiled is away.
-                self._resume_queue.note_outage(run, now.monotonic, was_probe=auditor.is_probe)
+                self._note_outage(run, now, was_probe=auditor.is_probe)
             pause = self._audit_schedule.pause_after(run.uid, died=died)
         if pause is None:
             self._give_up_audit(run)

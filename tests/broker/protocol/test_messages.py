@@ -26,6 +26,7 @@ from tiledbroker.protocol.messages import (
     Ready,
     Refused,
     RunState,
+    Unreachable,
     Welcome,
     Written,
 )
@@ -51,6 +52,7 @@ GOLDEN: list[tuple[Message, int, bytes]] = [
     (Progress("a", 4), 33, b"\x92\xa1a\x04"),
     (Finish(), 34, b"\x90"),
     (Reached("a"), 35, b"\x91\xa1a"),
+    (Unreachable("a", 0.5, "b", True), 37, b"\x94\xa1a\xcb\x3f\xe0\0\0\0\0\0\0\xa1b\xc3"),
 ]
 by_name = pytest.mark.parametrize(("message", "kind", "header"), GOLDEN, ids=[type(row[0]).__name__ for row in GOLDEN])
 
@@ -76,6 +78,7 @@ any_message = st.one_of(
     st.builds(Progress, text, number),
     st.builds(Finish),
     st.builds(Reached, st.text()),
+    st.builds(Unreachable, st.text(), st.floats(allow_nan=False), st.text(), st.booleans()),
 )
 
 

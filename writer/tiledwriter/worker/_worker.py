@@ -33,6 +33,7 @@ from .._logging import LogOptions
 from ..catalog import Client
 from ..mapping import WritingOptions
 from ._processes import Processes
+from ._run_outage import RunOutage
 from ._writing import RunWriting
 
 log = logging.getLogger(__name__)
@@ -195,6 +196,7 @@ class Worker:
                     drain=self._task.drain,
                     on_progress=self._on_progress,
                     on_reached=self._on_reached,
+                    on_unreachable=self._on_unreachable,
                     on_end=self._on_end,
                 )
                 self._serve_run()
@@ -231,7 +233,8 @@ class Worker:
             if self._task.client:
                 journal.set("client", self._task.client)
             journal.set("worker", Processes().identity(os.getpid()))
-            journal.note("worker started", pid=os.getpid(), documents=journal.length)
+            if not RunOutage(journal).note_worker():
+                journal.note("worker started", pid=os.getpid(), documents=journal.length)
 
     def _wait_for_finish(self, timeout: float) -> bool:
         """Wait at most `timeout` seconds; return whether the supervisor said Finish.
@@ -294,10 +297,10 @@ class Worker:
             return False
         if not (self._journal.ended or self._task.drain):
             return False
-        log.info("Tiled is unavailable and the whole run is journaled; the run is parked.")
+        log.debug("Tiled is unavailable and the whole run is journaled; the run is parked.")
         # A full disk must not prevent this.
         with contextlib.suppress(sqlite3.OperationalError):
-            self._journal.note("parked", documents=self._journal.length)
+            RunOutage(self._journal).note_parking()
         return True
 
     def _end_as_orphan(self) -> None:
@@ -388,7 +391,7 @@ class Worker:
     def _send_message(self, message: messages.Message) -> None:
         self._mailbox.send_multipart(messages.encode(message))
 
-    # The writing thread calls the next four methods. A ZeroMQ socket belongs to one thread, so messages go through
+    # The writing thread calls the next five methods. A ZeroMQ socket belongs to one thread, so messages go through
     # `_outbox` to the main thread, which calls `_send_queued`.
 
     def _on_progress(self, index: int) -> None:
@@ -396,6 +399,9 @@ class Worker:
 
     def _on_reached(self) -> None:
         self._queue_message(messages.Reached(self._task.run_uid))
+
+    def _on_unreachable(self, since: float, reason: str, needs_person: bool) -> None:
+        self._queue_message(messages.Unreachable(self._task.run_uid, since, reason, needs_person))
 
     def _on_end(self, outcome: str, reason: str) -> None:
         self._failed = outcome == FAILED
