@@ -9,6 +9,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
+    ByteSize,
     ConfigDict,
     Field,
     NonNegativeInt,
@@ -70,6 +72,20 @@ _HEADER_VALUE: Final = re.compile(r"([!-~]([ -~\t]*[!-~])?)?")
 _OWN_HEADERS: Final = frozenset({"connection", "content-length", "content-type", "host", "transfer-encoding"})
 
 
+_DURATION: Final = re.compile(r"(\d+(?:\.\d*)?)\s*(s|min|h|d|w|)")
+_UNIT_SECONDS: Final = {"": 1.0, "s": 1.0, "min": 60.0, "h": 3_600.0, "d": 86_400.0, "w": 604_800.0}
+
+
+def parse_duration(value: object) -> object:
+    """Return the seconds of a text such as "14d", "12h", "90min" or "3600"; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    match = _DURATION.fullmatch(value.strip())
+    if match is None:
+        raise ValueError(f"{value!r} is not a duration such as 14d, 12h, 90min or a number of seconds")
+    return float(match[1]) * _UNIT_SECONDS[match[2]]
+
+
 class StreamPatterns(BaseModel):
     """Which streams are written, by shell-style patterns of their names. `exclude` takes precedence over `include`."""
 
@@ -98,6 +114,13 @@ class Settings(BaseSettings):
     )
     journal_dir: Path = Field(
         default_factory=default_journal_dir, description="Directory of the journals, on a local disk."
+    )
+    min_free: ByteSize | None = Field(
+        None,
+        description="Free bytes, such as 500MB, of the journals' disk below which no documents are accepted.",
+    )
+    keep_written: Annotated[PositiveFloat, BeforeValidator(parse_duration)] | None = Field(
+        None, description="Age, such as 14d or 12h, at which journals of written runs are deleted."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Lowest level of messages to log."

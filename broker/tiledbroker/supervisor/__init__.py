@@ -10,6 +10,7 @@ from ._publishers import (
     DEFAULT_WINDOW,
     ClientLimits,
 )
+from ._retention import time_written
 from ._retry import clear_failure, request_retry, withdraw_retry
 from ._scheduler import DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS
 from ._supervisor import DEFAULT_ADDRESS, Supervisor
@@ -34,5 +35,6 @@ __all__ = [
     "WorkerTask",
     "clear_failure",
     "request_retry",
+    "time_written",
     "withdraw_retry",
 ]

@@ -37,6 +37,8 @@ _WAITING_MESSAGES: Final = 16
 _SILENCE: Final = 60.0
 # Seconds between two summaries of refusals in the log.
 _REPORT_INTERVAL: Final = 60.0
+# Topics of refusals that the supervisor logs once for all publishers.
+_SAID_ELSEWHERE: Final = frozenset({"disk"})
 # Intervals in seconds; TCP_MAXRT in milliseconds.
 _KEEPALIVE: Final = {
     zmq.TCP_KEEPALIVE: 1,
@@ -281,12 +283,11 @@ class Frontend:
         if ended := self._connections.close_overdue({publisher.descriptor for publisher in self.publishers.values()}):
             self._record_refusal("hello", "%d connections without a Hello were ended.", ended)
         now = time.monotonic()
-        if self.refused != self._reported and now >= self._next_report:
+        reported = Counter({topic: count for topic, count in self.refused.items() if topic not in _SAID_ELSEWHERE})
+        if reported != self._reported and now >= self._next_report:
             self._next_report = now + _REPORT_INTERVAL
-            self._reported = self.refused.copy()
-            log.info(
-                "Refused so far: %s.", ", ".join(f"{topic} {count}" for topic, count in sorted(self.refused.items()))
-            )
+            self._reported = reported
+            log.info("Refused so far: %s.", ", ".join(f"{topic} {count}" for topic, count in sorted(reported.items())))
 
     def _forget(self, identity: bytes) -> None:
         if (publisher := self.publishers.pop(identity, None)) is not None:
@@ -321,7 +322,8 @@ class Frontend:
 
     def _record_refusal(self, topic: str, message: str, *args: object) -> None:
         self.refused[topic] += 1
-        self._limited_log.log(logging.WARNING, topic, message, *args)
+        level = logging.DEBUG if topic in _SAID_ELSEWHERE else logging.WARNING
+        self._limited_log.log(level, topic, message, *args)
 
 
 def _draw_first_identity() -> None:

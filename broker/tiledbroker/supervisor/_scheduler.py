@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..protocol import messages
 from ._audit_schedule import PUT_OFF_SECONDS, AuditSchedule
+from ._disk_space import DiskSpace, Space
 from ._effects import (
     ClearFailure,
     CompareDocuments,
@@ -77,6 +78,8 @@ class Scheduler:
         Keep the runs that are done, so that `unwritten_runs` can name those that are not.
     limits
         Limits of each worker.
+    disk
+        The disk of the journals.
 
     Attributes
     ----------
@@ -84,6 +87,8 @@ class Scheduler:
         The runs that have or may need a worker, by uid; with `drain`, also those that are done.
     outage
         The outage of Tiled, if there is one.
+    disk
+        The disk of the journals.
     """
 
     def __init__(
@@ -95,7 +100,9 @@ class Scheduler:
         max_open_runs: int = DEFAULT_MAX_OPEN_RUNS,
         drain: bool = False,
         limits: WorkerLimits = WorkerLimits(),  # noqa: B008  it is frozen
+        disk: DiskSpace | None = None,
     ) -> None:
+        self.disk = disk or DiskSpace(Path())
         self.runs: dict[str, Run] = {}
         self._began = now.monotonic
         self._max_workers = max_workers
@@ -215,6 +222,10 @@ class Scheduler:
         self.outage.report(now, self.measure_backlog)
         return self._take_effects()
 
+    def measure_disk(self, space: Space | None, now: Instant) -> None:
+        """Take the space on the journals' disk; None if it cannot be measured. Called once a second."""
+        self.disk.update(space, now.monotonic)
+
     def stop(self, now: Instant) -> None:
         """Tell all workers to end, from the next `schedule` on; a second call gives them no more time."""
         timeout = STOP_TIMEOUT_SECONDS if self._stop_deadline is None else 0.0
@@ -243,6 +254,10 @@ class Scheduler:
             self._effects.append(refusal)
         elif run.ended and message.next <= run.next:
             self._answer_known(run, publisher, message)
+        elif self.disk.is_full:
+            # Nothing is acknowledged, so the publisher keeps the documents.
+            later = messages.Refused(run.uid, run.next, messages.LATER, self.disk.explain())
+            self._effects.append(RefuseDocuments("disk", publisher, later))
         else:
             run.publishers.add(publisher)
             if run.uid not in self.runs:

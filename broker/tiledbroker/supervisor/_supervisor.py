@@ -23,11 +23,12 @@ import zmq
 
 from .._crash_points import crash_point
 from .._errors import DirectoryUnusable, JournalError, JournalLocked, LifecycleError
-from .._filesystem import network_filesystem
+from .._filesystem import measure_space, network_filesystem
 from .._rate_limited_log import RateLimitedLog
 from .._wake_up import WakeUp
 from ..log import FileLock, Journal, journal_filename
 from ..protocol import ServerCurve, messages
+from ._disk_space import DiskSpace, Space
 from ._effects import (
     ClearFailure,
     CompareDocuments,
@@ -51,6 +52,7 @@ from ._handshake_queue import HandshakeQueue
 from ._journal_facts import JournalFacts, find_facts, read_facts, record_event
 from ._lifecycle import State
 from ._publishers import ClientLimits, Publisher
+from ._retention import Retention
 from ._retry import RetryWatch, clear_failure, retry_is_requested, withdraw_retry
 from ._runs import Run, RunMessage
 from ._scheduler import DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS, Scheduler
@@ -98,6 +100,10 @@ class Supervisor:
         Limits of each worker.
     processes
         Access to processes. None: memory is not checked, and hanging orphans are not killed.
+    min_free
+        Bytes on the journals' disk below which no documents are accepted; None: the lesser of 100 MiB and 1 % of it.
+    keep_written
+        Seconds after which the journal of a written run is deleted; None keeps all.
 
     Raises
     ------
@@ -120,6 +126,8 @@ class Supervisor:
         max_resumed: int = DEFAULT_MAX_RESUMED,
         limits: WorkerLimits = WorkerLimits(),  # noqa: B008  it is frozen
         processes: ProcessTable | None = None,
+        min_free: int | None = None,
+        keep_written: float | None = None,
     ) -> None:
         _prepare_directory(journal_dir, make=not drain)
         self._lock = FileLock(journal_dir / SUPERVISOR_LOCK)
@@ -135,12 +143,14 @@ class Supervisor:
             max_open_runs=clients.max_open_runs,
             drain=drain,
             limits=limits,
+            disk=DiskSpace(journal_dir, min_free),
         )
         self._pool = WorkerPool(journal_dir, command, processes, drain=drain)
         self._handshake_queue = HandshakeQueue()
         self._survey = Survey(journal_dir, self._handle_surveyed_journal)
         self._retries = RetryWatch(journal_dir)
         self._finished_journals = FinishedJournals()
+        self._retention = Retention(journal_dir, keep_written, lambda path: self._find_run(path) is not None)
         self._check_at = 0.0
         # Calls of `stop`, which come from signal handlers and other threads, and how many of them are handled.
         self._stops = self._handled_stops = 0
@@ -218,6 +228,7 @@ class Supervisor:
         self._handle_stops()
         self._check_periodically()
         self._survey_journals()
+        self._delete_old_journals()
         self._frontend.check_connections()
         self._perform(self._scheduler.schedule(_now()))
         events = dict(self._poller.poll(int(self._poll_timeout() * 1000)))
@@ -254,6 +265,8 @@ class Supervisor:
             return
         self._check_at = now.monotonic + _CHECK_SECONDS
         self._perform(self._scheduler.check_workers(self._pool.measure_memory(), now))
+        space = measure_space(self.journal_dir)
+        self._scheduler.measure_disk(None if space is None else Space(*space), now)
         self._pool.fork_server.check(now.monotonic)
         self._find_retries()
         self._finished_journals.retry(now.monotonic, lambda path: self._find_run(path) is not None)
@@ -301,6 +314,8 @@ class Supervisor:
     def _answer_hellos(self) -> None:
         limits = self._clients
         for publisher, states in self._handshake_queue.look_up(self._read_state, self._frontend.has):
+            for uid in states:
+                self._retention.note_asked(uid, time.time())
             # Read the states of known runs again: they may have changed since. Add publishers only now: a publisher
             # that hears of a run before its Welcome could take it for its own run.
             known = [uid for uid in states if uid in self._scheduler.runs]
@@ -397,6 +412,10 @@ class Supervisor:
             self._scheduler.finish_survey()
             count = self._scheduler.runs_to_resume
             log.info("%d journals read; resuming %d unfinished runs.", self._survey.seen, count)
+
+    def _delete_old_journals(self) -> None:
+        if self._survey.done and not self._scheduler.is_stopping:
+            self._retention.proceed(time.time())
 
     def _handle_surveyed_journal(self, path: Path) -> None:
         if self._find_run(path) is not None:

@@ -380,7 +380,7 @@ def test_the_supervisor_can_be_stopped_while_a_worker_waits_for_space_on_the_jou
 ) -> None:
     journals = small_disk / "journals"
     journals.mkdir()
-    with SupervisorProcess(journals, tiled_server) as supervisor:
+    with SupervisorProcess(journals, tiled_server, environment={"TILEDWRITER_MIN_FREE": "0"}) as supervisor:
         filling = fill(small_disk)
         publisher = publisher_to(supervisor)
         publish(publisher, documents())

@@ -109,6 +109,8 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
             max_resumed=settings.max_resumed,
             limits=settings.worker_limits(),
             processes=Processes(),
+            min_free=settings.min_free,
+            keep_written=settings.keep_written,
         )
         supervisor.stop_on_signals()
         left = supervisor.run()
