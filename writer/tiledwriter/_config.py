@@ -45,7 +45,7 @@ from tiledbroker.supervisor import (
     WorkerLimits,
 )
 
-from ._logging import LogOptions
+from ._logging import LogForm, LogOptions
 from .mapping import (
     LATE_AUDIT_SECONDS,
     MAX_ARRAY_SIZE,
@@ -101,6 +101,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TILEDWRITER_", extra="forbid", hide_input_in_errors=True)
     yaml_file: ClassVar[Path | None] = None
     needs_server: ClassVar[bool] = True
+    loads_plugins: ClassVar[bool] = True
 
     listen: str = Field(DEFAULT_ADDRESS, description="Address to listen on for publishers.")
     curve: Path | None = Field(
@@ -125,7 +126,9 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Lowest level of messages to log."
     )
-    log_format: Literal["text", "json"] = Field("text", description="Format of log lines.")
+    log_format: LogForm = Field(
+        "auto", description="Format of log lines; auto: journald if systemd reads them, else text."
+    )
     max_workers: PositiveInt = Field(DEFAULT_MAX_WORKERS, description="Maximum number of worker processes.")
     max_resumed: PositiveInt = Field(
         DEFAULT_MAX_RESUMED, description="How many of them may write leftovers of earlier runs."
@@ -243,19 +246,22 @@ class Settings(BaseSettings):
     @field_validator("normalizer")
     @classmethod
     def _normalizer_can_be_made(cls, normalizer: str | None) -> str | None:
-        Plugins(normalizer).make_normalizer({})
+        if cls.loads_plugins:
+            Plugins(normalizer).make_normalizer({})
         return normalizer
 
     @field_validator("patches")
     @classmethod
     def _patches_exist(cls, patches: dict[str, str]) -> dict[str, str]:
-        load_patches(patches)
+        if cls.loads_plugins:
+            load_patches(patches)
         return patches
 
     @field_validator("consolidators")
     @classmethod
     def _with_installed_consolidators(cls, consolidators: dict[str, str]) -> dict[str, str]:
-        load_consolidators(consolidators)
+        if cls.loads_plugins:
+            load_consolidators(consolidators)
         return {**installed_consolidators(except_for=consolidators), **consolidators}
 
     @model_validator(mode="after")
@@ -314,7 +320,7 @@ class Settings(BaseSettings):
         )
 
 
-def load_settings(config: Path | None, flags: dict[str, Any], *, server: bool = True) -> Settings:
+def load_settings(config: Path | None, flags: dict[str, Any], *, server: bool = True, plugins: bool = True) -> Settings:
     """Load settings from a YAML file, the environment and flags.
 
     Flags take precedence over the environment, and the environment over the file. Mappings are merged key by key.
@@ -327,6 +333,8 @@ def load_settings(config: Path | None, flags: dict[str, Any], *, server: bool = 
         Settings from the command line by name; None values are ignored.
     server
         Raise an error if the settings do not name a Tiled server.
+    plugins
+        Raise an error if plugins that the settings name cannot be imported.
 
     Raises
     ------
@@ -337,6 +345,7 @@ def load_settings(config: Path | None, flags: dict[str, Any], *, server: bool = 
     class FromFile(Settings):
         yaml_file: ClassVar[Path | None] = config
         needs_server: ClassVar[bool] = server
+        loads_plugins: ClassVar[bool] = plugins
 
     try:
         return FromFile(**{name: value for name, value in flags.items() if value is not None})

@@ -10,6 +10,7 @@ from ._publishers import (
     DEFAULT_WINDOW,
     ClientLimits,
 )
+from ._reload import ReloadSource, ServiceChanges
 from ._retention import time_written
 from ._retry import clear_failure, request_retry, withdraw_retry
 from ._scheduler import DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS
@@ -28,6 +29,8 @@ __all__ = [
     "DEFAULT_WINDOW",
     "ClientLimits",
     "ProcessIdentity",
+    "ReloadSource",
+    "ServiceChanges",
     "State",
     "Supervisor",
     "WorkerCommand",

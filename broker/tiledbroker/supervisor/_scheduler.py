@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -32,7 +33,7 @@ from ._effects import (
     WithdrawRetry,
 )
 from ._lifecycle import Event, State
-from ._outage import Backlog, TiledOutage
+from ._outage import Backlog, TiledOutage, format_time
 from ._publishers import DEFAULT_MAX_OPEN_RUNS, Publisher
 from ._resume_queue import ResumeQueue
 from ._runs import MAX_DEATHS, Purpose, Run, RunMessage, Worker
@@ -178,6 +179,17 @@ class Scheduler:
         """Return how much is journaled and not known to be in Tiled."""
         left = [run for run in self.runs.values() if run.has_work_left]
         return Backlog(len(left), sum(run.next - run.written for run in left))
+
+    def describe_service(self) -> str:
+        """Return the state of the service in one line, trouble first."""
+        counts = Counter(run.state for run in self.runs.values() if not run.is_complete)
+        listed = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
+        trouble = []
+        if self.disk.is_full:
+            trouble.append(f"No documents are accepted: {self.disk.explain()}")
+        if self.outage.since is not None:
+            trouble.append(f"Tiled has refused requests since {format_time(self.outage.since)}: {self.outage.reason}")
+        return "; ".join([*trouble, f"runs: {listed or 'none is open'}"])
 
     def next_at(self, now: Instant) -> float:
         """Return the time (`time.monotonic`) at which `schedule` has something to do if nothing happens before."""

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sqlite3
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -52,10 +53,12 @@ from ._handshake_queue import HandshakeQueue
 from ._journal_facts import JournalFacts, find_facts, read_facts, record_event
 from ._lifecycle import State
 from ._publishers import ClientLimits, Publisher
+from ._reload import ReloadSource
 from ._retention import Retention
 from ._retry import RetryWatch, clear_failure, retry_is_requested, withdraw_retry
 from ._runs import Run, RunMessage
 from ._scheduler import DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS, Scheduler
+from ._service_notifier import ServiceNotifier
 from ._survey import Survey
 from ._tasks import WorkerCommand
 from ._worker_monitor import WorkerLimits
@@ -154,6 +157,10 @@ class Supervisor:
         self._check_at = 0.0
         # Calls of `stop`, which come from signal handlers and other threads, and how many of them are handled.
         self._stops = self._handled_stops = 0
+        self._notifier = ServiceNotifier()
+        self._reload_source: ReloadSource | None = None
+        self._reloads = self._handled_reloads = 0
+        self._is_reloading = False
         self._limited_log = RateLimitedLog(log)
         self._wake_up = WakeUp()
 
@@ -178,6 +185,7 @@ class Supervisor:
             self._open_sockets(context)
             self._pool.fork_server.check(time.monotonic())
             self._scheduler = self._make_scheduler(_now())
+            self._notifier.announce_ready()
             while not self._scheduler.is_done(_now()):
                 self._run_once()
         finally:
@@ -191,6 +199,7 @@ class Supervisor:
         """Release the journal directory. `run` calls it before it returns."""
         self._pool.close()
         self._wake_up.close()
+        self._notifier.close()
         self._lock.release()
 
     def stop(self) -> None:
@@ -211,6 +220,20 @@ class Supervisor:
         signal.signal(signal.SIGTERM, handle)
         signal.signal(signal.SIGINT, handle)
 
+    def reload_on_signal(self, source: ReloadSource) -> None:
+        """Make SIGHUP read the configuration again, unless the terminal is gone: then it calls `stop`."""
+        self._reload_source = source
+        had_terminal = sys.stderr.isatty()
+
+        def handle(_number: int, _frame: FrameType | None) -> None:
+            if had_terminal and not sys.stderr.isatty():
+                self.stop()
+                return
+            self._reloads += 1
+            self._wake_up.wake()
+
+        signal.signal(signal.SIGHUP, handle)
+
     # The loop.
 
     def _open_sockets(self, context: zmq.Context[_Socket]) -> None:
@@ -225,7 +248,9 @@ class Supervisor:
         self._poller.register(self._pool.fork_server.fileno(), zmq.POLLIN)
 
     def _run_once(self) -> None:
+        self._notifier.feed_watchdog(time.monotonic())
         self._handle_stops()
+        self._handle_reloads()
         self._check_periodically()
         self._survey_journals()
         self._delete_old_journals()
@@ -245,19 +270,39 @@ class Supervisor:
 
     def _poll_timeout(self) -> float:
         """Return the longest time in seconds to wait for events."""
-        if self._handshake_queue or self._handled_stops < self._stops:
+        if self._handshake_queue or self._handled_stops < self._stops or self._handled_reloads < self._reloads:
             return 0.0
         survey_at = self._survey.next_at()
         due = self._scheduler.next_at(_now())
         due = due if survey_at is None or self._scheduler.is_stopping else min(due, survey_at)
-        return max(0.0, min(_IDLE_SECONDS, due - time.monotonic()))
+        return max(0.0, min(_IDLE_SECONDS, self._notifier.feed_pause, due - time.monotonic()))
 
     def _handle_stops(self) -> None:
         while self._handled_stops < self._stops:
             self._handled_stops += 1
             self._scheduler.stop(_now())
+            self._notifier.announce_stopping()
             if self._frontend.socket in self._poller:
                 self._poller.unregister(self._frontend.socket)
+
+    def _handle_reloads(self) -> None:
+        """Begin to read the configuration again if that is asked for, and take what was read when that is done."""
+        source = self._reload_source
+        if source is None:
+            return
+        if self._handled_reloads < self._reloads:
+            self._handled_reloads = self._reloads
+            self._notifier.announce_reloading()
+            self._is_reloading = True
+            source.begin()
+        if not self._is_reloading or source.is_running():
+            return
+        self._is_reloading = False
+        if (changes := source.take_changes()) is not None:
+            self._pool.fork_server.change_command(changes.command)
+            self._scheduler.disk.change_min_free(changes.min_free)
+            self._retention.change_age(changes.keep_written)
+        self._notifier.announce_ready()
 
     def _check_periodically(self) -> None:
         now = _now()
@@ -267,6 +312,7 @@ class Supervisor:
         self._perform(self._scheduler.check_workers(self._pool.measure_memory(), now))
         space = measure_space(self.journal_dir)
         self._scheduler.measure_disk(None if space is None else Space(*space), now)
+        self._notifier.describe_status(self._scheduler.describe_service())
         self._pool.fork_server.check(now.monotonic)
         self._find_retries()
         self._finished_journals.retry(now.monotonic, lambda path: self._find_run(path) is not None)

@@ -8,9 +8,15 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import _keygen
 from ._exit import ExitCode
+
+if TYPE_CHECKING:
+    from tiledbroker.supervisor import WorkerCommand
+
+    from .._config import Settings
 
 log = logging.getLogger("tiledwriter.supervisor")
 
@@ -61,7 +67,11 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--drain", action="store_true", help="write what the journals hold, then exit")
     result.add_argument("--log-level", metavar="L", help="DEBUG, INFO, WARNING or ERROR (default INFO)")
-    result.add_argument("--log-format", choices=("text", "json"), help="format of log lines (default text)")
+    result.add_argument(
+        "--log-format",
+        choices=("auto", "text", "json", "journald"),
+        help="format of log lines (default auto: journald under systemd, else text)",
+    )
     result.set_defaults(command=serve)
     commands = result.add_subparsers(title="other commands", metavar="COMMAND")
     _keygen.add_command(commands)
@@ -87,6 +97,7 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
         from tiledbroker.supervisor import Supervisor, WorkerCommand
 
         from ..worker import Processes, allow_open_files, run_worker
+        from ._reload import ConfigurationReload
         from ._settings import WrongConfiguration, settings_of
     except ImportError as error:
         return _report_failure(ExitCode.FAILED, f'{error}. The ingest host needs: pip install "tiledwriter[ingest]"')
@@ -94,13 +105,16 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
         settings = settings_of(config, flags)
     except WrongConfiguration as error:
         return _report_failure(ExitCode.USAGE, str(error))
-    options = settings.worker_options()
-    options.logging.configure()
+
+    def make_command(settings: Settings) -> WorkerCommand:
+        return WorkerCommand(partial(run_worker, options=settings.worker_options()), ("tiledwriter.worker._preload",))
+
+    settings.worker_options().logging.configure()
     log.debug("Up to %d files may be open.", allow_open_files())
     try:
         supervisor = Supervisor(
             settings.journal_dir,
-            WorkerCommand(partial(run_worker, options=options), ("tiledwriter.worker._preload",)),
+            make_command(settings),
             listen=None if drain else settings.listen,
             drain=drain,
             clients=settings.client_limits(),
@@ -113,6 +127,7 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
             keep_written=settings.keep_written,
         )
         supervisor.stop_on_signals()
+        supervisor.reload_on_signal(ConfigurationReload(config, flags, settings, make_command))
         left = supervisor.run()
     except KeyFileError as error:
         return _report_failure(ExitCode.USAGE, str(error))

@@ -150,6 +150,7 @@ def run_worker(task: WorkerTask, *, options: WorkerOptions) -> None:
     # Ctrl-C and systemd signal every process of a group, but only the supervisor tells a worker to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
     options.logging.configure(worker=task.run_uid)
     Worker(task, options).run()
