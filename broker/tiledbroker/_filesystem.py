@@ -56,6 +56,18 @@ def filesystem_type(path: Path) -> int | None:
     return ctypes.c_long.from_buffer(status).value & 0xFFFFFFFF
 
 
+def measure_space(path: Path) -> tuple[int, int] | None:
+    """Return the bytes that this user may still write on the disk of `path`, and the size of the disk.
+
+    None if they cannot be determined.
+    """
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+
+
 def explain_write_error(path: Path, error: OSError | sqlite3.Error) -> str:
     """Return a message for users that says why a journal cannot be written, in particular if the disk is full."""
     number = error.errno if isinstance(error, OSError) else None

@@ -136,7 +136,7 @@ def test_a_run_survives_that_tiled_is_stopped_and_started_again(tmp_path: Path, 
         with journal_of(supervisor.journal_dir, run_uid) as journal:
             events = [entry.event for entry in journal.history()]
         assert "waiting" in events
-        assert {"resumed", "parked"} & set(events)  # by the same worker, or by another
+        assert events.count("waiting") == events.count("resumed")
 
 
 def test_a_run_survives_that_tiled_is_killed(tmp_path: Path, own_tiled_server: TiledServer) -> None:

@@ -46,7 +46,7 @@ def test_a_new_key_in_the_file_is_taken_without_a_restart(tmp_path: Path, tiled_
     with SupervisorProcess(tmp_path / "journals", tiled_server, environment=environment) as supervisor:
         publisher = ZMQPublisher(supervisor.address, spool_dir=tmp_path / "spool", on_error="raise")
         uid = publish(publisher)
-        wait_until(lambda: b"refuses requests" in supervisor.log.read_bytes(), 60, "the key is not accepted")
+        wait_until(lambda: b"has refused requests" in supervisor.log.read_bytes(), 60, "the key is not accepted")
         file.write_text(f"{tiled_server.api_key}\n")
         assert publisher.wait_written(uid, timeout=60)
         publisher.close()

@@ -61,7 +61,7 @@ def test_flags_win_over_the_environment_and_that_over_the_file(write_yaml, monke
     assert settings.max_workers == 2
     assert settings.window == 1000
     assert settings.log_level == "DEBUG"
-    assert settings.log_format == "text"
+    assert settings.log_format == "auto"
 
 
 def test_a_file_is_not_needed(monkeypatch, tmp_path):

@@ -9,6 +9,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
+    ByteSize,
     ConfigDict,
     Field,
     NonNegativeInt,
@@ -43,7 +45,7 @@ from tiledbroker.supervisor import (
     WorkerLimits,
 )
 
-from ._logging import LogOptions
+from ._logging import LogForm, LogOptions
 from .mapping import (
     LATE_AUDIT_SECONDS,
     MAX_ARRAY_SIZE,
@@ -71,6 +73,20 @@ _HEADER_VALUE: Final = re.compile(r"([!-~]([ -~\t]*[!-~])?)?")
 _OWN_HEADERS: Final = frozenset({"connection", "content-length", "content-type", "host", "transfer-encoding"})
 
 
+_DURATION: Final = re.compile(r"(\d+(?:\.\d*)?)\s*(s|min|h|d|w|)")
+_UNIT_SECONDS: Final = {"": 1.0, "s": 1.0, "min": 60.0, "h": 3_600.0, "d": 86_400.0, "w": 604_800.0}
+
+
+def parse_duration(value: object) -> object:
+    """Return the seconds of a text such as "14d", "12h", "90min" or "3600"; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    match = _DURATION.fullmatch(value.strip())
+    if match is None:
+        raise ValueError(f"{value!r} is not a duration such as 14d, 12h, 90min or a number of seconds")
+    return float(match[1]) * _UNIT_SECONDS[match[2]]
+
+
 class StreamPatterns(BaseModel):
     """Which streams are written, by shell-style patterns of their names. `exclude` takes precedence over `include`."""
 
@@ -86,6 +102,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TILEDWRITER_", extra="forbid", hide_input_in_errors=True)
     yaml_file: ClassVar[Path | None] = None
     needs_server: ClassVar[bool] = True
+    loads_plugins: ClassVar[bool] = True
 
     listen: str = Field(DEFAULT_ADDRESS, description="Address to listen on for publishers.")
     curve: Path | None = Field(
@@ -100,10 +117,19 @@ class Settings(BaseSettings):
     journal_dir: Path = Field(
         default_factory=default_journal_dir, description="Directory of the journals, on a local disk."
     )
+    min_free: ByteSize | None = Field(
+        None,
+        description="Free bytes, such as 500MB, of the journals' disk below which no documents are accepted.",
+    )
+    keep_written: Annotated[PositiveFloat, BeforeValidator(parse_duration)] | None = Field(
+        None, description="Age, such as 14d or 12h, at which journals of written runs are deleted."
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Lowest level of messages to log."
     )
-    log_format: Literal["text", "json"] = Field("text", description="Format of log lines.")
+    log_format: LogForm = Field(
+        "auto", description="Format of log lines; auto: journald if systemd reads them, else text."
+    )
     max_workers: PositiveInt = Field(DEFAULT_MAX_WORKERS, description="Maximum number of worker processes.")
     max_resumed: PositiveInt = Field(
         DEFAULT_MAX_RESUMED, description="How many of them may write leftovers of earlier runs."
@@ -232,19 +258,22 @@ class Settings(BaseSettings):
     @field_validator("normalizer")
     @classmethod
     def _normalizer_can_be_made(cls, normalizer: str | None) -> str | None:
-        Plugins(normalizer).make_normalizer({})
+        if cls.loads_plugins:
+            Plugins(normalizer).make_normalizer({})
         return normalizer
 
     @field_validator("patches")
     @classmethod
     def _patches_exist(cls, patches: dict[str, str]) -> dict[str, str]:
-        load_patches(patches)
+        if cls.loads_plugins:
+            load_patches(patches)
         return patches
 
     @field_validator("consolidators")
     @classmethod
     def _with_installed_consolidators(cls, consolidators: dict[str, str]) -> dict[str, str]:
-        load_consolidators(consolidators)
+        if cls.loads_plugins:
+            load_consolidators(consolidators)
         return {**installed_consolidators(except_for=consolidators), **consolidators}
 
     @model_validator(mode="after")
@@ -309,7 +338,7 @@ class Settings(BaseSettings):
         )
 
 
-def load_settings(config: Path | None, flags: dict[str, Any], *, server: bool = True) -> Settings:
+def load_settings(config: Path | None, flags: dict[str, Any], *, server: bool = True, plugins: bool = True) -> Settings:
     """Load settings from a YAML file, the environment and flags.
 
     Flags take precedence over the environment, and the environment over the file. Mappings are merged key by key.
@@ -322,6 +351,8 @@ def load_settings(config: Path | None, flags: dict[str, Any], *, server: bool = 
         Settings from the command line by name; None values are ignored.
     server
         Raise an error if the settings do not name a Tiled server.
+    plugins
+        Raise an error if plugins that the settings name cannot be imported.
 
     Raises
     ------
@@ -332,6 +363,7 @@ def load_settings(config: Path | None, flags: dict[str, Any], *, server: bool = 
     class FromFile(Settings):
         yaml_file: ClassVar[Path | None] = config
         needs_server: ClassVar[bool] = server
+        loads_plugins: ClassVar[bool] = plugins
 
     try:
         return FromFile(**{name: value for name, value in flags.items() if value is not None})

@@ -1,4 +1,4 @@
-"""Log formats of the supervisor and its workers: text or JSON.
+"""Log formats of the supervisor and its workers: text, JSON, or entries with fields for systemd's journal.
 
 Messages contain text from documents. It must neither pass for a log line of its own nor fill the log.
 """
@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, TypeAlias
 
+from ._journald import JournaldHandler, is_journal_stream
 from ._plain_text import plain
 
+LogForm: TypeAlias = Literal["auto", "text", "json", "journald"]
 _ExceptionInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
@@ -58,28 +60,36 @@ class JSONFormatter(logging.Formatter):
 
 @dataclass(frozen=True)
 class LogOptions:
-    """Level and format of log lines, which go to standard error.
+    """Level and format of log lines, which go to standard error, or to systemd's journal.
 
     Attributes
     ----------
     level
         Name of the lowest level that is logged for `tiledwriter` and `tiledbroker`.
     form
-        Format of the lines.
+        Format of the lines; "auto" is "journald" if standard error goes to systemd's journal, else "text".
     """
 
     level: str = "INFO"
-    form: Literal["text", "json"] = "text"
+    form: LogForm = "auto"
 
     def configure(self, worker: str | None = None) -> None:
         """Set up logging for this process; `worker` is the uid of the worker's run, None in the supervisor."""
+        root = logging.getLogger()
+        before, root.handlers[:] = root.handlers[:], [self._make_handler(worker)]
+        for handler in before:
+            if isinstance(handler, JournaldHandler):
+                handler.close()
+        root.setLevel(logging.WARNING)
+        for name in ("tiledwriter", "tiledbroker"):
+            logging.getLogger(name).setLevel(self.level.upper())
+
+    def _make_handler(self, worker: str | None) -> logging.Handler:
+        if self.form == "journald" or (self.form == "auto" and is_journal_stream(sys.stderr)):
+            return JournaldHandler(worker)
         handler = logging.StreamHandler(sys.stderr)
         if self.form == "json":
             handler.setFormatter(JSONFormatter(worker))
         else:
             handler.setFormatter(TextFormatter("supervisor" if worker is None else f"worker {worker[:8]}"))
-        root = logging.getLogger()
-        root.handlers[:] = [handler]
-        root.setLevel(logging.WARNING)
-        for name in ("tiledwriter", "tiledbroker"):
-            logging.getLogger(name).setLevel(self.level.upper())
+        return handler

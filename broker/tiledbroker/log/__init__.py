@@ -19,6 +19,7 @@ from ._journal import (
 )
 from ._journal_schema import APPLICATION_ID, sync_directory
 from ._lock import FileLock
+from ._outage_state import OutageState, read_outage, record_outage
 from ._recent_assets import RECENT_ASSETS
 from ._record import Record
 from ._released_spool import SpoolRunV01
@@ -50,6 +51,7 @@ __all__ = [
     "HistoryEntry",
     "Journal",
     "NodeProgress",
+    "OutageState",
     "Record",
     "ReplacedByRepr",
     "RunLog",
@@ -77,7 +79,9 @@ __all__ = [
     "new_session",
     "open_run",
     "read_header",
+    "read_outage",
     "read_start_label",
+    "record_outage",
     "run_files",
     "segment_files",
     "segment_path",

@@ -618,12 +618,20 @@ class Journal:
             row = self._connection.execute("SELECT time FROM history ORDER BY id DESC LIMIT 1").fetchone()
         return row[0] if row is not None and isinstance(row[0], float) else None
 
-    def note(self, event: str, **detail: Any) -> None:
-        """Append an entry to the run's history, with the current time."""
+    def note(self, event: str, **detail: Any) -> int:
+        """Append an entry to the run's history, with the current time; return its number for `revise_note`."""
         with self._guard_connection():
-            self._connection.execute(
+            cursor = self._connection.execute(
                 "INSERT INTO history(time, event, detail) VALUES(?, ?, ?)",
                 (time.time(), event, json.dumps(detail, default=str)),
+            )
+            return cursor.lastrowid or 0
+
+    def revise_note(self, number: int, **detail: Any) -> None:
+        """Replace the details of an entry of the history about something that lasts, such as an outage."""
+        with self._guard_connection():
+            self._connection.execute(
+                "UPDATE history SET detail = ? WHERE id = ?", (json.dumps(detail, default=str), number)
             )
 
     def _parse_json(self, text: Any) -> Any:

@@ -309,6 +309,27 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     latency_sum: float = 0.0
 
 
+class Unreachable(msgspec.Struct, frozen=True, array_like=True):
+    """Worker to supervisor: Tiled has begun to refuse the requests of a run, or does so for another reason now.
+
+    Attributes
+    ----------
+    run
+        Uid of the run.
+    since
+        Unix time at which the refusals began, also if an earlier worker of the run met them.
+    reason
+        Answer of the server, or the error of the connection.
+    needs_person
+        True if waiting does not help, such as for a key that is not accepted.
+    """
+
+    run: str
+    since: float
+    reason: str
+    needs_person: bool = False
+
+
 class Finish(msgspec.Struct, frozen=True, array_like=True):
     """Supervisor to worker: exit now. A later worker resumes the unfinished writing."""
 
@@ -328,6 +349,7 @@ Message: TypeAlias = (
     | Finish
     | Reached
     | Report
+    | Unreachable
 )
 
 # Kind bytes are part of the wire protocol: never renumber them.
@@ -346,6 +368,7 @@ _KINDS: Final[dict[type[Message], int]] = {
     Finish: 34,
     Reached: 35,
     Report: 36,
+    Unreachable: 37,
 }
 _DECODERS: Final = {kind: (cls, msgspec.msgpack.Decoder(cls)) for cls, kind in _KINDS.items()}
 _encoder: Final = msgspec.msgpack.Encoder()

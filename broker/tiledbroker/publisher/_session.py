@@ -75,6 +75,7 @@ class ShippingSession:
         self._welcome: messages.Welcome | None = None
         # Reason why the supervisor rejects this publisher, or why its answer to Hello is not understood.
         self._rejected = ""
+        self._delay_is_logged = False
         self._heard_at = 0.0
         self._silence_timeout = NAME_TIMEOUT_SECONDS
         self._next_hello_at = 0.0
@@ -193,6 +194,7 @@ class ShippingSession:
             self._accept_welcome(message, now)
         elif isinstance(message, messages.Durable):
             self._acknowledge(message.run, message.next, now, ended=message.ended)
+            self._log_acceptance()
         elif isinstance(message, messages.Written):
             self._note_outcome(message.run, message.outcome, message.reason)
         elif isinstance(message, messages.Refused):
@@ -293,10 +295,22 @@ class ShippingSession:
         elif message.reason in (messages.GAP, messages.LATER):
             shipment.rewind(message.index)
             shipment.delayed = message.detail or shipment.delayed
+            self._log_delay(message.detail)
             if message.reason == messages.LATER:
                 shipment.not_before = now + LATER_SECONDS
         else:
             self._refuse_shipment(shipment, message.reason)
+
+    def _log_delay(self, detail: str) -> None:
+        """Log why documents are not accepted for the moment: once until some are, because figures in it may change."""
+        if detail and not self._delay_is_logged:
+            self._delay_is_logged = True
+            log.warning("Documents stay in the spool, because %s does not accept them now: %s.", self._url, detail)
+
+    def _log_acceptance(self) -> None:
+        if self._delay_is_logged and not self.problem:
+            self._delay_is_logged = False
+            log.info("%s accepts documents again.", self._url)
 
     def _note_rejection(self, reason: str, now: float) -> None:
         """Ship nothing until the supervisor, which rejects this publisher, answers the next Hello with a Welcome."""

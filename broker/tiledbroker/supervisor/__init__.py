@@ -10,6 +10,8 @@ from ._publishers import (
     DEFAULT_WINDOW,
     ClientLimits,
 )
+from ._reload import ReloadSource, ServiceChanges
+from ._retention import time_written
 from ._retry import clear_failure, request_retry, withdraw_retry
 from ._scheduler import DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS
 from ._snapshot import Snapshot
@@ -29,6 +31,8 @@ __all__ = [
     "DEFAULT_WINDOW",
     "ClientLimits",
     "ProcessIdentity",
+    "ReloadSource",
+    "ServiceChanges",
     "Snapshot",
     "State",
     "Supervisor",
@@ -39,5 +43,6 @@ __all__ = [
     "read_snapshot",
     "read_snapshot_and_text",
     "request_retry",
+    "time_written",
     "withdraw_retry",
 ]

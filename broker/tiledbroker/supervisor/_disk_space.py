@@ -1,65 +1,147 @@
-"""Space on the disk of the journals, measured now and then."""
+"""Whether the disk of the journals has room for more documents, and what is said about it. No file is touched here."""
 
 from __future__ import annotations
 
-import os
+import logging
+from enum import Enum
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from ._snapshot import DiskState, DiskStatus
+from ._outage import format_seconds
 
-# Free bytes below which SQLite's next transaction may fail, at most this share of the disk.
-_FULL_BYTES: Final = 16 * 2**20
-_FULL_SHARE: Final = 0.01
-# The same for a disk that will be full soon.
-_LOW_BYTES: Final = 2 * 2**30
-_LOW_SHARE: Final = 0.05
-# Pause between two measurements.
-_PAUSE_SECONDS: Final = 2.0
+log = logging.getLogger(__name__)
+
+DEFAULT_MIN_FREE_BYTES: Final = 100 * 2**20
+"""Bytes that are kept free by default, on disks that are large enough."""
+DEFAULT_MIN_FREE_SHARE: Final = 100
+"""The default is never more than this part of the disk: one in so many bytes."""
+
+REPORT_INTERVAL_SECONDS: Final = 600.0
+"""Time between two reports that nothing is accepted."""
+
+# Multiples of the minimum: a warning below the first, and how much more must be free until a state is left again.
+_LOW: Final = 2.0
+_HYSTERESIS: Final = 1.25
+
+
+class Space(NamedTuple):
+    """Space on a disk, in bytes: what this user may still write, and the size of the disk."""
+
+    free: int
+    total: int
+
+
+class DiskState(str, Enum):
+    """State of a disk."""
+
+    WELL = "well"
+    LOW = "low"
+    FULL = "full"
 
 
 class DiskSpace:
-    """Measures a directory's disk, at most every `_PAUSE_SECONDS`.
+    """Decides from the free space whether documents are accepted, and logs each change once.
 
     Parameters
     ----------
     directory
-        The directory.
-    purpose
-        What is in it, in the plural.
+        The journal directory, for texts.
     min_free
-        Free bytes below which the disk counts as full.
+        Bytes below which no documents are accepted; None: the default for the size of the disk.
+
+    Attributes
+    ----------
+    space
+        The space as last measured; None before the first measurement, and if it cannot be measured.
+    state
+        State of the disk; it is well if its space is not known, because workers find out when they write.
     """
 
-    def __init__(self, directory: Path, purpose: str, min_free: int = 0) -> None:
+    def __init__(self, directory: Path, min_free: int | None = None) -> None:
+        self.space: Space | None = None
+        self.state = DiskState.WELL
         self._directory = directory
-        self._purpose = purpose
-        self._min_free = min_free
-        self._measured: DiskStatus | None = None
-        self._measure_at = 0.0
+        self._given = min_free
+        self._full_since = 0.0
+        self._report_at = float("inf")
 
-    def measure(self, now: float) -> DiskStatus:
-        """Return the disk as it was measured last, which is now if that was long ago (`time.monotonic`)."""
-        if self._measured is None or now >= self._measure_at:
-            self._measure_at = now + _PAUSE_SECONDS
-            self._measured = self._measure()
-        return self._measured
+    @property
+    def min_free(self) -> int:
+        """Bytes below which no documents are accepted; 0 if the disk's size is needed and not known."""
+        if self._given is not None:
+            return self._given
+        return 0 if self.space is None else min(DEFAULT_MIN_FREE_BYTES, self.space.total // DEFAULT_MIN_FREE_SHARE)
 
-    def _measure(self) -> DiskStatus:
-        path, free, total = str(self._directory), None, None
-        try:
-            found = os.statvfs(self._directory)
-            # Blocks that only root may use are not counted as free.
-            free, total = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
-        except OSError:
-            return DiskStatus(path, self._purpose, None, None, self._min_free, None)
-        return DiskStatus(path, self._purpose, free, total, self._min_free, judge_space(free, total, self._min_free))
+    @property
+    def is_full(self) -> bool:
+        """Whether no documents are accepted."""
+        return self.state is DiskState.FULL
+
+    def change_min_free(self, min_free: int | None) -> None:
+        """Take another minimum from the next measurement on; None: the default for the size of the disk."""
+        self._given = min_free
+
+    def explain(self) -> str:
+        """Return why no documents are accepted, for publishers and logs."""
+        free = 0 if self.space is None else self.space.free
+        return (
+            f"the journal's disk is full: {format_bytes(free)} free in {self._directory}, and min_free is "
+            f"{format_bytes(self.min_free)}"
+        )
+
+    def update(self, space: Space | None, now: float) -> None:
+        """Take a measurement of the space; None if it cannot be measured. `now` is that of `time.monotonic`."""
+        self.space = space
+        before, self.state = self.state, self._find_state()
+        if self.state is not before:
+            self._log_change(before, now)
+        elif self.is_full and now >= self._report_at:
+            self._report_at = now + REPORT_INTERVAL_SECONDS
+            log.error(
+                "For %s no documents have been accepted: %s.", format_seconds(now - self._full_since), self.explain()
+            )
+
+    def _find_state(self) -> DiskState:
+        if self.space is None or not self.min_free:
+            return DiskState.WELL
+        free, full, low = self.space.free, self.min_free, _LOW * self.min_free
+        if free < full * (_HYSTERESIS if self.is_full else 1.0):
+            return DiskState.FULL
+        if free < low * (_HYSTERESIS if self.state is not DiskState.WELL else 1.0):
+            return DiskState.LOW
+        return DiskState.WELL
+
+    def _log_change(self, before: DiskState, now: float) -> None:
+        free = "unknown space" if self.space is None else f"{format_bytes(self.space.free)}"
+        if self.is_full:
+            self._full_since, self._report_at = now, now + REPORT_INTERVAL_SECONDS
+            log.error(
+                "No documents are accepted, and publishers keep theirs in their spools, until there is space: %s.",
+                self.explain(),
+            )
+        elif before is DiskState.FULL:
+            log.warning(
+                "Documents are accepted again after %s: %s free in %s.",
+                format_seconds(now - self._full_since),
+                free,
+                self._directory,
+            )
+        elif self.state is DiskState.LOW:
+            log.warning(
+                "Space on the journals' disk gets short: %s free in %s. Below min_free, which is %s, no documents are "
+                "accepted.",
+                free,
+                self._directory,
+                format_bytes(self.min_free),
+            )
+        else:
+            log.info("There is enough space on the journals' disk again: %s free in %s.", free, self._directory)
 
 
-def judge_space(free: int, total: int, min_free: int) -> DiskState:
-    """Return the state of a disk of `total` bytes with `free` bytes left, of which `min_free` are to be kept free."""
-    if free < max(min_free, min(_FULL_BYTES, _FULL_SHARE * total)):
-        return "full"
-    if free < max(2 * min_free, min(_LOW_BYTES, _LOW_SHARE * total)):
-        return "low"
-    return "well"
+def format_bytes(size: float) -> str:
+    """Return a number of bytes as text, in the largest unit of which there is at least one."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

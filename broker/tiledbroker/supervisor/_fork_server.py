@@ -47,6 +47,8 @@ _RECEIVE_BYTES: Final = 65_536
 _OPENING: Final = struct.Struct("=I")
 # Number of the worker, length of the pickled task that follows.
 _REQUEST: Final = struct.Struct("=QI")
+# In the place of a worker's number: what follows is another worker target.
+_CHANGE_TARGET: Final = 0
 # Number of the worker; one of the kinds below; pid, exit code or errno, depending on the kind.
 _REPORT: Final = struct.Struct("=QBi")
 _FORKED: Final = 1
@@ -187,6 +189,20 @@ class ForkServer:
         worker = self._workers[number] = WorkerProcess(lifeline, time.monotonic())
         return worker
 
+    def change_command(self, command: WorkerCommand) -> None:
+        """Run another command in workers from now on; its modules to be imported must be the same."""
+        self._command = command
+        if self._control is None:
+            return
+        body = bytes(ForkingPickler.dumps(command.target))
+        request = _REQUEST.pack(_CHANGE_TARGET, len(body)) + body
+        try:
+            is_sent = self._control.send(request) == len(request)
+        except OSError:
+            is_sent = False
+        if not is_sent:
+            self._drop_server("took no new command")
+
     def receive(self) -> list[WorkerProcess]:
         """Read reports without waiting, and return the workers that were forked, could not be forked, or have ended."""
         for key, _ in self._selector.select(0):
@@ -283,8 +299,8 @@ class ForkServer:
 def serve(descriptor: int) -> None:
     """Fork workers until the supervisor closes its end of the socket or is gone."""
     # Ctrl-C and systemd signal every process of a group. The supervisor closes the socket when its workers are done.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     control = socket.socket(fileno=descriptor)
     (length,) = _OPENING.unpack(control.recv(_OPENING.size, socket.MSG_WAITALL))
     target = _load_command(control.recv(length, socket.MSG_WAITALL))
@@ -341,6 +357,9 @@ class _Forks:
             if len(self._requests) < end:
                 break
             body, self._requests = self._requests[_REQUEST.size : end], self._requests[end:]
+            if number == _CHANGE_TARGET:
+                self._target = ForkingPickler.loads(body)
+                continue
             self._fork_worker(number, body, self._lifelines_of_pending_requests.pop(0))
         return bool(data)
 
@@ -375,7 +394,7 @@ class _Forks:
         code = 1
         try:
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             for private in (self._control, *self._private):
                 private.close()

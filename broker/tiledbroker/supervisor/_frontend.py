@@ -33,6 +33,8 @@ _MAX_QUEUED_ANSWERS: Final = 100
 _MAX_QUEUED_MESSAGES: Final = 16
 _MAX_SILENCE_SECONDS: Final = 60.0
 _REFUSAL_SUMMARY_INTERVAL_SECONDS: Final = 60.0
+# Topics of refusals that the supervisor logs once for all publishers.
+_SAID_ELSEWHERE: Final = frozenset({"disk"})
 _KEEPALIVE_IDLE_SECONDS: Final = 5
 _KEEPALIVE_INTERVAL_SECONDS: Final = 2
 _MAX_RETRANSMIT_MILLISECONDS: Final = 10_000
@@ -281,12 +283,11 @@ class Frontend:
         if ended := self._connections.close_overdue({publisher.descriptor for publisher in self.publishers.values()}):
             self._record_refusal("hello", "%d connections without a Hello were ended.", ended)
         now = time.monotonic()
-        if self.refused != self._reported and now >= self._next_report:
+        reported = Counter({topic: count for topic, count in self.refused.items() if topic not in _SAID_ELSEWHERE})
+        if reported != self._reported and now >= self._next_report:
             self._next_report = now + _REFUSAL_SUMMARY_INTERVAL_SECONDS
-            self._reported = self.refused.copy()
-            log.info(
-                "Refused so far: %s.", ", ".join(f"{topic} {count}" for topic, count in sorted(self.refused.items()))
-            )
+            self._reported = reported
+            log.info("Refused so far: %s.", ", ".join(f"{topic} {count}" for topic, count in sorted(reported.items())))
 
     def _forget(self, identity: bytes) -> None:
         if (publisher := self.publishers.pop(identity, None)) is not None:
@@ -322,7 +323,8 @@ class Frontend:
     def _record_refusal(self, topic: str, message: str, *args: object) -> None:
         self.refused[topic] += 1
         self.refused_at[topic] = time.time()
-        self._limited_log.log(logging.WARNING, topic, message, *args)
+        level = logging.DEBUG if topic in _SAID_ELSEWHERE else logging.WARNING
+        self._limited_log.log(level, topic, message, *args)
 
 
 def _draw_first_identity() -> None:

@@ -55,7 +55,7 @@ class ResumeQueue:
     def note_outage(self, run: Run, now: float, *, was_probe: bool) -> None:
         """Note that the run's worker, perhaps a probe, has ended because it could not reach Tiled."""
         if not self.away:
-            log.warning("Tiled is away: finished runs are parked, and one at a time is tried.")
+            log.debug("Finished runs are parked, and one at a time is tried.")
             self.away = True
             self._pause = _FIRST_PAUSE_SECONDS
         elif was_probe:
@@ -66,7 +66,7 @@ class ResumeQueue:
     def note_recovery(self) -> None:
         """Note that Tiled has answered a worker."""
         if self.away:
-            log.info("Tiled is back; %d runs are left to be written.", len(self._runs))
+            log.debug("%d parked runs are resumed, a few at a time.", len(self._runs))
             self.away = False
 
     def may_resume(self, busy: int, now: float) -> bool:

@@ -275,7 +275,9 @@ class Run:
         """
         before, self.state = self.state, next_state(self.state, event)
         if before is not self.state:
-            log.info("Run %s is %s.", self.uid, self.state)
+            # While Tiled is away, a parked run is tried again and again.
+            level = logging.DEBUG if self.outages and not self.is_final else logging.INFO
+            log.log(level, "Run %s is %s.", self.uid, self.state)
 
     def resume(self) -> None:
         """Leave a final or parked state, since a worker is about to continue the run."""

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ..protocol import messages
 from ._audit_schedule import PUT_OFF_SECONDS, AuditSchedule
+from ._disk_space import DiskSpace, Space
 from ._effects import (
     ClearFailure,
     CompareDocuments,
@@ -32,6 +34,7 @@ from ._effects import (
     WithdrawRetry,
 )
 from ._lifecycle import Event, State
+from ._outage import Backlog, TiledOutage, format_time
 from ._publishers import DEFAULT_MAX_OPEN_RUNS, Publisher
 from ._resume_queue import ResumeQueue
 from ._runs import MAX_DEATHS, Purpose, Run, RunMessage, Worker
@@ -78,6 +81,8 @@ class Scheduler:
         Keep the runs that are done, so that `unwritten_runs` can name those that are not.
     limits
         Limits of each worker.
+    disk
+        The disk of the journals.
 
     Attributes
     ----------
@@ -85,6 +90,10 @@ class Scheduler:
         The runs that have or may need a worker, by uid; with `drain`, also those that are done.
     tally
         What has been counted since the start.
+    outage
+        The outage of Tiled, if there is one.
+    disk
+        The disk of the journals.
     """
 
     def __init__(
@@ -96,7 +105,9 @@ class Scheduler:
         max_open_runs: int = DEFAULT_MAX_OPEN_RUNS,
         drain: bool = False,
         limits: WorkerLimits = WorkerLimits(),  # noqa: B008  it is frozen
+        disk: DiskSpace | None = None,
     ) -> None:
+        self.disk = disk or DiskSpace(Path())
         self.runs: dict[str, Run] = {}
         self.tally = Tally()
         # Runs whose journals could not be read, and that are counted as failed until they can.
@@ -115,6 +126,7 @@ class Scheduler:
         # Written runs to be compared with their journals again.
         self._audit_schedule = AuditSchedule()
         self._monitor = WorkerMonitor(limits, now.monotonic)
+        self.outage = TiledOutage()
         self._survey_done = False
         self._stop_deadline: float | None = None
         self._last_order = 0.0
@@ -204,6 +216,22 @@ class Scheduler:
             return "Tiled does not accept requests; this run is resumed when it does."
         return f"It is in the queue of {len(self._resume_queue)} runs that are resumed, a few at a time."
 
+    def measure_backlog(self) -> Backlog:
+        """Return how much is journaled and not known to be in Tiled."""
+        left = [run for run in self.runs.values() if run.has_work_left]
+        return Backlog(len(left), sum(run.next - run.written for run in left))
+
+    def describe_service(self) -> str:
+        """Return the state of the service in one line, trouble first."""
+        counts = Counter(run.state for run in self.runs.values() if not run.is_complete)
+        listed = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
+        trouble = []
+        if self.disk.is_full:
+            trouble.append(f"No documents are accepted: {self.disk.explain()}")
+        if self.outage.since is not None:
+            trouble.append(f"Tiled has refused requests since {format_time(self.outage.since)}: {self.outage.reason}")
+        return "; ".join([*trouble, f"runs: {listed or 'none is open'}"])
+
     def next_at(self, now: Instant) -> float:
         """Return the time (`time.monotonic`) at which `schedule` has something to do if nothing happens before."""
         if self.is_stopping or len(self._workers) >= self._max_workers:
@@ -244,7 +272,12 @@ class Scheduler:
             The time.
         """
         self._effects += self._monitor.check_workers(self._workers.values(), memory, now.monotonic)
+        self.outage.report(now, self.measure_backlog)
         return self._take_effects()
+
+    def measure_disk(self, space: Space | None, now: Instant) -> None:
+        """Take the space on the journals' disk; None if it cannot be measured. Called once a second."""
+        self.disk.update(space, now.monotonic)
 
     def stop(self, now: Instant) -> None:
         """Tell all workers to end, from the next `schedule` on; a second call gives them no more time."""
@@ -274,6 +307,10 @@ class Scheduler:
             self._effects.append(refusal)
         elif run.ended and message.next <= run.next:
             self._answer_known(run, publisher, message)
+        elif self.disk.is_full:
+            # Nothing is acknowledged, so the publisher keeps the documents.
+            later = messages.Refused(run.uid, run.next, messages.LATER, self.disk.explain())
+            self._effects.append(RefuseDocuments("disk", publisher, later))
         else:
             run.publishers.add(publisher)
             if run.uid not in self.runs:
@@ -368,8 +405,13 @@ class Scheduler:
             run.scan_id, run.plan = message.scan_id, message.plan
             run.worker.waits_for = message.waits_for
         elif isinstance(message, messages.Reached):
+            self.outage.note_answer(run.uid, now, self.measure_backlog)
             self._resume_queue.note_recovery()
+        elif isinstance(message, messages.Unreachable):
+            needs_person = message.needs_person
+            self.outage.note_refusal(run.uid, message.since, message.reason, now, needs_person=needs_person)
         elif isinstance(message, messages.Written):
+            self.outage.forget_run(run.uid)
             run.apply_event(Event(message.outcome))
             run.reason = message.reason
             self._tell_publishers(run, message)
@@ -398,6 +440,7 @@ class Scheduler:
             self._postpone_start(run, FORK_PAUSE_SECONDS, now)
             return self._take_effects()
         self._forget_worker(run)
+        self.outage.note_worker_end(run.uid)
         run.orphan = None
         was_audited = worker.purpose is Purpose.AUDIT and run.is_complete
         died = exit_code != 0 or bool(worker.kill_reason)
@@ -718,8 +761,12 @@ class Scheduler:
             return
         if worker.finish_by is None and not facts.unusable:
             # The worker ended by itself, so Tiled is away.
-            self._resume_queue.note_outage(run, now.monotonic, was_probe=worker.is_probe)
+            self._note_outage(run, now, was_probe=worker.is_probe)
         self._resume_queue.add(run)
+
+    def _note_outage(self, run: Run, now: Instant, *, was_probe: bool) -> None:
+        self._resume_queue.note_outage(run, now.monotonic, was_probe=was_probe)
+        self.outage.note_parking(run.uid, now)
 
     def _read_outcome(self, run: Run, facts: JournalFacts, now: Instant) -> None:
         """Take the outcome from the journal, in case the worker's last messages were lost."""
@@ -791,7 +838,7 @@ class Scheduler:
         if auditor is not None:
             if not died and at == run.audit_at and auditor.finish_by is None:
                 # The worker ended without an audit although nobody told it to end, so Tiled is away.
-                self._resume_queue.note_outage(run, now.monotonic, was_probe=auditor.is_probe)
+                self._note_outage(run, now, was_probe=auditor.is_probe)
             pause = self._audit_schedule.pause_after(run.uid, died=died)
         if pause is None:
             self._give_up_audit(run)

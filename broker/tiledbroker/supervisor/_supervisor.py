@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sqlite3
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -25,12 +26,12 @@ import zmq
 
 from .._crash_points import crash_point
 from .._errors import DirectoryUnusable, JournalError, JournalLocked, LifecycleError
-from .._filesystem import network_filesystem
+from .._filesystem import measure_space, network_filesystem
 from .._rate_limited_log import RateLimitedLog
 from .._wake_up import WakeUp
 from ..log import FileLock, Journal, journal_filename
 from ..protocol import ServerCurve, messages
-from ._disk_space import DiskSpace
+from ._disk_space import DiskSpace, Space
 from ._effects import (
     ClearFailure,
     CompareDocuments,
@@ -55,11 +56,14 @@ from ._journal_facts import JournalFacts, find_facts, read_facts, record_event
 from ._lifecycle import State
 from ._publishers import ClientLimits, Publisher
 from ._recent_trouble import RecentTrouble
+from ._reload import ReloadSource
+from ._retention import Retention
 from ._retry import RetryWatch, clear_failure, retry_is_requested, withdraw_retry
 from ._runs import Run, RunMessage
 from ._scheduler import DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS, Scheduler
+from ._service_notifier import ServiceNotifier
 from ._service_view import ServiceIdentity, Surroundings, make_snapshot
-from ._snapshot import encode_snapshot
+from ._snapshot import DiskStatus, encode_snapshot
 from ._status_client import SUPERVISOR_LOCK
 from ._status_socket import StatusSocket
 from ._survey import Survey
@@ -112,7 +116,9 @@ class Supervisor:
     tiled_address
         Address of Tiled for the status; "" if only the workers know it.
     min_free
-        Free bytes on the disk of the journals below which the status calls it full.
+        Bytes on the journals' disk below which no documents are accepted; None: the lesser of 100 MiB and 1 % of it.
+    keep_written
+        Seconds after which the journal of a written run is deleted; None keeps all.
 
     Raises
     ------
@@ -137,7 +143,8 @@ class Supervisor:
         processes: ProcessTable | None = None,
         settings: Mapping[str, Any] | None = None,
         tiled_address: str = "",
-        min_free: int = 0,
+        min_free: int | None = None,
+        keep_written: float | None = None,
     ) -> None:
         _prepare_directory(journal_dir, make=not drain)
         self._lock = FileLock(journal_dir / SUPERVISOR_LOCK)
@@ -153,6 +160,7 @@ class Supervisor:
             max_open_runs=clients.max_open_runs,
             drain=drain,
             limits=limits,
+            disk=DiskSpace(journal_dir, min_free),
         )
         self._pool = WorkerPool(journal_dir, command, processes, drain=drain)
         self._handshake_queue = HandshakeQueue()
@@ -168,13 +176,17 @@ class Supervisor:
             settings=dict(settings or {}),
         )
         self._tiled_reports = TiledReports(tiled_address)
-        self._disk_space = DiskSpace(journal_dir.absolute(), "journals", min_free)
         self._trouble = RecentTrouble()
         self._memory: dict[int, int] = {}
         self._status_socket: StatusSocket | None = None
+        self._retention = Retention(journal_dir, keep_written, lambda path: self._find_run(path) is not None)
         self._check_at = 0.0
         # Calls of `stop`, which come from signal handlers and other threads, and how many of them are handled.
         self._stops = self._handled_stops = 0
+        self._notifier = ServiceNotifier()
+        self._reload_source: ReloadSource | None = None
+        self._reloads = self._handled_reloads = 0
+        self._is_reloading = False
         self._limited_log = RateLimitedLog(log)
         self._wake_up = WakeUp()
 
@@ -201,6 +213,7 @@ class Supervisor:
             self._pool.fork_server.check(time.monotonic())
             self._scheduler = self._make_scheduler(_now())
             self._open_status_socket()
+            self._notifier.announce_ready()
             while not self._scheduler.is_done(_now()):
                 self._run_once()
         finally:
@@ -217,6 +230,7 @@ class Supervisor:
             self._status_socket.close()
         self._pool.close()
         self._wake_up.close()
+        self._notifier.close()
         self._lock.release()
 
     def stop(self) -> None:
@@ -236,6 +250,20 @@ class Supervisor:
 
         signal.signal(signal.SIGTERM, handle)
         signal.signal(signal.SIGINT, handle)
+
+    def reload_on_signal(self, source: ReloadSource) -> None:
+        """Make SIGHUP read the configuration again, unless the terminal is gone: then it calls `stop`."""
+        self._reload_source = source
+        had_terminal = sys.stderr.isatty()
+
+        def handle(_number: int, _frame: FrameType | None) -> None:
+            if had_terminal and not sys.stderr.isatty():
+                self.stop()
+                return
+            self._reloads += 1
+            self._wake_up.wake()
+
+        signal.signal(signal.SIGHUP, handle)
 
     # The loop.
 
@@ -267,15 +295,25 @@ class Supervisor:
             refused_at=frontend.refused_at,
             pids=pool.list_pids(),
             memory=self._memory,
-            disks=[self._disk_space.measure(now.monotonic)],
+            disks=[self._describe_disk()],
             trouble=list(self._trouble.entries),
         )
         return encode_snapshot(make_snapshot(self._identity, self._scheduler, self._tiled_reports, around, now))
 
+    def _describe_disk(self) -> DiskStatus:
+        disk = self._scheduler.disk
+        path, space = str(self.journal_dir.absolute()), disk.space
+        if space is None:
+            return DiskStatus(path, "journals", None, None, disk.min_free, None)
+        return DiskStatus(path, "journals", space.free, space.total, disk.min_free, disk.state.value)
+
     def _run_once(self) -> None:
+        self._notifier.feed_watchdog(time.monotonic())
         self._handle_stops()
+        self._handle_reloads()
         self._check_periodically()
         self._survey_journals()
+        self._delete_old_journals()
         self._frontend.check_connections()
         self._perform(self._scheduler.schedule(_now()))
         events = dict(self._poller.poll(int(self._poll_timeout() * 1000)))
@@ -294,19 +332,39 @@ class Supervisor:
 
     def _poll_timeout(self) -> float:
         """Return the longest time in seconds to wait for events."""
-        if self._handshake_queue or self._handled_stops < self._stops:
+        if self._handshake_queue or self._handled_stops < self._stops or self._handled_reloads < self._reloads:
             return 0.0
         survey_at = self._survey.next_at()
         due = self._scheduler.next_at(_now())
         due = due if survey_at is None or self._scheduler.is_stopping else min(due, survey_at)
-        return max(0.0, min(_IDLE_SECONDS, due - time.monotonic()))
+        return max(0.0, min(_IDLE_SECONDS, self._notifier.feed_pause, due - time.monotonic()))
 
     def _handle_stops(self) -> None:
         while self._handled_stops < self._stops:
             self._handled_stops += 1
             self._scheduler.stop(_now())
+            self._notifier.announce_stopping()
             if self._frontend.socket in self._poller:
                 self._poller.unregister(self._frontend.socket)
+
+    def _handle_reloads(self) -> None:
+        """Begin to read the configuration again if that is asked for, and take what was read when that is done."""
+        source = self._reload_source
+        if source is None:
+            return
+        if self._handled_reloads < self._reloads:
+            self._handled_reloads = self._reloads
+            self._notifier.announce_reloading()
+            self._is_reloading = True
+            source.begin()
+        if not self._is_reloading or source.is_running():
+            return
+        self._is_reloading = False
+        if (changes := source.take_changes()) is not None:
+            self._pool.fork_server.change_command(changes.command)
+            self._scheduler.disk.change_min_free(changes.min_free)
+            self._retention.change_age(changes.keep_written)
+        self._notifier.announce_ready()
 
     def _check_periodically(self) -> None:
         now = _now()
@@ -315,6 +373,9 @@ class Supervisor:
         self._check_at = now.monotonic + _CHECK_SECONDS
         self._memory = self._pool.measure_memory()
         self._perform(self._scheduler.check_workers(self._memory, now))
+        space = measure_space(self.journal_dir)
+        self._scheduler.measure_disk(None if space is None else Space(*space), now)
+        self._notifier.describe_status(self._scheduler.describe_service())
         self._pool.fork_server.check(now.monotonic)
         self._find_retries()
         self._forget_deleted_journals()
@@ -363,6 +424,8 @@ class Supervisor:
     def _answer_hellos(self) -> None:
         limits = self._clients
         for publisher, states in self._handshake_queue.look_up(self._read_state, self._frontend.has):
+            for uid in states:
+                self._retention.note_asked(uid, time.time())
             # Read the states of known runs again: they may have changed since. Add publishers only now: a publisher
             # that hears of a run before its Welcome could take it for its own run.
             known = [uid for uid in states if uid in self._scheduler.runs]
@@ -461,6 +524,10 @@ class Supervisor:
             self._scheduler.finish_survey()
             count = self._scheduler.runs_to_resume
             log.info("%d journals read; resuming %d unfinished runs.", self._survey.seen, count)
+
+    def _delete_old_journals(self) -> None:
+        if self._survey.done and not self._scheduler.is_stopping:
+            self._retention.proceed(time.time())
 
     def _handle_surveyed_journal(self, path: Path) -> None:
         if self._find_run(path) is not None:

@@ -27,6 +27,7 @@ from tiledbroker.protocol.messages import (
     Refused,
     Report,
     RunState,
+    Unreachable,
     Welcome,
     Written,
 )
@@ -57,6 +58,7 @@ GOLDEN: list[tuple[Message, int, bytes]] = [
         36,
         b"\x9f\xa1a\x07\xa4scan\xa0\xa0\xc0\xc0\xc0\xa0\xc2\xa3why\x81\xa2ok\x03\x80\x91\x03\xcb?\xe0" + bytes(6),
     ),
+    (Unreachable("a", 0.5, "b", True), 37, b"\x94\xa1a\xcb\x3f\xe0\0\0\0\0\0\0\xa1b\xc3"),
 ]
 by_name = pytest.mark.parametrize(("message", "kind", "header"), GOLDEN, ids=[type(row[0]).__name__ for row in GOLDEN])
 
@@ -85,6 +87,7 @@ any_message = st.one_of(
     st.builds(
         Report, text, st.none() | number | text, st.none() | text, problem=text, requests=st.dictionaries(text, number)
     ),
+    st.builds(Unreachable, st.text(), st.floats(allow_nan=False), st.text(), st.booleans()),
 )
 
 

@@ -244,6 +244,23 @@ class TestDocuments:
         talk.deliver()
         assert talk.session.problem == ""
 
+    def test_refused_for_now_are_said_once_until_some_are_accepted(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level("INFO", logger="tiledbroker.publisher")
+        talk = Talk(run("a"), run("b")).welcome()
+        for free in range(3):
+            talk.send()
+            for uid in "ab":
+                talk.hear(Refused(uid, 0, LATER, f"the journal's disk is full: {free} B free"))
+            talk.wait(LATER_SECONDS)
+        assert talk.session.problem == "the journal's disk is full: 2 B free"
+        talk.send()
+        talk.deliver()
+        why = "the journal's disk is full: 0 B free"
+        assert [record.getMessage() for record in caplog.records] == [
+            f"Documents stay in the spool, because {URL} does not accept them now: {why}.",
+            f"{URL} accepts documents again.",
+        ]
+
     def test_of_other_runs_do_not_wait_for_a_run_that_is_sent_later(self) -> None:
         talk = Talk(run("a")).welcome()
         talk.send()

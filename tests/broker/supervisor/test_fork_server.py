@@ -60,6 +60,27 @@ def test_a_worker_s_exit_code_is_told(name: str, code: int, tmp_path: Path) -> N
     server.close()
 
 
+def test_changed_command_is_for_later_workers_only(server: ForkServer, tmp_path: Path) -> None:
+    first = server.start_worker(task_of(tmp_path, "first"))
+    server.change_command(WorkerCommand(fail))
+    second = server.start_worker(task_of(tmp_path, "3"))
+    wait_for(server, lambda: second.ended and first.pid is not None)
+    assert second.exit_code == 3
+    assert not first.ended
+    first.kill()
+    wait_for(server, lambda: first.ended)
+    assert first.exit_code == -signal.SIGKILL
+
+
+def test_command_is_kept_for_next_fork_server(tmp_path: Path) -> None:
+    server = ForkServer(WorkerCommand(live_while_supervised))
+    server.change_command(WorkerCommand(fail))
+    worker = server.start_worker(task_of(tmp_path, "3"))
+    wait_for(server, lambda: worker.ended)
+    assert worker.exit_code == 3
+    server.close()
+
+
 def test_a_worker_that_is_killed_has_the_signal_for_its_exit_code(server: ForkServer, tmp_path: Path) -> None:
     worker = server.start_worker(task_of(tmp_path))
     wait_for(server, lambda: is_there(tmp_path, "run.alive"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -210,10 +209,14 @@ def test_why_a_journal_cannot_be_written_is_said(error: OSError, said: str) -> N
     assert explain_write_error(Path("/journals/run.sqlite"), error).startswith(said)
 
 
+@pytest.mark.parametrize("by_worker", [True, False], ids=["by the worker", "by the supervisor"])
 @pytest.mark.parametrize("before", [True, False], ids=["before the run", "in mid-run"])
 def test_a_publisher_is_told_of_a_full_disk_and_all_is_delivered_when_there_is_space(
-    before: bool, small_disk: Path, tmp_path: Path
+    before: bool, by_worker: bool, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if by_worker:
+        monkeypatch.setenv("TILEDWRITER_MIN_FREE", "0")
+    told = f"the journal's disk is full: {'No space left on device' if by_worker else '0 B free in'}"
     emitted = documents(50, padding="x" * 20_000)
     with supervisor_without_tiled(small_disk / "journals") as supervisor:
         publisher = ZMQPublisher(supervisor.address, spool_dir=tmp_path / "spool")
@@ -224,8 +227,7 @@ def test_a_publisher_is_told_of_a_full_disk_and_all_is_delivered_when_there_is_s
             filling = fill(small_disk)
             uid = publish(publisher, emitted if before else emitted[5:])
             uid = str(emitted[0][1]["uid"])
-            told = re.compile("the journal's disk is full: No space left on device")
-            wait_until(lambda: told.search(publisher.status().problem), 60, "the publisher is told")
+            wait_until(lambda: told in publisher.status().problem, 60, "the publisher is told")
             filling.unlink()
             assert publisher.flush(60)
             wait_until(lambda: not publisher.status().problem, 20, "all is well")

@@ -48,6 +48,9 @@ A restart of PostgreSQL alone makes Tiled answer 500 to five requests.
 OLDEST_TILED: Final = (0, 2, 12)
 """First version that supports `order_by_args`; earlier ones always answer 500 for tables that have it."""
 
+REACHED_INTERVAL_SECONDS: Final = 1.0
+"""Time between two calls of `on_reached` while the server answers."""
+
 _MAX_WAIT_SECONDS: Final = 30.0
 _PROBE_TIMEOUT_SECONDS: Final = 20.0
 # The operation fails once more between the two probes: an outage may have ended just before the first one.
@@ -143,7 +146,10 @@ class Connection:
         Ends all waiting when set.
     report
         Called with an event name and details when Tiled starts to refuse requests ("waiting", once per kind of error)
-        and when it accepts them again ("resumed"), for the run's history.
+        and when it accepts them again ("resumed"). Details of "waiting": the `reason`; `away`, True if the server is
+        unavailable; `needs_person`, True if waiting does not help.
+    log_outages
+        Log when Tiled starts to refuse requests because it is unavailable; False if another process does so.
     poison_after
         Seconds; see `POISON_AFTER_SECONDS`.
     patience
@@ -152,7 +158,8 @@ class Connection:
     write_slots
         Write slots to acquire for each request other than GET; None: no limit.
     on_reached
-        Called when the server is available for the first time, and again after each outage.
+        Called when the server is available for the first time, at once after each outage, and while it answers, at most
+        every `REACHED_INTERVAL_SECONDS`.
 
     Attributes
     ----------
@@ -174,8 +181,10 @@ class Connection:
         patience: float | None = None,
         write_slots: WriteSlots | None = None,
         on_reached: Callable[[], None] = lambda: None,
+        log_outages: bool = True,
     ) -> None:
         self._connect = connect
+        self._log_outages = log_outages
         self._on_reached = on_reached
         self._stopping = stopping
         self._report = report
@@ -190,7 +199,9 @@ class Connection:
         self._failing: dict[str, _Failing] = {}
         self._away_since: float | None = None
         self._present = False
-        self._reported: set[str] = set()
+        self._reached_at = float("-inf")
+        # Kinds of errors that were reported, and whether the server was unavailable.
+        self._reported: set[tuple[str, bool]] = set()
 
     @property
     def unavailable_since(self) -> float | None:
@@ -469,26 +480,36 @@ class Connection:
         self.counts.note_presence("" if problem is None else str(problem), needs_person=isinstance(problem, Paused))
         if well:
             self._away_since = None
-            if not self._present:
+            now = time.monotonic()
+            if not self._present or now - self._reached_at >= REACHED_INTERVAL_SECONDS:
+                self._reached_at = now
                 self._on_reached()
         elif self._away_since is None:
             self._away_since = time.monotonic()
         self._present = well
 
     def _tell_of(self, error: BaseException | None) -> None:
-        topic = type(error).__name__
+        away = self._away_since is not None
+        topic = (type(error).__name__, away)
         if topic in self._reported:
             return
         self._reported.add(topic)
-        level = logging.ERROR if isinstance(error, Paused) else logging.WARNING
+        needs_person = isinstance(error, Paused)
+        level = logging.ERROR if needs_person else logging.WARNING
         until = "until it accepts them" if self._patience is None else f"for up to {self._patience:g} s"
-        log.log(level, "Tiled refuses requests (%s); they are tried again %s.", error, until)
-        self._report("waiting", reason=str(error))
+        log.log(
+            level if self._log_outages or not away else logging.DEBUG,
+            "Tiled refuses requests (%s); they are tried again %s.",
+            error,
+            until,
+        )
+        self._report("waiting", reason=str(error), away=away, needs_person=needs_person)
 
     def _report_recovery(self) -> None:
         if self._reported:
+            is_said = self._log_outages or any(not away for _, away in self._reported)
             self._reported.clear()
-            log.info("Tiled accepts requests again.")
+            log.log(logging.INFO if is_said else logging.DEBUG, "Tiled accepts requests again.")
             self._report("resumed")
 
 

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Final
 
-from tiledbroker import JournalError, JournalLocked, RunReader
-from tiledbroker.supervisor import State
+from tiledbroker import JournalError, JournalLocked
+from tiledbroker.supervisor import time_written
 
 from ..journals import gone, open_run_file, open_run_file_for_writing, reason_of
 from ._exit import ExitCode
@@ -89,7 +89,7 @@ def _prune_journal(path: Path, before: float, *, dry_run: bool) -> tuple[int, st
         Size of the file in bytes and a line for the output; None if the journal is kept.
     """
     with open_run_file(path) as journal:
-        written = _time_written(journal)
+        written = time_written(journal)
         line = f"{journal.run_uid}  written {local(written)}"
         if written is None or written > before:
             return None
@@ -98,15 +98,7 @@ def _prune_journal(path: Path, before: float, *, dry_run: bool) -> tuple[int, st
         return size, line
     with open_run_file_for_writing(path) as journal:
         # Documents may have arrived for the run before the journal was locked.
-        if _time_written(journal) != written:
+        if time_written(journal) != written:
             return None
         journal.remove()
     return size, line
-
-
-def _time_written(journal: RunReader) -> float | None:
-    """Return the Unix time since which the journal is no longer needed; None if it still is, also for a late audit."""
-    if journal.get("outcome") != State.WRITTEN.value or journal.get("audit_at") is not None:
-        return None
-    entries = [entry.time for entry in journal.history() if entry.event == State.WRITTEN.value]
-    return entries[-1] if entries else None

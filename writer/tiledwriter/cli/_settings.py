@@ -19,7 +19,7 @@ class WrongConfiguration(Exception):
     """Raised when settings cannot be used; the message names the settings and the reason."""
 
 
-def settings_of(config: Path | None, flags: dict[str, Any], *, server: bool = True) -> Settings:
+def settings_of(config: Path | None, flags: dict[str, Any], *, server: bool = True, plugins: bool = True) -> Settings:
     """Return the settings from a YAML file, the environment and flags; see `load_settings` for the parameters.
 
     Raises
@@ -30,7 +30,7 @@ def settings_of(config: Path | None, flags: dict[str, Any], *, server: bool = Tr
     if config is not None:
         _require_file(config)
     try:
-        return load_settings(config, flags, server=server)
+        return load_settings(config, flags, server=server, plugins=plugins)
     except ValidationError as error:
         raise WrongConfiguration("; ".join(_format_problem(dict(item)) for item in error.errors())) from error
     except AddressError as error:

@@ -8,9 +8,15 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import _keygen, _status
 from ._exit import ExitCode
+
+if TYPE_CHECKING:
+    from tiledbroker.supervisor import WorkerCommand
+
+    from .._config import Settings
 
 log = logging.getLogger("tiledwriter.supervisor")
 
@@ -61,7 +67,11 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--drain", action="store_true", help="write what the journals hold, then exit")
     result.add_argument("--log-level", metavar="L", help="DEBUG, INFO, WARNING or ERROR (default INFO)")
-    result.add_argument("--log-format", choices=("text", "json"), help="format of log lines (default text)")
+    result.add_argument(
+        "--log-format",
+        choices=("auto", "text", "json", "journald"),
+        help="format of log lines (default auto: journald under systemd, else text)",
+    )
     result.set_defaults(command=serve)
     commands = result.add_subparsers(title="other commands", metavar="COMMAND")
     _status.add_command(commands)
@@ -88,6 +98,7 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
         from tiledbroker.supervisor import Supervisor, WorkerCommand
 
         from ..worker import Processes, allow_open_files, prepare_workers, run_worker
+        from ._reload import ConfigurationReload
         from ._settings import WrongConfiguration, settings_of
     except ImportError as error:
         return _report_failure(ExitCode.FAILED, f'{error}. The ingest host needs: pip install "tiledwriter[ingest]"')
@@ -95,17 +106,19 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
         settings = settings_of(config, flags)
     except WrongConfiguration as error:
         return _report_failure(ExitCode.USAGE, str(error))
-    options = settings.worker_options()
-    options.logging.configure()
+
+    def make_command(settings: Settings) -> WorkerCommand:
+        options = settings.worker_options()
+        return WorkerCommand(
+            partial(run_worker, options=options), ("tiledwriter.worker._preload",), partial(prepare_workers, options)
+        )
+
+    settings.worker_options().logging.configure()
     log.debug("Up to %d files may be open.", allow_open_files())
     try:
         supervisor = Supervisor(
             settings.journal_dir,
-            WorkerCommand(
-                partial(run_worker, options=options),
-                ("tiledwriter.worker._preload",),
-                partial(prepare_workers, options),
-            ),
+            make_command(settings),
             listen=None if drain else settings.listen,
             drain=drain,
             clients=settings.client_limits(),
@@ -116,8 +129,11 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
             processes=Processes(),
             settings=settings.shown(),
             tiled_address=settings.tiled or f"profile {settings.profile}",
+            min_free=settings.min_free,
+            keep_written=settings.keep_written,
         )
         supervisor.stop_on_signals()
+        supervisor.reload_on_signal(ConfigurationReload(config, flags, settings, make_command))
         left = supervisor.run()
     except KeyFileError as error:
         return _report_failure(ExitCode.USAGE, str(error))

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from tiledbroker import CodecError, HistoryEntry, RunReader, SpooledRun
 from tiledbroker._outcomes import FAILED, INTERRUPTED, WRITTEN
+from tiledbroker.log import read_outage
 
 from .._names import run_key
 from .._plain_text import text_of
@@ -146,6 +147,10 @@ def _run_state(journal: RunReader, history: Sequence[HistoryEntry], *, worker: b
     outcome = journal.get("outcome")
     if outcome is not None:
         return str(outcome)
+    outage = read_outage(journal)
+    if not worker and outage is not None and outage.parked:
+        return PARKED
+    # Journals of version 0.1 have no such state.
     if not worker and _latest_event(history, "parked", "worker started", "retry requested") == "parked":
         return PARKED
     return "closing" if journal.ended else "open"
@@ -170,7 +175,10 @@ def _state_reason(
 
 
 def _why_at_work(journal: RunReader, history: Sequence[HistoryEntry]) -> str:
+    if (outage := read_outage(journal)) is not None:
+        return f"Tiled has refused requests for {time.time() - outage.since:.0f} s: {outage.reason}"
     for entry in reversed(history):
+        # As in journals of version 0.1.
         if entry.event == "waiting":
             seconds = time.time() - entry.time
             return f"Tiled has refused requests for {seconds:.0f} s: {entry.detail.get('reason', '')}"

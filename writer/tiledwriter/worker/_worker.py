@@ -36,6 +36,7 @@ from ..catalog import Client
 from ..mapping import WritingOptions, import_plugin_module
 from ._processes import Processes
 from ._reporter import Reporter
+from ._run_outage import RunOutage
 from ._writing import RunWriting
 
 log = logging.getLogger(__name__)
@@ -159,6 +160,7 @@ def run_worker(task: WorkerTask, *, options: WorkerOptions) -> None:
     # Ctrl-C and systemd signal every process of a group, but only the supervisor tells a worker to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
     options.logging.configure(worker=task.run_uid)
     Worker(task, options).run()
@@ -205,6 +207,7 @@ class Worker:
                     drain=self._task.drain,
                     on_progress=self._on_progress,
                     on_reached=self._on_reached,
+                    on_unreachable=self._on_unreachable,
                     on_end=self._on_end,
                 )
                 self._reporter = Reporter(journal, self._writing)
@@ -242,7 +245,8 @@ class Worker:
             if self._task.client:
                 journal.set("client", self._task.client)
             journal.set("worker", Processes().identity(os.getpid()))
-            journal.note("worker started", pid=os.getpid(), documents=journal.length)
+            if not RunOutage(journal).note_worker():
+                journal.note("worker started", pid=os.getpid(), documents=journal.length)
 
     def _wait_for_finish(self, timeout: float) -> bool:
         """Wait at most `timeout` seconds; return whether the supervisor said Finish.
@@ -307,10 +311,10 @@ class Worker:
             return False
         if not (self._journal.ended or self._task.drain):
             return False
-        log.info("Tiled is unavailable and the whole run is journaled; the run is parked.")
+        log.debug("Tiled is unavailable and the whole run is journaled; the run is parked.")
         # A full disk must not prevent this.
         with contextlib.suppress(sqlite3.OperationalError):
-            self._journal.note("parked", documents=self._journal.length)
+            RunOutage(self._journal).note_parking()
         return True
 
     def _end_as_orphan(self) -> None:
@@ -405,7 +409,7 @@ class Worker:
     def _send_message(self, message: messages.Message) -> None:
         self._mailbox.send_multipart(messages.encode(message))
 
-    # The writing thread calls the next four methods. A ZeroMQ socket belongs to one thread, so messages go through
+    # The writing thread calls the next five methods. A ZeroMQ socket belongs to one thread, so messages go through
     # `_outbox` to the main thread, which calls `_send_queued`.
 
     def _on_progress(self, index: int) -> None:
@@ -413,6 +417,9 @@ class Worker:
 
     def _on_reached(self) -> None:
         self._queue_message(messages.Reached(self._task.run_uid))
+
+    def _on_unreachable(self, since: float, reason: str, needs_person: bool) -> None:
+        self._queue_message(messages.Unreachable(self._task.run_uid, since, reason, needs_person))
 
     def _on_end(self, outcome: str, reason: str) -> None:
         self._failed = outcome == FAILED

@@ -22,6 +22,7 @@ from ..catalog import LATE_AUDIT, Client, Connection, RequestCounts, TiledCatalo
 from ..mapping import BATCH_BYTES, Fold, FoldPlan, Operation, WritingOptions, fold_until_planned
 from ._prefetch import FoldPrefetch
 from ._record_buffer import RecordBuffer
+from ._run_outage import RunOutage
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,10 @@ class RunWriting:
         Called in the writing thread with the outcome ("written", "interrupted", "failed", or "" for none) and its
         reason.
     on_reached
-        Called when Tiled answers for the first time, and again after it was away.
+        Called when Tiled answers for the first time, again after it was away, and now and then while it answers.
+    on_unreachable
+        Called when Tiled begins to refuse requests because it is away, or does so for another reason, with the Unix
+        time since which it does, the reason, and whether only a person can end this. If it is None, this is logged.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class RunWriting:
         on_progress: Callable[[int], None],
         on_end: Callable[[str, str], None],
         on_reached: Callable[[], None] = lambda: None,
+        on_unreachable: Callable[[float, str, bool], None] | None = None,
     ) -> None:
         self._journal = journal
         self._options = options
@@ -82,11 +87,15 @@ class RunWriting:
         self._connection = Connection(
             connect,
             self._stopping,
-            journal.note,
+            self._report_tiled,
             poison_after=options.poison_after,
             write_slots=WriteSlots(journal.path.parent / ".turns", options.write_slots),
-            on_reached=on_reached,
+            on_reached=self._note_answer,
+            log_outages=on_unreachable is None,
         )
+        self._outage = RunOutage(journal)
+        self._on_reached = on_reached
+        self._on_unreachable = on_unreachable or (lambda _since, _reason, _needs_person: None)
         self._limited_log = RateLimitedLog(log)
         self._reported_cursor = -1
         self._blocked_by = ""
@@ -125,6 +134,19 @@ class RunWriting:
         """Time (`time.monotonic`) since which Tiled has accepted no requests; None while it does."""
         return self._connection.unavailable_since
 
+    def _report_tiled(self, event: str, *, reason: str = "", away: bool = False, needs_person: bool = False) -> None:
+        """Record that Tiled refuses requests, or accepts them again; tell of an outage."""
+        if event == "resumed":
+            self._outage.end_outage()
+            return
+        since = self._outage.note_refusal(reason, away=away)
+        if away:
+            self._on_unreachable(since, reason, needs_person)
+
+    def _note_answer(self) -> None:
+        self._outage.note_answer()
+        self._on_reached()
+
     def _run(self) -> None:
         outcome, reason = "", ""
         try:
@@ -162,6 +184,7 @@ class RunWriting:
     def _record_outcome(self, outcome: str, reason: str, **detail: Any) -> bool:
         """Record the outcome; return False if documents have come after the end, so that it is none."""
         with self._journal.atomic():
+            self._outage.end_outage()
             if outcome == INTERRUPTED and self._journal.length > self._reported_cursor:
                 return False
             self._journal.set("outcome", outcome)
