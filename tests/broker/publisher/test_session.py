@@ -254,7 +254,7 @@ class TestDocuments:
             talk.wait(LATER_SECONDS)
         assert talk.session.problem == "the journal's disk is full: 2 B free"
         talk.send()
-        talk.deliver()
+        talk.deliver("a")
         why = "the journal's disk is full: 0 B free"
         assert [record.getMessage() for record in caplog.records] == [
             f"Documents stay in the spool, because {URL} does not accept them now: {why}.",
