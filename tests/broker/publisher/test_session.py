@@ -255,8 +255,10 @@ class TestDocuments:
         assert talk.session.problem == "the journal's disk is full: 2 B free"
         talk.send()
         talk.deliver("a")
+        talk.deliver("b")
         why = "the journal's disk is full: 0 B free"
         assert [record.getMessage() for record in caplog.records] == [
+            f"Connected to the supervisor at {URL}.",
             f"Documents stay in the spool, because {URL} does not accept them now: {why}.",
             f"{URL} accepts documents again.",
         ]

@@ -21,6 +21,7 @@ from tiledbroker.supervisor._effects import (
     StartWorker,
 )
 from tiledbroker.supervisor._lifecycle import State
+from tiledbroker.supervisor._outage import format_time
 from tiledbroker.supervisor._publishers import Publisher
 from tiledbroker.supervisor._runs import MAX_DEATHS, Purpose
 from tiledbroker.supervisor._scheduler import ORPHAN_GRACE_SECONDS, STOP_TIMEOUT_SECONDS, SURVEY_LEAD_SECONDS
@@ -846,3 +847,51 @@ def test_every_run_is_whole_and_written_after_any_schedule_of_faults(seeds: int)
         filed = [effect.journal for effect in schedule.ingest.effects if isinstance(effect, FileJournal)]
         assert {path.stem for path in filed} == set(schedule.runs)
         assert not [effect for effect in schedule.ingest.effects if isinstance(effect, RecordEvent)], seed
+
+
+# Outages
+
+
+def test_outage_of_open_runs_is_known_and_survives_their_parking(ingest: IngestModel, alice: Publisher) -> None:
+    ingest.send(alice, whole("run"))
+    worker = ingest.start("run")
+    ingest.store(worker)
+    since = ingest.now.unix - 50.0
+    ingest.say(worker, messages.Unreachable("run", since, "ConnectError: refused"))
+    assert ingest.scheduler.outage.since == since
+    for _ in range(5):
+        ingest.end(worker)
+        worker = ingest.start("run")
+    assert ingest.scheduler.outage.since == since
+    assert ingest.scheduler.measure_backlog() == (1, 4)
+    assert ingest.scheduler.describe_service() == (
+        f"Tiled has refused requests since {format_time(since)}: ConnectError: refused; runs: 1 closing"
+    )
+    ingest.say(worker, messages.Reached("run"))
+    assert ingest.scheduler.outage.since is None
+
+
+def test_progress_through_journal_ends_no_outage(ingest: IngestModel, alice: Publisher) -> None:
+    ingest.send(alice, batch("run", 0, "start", "descriptor"))
+    worker = ingest.start("run")
+    ingest.store(worker)
+    ingest.say(worker, messages.Unreachable("run", ingest.now.unix, "503"))
+    ingest.say(worker, messages.Progress("run", 1))
+    assert ingest.scheduler.outage.since is not None
+
+
+def test_parked_run_is_tried_quietly(ingest: IngestModel, alice: Publisher, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="tiledbroker.supervisor")
+    ingest.send(alice, whole("run"))
+    worker = ingest.start("run")
+    ingest.store(worker)
+    ingest.end(worker)
+    assert caplog.text.count("Run run is parked") == 1
+    caplog.clear()
+    for _ in range(5):
+        ingest.end(ingest.start("run"))
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+def test_service_without_runs_says_so(ingest: IngestModel) -> None:
+    assert ingest.scheduler.describe_service() == "runs: none is open"
