@@ -17,10 +17,12 @@ from paths import ROOT
 import tiledbroker
 from tiledbroker.log import _codec, _journal_schema
 from tiledbroker.protocol import messages
+from tiledbroker.supervisor import _snapshot
 from tiledbroker.supervisor._lifecycle import FINAL, TRANSITIONS, State
 from tiledwriter._config import Settings, load_settings
 from tiledwriter.cli import journal, supervisor
 from tiledwriter.cli._exit import ExitCode
+from tiledwriter.cli._status import StatusCode
 
 DOCS = ROOT / "docs"
 REFERENCE = DOCS / "reference"
@@ -125,6 +127,26 @@ def test_a_message_is_documented_with_its_kind_and_its_fields_in_order(name):
     own_table = text.partition("A RunState is")[0]
     fields = [field for field in MESSAGE_TYPES[name].__struct_fields__ if field != "body"]
     assert [row[0] for row in rows(own_table)] == fields
+
+
+SNAPSHOT_STRUCTS = {
+    name: struct
+    for name, struct in vars(_snapshot).items()
+    if isinstance(struct, type) and struct.__module__ == _snapshot.__name__
+}
+
+
+@pytest.mark.parametrize("name", SNAPSHOT_STRUCTS)
+def test_a_part_of_the_status_is_documented_with_its_fields_in_order(name):
+    text = section(REFERENCE / "status.md", f"### {name}").partition("Outcomes of requests")[0]
+    assert [row[0] for row in rows(text)] == list(SNAPSHOT_STRUCTS[name].__struct_fields__)
+
+
+def test_the_schema_and_the_exit_codes_of_the_status_are_documented():
+    assert f"`schema` is {_snapshot.SCHEMA}." in (REFERENCE / "status.md").read_text()
+    documented = [row[:2] for row in rows(section(REFERENCE / "status.md", "## States"))]
+    assert documented == [["0", "well"], ["1", "degraded"], ["2", "failed"], ["3", ""]]
+    assert [code.value for code in StatusCode] == [0, 1, 2, 3]
 
 
 def test_the_state_of_a_run_in_a_welcome_is_documented_with_its_fields_in_order():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,10 @@ SUPERVISOR_LOCK: Final = ".supervisor.lock"
 
 ANSWER_TIMEOUT_SECONDS: Final = 5.0
 """Time that a supervisor has to answer, by default."""
+
+
+# Pause before another look for the socket of a supervisor that starts or ends.
+_LOOK_AGAIN_SECONDS: Final = 0.05
 
 
 class _Schema(msgspec.Struct):
@@ -50,13 +55,7 @@ def read_snapshot_and_text(journal_dir: Path, timeout: float = ANSWER_TIMEOUT_SE
     `read_snapshot`.
     """
     try:
-        text = read_status(journal_dir, timeout)
-    except (FileNotFoundError, NotADirectoryError):
-        raise _explain_absence(journal_dir, f"there is no socket {STATUS_SOCKET}") from None
-    except ConnectionRefusedError:
-        raise _explain_absence(
-            journal_dir, f"nobody listens at the socket {STATUS_SOCKET} that is left there"
-        ) from None
+        text = _read_when_there(journal_dir, time.monotonic() + timeout)
     except TimeoutError:
         raise SupervisorSilent(
             journal_dir, f"it has not answered for {timeout:g} s; its process is stopped, hangs, or is overloaded."
@@ -64,6 +63,20 @@ def read_snapshot_and_text(journal_dir: Path, timeout: float = ANSWER_TIMEOUT_SE
     except OSError as error:
         raise SupervisorSilent(journal_dir, f"it cannot be asked: {error}") from error
     return _decode(journal_dir, text), text
+
+
+def _read_when_there(journal_dir: Path, deadline: float) -> bytes:
+    """Return what the status socket gives; wait for the socket while a supervisor starts or ends."""
+    while True:
+        try:
+            return read_status(journal_dir, deadline - time.monotonic())
+        except (FileNotFoundError, NotADirectoryError):
+            absence = _explain_absence(journal_dir, f"there is no socket {STATUS_SOCKET}")
+        except ConnectionRefusedError:
+            absence = _explain_absence(journal_dir, f"nobody listens at its socket {STATUS_SOCKET}")
+        if isinstance(absence, NoSupervisor) or time.monotonic() >= deadline:
+            raise absence
+        time.sleep(_LOOK_AGAIN_SECONDS)
 
 
 def _explain_absence(journal_dir: Path, found: str) -> NoSupervisor | SupervisorSilent:

@@ -212,7 +212,6 @@ class Supervisor:
             self._open_sockets(context)
             self._pool.fork_server.check(time.monotonic())
             self._scheduler = self._make_scheduler(_now())
-            self._open_status_socket()
             self._notifier.announce_ready()
             while not self._scheduler.is_done(_now()):
                 self._run_once()
@@ -270,13 +269,15 @@ class Supervisor:
     def _open_sockets(self, context: zmq.Context[_Socket]) -> None:
         if self._listen is not None:
             self._frontend.bind(self._listen)
-            log.info("Listening at %s; journals are in %s.", self._frontend.endpoint, self.journal_dir)
         self._pool.open(context)
         self._poller = zmq.Poller()
         self._poller.register(self._frontend.socket, zmq.POLLIN)
         self._poller.register(self._pool.socket, zmq.POLLIN)
         self._poller.register(self._wake_up.fileno(), zmq.POLLIN)
         self._poller.register(self._pool.fork_server.fileno(), zmq.POLLIN)
+        self._open_status_socket()
+        if self._listen is not None:
+            log.info("Listening at %s; journals are in %s.", self._frontend.endpoint, self.journal_dir)
 
     def _open_status_socket(self) -> None:
         """Open the status socket. Runs are stored and written without it, too."""

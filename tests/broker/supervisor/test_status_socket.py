@@ -252,7 +252,7 @@ def test_a_supervisor_without_a_socket_is_not_taken_for_none(tmp_path: Path) -> 
     lock.acquire()
     try:
         with pytest.raises(SupervisorSilent, match="one is there, but there is no socket"):
-            read_snapshot(tmp_path)
+            read_snapshot(tmp_path, timeout=0.2)
     finally:
         lock.release()
 

@@ -207,5 +207,5 @@ def make_console() -> Console:
     """Return the console: as wide as the terminal, without colours and cuts if the output is none."""
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _WIDE_COLUMNS
+    width = None if sys.stdout.isatty() else _WIDE_COLUMNS
     return Console(width=width, highlight=False, markup=False, emoji=False)
