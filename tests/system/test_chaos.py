@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from chaos.publishing import Acquisition, Session
 from chaos.referee import Emitted, Harm, Referee, Tally, Verdict, compare
 from chaos.report import Injected, Report
 from chaos.site import Setting, publishing_environment, read_witness
+from warm import run_process
 
 from tiledbroker import Encoder, Journal, ZMQPublisher, run_files
 from tiledwriter.catalog import node_body
@@ -121,7 +121,7 @@ def test_a_run_whose_spool_lost_its_end_is_named_and_keeps_all_that_was_acknowle
 ) -> None:
     crash = {"limit": 1, "crash_at": "publisher: document spooled", "crash_after": 40}
     given = replace(acquisition_in(tmp_path, supervisor.address, events=60, pace=0.1), **crash)
-    done = subprocess.run(given.command(), env=publishing_environment(), check=False, timeout=60)
+    done = run_process(given.command(), env=publishing_environment(), timeout=60)
     assert done.returncode == -signal.SIGKILL
     (run_uid,) = read_witness(tmp_path / "witness")
 
