@@ -18,6 +18,39 @@ from tiledbroker import ZMQPublisher
 from tiledwriter.testing import ServerProcess, SupervisorProcess, TiledServer
 
 
+# Files that take longest, the longest first. The processes of pytest-xdist begin with them, so that none is left alone
+# with one of them at the end.
+LONGEST = (
+    "test_compare.py",
+    "test_catalog.py",
+    "test_chaos.py",
+    "test_callback.py",
+    "test_replay.py",
+    "test_verify.py",
+    "test_supervision.py",
+    "test_kills.py",
+    "test_outages.py",
+    "test_crash_points.py",
+    "test_storages.py",
+    "test_bench.py",
+    "test_delivery.py",
+    "test_chaos_faults.py",
+    "test_hostile_uids.py",
+    "test_exit_codes.py",
+    "test_security.py",
+    "test_end_to_end.py",
+    "test_retry.py",
+    "test_tiled_contract.py",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of long files first, each file's in their order."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def warm_process() -> Iterator[None]:
     """Start servers and commands as forks of a process that has imported their modules, as soon as one is started."""

@@ -161,6 +161,7 @@ def test_a_run_survives_that_tiled_is_killed(tmp_path: Path, own_tiled_server: T
         assert_complete(own_tiled_server, supervisor.journal_dir, run_uid, acquisition.documents)
 
 
+@pytest.mark.usefixtures("real_processes")
 @pytest.mark.parametrize("shipped_by", ["ship command", "next publisher"])
 def test_what_the_callback_returned_from_survives_the_acquisition_process(
     shipped_by: str, tmp_path: Path, supervisor: SupervisorProcess, tiled_server: TiledServer
@@ -279,6 +280,7 @@ def test_no_two_supervisors_give_workers_the_same_name(tmp_path: Path) -> None:
     assert tokens[0] != tokens[1]
 
 
+@pytest.mark.usefixtures("real_processes")
 def test_the_supervisor_ends_cleanly_on_sigterm_with_a_run_open(tmp_path: Path, supervisor: SupervisorProcess) -> None:
     with Acquisition(supervisor.address, tmp_path, events=100_000, delay=0.01):
         wait_until(supervisor.workers, 60, "there is a worker")
