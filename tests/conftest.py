@@ -17,7 +17,6 @@ from warm import end_warm_process, forking, start_process, warm_pids
 from tiledbroker import ZMQPublisher
 from tiledwriter.testing import ServerProcess, SupervisorProcess, TiledServer
 
-
 # Files that take longest, the longest first. The processes of pytest-xdist begin with them, so that none is left alone
 # with one of them at the end.
 LONGEST = (
