@@ -74,6 +74,9 @@ MODULES: Final = (
     "ophyd.sim",
 )
 
+# The first answer includes the time for all imports.
+_ANSWER_TIMEOUT_SECONDS: Final = 250.0
+
 _LENGTH: Final = struct.Struct("=I")
 # Pid, and the status that `os.waitpid` gives.
 _END: Final = struct.Struct("=ii")
@@ -146,12 +149,20 @@ class WarmProcess:
         """Start a command of Python as a fork; `streams` are descriptors of its standard streams."""
         task = json.dumps([list(command[1:]), dict(environment), str(Path.cwd())]).encode()
         with self._lock:
-            socket.send_fds(self._control, [_LENGTH.pack(len(task))], streams)
-            self._control.sendall(task)
-            with self._ended:
-                if not self._ended.wait_for(lambda: self._pids, 120):
-                    raise TimeoutError("the process that forks does not answer")
-                return ForkedProcess(command, self._pids.pop(), self._ended, self._codes)
+            try:
+                socket.send_fds(self._control, [_LENGTH.pack(len(task))], streams)
+                self._control.sendall(task)
+                return ForkedProcess(command, self._take_pid(), self._ended, self._codes)
+            except BaseException:
+                # An answer that comes later would be taken for that to the next task.
+                self._process.kill()
+                raise
+
+    def _take_pid(self) -> int:
+        with self._ended:
+            if not self._ended.wait_for(lambda: self._pids, _ANSWER_TIMEOUT_SECONDS):
+                raise TimeoutError("the process that forks does not answer")
+            return self._pids.pop()
 
     def close(self) -> None:
         """End the process that forks; forks go on."""
@@ -278,7 +289,7 @@ def serve(control: socket.socket) -> None:
             length, streams, _, _ = socket.recv_fds(control, _LENGTH.size, 3)
             if not length:
                 return
-            task = json.loads(control.recv(_LENGTH.unpack(length)[0], socket.MSG_WAITALL))
+            task = json.loads(receive_exactly(control, _LENGTH.unpack(length)[0]))
             pid = os.fork()
             if pid == 0:
                 for private in (control, woken, waker):
@@ -312,6 +323,14 @@ def keep_what_requests_make_anew() -> None:
 
     vars(dependencies)["get_dependant"] = get_dependant
     vars(_generics)["_GENERIC_TYPES_CACHE"] = {}
+
+
+def receive_exactly(control: socket.socket, size: int) -> bytes:
+    """Return the next `size` bytes; a signal may interrupt a call that waits for all of them."""
+    received = b""
+    while len(received) < size and (part := control.recv(size - len(received))):
+        received += part
+    return received
 
 
 def report_ends(control: socket.socket) -> None:
