@@ -7,34 +7,68 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import psutil
 import pytest
 from bluesky import RunEngine
-from warm import ForkedProcess, WarmProcess
+from warm import end_warm_process, forking, start_process, warm_pids
 
 from tiledbroker import ZMQPublisher
-from tiledwriter.testing import SupervisorProcess, TiledServer
+from tiledwriter.testing import ServerProcess, SupervisorProcess, TiledServer
 
-# The process that forks Tiled servers, once there is one.
-_warm: list[WarmProcess] = []
+# Files that take longest, the longest first. The processes of pytest-xdist begin with them, so that none is left alone
+# with one of them at the end.
+LONGEST = (
+    "test_compare.py",
+    "test_catalog.py",
+    "test_chaos.py",
+    "test_callback.py",
+    "test_replay.py",
+    "test_verify.py",
+    "test_supervision.py",
+    "test_kills.py",
+    "test_outages.py",
+    "test_crash_points.py",
+    "test_storages.py",
+    "test_bench.py",
+    "test_delivery.py",
+    "test_chaos_faults.py",
+    "test_hostile_uids.py",
+    "test_exit_codes.py",
+    "test_security.py",
+    "test_end_to_end.py",
+    "test_retry.py",
+    "test_tiled_contract.py",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of long files first, each file's in their order."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
 @pytest.fixture(scope="session", autouse=True)
-def tiled_servers_are_forked() -> Iterator[None]:
-    """Start Tiled servers as forks of a process that has imported Tiled, which saves 4 of 5 s of processor time."""
+def warm_process() -> Iterator[None]:
+    """Start servers and commands as forks of a process that has imported their modules, as soon as one is started."""
 
-    def launch(server: TiledServer, command: Sequence[str], output: IO[bytes]) -> ForkedProcess:
-        if not _warm:
-            _warm.append(WarmProcess())
-        return _warm[0].launch(command, output, server._environment)
+    def launch(server: ServerProcess, command: Sequence[str], output: IO[bytes]) -> Any:
+        return start_process(command, stdout=output, stderr=subprocess.STDOUT, env=server._environment)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TiledServer, "_launch", launch)
+        patch.setattr(ServerProcess, "_launch", launch)
+        with forking():
+            yield
+    end_warm_process()
+
+
+@pytest.fixture
+def real_processes() -> Iterator[None]:
+    """Start servers and commands as users do, in this test."""
+    with forking(enabled=False):
         yield
-    while _warm:
-        _warm.pop().close()
 
 
 @pytest.fixture(scope="session")
@@ -145,7 +179,7 @@ def _strangers(known: set[psutil.Process]) -> list[psutil.Process]:
     """Processes below this one that are neither known nor below a known one, as those of servers for all tests are."""
     if os.environ.get("TILEDWRITER_TEST_KEEP"):
         return []
-    warm = {process.pid for process in _warm}
+    warm = warm_pids()
     # A server that was forked in this test is as much a stranger as one that it has started itself.
     pids = {process.pid for process in known} - warm
     strangers = []

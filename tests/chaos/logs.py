@@ -7,12 +7,13 @@ import random
 import shutil
 import sqlite3
 import stat
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
+
+from warm import run_process
 
 from tiledbroker import Journal, JournalError, journal_filename, run_files
 
@@ -73,7 +74,7 @@ def _readable(path: Path) -> int:
 def _listed(spool: Path) -> dict[str, int]:
     """The same for a spool of segments, as the command line sees it."""
     command = [*JOURNAL_COMMAND, "ls", "--json", str(spool)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT)
+    done = run_process(command, timeout=_TIMEOUT)
     counts = {str(run["uid"]): sum((run.get("documents") or {}).values()) for run in json.loads(done.stdout or "[]")}
     return {uid: _first_index(spool, uid) + count if count else 0 for uid, count in counts.items()}
 

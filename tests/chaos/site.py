@@ -20,6 +20,7 @@ from typing import IO, Any, Final
 
 import psutil
 from paths import SUPPORT, TESTS, search_path
+from warm import ForkedProcess, run_process, start_process
 
 from tiledbroker import Journal, JournalError
 from tiledwriter.testing import ServerProcess, Storage, SupervisorProcess, TiledServer, free_port, wait_until
@@ -150,7 +151,7 @@ class Seat:
         self._site = site
         self._at_once = at_once
         self._sessions = 0
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ForkedProcess | subprocess.Popen[bytes] | None = None
         self._output: IO[bytes] | None = None
 
     def start(self, *, away: str = "") -> None:
@@ -172,12 +173,9 @@ class Seat:
             burst=setting.burst,
         )
         self._output = self._output or (self._directory / "publisher.log").open("ab")
-        self._process = subprocess.Popen(
-            [*subject_to_permissions()[0], *given.command()],
-            env=publishing_environment(),
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
+        command = [*subject_to_permissions()[0], *given.command()]
+        self._process = start_process(
+            command, env=publishing_environment(), stdout=self._output, stderr=subprocess.STDOUT
         )
 
     @property
@@ -571,7 +569,7 @@ class Site:
             return
         command = [*JOURNAL_COMMAND, "ship", str(seat.spool), self.wire.address]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
+            done = run_process(command, timeout=timeout)
         except subprocess.TimeoutExpired:
             self._note(f"The spool of seat {seat.number} could not be shipped in {timeout:.0f} s.")
             return

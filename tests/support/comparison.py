@@ -124,7 +124,8 @@ class Comparison:
             if len(snapshots) == 2:
                 differences += differences_of(entry.name, snapshots[BLUESKY], snapshots[OURS])
             if OURS in snapshots:
-                report.checks += self._read(entry, emitted, snapshots)
+                with answers_kept(self._http):
+                    report.checks += self._read(entry, emitted, snapshots)
         for difference in (replace(difference, storage=self._storage) for difference in differences):
             rule = next((rule for rule in RULES if rule.explains(difference)), None)
             if rule is None:
@@ -218,6 +219,30 @@ def attempt(check: Reading, run: Any, nodes: Mapping[str, Node], emitted: Emitte
             return check(run, nodes, emitted)
         except Exception as error:
             return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+@contextmanager
+def answers_kept(http: httpx.Client) -> Iterator[None]:
+    """Readers that ask for the same are given the same answer, until something else than a GET is sent."""
+    kept: dict[tuple[str, str | None], httpx.Response] = {}
+    send = http.send
+
+    def send_once(request: httpx.Request, **options: Any) -> httpx.Response:
+        if request.method != "GET":
+            kept.clear()
+        if request.method != "GET" or options.get("stream"):
+            return send(request, **options)
+        key = (str(request.url), request.headers.get("Accept"))
+        response = kept.get(key) or send(request, **options)
+        if response.is_success:
+            kept[key] = response
+        return response
+
+    vars(http)["send"] = send_once
+    try:
+        yield
+    finally:
+        del vars(http)["send"]
 
 
 @contextmanager

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from event_model import compose_run
+from warm import start_process
 
 from tiledbroker import ZMQPublisher
 from tiledwriter.testing import SupervisorProcess, TiledServer, free_port, journal_of, wait_until
@@ -24,7 +24,7 @@ class Acquisition:
         self._witness = directory / "witness"
         script = Path(__file__).with_name("acquisition.py")
         command = [sys.executable, str(script), address, str(self.spool), str(self._witness)]
-        self.process = subprocess.Popen([*command, str(events), str(delay), str(close_timeout)])
+        self.process = start_process([*command, str(events), str(delay), str(close_timeout)])
 
     def __enter__(self) -> Acquisition:
         return self

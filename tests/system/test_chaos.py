@@ -5,11 +5,12 @@ TILEDWRITER_TEST_CHAOS sets the seconds for which faults come; scripts/chaos run
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import shutil
 import signal
 import sqlite3
-import subprocess
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from chaos.publishing import Acquisition, Session
 from chaos.referee import Emitted, Harm, Referee, Tally, Verdict, compare
 from chaos.report import Injected, Report
 from chaos.site import Setting, publishing_environment, read_witness
+from warm import run_process
 
 from tiledbroker import Encoder, Journal, ZMQPublisher, run_files
 from tiledwriter.catalog import node_body
@@ -121,7 +123,7 @@ def test_a_run_whose_spool_lost_its_end_is_named_and_keeps_all_that_was_acknowle
 ) -> None:
     crash = {"limit": 1, "crash_at": "publisher: document spooled", "crash_after": 40}
     given = replace(acquisition_in(tmp_path, supervisor.address, events=60, pace=0.1), **crash)
-    done = subprocess.run(given.command(), env=publishing_environment(), check=False, timeout=60)
+    done = run_process(given.command(), env=publishing_environment(), timeout=60)
     assert done.returncode == -signal.SIGKILL
     (run_uid,) = read_witness(tmp_path / "witness")
 
@@ -162,9 +164,13 @@ def test_sequences_are_compared(found: str, tally: Tally) -> None:
 
 
 class Written:
-    """A run that is in a journal and in Tiled, and that can be tampered with there."""
+    """A run that is in a journal and in Tiled, and that can be tampered with there.
+
+    `tampered` says that Tiled does not have it as it was written any more.
+    """
 
     def __init__(self, server: TiledServer, directory: Path) -> None:
+        self.tampered = False
         self._server = server
         self._http = httpx.Client(
             base_url=f"{server.uri}/api/v1", headers={"Authorization": f"Apikey {server.api_key}"}
@@ -196,8 +202,15 @@ class Written:
     def close(self) -> None:
         self._http.close()
 
+    def with_journal_in(self, directory: Path) -> Written:
+        """The same run with a copy of the journal, which can be changed."""
+        copied = copy.copy(self)
+        copied.journal = Path(shutil.copy(self.journal, directory))
+        return copied
+
     def in_table(self, statement: str) -> None:
         """Run SQL on the rows of the primary stream."""
+        self.tampered = True
         parameters = self._source("primary/internal")["parameters"]
         with closing(sqlite3.connect(self._server._directory / "tables.db")) as connection:
             table = f'"{parameters["table_name"]}"'
@@ -207,6 +220,7 @@ class Written:
 
     def turn_round(self) -> None:
         """Let the rows of the primary stream come in reverse order."""
+        self.tampered = True
         source = self._source("primary/internal")
         order = [{**by, "direction": "desc"} for by in source["parameters"]["order_by_args"]]
         source = {**source, "parameters": {**source["parameters"], "order_by_args": order}}
@@ -214,6 +228,7 @@ class Written:
         answer.raise_for_status()
 
     def swap_array_rows(self) -> None:
+        self.tampered = True
         path = f"{self.uid}/primary/trace"
         answer = self._http.get(f"/array/full/{path}", params={"format": "application/octet-stream"})
         rows = numpy.frombuffer(answer.content).reshape(EVENTS, TRACE)
@@ -240,15 +255,18 @@ class Written:
             journal.set("reason", reason)
 
     def delete(self) -> None:
+        self.tampered = True
         answer = self._http.delete(f"/metadata/{self.uid}", params={"recursive": True, "external_only": False})
         answer.raise_for_status()
 
     def forget_stop(self) -> None:
+        self.tampered = True
         metadata = self._http.get(f"/metadata/{self.uid}").json()["data"]["attributes"]["metadata"]
         del metadata["stop"]
         self._http.put(f"/metadata/{self.uid}", json={"metadata": metadata}).raise_for_status()
 
     def tell_of_frames(self, frames: int) -> None:
+        self.tampered = True
         source = self._source("primary/camera")
         structure = source["structure"]
         chunks = [[1] * frames, *structure["chunks"][1:]]
@@ -261,10 +279,25 @@ class Written:
         return dict(answer.json()["data"]["attributes"]["data_sources"][0])
 
 
+@pytest.fixture(scope="module")
+def unharmed() -> Iterator[list[Written]]:
+    """A run that no test has tampered with in Tiled, if there is one."""
+    runs: list[Written] = []
+    yield runs
+    for run in runs:
+        run.close()
+
+
 @pytest.fixture
-def written(tiled_server: TiledServer, tmp_path: Path) -> Iterator[Written]:
-    with closing(Written(tiled_server, tmp_path)) as written:
-        yield written
+def written(
+    tiled_server: TiledServer, unharmed: list[Written], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Written]:
+    if not unharmed:
+        unharmed.append(Written(tiled_server, tmp_path_factory.mktemp("run")))
+    written = unharmed[0].with_journal_in(tmp_path)
+    yield written
+    if written.tampered:
+        unharmed.pop().close()
 
 
 @pytest.fixture

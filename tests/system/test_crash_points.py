@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -19,6 +18,7 @@ from chaos.composing import RunPlan
 from chaos.publishing import Acquisition
 from chaos.referee import Emitted, Referee
 from chaos.site import publishing_environment, read_witness
+from warm import run_process
 
 import tiledbroker
 import tiledwriter
@@ -137,7 +137,7 @@ def test_what_a_killed_publisher_has_taken_is_shipped_by_its_successor(
                 crash_at=crash_at,
                 crash_after=EVENTS,
             )
-            code = subprocess.run(given.command(), env=publishing_environment(), check=False, timeout=30).returncode
+            code = run_process(given.command(), env=publishing_environment(), timeout=30).returncode
             assert code == (-signal.SIGKILL if crash_at else 0)
         runs = read_witness(witness)
         outcomes = [service.wait_for_outcome(run_uid) for run_uid in runs]

@@ -49,6 +49,7 @@ def measure(engine: RunEngine, publisher: ZMQPublisher, tiled_server: TiledServe
     return measure
 
 
+@pytest.mark.usefixtures("real_processes")
 def test_a_scan_is_read_back_as_a_bluesky_run(measure: Callable[[Any], list[Any]]) -> None:
     (run,) = measure(bp.scan([det], motor, -2, 2, 9, md={"sample": "Cu"}))
     assert isinstance(run, BlueskyRunV3)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import pytest
 from stored_runs import a_run, journaled
+from warm import run_process
 
 from tiledbroker import Journal, run_files
 from tiledbroker.supervisor._retry import retry_requests
@@ -46,14 +47,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def run(*arguments: object, prefix: list[str] | None = None, **variables: str) -> Ended:
-    done = subprocess.run(
-        [*(prefix or []), *COMMAND, *map(str, arguments)],
-        env=environment(**variables),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_process([*(prefix or []), *COMMAND, *map(str, arguments)], env=environment(**variables), timeout=120)
     return Ended(done.returncode, done.stdout, done.stderr)
 
 

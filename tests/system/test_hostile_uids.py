@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from corpus._documents import RunDocuments, key
 from stored_runs import Documents, journaled
 from tiled.queries import Key
+from warm import run_process
 
 from tiledbroker import Journal, ZMQPublisher, open_run, run_files
 from tiledbroker._errors import RunNotWritten
@@ -173,7 +173,7 @@ def test_verify_and_replay_take_every_run(site: Site, tmp_path: Path) -> None:
 
     def run(*arguments: object) -> list[str]:
         words = [*script, *map(str, arguments), "--tiled", site.server.uri]
-        result = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=120)
+        result = run_process(words, env=environment, timeout=120)
         assert result.returncode == ExitCode.OK, result.stderr
         return result.stdout.splitlines()
 

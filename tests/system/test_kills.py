@@ -18,6 +18,7 @@ import psutil
 import pytest
 from paths import SUPPORT
 from runs import Acquisition, metadata, seq_nums, wait_for_outcome
+from warm import run_process
 
 from tiledbroker import Encoder, Journal, run_files
 from tiledbroker.supervisor._runs import MAX_DEATHS
@@ -160,6 +161,7 @@ def test_a_run_survives_that_tiled_is_killed(tmp_path: Path, own_tiled_server: T
         assert_complete(own_tiled_server, supervisor.journal_dir, run_uid, acquisition.documents)
 
 
+@pytest.mark.usefixtures("real_processes")
 @pytest.mark.parametrize("shipped_by", ["ship command", "next publisher"])
 def test_what_the_callback_returned_from_survives_the_acquisition_process(
     shipped_by: str, tmp_path: Path, supervisor: SupervisorProcess, tiled_server: TiledServer
@@ -180,7 +182,7 @@ def test_what_the_callback_returned_from_survives_the_acquisition_process(
                 str(acquisition.spool),
                 supervisor.address,
             ]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+            done = run_process(command, timeout=120)
             assert (done.returncode, done.stderr) == (0, "")
             assert done.stdout == f"1 of 1 runs are durable on the ingest host; 0 left in {acquisition.spool}.\n"
         else:
@@ -213,9 +215,7 @@ def test_drain_writes_what_the_journals_hold_and_ends(
     held = journaled(supervisor.journal_dir, run_uid)
     command = [sys.executable, "-m", "tiledwriter.cli.supervisor", "--drain", "--tiled", tiled_server.uri]
     environment = {**os.environ, "TILED_API_KEY": tiled_server.api_key, "TILEDWRITER_QUIET_PERIOD": "1"}
-    done = subprocess.run(
-        [*command, "--journal-dir", str(supervisor.journal_dir)], env=environment, check=False, timeout=120
-    )
+    done = run_process([*command, "--journal-dir", str(supervisor.journal_dir)], env=environment, timeout=120)
     assert done.returncode == 0
     assert seq_nums(tiled_server, run_uid) == list(range(1, held - 1))  # all but start and descriptor
 
@@ -254,7 +254,7 @@ def supervise_dying_workers(how: str, directory: Path) -> subprocess.CompletedPr
     with Journal(directory / "run.sqlite", "create", run_uid="run") as journal:
         journal.append_one("start", Encoder().encode({"uid": "run", "time": 1.0}))
     command = [sys.executable, str(SUPPORT / "dying_workers.py"), how, str(directory)]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    return run_process(command, check=True, timeout=60)
 
 
 def test_a_worker_that_listens_only_when_the_supervisor_stops_is_told(tmp_path: Path) -> None:
@@ -280,6 +280,7 @@ def test_no_two_supervisors_give_workers_the_same_name(tmp_path: Path) -> None:
     assert tokens[0] != tokens[1]
 
 
+@pytest.mark.usefixtures("real_processes")
 def test_the_supervisor_ends_cleanly_on_sigterm_with_a_run_open(tmp_path: Path, supervisor: SupervisorProcess) -> None:
     with Acquisition(supervisor.address, tmp_path, events=100_000, delay=0.01):
         wait_until(supervisor.workers, 60, "there is a worker")

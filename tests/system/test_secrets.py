@@ -53,6 +53,7 @@ def test_a_new_key_in_the_file_is_taken_without_a_restart(tmp_path: Path, tiled_
     assert list(tiled_server.client()[uid]["primary"]["x"].read()) == [1.0]
 
 
+@pytest.mark.usefixtures("real_processes")
 def test_secrets_are_in_no_log_journal_title_or_output(
     tmp_path: Path, tiled_server: TiledServer, proxy: FaultyProxy, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 
 import pytest
 from pydantic import ValidationError
+from warm import run_process
 
 from tiledbroker.log._lock import FileLock
 from tiledwriter._config import load_settings
@@ -37,13 +37,10 @@ def write_yaml(tmp_path):
 def supervisor(*arguments, **environment):
     """Run the command to its end."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("TILEDWRITER_")}
-    return subprocess.run(
+    return run_process(
         [sys.executable, "-m", "tiledwriter.cli.supervisor", *map(str, arguments)],
-        capture_output=True,
-        text=True,
         timeout=60,
         env={**clean, **environment},
-        check=False,
     )
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 from runs import documents, publish, seq_nums, wait_for_outcome
 from stored_runs import add, journaled
+from warm import run_process
 
 from tiledbroker import Journal, JournalInvalid, JournalLocked, ZMQPublisher, run_files
 from tiledbroker.log._journal import FINISHED_SUBDIRECTORY, find_run_file, unfinished_run_files
@@ -390,9 +390,7 @@ def test_draining_an_interrupted_run_files_it_away(tmp_path: Path, tiled_server:
     uid = interrupted_run(tmp_path / "journals", documents(), 4)
     command = [sys.executable, "-m", "tiledwriter.cli.supervisor", "--tiled", tiled_server.uri, "--drain"]
     environment = {**os.environ, "TILED_API_KEY": tiled_server.api_key}
-    done = subprocess.run(
-        [*command, "--journal-dir", str(tmp_path / "journals")], env=environment, check=False, timeout=60
-    )
+    done = run_process([*command, "--journal-dir", str(tmp_path / "journals")], env=environment, timeout=60)
     assert done.returncode == 0
     assert run_files(tmp_path / "journals") == [tmp_path / "journals" / FINISHED_SUBDIRECTORY / f"{uid}.sqlite"]
     with Journal(find_run_file(tmp_path / "journals", uid), "write") as journal:

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 
 import numpy
 import pytest
 import tifffile
 from event_model import compose_run
+from warm import run_process
 
 from tiledbroker import Encoder, Journal
 from tiledwriter.catalog._catalog import TiledCatalog
@@ -75,13 +75,10 @@ def write(tmp_path):
 def show(path, *options, **environment):
     """Run the command, without anything in the environment that would lead to a server."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("TILED")}
-    return subprocess.run(
+    return run_process(
         [sys.executable, "-m", "tiledwriter.cli.journal", "show", str(path), *map(str, options)],
         env={**clean, **environment},
-        capture_output=True,
-        text=True,
         timeout=60,
-        check=False,
     )
 
 

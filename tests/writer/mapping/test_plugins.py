@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import re
-import subprocess
 import sys
 import uuid
 
@@ -14,6 +13,7 @@ import pytest
 from event_model import compose_run
 from paths import ROOT, search_path
 from pydantic import ValidationError
+from warm import run_process
 
 from tiledbroker import ZMQPublisher
 from tiledwriter._config import load_settings
@@ -224,13 +224,10 @@ def test_the_service_does_not_start_with_a_plugin_that_cannot_be_imported(tmp_pa
         config.write_text(f"tiled: {TILED}\nconsolidators:\n  image/x-lab: no_such_module:X\n")
     else:
         install(tmp_path, "lab-plugin", {"image/x-lab": "no_such_module:X"})
-    result = subprocess.run(
+    result = run_process(
         [sys.executable, "-m", "tiledwriter.cli.supervisor", "--config", config, "--journal-dir", tmp_path / "j"],
         env={**os.environ, "PYTHONPATH": search_path(tmp_path)},
-        capture_output=True,
-        text=True,
         timeout=60,
-        check=False,
     )
     assert (result.returncode, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()

@@ -21,6 +21,7 @@ from event_model import compose_run
 from hypothesis import given
 from hypothesis import strategies as st
 from stored_runs import FLAG, NUMBER, Documents, a_run, add, journaled, uid_of, write
+from warm import run_process
 
 from tiledbroker import Encoder, Journal, decode
 from tiledwriter.catalog._alignment import Alignment
@@ -41,13 +42,10 @@ OPTIONS = WritingOptions(quiet_period=0.3)
 
 def run_command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("TILED")}
-    return subprocess.run(
+    return run_process(
         [sys.executable, "-m", "tiledwriter.cli.journal", *map(str, arguments)],
         env={**clean, **environment},
-        capture_output=True,
-        text=True,
         timeout=120,
-        check=False,
     )
 
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 from event_model import compose_run
 from faulty_proxy import FaultyProxy
+from warm import run_process
 
 from tiledbroker import ZMQPublisher
 from tiledwriter._config import load_settings
@@ -93,13 +94,10 @@ REFUSED = {
 @pytest.mark.parametrize("headers", REFUSED.values(), ids=REFUSED)
 def test_headers_that_cannot_be_sent_are_refused_without_showing_them(tmp_path, headers):
     text = headers if isinstance(headers, str) else json.dumps(headers)
-    result = subprocess.run(
+    result = run_process(
         [sys.executable, "-m", "tiledwriter.cli.supervisor", "--tiled", "http://localhost:8000"],
         env={**os.environ, "TILEDWRITER_HEADERS": text, "TILEDWRITER_JOURNAL_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
         timeout=60,
-        check=False,
     )
     assert (result.returncode, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
