@@ -199,6 +199,13 @@ class Settings(BaseSettings):
             )
         return uri
 
+    @field_validator("tiled")
+    @classmethod
+    def _uri_is_an_address(cls, uri: str | None) -> str | None:
+        if uri is not None:
+            _require_web_address(uri)
+        return uri
+
     @field_validator("headers")
     @classmethod
     def _headers_can_be_sent(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
@@ -289,6 +296,20 @@ class Settings(BaseSettings):
             PathMap.of(self.path_map),
             AccessTagLimits({client: tuple(tags) for client, tags in self.access_tags.items()}),
         )
+
+
+def _require_web_address(uri: str) -> None:
+    """Raise `ValueError` if Tiled's client could not connect to a URI at all."""
+    advice = "give http://HOST:PORT or https://HOST, and what follows of the container's URI"
+    if "://" not in uri and uri and not uri.startswith("/"):
+        raise ValueError(f"{uri!r} has no scheme; did you mean http://{uri}?")
+    try:
+        parts = urlsplit(uri)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError as error:
+        raise ValueError(f"{uri!r} is not an address of Tiled ({error}); {advice}") from error
+    if not usable or not uri.isprintable() or " " in uri:
+        raise ValueError(f"{uri!r} is not an address of Tiled; {advice}")
 
 
 def load_settings(config: Path | None, flags: dict[str, Any], *, server: bool = True) -> Settings:

@@ -12,7 +12,7 @@ from ._publishers import (
 )
 from ._retry import clear_failure, request_retry, withdraw_retry
 from ._scheduler import DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS
-from ._supervisor import DEFAULT_ADDRESS, Supervisor
+from ._supervisor import DEFAULT_ADDRESS, SUPERVISOR_LOCK, Supervisor
 from ._tasks import ProcessIdentity, WorkerCommand, WorkerTask
 from ._worker_monitor import DEFAULT_SILENCE, WorkerLimits
 
@@ -25,6 +25,7 @@ __all__ = [
     "DEFAULT_MAX_WORKERS",
     "DEFAULT_SILENCE",
     "DEFAULT_WINDOW",
+    "SUPERVISOR_LOCK",
     "ClientLimits",
     "ProcessIdentity",
     "State",

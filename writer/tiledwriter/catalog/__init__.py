@@ -8,11 +8,13 @@ from ._known_nodes import LATE_AUDIT
 from ._ledger import MemoryLedger
 from ._node_checks import ArrayCheck, ExternalCheck, NodeCheck, TableCheck, same
 from ._nodes import Nodes, node_body
+from ._preflight import SERVER_CHECKS, PreflightOptions, ServerChecks
 from ._stored import StoredNodes
 from ._write_slots import WriteSlots
 
 __all__ = [
     "LATE_AUDIT",
+    "SERVER_CHECKS",
     "ArrayCheck",
     "Client",
     "Connection",
@@ -20,6 +22,8 @@ __all__ = [
     "MemoryLedger",
     "NodeCheck",
     "Nodes",
+    "PreflightOptions",
+    "ServerChecks",
     "StoredNodes",
     "TableCheck",
     "TiledCatalog",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from . import _keygen
+from . import _check, _keygen
 from ._exit import ExitCode
+from ._terminal import count_of
 
 log = logging.getLogger("tiledwriter.supervisor")
 
@@ -62,9 +65,16 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--drain", action="store_true", help="write what the journals hold, then exit")
     result.add_argument("--log-level", metavar="L", help="DEBUG, INFO, WARNING or ERROR (default INFO)")
     result.add_argument("--log-format", choices=("text", "json"), help="format of log lines (default text)")
+    result.add_argument(
+        "--print-config", action="store_true", help="print the effective settings and where each comes from, then exit"
+    )
+    result.add_argument(
+        "--print-schema", action="store_true", help="print the JSON schema of the configuration file, then exit"
+    )
     result.set_defaults(command=serve)
     commands = result.add_subparsers(title="other commands", metavar="COMMAND")
     _keygen.add_command(commands)
+    _check.add_command(commands)
     return result
 
 
@@ -76,9 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def serve(arguments: argparse.Namespace) -> ExitCode:
     """Run the supervisor until it is stopped or, with `--drain`, until it has drained the journals."""
-    flags = vars(arguments)
-    del flags["command"]
-    config, drain = flags.pop("config"), flags.pop("drain")
+    drain = arguments.drain
     try:
         import zmq
 
@@ -87,15 +95,26 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
         from tiledbroker.supervisor import Supervisor, WorkerCommand
 
         from ..worker import Processes, allow_open_files, run_worker
-        from ._settings import WrongConfiguration, settings_of
+        from ._credentials import require_credentials
+        from ._settings import WrongConfiguration, config_schema, print_settings, read_settings, setting_flags
+        from ._tiled_presence import warn_if_unreachable
     except ImportError as error:
         return _report_failure(ExitCode.FAILED, f'{error}. The ingest host needs: pip install "tiledwriter[ingest]"')
+    if arguments.print_schema:
+        print(json.dumps(config_schema(), indent=2))
+        return ExitCode.OK
     try:
-        settings = settings_of(config, flags)
+        loaded = read_settings(arguments.config, setting_flags(arguments))
+        if arguments.print_config:
+            print_settings(loaded)
+            return ExitCode.OK
+        require_credentials(loaded.values)
     except WrongConfiguration as error:
         return _report_failure(ExitCode.USAGE, str(error))
+    settings = loaded.values
     options = settings.worker_options()
     options.logging.configure()
+    loaded.warn()
     log.debug("Up to %d files may be open.", allow_open_files())
     try:
         supervisor = Supervisor(
@@ -111,7 +130,11 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
             processes=Processes(),
         )
         supervisor.stop_on_signals()
+        log.info("Starting %s.", loaded.describe())
+        warn_if_unreachable(settings)
         left = supervisor.run()
+        rest = _describe_rest([run.state.value for run in left], complete=supervisor.surveyed)
+        log.info("Stopped %s; left: %s.", loaded.describe(), rest)
     except KeyFileError as error:
         return _report_failure(ExitCode.USAGE, str(error))
     except JournalLocked:
@@ -127,6 +150,13 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
             log.error("Run %s is not completely in Tiled: %s.", run.uid, run.reason or run.state)
         return ExitCode.INCOMPLETE
     return ExitCode.OK
+
+
+def _describe_rest(states: Sequence[str], *, complete: bool) -> str:
+    """Return how many runs are not completely in Tiled, from the state of each of them."""
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(Counter(states).items()))
+    rest = f"{count_of(len(states), 'run')} not completely in Tiled ({counts})" if states else "nothing"
+    return rest if complete else f"{rest}, and journals that were not looked at before the stop"
 
 
 def _report_failure(code: ExitCode, message: str) -> ExitCode:
