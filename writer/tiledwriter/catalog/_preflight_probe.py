@@ -201,9 +201,10 @@ class ProbeContainer:
             if not is_old:
                 continue
             array = str(mark.get("array", ""))
-            paths = [f"{self.path}/{node['id']}", *([array] if array.startswith(f"{CONTAINER_KEY}-") else [])]
             # The array first: the other node leads to it.
-            self.removed_leftovers += sum(not self._delete(path) for path in reversed(paths))
+            problem = self._delete(array) if array.startswith(f"{CONTAINER_KEY}-") else ""
+            if not problem and not self._delete(f"{self.path}/{node['id']}"):
+                self.removed_leftovers += 1
 
     # Requests.
 

@@ -136,7 +136,7 @@ def add_command(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 def check(arguments: argparse.Namespace) -> int:
     """Run all checks, print their results, and return the exit code."""
     take_any_text()
-    signal.signal(signal.SIGTERM, _raise_terminated)
+    before = signal.signal(signal.SIGTERM, _raise_terminated)
     results: list[CheckResult] = []
     try:
         for result in _run_checks(arguments):
@@ -159,6 +159,8 @@ def check(arguments: argparse.Namespace) -> int:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.BROKEN_PIPE
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return code
 
 

@@ -97,9 +97,9 @@ def _require_one_key(key: str, place: str) -> None:
     """Raise `WrongConfiguration` if the text is not a single word that an HTTP header can carry."""
     if not key:
         raise WrongConfiguration(f"{place} holds no key")
-    if len(key.split()) > 1 or "\n" in key:
-        raise WrongConfiguration(
-            f"{place} holds {len(key.splitlines())} lines and {len(key.split())} words; it must hold the key only"
-        )
-    if key != key.strip() or not key.isascii() or not key.isprintable():
-        raise WrongConfiguration(f"{place} holds blanks or other characters that no key has")
+    if len(key.split()) > 1:
+        raise WrongConfiguration(f"{place} holds {len(key.split())} words; it must hold the key and nothing else")
+    if key != key.strip():
+        raise WrongConfiguration(f"{place} begins or ends with a blank or a line break, which no key has")
+    if not key.isascii() or not key.isprintable():
+        raise WrongConfiguration(f"{place} holds characters that no key has")

@@ -98,6 +98,8 @@ def read_settings(config: Path | None, flags: dict[str, Any], *, server: bool = 
         return LoadedSettings(load_settings(config, flags, server=server), sources)
     except ValidationError as error:
         problems = [_format_problem(sources, dict(item)) for item in error.errors()]
+        if sources.file.path is not None and not sources.file.content:
+            problems.append(f"{sources.file.path} holds no settings")
         raise WrongConfiguration(plain("; ".join(problems))) from error
     except AddressError as error:
         raise WrongConfiguration(plain(_prefix(sources, ("listen",)) + str(error))) from error

@@ -151,7 +151,7 @@ class SettingSources:
                 continue
             spelled = _NEARLY_PREFIX.sub(PREFIX, upper, count=1)
             if spelled.startswith(PREFIX):
-                yield f"The environment variable {variable} is unknown and has no effect{suggest(spelled, known)}."
+                yield f"The environment variable {variable} is unknown and has no effect{suggest(spelled, known) or '.'}"
 
     def _variable_value(self, name: str) -> Any:
         try:

@@ -30,6 +30,7 @@ examples:
   tiledwriter-supervisor --profile beamline --listen tcp://127.0.0.1:5579
   tiledwriter-supervisor --profile beamline --listen 'tcp://*:5579' --curve /etc/tiledwriter/keys
   tiledwriter-supervisor --tiled http://localhost:8000 --journal-dir /var/lib/tiledwriter --drain
+  tiledwriter-supervisor --config /etc/tiledwriter/config.yaml --print-config
 
 exit codes: 0 ended as asked; 1 failed; 2 wrong usage; 3 another supervisor uses the journals;
   4 no journal directory to drain; 5 after --drain, if runs remain that are not in Tiled
@@ -106,6 +107,7 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
     try:
         loaded = read_settings(arguments.config, setting_flags(arguments))
         if arguments.print_config:
+            loaded.warn()
             print_settings(loaded)
             return ExitCode.OK
         require_credentials(loaded.values)
