@@ -188,6 +188,11 @@ class Settings(BaseSettings):
     def _home_is_found(cls, path: Path | None) -> Path | None:
         return path and path.expanduser()
 
+    @field_validator("listen")
+    @classmethod
+    def _address_in_one_form(cls, address: str) -> str:
+        return normalize_address(address)
+
     @field_validator("tiled")
     @classmethod
     def _no_secret_in_the_uri(cls, uri: str | None) -> str | None:
@@ -246,7 +251,6 @@ class Settings(BaseSettings):
     def _one_server(self) -> Settings:
         if self.needs_server and (self.tiled is None) == (self.profile is None):
             raise ValueError("give either --tiled URI or --profile NAME")
-        self.listen = normalize_address(self.listen)
         if not (is_local(self.listen) or self.curve or self.insecure):
             raise ValueError(
                 f"other hosts can reach {self.listen}, and any of them could write. Make keys with "

@@ -137,7 +137,7 @@ class ServerChecks:
         try:
             attributes = self._requests.ask("GET", "metadata", "").json()["data"]["attributes"]
         except Paused as error:
-            if _NO_SCOPES_WORDS not in str(error):
+            if _NO_SCOPES_WORDS not in str(error) or not self._has_credentials(client):
                 yield self._explain_refused_key(error)
                 raise _Blocked from error
             attributes = None
@@ -152,6 +152,12 @@ class ServerChecks:
         yield from _and_stop_at_failure(self._check_key(client))
         yield from _and_stop_at_failure(self._check_scopes(client))
         yield from _and_stop_at_failure(_check_container(path, attributes))
+
+    def _has_credentials(self, client: Client) -> bool:
+        """Return whether there is a key or a stored login, valid or not."""
+        context = client.context
+        has_login = getattr(context.http_client, "auth", None) is not None
+        return self._options.key_source is not None or getattr(context, "api_key", None) is not None or has_login
 
     def _explain_refused_key(self, error: Paused) -> CheckResult:
         source = self._options.key_source
@@ -266,7 +272,8 @@ class ServerChecks:
                 "Give --file FILE, a file as documents name it, or --skip files if detectors write none.",
             )
         refused = [uri for uri in options.directories.values() if not probe.may_read_below(uri)]
-        outside = [file.uri for file in options.files if not probe.may_read_below(file.uri.rpartition("/")[0])]
+        directories = dict.fromkeys(file.uri.rpartition("/")[0] for file in options.files)
+        outside = [uri for uri in directories if not probe.may_read_below(uri)]
         if refused or outside:
             return CheckResult.fail(
                 FILES,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy
+import psutil
 import pyarrow
 
 from .._errors import Ambiguous, Refused, ServerError, ServerFailed
@@ -197,8 +198,7 @@ class ProbeContainer:
         params = {"page[limit]": _CHILDREN_LIMIT, "fields": "metadata"}
         for node in self._requests.ask("GET", "search", self.path, params=params).json()["data"]:
             mark = (node["attributes"].get("metadata") or {}).get(_MARK) or {}
-            is_old = time.time() - float(mark.get("time", time.time())) > _ABANDONED_SECONDS
-            if not is_old:
+            if not _is_abandoned(mark):
                 continue
             array = str(mark.get("array", ""))
             # The array first: the other node leads to it.
@@ -262,3 +262,10 @@ class ProbeContainer:
 
     def _describe_maker(self) -> dict[str, Any]:
         return {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid(), "array": self._array}
+
+
+def _is_abandoned(mark: dict[str, Any]) -> bool:
+    """Return whether the check that made a node has ended without deleting it, by what the node says of it."""
+    if mark.get("host") == socket.gethostname() and not psutil.pid_exists(int(mark.get("pid", 0))):
+        return True
+    return time.time() - float(mark.get("time", time.time())) > _ABANDONED_SECONDS

@@ -120,7 +120,11 @@ def _format_problem(sources: SettingSources, item: dict[str, Any]) -> str:
     if not location:
         given = [f"{name} comes from {origin}" for name in ("tiled", "profile") for origin in sources.origins((name,))]
         return f"{message} ({', '.join(given)})" if given and "--profile" in message else message
-    return f"{_prefix(sources, location)}{'.'.join(map(str, location))}: {message}"
+    name = ".".join(map(str, location))
+    if not sources.is_in_file(location) and sources.origins(location):
+        # The option or the variable names the setting.
+        return f"{_prefix(sources, location)}{message}"
+    return f"{_prefix(sources, location)}{name}: {message}"
 
 
 def _format_unknown(sources: SettingSources, location: Location) -> str:

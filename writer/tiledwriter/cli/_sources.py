@@ -135,6 +135,10 @@ class SettingSources:
             return found[:1]
         return found
 
+    def is_in_file(self, location: Location) -> bool:
+        """Return whether a location, or the one above it, is attributed to the configuration file."""
+        return any(origin.startswith(str(self.file.path)) for origin in self.origins(location))
+
     def mapping_keys(self, name: str) -> set[str]:
         """Return the keys of a setting that is a mapping, from all sources."""
         values = [self.file.content.get(name), self._variable_value(name) if name in self.variables else None]
@@ -151,7 +155,8 @@ class SettingSources:
                 continue
             spelled = _NEARLY_PREFIX.sub(PREFIX, upper, count=1)
             if spelled.startswith(PREFIX):
-                yield f"The environment variable {variable} is unknown and has no effect{suggest(spelled, known) or '.'}"
+                end = suggest(spelled, known) or "."
+                yield f"The environment variable {variable} is unknown and has no effect{end}"
 
     def _variable_value(self, name: str) -> Any:
         try:
