@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import signal
@@ -145,7 +144,6 @@ def check(arguments: argparse.Namespace) -> int:
                 _print_result(result)
         code = _choose_code(results, skipped=_find_excluded(arguments.skip))
         _print_summary(results, code, as_json=arguments.json)
-        sys.stdout.flush()
     except ImportError as error:
         print(
             f'tiledwriter-supervisor: {error}. The ingest host needs: pip install "tiledwriter[ingest]"',
@@ -155,10 +153,6 @@ def check(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt as interrupt:
         # The probe node is deleted by now.
         return ExitCode.TERMINATED if isinstance(interrupt, Terminated) else ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.BROKEN_PIPE
     finally:
         signal.signal(signal.SIGTERM, before)
     return code

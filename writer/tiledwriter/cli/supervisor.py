@@ -13,7 +13,7 @@ from pathlib import Path
 
 from . import _check, _keygen
 from ._exit import ExitCode
-from ._terminal import count_of
+from ._terminal import count_of, discard_output, flush_output
 
 log = logging.getLogger("tiledwriter.supervisor")
 
@@ -82,7 +82,14 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     arguments = parser().parse_args(argv)
-    return int(arguments.command(arguments))
+    try:
+        code = int(arguments.command(arguments))
+        flush_output()
+    except BrokenPipeError:
+        # The reader of the output has ended, as in `tiledwriter-supervisor check | head`.
+        discard_output()
+        return ExitCode.BROKEN_PIPE
+    return code
 
 
 def serve(arguments: argparse.Namespace) -> ExitCode:
