@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from faulty_proxy import CUT_AFTER, FaultyProxy, answer
+from paths import ROOT
 
 from tiledwriter._check_results import CheckState
 from tiledwriter.catalog import SERVER_CHECKS, PreflightOptions, ServerChecks, _preflight, _preflight_probe
@@ -307,3 +308,30 @@ def test_the_storage_is_judged_without_its_password(uri: str, write_slots: int, 
     result = _preflight._describe_storage(uri, write_slots)
     assert result.state is state
     assert "secret" not in result.found
+
+
+# Documentation
+
+
+def documented_rows(heading: str) -> list[list[str]]:
+    """The cells of the rows of the table that follows a line in the reference of `check`."""
+    page = (ROOT / "docs" / "reference" / "cli.md").read_text()
+    section = page.partition("\n## tiledwriter-supervisor check\n")[2].partition("\n## ")[0]
+    table = section.partition(heading)[2].strip().partition("\n\n")[0]
+    return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def test_all_exit_codes_of_check_are_documented() -> None:
+    codes = [[str(code.value), code.name, code.meaning] for code in CheckCode]
+    assert documented_rows("gives the code:") == codes
+
+
+def test_all_checks_are_documented_in_their_order() -> None:
+    documented = [name for name, _ in documented_rows("The lines, in their order:")]
+    assert documented == ["configuration", *HOST_CHECKS, *SERVER_CHECKS]
+
+
+def test_the_json_is_what_is_documented(check: Check) -> None:
+    printed = check("--tiled", "nowhere").printed
+    assert list(printed) == [name for name, *_ in documented_rows("prints one object:")]
+    assert all(list(result) == ["name", "state", "found", "advice"] for result in printed["checks"])
