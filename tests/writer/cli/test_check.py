@@ -19,6 +19,7 @@ from tiledwriter._check_results import CheckState
 from tiledwriter.catalog import SERVER_CHECKS, PreflightOptions, ServerChecks, _preflight, _preflight_probe
 from tiledwriter.cli import supervisor
 from tiledwriter.cli._check import CheckCode
+from tiledwriter.cli._exit import ExitCode, Terminated
 from tiledwriter.cli._host_checks import HOST_CHECKS
 from tiledwriter.testing import SupervisorProcess, TiledServer, free_port
 
@@ -208,6 +209,18 @@ def test_a_probe_that_stays_is_named_and_deleted_later(
     later = check("--skip", "files")
     assert later.code == CheckCode.OK, later.printed
     assert "1 left by an earlier check deleted" in later.found("probe")
+    assert contents() == before
+
+
+def test_an_interrupted_probe_is_deleted(
+    tiled_server: TiledServer, check: Check, contents: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: object) -> None:
+        raise Terminated
+
+    before = contents()
+    monkeypatch.setattr(_preflight_probe.ProbeContainer, "_try_array", interrupt)
+    assert supervisor.main(["check", "--tiled", tiled_server.uri]) == ExitCode.TERMINATED
     assert contents() == before
 
 

@@ -13,14 +13,14 @@ import re
 import shlex
 import socket
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import tiled.profiles
-from faulty_proxy import ScriptedServer, page
+from faulty_proxy import FaultyProxy, ScriptedServer, page
 from paths import ROOT
 
 from tiledbroker import ZMQPublisher
@@ -298,6 +298,36 @@ def gateway_without_tiled(bench: Bench) -> list[str]:
     return checking(bench, "--tiled", server.uri)
 
 
+class OldTiled(FaultyProxy):
+    """A Tiled server that gives itself out as an older one."""
+
+    def carry_out(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> tuple[int, Any, bytes]:
+        plain = {name: value for name, value in headers.items() if name.lower() != "accept-encoding"}
+        status, answered, content = super().carry_out(method, target, plain, body)
+        version = tiled.__version__.encode()
+        # Of the same length, which the encoded answer has before it.
+        return status, answered, content.replace(version, b"0.2.1".ljust(len(version), b"0"))
+
+
+def old_tiled(bench: Bench) -> list[str]:
+    _, uri = bench.tiled()
+    server = bench.stack.enter_context(OldTiled(uri))
+    bench.replaced[server.uri] = "http://localhost:8000"
+    return checking(bench, "--tiled", server.uri)
+
+
+def unknown_host(bench: Bench) -> list[str]:
+    find = socket.getaddrinfo
+
+    def refuse(host: Any, *arguments: Any, **options: Any) -> Any:
+        if "tield.example" in str(host):
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return find(host, *arguments, **options)
+
+    bench.patch.setattr(socket, "getaddrinfo", refuse)
+    return checking(bench, "--tiled", "http://tield.example:8000")
+
+
 def wrong_key(bench: Bench) -> list[str]:
     address = bench.tiled()
     bench.set("TILED_API_KEY", "abcdef")
@@ -394,8 +424,10 @@ MISTAKES = [
     Mistake("the same, checked", port_in_use, 15, "is in use by", "port"),
     Mistake("address of another host", no_address_of_this_host, 15, "no address of this host", "port"),
     Mistake("wrong port of Tiled", wrong_tiled_port, 20, "cannot be reached", "tiled"),
+    Mistake("misspelt host", unknown_host, 20, "Correct the host's name", "tiled"),
     Mistake("login page instead of Tiled", not_tiled, 20, "is not Tiled", "tiled"),
     Mistake("gateway without Tiled", gateway_without_tiled, 20, "answers 502", "tiled"),
+    Mistake("old Tiled", old_tiled, 21, "or newer is needed", "version"),
     Mistake("wrong key", wrong_key, 22, "does not accept the key", "key"),
     Mistake("no key", no_key, 22, "no API key is given, and Tiled wants one", "key"),
     Mistake("missing container", missing_container, 24, "there is no beamlin", "container"),

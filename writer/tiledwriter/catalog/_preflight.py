@@ -255,7 +255,10 @@ class ServerChecks:
         if not self._scopes_known:
             yield CheckResult.skip(SCOPES, "Tiled does not say which scopes the key has")
         for name in (PROBE, STORAGE, FILES):
-            yield CheckResult.skip(name, reason, advice)
+            if name in self._options.skip:
+                yield CheckResult.skip(name, f"--skip {name} was given")
+            else:
+                yield CheckResult.skip(name, reason, advice)
 
     def _describe_probe(self, probe: ProbeContainer) -> CheckResult:
         removed = f"; {probe.removed_leftovers} left by an earlier check deleted" if probe.removed_leftovers else ""

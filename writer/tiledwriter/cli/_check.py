@@ -39,8 +39,7 @@ _NEED_PROBE: Final = ("probe", "storage", "files")
 class CheckCode(IntEnum):
     """Exit code of `check`, with its meaning. Of several failures, the first one that is printed gives the code.
 
-    A check that could not look is no success: 0 is returned only if everything was looked at that was not excluded
-    with `--skip`.
+    A check that could not look is no success: 0 is returned only if all was looked at that `--skip` does not exclude.
     """
 
     meaning: str
@@ -52,7 +51,7 @@ class CheckCode(IntEnum):
         code.meaning = meaning
         return code
 
-    OK = 0, "everything was looked at, and nothing failed; there may be warnings"
+    OK = 0, "all that was asked for was looked at, and nothing failed; there may be warnings"
     UNEXPECTED = 1, "check itself failed (see the message)"
     CONFIGURATION = 2, "the command line or the configuration is wrong"
     INCOMPLETE = 5, "nothing failed, but something could not be looked at"
