@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from .._check_results import CheckResult, CheckState
 from .._errors import NotTiled, Paused, Refused, ServerError
 from ..mapping import RUN_SPEC, MappedUri
-from ._connection import Client, TiledTooOld, check_version, parse_version
+from ._connection import OLDEST_TILED, Client, TiledTooOld, check_version, parse_version
 from ._preflight_probe import Leftover, ProbeContainer
 from ._preflight_requests import PreflightRequests
 
@@ -356,8 +356,9 @@ def _check_version(client: Client) -> CheckResult:
     version = str(client.context.server_info.library_version)
     try:
         check_version(client)
-    except TiledTooOld as error:
-        return CheckResult.fail(VERSION, str(error), "Upgrade Tiled.")
+    except TiledTooOld:
+        needed = ".".join(map(str, OLDEST_TILED))
+        return CheckResult.fail(VERSION, f"Tiled {version}; {needed} or newer is needed", "Upgrade Tiled.")
     if parse_version(version) is None:
         return CheckResult.warn(VERSION, f"Tiled calls its version {version}", "See that it is not an old one.")
     return CheckResult.ok(VERSION, f"Tiled {version}")
