@@ -376,7 +376,7 @@ MISTAKES = [
     Mistake("no key file", missing_key_file, 2, "kye cannot be read"),
     Mistake("directory as key file", key_file(None), 2, "is a directory"),
     Mistake("empty key file", key_file("\n"), 2, "holds no key"),
-    Mistake("newline in the key file", key_file("abc\ndef\n"), 2, "holds 2 words"),
+    Mistake("newline in the key file", key_file("abc\ndef\n"), 2, "holds 2 lines"),
     Mistake("newline in the key", with_variable("TILED_API_KEY", "abc\n", *TILED), 2, "a line break"),
     Mistake("no configuration file", missing_config, 2, "there is no configuration file"),
     Mistake("directory as configuration file", directory_as_config, 2, "is a directory"),

@@ -94,11 +94,12 @@ def is_readable_by_others(path: Path) -> bool:
 
 
 def _require_one_key(key: str, place: str) -> None:
-    """Raise `WrongConfiguration` if the text is not a single word that an HTTP header can carry."""
+    """Raise `WrongConfiguration` if the text is not one line that an HTTP header can carry."""
     if not key:
         raise WrongConfiguration(f"{place} holds no key")
-    if len(key.split()) > 1:
-        raise WrongConfiguration(f"{place} holds {len(key.split())} words; it must hold the key and nothing else")
+    if len(key.strip().splitlines()) > 1:
+        lines = len(key.strip().splitlines())
+        raise WrongConfiguration(f"{place} holds {lines} lines; it must hold the key and nothing else")
     if key != key.strip():
         raise WrongConfiguration(f"{place} begins or ends with a blank or a line break, which no key has")
     if not key.isascii() or not key.isprintable():
