@@ -219,6 +219,11 @@ class Settings(BaseSettings):
     def _home_is_found(cls, path: Path | None) -> Path | None:
         return path and path.expanduser()
 
+    @field_validator("listen")
+    @classmethod
+    def _address_in_one_form(cls, address: str) -> str:
+        return normalize_address(address)
+
     @field_validator("tiled")
     @classmethod
     def _no_secret_in_the_uri(cls, uri: str | None) -> str | None:
@@ -228,6 +233,13 @@ class Settings(BaseSettings):
                 "a URI is shown in logs and by ps, so it must not contain a key; put the key into TILED_API_KEY, or "
                 "into a file that api_key_file names"
             )
+        return uri
+
+    @field_validator("tiled")
+    @classmethod
+    def _uri_is_an_address(cls, uri: str | None) -> str | None:
+        if uri is not None:
+            _require_web_address(uri)
         return uri
 
     @field_validator("headers")
@@ -280,7 +292,6 @@ class Settings(BaseSettings):
     def _one_server(self) -> Settings:
         if self.needs_server and (self.tiled is None) == (self.profile is None):
             raise ValueError("give either --tiled URI or --profile NAME")
-        self.listen = normalize_address(self.listen)
         if not (is_local(self.listen) or self.curve or self.insecure):
             raise ValueError(
                 f"other hosts can reach {self.listen}, and any of them could write. Make keys with "
@@ -336,6 +347,20 @@ class Settings(BaseSettings):
             PathMap.of(self.path_map),
             AccessTagLimits({client: tuple(tags) for client, tags in self.access_tags.items()}),
         )
+
+
+def _require_web_address(uri: str) -> None:
+    """Raise `ValueError` if Tiled's client could not connect to a URI at all."""
+    advice = "give http://HOST:PORT or https://HOST, and what follows of the container's URI"
+    if "://" not in uri and uri and not uri.startswith("/"):
+        raise ValueError(f"{uri!r} has no scheme; did you mean http://{uri}?")
+    try:
+        parts = urlsplit(uri)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError as error:
+        raise ValueError(f"{uri!r} is not an address of Tiled ({error}); {advice}") from error
+    if not usable or not uri.isprintable() or " " in uri:
+        raise ValueError(f"{uri!r} is not an address of Tiled; {advice}")
 
 
 def load_settings(config: Path | None, flags: dict[str, Any], *, server: bool = True, plugins: bool = True) -> Settings:

@@ -141,6 +141,12 @@ class ServerCurve:
             raise KeyFileError(self._clients, "there is no such directory. `tiledwriter-supervisor keygen` makes it.")
         self._refresh_keys()
 
+    @property
+    def client_names(self) -> list[str]:
+        """Names of the clients that are accepted, sorted."""
+        self._refresh_keys()
+        return sorted(self._names.values())
+
     def name_of(self, key: str) -> str | None:
         """Return the name of the client with a public key; None if the client is not accepted (any more)."""
         self._refresh_keys()

@@ -15,7 +15,7 @@ from ._retention import time_written
 from ._retry import clear_failure, request_retry, withdraw_retry
 from ._scheduler import DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS
 from ._snapshot import Snapshot
-from ._status_client import read_snapshot, read_snapshot_and_text
+from ._status_client import SUPERVISOR_LOCK, read_snapshot, read_snapshot_and_text
 from ._supervisor import DEFAULT_ADDRESS, Supervisor
 from ._tasks import ProcessIdentity, WorkerCommand, WorkerTask
 from ._worker_monitor import DEFAULT_SILENCE, WorkerLimits
@@ -29,6 +29,7 @@ __all__ = [
     "DEFAULT_MAX_WORKERS",
     "DEFAULT_SILENCE",
     "DEFAULT_WINDOW",
+    "SUPERVISOR_LOCK",
     "ClientLimits",
     "ProcessIdentity",
     "ReloadSource",

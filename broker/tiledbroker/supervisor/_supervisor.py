@@ -232,6 +232,11 @@ class Supervisor:
         self._notifier.close()
         self._lock.release()
 
+    @property
+    def surveyed(self) -> bool:
+        """True if the journals that earlier supervisors left have all been read."""
+        return self._survey.done
+
     def stop(self) -> None:
         """Make `run` return soon; nothing is lost.
 

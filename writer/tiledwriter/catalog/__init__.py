@@ -8,12 +8,14 @@ from ._known_nodes import LATE_AUDIT
 from ._ledger import MemoryLedger
 from ._node_checks import ArrayCheck, ExternalCheck, NodeCheck, TableCheck, same
 from ._nodes import Nodes, node_body
+from ._preflight import SERVER_CHECKS, PreflightOptions, ServerChecks
 from ._request_counts import CountedRequests, RequestCounts
 from ._stored import StoredNodes
 from ._write_slots import WriteSlots
 
 __all__ = [
     "LATE_AUDIT",
+    "SERVER_CHECKS",
     "ArrayCheck",
     "Client",
     "Connection",
@@ -22,7 +24,9 @@ __all__ = [
     "MemoryLedger",
     "NodeCheck",
     "Nodes",
+    "PreflightOptions",
     "RequestCounts",
+    "ServerChecks",
     "StoredNodes",
     "TableCheck",
     "TiledCatalog",

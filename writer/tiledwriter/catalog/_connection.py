@@ -56,7 +56,8 @@ _PROBE_TIMEOUT_SECONDS: Final = 20.0
 # The operation fails once more between the two probes: an outage may have ended just before the first one.
 _WRITE_PROBES_TO_CONDEMN: Final = 2
 _VERSION: Final = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
-_NEVER_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+NEVER_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+"""Errors of httpx after which a request certainly did not reach the server."""
 
 
 class Client(Protocol):
@@ -81,12 +82,18 @@ def check_version(client: Client) -> None:
         The version is older than `OLDEST_TILED`. An unrecognized version string is accepted.
     """
     version = str(client.context.server_info.library_version)
-    match = _VERSION.match(version)
-    if match is not None and tuple(int(part or 0) for part in match.groups()) < OLDEST_TILED:
+    numbers = parse_version(version)
+    if numbers is not None and numbers < OLDEST_TILED:
         needed = ".".join(map(str, OLDEST_TILED))
         raise TiledTooOld(
             f"Tiled at {client.context.api_uri} has version {version}, and {needed} or newer is needed. Upgrade it."
         )
+
+
+def parse_version(version: str) -> tuple[int, ...] | None:
+    """Return the three numbers that a version of Tiled begins with; None for an unrecognized version string."""
+    match = _VERSION.match(version)
+    return None if match is None else tuple(int(part or 0) for part in match.groups())
 
 
 @dataclass
@@ -426,7 +433,7 @@ class Connection:
 
     def _send_request(self, method: str, endpoint: str, path: str, **arguments: Any) -> httpx.Response:
         client = self._ensure_client()
-        url = f"{client.context.api_uri}{endpoint}/{_quote_segments([*client.path_parts, *path.split('/')])}"
+        url = f"{client.context.api_uri}{endpoint}/{quote_segments([*client.path_parts, *path.split('/')])}"
         write_slots = None if method == "GET" else self._write_slots
         try:
             with nullcontext() if write_slots is None else write_slots.hold_slot(self._stopping):
@@ -436,7 +443,7 @@ class Connection:
                     method, url, **{"timeout": self._timeout, "follow_redirects": False, **arguments}
                 )
                 self.counts.count_answer(time.monotonic() - began)
-        except _NEVER_SENT as error:
+        except NEVER_SENT as error:
             raise NotProcessed(f"{type(error).__name__}: {error}") from error
         except httpx.HTTPError as error:
             raise Ambiguous(f"{type(error).__name__}: {error}") from error
@@ -522,5 +529,6 @@ def _describe_server(client: Client) -> tuple[str, str]:
     return address, str(client.context.server_info.library_version)
 
 
-def _quote_segments(segments: list[str]) -> str:
+def quote_segments(segments: list[str]) -> str:
+    """Return path segments joined as part of a URL; empty ones are left out."""
     return "/".join(quote(segment, safe="") for segment in segments if segment)

@@ -230,7 +230,7 @@ class Nodes:
                 "table/partition",
                 path,
                 params={"partition": 0},
-                content=_arrow_file(operation),
+                content=arrow_file(operation),
                 content_type=ARROW_FILE,
                 repeat=False,
             )
@@ -464,7 +464,8 @@ def _arrow_schema(columns: Iterable[Column]) -> pyarrow.Schema:
     return pyarrow.schema([(column.name, arrow_type(column.type)) for column in columns])
 
 
-def _arrow_file(operation: AppendRows) -> bytes:
+def arrow_file(operation: AppendRows) -> bytes:
+    """Return the rows as the bytes of an Arrow file."""
     schema = _arrow_schema(operation.columns)
     arrays = [pyarrow.array(values, field.type) for values, field in zip(operation.values, schema, strict=True)]
     sink = pyarrow.BufferOutputStream()

@@ -28,7 +28,16 @@ CHANGEABLE: Final = frozenset(
         # Options of workers that are started from now on. Not the Tiled server, which would split runs under way.
         *("api_key_file", "headers", "park_after"),
         *("max_array_size", "quiet_period", "poison_after", "late_audit", "write_slots"),
-        *("path_map", "streams", "access_tags", "spec_to_mimetype", "normalizer", "patches", "consolidators"),
+        *(
+            "path_map",
+            "streams",
+            "access_tags",
+            "spec_to_mimetype",
+            "normalizer",
+            "patches",
+            "plugins",
+            "consolidators",
+        ),
     }
 )
 """Names of the settings that a running supervisor takes."""

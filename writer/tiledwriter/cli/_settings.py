@@ -1,54 +1,220 @@
-"""Settings of the commands, with configuration errors reported in one line."""
+"""Settings of the commands, with configuration errors reported in one line that says where the mistake is."""
 
 from __future__ import annotations
 
-import stat
+import argparse
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic_core import PydanticUndefined
 
 from tiledbroker import AddressError
 
-from .._config import Settings, load_settings
-from ..journals import status_of
+from .._config import Settings, StreamPatterns, load_settings
+from .._plain_text import plain
+from ._sources import Location, SettingSources, WrongConfiguration, suggest
+
+__all__ = ["LoadedSettings", "WrongConfiguration", "print_settings", "read_settings", "setting_flags", "settings_of"]
+
+log = logging.getLogger("tiledwriter.settings")
+
+SECRET: Final = "***"  # noqa: S105  what is printed instead of one
+# Models of the settings that are mappings with keys of their own, for suggestions.
+_NESTED: Final[Mapping[str, type[BaseModel]]] = {"streams": StreamPatterns}
 
 
-class WrongConfiguration(Exception):
-    """Raised when settings cannot be used; the message names the settings and the reason."""
+@dataclass(frozen=True)
+class LoadedSettings:
+    """Settings, and the sources that they come from.
+
+    Attributes
+    ----------
+    values
+        The settings.
+    sources
+        Where they come from.
+    """
+
+    values: Settings
+    sources: SettingSources
+
+    def warn(self) -> None:
+        """Log what is probably a mistake, although the settings can be used."""
+        for sentence in self.sources.warnings():
+            log.warning("%s", sentence)
+
+    def describe(self) -> str:
+        """Return one line for the log: version, Tiled's address, journals, and the settings that are not defaults."""
+        settings = self.values
+        tiled = f"profile {settings.profile}" if settings.tiled is None else settings.tiled
+        other = {
+            name: _as_json(value)
+            for name, value in _changed_settings(settings)
+            if name not in {"tiled", "profile", "journal_dir"}
+        }
+        shown = ", ".join(f"{name}={json.dumps(value)}" for name, value in other.items()) or "all default"
+        return plain(
+            f"tiledwriter {version('tiledwriter')}; Tiled: {tiled}; journals: {settings.journal_dir}; settings: {shown}"
+        )
+
+
+def setting_flags(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings among the arguments of a command, by name."""
+    return {name: value for name, value in vars(arguments).items() if name in Settings.model_fields}
 
 
 def settings_of(config: Path | None, flags: dict[str, Any], *, server: bool = True, plugins: bool = True) -> Settings:
-    """Return the settings from a YAML file, the environment and flags; see `load_settings` for the parameters.
+    """Return the settings from a YAML file, the environment and flags, and log warnings; see `read_settings`.
 
     Raises
     ------
     WrongConfiguration
         The file does not exist, or the settings cannot be used.
     """
-    if config is not None:
-        _require_file(config)
+    loaded = read_settings(config, flags, server=server, plugins=plugins)
+    loaded.warn()
+    return loaded.values
+
+
+def read_settings(
+    config: Path | None, flags: dict[str, Any], *, server: bool = True, plugins: bool = True
+) -> LoadedSettings:
+    """Return the settings from a YAML file, the environment and flags, with their sources.
+
+    See `load_settings` for the parameters.
+
+    Raises
+    ------
+    WrongConfiguration
+        The file does not exist, or the settings cannot be used.
+    """
+    sources = SettingSources.find(config, flags)
     try:
-        return load_settings(config, flags, server=server, plugins=plugins)
+        return LoadedSettings(load_settings(config, flags, server=server, plugins=plugins), sources)
     except ValidationError as error:
-        raise WrongConfiguration("; ".join(_format_problem(dict(item)) for item in error.errors())) from error
+        problems = [_format_problem(sources, dict(item)) for item in error.errors()]
+        if sources.file.path is not None and not sources.file.content:
+            problems.append(f"{sources.file.path} holds no settings")
+        raise WrongConfiguration(plain("; ".join(problems))) from error
     except AddressError as error:
-        raise WrongConfiguration(str(error)) from error
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        problem = " ".join(str(error).split())
-        raise WrongConfiguration(f"{config} is not a YAML mapping of settings: {problem}") from error
+        raise WrongConfiguration(plain(_prefix(sources, ("listen",)) + str(error))) from error
+    except (yaml.YAMLError, OSError, TypeError, ValueError) as error:
+        raise WrongConfiguration(f"{config or 'the environment'} cannot be used: {' '.join(str(error).split())}") from (
+            error
+        )
 
 
-def _require_file(config: Path) -> None:
-    """Raise `WrongConfiguration` if the file does not exist, because `load_settings` would silently ignore it."""
-    status = status_of(config)
-    if status is None or not stat.S_ISREG(status.st_mode):
-        raise WrongConfiguration(f"there is no configuration file {config}")
-
-
-def _format_problem(item: dict[str, object]) -> str:
-    location = item.get("loc") or ()
-    where = ".".join(map(str, location)) if isinstance(location, tuple) else ""
+def _format_problem(sources: SettingSources, item: dict[str, Any]) -> str:
+    location: Location = tuple(item.get("loc") or ())
+    if item.get("type") == "extra_forbidden":
+        return _format_unknown(sources, location)
+    if item.get("type") == "settings":
+        return _format_no_json(sources, str(item["msg"]))
     message = str(item.get("msg", "")).removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message
+    message = message.replace("Input should be", "must be", 1) if message.startswith("Input should be") else message
+    if not location:
+        given = [f"{name} comes from {origin}" for name in ("tiled", "profile") for origin in sources.origins((name,))]
+        return f"{message} ({', '.join(given)})" if given and "--profile" in message else message
+    name = ".".join(map(str, location))
+    if not sources.is_in_file(location) and sources.origins(location):
+        # The option or the variable names the setting.
+        return f"{_prefix(sources, location)}{message}"
+    return f"{_prefix(sources, location)}{name}: {message}"
+
+
+def _format_unknown(sources: SettingSources, location: Location) -> str:
+    nested = _NESTED.get(str(location[0])) if len(location) > 1 else Settings
+    known = () if nested is None else nested.model_fields
+    name = ".".join(map(str, location))
+    return f"{_prefix(sources, location)}there is no setting {name}{suggest(str(location[-1]), known)}"
+
+
+def _format_no_json(sources: SettingSources, message: str) -> str:
+    """Return a message for a variable that is not JSON; pydantic-settings names only the setting, in quotes."""
+    for name, variable in sources.variables.items():
+        if f'"{name}"' in message:
+            return f"{variable}: it must be JSON, such as {json.dumps(_example_of(name))} ({name})"
+    return message
+
+
+def _example_of(name: str) -> Any:
+    examples = {"path_map": {"/data": "/mnt/data"}, "streams": {"exclude": ["baseline"]}, "access_tags": {"*": ["tag"]}}
+    return examples.get(name, {"name": "value"})
+
+
+def _prefix(sources: SettingSources, location: Location) -> str:
+    origins = sources.origins(location)
+    return f"{' and '.join(origins)}: " if origins else ""
+
+
+# What is printed
+
+
+def print_settings(loaded: LoadedSettings) -> None:
+    """Print the effective settings as YAML, with the source of each as a comment and without secrets."""
+    if loaded.sources.file.path is not None:
+        print(f"# configuration file: {plain(str(loaded.sources.file.path))}")
+    for name in Settings.model_fields:
+        value = _as_json(getattr(loaded.values, name))
+        origins = [plain(origin) for origin in loaded.sources.origins((name,))]
+        if name == "consolidators" and set(value) - loaded.sources.mapping_keys(name):
+            origins.append("entry points of installed packages")
+        print("\n".join(_dump_setting(name, value, " and ".join(origins) or "default")))
+
+
+def _dump_setting(name: str, value: Any, origin: str) -> Iterator[str]:
+    if isinstance(value, str):
+        # JSON is YAML, and keeps a text with line breaks in one line.
+        quoted = yaml.safe_dump([value], default_flow_style=True, width=2**20, allow_unicode=True).strip()[1:-1]
+        yield f"{name}: {json.dumps(value) if not value.isprintable() else quoted}  # {origin}"
+        return
+    first, *rest = yaml.safe_dump({name: value}, sort_keys=False, allow_unicode=True, width=2**20).splitlines()
+    yield f"{first}  # {origin}"
+    yield from rest
+
+
+def config_schema() -> dict[str, Any]:
+    """Return the JSON schema of the configuration file."""
+    schema = Settings.model_json_schema()
+    properties = schema["properties"]
+    level = properties["log_level"]
+    # Lower case is accepted as well; see `Settings`.
+    level["enum"] = [*level["enum"], *(str(name).lower() for name in level["enum"])]
+    for name, field in Settings.model_fields.items():
+        properties[name].pop("title", None)
+        if field.default is PydanticUndefined:
+            # A default that is computed, for example from the user's home directory.
+            properties[name].pop("default", None)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Configuration of tiledwriter-supervisor",
+        **{key: value for key, value in schema.items() if key not in {"title", "description"}},
+    }
+
+
+def _changed_settings(settings: Settings) -> Iterator[tuple[str, Any]]:
+    for name, field in Settings.model_fields.items():
+        value = getattr(settings, name)
+        default = field.get_default(call_default_factory=True)
+        if value != default:
+            yield name, value
+
+
+def _as_json(value: Any) -> Any:
+    """Return a setting in JSON types, with secrets replaced."""
+    if isinstance(value, SecretStr):
+        return SECRET
+    if isinstance(value, BaseModel):
+        return {name: _as_json(item) for name, item in value}
+    if isinstance(value, Mapping):
+        return {str(name): _as_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

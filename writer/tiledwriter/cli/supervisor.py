@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import _keygen, _status
+from . import _check, _keygen, _status
 from ._exit import ExitCode
+from ._terminal import count_of, discard_output, flush_output
 
 if TYPE_CHECKING:
     from tiledbroker.supervisor import WorkerCommand
@@ -33,6 +36,7 @@ examples:
   tiledwriter-supervisor --profile beamline --listen tcp://127.0.0.1:5579
   tiledwriter-supervisor --profile beamline --listen 'tcp://*:5579' --curve /etc/tiledwriter/keys
   tiledwriter-supervisor --tiled http://localhost:8000 --journal-dir /var/lib/tiledwriter --drain
+  tiledwriter-supervisor --config /etc/tiledwriter/config.yaml --print-config
 
 exit codes: 0 ended as asked; 1 failed; 2 wrong usage; 3 another supervisor uses the journals;
   4 no journal directory to drain; 5 after --drain, if runs remain that are not in Tiled
@@ -72,24 +76,36 @@ def parser() -> argparse.ArgumentParser:
         choices=("auto", "text", "json", "journald"),
         help="format of log lines (default auto: journald under systemd, else text)",
     )
+    result.add_argument(
+        "--print-config", action="store_true", help="print the effective settings and where each comes from, then exit"
+    )
+    result.add_argument(
+        "--print-schema", action="store_true", help="print the JSON schema of the configuration file, then exit"
+    )
     result.set_defaults(command=serve)
     commands = result.add_subparsers(title="other commands", metavar="COMMAND")
     _status.add_command(commands)
     _keygen.add_command(commands)
+    _check.add_command(commands)
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     arguments = parser().parse_args(argv)
-    return int(arguments.command(arguments))
+    try:
+        code = int(arguments.command(arguments))
+        flush_output()
+    except BrokenPipeError:
+        # The reader of the output has ended, as in `tiledwriter-supervisor check | head`.
+        discard_output()
+        return ExitCode.BROKEN_PIPE
+    return code
 
 
 def serve(arguments: argparse.Namespace) -> ExitCode:
     """Run the supervisor until it is stopped or, with `--drain`, until it has drained the journals."""
-    flags = vars(arguments)
-    del flags["command"]
-    config, drain = flags.pop("config"), flags.pop("drain")
+    drain = arguments.drain
     try:
         import zmq
 
@@ -98,14 +114,26 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
         from tiledbroker.supervisor import Supervisor, WorkerCommand
 
         from ..worker import Processes, allow_open_files, prepare_workers, run_worker
+        from ._credentials import require_credentials
         from ._reload import ConfigurationReload
-        from ._settings import WrongConfiguration, settings_of
+        from ._settings import WrongConfiguration, config_schema, print_settings, read_settings, setting_flags
+        from ._tiled_presence import warn_if_unreachable
     except ImportError as error:
         return _report_failure(ExitCode.FAILED, f'{error}. The ingest host needs: pip install "tiledwriter[ingest]"')
+    if arguments.print_schema:
+        print(json.dumps(config_schema(), indent=2))
+        return ExitCode.OK
     try:
-        settings = settings_of(config, flags)
+        loaded = read_settings(arguments.config, setting_flags(arguments))
+        if arguments.print_config:
+            loaded.warn()
+            print_settings(loaded)
+            return ExitCode.OK
+        require_credentials(loaded.values)
     except WrongConfiguration as error:
         return _report_failure(ExitCode.USAGE, str(error))
+
+    settings = loaded.values
 
     def make_command(settings: Settings) -> WorkerCommand:
         options = settings.worker_options()
@@ -114,6 +142,7 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
         )
 
     settings.worker_options().logging.configure()
+    loaded.warn()
     log.debug("Up to %d files may be open.", allow_open_files())
     try:
         supervisor = Supervisor(
@@ -133,8 +162,14 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
             keep_written=settings.keep_written,
         )
         supervisor.stop_on_signals()
-        supervisor.reload_on_signal(ConfigurationReload(config, flags, settings, make_command))
+        supervisor.reload_on_signal(
+            ConfigurationReload(arguments.config, setting_flags(arguments), settings, make_command)
+        )
+        log.info("Starting %s.", loaded.describe())
+        warn_if_unreachable(settings)
         left = supervisor.run()
+        rest = _describe_rest([run.state.value for run in left], complete=supervisor.surveyed)
+        log.info("Stopped %s; left: %s.", loaded.describe(), rest)
     except KeyFileError as error:
         return _report_failure(ExitCode.USAGE, str(error))
     except JournalLocked:
@@ -150,6 +185,13 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
             log.error("Run %s is not completely in Tiled: %s.", run.uid, run.reason or run.state)
         return ExitCode.INCOMPLETE
     return ExitCode.OK
+
+
+def _describe_rest(states: Sequence[str], *, complete: bool) -> str:
+    """Return how many runs are not completely in Tiled, from the state of each of them."""
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(Counter(states).items()))
+    rest = f"{count_of(len(states), 'run')} not completely in Tiled ({counts})" if states else "nothing"
+    return rest if complete else f"{rest}, and journals that were not looked at before the stop"
 
 
 def _report_failure(code: ExitCode, message: str) -> ExitCode:

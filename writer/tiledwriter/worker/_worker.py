@@ -54,6 +54,18 @@ PARK_AFTER_SECONDS: Final = 10.0
 ORPHANED_EXIT_CODE: Final = 3
 
 
+# Options of a profile that concern the connection.
+_CONTEXT_OPTIONS: Final = ("api_key", "verify", "trust_env")
+
+
+@dataclass(frozen=True)
+class OpenedServer:
+    """A connection to Tiled: the HTTP context of its client, and the path of a container that may not exist."""
+
+    context: Any
+    path_parts: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class TiledAddress:
     """Address of the Tiled server: a URI, or a profile of Tiled's client. Credentials are those of Tiled's client.
@@ -101,6 +113,45 @@ class TiledAddress:
             else tiled.client.from_profile(self.profile, **given)
         )
         return client
+
+    def open(self, timeout: float) -> Client:
+        """Connect without reading a node, and without asking anybody for credentials.
+
+        Parameters
+        ----------
+        timeout
+            Seconds that Tiled may take for an answer.
+
+        Returns
+        -------
+        Client
+            The HTTP context, and the path of the container to write into, which may not exist.
+
+        Raises
+        ------
+        OSError
+            The API key file cannot be read.
+        Exception
+            Whatever Tiled's client raises.
+        """
+        import httpx
+        import tiled.client.utils
+        from tiled.client.context import Context
+        from tiled.profiles import load_profiles
+
+        tiled.client.utils.TILED_RETRY_ATTEMPTS = 1
+        profile = {} if self.profile is None else load_profiles()[self.profile][1]
+        if "direct" in profile:
+            return self.connect()
+        given = {name: profile[name] for name in _CONTEXT_OPTIONS if name in profile}
+        given["headers"] = {**self._profile_headers(), **self.headers}
+        if self.api_key_file is not None:
+            given["api_key"] = self.api_key_file.read_text().strip()
+        uri = profile["uri"] if self.uri is None else self.uri
+        context, path_parts = Context.from_any_uri(uri, timeout=httpx.Timeout(timeout), **given)
+        if not context.authenticated and context.server_info.authentication.providers:
+            context.use_cached_tokens()
+        return OpenedServer(context, tuple(path_parts))
 
     def _profile_headers(self) -> dict[str, str]:
         """Return the profile's headers that are not overridden: headers passed to the client replace all of them."""
