@@ -253,6 +253,17 @@ def test_a_run_tells_what_its_worker_waits_for(service: Service) -> None:
     assert service.look().runs.troubled == []
 
 
+def test_a_run_that_waits_while_tiled_answers_others_needs_attention(service: Service) -> None:
+    for uid in ("stuck", "other"):
+        service.send(service.alice, batch(uid, 0, "start"))
+    stuck, other = service.start("stuck"), service.start("other")
+    service.report(stuck, waits_for="Tiled answers others, but fails at PATCH.", answered_at=UNIX)
+    service.reach_tiled(other)
+    snapshot = service.look()
+    assert snapshot.state == "degraded"
+    assert snapshot.reasons == ["A run waits: stuck: Tiled answers others, but fails at PATCH."]
+
+
 def test_a_parked_run_waits_for_tiled(service: Service) -> None:
     service.send(service.alice, whole("run"))
     worker = service.start("run")
