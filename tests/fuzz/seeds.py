@@ -33,6 +33,8 @@ MESSAGES: Final = (
     messages.Written("a", "failed", "why"),
     messages.Refused("a", 3, "gap"),
     messages.Ping(1),
+    messages.Ping(1, 12, 3400, 1.5),
+    messages.Report("run", 7, "count", "http://tiled:8000", "0.2.14", 1.5, 1.5, 1.5, requests={"ok": 3}, latencies=[3]),
     messages.Pong(2**64 - 1),
     messages.Ready("a", 3, True),
     messages.Progress("a", 4),

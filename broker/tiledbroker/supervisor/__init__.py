@@ -14,7 +14,7 @@ from ._reload import ReloadSource, ServiceChanges
 from ._retention import time_written
 from ._retry import clear_failure, request_retry, withdraw_retry
 from ._scheduler import DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS
-from ._snapshot import Snapshot
+from ._snapshot import DiskStatus, RunStatus, Snapshot, TiledStatus, Trouble
 from ._status_client import SUPERVISOR_LOCK, read_snapshot, read_snapshot_and_text
 from ._supervisor import DEFAULT_ADDRESS, Supervisor
 from ._tasks import ProcessIdentity, WorkerCommand, WorkerTask
@@ -31,12 +31,16 @@ __all__ = [
     "DEFAULT_WINDOW",
     "SUPERVISOR_LOCK",
     "ClientLimits",
+    "DiskStatus",
     "ProcessIdentity",
     "ReloadSource",
+    "RunStatus",
     "ServiceChanges",
     "Snapshot",
     "State",
     "Supervisor",
+    "TiledStatus",
+    "Trouble",
     "WorkerCommand",
     "WorkerLimits",
     "WorkerTask",

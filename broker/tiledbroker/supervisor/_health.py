@@ -115,6 +115,8 @@ def _find_defects(snapshot: Snapshot, symptoms: Symptoms) -> Iterator[str]:
         )
     elif tiled.reachable is None and symptoms.has_unwritten:
         yield f"Tiled has not answered yet. {_backlog(snapshot)}"
+    elif tiled.reachable:
+        yield from _find_waiting_runs(snapshot)
     yield from _find_failed_runs(snapshot)
     for disk in snapshot.disks:
         if disk.state == "low":
@@ -136,6 +138,15 @@ def _find_defects(snapshot: Snapshot, symptoms: Symptoms) -> Iterator[str]:
         )
     if not symptoms.survey_done:
         yield "The journals of earlier supervisors are still being read; this snapshot may lack runs."
+
+
+def _find_waiting_runs(snapshot: Snapshot) -> Iterator[str]:
+    """Yield a reason if workers wait although Tiled accepts requests of others."""
+    waiting = [run for run in snapshot.runs.troubled if run.worker is not None and run.waits_for]
+    if waiting:
+        first = waiting[0]
+        count = "A run waits" if len(waiting) == 1 else f"{len(waiting)} runs wait, such as"
+        yield f"{count}{':' if len(waiting) == 1 else ''} {first.uid}: {first.waits_for}"
 
 
 def _find_failed_runs(snapshot: Snapshot) -> Iterator[str]:

@@ -253,6 +253,17 @@ def test_a_run_tells_what_its_worker_waits_for(service: Service) -> None:
     assert service.look().runs.troubled == []
 
 
+def test_a_run_that_waits_while_tiled_answers_others_needs_attention(service: Service) -> None:
+    for uid in ("stuck", "other"):
+        service.send(service.alice, batch(uid, 0, "start"))
+    stuck, other = service.start("stuck"), service.start("other")
+    service.report(stuck, waits_for="Tiled answers others, but fails at PATCH.", answered_at=UNIX)
+    service.reach_tiled(other)
+    snapshot = service.look()
+    assert snapshot.state == "degraded"
+    assert snapshot.reasons == ["A run waits: stuck: Tiled answers others, but fails at PATCH."]
+
+
 def test_a_parked_run_waits_for_tiled(service: Service) -> None:
     service.send(service.alice, whole("run"))
     worker = service.start("run")
@@ -331,6 +342,32 @@ def test_refused_runs_of_a_publisher_are_told(service: Service) -> None:
     assert "publisher alice is refused, such as run: a run of this uid" in snapshot.reasons[0]
 
 
+@pytest.mark.parametrize("topic", ["key", "version", "connections", "identity"])
+def test_publishers_that_are_kept_out_are_told_for_a_while(service: Service, topic: str) -> None:
+    around: dict[str, Any] = {"refused": {topic: 3}, "refused_at": {topic: service.now.unix - 10}}
+    snapshot = service.look(**around)
+    assert snapshot.state == "degraded"
+    assert snapshot.reasons[0].startswith("Publishers were refused")
+    assert snapshot.totals.refused == {topic: 3}
+    service.seconds += 600
+    assert service.look(**around).state == "well"
+
+
+def test_frames_of_strangers_are_counted_and_no_trouble(service: Service) -> None:
+    snapshot = service.look(refused={"protocol": 9}, refused_at={"protocol": service.now.unix})
+    assert snapshot.state == "well"
+    assert snapshot.totals.refused == {"protocol": 9}
+
+
+def test_documents_that_are_late_are_told(service: Service) -> None:
+    service.alice.note_lag(messages.Ping(3, 12, 3400, 30.0), service.now.unix)
+    assert service.look().state == "well"
+    service.alice.note_lag(messages.Ping(4, 12, 3400, 90.0), service.now.unix)
+    snapshot = service.look()
+    assert snapshot.state == "degraded"
+    assert "Publisher alice waits with 12 documents" in snapshot.reasons[0]
+
+
 # Workers and disks that keep the service from its work
 
 
@@ -343,6 +380,32 @@ def test_a_disk_that_takes_no_journals_is_a_failure_until_one_is_written(service
     assert "the journal's disk is full" in snapshot.reasons[0]
     service.store(worker)
     assert service.look().state != "failed"
+
+
+@pytest.mark.parametrize(
+    ("disk_state", "state", "word"),
+    [
+        ("well", "well", ""),
+        ("low", "degraded", "almost full"),
+        ("full", "failed", "Make space"),
+        (None, "degraded", "measured"),
+    ],
+)
+def test_the_disk_of_the_journals_counts(service: Service, disk_state: Any, state: str, word: str) -> None:
+    service.disk = DiskStatus("/journals", "journals", 2**20, 2**40, 0, disk_state)
+    snapshot = service.look()
+    assert snapshot.state == state
+    assert word in snapshot.reasons[0]
+
+
+def test_a_key_that_tiled_refuses_is_a_failure(service: Service) -> None:
+    service.send(service.alice, whole("run"))
+    worker = service.start("run")
+    service.report(worker, failed_at=service.now.unix, problem="401: no", needs_person=True)
+    snapshot = service.look()
+    assert snapshot.state == "failed"
+    assert "Tiled refuses all requests" in snapshot.reasons[0]
+    assert "401: no" in snapshot.reasons[0]
 
 
 def test_no_worker_for_long_is_a_failure_until_there_is_one(service: Service) -> None:

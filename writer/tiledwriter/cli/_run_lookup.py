@@ -25,7 +25,7 @@ _SUFFIXES: Final = (".sqlite", ".segment")
 _TYPEABLE: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
 _UNROUTED: Final = "_unrouted"
 _OURS: Final = re.compile(
-    rf"{_UNROUTED}.*|\.supervisor\.lock|\.workers\.ipc|finished|retry|.*\.sqlite.*|.*\.segment|\.session-.*\.lock"
+    rf"{_UNROUTED}.*|\.supervisor\.lock|\.workers\.ipc|\.status\.sock|finished|retry|.*\.sqlite.*|.*\.segment|\.session-.*\.lock"
 )
 """Pattern of all names that occur in journal and spool directories."""
 

@@ -14,10 +14,7 @@ from rich.text import Text
 from ._terminal import count_of, plain
 
 if TYPE_CHECKING:
-    from tiledbroker.supervisor import Snapshot
-
-    # Their names are not public: values come as parts of a snapshot.
-    from tiledbroker.supervisor._snapshot import DiskStatus, RunStatus, TiledStatus, Trouble
+    from tiledbroker.supervisor import DiskStatus, RunStatus, Snapshot, TiledStatus, Trouble
 
 _STYLES: Final = {"well": "bold green", "degraded": "bold yellow", "failed": "bold red"}
 _TROUBLED_STYLES: Final = {"failed": "red", "parked": "yellow"}
