@@ -10,7 +10,7 @@ from ._publishers import (
     DEFAULT_WINDOW,
     ClientLimits,
 )
-from ._retry import clear_failure, request_retry, withdraw_retry
+from ._retry import clear_failure, request_retry, retry_is_requested, withdraw_retry
 from ._scheduler import DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS
 from ._supervisor import DEFAULT_ADDRESS, Supervisor
 from ._tasks import ProcessIdentity, WorkerCommand, WorkerTask
@@ -34,5 +34,6 @@ __all__ = [
     "WorkerTask",
     "clear_failure",
     "request_retry",
+    "retry_is_requested",
     "withdraw_retry",
 ]

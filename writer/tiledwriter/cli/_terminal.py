@@ -2,27 +2,71 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from io import TextIOWrapper
-from typing import Final
+from typing import Any, Final
 
 from .._plain_text import plain
 from ._exit import ExitCode
 
-__all__ = ["count_of", "discard_output", "fail", "flush_output", "local", "plain", "print_table", "take_any_text"]
+__all__ = [
+    "count_of",
+    "discard_output",
+    "fail",
+    "flush_output",
+    "local",
+    "plain",
+    "print_json",
+    "print_table",
+    "size_of",
+    "take_any_text",
+]
 
 _MAX_CELL_CHARACTERS: Final = 40
+_KIBI: Final = 1024
+_UNITS: Final = ("KiB", "MiB", "GiB", "TiB")
+_CELL_STYLES: Final = {
+    **dict.fromkeys(("written",), "green"),
+    **dict.fromkeys(("interrupted", "parked"), "yellow"),
+    **dict.fromkeys(("failed", "damaged", "unreadable"), "bold red"),
+}
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table with columns as wide as their content; all but the last are cut at `_MAX_CELL_CHARACTERS`."""
+    """Print a table; all columns but the last are cut at `_MAX_CELL_CHARACTERS`.
+
+    On a terminal, the table fits its width, if rich is installed. Else columns are as wide as their content.
+    """
     cells = [list(header), *(_format_row(row) for row in rows)]
+    if sys.stdout.isatty() and _draw_table(cells):
+        return
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     for row in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _draw_table(cells: Sequence[Sequence[str]]) -> bool:
+    """Draw a table on the terminal; return False without rich."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError:
+        return False
+    header, *rows = cells
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in header:
+        table.add_column(name, overflow="fold", no_wrap=name != header[-1])
+    for row in rows:
+        # Text, as strings of documents would be taken for markup.
+        table.add_row(*(Text(cell, _CELL_STYLES.get(cell, "")) for cell in row))
+    Console(highlight=False).print(table)
+    return True
 
 
 def _format_row(row: Sequence[object]) -> list[str]:
@@ -38,12 +82,25 @@ def count_of(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def size_of(size: int) -> str:
+    """Return a number of bytes in a unit that suits it, such as "40.0 KiB"."""
+    if size < _KIBI:
+        return count_of(size, "byte")
+    power = min(int(math.log(size, _KIBI)), len(_UNITS))
+    return f"{size / _KIBI**power:.1f} {_UNITS[power - 1]}"
+
+
+def print_json(value: Any) -> None:
+    """Print a value in JSON types as one JSON text."""
+    print(json.dumps(value, indent=2))
+
+
 def local(timestamp: float | None) -> str:
-    """Return a Unix time in seconds as date and time in the local time zone; "" for None."""
+    """Return a Unix time in seconds as local date and time with the offset from UTC (ISO 8601); "" for None."""
     if timestamp is None:
         return ""
     try:
-        return datetime.fromtimestamp(timestamp).astimezone().replace(tzinfo=None).isoformat(" ", "seconds")
+        return datetime.fromtimestamp(timestamp).astimezone().isoformat("T", "seconds")
     except (ValueError, OverflowError, OSError):
         # The number is not a date in the range of `datetime`.
         return str(timestamp)

@@ -1,9 +1,10 @@
 """`tiledwriter-journal`: inspect, check, ship, replay and prune journals and spools."""
 
+# PYTHON_ARGCOMPLETE_OK
+
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sqlite3
 import sys
@@ -14,9 +15,11 @@ from typing import Any
 from tiledbroker import AddressError, BrokerError, JournalLocked, KeyFileError
 
 from ..journals import reason_of
-from . import _export, _inspect, _prune, _retry, _ship, _verify
+from . import _export, _inspect, _list, _prune, _retry, _ship, _verify
+from ._completion import answer_completion
 from ._exit import CommandFailed, ExitCode, Terminated, exit_codes_help
-from ._terminal import discard_output, fail, flush_output, take_any_text
+from ._parser import make_parser
+from ._terminal import discard_output, fail, flush_output, print_json, take_any_text
 
 _EXAMPLES = """\
 examples:
@@ -36,21 +39,22 @@ examples:
 
 def parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
-    result = argparse.ArgumentParser(
+    result = make_parser(
         "tiledwriter-journal",
         description="Inspect, check, export and prune journals, retry runs, ship spools, and replay backups.",
         epilog=f"{_EXAMPLES}{exit_codes_help()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = result.add_subparsers(required=True, metavar="COMMAND")
-    for group in (_inspect, _verify, _retry, _export, _ship, _prune):
+    for group in (_list, _inspect, _verify, _retry, _export, _ship, _prune):
         group.add_commands(commands)
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    arguments = parser().parse_args(argv)
+    arguments_parser = parser()
+    answer_completion(arguments_parser)
+    arguments = arguments_parser.parse_args(argv)
     take_any_text()
     with _terminated_by_exception():
         try:
@@ -81,12 +85,20 @@ def _report_failure(arguments: argparse.Namespace, code: ExitCode, message: str)
     """Report a failure on standard error and, with `--json`, also as JSON on standard output."""
     try:
         if getattr(arguments, "json", False):
-            print(json.dumps(arguments.json_failure(arguments, message), indent=2))
+            print_json(_describe_failure(arguments, message))
         flush_output()
     except OSError:
         # Standard output cannot be written, which is probably also the reason of the failure.
         discard_output()
     return fail(code, message)
+
+
+def _describe_failure(arguments: argparse.Namespace, message: str) -> Any:
+    try:
+        return arguments.json_failure(arguments, message)
+    except (ImportError, CommandFailed):
+        # What describes the command's results is not installed here, or the configuration cannot be used.
+        return {"error": message}
 
 
 @contextmanager
