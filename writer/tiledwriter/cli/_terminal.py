@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from io import TextIOWrapper
 from typing import Any, Final
@@ -28,6 +30,8 @@ __all__ = [
 ]
 
 _MAX_CELL_CHARACTERS: Final = 40
+_MIN_LAST_CHARACTERS: Final = 40
+_INDENT_CHARACTERS: Final = 10
 _KIBI: Final = 1024
 _UNITS: Final = ("KiB", "MiB", "GiB", "TiB")
 _CELL_STYLES: Final = {
@@ -40,33 +44,53 @@ _CELL_STYLES: Final = {
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table; all columns but the last are cut at `_MAX_CELL_CHARACTERS`.
 
-    On a terminal, the table fits its width, if rich is installed. Else columns are as wide as their content.
+    On a terminal, the last column is wrapped: beside the others, or below them if there is no room, and states have
+    colours if rich is installed. Else each row is one line.
     """
     cells = [list(header), *(_format_row(row) for row in rows)]
-    if sys.stdout.isatty() and _draw_table(cells):
-        return
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    for row in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if not sys.stdout.isatty():
+        for row in cells:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        return
+    print_line = _styled_printer()
+    for line in _fit_rows(cells, widths, shutil.get_terminal_size().columns):
+        print_line(line)
 
 
-def _draw_table(cells: Sequence[Sequence[str]]) -> bool:
-    """Draw a table on the terminal; return False without rich."""
+def _fit_rows(cells: Sequence[Sequence[str]], widths: Sequence[int], columns: int) -> Iterator[Sequence[str]]:
+    """Yield the lines of a table that is at most `columns` characters wide if its first columns allow it, in parts."""
+    indent = sum(widths[:-1]) + 2 * len(widths[:-1])
+    is_beside = columns - indent >= _MIN_LAST_CHARACTERS
+    if not is_beside:
+        indent = _INDENT_CHARACTERS
+    for number, row in enumerate(cells):
+        parts = [part for cell, width in zip(row, widths[:-1], strict=False) for part in (cell.ljust(width), "  ")]
+        wrapped = textwrap.wrap(row[-1], max(columns - indent, _INDENT_CHARACTERS))
+        if is_beside:
+            yield [*parts, *wrapped[:1]]
+        else:
+            yield parts[:-1]
+        if number or is_beside:
+            yield from ([" " * indent, line] for line in wrapped[is_beside:])
+
+
+def _styled_printer() -> Callable[[Sequence[str]], None]:
+    """Return a function that prints the parts of a line, with colours if rich is installed."""
     try:
         from rich.console import Console
-        from rich.table import Table
         from rich.text import Text
     except ImportError:
-        return False
-    header, *rows = cells
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name in header:
-        table.add_column(name, overflow="fold", no_wrap=name != header[-1])
-    for row in rows:
-        # Text, as strings of documents would be taken for markup.
-        table.add_row(*(Text(cell, _CELL_STYLES.get(cell, "")) for cell in row))
-    Console(highlight=False).print(table)
-    return True
+        return lambda parts: print("".join(parts).rstrip())
+    console = Console(highlight=False, soft_wrap=True)
+
+    def print_styled(parts: Sequence[str]) -> None:
+        # Text, because strings of documents would be taken for markup.
+        line = Text.assemble(*((part, _CELL_STYLES.get(part.strip(), "")) for part in parts))
+        line.rstrip()
+        console.print(line)
+
+    return print_styled
 
 
 def _format_row(row: Sequence[object]) -> list[str]:
