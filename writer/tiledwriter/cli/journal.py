@@ -23,16 +23,14 @@ from ._terminal import discard_output, fail, flush_output, print_json, take_any_
 
 _EXAMPLES = """\
 examples:
-  tiledwriter-journal ls /var/lib/tiledwriter
-  tiledwriter-journal show 3f2b /var/lib/tiledwriter
-  tiledwriter-journal show 3f2b /var/lib/tiledwriter --operations --config /etc/tiledwriter/config.yaml
+  tiledwriter-journal ls --state failed,parked
+  tiledwriter-journal show 3f2b
   tiledwriter-journal tail -f 3f2b /var/lib/tiledwriter
   tiledwriter-journal verify /var/lib/tiledwriter --tiled http://tiled.example:8000
-  tiledwriter-journal retry 3f2b /var/lib/tiledwriter
-  tiledwriter-journal export 3f2b run.jsonl /var/lib/tiledwriter
-  tiledwriter-journal ship ~/.local/state/tiledwriter/spool tcp://ingest:5579
-  tiledwriter-journal replay backups/*.jsonl --tiled http://tiled.example:8000
-  tiledwriter-journal prune /var/lib/tiledwriter --older-than 90
+  tiledwriter-journal export 3f2b -o run.jsonl
+
+UID is the beginning of a run's uid, or a file. Without DIR, commands look at TILEDWRITER_JOURNAL_DIR, else at the
+journal_dir of --config, else in the user's state directory. `COMMAND --help` has more examples.
 
 """
 
