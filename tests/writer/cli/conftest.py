@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import glob
+import gc
 import shlex
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,9 +16,7 @@ from stored_runs import a_run, journaled, write
 
 from tiledbroker import Journal, ZMQPublisher
 from tiledwriter.cli import journal as command
-from tiledwriter.testing import TiledServer, free_port
-
-UID = "3f2b7c1e-5d0a-4c59-9f6e-2b8a1d4e6f70"
+from tiledwriter.testing import SupervisorProcess, TiledServer, free_port
 
 
 def named_run(uid: str) -> list[tuple[str, dict[str, Any]]]:
@@ -47,14 +46,15 @@ class Host:
         self.config = home / "config.yaml"
         self.config.write_text(f"tiled: {tiled.uri}\njournal_dir: {self.journals}\n")
 
-    def add_run(self, outcome: str = "written") -> Path:
-        """Make the journal of the run that examples name, which is in Tiled if its outcome is "written"."""
-        path = journaled(named_run(UID), self.journals)
-        if outcome == "written":
-            assert write(path, self.tiled) == outcome
+    def add_run(self, outcome: str | None) -> Path:
+        """Make the journal of the run that examples name; without an outcome, write it to Tiled."""
+        path = journaled(named_run(f"3f2b{str(uuid.uuid4())[4:]}"), self.journals)
+        if outcome is None:
+            assert write(path, self.tiled) == "written"
         else:
             with Journal(path, "write") as journal:
                 journal.set("outcome", outcome)
+                journal.note(outcome)
         return path
 
     def add_spools(self) -> None:
@@ -77,11 +77,14 @@ class Host:
             "~/spool": str(self.home / "spool"),
         }
         words = shlex.split(line.partition(" | ")[0])[1:]
-        return [found for word in words for found in (sorted(glob.glob(word)) or [names.get(word, word)])]
+        return [found for word in words for found in (self._files_of(word) or [names.get(word, word)])]
+
+    def _files_of(self, pattern: str) -> list[str]:
+        return sorted(map(str, self.home.glob(pattern))) if "*" in pattern else []
 
 
 @pytest.fixture
-def host(tmp_path: Path, tiled_server: TiledServer, monkeypatch: pytest.MonkeyPatch) -> Host:
+def host(tmp_path: Path, tiled_server: TiledServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     """A host with journals of no run."""
     home = tmp_path / "home"
     home.mkdir()
@@ -91,25 +94,29 @@ def host(tmp_path: Path, tiled_server: TiledServer, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TILEDWRITER_JOURNAL_DIR", str(host.journals))
     monkeypatch.setenv("TILEDWRITER_QUIET_PERIOD", "0.3")
     monkeypatch.chdir(home)
-    return host
+    yield host
+    # Clients of Tiled leave their connections to the garbage collector, which warns of them in whatever test runs then.
+    gc.collect()
 
 
 @pytest.fixture
-def prepared(host: Host, tmp_path: Path) -> Iterator[Callable[[str], Host]]:
-    """Makes what the examples of a subcommand name."""
+def prepared(host: Host, tmp_path: Path) -> Iterator[Callable[[str, str], Host]]:
+    """Makes what an example of a subcommand names."""
     with ExitStack() as running:
 
-        def prepare(name: str) -> Host:
-            host.add_run("failed" if name == "retry" else "written")
+        def prepare(name: str, line: str = "") -> Host:
+            host.add_run({"retry": "failed", "verify": None}.get(name, "written"))
             if name in ("ship", "ls"):
                 host.add_spools()
             if name == "ship":
                 port = int(host.address.rpartition(":")[2])
                 running.enter_context(supervisor_without_tiled(tmp_path / "received", port=port))
+            if "--wait" in line:
+                running.enter_context(SupervisorProcess(host.journals, host.tiled))
             if name == "replay":
                 (host.home / "backups").mkdir()
                 for file in (host.home / "run.jsonl", host.home / "backups" / "a.jsonl"):
-                    assert command.main(["export", UID, "-o", str(file)]) == 0
+                    assert command.main(["export", "3f2b", "-o", str(file)]) == 0
             return host
 
         yield prepare

@@ -16,7 +16,7 @@ from tiledbroker.protocol import make_server_keys
 from tiledwriter.cli import journal, supervisor
 from tiledwriter.cli._exit import ExitCode
 
-pytestmark = pytest.mark.filterwarnings("default:::tiled")
+pytestmark = pytest.mark.filterwarnings("default")
 
 
 def subparsers_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -44,9 +44,9 @@ def test_each_subcommand_has_examples(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "line"), EXAMPLES, ids=[line for _, line in EXAMPLES])
 def test_examples_are_done(
-    name: str, line: str, prepared: Callable[[str], Any], capsys: pytest.CaptureFixture[str]
+    name: str, line: str, prepared: Callable[[str, str], Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    host = prepared(name)
+    host = prepared(name, line)
     capsys.readouterr()
     code = journal.main(host.words_of(line))
     ended = capsys.readouterr()
@@ -63,8 +63,8 @@ def test_examples_of_keygen_are_done(line: str, host: Any, capsys: pytest.Captur
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-def test_an_example_with_a_pipe_is_done_by_a_shell(prepared: Callable[[str], Any]) -> None:
-    host = prepared("export")
+def test_an_example_with_a_pipe_is_done_by_a_shell(prepared: Callable[[str, str], Any]) -> None:
+    host = prepared("export", "")
     (line,) = [line for line in examples_of(COMMANDS["export"]) if " | " in line]
     program = f'tiledwriter-journal() {{ {sys.executable} -m tiledwriter.cli.journal "$@"; }}\n{line}'
     ended = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True, cwd=host.home)

@@ -15,7 +15,7 @@ from tiledbroker import Journal
 from tiledwriter.cli import journal, supervisor
 from tiledwriter.cli._exit import ExitCode
 
-pytestmark = pytest.mark.filterwarnings("default:::tiled")
+pytestmark = pytest.mark.filterwarnings("default")
 
 PAGE = (ROOT / "docs" / "reference" / "json-output.md").read_text()
 
@@ -88,7 +88,7 @@ def test_pruned_journals_and_keys_have_their_documented_fields(host: Any, capsys
         ["ls", "nowhere"],
         ["show", "3f2b", "nowhere"],
         ["tail", "3f2b", "nowhere"],
-        ["verify", "nowhere"],
+        ["verify", "./nowhere"],
         ["retry", "3f2b", "nowhere"],
         ["retry", "--all", "nowhere"],
         ["export", "3f2b", "nowhere", "-o", "out"],

@@ -40,6 +40,8 @@ def add_config(command: argparse.ArgumentParser, purpose: str = "the supervisor'
 def add_json(
     command: argparse.ArgumentParser,
     failure: Callable[[argparse.Namespace, str], Any] = lambda _, message: {"error": message},
+    *,
+    in_lines: bool = False,
 ) -> None:
     """Add the flag `--json`.
 
@@ -49,9 +51,11 @@ def add_json(
         The subcommand.
     failure
         Called with the arguments and a message when the command fails; returns what is printed then.
+    in_lines
+        The output is JSON lines instead of one JSON text.
     """
     command.add_argument("--json", action="store_true", help="print JSON instead of text")
-    command.set_defaults(json_failure=failure)
+    command.set_defaults(json_failure=failure, json_lines=in_lines)
 
 
 def run_and_place(arguments: argparse.Namespace) -> tuple[str, Place]:

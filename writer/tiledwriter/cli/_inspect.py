@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +56,7 @@ def add_commands(commands: Subcommands) -> None:
     tail.add_argument("-n", "--lines", type=int, default=10, metavar="N", help="number of lines (default 10)")
     tail.add_argument("-f", "--follow", action="store_true", help="continue until the run is written or has failed")
     add_config(tail)
-    add_json(tail)
+    add_json(tail, in_lines=True)
     tail.set_defaults(command=_tail_run)
 
 
@@ -160,4 +159,4 @@ def _print_entry(entry: TimelineEntry) -> None:
 
 def _print_json_entry(entry: TimelineEntry) -> None:
     """Print an entry as an object in one line, as the output of `--follow` has no end to wait for."""
-    print(json.dumps(entry._asdict()), flush=True)
+    print_json(entry._asdict(), in_one_line=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-_REDRAW_SECONDS: Final = 0.2
 _CLEAR_LINE: Final = "\r\x1b[K"
 
 
@@ -45,13 +43,8 @@ class _PlainProgress(Progress):
     def __init__(self, title: str, unit: str) -> None:
         self._title = title
         self._unit = unit
-        self._shown_at = float("-inf")
 
     def show(self, done: int, total: int | None = None, note: str = "") -> None:
-        now = time.monotonic()
-        if now - self._shown_at < _REDRAW_SECONDS:
-            return
-        self._shown_at = now
         count = f"{done:,}" if total is None else f"{done:,} of {total:,}"
         sys.stderr.write(f"{_CLEAR_LINE}{self._title}: {count} {self._unit}s {plain(note)}".rstrip())
         sys.stderr.flush()
@@ -63,7 +56,6 @@ class _PlainProgress(Progress):
     def clear(self) -> None:
         sys.stderr.write(_CLEAR_LINE)
         sys.stderr.flush()
-        self._shown_at = float("-inf")
 
 
 class _BarProgress(Progress):

@@ -114,9 +114,9 @@ def size_of(size: int) -> str:
     return f"{size / _KIBI**power:.1f} {_UNITS[power - 1]}"
 
 
-def print_json(value: Any) -> None:
+def print_json(value: Any, *, in_one_line: bool = False) -> None:
     """Print a value in JSON types as one JSON text."""
-    print(json.dumps(value, indent=2))
+    print(json.dumps(value, indent=None if in_one_line else 2), flush=in_one_line)
 
 
 def local(timestamp: float | None) -> str:

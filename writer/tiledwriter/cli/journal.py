@@ -83,7 +83,7 @@ def _report_failure(arguments: argparse.Namespace, code: ExitCode, message: str)
     """Report a failure on standard error and, with `--json`, also as JSON on standard output."""
     try:
         if getattr(arguments, "json", False):
-            print_json(_describe_failure(arguments, message))
+            print_json(_describe_failure(arguments, message), in_one_line=arguments.json_lines)
         flush_output()
     except OSError:
         # Standard output cannot be written, which is probably also the reason of the failure.
