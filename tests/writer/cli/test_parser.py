@@ -74,6 +74,13 @@ def test_options_may_stand_anywhere(arguments, tmp_path, capsys) -> None:
     assert '"what": "stop"' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("words", [["--", "-abc", "DIR"], ["--json", "--", "-abc", "DIR"], ["--", "--json", "DIR"]])
+def test_a_run_may_be_called_like_an_option(words, tmp_path, capsys) -> None:
+    assert journal.main(["show", *(str(tmp_path) if word == "DIR" else word for word in words)]) == ExitCode.NOT_FOUND
+    name = words[words.index("--") + 1]
+    assert f"there is no run {name!r} in {tmp_path}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [

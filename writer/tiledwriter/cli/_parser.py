@@ -12,6 +12,7 @@ from ._completion import completion_is_requested
 Subcommands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 _INNERMOST: Final = "_innermost_parser"
+_END_OF_OPTIONS: Final = "--"
 # Share of common characters from which a word counts as a mistyped other one, as for `difflib.get_close_matches`.
 _MIN_LIKENESS: Final = 0.6
 
@@ -39,9 +40,10 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as argparse does; optional positional arguments are also found behind options."""
-        # Python's versions differ in whether the intermixed parser calls this method, and argcomplete replaces what is
-        # called in it.
-        if self._parsing or self._subparsers is not None or completion_is_requested():
+        # Python's versions differ in whether the intermixed parser calls this method, and older ones lose "--" in it,
+        # behind which a uid may begin with "-". And argcomplete replaces methods that only the usual parser calls.
+        is_plain = self._parsing or self._subparsers is not None or completion_is_requested()
+        if is_plain or _END_OF_OPTIONS in (sys.argv[1:] if args is None else args):
             arguments, unknown = super().parse_known_args(args, namespace)
         else:
             self._parsing = True
