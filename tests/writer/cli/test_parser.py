@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 from stored_runs import a_run, journaled
 
 import tiledbroker
@@ -120,6 +121,11 @@ def test_the_package_explains_its_commands(arguments: list[str], capsys: pytest.
     printed = capsys.readouterr().out
     assert "tiledwriter-supervisor" in printed
     assert "tiledwriter-journal" in printed
+
+
+def test_the_help_of_the_package_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    assert package.main(["--help"]) == ExitCode.OK
+    assert f"```text\n{capsys.readouterr().out}```" in (ROOT / "docs" / "reference" / "cli.md").read_text()
 
 
 def test_the_package_runs_its_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 # Set by the shell function that argcomplete registers.
@@ -43,8 +44,12 @@ def complete_runs(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> lis
 
     from ._run_lookup import label_of_file, place_of
 
+    directory = getattr(parsed_args, "directory", None)
+    if not isinstance(directory, Path):
+        # Not typed yet; `export` takes a list.
+        directory = None
     try:
-        place = place_of(getattr(parsed_args, "directory", None), getattr(parsed_args, "config", None))
+        place = place_of(directory, getattr(parsed_args, "config", None))
         names = [label_of_file(path) for path in run_files(place.path)]
     except Exception:
         # A shell can show no message here.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from ..journals import (
     summarize,
     unreadable,
 )
-from ._arguments import add_config, add_json
+from ._arguments import add_config, add_json, is_directory
 from ._completion import complete_states, complete_with
 from ._exit import CommandFailed, ExitCode
 from ._parser import Subcommands, add_command
@@ -149,15 +148,14 @@ def _read_places(arguments: argparse.Namespace) -> _Listing:
 
 
 def _read_place(place: Place, listing: _Listing) -> None:
-    path = follow_run_file(place.path) if looks_like_path(str(place.path)) else place.path
-    status = status_of(path)
-    if looks_like_path(str(path)) and status is not None and not stat.S_ISDIR(status.st_mode):
-        files = [path]
-    elif looks_like_path(str(path)) and status is None:
-        raise CommandFailed(ExitCode.NOT_FOUND, f"there is no file or directory {path}")
-    else:
+    if not looks_like_path(str(place.path)) or is_directory(str(place.path)):
         files = runs_in(place)
         listing.unrouted += unrouted_in(place.path)
+    else:
+        file = follow_run_file(place.path)
+        if status_of(file) is None:
+            raise CommandFailed(ExitCode.NOT_FOUND, f"there is no file or directory {place}")
+        files = [file]
     listing.places.append(str(place))
     listing.runs += filter(None, (_summary_of(file, file.parent) for file in files))
 
