@@ -1,5 +1,7 @@
 """Durable transport of Bluesky documents from the acquisition process to the ingest host."""
 
+from typing import TYPE_CHECKING
+
 from ._errors import (
     AddressError,
     BrokerError,
@@ -69,3 +71,15 @@ __all__ = [
     "open_run",
     "run_files",
 ]
+
+if TYPE_CHECKING:
+    __version__: str
+else:
+
+    def __getattr__(name: str) -> str:
+        # Looked up on first use, to keep the import light.
+        if name == "__version__":
+            from ._version import __version__
+
+            return __version__
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -27,7 +27,7 @@ def local_spool_dir(url: str) -> Path:
     OSError
         The user's directory in /var/tmp cannot be created, or another user owns it or has access to it.
     """
-    base = Path("/var/tmp") / f"tiledwriter-{os.getuid()}"  # noqa: S108  checked below
+    base = fallback_spool_dir().parent
     base.mkdir(mode=0o700, exist_ok=True)
     found = base.lstat()
     if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != 0o700 or not stat.S_ISDIR(found.st_mode):
@@ -35,6 +35,11 @@ def local_spool_dir(url: str) -> Path:
             errno.EPERM, "another user owns it or has access to it; give another `spool_dir`", str(base)
         )
     return base / "spool" / _destination_path(url)
+
+
+def fallback_spool_dir() -> Path:
+    """Return this user's spool directory in /var/tmp, of which `local_spool_dir` makes subdirectories."""
+    return Path("/var/tmp") / f"tiledwriter-{os.getuid()}" / "spool"  # noqa: S108  `local_spool_dir` checks it
 
 
 def default_journal_dir() -> Path:

@@ -404,7 +404,7 @@ def test_prune_says_what_it_kept(directory: Path) -> None:
     concluded(directory, "failed")
     ended = run("prune", directory)
     assert ended.code == ExitCode.OK
-    assert ended.out.endswith(f"of 2 journals in {directory} (0.0 MiB); 2 kept.\n")
+    assert ended.out.endswith(f"of 2 journals in {directory} (0 bytes); 2 kept.\n")
 
 
 def test_a_parked_run_is_not_dead(directory: Path) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from ._lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from tiledbroker import __version__ as __version__
+
     from ._errors import DocumentError, OperationRefused, TiledUnavailable, WriterError
     from .callback import TiledWriter
     from .mapping import (
@@ -66,6 +68,7 @@ __getattr__ = lazy_attributes(
         "TiledUnavailable": "_errors",
         "TiledWriter": "callback",
         "WriterError": "_errors",
+        "__version__": "_version",
     },
 )
 

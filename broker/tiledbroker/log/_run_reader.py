@@ -66,6 +66,11 @@ class SpooledRun:
         return FileLock(lock_path(self.path.parent, self.holder.session)).held
 
     @property
+    def files(self) -> list[Path]:
+        """Paths of the run's files, sorted by first index."""
+        return self._log.files
+
+    @property
     def length(self) -> int:
         """Number of documents before the first damaged or missing one."""
         return self._log.length

@@ -12,7 +12,7 @@ from ._publishers import (
 )
 from ._reload import ReloadSource, ServiceChanges
 from ._retention import time_written
-from ._retry import clear_failure, request_retry, withdraw_retry
+from ._retry import clear_failure, request_retry, retry_is_requested, withdraw_retry
 from ._scheduler import DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS
 from ._snapshot import DiskStatus, RunStatus, Snapshot, TiledStatus, Trouble
 from ._status_client import SUPERVISOR_LOCK, read_snapshot, read_snapshot_and_text
@@ -48,6 +48,7 @@ __all__ = [
     "read_snapshot",
     "read_snapshot_and_text",
     "request_retry",
+    "retry_is_requested",
     "time_written",
     "withdraw_retry",
 ]

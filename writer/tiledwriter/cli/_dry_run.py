@@ -54,8 +54,11 @@ class Report:
             if self._operations:
                 yield from _operation_lines(number, summary_of(operation))
         if self._paths:
-            for resource in self._dry_run.paths():
+            resources = list(self._dry_run.paths())
+            for resource in resources:
                 yield from _path_lines(resource)
+            if not resources and self.error is None:
+                yield "no files: none of the documents in the journal names one"
         if not self._dry_run.complete and self.error is None:
             yield "the run is open: more documents may follow"
 

@@ -44,6 +44,11 @@ class CommandFailed(Exception):
         self.code = code
 
 
+def without_extra(error: ImportError) -> CommandFailed:
+    """Return the failure of a command that needs packages that an acquisition host lacks."""
+    return CommandFailed(ExitCode.FAILED, f'{error}. This needs: pip install "tiledwriter[ingest]"')
+
+
 class Terminated(KeyboardInterrupt):
     """Raised in the main thread on SIGTERM, as `KeyboardInterrupt` is on SIGINT."""
 

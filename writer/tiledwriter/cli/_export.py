@@ -6,27 +6,45 @@ import argparse
 import os
 import sqlite3
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from tiledbroker import CodecError, RunReader
 
 from ..journals import open_run_file, status_of
-from ._exit import CommandFailed, ExitCode
-from ._run_lookup import directory_of, find
-from ._terminal import count_of, fail, plain
+from ._arguments import add_config, add_json, add_run, run_and_place
+from ._exit import CommandFailed, ExitCode, without_extra
+from ._parser import Subcommands, add_command
+from ._progress import shown_progress
+from ._run_lookup import find
+from ._terminal import count_of, plain, print_json
+
+_STANDARD_OUTPUT = Path("-")
 
 
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_commands(commands: Subcommands) -> None:
     """Add the command to the command line."""
-    export = commands.add_parser("export", help="write a run's documents to a file")
-    export.add_argument("run", metavar="UID", help="the run's uid, a prefix of it, or a journal file")
-    export.add_argument("out", type=Path, metavar="OUT", help="the file to create; with jsonl, - is standard output")
+    export = add_command(
+        commands,
+        "export",
+        "write a run's documents to a file",
+        examples=(
+            "tiledwriter-journal export 3f2b -o run.jsonl",
+            "tiledwriter-journal export 3f2b /var/lib/tiledwriter -o run.sqlite --format sqlite",
+            "tiledwriter-journal export 3f2b -o - | head -n 1",
+        ),
+    )
+    add_run(export)
     export.add_argument(
         "directory",
-        nargs="?",
+        nargs="*",
         type=Path,
         metavar="DIR",
-        help="journal or spool directory (default: TILEDWRITER_JOURNAL_DIR, or the user's state directory)",
+        help="journal or spool directory (default: TILEDWRITER_JOURNAL_DIR, else the journal_dir of --config, else the "
+        "user's state directory). UID OUT [DIR] is taken, too",
+    )
+    export.add_argument(
+        "-o", "--output", type=Path, metavar="OUT", help="the file to create; with jsonl, - is standard output"
     )
     export.add_argument(
         "--format",
@@ -34,6 +52,8 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default="jsonl",
         help="JSON lines that can be replayed (default), or a database with a table for each kind of documents",
     )
+    add_config(export)
+    add_json(export)
     export.set_defaults(command=_export_run)
 
 
@@ -41,29 +61,56 @@ def _export_run(arguments: argparse.Namespace) -> ExitCode:
     try:
         from ..journals import export_json_lines
     except ImportError as error:
-        return fail(ExitCode.FAILED, f'{error}. This needs: pip install "tiledwriter[ingest]"')
-    to_standard_output = arguments.out == Path("-")
-    if to_standard_output and arguments.format != "jsonl":
-        return fail(ExitCode.USAGE, "a database cannot go to standard output")
-    path = find(arguments.run, directory_of(arguments.directory))
+        raise without_extra(error) from error
+    out = _sort_arguments(arguments)
+    if out == _STANDARD_OUTPUT and arguments.format != "jsonl":
+        raise CommandFailed(ExitCode.USAGE, "a database cannot go to standard output")
+    if out == _STANDARD_OUTPUT and arguments.json:
+        raise CommandFailed(ExitCode.USAGE, "with -o - the documents go to standard output, so there can be no --json")
+    path = find(*run_and_place(arguments))
     try:
-        with open_run_file(path) as journal:
-            if to_standard_output:
-                export_json_lines(journal, sys.stdout)
+        with open_run_file(path) as journal, shown_progress("exporting", "document", total=journal.length) as progress:
+            if out == _STANDARD_OUTPUT:
+                export_json_lines(journal, sys.stdout, progress.show)
             else:
-                told = _export_to_file(journal, arguments.out, arguments.format)
-                print(plain(told))
-            if not journal.ended:
-                print("tiledwriter-journal: the run is open: more documents may follow", file=sys.stderr)
+                count = _export_to_file(journal, out, arguments.format, progress.show)
+            ended, uid = journal.ended, journal.run_uid
     except CodecError as error:
         raise CommandFailed(
             ExitCode.FAILED, f"{path} is damaged ({error}). See `tiledwriter-journal verify`."
         ) from error
+    if arguments.json:
+        result = {"uid": uid, "file": str(path), "output": str(out), "format": arguments.format, "documents": count}
+        print_json({**result, "ended": ended})
+    elif out != _STANDARD_OUTPUT:
+        print(plain(f"Wrote {count_of(count, 'document')} to {out}."))
+    if not ended:
+        print("tiledwriter-journal: the run is open: more documents may follow", file=sys.stderr)
     return ExitCode.OK
 
 
-def _export_to_file(journal: RunReader, out: Path, kind: str) -> str:
-    """Export to a file that gets its name only when it is complete on the disk; return a message.
+def _sort_arguments(arguments: argparse.Namespace) -> Path:
+    """Return the file to create, and leave one directory or None in `arguments.directory`.
+
+    Raises
+    ------
+    CommandFailed
+        No file is given, or there are too many arguments.
+    """
+    words: list[Path] = arguments.directory
+    out: Path | None = arguments.output
+    if out is None:
+        if not words:
+            raise CommandFailed(ExitCode.USAGE, "give the file to create: -o OUT (with - it is standard output)")
+        out, words = words[0], words[1:]
+    if len(words) > 1:
+        raise CommandFailed(ExitCode.USAGE, f"give one directory, not {' and '.join(map(str, words))}")
+    arguments.directory = words[0] if words else None
+    return out
+
+
+def _export_to_file(journal: RunReader, out: Path, kind: str, on_progress: Callable[[int], None]) -> int:
+    """Export to a file that gets its name only when it is complete on the disk; return the number of documents.
 
     Raises
     ------
@@ -77,10 +124,10 @@ def _export_to_file(journal: RunReader, out: Path, kind: str) -> str:
     draft = out.with_name(f".{out.name}.{os.getpid()}.draft")
     try:
         if kind == "sqlite":
-            count = export_sqlite(journal, draft)
+            count = export_sqlite(journal, draft, on_progress)
         else:
             with draft.open("x", encoding="utf-8") as file:
-                count = export_json_lines(journal, file)
+                count = export_json_lines(journal, file, on_progress)
                 file.flush()
                 os.fsync(file.fileno())
         draft.rename(out)
@@ -89,4 +136,4 @@ def _export_to_file(journal: RunReader, out: Path, kind: str) -> str:
         raise CommandFailed(ExitCode.FAILED, f"{out} was not written: {reason}") from error
     finally:
         draft.unlink(missing_ok=True)
-    return f"Wrote {count_of(count, 'document')} to {out}."
+    return count

@@ -1,137 +1,69 @@
-"""`tiledwriter-journal ls`, `show` and `tail`: list runs, show one in detail, and follow its timeline."""
+"""`tiledwriter-journal show` and `tail`: show one run in detail, and follow its timeline."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from tiledbroker import JournalError
-
-from ..journals import (
-    DAMAGED,
-    STATES,
-    UNREADABLE,
-    RunSummary,
-    Timeline,
-    TimelineEntry,
-    gone,
-    open_run_file,
-    reason_of,
-    summarize,
-    unreadable,
-)
-from ._exit import CommandFailed, ExitCode
-from ._run_lookup import (
-    add_directory,
-    directory_of,
-    find,
-    label_of,
-    no_runs_in,
-    relocated,
-    runs_in,
-    unrouted_in,
-)
-from ._terminal import count_of, fail, local, plain, print_table
+from ..journals import Timeline, TimelineEntry, gone, open_run_file, summarize
+from ._arguments import add_config, add_directory, add_json, add_run, run_and_place
+from ._exit import CommandFailed, ExitCode, without_extra
+from ._parser import Subcommands, add_command
+from ._run_lookup import find
+from ._terminal import count_of, fail, local, plain, print_json, size_of
 
 _POLL_SECONDS: Final = 0.3
-_UNKNOWN: Final = "?"
 
 
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_commands(commands: Subcommands) -> None:
     """Add the commands to the command line."""
-    ls = commands.add_parser("ls", help="list the runs with their state, progress and reason for waiting")
-    add_directory(ls)
-    ls.set_defaults(command=_list_runs, json_failure=_ls_failure)
-    show = commands.add_parser("show", help="show one run in detail, with its history")
-    show.add_argument("run", metavar="UID", help="the run's uid, a prefix of it, or a journal file")
+    show = add_command(
+        commands,
+        "show",
+        "show one run in detail, with its history",
+        examples=(
+            "tiledwriter-journal show 3f2b",
+            "tiledwriter-journal show 3f2b /var/lib/tiledwriter --json",
+            "tiledwriter-journal show 3f2b --operations --config /etc/tiledwriter/config.yaml",
+            "tiledwriter-journal show 3f2b --paths --config /etc/tiledwriter/config.yaml",
+        ),
+    )
+    add_run(show)
     add_directory(show)
     show.add_argument(
         "--operations", action="store_true", help="show the operations that write it to Tiled, without a server"
     )
     show.add_argument("--paths", action="store_true", help="show its files' paths before and after the path map")
-    show.add_argument(
-        "--config", type=Path, metavar="FILE", help="with --operations or --paths: the supervisor's configuration"
+    add_config(show, "the supervisor's configuration, also for --operations and --paths")
+    add_json(show, lambda _, message: {"uid": None, "error": message})
+    show.set_defaults(command=_show_run)
+    tail = add_command(
+        commands,
+        "tail",
+        "show the latest events of one run, and follow it",
+        examples=(
+            "tiledwriter-journal tail 3f2b",
+            "tiledwriter-journal tail 3f2b /var/lib/tiledwriter -n 100",
+            "tiledwriter-journal tail -f 3f2b",
+            "tiledwriter-journal tail 3f2b --json",
+        ),
     )
-    show.set_defaults(command=_show_run, json_failure=lambda _, message: {"uid": None, "error": message})
-    tail = commands.add_parser("tail", help="show the latest events of one run, and follow it")
-    tail.add_argument("run", metavar="UID", help="the run's uid, a prefix of it, or a journal file")
-    add_directory(tail, json=False)
+    add_run(tail)
+    add_directory(tail)
     tail.add_argument("-n", "--lines", type=int, default=10, metavar="N", help="number of lines (default 10)")
     tail.add_argument("-f", "--follow", action="store_true", help="continue until the run is written or has failed")
+    add_config(tail)
+    add_json(tail, in_lines=True)
     tail.set_defaults(command=_tail_run)
 
 
-def _list_runs(arguments: argparse.Namespace) -> ExitCode:
-    directory = directory_of(arguments.directory)
-    listed = [_summary_of(path, directory) for path in runs_in(directory)]
-    summaries = sorted(filter(None, listed), key=lambda summary: summary.started or 0.0)
-    if arguments.json:
-        print(json.dumps([summary.as_dict() for summary in summaries], indent=2))
-    else:
-        _print_runs(summaries, directory)
-    counts = Counter(summary.state for summary in summaries)
-    total = f"{count_of(len(summaries), 'run')} in {directory}"
-    if counts[UNREADABLE]:
-        return fail(ExitCode.FAILED, f"{counts[UNREADABLE]} of {total} cannot be read")
-    if counts[DAMAGED]:
-        return fail(ExitCode.DIFFERS, f"{counts[DAMAGED]} of {total} cannot be read to the end")
-    return ExitCode.OK
-
-
-def _ls_failure(arguments: argparse.Namespace, message: str) -> list[dict[str, Any]]:
-    return [unreadable("", str(directory_of(arguments.directory)), message).as_dict()]
-
-
-def _summary_of(path: Path, directory: Path) -> RunSummary | None:
-    """Return the summary of a listed file, also if it was moved meanwhile; None if it was deleted."""
-    try:
-        with open_run_file(path) as journal:
-            return summarize(journal)
-    except (JournalError, OSError) as error:
-        if not gone(path):
-            return unreadable(path.stem, str(path), reason_of(error))
-    moved = relocated(path, directory)
-    return None if moved is None else _summary_of(moved, directory)
-
-
-def _print_runs(summaries: Sequence[RunSummary], directory: Path) -> None:
-    if summaries:
-        header = ("RUN", "STARTED", "PLAN", "SCAN", "DOCUMENTS", "IN TILED", "STATE", "WAITS")
-        print_table(header, map(_run_row, summaries))
-        counts = Counter(summary.state for summary in summaries)
-        told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-        print(plain(f"{count_of(len(summaries), 'run')} in {directory}: {told}"))
-    else:
-        print(plain(no_runs_in(directory)))
-    if unrouted := unrouted_in(directory):
-        files = ", ".join(str(path) for path in unrouted)
-        print(plain(f"documents of no known run, which are not shipped: {files}"))
-
-
-def _run_row(summary: RunSummary) -> Sequence[object]:
-    return (
-        label_of(summary.uid),
-        local(summary.started),
-        summary.plan,
-        summary.scan_id or "",
-        _UNKNOWN if summary.document_count is None else summary.document_count,
-        _UNKNOWN if summary.row_count is None else summary.row_count,
-        summary.state,
-        summary.why,
-    )
-
-
 def _show_run(arguments: argparse.Namespace) -> ExitCode:
-    path = find(arguments.run, directory_of(arguments.directory))
+    path = find(*run_and_place(arguments))
     if arguments.operations or arguments.paths:
         return _show_dry_run(path, arguments)
-    if arguments.config is not None:
-        return fail(ExitCode.USAGE, "--config is for --operations and --paths")
     with open_run_file(path) as journal:
         summary = summarize(journal)
         history = journal.history()
@@ -139,11 +71,12 @@ def _show_run(arguments: argparse.Namespace) -> ExitCode:
     if arguments.json:
         entries = [entry._asdict() for entry in history]
         nodes = {node: item._asdict() for node, item in progress.items()}
-        print(json.dumps({**summary.as_dict(), "progress": nodes, "history": entries}, indent=2))
+        print_json({**summary.as_dict(), "progress": nodes, "history": entries})
         return ExitCode.OK
     print(f"run        {plain(summary.uid)}")
     print(f"plan       {plain(summary.plan)}  scan {summary.scan_id}  started {local(summary.started)}")
-    print(f"file       {plain(summary.file)}")
+    size = "" if summary.size is None else f"  ({size_of(summary.size)})"
+    print(f"file       {plain(summary.file)}{size}")
     print(f"state      {summary.state}" + (f" ({plain(summary.why)})" if summary.why else ""))
     names = summary.documents or {}
     print(f"documents  {summary.document_count}: " + ", ".join(f"{n} {plain(k)}" for k, n in names.items()))
@@ -170,14 +103,14 @@ def _show_dry_run(path: Path, arguments: argparse.Namespace) -> ExitCode:
         from ._dry_run import Report
         from ._settings import WrongConfiguration
     except ImportError as error:
-        return fail(ExitCode.FAILED, f'{error}. This needs: pip install "tiledwriter[ingest]"')
+        raise without_extra(error) from error
     with open_run_file(path) as journal:
         try:
             report = Report(journal, arguments.config, operations=arguments.operations, paths=arguments.paths)
         except WrongConfiguration as error:
             raise CommandFailed(ExitCode.USAGE, str(error)) from error
         if arguments.json:
-            print(json.dumps(report.as_dict(), indent=2))
+            print_json(report.as_dict())
         else:
             for line in report.lines():
                 print(plain(line))
@@ -185,14 +118,16 @@ def _show_dry_run(path: Path, arguments: argparse.Namespace) -> ExitCode:
 
 
 def _tail_run(arguments: argparse.Namespace) -> ExitCode:
-    directory = directory_of(arguments.directory)
-    path = find(arguments.run, directory)
+    path = find(*run_and_place(arguments))
+    print_entry = _print_json_entry if arguments.json else _print_entry
     try:
         with open_run_file(path) as journal:
             timeline = Timeline(journal, arguments.lines)
-            _print_entries(timeline.take_new_entries()[-arguments.lines :] if arguments.lines > 0 else [])
+            entries = timeline.take_new_entries()
+            for entry in entries[-arguments.lines :] if arguments.lines > 0 else []:
+                print_entry(entry)
             if arguments.follow:
-                _follow_run(timeline, path)
+                _follow_run(timeline, path, print_entry)
     except KeyboardInterrupt as interrupt:
         # Ctrl-C is the normal way to end `tail --follow`. SIGTERM is an interruption, and so is Ctrl-C without
         # `--follow`.
@@ -201,7 +136,7 @@ def _tail_run(arguments: argparse.Namespace) -> ExitCode:
     return ExitCode.OK
 
 
-def _follow_run(timeline: Timeline, path: Path) -> None:
+def _follow_run(timeline: Timeline, path: Path, print_entry: Callable[[TimelineEntry], None]) -> None:
     """Print new entries of the timeline until the run has an outcome.
 
     Raises
@@ -212,11 +147,16 @@ def _follow_run(timeline: Timeline, path: Path) -> None:
     while not timeline.ended:
         was_gone = gone(path)
         time.sleep(_POLL_SECONDS)
-        _print_entries(timeline.take_new_entries())
+        for entry in timeline.take_new_entries():
+            print_entry(entry)
         if was_gone and not timeline.ended:
             raise CommandFailed(ExitCode.NOT_FOUND, f"{path} no longer exists: it was shipped, pruned or moved")
 
 
-def _print_entries(entries: Iterable[TimelineEntry]) -> None:
-    for when, what, details in entries:
-        print(plain(f"{local(when)}  {what:<12}  {details}".rstrip()), flush=True)
+def _print_entry(entry: TimelineEntry) -> None:
+    print(plain(f"{local(entry.time)}  {entry.what:<12}  {entry.details}".rstrip()), flush=True)
+
+
+def _print_json_entry(entry: TimelineEntry) -> None:
+    """Print an entry as an object in one line, as the output of `--follow` has no end to wait for."""
+    print_json(entry._asdict(), in_one_line=True)

@@ -4,31 +4,86 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tiledbroker import JournalError, JournalLocked
 from tiledbroker.supervisor import time_written
 
 from ..journals import gone, open_run_file, open_run_file_for_writing, reason_of
+from ._arguments import add_config, add_directory, add_json
 from ._exit import ExitCode
-from ._run_lookup import directory_of, no_runs_in, runs_in
-from ._terminal import count_of, fail, local, plain
+from ._parser import Subcommands, add_command
+from ._run_lookup import Place, no_runs_in, place_of, runs_in
+from ._terminal import count_of, fail, local, plain, print_json, size_of
 
 _DEFAULT_DAYS: Final = 30.0
 _DAY_SECONDS: Final = 24 * 60 * 60.0
 
 
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+@dataclass(frozen=True)
+class _Pruned:
+    """A journal that was deleted, or would be.
+
+    Attributes
+    ----------
+    uid
+        Uid of the run.
+    file
+        Path of the journal.
+    written
+        Unix time in seconds at which the run was written.
+    size
+        Size of the journal in bytes.
+    """
+
+    uid: str
+    file: str
+    written: float
+    size: int
+
+
+@dataclass
+class _Pruning:
+    """What became of the journals of a directory.
+
+    Attributes
+    ----------
+    total
+        Number of journals.
+    deleted
+        The journals that were deleted, or would be.
+    problems
+        Reasons why journals were kept that perhaps should not have been.
+    code
+        Exit code.
+    """
+
+    total: int
+    deleted: list[_Pruned] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    code: ExitCode = ExitCode.OK
+
+    def add_problem(self, code: ExitCode, message: str) -> None:
+        self.problems.append(message)
+        self.code = code if self.code is not ExitCode.FAILED else self.code
+        fail(code, f"kept: {message}")
+
+
+def add_commands(commands: Subcommands) -> None:
     """Add the command to the command line."""
-    prune = commands.add_parser("prune", help="delete the journals of written runs")
-    prune.add_argument(
-        "directory",
-        nargs="?",
-        type=Path,
-        metavar="DIR",
-        help="journal directory (default: TILEDWRITER_JOURNAL_DIR, or the user's state directory)",
+    prune = add_command(
+        commands,
+        "prune",
+        "delete the journals of written runs",
+        examples=(
+            "tiledwriter-journal prune --dry-run",
+            "tiledwriter-journal prune /var/lib/tiledwriter --older-than 90",
+            "tiledwriter-journal prune /var/lib/tiledwriter --older-than 90 --dry-run --json",
+        ),
     )
+    add_directory(prune, "journal directory")
     prune.add_argument(
         "--older-than",
         type=float,
@@ -37,41 +92,58 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="only if written longer ago than this (default 30)",
     )
     prune.add_argument("--dry-run", action="store_true", help="list what would be deleted, and delete nothing")
+    add_config(prune)
+    add_json(prune)
     prune.set_defaults(command=_prune_directory)
 
 
 def _prune_directory(arguments: argparse.Namespace) -> ExitCode:
-    directory = directory_of(arguments.directory)
+    place = place_of(arguments.directory, arguments.config)
     before = time.time() - arguments.older_than * _DAY_SECONDS
-    paths = runs_in(directory)
-    if not paths:
-        print(plain(f"{no_runs_in(directory)}: nothing to delete"))
-        return ExitCode.OK
-    code, count, size = ExitCode.OK, 0, 0
+    paths = runs_in(place)
+    pruning = _Pruning(len(paths))
     for path in paths:
         try:
             pruned = _prune_journal(path, before, dry_run=arguments.dry_run)
         except JournalLocked as error:
-            code = code or fail(ExitCode.LOCKED, f"kept: {error}")
+            pruning.add_problem(ExitCode.LOCKED, str(error))
             continue
         except (JournalError, OSError) as error:
             if not gone(path):
-                code = fail(ExitCode.FAILED, f"kept: {reason_of(error)}")
+                pruning.add_problem(ExitCode.FAILED, reason_of(error))
             continue
-        if pruned:
-            count, size = count + 1, size + pruned[0]
-            print(plain(pruned[1]))
-    done = "Would delete" if arguments.dry_run else "Deleted"
-    kept = len(paths) - count
-    print(
-        plain(
-            f"{done} {count} of {count_of(len(paths), 'journal')} in {directory} ({size / 2**20:.1f} MiB); {kept} kept."
-        )
-    )
-    return code
+        if pruned is not None:
+            pruning.deleted.append(pruned)
+            if not arguments.json:
+                print(plain(f"{pruned.uid}  written {local(pruned.written)}"))
+    if arguments.json:
+        print_json(_as_dict(pruning, place, dry_run=arguments.dry_run))
+    else:
+        print(plain(_summary_line(pruning, place, dry_run=arguments.dry_run)))
+    return pruning.code
 
 
-def _prune_journal(path: Path, before: float, *, dry_run: bool) -> tuple[int, str] | None:
+def _as_dict(pruning: _Pruning, place: Place, *, dry_run: bool) -> dict[str, Any]:
+    return {
+        "directory": str(place.path),
+        "dry_run": dry_run,
+        "deleted": [asdict(pruned) for pruned in pruning.deleted],
+        "kept": pruning.total - len(pruning.deleted),
+        "problems": pruning.problems,
+    }
+
+
+def _summary_line(pruning: _Pruning, place: Place, *, dry_run: bool) -> str:
+    if not pruning.total:
+        return f"{no_runs_in(place)}: nothing to delete"
+    done = "Would delete" if dry_run else "Deleted"
+    journals = count_of(pruning.total, "journal")
+    size = size_of(sum(pruned.size for pruned in pruning.deleted))
+    count = len(pruning.deleted)
+    return f"{done} {count} of {journals} in {place} ({size}); {pruning.total - count} kept."
+
+
+def _prune_journal(path: Path, before: float, *, dry_run: bool) -> _Pruned | None:
     """Delete a journal if it is old enough and no longer needed.
 
     Parameters
@@ -85,20 +157,19 @@ def _prune_journal(path: Path, before: float, *, dry_run: bool) -> tuple[int, st
 
     Returns
     -------
-    tuple of int and str, or None
-        Size of the file in bytes and a line for the output; None if the journal is kept.
+    _Pruned or None
+        The deleted journal; None if it is kept.
     """
     with open_run_file(path) as journal:
         written = time_written(journal)
-        line = f"{journal.run_uid}  written {local(written)}"
         if written is None or written > before:
             return None
-    size = path.stat().st_size
+        pruned = _Pruned(journal.run_uid, str(journal.path), written, path.stat().st_size)
     if dry_run:
-        return size, line
+        return pruned
     with open_run_file_for_writing(path) as journal:
         # Documents may have arrived for the run before the journal was locked.
         if time_written(journal) != written:
             return None
         journal.remove()
-    return size, line
+    return pruned

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..journals import UNREADABLE, Replayed, replay
+from ..journals import UNREADABLE, Replayed, ReplayProgress, replay
 from ._exit import ExitCode, Terminated
+from ._progress import shown_progress
 from ._settings import settings_of
-from ._terminal import count_of
+from ._terminal import count_of, print_json
 
 
 def run(
@@ -26,7 +26,6 @@ def run(
     tiled: str | None,
     profile: str | None,
     as_json: bool,
-    tell: Callable[[str], None],
 ) -> ExitCode:
     """Replay files and report the result of each run.
 
@@ -40,8 +39,6 @@ def run(
         URI of the Tiled server, or name of a profile; None to use the configuration.
     as_json
         Print all results as JSON at the end.
-    tell
-        Called with a line for each result, unless `as_json`.
 
     Raises
     ------
@@ -54,13 +51,18 @@ def run(
     with (
         _ended_by_signals() as ending,
         tempfile.TemporaryDirectory(prefix="tiledwriter-replay-") as directory,
+        shown_progress("replaying", "document") as progress,
     ):
-        for result in replay(files, options.tiled.connect, options.writing, Path(directory), ending):
+
+        def show(state: ReplayProgress) -> None:
+            progress.show(state.documents, state.total, f"run {state.run} of {state.runs}")
+
+        for result in replay(files, options.tiled.connect, options.writing, Path(directory), ending, on_progress=show):
             results.append(result)
             if not as_json:
-                tell(_result_line(result))
+                progress.print_line(_result_line(result))
     if as_json:
-        print(json.dumps([asdict(result) for result in results], indent=2))
+        print_json([asdict(result) for result in results])
     if ending.signal is not None:
         return ExitCode.INTERRUPTED if ending.signal == signal.SIGINT else ExitCode.TERMINATED
     if any(result.outcome == UNREADABLE for result in results):

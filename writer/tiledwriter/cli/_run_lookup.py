@@ -5,18 +5,17 @@ A run is reported as missing only if the system says so; a path that may not be 
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from tiledbroker import JournalError, default_journal_dir, journal_filename, labelled_run_files, run_files
 from tiledbroker.log import FINISHED_SUBDIRECTORY, follow_run_file
 
 from ..journals import gone, open_run_file, reason_of, status_of
-from ._exit import CommandFailed, ExitCode
+from ._exit import CommandFailed, ExitCode, without_extra
 
 _LABEL_CHARACTERS: Final = 8
 _HASHED: Final = "sha256-"
@@ -24,31 +23,69 @@ _HASHED: Final = "sha256-"
 _SUFFIXES: Final = (".sqlite", ".segment")
 _TYPEABLE: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
 _UNROUTED: Final = "_unrouted"
+_VARIABLE: Final = "TILEDWRITER_JOURNAL_DIR"
 _OURS: Final = re.compile(
-    rf"{_UNROUTED}.*|\.supervisor\.lock|\.workers\.ipc|\.status\.sock|finished|retry|.*\.sqlite.*|.*\.segment|\.session-.*\.lock"
+    rf"{_UNROUTED}.*|\.supervisor\.lock|\.workers\.ipc|\.status\.sock|finished|retry|.*\.sqlite.*|.*\.segment|\.session-.*\.lock|\.adopter-.*"
 )
 """Pattern of all names that occur in journal and spool directories."""
 
 
-def add_directory(command: argparse.ArgumentParser, *, json: bool = True) -> None:
-    """Add the optional argument DIR to a command and, if `json`, the flag `--json`."""
-    command.add_argument(
-        "directory",
-        nargs="?",
-        type=Path,
-        metavar="DIR",
-        help="journal or spool directory (default: TILEDWRITER_JOURNAL_DIR, or the user's state directory)",
-    )
-    if json:
-        command.add_argument("--json", action="store_true", help="print JSON instead of text")
+class Place(NamedTuple):
+    """Directory that a command looks at. As text it says where an unnamed directory comes from.
+
+    Attributes
+    ----------
+    path
+        The directory.
+    source
+        Setting that names the directory; "" if it was given on the command line.
+    """
+
+    path: Path
+    source: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.source})" if self.source else str(self.path)
 
 
-def directory_of(given: Path | None) -> Path:
-    """Return the given directory, else TILEDWRITER_JOURNAL_DIR, else the default journal directory."""
-    if given is not None:
-        return given
-    configured = os.environ.get("TILEDWRITER_JOURNAL_DIR")
-    return Path(configured) if configured else default_journal_dir()
+def place_of(directory: Path | None, config: Path | None = None) -> Place:
+    """Return the given directory, else TILEDWRITER_JOURNAL_DIR, else that of a configuration, else the default one.
+
+    Parameters
+    ----------
+    directory
+        Directory from the command line.
+    config
+        Path of the supervisor's configuration file, if any. It is read only if no directory is given.
+
+    Raises
+    ------
+    CommandFailed
+        The configuration cannot be used.
+    """
+    if directory is not None:
+        return Place(directory)
+    configured = os.environ.get(_VARIABLE)
+    if config is not None:
+        path, is_set = _configured_directory(config)
+        if not configured:
+            return Place(path, f"journal_dir in {config}" if is_set else f"the default; {config} has no journal_dir")
+    if configured:
+        return Place(Path(configured).expanduser(), f"from {_VARIABLE}")
+    return Place(default_journal_dir(), "the default journal directory")
+
+
+def _configured_directory(config: Path) -> tuple[Path, bool]:
+    """Return the journal directory of a configuration, and whether the configuration itself sets it."""
+    try:
+        from ._settings import WrongConfiguration, settings_of
+    except ImportError as error:
+        raise without_extra(error) from error
+    try:
+        settings = settings_of(config, {}, server=False)
+    except WrongConfiguration as error:
+        raise CommandFailed(ExitCode.USAGE, str(error)) from error
+    return settings.journal_dir, "journal_dir" in settings.model_fields_set
 
 
 def label_of(uid: str) -> str:
@@ -60,7 +97,13 @@ def label_of(uid: str) -> str:
     )
 
 
-def runs_in(directory: Path) -> list[Path]:
+def label_of_file(path: Path) -> str:
+    """Return what `find` accepts for a run, by the name of its file: the uid, or the beginning of a digest of it."""
+    stem = path.name.split(".segment")[0].rsplit(".", 2)[0] if path.name.endswith(".segment") else path.stem
+    return stem[: len(_HASHED) + _LABEL_CHARACTERS] if stem.startswith(_HASHED) else stem
+
+
+def runs_in(place: Place) -> list[Path]:
     """Return the run files in a journal or spool directory, sorted by name.
 
     Raises
@@ -70,27 +113,27 @@ def runs_in(directory: Path) -> list[Path]:
     OSError
         The directory cannot be read.
     """
-    names = _names_in(directory)
+    names = _names_in(place)
     if names and not any(_OURS.fullmatch(name) for name in names):
         files = f"its {len(names)} files do" if len(names) > 1 else "its only file does"
         raise CommandFailed(
             ExitCode.NOT_FOUND,
-            f"{directory} is neither a journal nor a spool directory: {files} not belong to tiledwriter",
+            f"{place} is neither a journal nor a spool directory: {files} not belong to tiledwriter",
         )
-    return run_files(directory)
+    return run_files(place.path)
 
 
-def labelled_runs_in(directory: Path) -> dict[str, Path]:
+def labelled_runs_in(place: Place) -> dict[str, Path]:
     """Return the run files of `runs_in` by a label that stays the same when the file is renamed."""
-    runs_in(directory)
-    return labelled_run_files(directory)
+    runs_in(place)
+    return labelled_run_files(place.path)
 
 
 def unrouted_in(directory: Path) -> list[Path]:
     """Return the files of documents that belong to no known run, which are never shipped."""
     return [
         directory / name
-        for name in _names_in(directory)
+        for name in _names_in(Place(directory))
         if re.fullmatch(rf"{_UNROUTED}.*(\.sqlite|\.0+\.segment)", name)
     ]
 
@@ -103,19 +146,19 @@ def relocated(path: Path, directory: Path) -> Path | None:
     return next((other for other in run_files(directory) if other.name == path.name), None)
 
 
-def no_runs_in(directory: Path) -> str:
-    """Return the message for a directory without runs."""
-    return f"no runs in {directory}"
+def no_runs_in(place: Place | str) -> str:
+    """Return the message for a directory, which has been read, without runs."""
+    return f"no runs in {place}"
 
 
-def find(run: str, directory: Path) -> Path:
+def find(run: str, place: Place) -> Path:
     """Return the file of a run.
 
     Parameters
     ----------
     run
         Path of the run's file, its uid, or the beginning of either the uid or the file name.
-    directory
+    place
         Directory to search for a uid.
 
     Raises
@@ -129,7 +172,7 @@ def find(run: str, directory: Path) -> Path:
         return file
     no_path = f"there is no file or directory {run}; " if os.sep in run else ""
     try:
-        paths = runs_in(directory)
+        paths = runs_in(place)
     except CommandFailed as error:
         raise CommandFailed(error.code, f"{no_path}{error}") from error
     file_name = journal_filename(run)
@@ -139,13 +182,13 @@ def find(run: str, directory: Path) -> Path:
     if len(found) == 1:
         return found[0]
     if found:
-        problem = f"{len(found)} runs in {directory} begin with {run!r}; give more of the uid"
+        problem = f"{len(found)} runs in {place} begin with {run!r}; give more of the uid"
         raise CommandFailed(ExitCode.USAGE, problem)
     if refusals:
         unknown = "; ".join(refusals)
-        problem = f"no readable run in {directory} is {run!r}, and some cannot be read: {unknown}"
+        problem = f"no readable run in {place} is {run!r}, and some cannot be read: {unknown}"
         raise CommandFailed(ExitCode.FAILED, problem)
-    raise CommandFailed(ExitCode.NOT_FOUND, f"{no_path}there is no run {run!r} in {directory}")
+    raise CommandFailed(ExitCode.NOT_FOUND, f"{no_path}there is no run {run!r} in {place}")
 
 
 def looks_like_path(run: str) -> bool:
@@ -171,11 +214,11 @@ def _begins_with(path: Path, run: str, refusals: list[str]) -> bool:
         return False
 
 
-def _names_in(directory: Path) -> Sequence[str]:
+def _names_in(place: Place) -> Sequence[str]:
     """Return the names in a directory, sorted; raise `CommandFailed` if there is no such directory."""
     try:
-        return sorted(path.name for path in directory.iterdir())
+        return sorted(path.name for path in place.path.iterdir())
     except FileNotFoundError:
-        raise CommandFailed(ExitCode.NOT_FOUND, f"there is no directory {directory}") from None
+        raise CommandFailed(ExitCode.NOT_FOUND, f"there is no directory {place}") from None
     except NotADirectoryError:
-        raise CommandFailed(ExitCode.NOT_FOUND, f"{directory} is not a directory") from None
+        raise CommandFailed(ExitCode.NOT_FOUND, f"{place} is not a directory") from None

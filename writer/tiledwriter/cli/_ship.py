@@ -5,25 +5,45 @@ from __future__ import annotations
 import argparse
 import stat
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tiledbroker import JournalError, PublisherStatus, ZMQPublisher
+from tiledbroker import JournalError, PublisherStatus, ZMQPublisher, default_spool_dir
+from tiledbroker._paths import fallback_spool_dir
+from tiledbroker.protocol import normalize_address
 
 from ..journals import gone, open_run_file, reason_of, status_of
-from ._exit import CommandFailed, ExitCode
-from ._run_lookup import labelled_runs_in, no_runs_in, runs_in, unrouted_in
-from ._terminal import count_of, fail, plain
+from ._arguments import add_config, add_json, is_directory
+from ._exit import CommandFailed, ExitCode, without_extra
+from ._parser import Subcommands, add_command
+from ._progress import shown_progress
+from ._run_lookup import Place, labelled_runs_in, no_runs_in, unrouted_in
+from ._terminal import count_of, fail, plain, print_json
 
 _POLL_SECONDS: Final = 0.05
 
 
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_commands(commands: Subcommands) -> None:
     """Add the commands to the command line."""
-    ship = commands.add_parser("ship", help="ship the runs that dead sessions left in a spool directory")
-    ship.add_argument("directory", type=Path, metavar="SPOOL_DIR")
+    ship = add_command(
+        commands,
+        "ship",
+        "ship the runs that dead sessions left in a spool directory",
+        examples=(
+            "tiledwriter-journal ship tcp://ingest.example:5579",
+            "tiledwriter-journal ship ~/spool tcp://ingest.example:5579 --timeout 600",
+            "tiledwriter-journal ship ~/spool tcp://ingest.example:5579 --any-host --json",
+        ),
+    )
+    ship.add_argument(
+        "directory",
+        nargs="?",
+        type=Path,
+        metavar="SPOOL_DIR",
+        help="the spool directory (default: this host's default spool for ADDRESS)",
+    )
     ship.add_argument("address", metavar="ADDRESS", help="where the supervisor listens, e.g. tcp://ingest:5579")
     ship.add_argument("--curve", type=Path, metavar="KEYS", help="directory of this client's keys, made by keygen")
     ship.add_argument(
@@ -32,41 +52,122 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     ship.add_argument(
         "--any-host", action="store_true", help="also ship runs of sessions on other hosts, which must have ended"
     )
+    add_json(ship)
     ship.set_defaults(command=_ship_directory)
-    replay = commands.add_parser("replay", help="write runs from backups, exported documents or journals to Tiled")
+    replay = add_command(
+        commands,
+        "replay",
+        "write runs from backups, exported documents or journals to Tiled",
+        examples=(
+            "tiledwriter-journal replay backups/*.jsonl --tiled http://tiled.example:8000",
+            "tiledwriter-journal replay run.jsonl --config /etc/tiledwriter/config.yaml --json",
+        ),
+    )
     replay.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON lines, a JSON array, or a journal")
     server = replay.add_mutually_exclusive_group()
     server.add_argument("--tiled", metavar="URI", help="the Tiled server, or a container in it")
     server.add_argument("--profile", metavar="NAME", help="a profile of Tiled's client, instead of --tiled")
-    replay.add_argument("--config", type=Path, metavar="FILE", help="the supervisor's configuration")
-    replay.add_argument("--json", action="store_true", help="print JSON instead of text")
-    replay.set_defaults(command=_replay, json_failure=_replay_failure)
+    add_config(replay)
+    add_json(replay, _replay_failure)
+    replay.set_defaults(command=_replay)
+
+
+@dataclass(frozen=True)
+class _Shipment:
+    """What became of the runs in a spool directory.
+
+    Attributes
+    ----------
+    directory
+        The spool directory.
+    address
+        Address of the supervisor.
+    runs
+        Number of runs that were in the directory.
+    durable
+        Number of them that are durable on the ingest host.
+    left
+        Files of the others.
+    unrouted
+        Files of documents that belong to no known run, which are not shipped.
+    problems
+        Reasons why something is left.
+    """
+
+    directory: str
+    address: str
+    runs: int
+    durable: int
+    left: list[str]
+    unrouted: list[str]
+    problems: list[str]
 
 
 def _ship_directory(arguments: argparse.Namespace) -> ExitCode:
-    directory: Path = arguments.directory
-    before = labelled_runs_in(directory)
+    place = _spool_of(arguments)
+    directory = place.path
+    before = labelled_runs_in(place)
+    left: list[Path] = []
+    problems: list[str] = []
     if before:
-        status = _ship_runs(arguments)
-        left = [path for label, path in labelled_runs_in(directory).items() if label in before]
-        total = len(before)
-        durable = f"{total - len(left)} of {total} runs are durable on the ingest host"
-        print(plain(f"{durable}; {len(left)} left in {directory}."))
-    else:
-        left = []
-        print(plain(f"{no_runs_in(directory)}: nothing to ship"))
+        status = _ship_runs(arguments, directory, set(before))
+        left = [path for label, path in labelled_runs_in(place).items() if label in before]
+        problems = list(_unshipped_reasons(left, status, arguments.timeout)) if left else []
     unrouted = unrouted_in(directory)
-    for path in unrouted:
-        fail(ExitCode.INCOMPLETE, f"{path} has documents of no known run, which are not shipped")
-    if left:
-        for why in _unshipped_reasons(left, status, arguments.timeout):
-            fail(ExitCode.INCOMPLETE, why)
+    problems += [f"{path} has documents of no known run, which are not shipped" for path in unrouted]
+    total, durable = len(before), len(before) - len(left)
+    if arguments.json:
+        left_files, unrouted_files = ([str(path) for path in paths] for paths in (left, unrouted))
+        shipment = _Shipment(str(directory), arguments.address, total, durable, left_files, unrouted_files, problems)
+        print_json(asdict(shipment))
+    elif before:
+        print(plain(f"{durable} of {total} runs are durable on the ingest host; {len(left)} left in {place}."))
+    else:
+        print(plain(f"{no_runs_in(place)}: nothing to ship"))
+    for problem in problems:
+        fail(ExitCode.INCOMPLETE, problem)
     return ExitCode.INCOMPLETE if left or unrouted else ExitCode.OK
 
 
-def _ship_runs(arguments: argparse.Namespace) -> PublisherStatus:
-    """Ship runs until none is left or the timeout has passed; return the publisher's final status."""
-    directory: Path = arguments.directory
+def _spool_of(arguments: argparse.Namespace) -> Place:
+    """Return the given spool directory, or the default one for the address; they may be given in either order.
+
+    Raises
+    ------
+    CommandFailed
+        None is given, and there is no default one, or two.
+    AddressError
+        The address cannot be used.
+    """
+    directory: Path | None = arguments.directory
+    if directory is not None and is_directory(arguments.address) and not is_directory(str(directory)):
+        directory, arguments.address = Path(arguments.address), str(directory)
+    if directory is not None:
+        return Place(directory)
+    address = normalize_address(arguments.address)
+    usual = default_spool_dir(address)
+    candidates = [usual, fallback_spool_dir() / usual.relative_to(default_spool_dir())]
+    found = [path for path in candidates if status_of(path) is not None]
+    if len(found) == 1:
+        return Place(found[0], "the default spool for this address")
+    named = " and ".join(map(str, candidates))
+    if found:
+        raise CommandFailed(ExitCode.USAGE, f"give SPOOL_DIR, as there are two default spools: {named}")
+    raise CommandFailed(ExitCode.NOT_FOUND, f"this host has no default spool for {address}: looked for {named}")
+
+
+def _ship_runs(arguments: argparse.Namespace, directory: Path, labels: Collection[str]) -> PublisherStatus:
+    """Ship runs until none is left or the timeout has passed; return the publisher's final status.
+
+    Parameters
+    ----------
+    arguments
+        Arguments of the command.
+    directory
+        The spool directory.
+    labels
+        Labels of the runs in it.
+    """
     publisher = ZMQPublisher(
         arguments.address,
         spool_dir=directory,
@@ -77,9 +178,13 @@ def _ship_runs(arguments: argparse.Namespace) -> PublisherStatus:
     )
     deadline = time.monotonic() + arguments.timeout
     try:
-        while runs_in(directory) and time.monotonic() < deadline:
-            publisher.flush(0.2)
-            time.sleep(_POLL_SECONDS)
+        with shown_progress("shipping", "run", total=len(labels)) as progress:
+            while (left := labelled_runs_in(Place(directory))) and time.monotonic() < deadline:
+                waiting = publisher.status()
+                note = waiting.problem or f"{count_of(waiting.waiting, 'document')} not acknowledged"
+                progress.show(sum(label not in left for label in labels), len(labels), note)
+                publisher.flush(0.2)
+                time.sleep(_POLL_SECONDS)
         status = publisher.status()
     except BaseException:
         publisher.close(timeout=0)
@@ -116,7 +221,7 @@ def _replay(arguments: argparse.Namespace) -> ExitCode:
         from . import _replay as replaying
         from ._settings import WrongConfiguration
     except ImportError as error:
-        return fail(ExitCode.FAILED, f'{error}. This needs: pip install "tiledwriter[ingest]"')
+        raise without_extra(error) from error
     for file in arguments.files:
         _require_file(file)
     try:
@@ -126,7 +231,6 @@ def _replay(arguments: argparse.Namespace) -> ExitCode:
             tiled=arguments.tiled,
             profile=arguments.profile,
             as_json=arguments.json,
-            tell=lambda line: print(plain(line), flush=True),
         )
     except WrongConfiguration as error:
         raise CommandFailed(ExitCode.USAGE, str(error)) from error

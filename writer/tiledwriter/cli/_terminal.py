@@ -2,27 +2,95 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import shutil
 import sys
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from io import TextIOWrapper
-from typing import Final
+from typing import Any, Final
 
 from .._plain_text import plain
 from ._exit import ExitCode
 
-__all__ = ["count_of", "discard_output", "fail", "flush_output", "local", "plain", "print_table", "take_any_text"]
+__all__ = [
+    "count_of",
+    "discard_output",
+    "fail",
+    "flush_output",
+    "local",
+    "plain",
+    "print_json",
+    "print_table",
+    "size_of",
+    "take_any_text",
+]
 
 _MAX_CELL_CHARACTERS: Final = 40
+_MIN_LAST_CHARACTERS: Final = 40
+_INDENT_CHARACTERS: Final = 10
+_KIBI: Final = 1024
+_UNITS: Final = ("KiB", "MiB", "GiB", "TiB")
+_CELL_STYLES: Final = {
+    **dict.fromkeys(("written",), "green"),
+    **dict.fromkeys(("interrupted", "parked"), "yellow"),
+    **dict.fromkeys(("failed", "damaged", "unreadable"), "bold red"),
+}
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table with columns as wide as their content; all but the last are cut at `_MAX_CELL_CHARACTERS`."""
+    """Print a table; all columns but the last are cut at `_MAX_CELL_CHARACTERS`.
+
+    On a terminal, the last column is wrapped: beside the others, or below them if there is no room, and states have
+    colours if rich is installed. Else each row is one line.
+    """
     cells = [list(header), *(_format_row(row) for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    for row in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if not sys.stdout.isatty():
+        for row in cells:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        return
+    print_line = _styled_printer()
+    for line in _fit_rows(cells, widths, shutil.get_terminal_size().columns):
+        print_line(line)
+
+
+def _fit_rows(cells: Sequence[Sequence[str]], widths: Sequence[int], columns: int) -> Iterator[Sequence[str]]:
+    """Yield the lines of a table that is at most `columns` characters wide if its first columns allow it, in parts."""
+    indent = sum(widths[:-1]) + 2 * len(widths[:-1])
+    is_beside = columns - indent >= _MIN_LAST_CHARACTERS
+    if not is_beside:
+        indent = _INDENT_CHARACTERS
+    for number, row in enumerate(cells):
+        parts = [part for cell, width in zip(row, widths[:-1], strict=False) for part in (cell.ljust(width), "  ")]
+        wrapped = textwrap.wrap(row[-1], max(columns - indent, _INDENT_CHARACTERS))
+        if is_beside:
+            yield [*parts, *wrapped[:1]]
+        else:
+            yield parts[:-1]
+        if number or is_beside:
+            yield from ([" " * indent, line] for line in wrapped[is_beside:])
+
+
+def _styled_printer() -> Callable[[Sequence[str]], None]:
+    """Return a function that prints the parts of a line, with colours if rich is installed."""
+    try:
+        from rich.console import Console
+        from rich.text import Text
+    except ImportError:
+        return lambda parts: print("".join(parts).rstrip())
+    console = Console(highlight=False, soft_wrap=True)
+
+    def print_styled(parts: Sequence[str]) -> None:
+        # Text, because strings of documents would be taken for markup.
+        line = Text.assemble(*((part, _CELL_STYLES.get(part.strip(), "")) for part in parts))
+        line.rstrip()
+        console.print(line)
+
+    return print_styled
 
 
 def _format_row(row: Sequence[object]) -> list[str]:
@@ -38,12 +106,25 @@ def count_of(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def size_of(size: int) -> str:
+    """Return a number of bytes in a unit that suits it, such as "40.0 KiB"."""
+    if size < _KIBI:
+        return count_of(size, "byte")
+    power = min(int(math.log(size, _KIBI)), len(_UNITS))
+    return f"{size / _KIBI**power:.1f} {_UNITS[power - 1]}"
+
+
+def print_json(value: Any, *, in_one_line: bool = False) -> None:
+    """Print a value in JSON types as one JSON text."""
+    print(json.dumps(value, indent=None if in_one_line else 2), flush=in_one_line)
+
+
 def local(timestamp: float | None) -> str:
-    """Return a Unix time in seconds as date and time in the local time zone; "" for None."""
+    """Return a Unix time in seconds as local date and time with the offset from UTC (ISO 8601); "" for None."""
     if timestamp is None:
         return ""
     try:
-        return datetime.fromtimestamp(timestamp).astimezone().replace(tzinfo=None).isoformat(" ", "seconds")
+        return datetime.fromtimestamp(timestamp).astimezone().isoformat("T", "seconds")
     except (ValueError, OverflowError, OSError):
         # The number is not a date in the range of `datetime`.
         return str(timestamp)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import stat
 from collections import Counter
@@ -14,9 +13,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from tiledbroker._outcomes import WRITTEN
 
 from ..journals import STATES, UNREADABLE, gone, status_of
-from ._exit import CommandFailed, ExitCode
-from ._run_lookup import directory_of, find, looks_like_path, no_runs_in, relocated, runs_in
-from ._terminal import count_of, fail, plain
+from ._arguments import add_config, add_json
+from ._completion import complete_runs, complete_with
+from ._exit import CommandFailed, ExitCode, without_extra
+from ._parser import Subcommands, add_command
+from ._progress import shown_progress
+from ._run_lookup import Place, find, looks_like_path, no_runs_in, place_of, relocated, runs_in
+from ._terminal import count_of, fail, plain, print_json
 
 if TYPE_CHECKING:
     from .._config import Settings
@@ -46,22 +49,33 @@ class _Subject(NamedTuple):
     whole: bool
 
 
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_commands(commands: Subcommands) -> None:
     """Add the command to the command line."""
-    verify = commands.add_parser("verify", help="check journals, and compare their runs with Tiled")
-    verify.add_argument(
+    verify = add_command(
+        commands,
+        "verify",
+        "check journals, and compare their runs with Tiled",
+        examples=(
+            "tiledwriter-journal verify",
+            "tiledwriter-journal verify /var/lib/tiledwriter --tiled http://tiled.example:8000",
+            "tiledwriter-journal verify 3f2b /var/lib/tiledwriter --json",
+        ),
+    )
+    runs = verify.add_argument(
         "runs",
         nargs="*",
         metavar="UID|DIR|FILE",
         help="runs, looked up in the directories given; all runs of a directory; or journal files "
-        "(default: all runs in TILEDWRITER_JOURNAL_DIR, or in the user's state directory)",
+        "(default: all runs in TILEDWRITER_JOURNAL_DIR, else in the journal_dir of --config, else in the user's state "
+        "directory)",
     )
+    complete_with(runs, complete_runs)
     server = verify.add_mutually_exclusive_group()
     server.add_argument("--tiled", metavar="URI", help="compare with this Tiled server, or a container in it")
     server.add_argument("--profile", metavar="NAME", help="a profile of Tiled's client, instead of --tiled")
-    verify.add_argument("--config", type=Path, metavar="FILE", help="the supervisor's configuration")
-    verify.add_argument("--json", action="store_true", help="print JSON instead of text")
-    verify.set_defaults(command=_verify_runs, json_failure=lambda _, message: [_failure_entry(message)])
+    add_config(verify)
+    add_json(verify, lambda _, message: [_failure_entry(message)])
+    verify.set_defaults(command=_verify_runs)
 
 
 def _verify_runs(arguments: argparse.Namespace) -> ExitCode:
@@ -70,19 +84,20 @@ def _verify_runs(arguments: argparse.Namespace) -> ExitCode:
         from ..verify import runs_without_journal
         from ._settings import WrongConfiguration
     except ImportError as error:
-        return fail(ExitCode.FAILED, f'{error}. This needs: pip install "tiledwriter[ingest]"')
-    subject = _subject_of(arguments.runs)
+        raise without_extra(error) from error
+    subject = _subject_of(arguments.runs, arguments.config)
     if not subject.files:
-        raise CommandFailed(ExitCode.NOT_FOUND, f"nothing was verified: {no_runs_in(Path(subject.places))}")
+        raise CommandFailed(ExitCode.NOT_FOUND, f"nothing was verified: {no_runs_in(subject.places)}")
     results: list[Verification] = []
     unknown: list[str] = []
     try:
         settings, connection = _settings_and_connection(arguments)
-        for result in _verify_files(subject.files, settings.writing_options(), connection):
-            results.append(result)
-            if not arguments.json:
-                for line in _result_lines(result):
-                    print(plain(line), flush=True)
+        with shown_progress("verifying", "run", total=len(subject.files)) as progress:
+            for result in _verify_files(subject.files, settings.writing_options(), connection):
+                results.append(result)
+                for line in _result_lines(result) if not arguments.json else ():
+                    progress.print_line(line)
+                progress.show(len(results), len(subject.files))
         if connection is not None and subject.whole:
             unknown = runs_without_journal(connection, [result.uid for result in results])
     except WrongConfiguration as error:
@@ -91,11 +106,11 @@ def _verify_runs(arguments: argparse.Namespace) -> ExitCode:
         missing = count_of(len(subject.files) - len(results), "run")
         message = f"{missing} of {len(subject.files)} in {subject.places} not verified: {error}"
         if arguments.json:
-            print(json.dumps([*(result.as_dict() for result in results), _failure_entry(message)], indent=2))
+            print_json([*(result.as_dict() for result in results), _failure_entry(message)])
         return fail(ExitCode.FAILED, message)
     if arguments.json:
         strangers = [_unknown_run_entry(key) for key in unknown]
-        print(json.dumps([*(result.as_dict() for result in results), *strangers], indent=2))
+        print_json([*(result.as_dict() for result in results), *strangers])
     else:
         for line in _summary_lines(results, subject, unknown, compared=connection is not None):
             print(plain(line))
@@ -158,8 +173,8 @@ def _verify_files(
             file = relocated(file, listed.parent)
 
 
-def _subject_of(named: Sequence[str]) -> _Subject:
-    """Return the runs that the command's arguments name; without arguments, those of the default directory.
+def _subject_of(named: Sequence[str], config: Path | None) -> _Subject:
+    """Return the runs that the command's arguments name; without arguments, those of the configured directory.
 
     Raises
     ------
@@ -169,16 +184,16 @@ def _subject_of(named: Sequence[str]) -> _Subject:
         A directory or file may not be accessed.
     """
     kinds = {name: _kind_of(name) for name in named}
-    directories = [Path(name) for name, kind in kinds.items() if kind == "directory"]
+    directories = [Place(Path(name)) for name, kind in kinds.items() if kind == "directory"]
     runs = [name for name, kind in kinds.items() if kind != "directory"]
-    places = directories if directories or runs else [directory_of(None)]
+    places = directories if directories or runs else [place_of(None, config)]
     if not runs:
-        files = [file for directory in places for file in runs_in(directory)]
+        files = [file for place in places for file in runs_in(place)]
         return _Subject(files, ", ".join(map(str, places)), whole=True)
     found: list[Path] = []
     # Search paths before uids: the error for a mistyped path is more helpful than that for a missing uid.
     for run in sorted(runs, key=lambda name: os.sep not in name):
-        found += [Path(run)] if kinds[run] == "file" else _find_in(run, directories or [directory_of(None)])
+        found += [Path(run)] if kinds[run] == "file" else _find_in(run, directories or [place_of(None, config)])
     return _Subject(found, ", ".join(map(str, dict.fromkeys(file.parent for file in found))), whole=False)
 
 
@@ -192,13 +207,13 @@ def _kind_of(name: str) -> str:
     return "file" if looks_like_path(name) else "uid"
 
 
-def _find_in(run: str, directories: Sequence[Path]) -> list[Path]:
+def _find_in(run: str, places: Sequence[Place]) -> list[Path]:
     """Return the run's file in each directory that has it; raise `CommandFailed` if none has."""
     found: list[Path] = []
     missing: CommandFailed | None = None
-    for directory in directories:
+    for place in places:
         try:
-            found.append(find(run, directory))
+            found.append(find(run, place))
         except CommandFailed as error:
             if error.code is not ExitCode.NOT_FOUND:
                 raise

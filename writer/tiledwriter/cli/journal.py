@@ -1,9 +1,10 @@
 """`tiledwriter-journal`: inspect, check, ship, replay and prune journals and spools."""
 
+# PYTHON_ARGCOMPLETE_OK
+
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sqlite3
 import sys
@@ -14,43 +15,44 @@ from typing import Any
 from tiledbroker import AddressError, BrokerError, JournalLocked, KeyFileError
 
 from ..journals import reason_of
-from . import _export, _inspect, _prune, _retry, _ship, _verify
+from . import _export, _inspect, _list, _prune, _retry, _ship, _verify
+from ._completion import answer_completion
 from ._exit import CommandFailed, ExitCode, Terminated, exit_codes_help
-from ._terminal import discard_output, fail, flush_output, take_any_text
+from ._parser import make_parser
+from ._terminal import discard_output, fail, flush_output, print_json, take_any_text
 
 _EXAMPLES = """\
 examples:
-  tiledwriter-journal ls /var/lib/tiledwriter
-  tiledwriter-journal show 3f2b /var/lib/tiledwriter
-  tiledwriter-journal show 3f2b /var/lib/tiledwriter --operations --config /etc/tiledwriter/config.yaml
+  tiledwriter-journal ls --state failed,parked
+  tiledwriter-journal show 3f2b
   tiledwriter-journal tail -f 3f2b /var/lib/tiledwriter
   tiledwriter-journal verify /var/lib/tiledwriter --tiled http://tiled.example:8000
-  tiledwriter-journal retry 3f2b /var/lib/tiledwriter
-  tiledwriter-journal export 3f2b run.jsonl /var/lib/tiledwriter
-  tiledwriter-journal ship ~/.local/state/tiledwriter/spool tcp://ingest:5579
-  tiledwriter-journal replay backups/*.jsonl --tiled http://tiled.example:8000
-  tiledwriter-journal prune /var/lib/tiledwriter --older-than 90
+  tiledwriter-journal export 3f2b -o run.jsonl
+
+UID is the beginning of a run's uid, or a file. Without DIR, commands look at TILEDWRITER_JOURNAL_DIR, else at the
+journal_dir of --config, else in the user's state directory. `COMMAND --help` has more examples.
 
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
-    result = argparse.ArgumentParser(
+    result = make_parser(
         "tiledwriter-journal",
         description="Inspect, check, export and prune journals, retry runs, ship spools, and replay backups.",
         epilog=f"{_EXAMPLES}{exit_codes_help()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = result.add_subparsers(required=True, metavar="COMMAND")
-    for group in (_inspect, _verify, _retry, _export, _ship, _prune):
+    for group in (_list, _inspect, _verify, _retry, _export, _ship, _prune):
         group.add_commands(commands)
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    arguments = parser().parse_args(argv)
+    arguments_parser = parser()
+    answer_completion(arguments_parser)
+    arguments = arguments_parser.parse_args(argv)
     take_any_text()
     with _terminated_by_exception():
         try:
@@ -81,12 +83,20 @@ def _report_failure(arguments: argparse.Namespace, code: ExitCode, message: str)
     """Report a failure on standard error and, with `--json`, also as JSON on standard output."""
     try:
         if getattr(arguments, "json", False):
-            print(json.dumps(arguments.json_failure(arguments, message), indent=2))
+            print_json(_describe_failure(arguments, message), in_one_line=arguments.json_lines)
         flush_output()
     except OSError:
         # Standard output cannot be written, which is probably also the reason of the failure.
         discard_output()
     return fail(code, message)
+
+
+def _describe_failure(arguments: argparse.Namespace, message: str) -> Any:
+    try:
+        return arguments.json_failure(arguments, message)
+    except (ImportError, CommandFailed):
+        # What describes the command's results is not installed here, or the configuration cannot be used.
+        return {"error": message}
 
 
 @contextmanager

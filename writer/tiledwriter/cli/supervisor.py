@@ -1,5 +1,7 @@
 """`tiledwriter-supervisor`: run the service of the ingest host."""
 
+# PYTHON_ARGCOMPLETE_OK
+
 from __future__ import annotations
 
 import argparse
@@ -13,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import _check, _keygen, _status
+from ._completion import answer_completion
 from ._exit import ExitCode
+from ._parser import make_parser
 from ._terminal import count_of, discard_output, flush_output
 
 if TYPE_CHECKING:
@@ -45,11 +49,10 @@ exit codes: 0 ended as asked; 1 failed; 2 wrong usage; 3 another supervisor uses
 
 def parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
-    result = argparse.ArgumentParser(
+    result = make_parser(
         "tiledwriter-supervisor",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("--config", type=Path, metavar="FILE", help="YAML file with any of these settings")
     result.add_argument("--listen", metavar="ADDRESS", help="address for publishers (default tcp://127.0.0.1:5579)")
@@ -92,7 +95,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    arguments = parser().parse_args(argv)
+    arguments_parser = parser()
+    answer_completion(arguments_parser)
+    arguments = arguments_parser.parse_args(argv)
     try:
         code = int(arguments.command(arguments))
         flush_output()

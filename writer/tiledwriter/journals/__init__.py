@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ._dry_run import DryRun, ResourcePaths, summary_of
     from ._export import export_json_lines, export_sqlite
     from ._journal_check import CHECK_OPTIONS, RECOVERY_ADVICE, DocumentsCheck, ProgressCheck
-    from ._replay import Replayed, replay
+    from ._replay import Replayed, ReplayProgress, replay
 
 __all__ = [
     "CHECK_OPTIONS",
@@ -25,6 +25,7 @@ __all__ = [
     "DocumentsCheck",
     "DryRun",
     "ProgressCheck",
+    "ReplayProgress",
     "Replayed",
     "ResourcePaths",
     "RunSummary",
@@ -52,6 +53,7 @@ __getattr__ = lazy_attributes(
         "DryRun": "_dry_run",
         "RECOVERY_ADVICE": "_journal_check",
         "ProgressCheck": "_journal_check",
+        "ReplayProgress": "_replay",
         "Replayed": "_replay",
         "ResourcePaths": "_dry_run",
         "export_json_lines": "_export",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, TypeAlias
 
@@ -21,6 +21,9 @@ MAX_COLUMNS: Final = 900
 
 FURTHER: Final = "further"
 """Name of the column that holds all values beyond `MAX_COLUMNS` as JSON."""
+
+REPORT_DOCUMENTS: Final = 1000
+"""Number of documents after which the progress of an export is reported."""
 
 Key: TypeAlias = tuple[str, str]
 """Origin of a column: ("", key of the document), ("data", data key) or ("timestamps", data key)."""
@@ -39,7 +42,11 @@ _TABLES: Final = {
 }
 
 
-def export_json_lines(journal: RunReader, file: IO[str]) -> int:
+def _ignore(_: int) -> None:
+    """Do nothing about a document."""
+
+
+def export_json_lines(journal: RunReader, file: IO[str], on_progress: Callable[[int], None] = _ignore) -> int:
     """Write all documents in the format of a backup, which can be replayed.
 
     Parameters
@@ -48,6 +55,8 @@ def export_json_lines(journal: RunReader, file: IO[str]) -> int:
         The run.
     file
         Text file to write to.
+    on_progress
+        Called with the number of documents so far, each time after `REPORT_DOCUMENTS` more.
 
     Returns
     -------
@@ -63,10 +72,12 @@ def export_json_lines(journal: RunReader, file: IO[str]) -> int:
     for record in _consecutive_records(journal):
         file.write(json.dumps(to_entry(record.name, record.checked().body)) + "\n")
         count += 1
+        if count % REPORT_DOCUMENTS == 0:
+            on_progress(count)
     return count
 
 
-def export_sqlite(journal: RunReader, path: Path) -> int:
+def export_sqlite(journal: RunReader, path: Path, on_progress: Callable[[int], None] = _ignore) -> int:
     """Write all documents to an SQLite database, one table per kind of document, and the history to another table.
 
     Pages are unpacked: each event and datum has a row. The columns of events are their data keys, and `ts_` with a
@@ -78,6 +89,8 @@ def export_sqlite(journal: RunReader, path: Path) -> int:
         The run.
     path
         The database file to create.
+    on_progress
+        Called with the number of documents so far, each time after `REPORT_DOCUMENTS` more.
 
     Returns
     -------
@@ -98,6 +111,8 @@ def export_sqlite(journal: RunReader, path: Path) -> int:
             for name, row in _rows(record, streams):
                 tables[_TABLES[name]].add(row)
             count += 1
+            if count % REPORT_DOCUMENTS == 0:
+                on_progress(count)
         for table in tables.values():
             table.flush()
         entries = [{**entry._asdict(), "detail": json.dumps(entry.detail)} for entry in journal.history()]

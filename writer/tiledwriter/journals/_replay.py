@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from tiledbroker import Journal, JournalError, RoutingError
 from tiledbroker._outcomes import FAILED
@@ -59,6 +59,27 @@ class Replayed:
         return self.outcome not in (FAILED, UNFINISHED, UNREADABLE)
 
 
+class ReplayProgress(NamedTuple):
+    """Progress of a replay.
+
+    Attributes
+    ----------
+    run
+        Number of the run that is being written, from 1.
+    runs
+        Number of all runs.
+    documents
+        Number of its documents that have been written.
+    total
+        Number of its documents.
+    """
+
+    run: int
+    runs: int
+    documents: int
+    total: int
+
+
 class Ending(Protocol):
     """Flag that ends a replay early, such as a `threading.Event`."""
 
@@ -72,7 +93,13 @@ class _Run:
 
 
 def replay(
-    files: Iterable[Path], connect: Callable[[], Client], options: WritingOptions, directory: Path, ending: Ending
+    files: Iterable[Path],
+    connect: Callable[[], Client],
+    options: WritingOptions,
+    directory: Path,
+    ending: Ending,
+    *,
+    on_progress: Callable[[ReplayProgress], None] = lambda _: None,
 ) -> Iterator[Replayed]:
     """Write all runs in the files one after another, and yield the result of each.
 
@@ -92,6 +119,8 @@ def replay(
         Existing directory for temporary journals; the caller removes it.
     ending
         Stops the replay early when set; the remaining runs are "unfinished".
+    on_progress
+        Called when documents have been written, also by other threads.
     """
     runs: list[_Run] = []
     places = (directory / f"{number}.sqlite" for number in count())
@@ -100,9 +129,17 @@ def replay(
             runs += _copy_runs(file, places)
         except (BackupUnreadable, JournalError, OSError) as error:
             yield Replayed(str(file), "", 0, UNREADABLE, reason_of(error))
-    for run in runs:
+    for number, run in enumerate(runs, 1):
         with Journal(run.journal, "write") as journal:
-            outcome, reason = (UNFINISHED, "") if ending.is_set() else _write_run(journal, connect, options, ending)
+            progress = ReplayProgress(number, len(runs), 0, journal.length)
+            on_progress(progress)
+
+            def on_documents(count: int, progress: ReplayProgress = progress) -> None:
+                on_progress(progress._replace(documents=count))
+
+            outcome, reason = (
+                (UNFINISHED, "") if ending.is_set() else _write_run(journal, connect, options, ending, on_documents)
+            )
             yield Replayed(str(run.file), journal.run_uid, journal.length, outcome, reason)
 
 
@@ -178,7 +215,11 @@ def _new_journal(place: Path, run_uid: str) -> Journal:
 
 
 def _write_run(
-    journal: Journal, connect: Callable[[], Client], options: WritingOptions, ending: Ending
+    journal: Journal,
+    connect: Callable[[], Client],
+    options: WritingOptions,
+    ending: Ending,
+    on_documents: Callable[[int], None],
 ) -> tuple[str, str]:
     """Write a run, and return its outcome and reason."""
     ended = threading.Event()
@@ -188,7 +229,7 @@ def _write_run(
         ends.append((outcome, reason))
         ended.set()
 
-    writing = RunWriting(journal, connect, options, drain=True, on_progress=lambda _: None, on_end=on_end)
+    writing = RunWriting(journal, connect, options, drain=True, on_progress=on_documents, on_end=on_end)
     writing.start()
     while not ended.wait(_POLL_SECONDS) and not ending.is_set():
         pass

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import stat
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from tiledbroker import CodecError, HistoryEntry, RunReader, SpooledRun
@@ -13,7 +15,7 @@ from tiledbroker.log import read_outage
 
 from .._names import run_key
 from .._plain_text import text_of
-from ._run_files import reason_of
+from ._run_files import reason_of, status_of
 
 PARKED: Final = "parked"
 UNREADABLE: Final = "unreadable"
@@ -54,6 +56,10 @@ class RunSummary:
         True if a process has the file open for writing; None if unknown.
     worker_starts
         Number of worker starts in the history; None if the file cannot be read.
+    size
+        Size of the run's files in bytes; None if unknown.
+    destination
+        URL of the supervisor that a spooled run is for; None if unknown, and for journals.
     """
 
     uid: str
@@ -67,6 +73,8 @@ class RunSummary:
     rows: dict[str, int] | None = field(default_factory=dict)
     worker: bool | None = False
     worker_starts: int | None = 0
+    size: int | None = None
+    destination: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the attributes as a dictionary of JSON types."""
@@ -85,7 +93,7 @@ class RunSummary:
 
 def unreadable(uid: str, file: str, why: str) -> RunSummary:
     """Return the summary of a run whose file, or of runs whose directory, cannot be read."""
-    return RunSummary(uid, file, "", None, None, None, UNREADABLE, why, None, None, None)
+    return RunSummary(uid, file, "", None, None, None, UNREADABLE, why, None, None, None, _size_of([Path(file)]))
 
 
 def summarize(journal: RunReader) -> RunSummary:
@@ -115,7 +123,24 @@ def summarize(journal: RunReader) -> RunSummary:
         },
         worker=worker,
         worker_starts=sum(entry.event == "worker started" for entry in history),
+        size=_size_of(_files_of(journal)),
+        destination=journal.destination if isinstance(journal, SpooledRun) else None,
     )
+
+
+def _files_of(journal: RunReader) -> list[Path]:
+    if isinstance(journal, SpooledRun):
+        return journal.files
+    return [journal.path, journal.path.with_name(journal.path.name + "-wal")]
+
+
+def _size_of(files: Sequence[Path]) -> int | None:
+    """Return the total size of files in bytes, ignoring missing ones; None if none is there or one may not be seen."""
+    try:
+        found = [status for status in map(status_of, files) if status is not None]
+    except OSError:
+        return None
+    return sum(status.st_size for status in found if stat.S_ISREG(status.st_mode)) if found else None
 
 
 def _start_document(journal: RunReader) -> dict[str, Any]:

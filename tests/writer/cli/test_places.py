@@ -1,0 +1,154 @@
+"""Without a directory commands look at the configured one, and say which it was when they find nothing there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from stored_runs import a_run, journaled
+
+from tiledwriter.cli._exit import ExitCode
+from tiledwriter.cli.journal import main
+
+VARIABLE = "TILEDWRITER_JOURNAL_DIR"
+
+
+@pytest.fixture
+def nothing_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The default journal directory, which exists."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    directory = tmp_path / "state" / "tiledwriter" / "journals"
+    directory.mkdir(parents=True)
+    return directory
+
+
+def config_of(tmp_path: Path, text: str) -> str:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    return str(file)
+
+
+OF_A_RUN = [
+    ["show", "UID"],
+    ["show", "UID", "--operations"],
+    ["tail", "UID"],
+    ["retry", "UID"],
+    ["verify", "UID"],
+    ["export", "UID", "-o", "-"],
+]
+
+
+@pytest.mark.parametrize("arguments", OF_A_RUN, ids=" ".join)
+def test_a_run_is_found_without_a_directory(arguments, nothing_configured, tmp_path, monkeypatch, capsys) -> None:
+    directories = {place: tmp_path / place for place in ("variable", "config")}
+    runs = {place: journaled(a_run(), directory) for place, directory in directories.items()}
+    runs["default"] = journaled(a_run(), nothing_configured)
+    config = config_of(tmp_path, f"tiled: http://localhost:1\njournal_dir: {directories['config']}\n")
+    options = {"default": [], "config": ["--config", config], "variable": ["--config", config]}
+    for place in ("default", "config", "variable"):
+        if place == "variable":
+            monkeypatch.setenv(VARIABLE, str(directories["variable"]))
+        uid = runs[place].stem
+        code = main([*(uid if word == "UID" else word for word in arguments), *options[place]])
+        ended = capsys.readouterr()
+        assert code != ExitCode.NOT_FOUND, ended
+        assert uid in ended.out + ended.err or arguments[0] == "tail"
+        others = [runs[other].stem for other in runs if other != place]
+        for other in others:
+            words = [other if word == "UID" else word for word in arguments]
+            assert main([*words, *options[place]]) == ExitCode.NOT_FOUND
+        capsys.readouterr()
+
+
+@pytest.mark.parametrize("arguments", [["show", "abc"], ["tail", "abc"], ["retry", "abc"], ["verify", "abc"]])
+def test_the_place_that_was_looked_at_is_named(arguments, nothing_configured, tmp_path, monkeypatch, capsys) -> None:
+    assert main(arguments) == ExitCode.NOT_FOUND
+    assert f"no run 'abc' in {nothing_configured} (the default journal directory)" in capsys.readouterr().err
+    configured = tmp_path / "configured"
+    configured.mkdir()
+    config = config_of(tmp_path, f"tiled: http://localhost:1\njournal_dir: {configured}\n")
+    assert main([*arguments, "--config", config]) == ExitCode.NOT_FOUND
+    assert f"no run 'abc' in {configured} (journal_dir in {config})" in capsys.readouterr().err
+    config = config_of(tmp_path, "tiled: http://localhost:1\n")
+    assert main([*arguments, "--config", config]) == ExitCode.NOT_FOUND
+    assert f"no run 'abc' in {nothing_configured} (the default; {config} has no" in capsys.readouterr().err
+    monkeypatch.setenv(VARIABLE, str(configured))
+    assert main(arguments) == ExitCode.NOT_FOUND
+    assert f"no run 'abc' in {configured} (from {VARIABLE})" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["ls"], ["prune"], ["retry", "--all"]], ids=" ".join)
+def test_an_empty_configured_directory_is_named(arguments, nothing_configured, capsys) -> None:
+    assert main(arguments) == ExitCode.OK
+    assert f"no runs in {nothing_configured} (the default journal directory)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["ls"], ["prune"], ["show", "abc"], ["verify"]], ids=" ".join)
+def test_a_configured_directory_that_is_not_there_is_named(arguments, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "nowhere"))
+    assert main(arguments) == ExitCode.NOT_FOUND
+    assert f"there is no directory {tmp_path / 'nowhere'} (from {VARIABLE})" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", [None, "tilde: http://localhost:1\n"])
+def test_a_configuration_that_cannot_be_used_is_wrong_usage(text, nothing_configured, tmp_path, capsys) -> None:
+    config = str(tmp_path / "nowhere.yaml") if text is None else config_of(tmp_path, text)
+    for arguments in (["ls"], ["show", "abc"], ["prune"], ["retry", "--all"]):
+        assert main([*arguments, "--config", config]) == ExitCode.USAGE
+        assert capsys.readouterr().out == ""
+
+
+def test_the_home_directory_is_found(nothing_configured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(VARIABLE, "~/mine")
+    path = journaled(a_run(), tmp_path / "mine")
+    assert main(["show", path.stem]) == ExitCode.OK
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["export", "UID", "DIR", "-o", "OUT"],
+        ["export", "-o", "OUT", "UID", "DIR"],
+        ["export", "DIR", "UID", "-o", "OUT"],
+        ["export", "UID", "OUT", "DIR"],
+        ["export", "FILE", "OUT"],
+        ["export", "FILE", "-o", "OUT"],
+    ],
+    ids=" ".join,
+)
+def test_the_order_of_arguments_is_the_same_everywhere(arguments, nothing_configured, tmp_path) -> None:
+    path = journaled(a_run(), tmp_path / "journals")
+    out = tmp_path / "out.jsonl"
+    words = {"UID": path.stem[:8], "DIR": str(path.parent), "OUT": str(out), "FILE": str(path)}
+    assert main([words.get(word, word) for word in arguments]) == ExitCode.OK
+    assert len(out.read_text().splitlines()) == len(a_run())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["export", "abc"], "give the file to create"),
+        (["export", "abc", "a", "b", "-o", "out"], "give one directory, not a and b"),
+    ],
+)
+def test_what_export_cannot_make_out_is_wrong_usage(arguments, said, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == ExitCode.USAGE
+    assert said in capsys.readouterr().err
+
+
+def test_a_spool_is_found_by_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert main(["ship", "tcp://127.0.0.1:1"]) == ExitCode.NOT_FOUND
+    said = capsys.readouterr().err
+    assert "this host has no default spool for tcp://127.0.0.1:1" in said
+    assert str(tmp_path / "tiledwriter" / "spool") in said
+
+
+@pytest.mark.parametrize("arguments", [["DIR", "tcp://127.0.0.1:1"], ["tcp://127.0.0.1:1", "DIR"]], ids=" ".join)
+def test_a_spool_and_its_address_may_be_given_in_either_order(arguments, tmp_path, capsys) -> None:
+    words = [str(tmp_path) if word == "DIR" else word for word in arguments]
+    assert main(["ship", *words]) == ExitCode.OK
+    assert f"no runs in {tmp_path}: nothing to ship" in capsys.readouterr().out
