@@ -24,11 +24,11 @@ examples:
   tiledwriter-journal show 3f2b /var/lib/tiledwriter
   tiledwriter-journal show 3f2b /var/lib/tiledwriter --operations --config /etc/tiledwriter/config.yaml
   tiledwriter-journal tail -f 3f2b /var/lib/tiledwriter
-  tiledwriter-journal verify /var/lib/tiledwriter --tiled http://tiled.example:8000
+  tiledwriter-journal verify /var/lib/tiledwriter --profile beamline --config /etc/tiledwriter/config.yaml
   tiledwriter-journal retry 3f2b /var/lib/tiledwriter
   tiledwriter-journal export 3f2b run.jsonl /var/lib/tiledwriter
   tiledwriter-journal ship ~/.local/state/tiledwriter/spool tcp://ingest:5579
-  tiledwriter-journal replay backups/*.jsonl --tiled http://tiled.example:8000
+  tiledwriter-journal replay backups/*.jsonl --config /etc/tiledwriter/config.yaml
   tiledwriter-journal prune /var/lib/tiledwriter --older-than 90
 
 """
