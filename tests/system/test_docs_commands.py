@@ -21,9 +21,10 @@ from pages import commands_in
 from paths import ROOT
 
 from tiledbroker import ZMQPublisher
+from tiledbroker.log import find_run_file
 from tiledwriter.cli import journal, supervisor
 from tiledwriter.cli._exit import ExitCode
-from tiledwriter.testing import SupervisorProcess, TiledServer
+from tiledwriter.testing import SupervisorProcess, TiledServer, wait_until
 
 PAGES: Final = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PARSERS: Final = {"tiledwriter-supervisor": supervisor.parser, "tiledwriter-journal": journal.parser}
@@ -166,9 +167,13 @@ class PreparedHost:
         engine.loop.call_soon_threadsafe(engine.loop.stop)
         engine._th.join()
         engine.loop.close()
-        config = self.directory / "etc/tiledwriter/config.yaml"
-        config.parent.mkdir(parents=True)
-        config.write_text(f"tiled: {self.server.uri}\njournal_dir: {self.journals}\nwrite_slots: 1\n")
+        wait_until(lambda: find_run_file(self.journals, self.uid).parent.name == "finished", 60, "the run is filed")
+        config = self.directory / "etc/tiledwriter"
+        config.mkdir(parents=True)
+        for name in ("config", "old", "new"):
+            (config / f"{name}.yaml").write_text(f"tiled: {self.server.uri}\njournal_dir: {self.journals}\n")
+        for name in ("old", "new"):
+            shutil.copytree(self.journals, Path(f"{self.journals}-{name}"), ignore=shutil.ignore_patterns(".*"))
         for place in ("var/spool/tiled-backups", "backups"):
             (self.directory / place).mkdir(parents=True)
             backup = self.directory / place / "run.jsonl"

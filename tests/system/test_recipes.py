@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import matplotlib
 import pytest
 import zmq
 from pages import HOW_TO, block_with, commands_in
@@ -46,6 +47,8 @@ def home(tmp_path: Path) -> dict[str, str]:
     home = tmp_path / "home"
     home.mkdir()
     own = {"HOME": str(home), "XDG_STATE_HOME": str(home / "state"), "MPLBACKEND": "agg", "PYTHONUNBUFFERED": "1"}
+    # Matplotlib takes seconds to list the fonts for a user who has no cache.
+    own["MPLCONFIGDIR"] = matplotlib.get_cachedir()
     return {**own, "BLUESKY_LOG_FILE": str(home / "bluesky.log"), "BLUESKY_IPYTHON_LOG_FILE": str(home / "ipython.log")}
 
 
