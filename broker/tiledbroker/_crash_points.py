@@ -25,6 +25,7 @@ POINTS: Final = (
     "worker: documents committed",
     "worker: documents acknowledged",
     "writing: columns to be widened",
+    "writing: normalized documents recorded",
     "writing: outcome recorded",
     "catalog: node created",
     "catalog: growth intended",

@@ -192,8 +192,8 @@ _WITH_LISTS: Final = (
 RULES: Final[tuple[Rule, ...]] = (
     Rule(
         "row-order",
-        "Tables are told to give their rows back in the order of events; without that, PostgreSQL gives them back in "
-        "any order when several runs are written at once.",
+        "Tables have an explicit row order, that of the events; without it, PostgreSQL returns rows in any order "
+        "when several runs are written at once.",
         _row_order,
     ),
     Rule(
@@ -207,14 +207,15 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     Rule(
         "frames-by-slice",
-        "Frames of HDF5 files are told to Tiled by the rows that they are in, where those are not the first ones, and "
-        "where Tiled reshapes rows, which fails while the file has more of them than were announced.",
+        "Frames of HDF5 files are registered by their rows if these are not the first ones, or if Tiled reshapes "
+        "rows, which fails while the file has more rows than were announced.",
         lambda it: it.aspect == "source.parameters.slice" and it.bluesky == ABSENT,
     ),
     Rule(
         "located-frames",
         "A stream has the frames of a file that its documents name; bluesky-tiled-plugins' writer gives the first "
-        "stream all frames of a file that several share, and as many from the file's beginning as there are otherwise.",
+        "stream all frames of a file that several streams share, and otherwise the same number of frames from the "
+        "file's beginning.",
         lambda it: (
             it.run in _LOCATED
             and it.path.endswith(("/cam", "/image", "/blob", "/blob-sum"))
@@ -223,20 +224,20 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     Rule(
         "root-in-resource-path",
-        "An absolute `resource_path` that begins with its `root` is taken as it is; bluesky-tiled-plugins' writer puts "
-        "the root before it once more, where there is no file.",
+        "An absolute `resource_path` that begins with its `root` is used unchanged; bluesky-tiled-plugins' writer "
+        "prepends the root again, which gives a path without a file.",
         lambda it: it.run == "root-in-resource-path" and it.aspect in {"source.assets", "values"},
     ),
     Rule(
         "csv-files-in-one-chunk",
-        "A CSV file is one chunk, however many datums announce it: Tiled reads it as a whole, and fails where chunks "
-        "are smaller, as they are with bluesky-tiled-plugins' writer.",
+        "A CSV file is one chunk, however many datums announce it, because Tiled reads it as a whole and fails if "
+        "chunks are smaller, as with bluesky-tiled-plugins' writer.",
         lambda it: it.run == "csv-file-of-several-datums" and it.aspect in {"structure.chunks", "values"},
     ),
     Rule(
         "dimensions-once",
-        "A dimension that is called like another one of its node, or is of another size elsewhere in the stream, gets "
-        "another name, which is noted; with bluesky-tiled-plugins' writer such a stream cannot be read.",
+        "A dimension that has the name of another one of its node, or another size elsewhere in the stream, gets "
+        "another name, with a note; with bluesky-tiled-plugins' writer such a stream cannot be read.",
         lambda it: it.run == "dimensions-called-time" and it.aspect == "structure.dims",
     ),
     Rule(
@@ -251,37 +252,38 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     Rule(
         "rows-of-the-first-chunk",
-        "How many rows an internal array has is among the properties of its data source, too, as long as they are in "
-        "its first chunk: Tiled shows all of a chunk until it is told.",
+        "While all rows of an internal array are in its first chunk, their number is also a property of its data "
+        "source, because Tiled shows the whole chunk until the number is set.",
         lambda it: it.aspect == "source.properties.rows" and it.bluesky == ABSENT,
     ),
     Rule(
         "notes",
-        "Notes are worded differently, and there are more of them: whatever could not be stored as it was is noted.",
+        "Notes are worded differently, and there are more of them: each value that could not be stored unchanged is "
+        "noted.",
         _notes,
     ),
     Rule(
         "dtype-spelling",
-        "`dtype_numpy` in the metadata of an internal array is spelled as event-model has it (`<f8`), with its byte "
+        "`dtype_numpy` in the metadata of an internal array is spelled as in event-model (`<f8`), with its byte "
         "order; bluesky-tiled-plugins' writer spells it as NumPy prints it (`float64`).",
         _same_dtype,
     ),
     Rule(
         "widest-column-type",
-        "Columns of numbers are of the widest type of their kind (int64, double), whatever the first value was: what "
-        "a device declared or gave first may be narrower than what comes later.",
+        "Columns of numbers have the widest type of their kind (int64, double), because the type that a device "
+        "declares or sends first may be narrower than that of later values.",
         _widest_type,
     ),
     Rule(
         "column-order",
-        "Columns are in the order of the data keys in the descriptor, which is there before the first event; "
+        "Columns are in the order of the data keys in the descriptor, which is known before the first event; "
         "bluesky-tiled-plugins' writer orders them as in the first event.",
         _column_order,
     ),
     Rule(
         "infinity",
-        "Infinity in metadata becomes 2**53 - 1, as every number does that metadata cannot hold; "
-        "bluesky-tiled-plugins' writer takes 1.7976e308, which a catalog in PostgreSQL cannot give back.",
+        "Infinity in metadata becomes 2**53 - 1, like every number that metadata cannot hold; bluesky-tiled-plugins' "
+        "writer stores 1.7976e308, which a catalog in PostgreSQL cannot return.",
         _infinity,
     ),
     Rule(
@@ -319,8 +321,8 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     Rule(
         "array-in-place-of-unsigned-lists",
-        "Arrays of unsigned 64-bit integers are array nodes however short they are: such columns are not for every "
-        "storage.",
+        "Arrays of unsigned 64-bit integers are array nodes however short they are, because not every storage has "
+        "such list columns.",
         lambda it: (it.aspect, it.bluesky, it.ours) == ("place", "column list<item: uint64>", "array node"),
     ),
     Rule(
@@ -340,8 +342,8 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     Rule(
         "lists-without-numpy-type",
-        "Lists of numbers whose NumPy type was not declared are lists of double, integers or not, as single numbers "
-        "may be integers at first and others later.",
+        "Lists of numbers without a declared NumPy type are lists of double, even for integers, because the first "
+        "numbers may be integers and later ones not.",
         lambda it: (
             it.run == "short-arrays"
             and (it.aspect, it.bluesky, it.ours) == ("column type", "list<item: int64>", "list<item: double>")
@@ -349,13 +351,13 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     Rule(
         "type-of-empty-lists",
-        "A list column that begins with empty lists has the declared type, not that of text.",
+        "A list column that begins with empty lists has the declared type instead of text.",
         lambda it: it.aspect == "column type" and (it.bluesky, it.ours) == ("list<item: string>", "list<item: double>"),
     ),
     Rule(
         "type-of-none",
-        "A column that begins with None has the declared type, so that the numbers after it are numbers; "
-        "bluesky-tiled-plugins' writer makes it one of text.",
+        "A column that begins with None has the declared type, so that later numbers are numbers; "
+        "bluesky-tiled-plugins' writer creates a column of text.",
         lambda it: (
             it.run in {"none-then-number", "only-none"}
             and ((it.aspect, it.bluesky, it.ours) == ("column type", "string", "double") or it.aspect == "values")
@@ -363,13 +365,13 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     Rule(
         "late-data-keys",
-        "A data key that is declared has a column even if the first events lack it; bluesky-tiled-plugins' writer "
-        "leaves out what the first batch has not.",
+        "A declared data key has a column even if the first events lack it; bluesky-tiled-plugins' writer leaves out "
+        "keys that the first batch lacks.",
         lambda it: it.run == "late-data-key" and it.aspect == "column" and (it.bluesky, it.ours) == (MISSING, "double"),
     ),
     Rule(
         "hints-follow-names",
-        "Where a data key called `time` or `seq_num` is renamed, hints that name it are, too.",
+        "If a data key called `time` or `seq_num` is renamed, hints that name it are renamed as well.",
         lambda it: (
             it.aspect.startswith("metadata.hints.")
             and it.ours == [{"time": "time_", "seq_num": "seq_num_"}.get(name, name) for name in it.bluesky]
@@ -377,8 +379,8 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     Rule(
         "names-in-use",
-        "Data keys whose columns or nodes would get names that others have (`internal`, `ts_x` beside `x`) are stored "
-        "under another name, which is noted; bluesky-tiled-plugins' writer stores one value in place of the other.",
+        "Data keys whose columns or nodes would have the names of others (`internal`, `ts_x` beside `x`) are stored "
+        "under another name, with a note; bluesky-tiled-plugins' writer stores one value in place of the other.",
         lambda it: (
             it.run == "names-in-use"
             and (it.aspect == "column order" or (it.aspect == "column" and MISSING in {it.bluesky, it.ours}))
@@ -387,8 +389,7 @@ RULES: Final[tuple[Rule, ...]] = (
     # Runs that only ours writes
     Rule(
         "names-that-differ-in-case",
-        "Column names that differ in upper and lower case only are one name for the server: a further table takes the "
-        "second.",
+        "For the server, column names that differ only in case are one name: a further table holds the second column.",
         fails("names-that-differ-in-case", r"HTTPStatusError: Server error '500"),
     ),
     Rule(
@@ -404,7 +405,7 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     Rule(
         "values-without-arrow-type",
-        "Values that Arrow has no type for, like a table of ophyd-async, are stored as JSON text.",
+        "Values without an Arrow type, such as a table of ophyd-async, are stored as JSON text.",
         fails("soft-table", r"ArrowInvalid: Could not convert Energies"),
     ),
     Rule(
@@ -425,15 +426,15 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     Rule(
         "missing-datums",
-        "A datum that never comes costs the data of its key, and is noted; not the run.",
+        "If a datum never arrives, only the data of its key is lost, with a note, not the run.",
         fails(
             "missing-datum", r"RuntimeError: Cannot emit StreamDatum for lost|UnresolvableForeignKeyError: .*never/0"
         ),
     ),
     Rule(
         "stream-resources-late-or-missing",
-        "A stream datum waits for its stream resource; one that never comes costs the data of its key, and is noted; "
-        "not the run.",
+        "A stream datum waits for its stream resource; if that never arrives, only the data of its key is lost, with "
+        "a note, not the run.",
         fails("stream-datums-before-their-resource missing-stream-resource", r"KeyError: '[0-9a-f-]{36}'"),
     ),
     Rule(
@@ -448,27 +449,28 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     Rule(
         "substitutes-in-use",
-        "A data key called `time` is renamed also where there is a data key `time_`.",
+        "A data key called `time` is renamed even if there is a data key `time_`.",
         fails("reserved-name-and-its-substitute", r"ValueError: Cannot rename time to time_"),
     ),
     Rule(
         "column-names-refused",
-        "Tiled refuses some names of columns; ours change to ones that it takes, which is noted.",
+        "Tiled refuses some column names; ours are changed to accepted ones, with a note.",
         fails("refused-column-names", r"ValueError: Tiled reserved column names"),
     ),
     Rule(
         "column-names-too-long",
-        "Tiled refuses names of columns of more than 63 bytes; ours are shortened, which is noted.",
+        "Tiled refuses column names of more than 63 bytes; ours are shortened, with a note.",
         fails("long-column-name", r"ClientError: 422: Invalid SQL identifier .* max bytes is 63"),
     ),
     Rule(
         "column-names-not-ascii",
-        "Tiled refuses column names that begin with a letter that is no ASCII; ours get one in front, which is noted.",
+        "Tiled refuses column names that begin with a non-ASCII letter; ours get an ASCII letter in front, with a "
+        "note.",
         fails("unusual-names", r"ClientError: 422: Malformed SQL identifier"),
     ),
     Rule(
         "names-against-schema",
-        "Names of data keys with dots or slashes are against event-model's schema; they are stored all the same.",
+        "Names of data keys with dots or slashes contradict event-model's schema; they are stored nevertheless.",
         fails(
             "dots-in-names slashes-in-names external-names-in-use",
             r"ValidationError: 'a[./]b'(, 'wave[./]1' do| does) not match",
@@ -476,12 +478,13 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     Rule(
         "stream-names-for-urls",
-        "The names of streams go into URLs as they are; ours change where a URL would end or branch, which is noted.",
+        "Stream names become part of URLs unchanged; ours are changed where a URL would end or branch, with a note.",
         fails("stream-names-for-urls slash-in-stream-name", r"ClientError: 404: No such entry"),
     ),
     Rule(
         "one-file-for-several-datums",
-        "A file of no known kind is registered once, also if several datums refer to it; the second time is refused.",
+        "A file of unknown kind is registered once, even if several datums refer to it, because Tiled refuses the "
+        "second registration.",
         fails("unknown-spec", r"HTTPStatusError: Server error '500.*/data_source/"),
     ),
     Rule(
@@ -496,13 +499,13 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     Rule(
         "lists-on-postgresql",
-        "Storage in PostgreSQL has neither columns of lists of lists nor of unsigned 64-bit integers.",
+        "Storage in PostgreSQL has no columns of lists of lists or of unsigned 64-bit integers.",
         fails("images-as-lists small-matrix unsigned-lists", r"HTTPStatusError: Server error '500.*/metadata/"),
         storage="postgresql",
     ),
     Rule(
         "infinity-on-postgresql",
-        "A catalog in PostgreSQL cannot give back the number that bluesky-tiled-plugins' writer stores for infinity: "
+        "A catalog in PostgreSQL cannot return the number that bluesky-tiled-plugins' writer stores for infinity: "
         "every request for the node fails.",
         lambda it: (
             it.run in {"nan-in-metadata", "nan-in-configuration"}
@@ -530,42 +533,42 @@ LIMITS: Final[tuple[Limit, ...]] = (
     Limit(
         "documents-of-further-tables",
         "documents",
-        "The exporter takes every node but the table `internal` for an array, and fails on a further table.",
+        "The exporter treats every node but the table `internal` as an array, and fails on a further table.",
         runs("nsls2-wide-baseline names-that-differ-in-case"),
         r"500 Internal Server Error",
     ),
     Limit(
         "documents-with-files-of-any-kind",
         "documents",
-        "The exporter takes every external node for an array, and fails on one of family `bytes`.",
+        "The exporter treats every external node as an array, and fails on one of family `bytes`.",
         runs("octet-stream unknown-spec"),
         r"500 Internal Server Error",
     ),
     Limit(
         "data-sets-with-files-of-any-kind",
         "read v2",
-        "Tiled's client cannot read a stream as a data set when it has a node of family `bytes`, and says so.",
+        "Tiled's client cannot read a stream as a data set if it has a node of family `bytes`, and reports this.",
         runs("octet-stream unknown-spec"),
         r"Cannot read bytes-family child",
     ),
     Limit(
         "documents-with-values-that-json-lacks",
         "documents",
-        "The exporter cannot put complex numbers and dates into JSON; the documents end where the first comes.",
+        "The exporter cannot convert complex numbers and dates to JSON; the documents end at the first such value.",
         runs("complex-arrays date-arrays"),
         r"documents are \['start', 'descriptor'\]",
     ),
     Limit(
         "documents-with-filled-data",
         "documents",
-        "The exporter takes a data key for external if the descriptor says so, also where its data is in the events.",
+        "The exporter treats a data key as external if the descriptor says so, even if its data is in the events.",
         runs("filled-events"),
         r"event 1 has 'image' None",
     ),
     Limit(
         "documents-with-changed-names",
         "documents",
-        "The exporter calls data keys as their columns and nodes are called, not as the descriptor calls them.",
+        "The exporter uses the names of columns and nodes for data keys, not those of the descriptor.",
         runs(
             "refused-column-names long-column-name unusual-names names-in-use slash-in-stream-name "
             "stream-names-for-urls"
@@ -575,29 +578,29 @@ LIMITS: Final[tuple[Limit, ...]] = (
     Limit(
         "documents-with-names-against-schema",
         "documents",
-        "The exporter validates descriptors (`exporters.build_descriptor_docs`), and event-model's schema does not "
-        "take these names.",
+        "The exporter validates descriptors (`exporters.build_descriptor_docs`), and event-model's schema rejects "
+        "these names.",
         runs("dots-in-names slashes-in-names external-names-in-use"),
         r"500 Internal Server Error",
     ),
     Limit(
         "values-as-text",
         "values documents",
-        "A value that is no text where text was declared is stored as text; bluesky-tiled-plugins' writer fails on it.",
+        "If text was declared, a value of another type is stored as text; bluesky-tiled-plugins' writer fails on it.",
         runs("declared-type-is-wrong"),
         r"'label' (is \['1.5', 'b'\]|'1.5')",
     ),
     Limit(
         "documents-with-text",
         "documents",
-        "The exporter gives values that no column type holds, and that are stored as (JSON) text, as that text.",
+        "The exporter returns values that no column type holds, and that are stored as (JSON) text, as that text.",
         runs("soft-table mixed-arrays large-unsigned-integers"),
         r"event 1 has '.*' '([\[{]|\d+')",
     ),
     Limit(
         "documents-with-lists-on-sqlite",
         "documents",
-        "Lists that vary in length are JSON text where storage is in SQLite, and the exporter gives them as text.",
+        "Lists that vary in length are JSON text if the storage is SQLite, and the exporter returns them as text.",
         runs("none-shapes unequal-arrays unequal-lists unequal-short-lists ragged-arrays empty-array empty-long-array"),
         r"event 1 has '.*' '\[",
         shared=False,
@@ -606,7 +609,7 @@ LIMITS: Final[tuple[Limit, ...]] = (
     Limit(
         "undeclared-data",
         "values documents",
-        "Data of a key that the descriptor does not declare is left out, by either writer; ours notes it.",
+        "Both writers leave out data of a key that the descriptor does not declare; ours adds a note.",
         runs("undeclared-data-key"),
         r"'y' (is not there|None)|has 'y' None",
     ),

@@ -65,7 +65,7 @@ def drain(directory: Path) -> None:
 
 
 def audit(directory: Path) -> None:
-    _audit_schedule.FIRST_PAUSE_SECONDS = 0.001  # type: ignore[misc]
+    _audit_schedule.PAUSE_AFTER_FIRST_DEATH_SECONDS = 0.001  # type: ignore[misc]
     supervisor = Supervisor(directory, WorkerCommand(begin_and_die), listen=None)
     supervisor.stop_on_signals()
     supervisor.run()

@@ -44,6 +44,9 @@ class Service:
             "TILEDWRITER_LATE_AUDIT": "0.1",
             "TILEDWRITER_MAX_ARRAY_SIZE": "0",  # no time for asking SQLite whether it takes lists
         }
+        if point == "writing: normalized documents recorded":
+            # What is named in the configuration is recorded, also if it is our own.
+            environment["TILEDWRITER_NORMALIZER"] = "tiledwriter:RunNormalizer"
         if point:
             environment |= {"TILEDWRITER_CRASH_AT": point, "TILEDWRITER_CRASH_ONCE": str(self.died)}
         self.process = SupervisorProcess(directory / "journals", server, environment=environment)

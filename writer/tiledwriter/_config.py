@@ -55,6 +55,7 @@ from .mapping import (
     Plugins,
     StreamFilter,
     WritingOptions,
+    import_plugin_module,
     installed_consolidators,
     load_consolidators,
     load_patches,
@@ -152,14 +153,18 @@ class Settings(BaseSettings):
     spec_to_mimetype: dict[str, str] = Field(
         default_factory=dict, description="Mimetypes of old resources by their spec."
     )
-    normalizer: str | None = Field(None, description="A subclass of RunNormalizer, as module:attribute.")
+    normalizer: str | None = Field(None, description="A normalizer class, as module:attribute.")
     patches: dict[str, str] = Field(
         default_factory=dict, description="Functions that correct documents, as module:attribute, by document name."
+    )
+    plugins: list[str] = Field(
+        default_factory=list,
+        description="Modules to import, which register consolidators with bluesky-tiled-plugins.",
     )
     consolidators: dict[str, str] = Field(
         default_factory=dict,
         validate_default=True,
-        description="Subclasses of Consolidator, as module:attribute, by mimetype.",
+        description="Consolidator classes, as module:attribute, by mimetype.",
     )
 
     @classmethod
@@ -216,6 +221,13 @@ class Settings(BaseSettings):
     def _paths_are_absolute(cls, rules: dict[str, str]) -> dict[str, str]:
         PathMap.of(rules)
         return rules
+
+    @field_validator("plugins")
+    @classmethod
+    def _plugins_can_be_imported(cls, modules: list[str]) -> list[str]:
+        for module in modules:
+            import_plugin_module(module)
+        return modules
 
     @field_validator("normalizer")
     @classmethod
@@ -284,7 +296,7 @@ class Settings(BaseSettings):
             self.late_audit,
             self.write_slots,
             self.spec_to_mimetype,
-            Plugins(self.normalizer, self.patches, self.consolidators),
+            Plugins(self.normalizer, self.patches, self.consolidators, tuple(self.plugins)),
             StreamFilter(tuple(self.streams.include), tuple(self.streams.exclude)),
             PathMap.of(self.path_map),
             AccessTagLimits({client: tuple(tags) for client, tags in self.access_tags.items()}),

@@ -16,13 +16,10 @@ from ._plain_text import text_of
 MAX_INTEGER: Final = 2**53 - 1
 
 # PostgreSQL turns floats without a fraction into integers, and the server fails on integers of more than 64 bits.
-_TOO_LARGE: Final = 2.0**63
-# Characters of a value that a note shows.
-_SHOWN_CHARACTERS: Final = 80
-# Bits from which a note shows only the size of an integer.
-_LONG_BITS: Final = 1000
-# Notes about the items of one list, or the keys of one mapping.
-_MAX_NOTES: Final = 10
+_SMALLEST_REFUSED_FLOAT: Final = 2.0**63
+_MAX_SHOWN_CHARACTERS: Final = 80
+_MAX_SHOWN_INTEGER_BITS: Final = 1000
+_MAX_NOTES_AT_ONCE: Final = 10
 
 REPLACED: Final = "ReplacedByRepr"
 """Name of the type in tiledbroker. Importing the type itself would load the network library."""
@@ -43,7 +40,7 @@ def to_json(value: Any, note: Callable[[str], None], where: str = "") -> Any:
     value
         The value to convert. The journal keeps the exact one.
     note
-        Called with a text for each change. In one list only the first `_MAX_NOTES` changes are reported singly.
+        Called with a text for each change. In one list only the first `_MAX_NOTES_AT_ONCE` changes are reported singly.
     where
         Path of the value, for the notes.
     """
@@ -119,18 +116,18 @@ class _FewNotes:
 
     def __call__(self, text: str) -> None:
         self._count += 1
-        if self._count <= _MAX_NOTES:
+        if self._count <= _MAX_NOTES_AT_ONCE:
             self._note(text)
 
     def end(self, where: str) -> None:
-        if self._count > _MAX_NOTES:
-            self._note(f"{where}: {self._count - _MAX_NOTES} more values are stored in another form.")
+        if self._count > _MAX_NOTES_AT_ONCE:
+            self._note(f"{where}: {self._count - _MAX_NOTES_AT_ONCE} more values are stored in another form.")
 
 
 def _exact_number(value: ExactNumber, note: Callable[[str], None], where: str) -> float | None:
     number = nearest_float(value)
-    if abs(number) < _TOO_LARGE and loses_digits(value):
-        note(f"{where}: {text_of(value)[:_SHOWN_CHARACTERS]} has more digits than a float; {number!r} is stored.")
+    if abs(number) < _SMALLEST_REFUSED_FLOAT and loses_digits(value):
+        note(f"{where}: {text_of(value)[:_MAX_SHOWN_CHARACTERS]} has more digits than a float; {number!r} is stored.")
     return _convert_float(number, note, where)
 
 
@@ -144,19 +141,21 @@ def _convert_keys(value: Mapping[Any, Any], note: Callable[[str], None], where: 
         if not isinstance(key, str):
             while name in taken:
                 name += "_"
-            changed.append(f"{text_of(key)[:_SHOWN_CHARACTERS]} ({type(key).__name__}) as {name[:_SHOWN_CHARACTERS]!r}")
+            changed.append(
+                f"{text_of(key)[:_MAX_SHOWN_CHARACTERS]} ({type(key).__name__}) as {name[:_MAX_SHOWN_CHARACTERS]!r}"
+            )
         taken.add(name)
         names.append(name)
     if changed:
-        more = f" and {len(changed) - _MAX_NOTES} more" * (len(changed) > _MAX_NOTES)
-        note(f"{where}: keys that are not text are stored as text: {', '.join(changed[:_MAX_NOTES])}{more}.")
+        more = f" and {len(changed) - _MAX_NOTES_AT_ONCE} more" * (len(changed) > _MAX_NOTES_AT_ONCE)
+        note(f"{where}: keys that are not text are stored as text: {', '.join(changed[:_MAX_NOTES_AT_ONCE])}{more}.")
     return names
 
 
 def _convert_text(value: str, note: Callable[[str], None], where: str) -> str:
     text = str.__str__(value)
     if type(value).__name__ == REPLACED:
-        note(f"{where}: an object that a document cannot hold is stored as its repr, {text[:_SHOWN_CHARACTERS]!r}.")
+        note(f"{where}: an object that a document cannot hold is stored as its repr, {text[:_MAX_SHOWN_CHARACTERS]!r}.")
     if "\0" in text:
         note(f"{where}: text with a zero byte, which PostgreSQL does not accept, is stored escaped.")
         text = text.replace("\0", "\\x00")
@@ -180,14 +179,14 @@ def _convert_integer(value: int, note: Callable[[str], None], where: str) -> int
 
 def _integer_text(value: int) -> str:
     """Return an integer for a note. Python refuses to convert very large integers to text because that takes long."""
-    return str(value) if value.bit_length() < _LONG_BITS else f"an integer of {value.bit_length()} bits"
+    return str(value) if value.bit_length() < _MAX_SHOWN_INTEGER_BITS else f"an integer of {value.bit_length()} bits"
 
 
 def _convert_float(value: float, note: Callable[[str], None], where: str) -> float | None:
     if math.isnan(value):
         note(f"{where}: JSON has no NaN; null is stored.")
         return None
-    if abs(value) < _TOO_LARGE:
+    if abs(value) < _SMALLEST_REFUSED_FLOAT:
         return float(value)
     clipped = math.copysign(MAX_INTEGER, value)
     note(f"{where}: {value} is beyond the range of Tiled's metadata; {clipped:.0f} is stored.")

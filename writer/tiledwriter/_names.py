@@ -14,20 +14,17 @@ TIME: Final = "time"
 
 _FURTHER_TABLE: Final = re.compile(rf"{TABLE_KEY}_\d+(_row)?")
 
-# Bytes of an identifier in PostgreSQL.
-_MAX_BYTES: Final = 63
+# PostgreSQL would cut a longer identifier without an error.
+_MAX_COLUMN_NAME_BYTES: Final = 63
 _COLUMN: Final = re.compile(r"[a-zA-Z].*")
-# What Tiled refuses in column names.
-_REFUSED: Final = re.compile(r"""['"`;\\%()=+\x00-\x1f\x7f]|--|/\*|\*/""")
+_REFUSED_IN_COLUMN_NAMES: Final = re.compile(r"""['"`;\\%()=+\x00-\x1f\x7f]|--|/\*|\*/""")
 _REFUSED_IN_URL: Final = re.compile(r"[/?#%\\\x00-\x1f\x7f]")
-# Hexadecimal digits that distinguish shortened column names.
-_DIGEST_CHARACTERS: Final = 8
-# Characters of a key when quoted as in URLs; file systems take names of 255 bytes.
-_MAX_KEY_CHARACTERS: Final = 240
-# Hexadecimal digits that distinguish changed keys.
+_COLUMN_DIGEST_CHARACTERS: Final = 8
+# The server makes file names from quoted keys, and file systems do not take names of more than 255 bytes.
+_MAX_QUOTED_KEY_CHARACTERS: Final = 240
 _KEY_DIGEST_CHARACTERS: Final = 16
-# Characters that quoting makes of one character at most: 4 UTF-8 bytes of 3 characters each.
-_MAX_QUOTED_CHARACTERS: Final = 12
+# 4 UTF-8 bytes, each quoted as 3 characters.
+_MAX_CHARACTERS_QUOTED_FROM_ONE: Final = 12
 
 
 def column_name(key: str) -> str:
@@ -36,13 +33,15 @@ def column_name(key: str) -> str:
     It is the key itself if Tiled accepts both names. Otherwise `_` replaces refused characters, `x` precedes a name
     that does not begin with a letter, and a digest ends a name that is too long.
     """
-    name = _REFUSED.sub("_", key)
+    name = _REFUSED_IN_COLUMN_NAMES.sub("_", key)
     if not _COLUMN.match(name):
         name = f"x{name}"
-    room = _MAX_BYTES - len(TIMESTAMP)
+    room = _MAX_COLUMN_NAME_BYTES - len(TIMESTAMP)
     if len(name.encode("utf-8", "backslashreplace")) > room:
-        digest = hashlib.sha256(key.encode("utf-8", "backslashreplace")).hexdigest()[:_DIGEST_CHARACTERS]
-        head = name.encode("utf-8", "backslashreplace")[: room - _DIGEST_CHARACTERS - 1].decode("utf-8", "ignore")
+        digest = hashlib.sha256(key.encode("utf-8", "backslashreplace")).hexdigest()[:_COLUMN_DIGEST_CHARACTERS]
+        head = name.encode("utf-8", "backslashreplace")[: room - _COLUMN_DIGEST_CHARACTERS - 1].decode(
+            "utf-8", "ignore"
+        )
         name = f"{head}_{digest}"
     return name.encode("utf-8", "backslashreplace").decode()
 
@@ -56,7 +55,7 @@ def node_key(name: str) -> str:
     key = "".join(c if c.isprintable() else "_" for c in key)
     if not key.strip("."):
         return f"{key.replace('.', '_')}_"
-    return key if _length_in_url(key) <= _MAX_KEY_CHARACTERS else _with_digest(key, name)
+    return key if _length_in_url(key) <= _MAX_QUOTED_KEY_CHARACTERS else _with_digest(key, name)
 
 
 def run_key(uid: str) -> str:
@@ -68,8 +67,10 @@ def run_key(uid: str) -> str:
 def _with_digest(key: str, name: str) -> str:
     """Return a key with a digest of `name`, to distinguish names with the same key; shorten it to the limit."""
     end = f"-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:_KEY_DIGEST_CHARACTERS]}"
-    while _length_in_url(key) + len(end) > _MAX_KEY_CHARACTERS:
-        key = key[: -max(1, (_length_in_url(key) + len(end) - _MAX_KEY_CHARACTERS) // _MAX_QUOTED_CHARACTERS)]
+    while _length_in_url(key) + len(end) > _MAX_QUOTED_KEY_CHARACTERS:
+        key = key[
+            : -max(1, (_length_in_url(key) + len(end) - _MAX_QUOTED_KEY_CHARACTERS) // _MAX_CHARACTERS_QUOTED_FROM_ONE)
+        ]
     return key if key.endswith(end) else key + end
 
 

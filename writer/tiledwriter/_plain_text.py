@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-# Characters beyond which a word without blanks is cut.
 MAX_WORD_CHARACTERS: Final = 300
-# Characters beyond which a text is cut.
 MAX_TEXT_CHARACTERS: Final = 8000
 
 _LONG_WORD: Final = re.compile(rf"\S{{{MAX_WORD_CHARACTERS + 1},}}")

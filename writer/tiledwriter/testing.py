@@ -28,9 +28,7 @@ import psutil
 from tiledbroker import Journal
 from tiledbroker.log import find_run_file
 
-# Seconds until a server must be ready.
 START_TIMEOUT_SECONDS: Final = 120.0
-# Seconds until a process must have ended after its stop signal; then it is killed.
 STOP_TIMEOUT_SECONDS: Final = 20.0
 
 _TILED: Final = (sys.executable, "-m", "tiled")

@@ -11,7 +11,7 @@ import sqlite3
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain, count, repeat
@@ -20,7 +20,16 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from .._errors import DocumentsMissing, JournalGap, JournalInvalid
 from .._fair_lock import FairLock
-from ._journal_schema import APPLICATION_ID, SCHEMA_VERSION, create_file, objects_of, schema_objects
+from ._codec import Encoder, decode
+from ._journal_schema import (
+    APPLICATION_ID,
+    NORMALIZED_SCHEMA,
+    SCHEMA_VERSION,
+    create_file,
+    objects_of,
+    optional_objects,
+    schema_objects,
+)
 from ._lock import FileLock
 from ._record import Record, take
 
@@ -46,12 +55,14 @@ _new_record: Final = partial(tuple.__new__, Record)
 _RECORD_TYPES: Final = (int, str, float, int, bytes)
 _INTENT_TYPES: Final = (int, type(None))
 _ENTRY_TYPES: Final = (float, str, dict)
-# Bytes.
 _MIN_ROW_BYTES: Final = 8
 
 BUSY_TIMEOUT_SECONDS: Final = 10.0
 _MAX_MOVES_FOLLOWED: Final = 3
 _WRITING: Final = frozenset({"create", "write"})
+
+# Key of the run's state; see `Journal.revise_below`.
+_REVISE_BELOW: Final = "revise_normalized_below"
 
 _PLAIN_UID: Final = re.compile(r"(?!sha256-)[0-9a-z][0-9a-z._-]{0,99}")
 
@@ -526,6 +537,72 @@ class Journal:
         with self._guard_connection():
             self._connection.execute("DELETE FROM progress WHERE node = ?", (node,))
 
+    def store_normalized(self, results: Iterable[tuple[int, bytes]]) -> None:
+        """Store what a normalizer made of documents, in one transaction.
+
+        Parameters
+        ----------
+        results
+            `(idx, body)`: index of the document, and the encoded result, by index. It replaces an earlier one.
+        """
+        with self.atomic(), self._guard_connection():
+            self._connection.execute(NORMALIZED_SCHEMA)
+            rows = [(idx, zlib.crc32(body), body) for idx, body in results]
+            self._connection.executemany("INSERT OR REPLACE INTO normalized VALUES(?, ?, ?)", rows)
+            if rows and rows[-1][0] + 1 >= self.revise_below:
+                self.set(_REVISE_BELOW, None)
+
+    @property
+    def revise_below(self) -> int:
+        """Index below which results of a normalizer are to be made anew, as it was mended; 0 if there are none."""
+        return int(self.get(_REVISE_BELOW, 0))
+
+    def request_revision(self) -> None:
+        """Have the results of a normalizer made anew, as far as there are any."""
+        with self.atomic():
+            if self.read_normalized(0, 1):
+                self.set(_REVISE_BELOW, self._length)
+
+    def read_normalized(self, start: int, limit: int) -> dict[int, bytes]:
+        """Return what a normalizer made of documents, by index.
+
+        Parameters
+        ----------
+        start, limit
+            Index of the first document, and maximum number of results.
+
+        Raises
+        ------
+        JournalInvalid
+            A result does not match its checksum.
+        """
+        with self._guard_connection():
+            if not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'normalized'").fetchone():
+                return {}
+            rows = self._connection.execute(
+                "SELECT idx, crc, body FROM normalized WHERE idx >= ? ORDER BY idx LIMIT ?", (start, limit)
+            ).fetchall()
+        for idx, crc, body in rows:
+            if type(body) is not bytes or zlib.crc32(body) != crc:
+                raise JournalInvalid(self.path, f"it is damaged: what document {idx} was normalized to is not sound.")
+        return {idx: body for idx, _, body in rows}
+
+    @staticmethod
+    def encode_result(result: Mapping[str, Any]) -> bytes:
+        """Return the bytes of what a normalizer made of a document, encoded as documents are."""
+        return Encoder().encode(result)
+
+    @staticmethod
+    def decode_result(body: bytes) -> dict[str, Any]:
+        """Return what `encode_result` encoded.
+
+        Raises
+        ------
+        CodecError
+            The bytes are damaged.
+        """
+        return decode(body)
+
     def history(self) -> list[HistoryEntry]:
         """Return the run's history, oldest entry first."""
         with self._guard_connection():
@@ -644,7 +721,7 @@ class Journal:
             )
         # Reject foreign views and triggers, which could do anything or run for ever.
         wanted, found = schema_objects(), objects_of(self._connection)
-        if not found <= wanted or any(kind == "table" for kind, _, _ in wanted - found):
+        if not found <= wanted | optional_objects() or any(kind == "table" for kind, _, _ in wanted - found):
             raise JournalInvalid(self.path, "its tables are not those of a journal.")
 
     def _check_length(self) -> None:

@@ -9,8 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-# The bytes "TWJL".
-APPLICATION_ID: Final = 0x54_57_4A_4C
+APPLICATION_ID: Final = int.from_bytes(b"TWJL", "big")
 SCHEMA_VERSION: Final = 1
 
 PAGE_SIZE_BYTES: Final = 16 * 2**10
@@ -48,6 +47,11 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
 
+# Only in journals of runs with a normalizer of the facility's own, so that all others stay readable to version 0.1.
+NORMALIZED_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS normalized(idx INTEGER PRIMARY KEY, crc INTEGER NOT NULL, body BLOB NOT NULL)
+"""
+
 
 def create_file(path: Path) -> None:
     """Create an empty journal durably and atomically: other processes see the complete file or none.
@@ -82,10 +86,20 @@ def sync_directory(path: Path) -> None:
 
 @lru_cache(maxsize=1)
 def schema_objects() -> frozenset[tuple[str, str, str]]:
-    """Return the tables and triggers of a journal, as `objects_of` does."""
+    """Return the tables and triggers that each journal has, as `objects_of` does."""
+    return _objects_made_by(SCHEMA)
+
+
+@lru_cache(maxsize=1)
+def optional_objects() -> frozenset[tuple[str, str, str]]:
+    """Return the tables that a journal may have in addition, as `objects_of` does."""
+    return _objects_made_by(NORMALIZED_SCHEMA)
+
+
+def _objects_made_by(script: str) -> frozenset[tuple[str, str, str]]:
     connection = sqlite3.connect(":memory:")
     try:
-        connection.executescript(SCHEMA)
+        connection.executescript(script)
         return objects_of(connection)
     finally:
         connection.close()

@@ -1,4 +1,8 @@
-"""The log of one run in the spool: a sequence of segments."""
+"""The log of one run in the spool: a sequence of segments.
+
+`RunLog.append`, in the thread of the callback, copies a document into the latest segment. `RunLog.flush`, in the
+flusher thread, syncs it to the disk.
+"""
 
 from __future__ import annotations
 

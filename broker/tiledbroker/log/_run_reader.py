@@ -153,6 +153,19 @@ class SpooledRun:
         """Return an empty dict, because only journals have the progress in Tiled."""
         return {}
 
+    encode_result = staticmethod(Journal.encode_result)
+    decode_result = staticmethod(Journal.decode_result)
+
+    @property
+    def revise_below(self) -> int:
+        """Return 0, because only journals have the results of a normalizer."""
+        return 0
+
+    def read_normalized(self, start: int, limit: int) -> dict[int, bytes]:
+        """Return an empty dict, because only journals have the results of a normalizer."""
+        del start, limit
+        return {}
+
     def history(self) -> list[HistoryEntry]:
         """Return an empty list, because only journals have a history."""
         return []

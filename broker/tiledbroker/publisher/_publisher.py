@@ -1,4 +1,4 @@
-"""`ZMQPublisher`, the callback that users subscribe to the RunEngine."""
+"""`ZMQPublisher`, the callback that users subscribe to the RunEngine. It only calls `Spool.append` in `_spool.py`."""
 
 from __future__ import annotations
 

@@ -42,8 +42,7 @@ LATER_SECONDS: Final = 1.0
 """Delay before a run is sent again that the supervisor has refused with reason "later"."""
 REREAD_SECONDS: Final = 5.0
 """Delay before a run is read again whose file could not be read."""
-# Fields of a `Record`.
-_NAME_CRC_BODY: Final = itemgetter(1, 3, 4)
+_NAME_CRC_BODY_OF_RECORD: Final = itemgetter(1, 3, 4)
 
 
 class ShippingSession:
@@ -78,17 +77,14 @@ class ShippingSession:
         self._rejected = ""
         self._heard_at = 0.0
         self._silence_timeout = NAME_TIMEOUT_SECONDS
-        # Times of the next messages. A time of 0 means immediately.
-        self._hello_at = 0.0
-        self._ping_at = 0.0
-        self._declare_at = math.inf
+        self._next_hello_at = 0.0
+        self._next_ping_at = 0.0
+        self._next_declare_at = math.inf
         self._pings = 0
         self._linger_until = 0.0
         self._has_more = False
         self._ask_interval = ASK_INTERVAL_SECONDS
         self._stopping = False
-
-    # What is known.
 
     @property
     def connected(self) -> bool:
@@ -147,12 +143,10 @@ class ShippingSession:
         shipment = self._shipments.get(run.run_uid)
         return shipment is not None and shipment.run is run and shipment.settled
 
-    # Events.
-
     def open_connection(self, now: float) -> None:
         """Begin with a new connection, which need not be established yet."""
         self._heard_at, self._silence_timeout = now, NAME_TIMEOUT_SECONDS
-        self._hello_at = self._ping_at = 0.0
+        self._next_hello_at = self._next_ping_at = 0.0
         for shipment in self._shipments.values():
             shipment.forget_state()
 
@@ -177,20 +171,20 @@ class ShippingSession:
             # The supervisor may already have documents of an adopted run; its answer to the next Hello tells.
             self._shipments[run.run_uid] = Shipment(run, known=not run.is_adopted)
             if run.is_adopted:
-                self._hello_at = 0.0
+                self._next_hello_at = 0.0
 
     def request_outcome(self, run_uid: str) -> None:
         """Ask for the outcome of a run, even if another one than "written" is known: it may have been retried."""
         if self._outcomes.get(run_uid, ("", ""))[0] != WRITTEN:
             self._outcomes.pop(run_uid, None)
             self._await_outcome(run_uid)
-            self._hello_at = 0.0
+            self._next_hello_at = 0.0
 
     def stop(self) -> None:
         """End all open runs without a stop document, and ship what is left."""
         self._stopping = True
         self._spool.abandon()
-        self._declare_at = 0.0
+        self._next_declare_at = 0.0
 
     def receive(self, message: messages.Message, now: float) -> None:
         """Handle a message of the supervisor."""
@@ -203,7 +197,7 @@ class ShippingSession:
             self._note_outcome(message.run, message.outcome, message.reason)
         elif isinstance(message, messages.Refused):
             self._apply_refusal(message, now)
-        self._declare_at = 0.0
+        self._next_declare_at = 0.0
 
     def reject_message(self, error: ProtocolError, now: float) -> None:
         """Handle something that is no valid message."""
@@ -235,16 +229,16 @@ class ShippingSession:
     def _schedule_hello(self, welcome: messages.Welcome, now: float, *, news: bool) -> None:
         """Set the time of the next Hello: for more runs or outcomes than one can ask for, or to ask again."""
         if any(not shipment.known for shipment in self._shipments.values()):
-            self._hello_at = 0.0
+            self._next_hello_at = 0.0
         elif any(uid not in welcome.runs for uid in self._uids_to_ask_for()):
             # Some outcomes were requested after that Hello was sent.
-            self._hello_at = 0.0
+            self._next_hello_at = 0.0
         elif not self._awaited:
-            self._hello_at = math.inf
+            self._next_hello_at = math.inf
         else:
             doubled = min(2 * self._ask_interval, MAX_ASK_INTERVAL_SECONDS)
             self._ask_interval = ASK_INTERVAL_SECONDS if news else doubled
-            self._hello_at = now + self._ask_interval
+            self._next_hello_at = now + self._ask_interval
 
     def _await_outcome(self, uid: str) -> None:
         self._awaited[uid] = None
@@ -270,7 +264,7 @@ class ShippingSession:
             self._spool.remove(shipment.run)
         elif uid not in self._awaited:
             self._await_outcome(uid)
-            self._hello_at = min(self._hello_at, now + ASK_INTERVAL_SECONDS)
+            self._next_hello_at = min(self._next_hello_at, now + ASK_INTERVAL_SECONDS)
 
     def _note_outcome(self, uid: str, outcome: str, reason: str) -> None:
         news = self._outcomes.get(uid) != (outcome, reason)
@@ -291,7 +285,7 @@ class ShippingSession:
         shipment = self._shipments.get(message.run)
         if message.reason == messages.NO_HELLO:
             self._welcome = None
-            self._hello_at = 0.0
+            self._next_hello_at = 0.0
         elif not message.run:
             self._note_rejection(message.reason, now)
         elif shipment is None:
@@ -310,20 +304,18 @@ class ShippingSession:
             log.error("The supervisor at %s rejects this publisher: %s.", self._url, reason)
         self._welcome = None
         self._rejected = reason
-        self._hello_at = now + HELLO_INTERVAL_SECONDS
+        self._next_hello_at = now + HELLO_INTERVAL_SECONDS
 
     def _refuse_shipment(self, shipment: Shipment, reason: str) -> None:
         shipment.refuse(reason)
         uid = shipment.run.run_uid
         log.error("Run %s is not shipped to %s: %s. It stays in the spool.", uid, self._url, reason)
 
-    # What is to be sent.
-
     def next_at(self, now: float) -> float:
         """Return the time at which `messages_due` and `is_silent` are to be called again, to be asked after them."""
-        times = [self._hello_at, self._heard_at + self._silence_timeout]
+        times = [self._next_hello_at, self._heard_at + self._silence_timeout]
         if self._welcome is not None:
-            times += [self._ping_at, self._declare_at, self._next_batch_at(now)]
+            times += [self._next_ping_at, self._next_declare_at, self._next_batch_at(now)]
         return min(times)
 
     def awaits_documents(self, now: float) -> bool:
@@ -344,22 +336,22 @@ class ShippingSession:
         A message counts as sent once the next one is requested. If one cannot be sent, stop iterating; the next call
         yields it again. No event may be reported during the iteration.
         """
-        if now >= self._hello_at:
+        if now >= self._next_hello_at:
             yield self._make_hello()
-            self._hello_at = now + HELLO_INTERVAL_SECONDS
+            self._next_hello_at = now + HELLO_INTERVAL_SECONDS
         if self._welcome is None:
             return
-        if now >= self._ping_at:
+        if now >= self._next_ping_at:
             yield messages.Ping(self._pings)
             self._pings += 1
-            self._ping_at = now + PING_INTERVAL_SECONDS
-        if now >= self._declare_at:
+            self._next_ping_at = now + PING_INTERVAL_SECONDS
+        if now >= self._next_declare_at:
             for shipment in self._shipments.values():
                 if shipment.is_abandonment_due(now):
                     # The ingest host may have more documents than the spool, whose last ones can be lost with the
                     # process or the disk.
                     yield messages.Abandoned(shipment.run.run_uid, max(shipment.run.length, shipment.durable))
-            self._declare_at = math.inf
+            self._next_declare_at = math.inf
         yield from self._batches_due(self._welcome, now)
 
     def _make_hello(self) -> messages.Hello:
@@ -420,7 +412,7 @@ class ShippingSession:
             idx, size = records[0].idx, len(records[0].body)
             reason = f"its document {idx} has {size} bytes; the supervisor takes up to {max_document}"
             self._refuse_shipment(shipment, reason)
-        return messages.documents(uid, shipment.sent, list(map(_NAME_CRC_BODY, fitting))) if fitting else None
+        return messages.documents(uid, shipment.sent, list(map(_NAME_CRC_BODY_OF_RECORD, fitting))) if fitting else None
 
 
 def _find_conflict(run: ShippedRun, state: messages.RunState) -> str:

@@ -6,8 +6,7 @@ from typing import Final
 
 from ._runs import MAX_DEATHS
 
-# Seconds after the first death during an audit; each further death doubles the pause.
-FIRST_PAUSE_SECONDS: Final = 5.0
+PAUSE_AFTER_FIRST_DEATH_SECONDS: Final = 5.0
 # Seconds until the next attempt at an audit that could not be done for another reason.
 PUT_OFF_SECONDS: Final = 60.0
 
@@ -17,8 +16,7 @@ class AuditSchedule:
 
     def __init__(self) -> None:
         self._at: dict[str, float] = {}
-        # Consecutive deaths during audits of this run.
-        self._deaths: dict[str, int] = {}
+        self._consecutive_deaths: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._at)
@@ -35,17 +33,20 @@ class AuditSchedule:
         return uid
 
     def pause_after(self, uid: str, *, died: bool) -> float | None:
-        """Return the seconds to wait after an unfinished audit, or None to give up after `MAX_DEATHS` deaths."""
-        before = self._deaths.pop(uid, 0)
+        """Return the seconds to wait after an unfinished audit, or None to give up after `MAX_DEATHS` deaths.
+
+        Each further death doubles the pause.
+        """
+        before = self._consecutive_deaths.pop(uid, 0)
         if not died:
             return PUT_OFF_SECONDS
         deaths = before + 1
         if deaths >= MAX_DEATHS:
             return None
-        self._deaths[uid] = deaths
-        return FIRST_PAUSE_SECONDS * 2.0**before
+        self._consecutive_deaths[uid] = deaths
+        return PAUSE_AFTER_FIRST_DEATH_SECONDS * 2.0**before
 
     def discard(self, uid: str) -> None:
         """Forget the run: its audit is done."""
         self._at.pop(uid, None)
-        self._deaths.pop(uid, None)
+        self._consecutive_deaths.pop(uid, None)

@@ -13,14 +13,13 @@ from typing import Final, TypeAlias
 
 import zmq
 
-TIMEOUT: Final = 60.0
-"""Seconds for which a connection may exist without a known publisher."""
+HELLO_TIMEOUT_SECONDS: Final = 60.0
+"""The time for which a connection may exist without a known publisher."""
 
-# Seconds between two searches for overdue connections.
-_INTERVAL: Final = 1.0
+_SEARCH_INTERVAL_SECONDS: Final = 1.0
 _ACCEPTED_PER_TURN: Final = 500
-# An event of libzmq's socket monitor: event number and file descriptor.
-_EVENT: Final = struct.Struct("=HI")
+# Event number and file descriptor.
+_MONITOR_EVENT: Final = struct.Struct("=HI")
 
 
 _Socket: TypeAlias = "zmq.Socket[bytes]"
@@ -72,11 +71,13 @@ class Connections:
         self._take_in(now)
         if now < self._check_at:
             return 0
-        self._check_at = now + _INTERVAL
+        self._check_at = now + _SEARCH_INTERVAL_SECONDS
         for descriptor in known:
             if descriptor in self._connections:
                 self._connections[descriptor].since = now
-        overdue = [each for each, connection in self._connections.items() if now - connection.since > TIMEOUT]
+        overdue = [
+            each for each, connection in self._connections.items() if now - connection.since > HELLO_TIMEOUT_SECONDS
+        ]
         return sum(self._end_connection(descriptor, self._connections.pop(descriptor)) for descriptor in overdue)
 
     def _take_in(self, now: float) -> None:
@@ -85,7 +86,7 @@ class Connections:
                 event, _ = self._events.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            _, descriptor = _EVENT.unpack(event)
+            _, descriptor = _MONITOR_EVENT.unpack(event)
             with contextlib.suppress(OSError), _duplicate_socket(descriptor) as connection:
                 if self._is_accepted(connection):
                     self._connections[descriptor] = _Connection(_socket_inode(connection), now)

@@ -105,10 +105,8 @@ class ForkServer:
     def __init__(self, command: WorkerCommand) -> None:
         self._command = command
         self._numbers = itertools.count(1)
-        # Workers that have not ended, by number.
         self._workers: dict[int, WorkerProcess] = {}
-        # Workers whose change `receive` has not returned yet.
-        self._changed: dict[WorkerProcess, None] = {}
+        self._unreported_changes: dict[WorkerProcess, None] = {}
         self._selector = selectors.DefaultSelector()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -139,7 +137,7 @@ class ForkServer:
         if now < self._start_at:
             raise OSError(errno.ECHILD, "the fork server ended a moment ago")
         self._start_at = now + _RESTART_PAUSE_SECONDS
-        opening = bytes(ForkingPickler.dumps((self._command.preload, self._command.target)))
+        opening = bytes(ForkingPickler.dumps((self._command.preload, self._command.prepare, self._command.target)))
         control, theirs = socket.socketpair()
         with theirs:
             program = _PROGRAM.format(path=list(sys.path), descriptor=theirs.fileno())
@@ -197,7 +195,7 @@ class ForkServer:
             elif key.data in self._workers:
                 # Its fork server is gone, so nobody reports its exit code.
                 self._mark_ended(key.data, None)
-        changed, self._changed = list(self._changed), {}
+        changed, self._unreported_changes = list(self._unreported_changes), {}
         return changed
 
     def check(self, now: float) -> None:
@@ -240,7 +238,7 @@ class ForkServer:
         if kind == _FORKED:
             worker = self._workers[number]
             worker.pid = value
-            self._changed[worker] = None
+            self._unreported_changes[worker] = None
             return
         if kind == _NOT_FORKED:
             self._limited_log.log(logging.ERROR, "fork", "No worker can be forked: %s.", os.strerror(value))
@@ -252,7 +250,7 @@ class ForkServer:
             self._selector.unregister(worker.lifeline)
         worker.lifeline.close()
         worker.ended, worker.exit_code = True, exit_code
-        self._changed[worker] = None
+        self._unreported_changes[worker] = None
 
     def _drop_server(self, why: str) -> None:
         """Drop the fork server and watch its workers by their lifelines from now on."""
@@ -310,10 +308,13 @@ def serve(descriptor: int) -> None:
 
 def _load_command(opening: bytes) -> _Target:
     preload: Sequence[str]
+    prepare: Callable[[], None] | None
     target: _Target
-    preload, target = ForkingPickler.loads(opening)
+    preload, prepare, target = ForkingPickler.loads(opening)
     for module in preload:
         importlib.import_module(module)
+    if prepare is not None:
+        prepare()
     return target
 
 
@@ -325,16 +326,14 @@ class _Forks:
         self._target = target
         # Sockets that a worker must not inherit.
         self._private = private
-        # Worker numbers by pid.
-        self._numbers: dict[int, int] = {}
+        self._numbers_by_pid: dict[int, int] = {}
         self._requests = b""
-        # Lifelines of requests that have not arrived completely, in order of arrival.
-        self._lifelines: list[int] = []
+        self._lifelines_of_pending_requests: list[int] = []
 
     def receive(self) -> bool:
         """Fork the requested workers; return False when the supervisor has closed the socket."""
         data, descriptors, _, _ = socket.recv_fds(self._control, _RECEIVE_BYTES, 64)
-        self._lifelines += descriptors
+        self._lifelines_of_pending_requests += descriptors
         self._requests += data
         while len(self._requests) >= _REQUEST.size:
             number, length = _REQUEST.unpack_from(self._requests)
@@ -342,16 +341,16 @@ class _Forks:
             if len(self._requests) < end:
                 break
             body, self._requests = self._requests[_REQUEST.size : end], self._requests[end:]
-            self._fork_worker(number, body, self._lifelines.pop(0))
+            self._fork_worker(number, body, self._lifelines_of_pending_requests.pop(0))
         return bool(data)
 
     def reap(self) -> None:
         """Report workers that have ended."""
-        while self._numbers:
+        while self._numbers_by_pid:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
-            if (number := self._numbers.pop(pid, None)) is not None:
+            if (number := self._numbers_by_pid.pop(pid, None)) is not None:
                 self._send_report(number, _ENDED, os.waitstatus_to_exitcode(status))
 
     def _fork_worker(self, number: int, body: bytes, lifeline: int) -> None:
@@ -366,7 +365,7 @@ class _Forks:
         if pid == 0:
             self._be_worker(body, lifeline)
         os.close(lifeline)
-        self._numbers[pid] = number
+        self._numbers_by_pid[pid] = number
         self._send_report(number, _FORKED, pid)
 
     def _send_report(self, number: int, kind: int, value: int) -> None:
@@ -381,7 +380,7 @@ class _Forks:
             for private in (self._control, *self._private):
                 private.close()
             # A copy of another worker's lifeline in this process would keep it open, and so hide that worker's end.
-            for other in self._lifelines:
+            for other in self._lifelines_of_pending_requests:
                 os.close(other)
             task: Any = ForkingPickler.loads(body)
             self._target(dataclasses.replace(task, lifeline=lifeline))

@@ -25,25 +25,23 @@ log = logging.getLogger(__name__)
 
 MESSAGES_PER_TURN: Final = 200
 
-# Milliseconds, as ZMQ_HANDSHAKE_IVL takes them.
-_HANDSHAKE_TIMEOUT: Final = 3_000
-# Milliseconds, as ZMQ_LINGER takes them.
-_LINGER: Final = 200
-# Queued messages to one connection, beyond which the connection counts as gone.
-_WAITING_ANSWERS: Final = 100
-# Queued messages from one connection, beyond which its sender blocks.
-_WAITING_MESSAGES: Final = 16
-# Seconds without a message after which a publisher is forgotten.
-_SILENCE: Final = 60.0
-# Seconds between two summaries of refusals in the log.
-_REPORT_INTERVAL: Final = 60.0
-# Intervals in seconds; TCP_MAXRT in milliseconds.
-_KEEPALIVE: Final = {
+_HANDSHAKE_TIMEOUT_MILLISECONDS: Final = 3_000
+_LINGER_MILLISECONDS: Final = 200
+# Per connection. One that does not read this many is forgotten: its next Welcome repeats all that it has missed.
+_MAX_QUEUED_ANSWERS: Final = 100
+# Per connection. Beyond this its sender blocks, so messages of a fast publisher cannot fill the memory.
+_MAX_QUEUED_MESSAGES: Final = 16
+_MAX_SILENCE_SECONDS: Final = 60.0
+_REFUSAL_SUMMARY_INTERVAL_SECONDS: Final = 60.0
+_KEEPALIVE_IDLE_SECONDS: Final = 5
+_KEEPALIVE_INTERVAL_SECONDS: Final = 2
+_MAX_RETRANSMIT_MILLISECONDS: Final = 10_000
+_KEEPALIVE_OPTIONS: Final = {
     zmq.TCP_KEEPALIVE: 1,
-    zmq.TCP_KEEPALIVE_IDLE: 5,
-    zmq.TCP_KEEPALIVE_INTVL: 2,
+    zmq.TCP_KEEPALIVE_IDLE: _KEEPALIVE_IDLE_SECONDS,
+    zmq.TCP_KEEPALIVE_INTVL: _KEEPALIVE_INTERVAL_SECONDS,
     zmq.TCP_KEEPALIVE_CNT: 3,
-    zmq.TCP_MAXRT: 10_000,
+    zmq.TCP_MAXRT: _MAX_RETRANSMIT_MILLISECONDS,
 }
 
 _Socket: TypeAlias = "zmq.Socket[bytes]"
@@ -88,14 +86,14 @@ class Frontend:
         self._connections = Connections(context, self.socket)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt_string(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
-        self.socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_TIMEOUT)
+        self.socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_TIMEOUT_MILLISECONDS)
         self.socket.setsockopt(zmq.MAXMSGSIZE, max(limits.max_document, messages.MAX_HEADER_BYTES))
-        self.socket.setsockopt(zmq.RCVHWM, _WAITING_MESSAGES)
-        self.socket.setsockopt(zmq.SNDHWM, _WAITING_ANSWERS)
+        self.socket.setsockopt(zmq.RCVHWM, _MAX_QUEUED_MESSAGES)
+        self.socket.setsockopt(zmq.SNDHWM, _MAX_QUEUED_ANSWERS)
         # ZeroMQ's heartbeats stay off: libzmq 4.3.5 aborts when one is due on a connection that closed while its input
         # was stopped at the high-water mark (zeromq/libzmq#4364). Publishers send Pings; TCP keepalive detects
         # half-open connections.
-        for option, value in _KEEPALIVE.items():
+        for option, value in _KEEPALIVE_OPTIONS.items():
             self.socket.setsockopt(option, value)
         if curve is not None:
             curve.apply(self.socket)
@@ -127,10 +125,10 @@ class Frontend:
         return authenticator
 
     def close(self) -> None:
-        """Close the socket; messages already queued get `_LINGER` milliseconds to be sent."""
+        """Close the socket; messages already queued get `_LINGER_MILLISECONDS` to be sent."""
         self._authenticator.stop()
         self._connections.close()
-        self.socket.close(linger=_LINGER)
+        self.socket.close(linger=_LINGER_MILLISECONDS)
 
     @property
     def endpoint(self) -> str:
@@ -282,7 +280,7 @@ class Frontend:
             self._record_refusal("hello", "%d connections without a Hello were ended.", ended)
         now = time.monotonic()
         if self.refused != self._reported and now >= self._next_report:
-            self._next_report = now + _REPORT_INTERVAL
+            self._next_report = now + _REFUSAL_SUMMARY_INTERVAL_SECONDS
             self._reported = self.refused.copy()
             log.info(
                 "Refused so far: %s.", ", ".join(f"{topic} {count}" for topic, count in sorted(self.refused.items()))
@@ -293,8 +291,8 @@ class Frontend:
             self._gone.append(publisher)
 
     def _forget_silent(self) -> None:
-        """Forget publishers silent for `_SILENCE` seconds; identities of broken connections would accumulate."""
-        limit = time.monotonic() - _SILENCE
+        """Forget publishers silent for `_MAX_SILENCE_SECONDS`; identities of broken connections would accumulate."""
+        limit = time.monotonic() - _MAX_SILENCE_SECONDS
         for identity in [identity for identity, publisher in self.publishers.items() if publisher.heard <= limit]:
             self._forget(identity)
 

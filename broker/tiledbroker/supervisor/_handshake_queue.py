@@ -12,8 +12,8 @@ from ._publishers import Publisher
 RUNS_PER_TURN: Final = 10
 """Runs looked up at a time. Each may open a journal, which takes about a millisecond."""
 
-# Characters of uids in all queued Hellos. A Hello beyond that is dropped; its publisher says Hello again.
-_MAX_UID_CHARACTERS: Final = 64 * 2**20
+# Bounds memory. A Hello beyond it is dropped, which does no harm, because its publisher says Hello again.
+_MAX_QUEUED_UID_CHARACTERS: Final = 64 * 2**20
 
 
 @dataclass
@@ -38,7 +38,7 @@ class HandshakeQueue:
         states = {} if before is None else before.states
         uids = dict.fromkeys([*hello.runs, *hello.awaited])
         characters = sum(map(len, uids))
-        if characters + sum(pending.characters for pending in self._queue.values()) <= _MAX_UID_CHARACTERS:
+        if characters + sum(pending.characters for pending in self._queue.values()) <= _MAX_QUEUED_UID_CHARACTERS:
             known = {uid: states[uid] for uid in uids if uid in states}
             left = {uid: None for uid in uids if uid not in states}
             self._queue[publisher] = _PendingHello(left, known, characters)

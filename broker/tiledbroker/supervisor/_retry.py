@@ -12,13 +12,12 @@ from ._lifecycle import State
 
 REQUEST_SUFFIX: Final = ".retry"
 
-# State key that counts the writer's repairs by kind; a retry starts with an empty count.
-_COUNTED: Final = "repairs"
+_REPAIR_COUNTS_KEY: Final = "repairs"
 _REQUEST_NAME: Final = SUFFIX + REQUEST_SUFFIX
 # Age in seconds from which a modification time of the directory is reliable, see `RetryWatch.find_requests`.
 _MTIME_GRANULARITY_SECONDS: Final = 2.0
-# Pause between two scans, as a multiple of the time that a scan takes.
-_IDLE_SHARE: Final = 100
+# A multiple of the time that a scan takes, so that scanning takes 1 % of the time however many journals there are.
+_PAUSE_PER_SCAN_TIME: Final = 100
 
 
 def request_retry(journal: Path) -> None:
@@ -95,7 +94,7 @@ class RetryWatch:
         if changed == self._scanned_mtime_ns:
             return []
         found = retry_requests(self._directory)
-        self._next_at = began + _IDLE_SHARE * (time.monotonic() - began)
+        self._next_at = began + _PAUSE_PER_SCAN_TIME * (time.monotonic() - began)
         # A later change may get the same modification time as a very recent one, and requests that were found may have
         # to wait. In both cases scan again.
         settled = time.time() - changed / 1e9 > _MTIME_GRANULARITY_SECONDS
@@ -129,8 +128,11 @@ def clear_failure(journal: Path, *, lock_timeout: float = 2.0) -> bool:
         if journal_file.get("outcome") != State.FAILED.value:
             return False
         reason = journal_file.get("reason", "")
-        for key in ("outcome", "reason", _COUNTED):
+        # With the old counts, the run would fail again at its first repair.
+        for key in ("outcome", "reason", _REPAIR_COUNTS_KEY):
             journal_file.set(key, None)
+        # The facility's normalizer may have been mended since.
+        journal_file.request_revision()
         journal_file.note("retry requested", reason=reason)
     return True
 

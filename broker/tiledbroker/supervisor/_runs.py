@@ -28,12 +28,10 @@ MAX_DEATHS: Final = 8
 MAX_DEATHS_WITHOUT_WRITES: Final = 24
 """The same limit if documents were journaled between the deaths but none was written."""
 
-# Delay before a worker is restarted after its first death; it doubles with each further one.
-_FIRST_DELAY_SECONDS: Final = 0.05
-_MAX_DELAY_SECONDS: Final = 30.0
-# Time without documents after which the worker of an open run may be ended to make room for others.
+_FIRST_RESTART_DELAY_SECONDS: Final = 0.05
+_MAX_RESTART_DELAY_SECONDS: Final = 30.0
 _IDLE_OPEN_SECONDS: Final = 10.0
-# The same for a closing run.
+# Shorter than for an open run, because no documents are expected after the stop document.
 _IDLE_CLOSING_SECONDS: Final = 1.0
 
 RunMessage: TypeAlias = messages.Documents | messages.Abandoned
@@ -43,11 +41,8 @@ RunMessage: TypeAlias = messages.Documents | messages.Abandoned
 class Purpose(Enum):
     """Why a worker was started."""
 
-    # Documents have arrived, or may arrive any time.
     STORE = "store documents"
-    # An earlier worker has left something to write.
     RESUME = "write what is left"
-    # A written run is compared with its journal.
     AUDIT = "audit"
 
 
@@ -316,7 +311,7 @@ class Run:
         self.apply_event(Event.DIED)
         self.deaths += 1
         self.deaths_without_writes += 1
-        delay = min(_MAX_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2 ** (self.deaths_without_writes - 1))
+        delay = min(_MAX_RESTART_DELAY_SECONDS, _FIRST_RESTART_DELAY_SECONDS * 2 ** (self.deaths_without_writes - 1))
         self.start_at = now + delay
         log.warning(
             "The worker of run %s ended with exit code %s; starting another in %.2f s.", self.uid, exit_code, delay

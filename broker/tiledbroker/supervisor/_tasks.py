@@ -55,7 +55,10 @@ class WorkerCommand:
         Function that a worker process calls.
     preload
         Modules that the fork server imports before it forks the first worker.
+    prepare
+        Function that the fork server calls after that, which must not raise; None for none.
     """
 
     target: Callable[[WorkerTask], None]
     preload: tuple[str, ...] = ()
+    prepare: Callable[[], None] | None = None

@@ -18,10 +18,9 @@ DEFAULT_SILENCE: Final = 60.0
 FINISH_TIMEOUT_SECONDS: Final = 10.0
 """Time that a worker has to end after it was told to; then it is killed."""
 
-# Time since the last check above which the supervisor itself must have been stopped or blocked.
+# Checks are one second apart. After a longer time the supervisor itself must have been stopped or blocked.
 _OWN_ABSENCE_SECONDS: Final = 2.0
-# A worker is pinged this many times before it is replaced.
-_PINGS: Final = 4
+_PINGS_BEFORE_REPLACEMENT: Final = 4
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class WorkerMonitor:
                 worker.kill_reason = f"its worker did not answer for {silence:g} s"
                 log.error("The worker of run %s is ended: %s.", run.uid, worker.kill_reason)
             return [KillWorker(worker.number)]
-        if now - max(worker.answered_at, worker.pinged_at) >= silence / _PINGS:
+        if now - max(worker.answered_at, worker.pinged_at) >= silence / _PINGS_BEFORE_REPLACEMENT:
             worker.pinged_at = now
             return [SendToWorker(worker.number, messages.Ping(0))]
         return []

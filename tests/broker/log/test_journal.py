@@ -737,3 +737,44 @@ class TestFileNames:
         for name in ("b.sqlite", "a.sqlite", "a.sqlite-wal", "a.sqlite.lock", "_unrouted-1.sqlite", ".hidden.sqlite"):
             (tmp_path / name).touch()
         assert run_files(tmp_path) == [tmp_path / "a.sqlite", tmp_path / "b.sqlite"]
+
+
+def test_results_of_a_normalizer_are_kept_by_index(tmp_path):
+    path = tmp_path / "run.sqlite"
+    with Journal(path, "create", run_uid="run") as journal:
+        assert journal.read_normalized(0, 10) == {}
+        journal.request_revision()
+        assert journal.revise_below == 0
+        journal.append_one("start", b"a")
+        journal.append_one("stop", b"b")
+        journal.store_normalized([(0, b"old"), (1, b"one")])
+        journal.store_normalized([(0, b"new")])
+        journal.request_revision()
+    with Journal(path) as journal:
+        assert journal.read_normalized(0, 10) == {0: b"new", 1: b"one"}
+        assert journal.read_normalized(1, 10) == {1: b"one"}
+        assert journal.read_normalized(0, 1) == {0: b"new"}
+        assert journal.revise_below == 2
+
+
+def test_a_revision_ends_with_the_last_result_to_be_revised(tmp_path):
+    with Journal(tmp_path / "run.sqlite", "create", run_uid="run") as journal:
+        for name in ("start", "stop"):
+            journal.append_one(name, b"")
+        journal.store_normalized([(0, b"0"), (1, b"1")])
+        journal.request_revision()
+        journal.store_normalized([(0, b"2")])
+        assert journal.revise_below == 2
+        journal.store_normalized([(1, b"3")])
+        assert journal.revise_below == 0
+
+
+def test_a_damaged_result_of_a_normalizer_is_no_result(tmp_path):
+    path = tmp_path / "run.sqlite"
+    with Journal(path, "create", run_uid="run") as journal:
+        journal.store_normalized([(0, b"0")])
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE normalized SET body = x'ff'")
+    connection.close()
+    with Journal(path) as journal, pytest.raises(JournalInvalid, match="document 0 was normalized to"):
+        journal.read_normalized(0, 1)

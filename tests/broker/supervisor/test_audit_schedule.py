@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tiledbroker.supervisor._audit_schedule import FIRST_PAUSE_SECONDS, PUT_OFF_SECONDS, AuditSchedule
+from tiledbroker.supervisor._audit_schedule import PAUSE_AFTER_FIRST_DEATH_SECONDS, PUT_OFF_SECONDS, AuditSchedule
 from tiledbroker.supervisor._runs import MAX_DEATHS
 
 
@@ -35,7 +35,7 @@ def test_a_run_that_was_looked_at_waits_no_more(audits: AuditSchedule) -> None:
 def test_pauses_grow_with_deaths_in_a_row_until_the_audit_is_given_up(audits: AuditSchedule) -> None:
     pauses = [audits.pause_after("early", died=True) for _ in range(MAX_DEATHS)]
     assert pauses == [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, None]
-    assert audits.pause_after("early", died=True) == FIRST_PAUSE_SECONDS
+    assert audits.pause_after("early", died=True) == PAUSE_AFTER_FIRST_DEATH_SECONDS
 
 
 @pytest.mark.parametrize("well", [False, True])
@@ -47,10 +47,10 @@ def test_an_audit_that_is_only_put_off_kills_nobody(audits: AuditSchedule, well:
         audits.discard("early")
     else:
         assert [audits.pause_after("early", died=False) for _ in range(20)] == [PUT_OFF_SECONDS] * 20
-    assert audits.pause_after("early", died=True) == FIRST_PAUSE_SECONDS
+    assert audits.pause_after("early", died=True) == PAUSE_AFTER_FIRST_DEATH_SECONDS
 
 
 def test_runs_are_counted_by_themselves(audits: AuditSchedule) -> None:
     for _ in range(MAX_DEATHS):
         audits.pause_after("early", died=True)
-    assert audits.pause_after("late", died=True) == FIRST_PAUSE_SECONDS
+    assert audits.pause_after("late", died=True) == PAUSE_AFTER_FIRST_DEATH_SECONDS

@@ -17,7 +17,7 @@ import pytest
 import zmq
 
 from tiledbroker.protocol import messages
-from tiledbroker.supervisor._connections import TIMEOUT
+from tiledbroker.supervisor._connections import HELLO_TIMEOUT_SECONDS
 from tiledbroker.supervisor._frontend import Frontend
 from tiledbroker.supervisor._publishers import ClientLimits, Publisher
 from tiledwriter.testing import wait_until
@@ -340,12 +340,12 @@ def test_whoever_does_not_say_hello_is_disconnected(
     silent = raw(GREETING + READY)
     dealer = dial()
     greeted(front, dealer)
-    grow_older(front, 2, TIMEOUT - 5)
+    grow_older(front, 2, HELLO_TIMEOUT_SECONDS - 5)
     silent.settimeout(0.2)
     with pytest.raises(TimeoutError):
         is_closed(silent)
     silent.settimeout(20)
-    grow_older(front, 2, TIMEOUT + 5)
+    grow_older(front, 2, HELLO_TIMEOUT_SECONDS + 5)
     assert is_closed(silent)
     assert front.refused == {"hello": 1}
     send(dealer, messages.Ping(7))
@@ -356,7 +356,7 @@ def test_a_publisher_that_fell_silent_is_disconnected_in_the_end(front: Frontend
     dealer = dial()
     greeted(front, dealer).heard -= 1000
     with dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED) as events:
-        grow_older(front, 1, TIMEOUT + 5)
+        grow_older(front, 1, HELLO_TIMEOUT_SECONDS + 5)
         assert events.poll(10_000)
         dealer.monitor(None, 0)
 
@@ -384,7 +384,7 @@ def test_a_connection_over_ipc_that_says_no_hello_is_ended(
         silent.settimeout(20)
         silent.connect(f"{tmp_path}/front")
         silent.sendall(GREETING + READY)
-        grow_older(front, 1, TIMEOUT + 5)
+        grow_older(front, 1, HELLO_TIMEOUT_SECONDS + 5)
         assert is_closed(silent)
     front.close()
 
@@ -399,7 +399,7 @@ def test_what_has_been_given_the_descriptor_of_a_connection_is_left_alone(
         connections = front._connections
         (connection,) = connections._connections.values()
         connections._connections = {theirs.fileno(): connection}
-        grow_older(front, 1, TIMEOUT + 5)
+        grow_older(front, 1, HELLO_TIMEOUT_SECONDS + 5)
         ours.sendall(b"x")
         assert theirs.recv(1) == b"x"
         assert not connections._is_accepted(theirs)

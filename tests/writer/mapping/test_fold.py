@@ -20,7 +20,7 @@ from tiledwriter.mapping._operations import (
     UpdateMetadata,
     WriteArray,
 )
-from tiledwriter.mapping._run_writer import MAX_PENDING_ARRAY_BYTES
+from tiledwriter.mapping._run_writer import MAX_PENDING_ARRAY_BYTES_PER_STREAM
 from tiledwriter.mapping._writing_options import WritingOptions
 
 # Random runs
@@ -374,7 +374,7 @@ def test_a_batch_ends_before_its_arrays_take_much_memory_though_no_event_has_one
     while fold.cursor < len(records):
         batch = [operation for operation in fold.feed(records[fold.cursor :]) if isinstance(operation, WriteArray)]
         assert fold.error is None
-        assert sum(operation.values.nbytes for operation in batch) <= MAX_PENDING_ARRAY_BYTES + 2**23
+        assert sum(operation.values.nbytes for operation in batch) <= MAX_PENDING_ARRAY_BYTES_PER_STREAM + 2**23
         written += [(operation.first, operation.stop) for operation in batch]
     assert written == [(0, 9), (9, 18), (18, 27), (27, 30)]
 

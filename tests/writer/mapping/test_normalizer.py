@@ -137,7 +137,7 @@ def test_what_further_descriptors_say_again_is_kept_once() -> None:
     normalizer = RunNormalizer()
     for uid, keys in (("one", {"x": NUMBER}), ("same", {"x": NUMBER}), ("other", {"x": IMAGE})):
         normalizer(*descriptor(keys, uid=uid))
-    streams = normalizer._streams
+    streams = normalizer._streams_by_descriptor
     assert streams["one"] is streams["same"]
     assert streams["other"].external == {"x"}
 
@@ -365,7 +365,7 @@ def test_datums_that_were_used_are_kept_for_others_and_not_for_ever(monkeypatch:
     emitted = normalize(documents, normalizer)
     assert [doc["uid"] for doc in of("stream_datum", emitted)] == used
     assert len(normalizer._used_datums) == 3
-    assert not normalizer._datums
+    assert not normalizer._unused_datums
     assert normalizer.notes == []
     normalize([event(len(used) + 1, {"img": "res/0"}), STOP], normalizer)
     (note,) = normalizer.notes

@@ -121,7 +121,7 @@ REFUSED = [
     ({"consolidators": {LAB: "LAB:nothing"}}, "LAB:nothing is not a subclass of Consolidator"),
     ({"consolidators": {LAB: "LAB:Normalizer"}}, "LAB:Normalizer is not a subclass of Consolidator"),
     ({"consolidators": {LAB: "LAB:LabTIFF"}}, "is not among the mimetypes of LAB:LabTIFF"),
-    ({"normalizer": "LAB:Two"}, "normalizer: LAB:Two is not a subclass of RunNormalizer"),
+    ({"normalizer": "LAB:Two"}, "normalizer: LAB:Two cannot be made (TypeError: "),
     ({"normalizer": "LAB:NoArguments"}, "normalizer: LAB:NoArguments cannot be made (TypeError"),
     ({"normalizer": "LAB:Missing"}, "normalizer: LAB:Missing cannot be imported (AttributeError"),
     ({"patches": {"start": "LAB:nothing"}}, "patches: 'start': LAB:nothing is not a function"),

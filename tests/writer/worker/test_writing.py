@@ -93,7 +93,7 @@ def test_a_journal_disk_that_fails_for_a_while_costs_nothing(
     tiled_server: TiledServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(writing_module, "DISK_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(writing_module, "PAUSE_AFTER_DISK_FULL_SECONDS", 0.01)
     works = getattr(journal, failing)
     calls = 0
 

@@ -21,8 +21,7 @@ from ._callback_run import CallbackRun, RunOptions
 log = logging.getLogger(__name__)
 
 BATCH_SIZE: Final = 10_000
-# Seconds for which a request is retried, by default.
-PATIENCE_SECONDS: Final = 45.0
+DEFAULT_PATIENCE_SECONDS: Final = 45.0
 
 
 class TiledWriter:
@@ -84,7 +83,7 @@ class TiledWriter:
         max_array_size: int = MAX_ARRAY_SIZE,
         validate: bool | None = None,
         ignore_errors: Sequence[str] | None = None,
-        patience: float = PATIENCE_SECONDS,
+        patience: float = DEFAULT_PATIENCE_SECONDS,
     ) -> None:
         if client is not None:
             check_version(client)

@@ -6,11 +6,11 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias
 
-from tiledbroker import decode
+from tiledbroker import Encoder, decode
 
 from .._errors import ColumnsRefused, ColumnsTooNarrow, FoldAgain, TiledUnavailable
 from .._names import run_key
@@ -20,15 +20,17 @@ from ..mapping import (
     Consolidator,
     DocumentPatch,
     FoldPlan,
+    GuestNormalizer,
     Operation,
+    RunNormalizer,
     RunWriter,
     declares_dtype,
     fold_until_planned,
+    make_normalizer,
+    registered_consolidators,
+    unpack_pages,
 )
 from ._backup import Backup, Recording
-
-if TYPE_CHECKING:
-    from event_model import EventPage
 
 log = logging.getLogger(__name__)
 
@@ -54,88 +56,25 @@ class RunOptions:
     patience: float
 
 
-class CallbackFold:
-    """The fold for one run's documents, with any kind of normalizer.
+class PassThrough:
+    """Stands for a normalizer where documents are modern already."""
 
-    A normalizer either returns the modern documents for each document, as `RunNormalizer` does, or has `subscribe` and
-    emits them, as normalizers made for bluesky-tiled-plugins do. Such normalizers are the reason why this is not a
-    `Fold`, which takes records of a journal, decodes them by column, and checks and filters what `RunNormalizer` emits.
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.guessed_types: set[tuple[str, str]] = set()
 
-    Attributes
-    ----------
-    pending
-        Number of events and stream datums since the last flush.
-    writer
-        The `RunWriter` that makes the operations.
-    """
-
-    def __init__(self, options: RunOptions, plan: FoldPlan) -> None:
-        self.pending = 0
-        self._emitted: list[tuple[str, dict[str, Any]]] = []
-        self._normalizer: Any = None
-        if options.normalizer is not None:
-            self._normalizer = options.normalizer(
-                patches=dict(options.patches), spec_to_mimetype=dict(options.spec_to_mimetype)
-            )
-        self._guesses: set[tuple[str, str]] | None = None
-        guessed = getattr(self._normalizer, "guessed_types", None)
-        if guessed is None:
-            guessed = self._guesses = set()
-        self._emits = hasattr(self._normalizer, "subscribe")
-        if self._emits:
-            self._normalizer.subscribe(self._collect_emitted)
-        self.writer = RunWriter(
-            max_array_size=plan.max_array_size if plan.max_array_size >= 0 else sys.maxsize,
-            guessed_types=guessed,
-            consolidators=options.consolidators,
-            column_types=plan.column_types,
-        )
-
-    def __call__(self, name: str, document: dict[str, Any]) -> list[Operation]:
-        """Return the operations for a document, which may be changed."""
-        if self._guesses is not None and name == "descriptor":
+    def __call__(self, name: str, document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+        """Return the document, or the events of an event page."""
+        if name == "descriptor":
             keys = document.get("data_keys", {})
-            self._guesses |= {(document["name"], key) for key, value in keys.items() if not declares_dtype(value)}
-        return [
-            operation
-            for modern_name, modern in self._normalize_document(name, document)
-            for operation in self._fold_document(modern_name, modern)
-        ]
-
-    def flush(self) -> list[Operation]:
-        """Return the operations for everything pending."""
-        self.pending = 0
-        return self.writer.flush()
-
-    def _normalize_document(self, name: str, document: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
-        if self._normalizer is None:
-            return [(name, document)]
-        self._emitted = []
-        returned: Iterable[tuple[str, dict[str, Any]]] = self._normalizer(name, document)
-        return self._emitted if self._emits else returned
-
-    def _collect_emitted(self, name: str, document: dict[str, Any]) -> None:
-        self._emitted.append((name, document))
-
-    def _fold_document(self, name: str, document: dict[str, Any]) -> Iterator[Operation]:
-        for part_name, part in _unpack_page(name, document):
-            self.pending += part_name in ("event", "stream_datum")
-            stop = dict(part)
-            if part_name == "stop":
-                # Normalizers made for bluesky-tiled-plugins put their notes there.
-                notes = [*stop.pop("_run_normalizer_notes", ()), *getattr(self._normalizer, "notes", ())]
-                for note in notes:
-                    self.writer.note(note)
-            yield from self.writer(part_name, stop)
+            self.guessed_types |= {(document["name"], key) for key, value in keys.items() if not declares_dtype(value)}
+        return list(unpack_pages(name, document))
 
 
-def _unpack_page(name: str, document: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
-    """Return a document, or the events of an event page, since `RunWriter` takes no pages."""
-    if name != "event_page":
-        return [(name, document)]
-    from event_model import unpack_event_page
-
-    return [("event", dict(event)) for event in unpack_event_page(cast("EventPage", document))]
+def _make_normalizer(options: RunOptions) -> RunNormalizer | GuestNormalizer | PassThrough:
+    if options.normalizer is None:
+        return PassThrough()
+    return make_normalizer(options.normalizer, options.patches, options.spec_to_mimetype)
 
 
 class CallbackRun:
@@ -143,15 +82,19 @@ class CallbackRun:
 
     The documents are recorded until the run ends, for two reasons. First, the backups get the whole run if it fails.
     Second, the run is folded again from its first document if its tables need other columns, because the server has no
-    list columns or a value does not fit its declared type. Up to `MAX_MEMORY_BYTES` of the recording are in memory, the
-    rest is in a temporary file, so memory is bounded however long the run is.
+    list columns or a value does not fit its declared type. What is folded are the normalized documents: a facility's
+    normalizer may draw uids, so it must see each document once. Up to `MAX_MEMORY_BYTES` of each recording are in
+    memory, the rest is in a temporary file, so memory is bounded however long the run is.
     """
 
     def __init__(self, run_uid: str, options: RunOptions, backups: list[Backup]) -> None:
         self._run_uid = run_uid
         self._options = options
         self._backups = backups
-        self._recording: Recording | None = Recording()
+        self._recording: Recording | None = Recording() if backups else None
+        self._normalizer = _make_normalizer(options)
+        self._normalized = Recording()
+        self._encoder = Encoder()
         self._error: BaseException | None = None
         self._plan = FoldPlan(options.max_array_size)
         self._ledger = MemoryLedger(run_uid)
@@ -159,7 +102,9 @@ class CallbackRun:
             lambda: options.client, threading.Event(), self._ledger.note, patience=options.patience
         )
         self._catalog = TiledCatalog(self._connection, self._ledger, quiet_period=QUIET_PERIOD_SECONDS)
-        self._fold: CallbackFold | None = None
+        self._writer: RunWriter | None = None
+        # Number of events and stream datums since the last flush.
+        self._pending = 0
 
     def __call__(self, name: str, body: bytes) -> None:
         """Process the next document. An error is raised unless a backup has the whole run."""
@@ -202,13 +147,16 @@ class CallbackRun:
             log.error("Run %s has ended, but is not complete in Tiled.", self._run_uid)
         if self._recording is not None:
             self._recording.clear()
+        self._normalized.clear()
 
     def _process_document(self, name: str, body: bytes) -> None:
         """Fold a document and apply its operations; if necessary, fold the whole run again."""
-        # The recording is None only after a failure.
-        assert self._recording is not None
-        recording = self._recording
-        documents: Iterable[tuple[str, bytes]] = [(name, body)]
+        normalized = [
+            (modern_name, self._encoder.encode(modern)) for modern_name, modern in self._normalizer(name, decode(body))
+        ]
+        for item in normalized:
+            self._normalized.append(*item)
+        documents: Iterable[tuple[str, bytes]] = normalized
 
         def fold_documents(plan: FoldPlan) -> None:
             for item in documents:
@@ -220,7 +168,7 @@ class CallbackRun:
                 self._ledger.note("no list columns", reason=str(error))
             elif isinstance(error, ColumnsTooNarrow):
                 self._ledger.note("wider columns", columns=error.needed)
-            self._plan, self._fold, documents = plan, None, recording
+            self._plan, self._writer, self._pending, documents = plan, None, 0, self._normalized
 
         fold_until_planned(self._plan, fold_documents, begin_again)
         if name == "stop" and self._options.validate:
@@ -228,14 +176,30 @@ class CallbackRun:
             run.validate(ignore_errors=self._options.ignore_errors, raise_on_error=True)
 
     def _fold_and_apply(self, plan: FoldPlan, name: str, body: bytes) -> None:
-        if self._fold is None:
-            self._fold = CallbackFold(self._options, plan)
-        operations = self._fold(name, decode(body))
-        if self._fold.pending >= max(1, self._options.batch_size) or self._fold.writer.flush_due:
-            operations += self._fold.flush()
-        if needed := self._fold.writer.too_narrow:
+        """Fold a normalized document, and apply the operations that are due."""
+        if self._writer is None:
+            self._writer = self._make_writer(plan)
+        document = decode(body)
+        if name == "stop":
+            for note in self._normalizer.notes:
+                self._writer.note(note)
+        operations = self._writer(name, document)
+        self._pending += name in ("event", "stream_datum")
+        if self._pending >= max(1, self._options.batch_size) or self._writer.flush_due:
+            self._pending = 0
+            operations += self._writer.flush()
+        if needed := self._writer.too_narrow:
             raise ColumnsTooNarrow(needed)
         self._apply_operations(operations)
+
+    def _make_writer(self, plan: FoldPlan) -> RunWriter:
+        return RunWriter(
+            max_array_size=plan.max_array_size if plan.max_array_size >= 0 else sys.maxsize,
+            guessed_types=self._normalizer.guessed_types,
+            # A module that registers consolidators may be imported at any time.
+            consolidators={**self._options.consolidators, **registered_consolidators()},
+            column_types=plan.column_types,
+        )
 
     def _apply_operations(self, operations: list[Operation]) -> None:
         """Apply operations, and wait until the outcome of each is known, for a limited time."""

@@ -41,8 +41,7 @@ from ._quiet import QuietPeriods
 from ._rewrites import TableRewrites
 from ._row_proof import key_columns
 
-# Key of the ledger.
-_PROBE_TABLE: Final = "probe_table"
+_PROBE_TABLE_KEY: Final = "probe_table"
 
 # The order of a table only moves to a later entry, never back.
 _ORDERS: Final = (("seq_num", "time"), ("time", "seq_num"), ())
@@ -79,7 +78,7 @@ class TiledCatalog:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._nodes = Nodes(connection)
-        self._nodes.probe.on_table = lambda path: ledger.set(_PROBE_TABLE, path)
+        self._nodes.probe.on_table = lambda path: ledger.set(_PROBE_TABLE_KEY, path)
         self._ledger = ledger
         self._known = KnownNodes(ledger)
         self._quiet = QuietPeriods(ledger, quiet_period, clock)
@@ -90,8 +89,7 @@ class TiledCatalog:
             self._nodes, self._known, self._beyond, self._rewrites, self._growth, quiet=self._quiet, ledger=ledger
         )
         self._audits = NodeAudits(self._nodes, self._known, self._beyond, self._rewrites)
-        # True once it is known that Tiled has no more of the run than the journal.
-        self._concluded = False
+        self._journal_has_all = False
 
     @property
     def waits_for_stop(self) -> bool:
@@ -127,7 +125,7 @@ class TiledCatalog:
         NodeRewound
             All operations of the run must be passed again, from the first one.
         AuditFailed
-            A node still differs after `MAX_REPAIRS` repairs.
+            A node still differs after `MAX_REPAIRS_PER_NODE` repairs.
         Stopped
             The process was told to stop.
         """
@@ -217,7 +215,7 @@ class TiledCatalog:
             metadata = {key: value for key, value in wanted.items() if not self._is_known(path, value, found.get(key))}
         if metadata:
             self._nodes.set_metadata(path, metadata)
-        self._concluded = self._concluded or "stop" in operation.metadata
+        self._journal_has_all = self._journal_has_all or "stop" in operation.metadata
         crash_point("catalog: metadata set")
 
     def _is_known(self, path: str, wanted: Any, found: Any) -> bool:
@@ -237,16 +235,16 @@ class TiledCatalog:
 
     def _close_stream(self, path: str) -> None:
         self._remove_probe_table()
-        if not self._concluded:
+        if not self._journal_has_all:
             self._beyond.check_end(path.partition("/")[0])
-            self._concluded = True
+            self._journal_has_all = True
         if not self._ledger.get(COMPLETE_BEFORE):
             self._nodes.close_stream(path)
             crash_point("catalog: stream closed")
 
     def _remove_probe_table(self) -> None:
         """Delete the table that a probe left because its deletion failed or its process was killed."""
-        if (path := self._ledger.get(_PROBE_TABLE)) is not None:
+        if (path := self._ledger.get(_PROBE_TABLE_KEY)) is not None:
             self._nodes.detach(path)
             self._nodes.delete(path)
-            self._ledger.set(_PROBE_TABLE, None)
+            self._ledger.set(_PROBE_TABLE_KEY, None)

@@ -18,8 +18,7 @@ from ._nodes import Nodes, arrow_columns, difference, extent
 from ._quiet import QuietPeriods
 from ._rewrites import TableRewrites
 
-# Keys of the ledger.
-_LISTS_TAKEN: Final = "list_columns_taken"
+_LISTS_TAKEN_KEY: Final = "list_columns_taken"
 COMPLETE_BEFORE: Final = "complete_before"
 """Key of the ledger, set if the run was complete in Tiled before this host wrote to it."""
 
@@ -86,7 +85,7 @@ class NodeCreation:
         # With SQLite as table storage Tiled always answers 500 to list columns. Do not wait for another response
         # unless this server has accepted list columns before.
         lists = isinstance(operation, CreateTable) and any(c.type.startswith("list<") for c in operation.columns)
-        unproven = lists and not self._ledger.get(_LISTS_TAKEN)
+        unproven = lists and not self._ledger.get(_LISTS_TAKEN_KEY)
         try:
             self._create_or_adopt(
                 node, operation, tolerated_failures=2 if unproven or isinstance(operation, CreateArray) else None
@@ -99,7 +98,7 @@ class NodeCreation:
             self._create_or_adopt(node, operation)
         # An adopted table may have other columns and proves nothing about list columns.
         if unproven and isinstance(operation, CreateTable) and node.columns == arrow_columns(operation.columns):
-            self._ledger.set(_LISTS_TAKEN, True)
+            self._ledger.set(_LISTS_TAKEN_KEY, True)
 
     def create_table(self, operation: CreateTable) -> None:
         """Create a table as `create_node` does, or start to rewrite one of this run whose columns must change."""
@@ -152,8 +151,6 @@ class NodeCreation:
             self._beyond.raise_tiled_has_more()
         self._ledger.note("array made anew", node=node.path, type=operation.dtype, shape=list(operation.shape))
         self._rewrites.delete_node(node)
-
-    # Nodes of other writers
 
     def _adopt_node(self, node: KnownNode, operation: Creation, *, made_here: bool) -> None:
         """Take over an existing node: from before a crash, or from another host that wrote the run.
@@ -213,8 +210,6 @@ class NodeCreation:
 
         self._quiet.wait_until_quiet(node, read_size)
 
-    # Columns
-
     def _check_columns(self, operation: CreateTable) -> None:
         """Start or continue the rewrite of an existing table if its columns must change."""
         node, target = self._known[operation.path], self._known.target(operation.path)
@@ -244,8 +239,6 @@ class NodeCreation:
             crash_point("catalog: rewrite begun")
         self.create_node(replace(operation, path=rewrite.copy))
         self._rewrites.finish_rewrite(node)
-
-    # Removal
 
     def remove_node(self, operation: RemoveNode) -> None:
         """Delete an array whose values are now in a column, including one of another host that died before deleting it.

@@ -41,12 +41,11 @@ class DataBeyondJournal:
         self._nodes = nodes
         self._known = known
         self._ledger = ledger
-        # Descriptions of the data, besides rows of tables and the stop document.
-        self._descriptions: list[str] = []
+        self._other_data: list[str] = []
 
     def add_description(self, description: str) -> None:
         """Add a description of data that Tiled has and the journal lacks."""
-        self._descriptions.append(description)
+        self._other_data.append(description)
 
     def raise_tiled_has_more(self) -> NoReturn:
         """Give up waiting for documents that Tiled has and the journal lacks.
@@ -57,7 +56,7 @@ class DataBeyondJournal:
             Always, with a description of the data.
         """
         stop = ["a stop document"] if self.has_stop else []
-        raise TiledHasMore([*self._describe_rows(), *self._descriptions, *stop])
+        raise TiledHasMore([*self._describe_rows(), *self._other_data, *stop])
 
     def check_stop(self, attributes: Mapping[str, Any]) -> None:
         """Wait for the journal's stop document if the run, with these attributes, has one in Tiled already."""
@@ -80,7 +79,7 @@ class DataBeyondJournal:
         ours = {*planned, *(path + REWRITE_SUFFIX for path in planned), f"{run}/{PROBE_KEY}"}
         if unknown := sorted(path for path in self._nodes.below(run) if path not in ours):
             self.add_description(f"{len(unknown)} nodes, such as {path_in_run(unknown[0])}")
-        if self.has_stop or self._descriptions:
+        if self.has_stop or self._other_data:
             self.raise_tiled_has_more()
 
     def _describe_rows(self) -> list[str]:

@@ -20,7 +20,6 @@ from ._rewrites import TableRewrites
 
 log = logging.getLogger(__name__)
 
-# Per request.
 MAX_REQUEST_ROWS: Final = 20_000
 MAX_REQUEST_BYTES: Final = 32 * 2**20
 

@@ -21,13 +21,13 @@ NEVER: Final = 2**53
 LATE_AUDIT: Final = "late_audit"
 """Key of the ledger, set when a late audit is needed because a request may be carried out after the run's end."""
 
-# Keys of the ledger. Each value is a mapping by path, except that of `_DISTURBED`, which is a list of paths.
-_COLUMNS: Final = "columns"
-_REWRITES: Final = "rewrites"
-_REPAIRS: Final = "repairs"
-_DOUBTED: Final = "doubted"
-_ARRAYS: Final = "arrays"
-_DISTURBED: Final = "disturbed"
+# Each value in the ledger is a mapping by path, except that of `_DISTURBED_KEY`, which is a list of paths.
+_COLUMNS_KEY: Final = "columns"
+_REWRITES_KEY: Final = "rewrites"
+_REPAIRS_KEY: Final = "repairs"
+_DOUBTED_KEY: Final = "doubted"
+_ARRAYS_KEY: Final = "arrays"
+_DISTURBED_KEY: Final = "disturbed"
 
 
 @dataclass(frozen=True)
@@ -204,24 +204,23 @@ class KnownNodes:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._nodes: dict[str, KnownNode] = {}
-        # The ledger's mappings as last recorded.
-        self._recorded: dict[str, dict[str, Any]] = {
-            key: ledger.get(key, {}) for key in (_COLUMNS, _REWRITES, _REPAIRS, _DOUBTED, _ARRAYS)
+        self._last_recorded: dict[str, dict[str, Any]] = {
+            key: ledger.get(key, {}) for key in (_COLUMNS_KEY, _REWRITES_KEY, _REPAIRS_KEY, _DOUBTED_KEY, _ARRAYS_KEY)
         }
         for path, progress in ledger.progress().items():
             node = self[path]
             node.progress, node.of_others, node.unseen = progress, True, True
-        for path, columns in self._recorded[_COLUMNS].items():
+        for path, columns in self._last_recorded[_COLUMNS_KEY].items():
             self[path].columns = columns
-        for path, rewrite in self._recorded[_REWRITES].items():
+        for path, rewrite in self._last_recorded[_REWRITES_KEY].items():
             self[path].rewrite = Rewrite(**rewrite)
-        for path, repairs in self._recorded[_REPAIRS].items():
+        for path, repairs in self._last_recorded[_REPAIRS_KEY].items():
             self[path].repairs = repairs
-        for path, reason in self._recorded[_DOUBTED].items():
+        for path, reason in self._last_recorded[_DOUBTED_KEY].items():
             self[path].doubt = reason
-        for path, array in self._recorded[_ARRAYS].items():
+        for path, array in self._last_recorded[_ARRAYS_KEY].items():
             self[path].array = array
-        for path in ledger.get(_DISTURBED, ()):
+        for path in ledger.get(_DISTURBED_KEY, ()):
             self[path].disturbed = True
 
     def __getitem__(self, path: str) -> KnownNode:
@@ -243,9 +242,7 @@ class KnownNodes:
 
     def rewrites_in(self, run: str) -> list[KnownNode]:
         """Return the run's tables whose rewrite is not complete, in the order in which it was last changed."""
-        return [self[path] for path in self._recorded[_REWRITES] if path.startswith(f"{run}/")]
-
-    # Progress
+        return [self[path] for path in self._last_recorded[_REWRITES_KEY] if path.startswith(f"{run}/")]
 
     def record_creation(self, node: KnownNode) -> None:
         """Record that this run has created the node or taken it over."""
@@ -286,27 +283,25 @@ class KnownNodes:
         if (progress := facts.get("progress")) is not None:
             self._ledger.set_progress(node.path, progress.rows, progress.intent)
 
-    # Doubts, rewrites and repairs of tables
-
     def mark_doubted(self, node: KnownNode, reason: str) -> None:
         """Suspend changes to a table until the journal is proved to contain all of its rows.
 
         With a reason other than "" the table is rewritten after the proof.
         """
         self._change(node, NodeEvent.DOUBTED, doubt=reason, proof=None)
-        self._record(_DOUBTED, node.path, reason)
+        self._record(_DOUBTED_KEY, node.path, reason)
 
     def clear_doubt(self, node: KnownNode) -> None:
         """Forget the doubt about a table that is proved."""
         self._change(node, NodeEvent.PROVED, doubt=None, proof=None)
-        self._record(_DOUBTED, node.path, None)
+        self._record(_DOUBTED_KEY, node.path, None)
 
     def forget_doubt(self, node: KnownNode) -> None:
         """Forget the doubt, if any, about a copy that is deleted next."""
         node.proof = None
         if node.doubt is not None:
             node.doubt = None
-            self._record(_DOUBTED, node.path, None)
+            self._record(_DOUBTED_KEY, node.path, None)
 
     def begin_rewrite(self, node: KnownNode, columns: list[list[str]], until: int) -> Rewrite:
         """Record that a table is rewritten; see `Rewrite` for the arguments."""
@@ -332,33 +327,33 @@ class KnownNodes:
 
     def _record_rewrite(self, node: KnownNode) -> None:
         # A rewrite goes to the end of the mapping whenever it changes.
-        self._recorded[_REWRITES] = {k: v for k, v in self._recorded[_REWRITES].items() if k != node.path}
-        self._record(_REWRITES, node.path, None if node.rewrite is None else asdict(node.rewrite))
+        self._last_recorded[_REWRITES_KEY] = {
+            k: v for k, v in self._last_recorded[_REWRITES_KEY].items() if k != node.path
+        }
+        self._record(_REWRITES_KEY, node.path, None if node.rewrite is None else asdict(node.rewrite))
 
     def count_repair(self, node: KnownNode) -> None:
         """Record one more repair of a node."""
         node.repairs += 1
-        self._record(_REPAIRS, node.path, node.repairs)
+        self._record(_REPAIRS_KEY, node.path, node.repairs)
 
     def record_columns(self, node: KnownNode, columns: list[list[str]]) -> None:
         """Record the columns that a table has in Tiled."""
         node.columns = columns
-        self._record(_COLUMNS, node.path, columns)
+        self._record(_COLUMNS_KEY, node.path, columns)
 
     def record_array(self, node: KnownNode, dtype: str, shape: list[int]) -> None:
         """Record the type and row shape with which an array was created."""
         node.array = [dtype, shape]
-        self._record(_ARRAYS, node.path, node.array)
+        self._record(_ARRAYS_KEY, node.path, node.array)
 
     def _record(self, key: str, path: str, value: Any) -> None:
         """Record a value by path in one of the ledger's mappings; remove the path if the value is None."""
-        recorded = {**self._recorded[key], path: value}
+        recorded = {**self._last_recorded[key], path: value}
         if value is None:
             del recorded[path]
-        self._recorded[key] = recorded
+        self._last_recorded[key] = recorded
         self._ledger.set(key, recorded)
-
-    # Requests with lost responses
 
     def record_lost_response(self, node: KnownNode) -> None:
         """Remember that a request with a lost response may still change the node."""
@@ -372,7 +367,7 @@ class KnownNodes:
 
     def _set_disturbed(self, node: KnownNode, disturbed: bool) -> None:
         node.disturbed = disturbed
-        self._ledger.set(_DISTURBED, sorted(node.path for node in self._nodes.values() if node.disturbed))
+        self._ledger.set(_DISTURBED_KEY, sorted(node.path for node in self._nodes.values() if node.disturbed))
 
     def plan_late_audit(self) -> None:
         """Have the run audited again after its end."""

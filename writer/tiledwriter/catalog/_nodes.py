@@ -37,10 +37,9 @@ from ._row_proof import row_keys
 # All columns that are read back have 8-byte values.
 _BYTES_PER_VALUE: Final = 8
 # Tiled limits a response to 300 MB by default.
-_BYTES_PER_SLICE: Final = 32 * 2**20
+_MAX_SLICE_BYTES: Final = 32 * 2**20
 _NODES_PER_PAGE: Final = 100
-# Property of an array's data source: number of rows written to its first chunk.
-_ROWS: Final = "rows"
+_FIRST_CHUNK_ROWS_PROPERTY: Final = "rows"
 
 
 class Nodes:
@@ -55,7 +54,7 @@ class Nodes:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._data_sources: dict[str, dict[str, Any]] = {}
-        self._rows_per_slice = _BYTES_PER_SLICE // _BYTES_PER_VALUE
+        self._rows_per_slice = _MAX_SLICE_BYTES // _BYTES_PER_VALUE
 
     @property
     def probe(self) -> DatabaseProbe:
@@ -372,7 +371,7 @@ def _data_source_of(operation: CreateTable | CreateArray | RegisterExternal) -> 
         }
     data_type = BuiltinDtype.from_numpy_dtype(numpy.dtype(operation.dtype))
     return source | {
-        "properties": {_ROWS: 0},
+        "properties": {_FIRST_CHUNK_ROWS_PROPERTY: 0},
         "structure_family": "array",
         "mimetype": "application/x-zarr",
         "parameters": {},
@@ -430,13 +429,13 @@ def _kind_of(structure: Mapping[str, Any]) -> str:
 def extent(source: Mapping[str, Any]) -> int:
     """Return the number of rows of an array's data source, or the number of files of one without a shape.
 
-    An array that this package wrote and that has only one chunk has as many rows as its `_ROWS` property says, even if
-    its shape is that of the whole chunk.
+    An array that this package wrote and that has only one chunk has as many rows as its property
+    `_FIRST_CHUNK_ROWS_PROPERTY` says, even if its shape is that of the whole chunk.
     """
     shape = source["structure"].get("shape")
     if not shape:
         return len(source["assets"])
-    told = (source.get("properties") or {}).get(_ROWS)
+    told = (source.get("properties") or {}).get(_FIRST_CHUNK_ROWS_PROPERTY)
     return int(shape[0] if told is None or len(source["structure"]["chunks"][0]) > 1 else told)
 
 
@@ -444,7 +443,7 @@ def with_rows(source: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """Return an array's data source with its length set to `rows`, all in the first chunk."""
     structure = source["structure"]
     shape, chunks = [rows, *structure["shape"][1:]], [[rows], *structure["chunks"][1:]]
-    properties = {**source["properties"], _ROWS: rows}
+    properties = {**source["properties"], _FIRST_CHUNK_ROWS_PROPERTY: rows}
     return {**source, "structure": {**structure, "shape": shape, "chunks": chunks}, "properties": properties}
 
 

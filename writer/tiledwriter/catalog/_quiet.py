@@ -9,10 +9,8 @@ from .._errors import NodeNotQuiet
 from ._known_nodes import KnownNode, QuietWatch
 from ._ledger import Ledger
 
-# Decay factor of the slowest append, per growth.
-_DECAY_FACTOR: Final = 0.9
-# Key of the ledger.
-_SLOWEST: Final = "slowest_append"
+_DECAY_PER_GROWTH: Final = 0.9
+_SLOWEST_APPEND_KEY: Final = "slowest_append"
 
 
 class QuietPeriods:
@@ -34,7 +32,7 @@ class QuietPeriods:
     """
 
     def __init__(self, ledger: Ledger, quiet_period: float, clock: Callable[[], float]) -> None:
-        self.slowest_append = float(ledger.get(_SLOWEST, 0.0))
+        self.slowest_append = float(ledger.get(_SLOWEST_APPEND_KEY, 0.0))
         self._ledger = ledger
         self._quiet_period = quiet_period
         self._clock = clock
@@ -80,6 +78,6 @@ class QuietPeriods:
     def record_growth_since(self, started: float) -> None:
         """Update the decaying maximum of growths' durations; store it if it determines the quiet period."""
         seconds = self._clock() - started
-        before, self.slowest_append = self.slowest_append, max(seconds, _DECAY_FACTOR * self.slowest_append)
+        before, self.slowest_append = self.slowest_append, max(seconds, _DECAY_PER_GROWTH * self.slowest_append)
         if 3 * max(before, self.slowest_append) > self._quiet_period:
-            self._ledger.set(_SLOWEST, self.slowest_append)
+            self._ledger.set(_SLOWEST_APPEND_KEY, self.slowest_append)

@@ -18,8 +18,7 @@ from ._row_proof import RowProof, key_columns, keys_of_append
 
 log = logging.getLogger(__name__)
 
-# Per node.
-MAX_REPAIRS: Final = 5
+MAX_REPAIRS_PER_NODE: Final = 5
 
 
 class TableRewrites:
@@ -62,7 +61,7 @@ class TableRewrites:
         NodeRewound
             Unless the table was repaired too often.
         AuditFailed
-            The table was repaired `MAX_REPAIRS` times already.
+            The table was repaired `MAX_REPAIRS_PER_NODE` times already.
         """
         if node is not shown:
             self._start_rewrite(shown, reason)
@@ -88,13 +87,11 @@ class TableRewrites:
         raise NodeRewound(node.path, reason)
 
     def _count_repair(self, node: KnownNode, reason: str) -> None:
-        if node.repairs >= MAX_REPAIRS:
+        if node.repairs >= MAX_REPAIRS_PER_NODE:
             raise AuditFailed(node.path, reason)
         self._known.count_repair(node)
         self._ledger.note("repairing", node=node.path, reason=reason)
         log.warning("%s %s; its rows are written again.", node.path, reason)
-
-    # Proofs
 
     def extend_proof(self, node: KnownNode, operation: AppendRows) -> None:
         """Add the journal's next rows to the proof of a table; return if the table is proved, or not yet.
@@ -143,8 +140,6 @@ class TableRewrites:
         if found > (confirmed := node.rows):
             self._known.mark_doubted(node, "")
             raise NodeRewound(node.path, f"has {found} rows where {confirmed} are expected")
-
-    # Rewrites
 
     def finish_all_rewrites(self, run: str) -> None:
         """Complete all rewrites at the end of a run, when the copies have all rows."""

@@ -18,9 +18,8 @@ from ._probe import ARROW_FILE
 
 MAX_BYTES: Final = 32 * 2**20
 
-# Characters of column names per request: they are part of its URL.
-_MAX_NAME_CHARACTERS: Final = 4_000
-# Bytes.
+# Column names are part of the URL, and a proxy such as nginx does not take more than 8 KiB of it by default.
+_MAX_NAME_CHARACTERS_PER_REQUEST: Final = 4_000
 _TYPICAL_VALUE_BYTES: Final = 16
 
 
@@ -126,7 +125,7 @@ def _group_columns(columns: Sequence[str], rows: int) -> Iterator[list[str]]:
     limit = max(1, MAX_BYTES // (_TYPICAL_VALUE_BYTES * max(rows, 1)))
     group: list[str] = []
     for column in columns:
-        if group and (len(group) >= limit or sum(map(len, group)) + len(column) > _MAX_NAME_CHARACTERS):
+        if group and (len(group) >= limit or sum(map(len, group)) + len(column) > _MAX_NAME_CHARACTERS_PER_REQUEST):
             yield group
             group = []
         group.append(column)

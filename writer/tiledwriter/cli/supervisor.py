@@ -86,7 +86,7 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
         from tiledbroker._errors import DirectoryUnusable
         from tiledbroker.supervisor import Supervisor, WorkerCommand
 
-        from ..worker import Processes, allow_open_files, run_worker
+        from ..worker import Processes, allow_open_files, prepare_workers, run_worker
         from ._settings import WrongConfiguration, settings_of
     except ImportError as error:
         return _report_failure(ExitCode.FAILED, f'{error}. The ingest host needs: pip install "tiledwriter[ingest]"')
@@ -100,7 +100,11 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
     try:
         supervisor = Supervisor(
             settings.journal_dir,
-            WorkerCommand(partial(run_worker, options=options), ("tiledwriter.worker._preload",)),
+            WorkerCommand(
+                partial(run_worker, options=options),
+                ("tiledwriter.worker._preload",),
+                partial(prepare_workers, options),
+            ),
             listen=None if drain else settings.listen,
             drain=drain,
             clients=settings.client_limits(),

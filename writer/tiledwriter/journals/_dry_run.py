@@ -99,8 +99,7 @@ class DryRun:
         self._plan = plan
         self._fold = Fold.of(self._journal, self._options, plan, self._on_resource)
         self._resources: dict[str, tuple[Mapping[str, Any], MappedUri]] = {}
-        # URIs of files by node.
-        self._files: dict[str, tuple[str, ...]] = {}
+        self._uris_by_node: dict[str, tuple[str, ...]] = {}
 
     @property
     def max_array_size(self) -> int:
@@ -149,7 +148,7 @@ class DryRun:
                 continue
             if isinstance(operation, RegisterExternal | ExtendExternal):
                 source = operation.data_source
-                self._files[operation.path] = tuple(asset["data_uri"] for asset in source["assets"])
+                self._uris_by_node[operation.path] = tuple(asset["data_uri"] for asset in source["assets"])
             yield operation
 
     def _on_resource(self, resource: Mapping[str, Any], mapped: MappedUri) -> None:
@@ -157,7 +156,7 @@ class DryRun:
 
     def _resource_paths(self, resource: Mapping[str, Any], mapped: MappedUri) -> ResourcePaths:
         key = str(resource["data_key"])
-        known = [uri for path, uris in self._files.items() if path.rpartition("/")[2] == key for uri in uris]
+        known = [uri for path, uris in self._uris_by_node.items() if path.rpartition("/")[2] == key for uri in uris]
         # The resource of a file sequence names the directory, or the common beginning of the file names.
         files = [uri for uri in known if uri == mapped.uri] or [uri for uri in known if uri.startswith(mapped.uri)]
         published = (str(resource["uid"]), key, str(resource["mimetype"]), str(resource["uri"]))

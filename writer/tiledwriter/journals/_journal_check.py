@@ -147,34 +147,31 @@ class EventsCheck:
     """
 
     def __init__(self) -> None:
-        # Latest sequence number by descriptor.
-        self._latest: dict[Any, int] = {}
-        # Digests of uids, 8 bytes per event.
-        self._digests = array("q")
-        # Indices of the documents that the digests belong to.
-        self._places = array("q")
+        self._latest_seq_nums: dict[Any, int] = {}
+        self._uid_digests = array("q")
+        self._document_indices = array("q")
         self._skipping = Tally()
 
     def add(self, idx: int, event: Mapping[str, Any]) -> None:
         """Add the next event, which is document `idx`."""
         stream, seq_num = event.get("descriptor"), event.get("seq_num")
         if isinstance(seq_num, int):
-            latest = self._latest.get(stream)
+            latest = self._latest_seq_nums.get(stream)
             if latest is not None and seq_num > latest + 1:
                 self._skipping.add(idx, latest + 1, seq_num, times=seq_num - latest - 1)
-            self._latest[stream] = seq_num
+            self._latest_seq_nums[stream] = seq_num
         digest = hashlib.blake2b(str(event.get("uid", idx)).encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        self._digests.append(int.from_bytes(digest, "big", signed=True))
-        self._places.append(idx)
+        self._uid_digests.append(int.from_bytes(digest, "big", signed=True))
+        self._document_indices.append(idx)
 
     def begin_anew(self, descriptor: Any) -> None:
         """Restart the sequence numbers of a stream after an event page, which is not checked."""
-        self._latest.pop(descriptor, None)
+        self._latest_seq_nums.pop(descriptor, None)
 
     def findings(self) -> list[Finding]:
         """Return the findings on the events."""
         doubled = Tally()
-        digests, places = numpy.asarray(self._digests), numpy.asarray(self._places)
+        digests, places = numpy.asarray(self._uid_digests), numpy.asarray(self._document_indices)
         order = numpy.argsort(digests, kind="stable")
         for at in numpy.flatnonzero(digests[order][1:] == digests[order][:-1]):
             doubled.add(int(places[order[at + 1]]), found=f"the event of document {places[order[at]]}")

@@ -11,8 +11,7 @@ from .._plain_text import text_of
 
 _BATCH_DOCUMENTS: Final = 10_000
 _SHOWN: Final = ("name", "descriptor", "seq_num", "data_key", "stream_resource", "resource", "exit_status", "plan_name")
-# Characters of a uid that suffice to distinguish it.
-_UID_CHARACTERS: Final = 8
+_SHOWN_UID_CHARACTERS: Final = 8
 
 
 class TimelineEntry(NamedTuple):
@@ -79,7 +78,7 @@ def _of_document(record: Record) -> TimelineEntry:
 
 def _shorten_value(value: Any) -> str:
     text = text_of(value)
-    return text if len(text) <= 4 * _UID_CHARACTERS else text[:_UID_CHARACTERS]
+    return text if len(text) <= 4 * _SHOWN_UID_CHARACTERS else text[:_SHOWN_UID_CHARACTERS]
 
 
 def _describe_extent(document: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,8 @@ from ._consolidator import Consolidator
 from ._fold import BATCH_BYTES, BATCH_DOCUMENTS, Fold
 from ._fold_plan import FoldPlan, fold_until_planned
 from ._frames import Patch, Region
+from ._guest_consolidator import GuestConsolidator, registered_consolidators
+from ._guest_normalizer import GuestNormalizer, unpack_pages
 from ._hdf5_consolidators import HDF5Consolidator
 from ._normalizer import DocumentPatch, RunNormalizer, declares_dtype
 from ._operations import (
@@ -36,7 +38,14 @@ from ._operations import (
     describe_operation,
 )
 from ._path_map import MappedUri, PathMap
-from ._plugins import Plugins, installed_consolidators, load_consolidators, load_patches
+from ._plugins import (
+    Plugins,
+    import_plugin_module,
+    installed_consolidators,
+    load_consolidators,
+    load_patches,
+    make_normalizer,
+)
 from ._run_writer import MAX_ARRAY_SIZE, RUN_SPEC, RunWriter
 from ._sequence_consolidators import JPEGConsolidator, NPYConsolidator, SequenceConsolidator, TIFFConsolidator
 from ._stream_filter import StreamFilter
@@ -79,6 +88,8 @@ __all__ = [
     "Fold",
     "FoldPlan",
     "Growth",
+    "GuestConsolidator",
+    "GuestNormalizer",
     "HDF5Consolidator",
     "JPEGConsolidator",
     "MappedUri",
@@ -104,8 +115,12 @@ __all__ = [
     "declares_dtype",
     "describe_operation",
     "fold_until_planned",
+    "import_plugin_module",
     "installed_consolidators",
     "load_consolidators",
     "load_patches",
+    "make_normalizer",
+    "registered_consolidators",
     "run_key",
+    "unpack_pages",
 ]

@@ -172,7 +172,7 @@ class ArrayConsolidator(Consolidator):
 
     def _check_place(self, stream_datum: Document, indices: range, place: int, seq_num: int | None) -> None:
         """Refuse frames that Tiled's adapter cannot serve at their position in the array."""
-        file = self._file_of.get(stream_datum["stream_resource"])
+        file = self._file_of_resource.get(stream_datum["stream_resource"])
         if file in self._joined and not self._has_room(file, place + len(indices)):
             raise self._registration_error(
                 f"frames {format_range(indices)} of {file} come after those of further files"
@@ -212,7 +212,7 @@ class ArrayConsolidator(Consolidator):
 
     def _add_resource_files(self, stream_resource: Document) -> None:
         uri = stream_resource["uri"]
-        self._file_of[stream_resource["uid"]] = uri, stream_resource["parameters"].get("dataset")
+        self._file_of_resource[stream_resource["uid"]] = uri, stream_resource["parameters"].get("dataset")
         self._add_assets([uri])
         if len(self._assets) > 1:
             self._add_note(

@@ -351,8 +351,7 @@ class ColumnarDecoder:
     names: Final = frozenset(_FIELDS)
 
     def __init__(self) -> None:
-        # By document name and length in bytes.
-        self._layouts: dict[tuple[str, int], _Layout] = {}
+        self._layouts_by_name_and_length: dict[tuple[str, int], _Layout] = {}
 
     def decode_batch(self, name: str, model: bytes, bodies: Sequence[bytes]) -> EventBatch | None:
         """Decode the leading documents that differ from `model` in values only.
@@ -383,10 +382,10 @@ class ColumnarDecoder:
         return EventBatch(len(rows), columns)
 
     def _cached_layout(self, name: str, model: bytes) -> _Layout:
-        layout = self._layouts.get((name, len(model)))
+        layout = self._layouts_by_name_and_length.get((name, len(model)))
         if layout is None or not layout.count_fitting(numpy.frombuffer(model, numpy.uint8)[None]):
             layout = _Layout.of(name, model)
-            if len(self._layouts) >= _MAX_LAYOUTS:
-                self._layouts.clear()
-            self._layouts[name, len(model)] = layout
+            if len(self._layouts_by_name_and_length) >= _MAX_LAYOUTS:
+                self._layouts_by_name_and_length.clear()
+            self._layouts_by_name_and_length[name, len(model)] = layout
         return layout

@@ -22,25 +22,22 @@ ARROW_TYPES: Final[dict[str, pyarrow.DataType]] = {
     "string": pyarrow.string(),
 }
 
-# The types of values that Arrow converts to a column type without rounding.
-_EXACT: Final[dict[str, frozenset[type]]] = {
+_TYPES_STORED_EXACTLY: Final[dict[str, frozenset[type]]] = {
     "bool": frozenset({bool, numpy.bool_, NoneType}),
     "int64": frozenset({int, numpy.int64, numpy.int32, numpy.int16, numpy.int8, NoneType}),
     "float64": frozenset({float, numpy.float64, numpy.float32, NoneType}),
     "string": frozenset({str, NoneType}),
 }
 
-# Those of the types above of which Arrow accepts every value.
-_ALWAYS: Final[dict[str, frozenset[type]]] = {
+_TYPES_ALWAYS_ACCEPTED: Final[dict[str, frozenset[type]]] = {
     "bool": frozenset({bool, NoneType}),
     "float64": frozenset({float, NoneType}),
 }
 
-# NumPy's kind letters of the arrays in `EventBatch`, by column type.
-_KINDS: Final = {"bool": "b", "int64": "i", "float64": "f"}
+_NUMPY_KINDS: Final = {"bool": "b", "int64": "i", "float64": "f"}
 
-# The widest type of each kind: it holds any declared width exactly, and every table storage has it.
-_BY_KIND: Final = {"b": "bool", "i": "int64", "u": "int64", "f": "float64", "U": "string", "S": "string"}
+# Only the widest types, because not every table storage has narrower ones. Each holds any declared width exactly.
+_WIDEST_BY_KIND: Final = {"b": "bool", "i": "int64", "u": "int64", "f": "float64", "U": "string", "S": "string"}
 
 _BY_JSON: Final = {"number": "float64", "integer": "int64", "boolean": "bool", "string": "string"}
 
@@ -48,7 +45,7 @@ MAX_EXACT_INTEGER: Final = 2**53
 """The largest integer up to which float64 represents every integer."""
 
 # Each type holds all values of the types before it; float64 holds integers up to `MAX_EXACT_INTEGER`.
-_NUMBERS: Final = ("bool", "int64", "float64")
+_NUMBERS_BY_WIDTH: Final = ("bool", "int64", "float64")
 
 
 def scalar_type(data_key: Mapping[str, Any], first: Any = None, *, guessed: bool = False) -> str:
@@ -70,7 +67,7 @@ def scalar_type(data_key: Mapping[str, Any], first: Any = None, *, guessed: bool
     if guessed and isinstance(first, bool | numpy.bool_):
         return "bool"
     json_type = _BY_JSON.get(str(data_key.get("dtype")), "string")
-    declared = json_type if kind is None else _BY_KIND.get(kind, "string")
+    declared = json_type if kind is None else _WIDEST_BY_KIND.get(kind, "string")
     if first is None or declared == "string":
         return declared
     return wider(declared, first) or "string"
@@ -79,9 +76,9 @@ def scalar_type(data_key: Mapping[str, Any], first: Any = None, *, guessed: bool
 def wider(type_name: str, value: Any) -> str | None:
     """Return the narrowest type that holds `value` and all values of `type_name`; None if there is none."""
     head, item, tail = ("list<", type_name[5:-1], ">") if type_name.startswith("list<") else ("", type_name, "")
-    if item not in _NUMBERS:
+    if item not in _NUMBERS_BY_WIDTH:
         return None
-    candidates = [f"{head}{name}{tail}" for name in _NUMBERS[_NUMBERS.index(item) :]]
+    candidates = [f"{head}{name}{tail}" for name in _NUMBERS_BY_WIDTH[_NUMBERS_BY_WIDTH.index(item) :]]
     return next((name for name in candidates if not fit([value], name)[1]), None)
 
 
@@ -103,7 +100,7 @@ def list_type(data_key: Mapping[str, Any], first: Any = None) -> str:
     first
         The first array, or None if there is none.
     """
-    declared = f"list<{_BY_KIND.get(dtype_kind(data_key) or 'f', 'float64')}>"
+    declared = f"list<{_WIDEST_BY_KIND.get(dtype_kind(data_key) or 'f', 'float64')}>"
     return wider(declared, first) or declared
 
 
@@ -148,7 +145,7 @@ def fit(values: Values, type_name: str) -> tuple[Values, list[int]]:
         The positions of the values that were replaced by None.
     """
     if isinstance(values, numpy.ndarray):
-        if _KINDS.get(type_name) == values.dtype.kind:
+        if _NUMPY_KINDS.get(type_name) == values.dtype.kind:
             return values, []
         if type_name == "float64" and values.dtype.kind == "i" and not exceeds_float(values):
             return values.astype(numpy.float64), []
@@ -165,9 +162,9 @@ def fit(values: Values, type_name: str) -> tuple[Values, list[int]]:
 def _arrow_takes(values: Sequence[Any], type_name: str) -> bool:
     """Return whether Arrow converts all values exactly; Arrow may round values of other types than the column's."""
     types = set(map(type, values))
-    if not types <= _EXACT[type_name]:
+    if not types <= _TYPES_STORED_EXACTLY[type_name]:
         return False
-    if types <= _ALWAYS.get(type_name, frozenset()):
+    if types <= _TYPES_ALWAYS_ACCEPTED.get(type_name, frozenset()):
         return True
     # PostgreSQL refuses text with null characters.
     if type_name == "string" and any("\0" in value for value in values if value):

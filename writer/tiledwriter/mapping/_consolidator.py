@@ -104,8 +104,7 @@ class Consolidator:
         self._assets: dict[str, dict[str, Any]] = {}
         self._files: dict[tuple[str, str], _Files] = {}
         self._files_of: dict[str, _Files] = {}
-        # By uid of the resource.
-        self._file_of: dict[str, Any] = {}
+        self._file_of_resource: dict[str, Any] = {}
         # By file, in the order in which they are joined.
         self._joined: dict[Any, _Joined] = {}
 
@@ -173,9 +172,9 @@ class Consolidator:
         Some detectors number the frames of each file from 0, others continue from file to file. The latter is assumed
         if the first frame of a file has the number of frames in all files before.
         """
-        file = self._file_of.get(stream_datum["stream_resource"])
+        file = self._file_of_resource.get(stream_datum["stream_resource"])
         if file is None:
-            file = next(reversed(self._file_of.values()), None)
+            file = next(reversed(self._file_of_resource.values()), None)
         self.announced.add_frames(file, numbers)
         joined = self._joined.get(file)
         if joined is None:
@@ -193,7 +192,7 @@ class Consolidator:
 
     def announce(self, stream_datum: Document) -> None:
         """Record frames that a file contains but that are left out of the data source."""
-        file = self._file_of.get(stream_datum["stream_resource"])
+        file = self._file_of_resource.get(stream_datum["stream_resource"])
         indices = stream_datum["indices"]
         if file is not None and {"start", "stop"} <= indices.keys():
             self.announced.add_frames(file, range(indices["start"], indices["stop"]))
@@ -239,7 +238,7 @@ class Consolidator:
                 f"template {template!r} cannot be filled in with a number ({error})"
             ) from error
         self._files_of[stream_resource["uid"]] = self._files.setdefault(files.file, files)
-        self._file_of[stream_resource["uid"]] = files.file
+        self._file_of_resource[stream_resource["uid"]] = files.file
 
     def _numbered_uris(self, stream_datum: Document, numbers: range) -> list[str]:
         if numbers.stop - numbers.start > MAX_FILES:

@@ -1,4 +1,7 @@
-"""The consolidators of this package by mimetype, and the choice of one for a data key."""
+"""The consolidators of this package by mimetype, and the choice of one for a data key.
+
+A new class goes to `_INCLUDED`; see `docs/contributing/add-a-consolidator.md`.
+"""
 
 from __future__ import annotations
 

@@ -10,9 +10,11 @@ from .._errors import DocumentError, UnwritableDocument
 from ._columnar import MAX_BATCH_BYTES, MIN_BATCH_DOCUMENTS, ColumnarDecoder
 from ._document_checks import DocumentChecks, check_place, check_run
 from ._fold_plan import FoldPlan
+from ._guest_normalizer import GuestNormalizer
 from ._normalizer import RunNormalizer
 from ._operations import Operation
 from ._path_map import MappedUri
+from ._recorded_normalizer import NormalizedLog, RecordedNormalizer
 from ._run_writer import RunWriter
 from ._stream_filter import RunStreamFilter
 from ._writing_options import WritingOptions
@@ -26,7 +28,6 @@ BATCH_DOCUMENTS: Final = 10_000
 BATCH_BYTES: Final = 16 * 2**20
 """The recommended size, in bytes, of the records to read from a journal at once."""
 
-# Bytes of collected documents, or of their values if they were decoded by column, before a flush is due.
 MAX_PENDING_EVENT_BYTES: Final = 24 * 2**20
 
 # After columnar decoding fails, the next attempt waits for this number of documents.
@@ -56,6 +57,8 @@ class Fold:
         The name of the client that sent the run, for the check of access tags.
     column_types
         Column types by `(stream, data key)` that an earlier fold of the run found necessary; see `too_narrow`.
+    log
+        The run's journal, in which the results of a normalizer of the facility's own are recorded; None if nothing is.
 
     Attributes
     ----------
@@ -76,6 +79,7 @@ class Fold:
         *,
         client: str = "",
         column_types: Mapping[tuple[str, str], str] | None = None,
+        log: NormalizedLog | None = None,
     ) -> None:
         self.cursor = 0
         self.finished = False
@@ -87,13 +91,15 @@ class Fold:
         self._on_resource = on_resource
         self._path_map = options.path_map
         self._run_stream_filter = RunStreamFilter(options.streams)
-        self._normalizer = options.plugins.make_normalizer(options.spec_to_mimetype)
-        self._checks = self._normalizer.check = DocumentChecks()
+        self._checks = DocumentChecks()
+        self._normalizer = _make_normalizer(options, log)
+        self._normalizer.check = self._checks
         self._columnar = ColumnarDecoder()
         self._columnar_from = 0
         # The user's patches and normalizers must see each document.
-        names = ColumnarDecoder.names - self._normalizer.patches.keys()
-        self._columnar_names = names if type(self._normalizer) is RunNormalizer else frozenset()
+        self._columnar_names: frozenset[str] = frozenset()
+        if isinstance(self._normalizer, RunNormalizer):
+            self._columnar_names = ColumnarDecoder.names - self._normalizer.patches.keys()
         self._writer = RunWriter(
             max_array_size=max_array_size,
             guessed_types=self._normalizer.guessed_types,
@@ -111,7 +117,9 @@ class Fold:
     ) -> Fold:
         """Return a fold for the run of a journal with a plan; for the other arguments see `Fold`."""
         client, types = journal.get("client", ""), plan.column_types
-        return cls(journal.run_uid, options, plan.max_array_size, on_resource, client=client, column_types=types)
+        return cls(
+            journal.run_uid, options, plan.max_array_size, on_resource, client=client, column_types=types, log=journal
+        )
 
     @property
     def too_narrow(self) -> dict[tuple[str, str], str]:
@@ -159,7 +167,7 @@ class Fold:
                     raise DocumentError(f"It follows where document {self.cursor} should be; the journal is damaged.")
                 check_place(record.idx, record.name)
                 document = record.document()
-                translated = self._normalizer(record.name, document)
+                translated = self._normalize(record.idx, record.name, document)
                 operations += self._fold_documents(translated)
             except Exception as error:
                 self.error = UnwritableDocument(record.idx, record.name, error)
@@ -174,6 +182,15 @@ class Fold:
                 self.cursor += taken
                 at += taken
         return operations
+
+    def take_normalized(self) -> list[tuple[int, bytes]]:
+        """Return what the journal has to record before the operations so far are applied; see `RecordedNormalizer`."""
+        return [] if isinstance(self._normalizer, RunNormalizer) else self._normalizer.take_fresh()
+
+    def _normalize(self, idx: int, name: str, document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+        if isinstance(self._normalizer, RunNormalizer):
+            return self._normalizer(name, document)
+        return self._normalizer.normalize(idx, name, document)
 
     def _can_decode_by_column(
         self, name: str, document: Mapping[str, Any], translated: list[tuple[str, dict[str, Any]]]
@@ -240,7 +257,9 @@ class Fold:
         return self._end_of_batch(self._abandon_run)
 
     def _abandon_run(self) -> list[Operation]:
-        operations = self._fold_documents(self._normalizer.abandon())
+        normalizer = self._normalizer
+        documents = normalizer.abandon() if isinstance(normalizer, RunNormalizer) else normalizer.abandon(self.cursor)
+        operations = self._fold_documents(documents)
         self._pass_notes_on()
         return [*operations, *self._writer.abandon()]
 
@@ -281,3 +300,16 @@ class Fold:
         if self._on_resource is not None:
             self._on_resource(resource, mapped)
         return {**resource, "uri": mapped.uri}
+
+
+def _make_normalizer(options: WritingOptions, log: NormalizedLog | None) -> RunNormalizer | RecordedNormalizer:
+    """Return the normalizer of one run. What a facility's own one makes is recorded."""
+
+    def make() -> RunNormalizer | GuestNormalizer:
+        return options.plugins.make_normalizer(options.spec_to_mimetype)
+
+    if options.plugins.normalizer is not None:
+        return RecordedNormalizer(make, log)
+    normalizer = make()
+    assert isinstance(normalizer, RunNormalizer)
+    return normalizer

@@ -61,7 +61,6 @@ class FrameOrder:
 
     def __init__(self) -> None:
         self.count = 0
-        # Whether the frames, in the order of the rows, are consecutive in the files.
         self.follows = True
         self._runs: list[_Run] = []
         # The index in `_runs` from which on sequence numbers increase and do not repeat.

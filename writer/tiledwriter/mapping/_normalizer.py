@@ -154,21 +154,17 @@ class RunNormalizer:
         self.notes: list[str] = []
         self.guessed_types: set[tuple[str, str]] = set()
         self._emitted: list[tuple[str, dict[str, Any]]] = []
-        # By uid of the descriptor.
-        self._streams: dict[str, _Stream] = {}
-        # By name.
-        self._latest_streams: dict[str, _Stream] = {}
+        self._streams_by_descriptor: dict[str, _Stream] = {}
+        self._latest_streams_by_name: dict[str, _Stream] = {}
         self._specs: dict[str, str] = {}
         self._resources: dict[str, dict[str, Any]] = {}
-        # Datums to which no event has referred yet.
-        self._datums: dict[str, _Datum] = {}
-        # The most recently used one is the last.
+        self._unused_datums: dict[str, _Datum] = {}
+        # The least recently used one comes first, so that it can be forgotten first.
         self._used_datums: OrderedDict[str, _Datum] = OrderedDict()
         self._has_forgotten = False
         self._announced: set[str] = set()
         self._run_uid = ""
-        # Resources that began in another run.
-        self._foreign: set[str] = set()
+        self._resources_of_other_runs: set[str] = set()
         self._counts: dict[str, _ResourceCounts] = {}
         # References of one data key are resolved in the order of their events, because rows and frame numbers depend
         # on that order.
@@ -223,15 +219,15 @@ class RunNormalizer:
         external = frozenset(name for name, key in keys.items() if "external" in key)
         stream = _Stream(modern["name"], frozenset(keys) - external, external, renamed)
         # Most further descriptors of a stream have the same data keys, which then are stored only once.
-        if self._latest_streams.get(stream.name) != stream:
-            self._latest_streams[stream.name] = stream
-        self._streams[modern["uid"]] = self._latest_streams[stream.name]
+        if self._latest_streams_by_name.get(stream.name) != stream:
+            self._latest_streams_by_name[stream.name] = stream
+        self._streams_by_descriptor[modern["uid"]] = self._latest_streams_by_name[stream.name]
         self.emit("descriptor", modern)
 
     def event(self, doc: Document) -> None:
         """Emit the event with its internal data, then the documents for its references to external data."""
         modern = dict(self._patch_and_check("event", doc))
-        stream = self._streams.get(modern["descriptor"])
+        stream = self._streams_by_descriptor.get(modern["descriptor"])
         if stream is None:
             raise _document_error(
                 "event", doc, f"belongs to descriptor {modern['descriptor']!r}, which did not come before it"
@@ -267,7 +263,7 @@ class RunNormalizer:
         received["spec"] = str(received.get("spec") or "").upper()
         self._specs[received["uid"]] = received["spec"]
         if self._run_uid and received.get("run_start") not in (None, self._run_uid):
-            self._foreign.add(received["uid"])
+            self._resources_of_other_runs.add(received["uid"])
         self._resources[received["uid"]] = self._modern_resource("resource", received)
         self._unblock_queues(received["uid"])
 
@@ -281,7 +277,7 @@ class RunNormalizer:
         known = self._find_datum(datum_id)
         counts = self._counts.setdefault(uid, _ResourceCounts())
         number = counts.number(str(datum_id)) if known is None else known.number
-        self._datums[datum_id] = _Datum(uid, received.get("datum_kwargs") or {}, number)
+        self._unused_datums[datum_id] = _Datum(uid, received.get("datum_kwargs") or {}, number)
         self._unblock_queues(received["datum_id"])
 
     def datum_page(self, doc: Document) -> None:
@@ -406,11 +402,11 @@ class RunNormalizer:
         return None if datum.resource in self._resources else datum.resource
 
     def _find_datum(self, datum_id: str) -> _Datum | None:
-        return self._datums.get(datum_id) or self._used_datums.get(datum_id)
+        return self._unused_datums.get(datum_id) or self._used_datums.get(datum_id)
 
     def _use_datum(self, datum_id: str) -> _Datum:
         """Return a datum for an event, and forget the least recently used datum if there are too many."""
-        datum = self._datums.pop(datum_id, None) or self._used_datums[datum_id]
+        datum = self._unused_datums.pop(datum_id, None) or self._used_datums[datum_id]
         self._used_datums[datum_id] = datum
         self._used_datums.move_to_end(datum_id)
         if len(self._used_datums) > MAX_USED_DATUMS:
@@ -421,7 +417,7 @@ class RunNormalizer:
     def _emit_stream_datum(self, reference: _Reference) -> None:
         """Emit the stream datum of a reference, after its stream resource if that is new."""
         datum = self._use_datum(reference.datum_id)
-        if datum.resource in self._foreign and not _names_frames(datum.kwargs):
+        if datum.resource in self._resources_of_other_runs and not _names_frames(datum.kwargs):
             self._add_note(
                 f"Stream '{reference.stream}': external data of '{reference.data_key}' is incomplete; resource "
                 f"'{datum.resource}' began in another run, and its datums here do not say which of its frames they are."

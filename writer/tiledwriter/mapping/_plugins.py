@@ -15,6 +15,8 @@ from typing import Any, Final, TypeVar
 
 from .._errors import PluginError
 from ._consolidator import Consolidator
+from ._guest_consolidator import adopt_consolidator, is_guest_consolidator, registered_consolidators
+from ._guest_normalizer import GuestNormalizer
 from ._normalizer import _REQUIRED, DocumentPatch, RunNormalizer
 
 ENTRY_POINTS: Final = "tiledwriter.consolidators"
@@ -25,7 +27,6 @@ cannot contain `=`, which some mimetypes do. Therefore, a name without a slash s
 """
 
 _REFERENCE: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
-_Class = TypeVar("_Class")
 _Loaded = TypeVar("_Loaded")
 
 
@@ -38,18 +39,23 @@ class Plugins:
     Attributes
     ----------
     normalizer
-        A subclass of `RunNormalizer`, or None for `RunNormalizer` itself.
+        A subclass of `RunNormalizer`, or anything that makes a normalizer with `subscribe` when called with `patches`
+        and `spec_to_mimetype`, see `GuestNormalizer`. None for `RunNormalizer` itself.
     patches
         Functions by the name of the documents that they correct; see `RunNormalizer`.
     consolidators
-        Subclasses of `Consolidator` by mimetype. They take precedence over those of this package.
+        Subclasses of `Consolidator`, or of the `ConsolidatorBase` of bluesky-tiled-plugins, by mimetype. They take
+        precedence over those of this package.
+    modules
+        Modules to import, which register consolidators with bluesky-tiled-plugins.
     """
 
     normalizer: str | None = None
     patches: Mapping[str, str] = field(default_factory=dict)
     consolidators: Mapping[str, str] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()
 
-    def make_normalizer(self, spec_to_mimetype: Mapping[str, str]) -> RunNormalizer:
+    def make_normalizer(self, spec_to_mimetype: Mapping[str, str]) -> RunNormalizer | GuestNormalizer:
         """Return a normalizer for one run.
 
         Parameters
@@ -60,24 +66,55 @@ class Plugins:
         Raises
         ------
         PluginError
-            The normalizer or a patch cannot be imported, or the normalizer cannot be constructed.
+            The normalizer or a patch cannot be imported, the normalizer cannot be constructed, or is none.
         """
+        make = _load_function(self.normalizer) if self.normalizer else RunNormalizer
         patches = load_patches(self.patches)
-        normalizer = _load_class(self.normalizer, RunNormalizer) if self.normalizer else RunNormalizer
         try:
-            return normalizer(patches=patches, spec_to_mimetype=spec_to_mimetype)
+            return make_normalizer(make, patches, spec_to_mimetype)
         except Exception as error:
             raise PluginError(f"{self.normalizer} cannot be made ({type(error).__name__}: {error})") from error
 
     def load_consolidators(self) -> dict[str, type[Consolidator]]:
-        """Import the consolidators; return the classes by mimetype.
+        """Import all plugins; return the consolidators by mimetype, with those that their modules have registered.
 
         Raises
         ------
         PluginError
-            A consolidator cannot be imported, or does not handle its mimetype.
+            A plugin cannot be imported, or a consolidator does not handle its mimetype.
         """
-        return load_consolidators(self.consolidators)
+        for module in self.module_names:
+            import_plugin_module(module)
+        return {**registered_consolidators(), **load_consolidators(self.consolidators)}
+
+    @property
+    def module_names(self) -> list[str]:
+        """The modules of all plugins, without duplicates."""
+        references = filter(None, [self.normalizer, *self.patches.values(), *self.consolidators.values()])
+        return list(dict.fromkeys([*self.modules, *(reference.partition(":")[0] for reference in references)]))
+
+
+def make_normalizer(
+    make: Callable[..., Any], patches: Mapping[str, DocumentPatch], spec_to_mimetype: Mapping[str, str]
+) -> RunNormalizer | GuestNormalizer:
+    """Return a normalizer for one run.
+
+    Parameters
+    ----------
+    make
+        What makes it: `RunNormalizer`, a subclass, or anything that makes a normalizer with `subscribe`.
+    patches, spec_to_mimetype
+        See `RunNormalizer`.
+
+    Raises
+    ------
+    PluginError
+        What was made is no normalizer.
+    Exception
+        Whatever `make` raises.
+    """
+    normalizer = make(patches=dict(patches), spec_to_mimetype=dict(spec_to_mimetype))
+    return normalizer if isinstance(normalizer, RunNormalizer) else GuestNormalizer(normalizer)
 
 
 def load_patches(references: Mapping[str, str]) -> dict[str, DocumentPatch]:
@@ -116,7 +153,7 @@ def load_consolidators(references: Mapping[str, str]) -> dict[str, type[Consolid
     """
     consolidators: dict[str, type[Consolidator]] = {}
     for mimetype, reference in references.items():
-        consolidator = _load_entry(mimetype, lambda reference: _load_class(reference, Consolidator), reference)
+        consolidator = _load_entry(mimetype, _load_consolidator, reference)
         if consolidator.mimetypes and mimetype not in consolidator.mimetypes:
             raise PluginError(f"{mimetype!r} is not among the mimetypes of {reference}")
         consolidators[mimetype] = consolidator
@@ -151,7 +188,7 @@ def _entry_point_mimetypes(point: metadata.EntryPoint) -> list[str]:
     """Return the mimetypes of an entry point, after checking that its class handles them."""
     named = "/" in point.name
     try:
-        consolidator = _load_class(_class_reference(point), Consolidator)
+        consolidator = _load_consolidator(_class_reference(point))
         if not named and not consolidator.mimetypes:
             raise PluginError(f"neither {point.name!r} nor the class names a mimetype")
         mimetypes = [point.name] if named else sorted(consolidator.mimetypes)
@@ -171,11 +208,13 @@ def _describe_origin(point: metadata.EntryPoint) -> str:
     return f"entry point {point.name!r}{package}"
 
 
-def _load_class(reference: str, base: type[_Class]) -> type[_Class]:
+def _load_consolidator(reference: str) -> type[Consolidator]:
     loaded = _import_attribute(reference)
-    if not isinstance(loaded, type) or not issubclass(loaded, base):
-        raise PluginError(f"{reference} is not a subclass of {base.__name__}")
-    return loaded
+    if isinstance(loaded, type) and issubclass(loaded, Consolidator):
+        return loaded
+    if is_guest_consolidator(loaded):
+        return adopt_consolidator(loaded)
+    raise PluginError(f"{reference} is not a subclass of Consolidator, nor does it have its methods")
 
 
 def _load_function(reference: str) -> DocumentPatch:
@@ -183,6 +222,20 @@ def _load_function(reference: str) -> DocumentPatch:
     if not callable(loaded):
         raise PluginError(f"{reference} is not a function")
     return loaded  # type: ignore[no-any-return]
+
+
+def import_plugin_module(name: str) -> None:
+    """Import a module.
+
+    Raises
+    ------
+    PluginError
+        It cannot be imported.
+    """
+    try:
+        import_module(name)
+    except Exception as error:
+        raise PluginError(f"{name} cannot be imported ({type(error).__name__}: {error})") from error
 
 
 def _import_attribute(reference: str) -> Any:

@@ -31,8 +31,7 @@ from ._tables import InternalData
 MAX_ARRAY_SIZE: Final = 16
 """The default for the largest array in an event, in numbers, that becomes a list column."""
 
-# Bytes of pending arrays in one stream before a flush is due.
-MAX_PENDING_ARRAY_BYTES: Final = 64 * 2**20
+MAX_PENDING_ARRAY_BYTES_PER_STREAM: Final = 64 * 2**20
 
 # A partial flush holds back additions of less than this fraction to data keys with at least `LONG_LIST_ROWS` frames.
 LONG_LIST_ROWS: Final = 1_000
@@ -163,6 +162,8 @@ class Stream:
         The name of the stream.
     path
         The path of its node.
+    descriptor
+        Its first descriptor.
     data_keys
         The data keys of all its descriptors.
     latest_keys
@@ -193,6 +194,7 @@ class Stream:
     ) -> None:
         self.name = name
         self.path = path
+        self.descriptor = descriptor
         self.data_keys: dict[str, Any] = dict(descriptor["data_keys"])
         self.latest_keys: Mapping[str, Any] = descriptor["data_keys"]
         self.internal = internal
@@ -256,12 +258,10 @@ class RunWriter:
         self._path = ""
         self._access_tags: tuple[str, ...] | None = None
         self._streams: dict[str, Stream] = {}
-        # By uid of the descriptor.
-        self._stream_of: dict[str, Stream] = {}
+        self._streams_by_descriptor: dict[str, Stream] = {}
         self._descriptors: dict[str, Mapping[str, Any]] = {}
         self._resources: dict[str, Mapping[str, Any]] = {}
-        # Stream datums, by uid of the missing document to which they refer.
-        self._waiting: dict[str, list[Mapping[str, Any]]] = {}
+        self._stream_datums_by_missing_uid: dict[str, list[Mapping[str, Any]]] = {}
         self._announced = AnnouncedFrames()
         self._handlers: dict[str, Callable[[Mapping[str, Any]], list[Operation]]] = {
             "start": self._handle_start,
@@ -293,7 +293,7 @@ class RunWriter:
 
     def accepts_batch(self, name: str, document: Mapping[str, Any]) -> bool:
         """Return whether `add_batch` accepts documents that differ in values only from this one, the last one added."""
-        stream = self._stream_of.get(document["descriptor"])
+        stream = self._streams_by_descriptor.get(document["descriptor"])
         if stream is None:
             return False
         if name == "event":
@@ -318,7 +318,7 @@ class RunWriter:
         int
             The number of leading documents that were added; the caller must add the others one by one.
         """
-        stream = self._stream_of[model["descriptor"]]
+        stream = self._streams_by_descriptor[model["descriptor"]]
         if name == "event":
             stream.internal.add_batch(documents)
             stream.documents += documents.count
@@ -433,7 +433,7 @@ class RunWriter:
         return [container, *self._end_waiting(document["uid"])]
 
     def _add_descriptor(self, stream: Stream, document: Mapping[str, Any]) -> None:
-        self._stream_of[document["uid"]] = stream
+        self._streams_by_descriptor[document["uid"]] = stream
         # Most further descriptors of a stream have the same data keys, which then are stored only once.
         if not _values_equal(stream.latest_keys, document["data_keys"]):
             stream.latest_keys = document["data_keys"]
@@ -464,10 +464,10 @@ class RunWriter:
         return self._end_waiting(document["uid"])
 
     def _handle_event(self, document: Mapping[str, Any]) -> list[Operation]:
-        stream = self._stream_of[document["descriptor"]]
+        stream = self._streams_by_descriptor[document["descriptor"]]
         stream.documents += 1
         stream.internal.add(document)
-        self.flush_due = self.flush_due or stream.internal.pending_bytes > MAX_PENDING_ARRAY_BYTES
+        self.flush_due = self.flush_due or stream.internal.pending_bytes > MAX_PENDING_ARRAY_BYTES_PER_STREAM
         return []
 
     def _stream_resource(self, document: Mapping[str, Any]) -> list[Operation]:
@@ -477,9 +477,9 @@ class RunWriter:
     def _end_waiting(self, uid: str) -> list[Operation]:
         """Add the stream datums that came before the document to which they refer."""
         operations = []
-        for document in self._waiting.pop(uid, ()):
+        for document in self._stream_datums_by_missing_uid.pop(uid, ()):
             operations += self._stream_datum(document)
-            stream = self._stream_of.get(document["descriptor"])
+            stream = self._streams_by_descriptor.get(document["descriptor"])
             external = self._external_of(stream, document) if stream is not None else None
             if external is not None:
                 external.late = True
@@ -487,13 +487,13 @@ class RunWriter:
 
     def _stream_datum(self, document: Mapping[str, Any]) -> list[Operation]:
         for uid, known in (
-            (document["descriptor"], self._stream_of),
+            (document["descriptor"], self._streams_by_descriptor),
             (document["stream_resource"], self._resources),
         ):
             if uid not in known:
-                self._waiting.setdefault(uid, []).append(document)
+                self._stream_datums_by_missing_uid.setdefault(uid, []).append(document)
                 return []
-        stream = self._stream_of[document["descriptor"]]
+        stream = self._streams_by_descriptor[document["descriptor"]]
         resource = self._resources[document["stream_resource"]]
         key = resource["data_key"]
         if key in stream.left_out:
@@ -540,7 +540,8 @@ class RunWriter:
     def _make_external(
         self, stream: Stream, key: str, resource: Mapping[str, Any], described: Mapping[str, Any]
     ) -> ExternalData:
-        consolidator = consolidator_for(resource, {"data_keys": {key: described}}, self._consolidators)
+        descriptor = {**stream.descriptor, "data_keys": {**stream.latest_keys, key: described}}
+        consolidator = consolidator_for(resource, descriptor, self._consolidators)
         consolidator.announced = self._announced
         source = consolidator.data_source()
         name = stream.names.name_for_files(key)
@@ -566,7 +567,7 @@ class RunWriter:
 
     def _finish_streams(self) -> list[Operation]:
         """Return the operations that require all documents of the run, and add the notes on them."""
-        for uid, documents in self._waiting.items():
+        for uid, documents in self._stream_datums_by_missing_uid.items():
             named = _format_count(len(documents), "stream datum")
             self.note(f"{uid!r} never came; what {named} named of it is left out.")
         operations: list[Operation] = []

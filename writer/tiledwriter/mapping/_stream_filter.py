@@ -37,20 +37,19 @@ class RunStreamFilter:
 
     def __init__(self, streams: StreamFilter) -> None:
         self._streams = streams
-        # Stream names by descriptor uid.
-        self._left_out: dict[str, str] = {}
+        self._left_out_by_descriptor: dict[str, str] = {}
 
     def keeps(self, name: str, document: Mapping[str, Any]) -> bool:
         """Return whether the run's next document goes to the run writer."""
         if name == "descriptor" and not self._streams.keeps(document["name"]):
-            self._left_out[document["uid"]] = document["name"]
+            self._left_out_by_descriptor[document["uid"]] = document["name"]
             return False
-        return name not in {"event", "stream_datum"} or document["descriptor"] not in self._left_out
+        return name not in {"event", "stream_datum"} or document["descriptor"] not in self._left_out_by_descriptor
 
     @property
     def notes(self) -> list[str]:
         """The streams left out so far, as notes for the run's metadata."""
-        streams = dict.fromkeys(self._left_out.values())
+        streams = dict.fromkeys(self._left_out_by_descriptor.values())
         return [f"Streams left out by configuration: {', '.join(map(repr, streams))}."] if streams else []
 
 

@@ -49,11 +49,9 @@ MAX_ROW_BYTES: Final = 7_900
 PostgreSQL stores a row in one page of 8 KiB. It can store text and lists elsewhere, which leaves 20 bytes in the row.
 """
 
-# The number of events that are transposed into columns at once.
-_EVENTS_AT_ONCE: Final = 32
+_TRANSPOSED_EVENTS: Final = 32
 
-# Suffix, in `too_narrow`, of data keys that a further descriptor declared.
-_LATER: Final = "\0declared later"
+_DECLARED_LATER_SUFFIX: Final = "\0declared later"
 
 _TEXT: Final[frozenset[type]] = frozenset({str, numpy.str_, NoneType})
 _BY_SEQ_NUM: Final = ("seq_num", "time")
@@ -185,8 +183,7 @@ class InternalTable:
     _values: list[list[Any]] = field(default_factory=list)
     # The values of the events before those in `_values`: parts, each by column.
     _parts: list[Sequence[Values]] = field(default_factory=list)
-    # The number of rows in `_values` and `_parts`.
-    _pending: int = 0
+    _transposed_rows: int = 0
     _bytes: int = 0
     _names: set[str] = field(default_factory=set)
 
@@ -213,32 +210,32 @@ class InternalTable:
     def add(self, event: Mapping[str, Any]) -> None:
         """Add one event document."""
         self._events.append(event)
-        if len(self._events) >= _EVENTS_AT_ONCE:
+        if len(self._events) >= _TRANSPOSED_EVENTS:
             self._transpose_events()
 
     def add_batch(self, events: EventBatch) -> None:
         """Add a batch of events."""
         self._end_part()
-        first_row = self.rows + self._pending
+        first_row = self.rows + self._transposed_rows
         self._parts.append([source.pick_batch(events, first_row) for source in self.sources])
-        self._pending += events.count
+        self._transposed_rows += events.count
 
     @property
     def rows_taken_in(self) -> int:
         """The number of rows, including those not flushed yet."""
-        return self.rows + self._pending + len(self._events)
+        return self.rows + self._transposed_rows + len(self._events)
 
     @property
     def pending(self) -> bool:
         """Whether there are rows to flush with `take_rows`."""
-        return bool(self._events or self._pending)
+        return bool(self._events or self._transposed_rows)
 
     def take_rows(self) -> list[list[Values]]:
         """Remove the rows not flushed yet; return them by column, each column in the same number of parts."""
         self._end_part()
         parts, self._parts = self._parts, []
-        self.rows += self._pending
-        self._pending = 0
+        self.rows += self._transposed_rows
+        self._transposed_rows = 0
         return [list(column) for column in zip(*parts, strict=True)]
 
     def _end_part(self) -> None:
@@ -254,10 +251,10 @@ class InternalTable:
         This happens for a few events at a time, while they are still in the processor's cache.
         """
         self._values = self._values or [[] for _ in self.sources]
-        first_row = self.rows + self._pending
+        first_row = self.rows + self._transposed_rows
         for column, source in zip(self._values, self.sources, strict=True):
             column.extend(source.pick_values(self._events, first_row))
-        self._pending += len(self._events)
+        self._transposed_rows += len(self._events)
         self._events = []
 
 
@@ -322,19 +319,15 @@ class InternalData:
         self._access_tags = access_tags
         self._note = note
         self._keys: frozenset[str] = frozenset()
-        # Paths of array nodes of an earlier fold whose data is in columns now.
-        self._replaced: list[str] = []
+        self._array_paths_now_columns: list[str] = []
         self._unknown: set[str] = set()
         self._misfits: dict[str, int] = {}
         self._rounded: dict[str, int] = {}
         self._escaped: dict[str, int] = {}
-        # Names of types, other than text, whose values are stored as text, by data key.
-        self._not_text: dict[str, set[str]] = {}
-        # Data keys of columns with integers that no wider type holds.
-        self._exact: set[str] = set()
+        self._types_stored_as_text: dict[str, set[str]] = {}
+        self._keys_with_widest_integers: set[str] = set()
         self._order = RowOrder()
-        # By size, and the number of earlier dimensions of that size in the same array.
-        self._dim_names: dict[tuple[int, int], str] = {}
+        self._dim_names_by_size_and_repeat: dict[tuple[int, int], str] = {}
 
     @property
     def paths(self) -> list[str]:
@@ -356,7 +349,7 @@ class InternalData:
         for key in [key for key in data_keys if key not in self._data_keys]:
             self._data_keys[key] = data_keys[key]
             if self.tables and "external" not in data_keys[key]:
-                self.too_narrow[key + _LATER] = json.dumps(to_json(data_keys[key], _ignore_note))
+                self.too_narrow[key + _DECLARED_LATER_SUFFIX] = json.dumps(to_json(data_keys[key], _ignore_note))
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Add one event document."""
@@ -394,8 +387,8 @@ class InternalData:
         for table in self.tables:
             if table.pending:
                 operations += self._flush_table(table)
-        operations += [RemoveNode(path) for path in self._replaced]
-        self._replaced = []
+        operations += [RemoveNode(path) for path in self._array_paths_now_columns]
+        self._array_paths_now_columns = []
         return operations
 
     def audit_operations(self) -> list[Operation]:
@@ -423,7 +416,7 @@ class InternalData:
             self._note(
                 f"{self._stream_name}: the JSON of {source.key!r} is not always what was given: {source.changed[0]}"
             )
-        for key, names in sorted(self._not_text.items()):
+        for key, names in sorted(self._types_stored_as_text.items()):
             for name in sorted(names):
                 what = "objects that no document can carry" if name == REPLACED else f"values of type {name}"
                 self._note(f"{self._stream_name}: {key!r} has {what}; they are stored as text.")
@@ -526,7 +519,7 @@ class InternalData:
 
         The array node that the earlier fold may have created is removed.
         """
-        self._replaced.append(f"{self._path}/{self._names.of_array(key)}")
+        self._array_paths_now_columns.append(f"{self._path}/{self._names.of_array(key)}")
         if self._column_types[key] != "text" and self._max_array_size:
             return self._column_types[key], "value"
         self._note_text(key)
@@ -549,7 +542,9 @@ class InternalData:
         """
         repeats = [shape[:i].count(size) for i, size in enumerate(shape)]
         return [
-            self._dim_names.setdefault(dimension, f"dim_int_{len(self._dim_names) + 1}")
+            self._dim_names_by_size_and_repeat.setdefault(
+                dimension, f"dim_int_{len(self._dim_names_by_size_and_repeat) + 1}"
+            )
             for dimension in zip(shape, repeats, strict=True)
         ]
 
@@ -612,7 +607,7 @@ class InternalData:
                         self.too_narrow.setdefault(source.key, needed)
                     break
             if self._exceeds_float(source, fitted):
-                self._exact.add(source.key)
+                self._keys_with_widest_integers.add(source.key)
         self._count_misfits(source.key or source.column.name, len(misfits))
         return fitted
 
@@ -620,7 +615,7 @@ class InternalData:
         """Record the types of values that are stored as text but are not text."""
         types = {values.dtype.type} if isinstance(values, numpy.ndarray) else set(map(type, values))
         if not types <= _TEXT:
-            self._not_text.setdefault(key, set()).update(map(_type_name, types - _TEXT))
+            self._types_stored_as_text.setdefault(key, set()).update(map(_type_name, types - _TEXT))
 
     def _look_for_changes(self, source: ColumnSource, given: Values, fitted: Values) -> None:
         """Count the values that were escaped or rounded."""
@@ -637,7 +632,9 @@ class InternalData:
             counts[source.key] = counts.get(source.key, 0) + count
 
     def _exceeds_float(self, source: ColumnSource, values: Values) -> bool:
-        return source.column.type == "int64" and (source.key in self._exact or exceeds_float(values))
+        return source.column.type == "int64" and (
+            source.key in self._keys_with_widest_integers or exceeds_float(values)
+        )
 
     def _count_misfits(self, key: str, count: int) -> None:
         if count:
@@ -660,8 +657,8 @@ def _type_name(kind: type) -> str:
 
 def _declared_later(column_types: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Return the data keys that an earlier fold found in further descriptors."""
-    later = {key: text for key, text in column_types.items() if key.endswith(_LATER)}
-    return {key.removesuffix(_LATER): json.loads(text) for key, text in later.items()}
+    later = {key: text for key, text in column_types.items() if key.endswith(_DECLARED_LATER_SUFFIX)}
+    return {key.removesuffix(_DECLARED_LATER_SUFFIX): json.loads(text) for key, text in later.items()}
 
 
 def _bytes(sources: Sequence[ColumnSource]) -> int:

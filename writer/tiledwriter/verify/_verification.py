@@ -29,7 +29,6 @@ from ..journals import (
 from ..mapping import WritingOptions
 from ._comparison import Comparison
 
-# Seconds for which a request is retried.
 PATIENCE_SECONDS: Final = 30.0
 
 _MAX_ATTEMPTS: Final = 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ._processes import Processes, allow_open_files
-from ._worker import PARK_AFTER_SECONDS, TiledAddress, WorkerOptions, run_worker
+from ._worker import PARK_AFTER_SECONDS, TiledAddress, WorkerOptions, prepare_workers, run_worker
 from ._writing import RunWriting
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "TiledAddress",
     "WorkerOptions",
     "allow_open_files",
+    "prepare_workers",
     "run_worker",
 ]

@@ -18,8 +18,7 @@ from ._record_buffer import RecordBuffer
 HOLD_SECONDS: Final = 5.0
 """Seconds for which a few frames of a key with many frames may be held back, see `RunWriter.has_held_frames`."""
 
-# Seconds to wait for documents at a time.
-_IDLE_SECONDS: Final = 1.0
+_DOCUMENT_WAIT_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,8 @@ class FoldedBatch:
         The reason why nothing follows: the next document cannot be folded or read. None if there is none.
     too_narrow
         Column types that the values need, by stream and data key, see `RunWriter.too_narrow`.
+    normalized
+        What the journal has to record before the operations are applied, see `Fold.take_normalized`.
     """
 
     documents: int
@@ -48,6 +49,7 @@ class FoldedBatch:
     finished: bool
     error: UnwritableDocument | JournalInvalid | None
     too_narrow: dict[tuple[str, str], str]
+    normalized: list[tuple[int, bytes]]
 
 
 class FoldPrefetch:
@@ -132,9 +134,9 @@ class FoldPrefetch:
                 if wanted and fold.has_held_frames and self._is_due:
                     break
                 self._record_buffer.wait(
-                    min(_IDLE_SECONDS, max(0.01, self._seconds_left))
+                    min(_DOCUMENT_WAIT_SECONDS, max(0.01, self._seconds_left))
                     if wanted and fold.has_held_frames
-                    else _IDLE_SECONDS
+                    else _DOCUMENT_WAIT_SECONDS
                 )
         reason = fold.error or damage
         everything = not (self._patient and fold.accepts_more) or self._closed or self._is_due or reason is not None
@@ -142,7 +144,10 @@ class FoldPrefetch:
         if not fold.has_held_frames:
             self._nothing_held = fold.cursor, time.monotonic()
         cursor = self._nothing_held[0]
-        return FoldedBatch(fold.cursor - start, operations, cursor, fold.finished, reason, fold.too_narrow)
+        return FoldedBatch(
+            *(fold.cursor - start, operations, cursor, fold.finished),
+            *(reason, fold.too_narrow, fold.take_normalized()),
+        )
 
     @property
     def _is_due(self) -> bool:

@@ -1,7 +1,6 @@
 """Imports of all workers, done once in the fork server, so that a forked worker is ready in milliseconds."""
 
 import encodings.idna  # noqa: F401  what follows would be imported by each worker, at its first request
-import gc
 
 import httpcore  # noqa: F401
 import pyarrow.ipc
@@ -21,5 +20,3 @@ pyarrow.array([0.0])
 _document_checks.load_schemas()
 # The first client in a process searches all installed packages for entry points.
 tiled.client.container.Container.discover_clients_from_entrypoints()
-# Workers never collect these objects, so the memory stays shared with the fork server.
-gc.freeze()

@@ -10,8 +10,8 @@ import psutil
 from tiledbroker.supervisor import ProcessIdentity
 
 _OPEN_FILES: Final = 65_536
-# Seconds. Each process computes creation times from its own reading of the boot time, so they differ slightly.
-_SAME_TIME_SECONDS: Final = 1.5
+# Each process computes creation times from its own reading of the boot time, so they may be slightly different.
+_CREATION_TIME_TOLERANCE_SECONDS: Final = 1.5
 
 
 def allow_open_files() -> int:
@@ -62,7 +62,7 @@ def _find_process(identity: ProcessIdentity) -> psutil.Process | None:
     pid, created = identity
     try:
         process = psutil.Process(pid)
-        same = abs(process.create_time() - created) < _SAME_TIME_SECONDS
+        same = abs(process.create_time() - created) < _CREATION_TIME_TOLERANCE_SECONDS
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except (psutil.Error, OSError):
         return None

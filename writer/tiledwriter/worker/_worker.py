@@ -6,6 +6,7 @@ Its input is a socket to the supervisor, its state is the journal. Intake never 
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import queue
@@ -29,9 +30,10 @@ from tiledbroker._wake_up import WakeUp
 from tiledbroker.protocol import messages
 from tiledbroker.supervisor import WorkerTask
 
+from .._errors import PluginError
 from .._logging import LogOptions
 from ..catalog import Client
-from ..mapping import WritingOptions
+from ..mapping import WritingOptions, import_plugin_module
 from ._processes import Processes
 from ._writing import RunWriting
 
@@ -39,19 +41,14 @@ log = logging.getLogger(__name__)
 
 # Seconds to wait until the worker of a killed supervisor releases the journal.
 LOCK_TIMEOUT_SECONDS: Final = 10.0
-# Bytes of documents in one transaction.
 MAX_TRANSACTION_BYTES: Final = 32 * 2**20
-# Seconds for which documents are refused after the disk did not take some.
-DISK_PAUSE_SECONDS: Final = 1.0
-# Seconds for a request in flight when the worker is told to end.
-STOP_TIMEOUT_SECONDS: Final = 5.0
-# Seconds for a request in flight when the supervisor is gone.
-ORPHAN_TIMEOUT_SECONDS: Final = 1.0
-# Seconds after which the writing thread, while it computes, yields the GIL to the main thread.
+REFUSAL_AFTER_DISK_FULL_SECONDS: Final = 1.0
+REQUEST_TIMEOUT_AT_STOP_SECONDS: Final = 5.0
+# A worker without a supervisor must end within 2 s: the next supervisor waits for its journal.
+REQUEST_TIMEOUT_OF_ORPHAN_SECONDS: Final = 1.0
+# With the default of 5 ms, the main thread would wait for the GIL too long while the writing thread computes.
 _SWITCH_INTERVAL_SECONDS: Final = 5e-4
-# Seconds without Tiled after which a worker with nothing else to do ends, by default.
 PARK_AFTER_SECONDS: Final = 10.0
-# Exit code of a worker whose supervisor is gone.
 ORPHANED_EXIT_CODE: Final = 3
 
 
@@ -136,6 +133,18 @@ class WorkerOptions:
     park_after: float = PARK_AFTER_SECONDS
 
 
+def prepare_workers(options: WorkerOptions) -> None:
+    """Import all plugins in the process that workers are forked from, so that no worker has to.
+
+    What cannot be imported is left to the workers, which put their runs in quarantine with the reason.
+    """
+    for module in options.writing.plugins.module_names:
+        with contextlib.suppress(PluginError):
+            import_plugin_module(module)
+    # Workers never collect these objects, so the memory stays shared with the fork server.
+    gc.freeze()
+
+
 def run_worker(task: WorkerTask, *, options: WorkerOptions) -> None:
     """Run a worker in this process until it ends.
 
@@ -218,7 +227,7 @@ class Worker:
             except (sqlite3.OperationalError, OSError) as error:
                 self._note_disk_problem(self._task.journal, error)
                 self._refuse_documents(0)
-                if self._wait_for_finish(DISK_PAUSE_SECONDS):
+                if self._wait_for_finish(REFUSAL_AFTER_DISK_FULL_SECONDS):
                     return None
             else:
                 return journal
@@ -268,7 +277,7 @@ class Worker:
         poller = self._make_poller()
         poller.register(self._wake_up.fileno(), zmq.POLLIN)
         while not self._is_done():
-            events = dict(poller.poll(int(1000 * DISK_PAUSE_SECONDS)))
+            events = dict(poller.poll(int(1000 * REFUSAL_AFTER_DISK_FULL_SECONDS)))
             if self._task.lifeline in events:
                 self._end_as_orphan()
             if self._mailbox in events:
@@ -277,7 +286,7 @@ class Worker:
                 self._wake_up.clear()
             self._send_queued()
             self._finishing = self._finishing or self._is_to_be_parked()
-        self._writing.stop(STOP_TIMEOUT_SECONDS)
+        self._writing.stop(REQUEST_TIMEOUT_AT_STOP_SECONDS)
         self._send_queued()
 
     def _is_done(self) -> bool:
@@ -303,7 +312,7 @@ class Worker:
     def _end_as_orphan(self) -> None:
         """End at once: the successor of the lost supervisor needs the journal, which has everything acknowledged."""
         log.warning("The supervisor is gone; this worker ends.")
-        self._writing.stop(ORPHAN_TIMEOUT_SECONDS)
+        self._writing.stop(REQUEST_TIMEOUT_OF_ORPHAN_SECONDS)
         # The writing thread may still have a request in flight; its intent is recorded in the journal.
         os._exit(ORPHANED_EXIT_CODE)
 
@@ -370,7 +379,7 @@ class Worker:
     def _note_disk_problem(self, path: Path, error: sqlite3.Error | OSError) -> None:
         self._limited_log.log(logging.ERROR, "disk", "The journal %s cannot be written: %s", path, error)
         self._disk_problem = explain_write_error(path, error)
-        self._disk_problem_until = time.monotonic() + DISK_PAUSE_SECONDS
+        self._disk_problem_until = time.monotonic() + REFUSAL_AFTER_DISK_FULL_SECONDS
 
     def _refuse_documents(self, index: int) -> None:
         """Make the publisher send documents from an index on again: at once, or later if the disk has a problem."""

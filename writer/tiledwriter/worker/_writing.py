@@ -1,4 +1,7 @@
-"""The thread that writes one run from its journal to Tiled, resuming where it stopped."""
+"""The thread that writes one run from its journal to Tiled, resuming where it stopped.
+
+`RunWriting._write_or_fail` decides that a run is put in quarantine because of an error.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,7 @@ log = logging.getLogger(__name__)
 
 # Operations that may wait until a node is quiet while others continue; beyond this, no further documents are taken.
 MAX_BLOCKED_OPERATIONS: Final = 32
-# Seconds before another attempt after the disk was full.
-DISK_PAUSE_SECONDS: Final = 1.0
+PAUSE_AFTER_DISK_FULL_SECONDS: Final = 1.0
 STOP_WAIT_SECONDS: Final = 15.0
 """Seconds to wait for the journal's next document when Tiled already has the run's stop document."""
 
@@ -122,7 +124,7 @@ class RunWriting:
                 except sqlite3.OperationalError as error:
                     # Restart from the journal: progress that it could not record is determined again.
                     self._limited_log.log(logging.ERROR, "disk", "%s cannot be written: %s", self._journal.path, error)
-                    self._stopping.wait(DISK_PAUSE_SECONDS)
+                    self._stopping.wait(PAUSE_AFTER_DISK_FULL_SECONDS)
         except Stopped:
             pass
         finally:
@@ -191,6 +193,9 @@ class RunWriting:
                 if len(waiting) <= MAX_BLOCKED_OPERATIONS and prefetch.accepts_more:
                     folded = prefetch.take_batch(wait=not (self._drain or waiting or catalog.waits_for_stop))
                     waiting += folded.operations
+                    if folded.normalized:
+                        self._journal.store_normalized(folded.normalized)
+                        crash_point("writing: normalized documents recorded")
                     if folded.documents:
                         latest_document = time.monotonic()
                 if folded.too_narrow:

@@ -1,0 +1,125 @@
+"""Drive a consolidator that was written for bluesky-tiled-plugins' writer, by the interface that it has there."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any, ClassVar, Final, TypeVar
+
+from .._errors import DocumentError
+from ._consolidator import Consolidator, Document, _json_value
+from ._frames import Region
+
+_PEER: Final = "bluesky_tiled_plugins"
+_REGISTRY_MODULE: Final = f"{_PEER}.writing.consolidators"
+_REQUIRED: Final = ("consume_stream_datum", "get_data_source")
+_Result = TypeVar("_Result")
+
+
+class GuestConsolidator(Consolidator):
+    """A consolidator such as a subclass of the `ConsolidatorBase` of bluesky-tiled-plugins.
+
+    It is asked to `consume_stream_datum`, to `update_from_stream_resource` for a further resource, and for its
+    `get_data_source`. It gets copies of the documents, which it may change. An error that it raises costs its data key.
+
+    Attributes
+    ----------
+    guest_class
+        The class of the consolidator.
+    """
+
+    guest_class: ClassVar[Callable[..., Any]]
+
+    def __init__(self, stream_resource: Document, descriptor: Document) -> None:
+        super().__init__(stream_resource, descriptor)
+        documents = copy.deepcopy(dict(stream_resource)), copy.deepcopy(dict(descriptor))
+        self._guest: Any = self._call_guest("__init__", lambda: type(self).guest_class(*documents))
+        self.metadata = dict(getattr(self._guest, "metadata", None) or {})
+
+    def add_resource(self, stream_resource: Document) -> None:
+        """Have the consolidator take another StreamResource of the same data key."""
+        document = copy.deepcopy(dict(stream_resource))
+        self._call_guest("update_from_stream_resource", lambda: self._guest.update_from_stream_resource(document))
+
+    def consume(self, stream_datum: Document) -> Region:
+        """Have the consolidator add the rows of a StreamDatum; return the region of the array that changes."""
+        indices = self._checked_indices(stream_datum)
+        document = copy.deepcopy(dict(stream_datum))
+        patch = self._call_guest("consume_stream_datum", lambda: self._guest.consume_stream_datum(document))
+        before, self._rows = self._rows, self._rows + len(indices)
+        if patch is None:
+            shape = self.data_source()["structure"].get("shape") or [self._rows]
+            return Region((before, *[0] * (len(shape) - 1)), (len(indices), *shape[1:]))
+        return Region(tuple(map(int, patch.offset)), tuple(map(int, patch.shape)))
+
+    def data_source(self) -> dict[str, Any]:
+        """Return the consolidator's data source, in JSON types."""
+        source = self._call_guest("get_data_source", lambda: _as_json(self._guest.get_data_source()))
+        fields = ("structure_family", "structure", "mimetype", "parameters", "properties", "assets", "management")
+        # Tiled numbers data sources and assets itself.
+        assets = [
+            {name: value for name, value in asset.items() if name != "id"} for asset in source.get("assets") or ()
+        ]
+        return {**{name: source.get(name) or {} for name in fields}, "assets": assets}
+
+    def _call_guest(self, method: str, call: Callable[[], _Result]) -> _Result:
+        """Return the result of a call.
+
+        Raises
+        ------
+        DocumentError
+            The consolidator raised an error.
+        """
+        try:
+            return call()
+        except Exception as error:
+            name = getattr(self.guest_class, "__qualname__", repr(self.guest_class))
+            raise DocumentError(f"{name}.{method} failed ({type(error).__name__}: {error}).") from error
+
+
+def adopt_consolidator(guest_class: Callable[..., Any]) -> type[GuestConsolidator]:
+    """Return a class of ours that drives consolidators of the given class."""
+    mimetypes = frozenset(getattr(guest_class, "supported_mimetypes", None) or ())
+    name = getattr(guest_class, "__name__", "GuestConsolidator")
+    return type(name, (GuestConsolidator,), {"guest_class": guest_class, "mimetypes": mimetypes})
+
+
+def is_guest_consolidator(loaded: object) -> bool:
+    """Return whether an object is a consolidator class of the kind that `GuestConsolidator` drives."""
+    return isinstance(loaded, type) and all(callable(getattr(loaded, name, None)) for name in _REQUIRED)
+
+
+def registered_consolidators() -> dict[str, type[Consolidator]]:
+    """Return the consolidators in the registry of bluesky-tiled-plugins that are not its own, by mimetype.
+
+    A facility's modules put them there when they are imported. If nothing has imported bluesky-tiled-plugins, there are
+    none; it is not imported here.
+    """
+    registry = getattr(sys.modules.get(_REGISTRY_MODULE), "CONSOLIDATOR_REGISTRY", {})
+    return {
+        mimetype: found if issubclass(found, Consolidator) else adopt_consolidator(found)
+        for mimetype, found in dict(registry).items()
+        if isinstance(found, type) and not _is_preregistered(mimetype, found)
+    }
+
+
+def _is_preregistered(mimetype: str, found: type) -> bool:
+    """Return whether bluesky-tiled-plugins itself has put a class there; ours write these files."""
+    is_own = found.__module__.split(".", 1)[0] == _PEER
+    return is_own and mimetype in (getattr(found, "supported_mimetypes", None) or ())
+
+
+def _as_json(value: Any) -> Any:
+    """Return a value of Tiled's data classes in JSON types."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return _as_json(value.value)
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(item) for item in value]
+    return _json_value(value)

@@ -1,0 +1,131 @@
+"""Drive a normalizer that was written for bluesky-tiled-plugins' writer, by the interface that it has there."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import Enum
+from typing import Any, Final, TypeAlias, cast
+
+from .._errors import PluginError
+from ._normalizer import Check, declares_dtype
+
+Documents: TypeAlias = list[tuple[str, dict[str, Any]]]
+
+# What that writer puts the notes of its normalizer under, in the stop document.
+_NOTES: Final = "_run_normalizer_notes"
+
+
+class GuestNormalizer:
+    """A normalizer with `subscribe`, such as a subclass of the `RunNormalizer` of bluesky-tiled-plugins.
+
+    It is called with each document and emits modern ones to the function given to its `subscribe`, any number of them.
+    Events and datums come to it in pages, as that writer's router passes them on.
+
+    Parameters
+    ----------
+    guest
+        The normalizer of one run.
+
+    Attributes
+    ----------
+    check : function, optional
+        Called with the name and the content of each document that comes out; raises if the document is invalid.
+    notes : list of str
+        Notes that the normalizer has left for readers of the run.
+    guessed_types : set of (stream, data key)
+        The data keys whose `dtype_numpy` no descriptor declares.
+
+    Raises
+    ------
+    PluginError
+        The object cannot be called, or has no `subscribe`.
+    """
+
+    def __init__(self, guest: Any) -> None:
+        if not callable(guest) or not callable(getattr(guest, "subscribe", None)):
+            raise PluginError(
+                f"a {type(guest).__qualname__} is no normalizer: it needs `subscribe`, and to be callable"
+            )
+        self.check: Check | None = None
+        self.notes: list[str] = []
+        self.guessed_types: set[tuple[str, str]] = set()
+        self._guest = guest
+        self._emitted: Documents = []
+        self._declared: set[tuple[str, str]] = set()
+        guest.subscribe(self._collect_emitted)
+
+    def __call__(self, name: str, doc: dict[str, Any]) -> Documents:
+        """Return the modern documents for the next document of the run, which the normalizer may change.
+
+        Raises
+        ------
+        DocumentInvalid
+            A document that came out does not follow its schema.
+        Exception
+            Whatever the normalizer raises.
+        """
+        if name == "descriptor":
+            self._note_declared(doc)
+        self._emitted = []
+        for paged_name, paged in _as_pages(name, doc):
+            self._guest(paged_name, paged)
+        documents = [document for emitted in self._emitted for document in unpack_pages(*emitted)]
+        for modern_name, modern in documents:
+            self._finish_document(modern_name, modern)
+        return documents
+
+    def abandon(self) -> Documents:
+        """Return no documents: these normalizers are not told that a run ends without a stop document."""
+        self._take_notes(())
+        return []
+
+    def _collect_emitted(self, name: str | Enum, doc: Mapping[str, Any]) -> None:
+        # A copy, because the normalizer may go on to change the document.
+        self._emitted.append((name if isinstance(name, str) else name.name, copy.deepcopy(dict(doc))))
+
+    def _note_declared(self, doc: Mapping[str, Any]) -> None:
+        for key, declaration in (doc.get("data_keys") or {}).items():
+            if isinstance(declaration, Mapping) and not declares_dtype(declaration):
+                self.guessed_types.add((str(doc.get("name")), key))
+
+    def _finish_document(self, name: str, modern: dict[str, Any]) -> None:
+        if name == "stop":
+            self._take_notes(modern.pop(_NOTES, None) or ())
+        if self.check is not None:
+            self.check(name, modern)
+
+    def _take_notes(self, of_stop: Iterable[Any]) -> None:
+        for note in [*of_stop, *(getattr(self._guest, "notes", None) or ())]:
+            if str(note) not in self.notes:
+                self.notes.append(str(note))
+
+
+def _as_pages(name: str, doc: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield what that writer's router makes of a document."""
+    import event_model
+
+    # Unlike `datum_page`, `event_page` is a columnar document, with the same number of values in each column.
+    convert: dict[str, Callable[[Any], Iterable[Any]]] = {
+        "event": lambda event: [event_model.pack_event_page(event)],
+        "datum": lambda datum: [event_model.pack_datum_page(datum)],
+        "bulk_events": event_model.bulk_events_to_event_pages,
+        "bulk_datum": lambda bulk: [event_model.bulk_datum_to_datum_page(bulk)],
+    }
+    pages = {"event": "event_page", "bulk_events": "event_page", "datum": "datum_page", "bulk_datum": "datum_page"}
+    if name not in convert:
+        yield name, doc
+        return
+    for page in convert[name](doc):
+        yield pages[name], page
+
+
+def unpack_pages(name: str, doc: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the events of an event page, since the run writer takes no pages; else the document itself."""
+    import event_model
+
+    if name == "event_page":
+        for event in event_model.unpack_event_page(cast("Any", doc)):
+            yield "event", dict(event)
+    else:
+        yield name, doc
