@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import re
 import shlex
 import shutil
@@ -172,8 +173,8 @@ class PreparedHost:
         config.mkdir(parents=True)
         for name in ("config", "old", "new"):
             (config / f"{name}.yaml").write_text(f"tiled: {self.server.uri}\njournal_dir: {self.journals}\n")
-        for name in ("old", "new"):
-            shutil.copytree(self.journals, Path(f"{self.journals}-{name}"), ignore=shutil.ignore_patterns(".*"))
+        for name in ("var/lib/tiledwriter-old", "var/lib/tiledwriter-new", "backup/tiledwriter"):
+            shutil.copytree(self.journals, self.directory / name, ignore=shutil.ignore_patterns(".*"))
         for place in ("var/spool/tiled-backups", "backups"):
             (self.directory / place).mkdir(parents=True)
             backup = self.directory / place / "run.jsonl"
@@ -193,7 +194,7 @@ class PreparedHost:
                 result.append(self.uid)
             elif word.startswith("./_unrouted"):
                 result += self._expand("measured/_unrouted*.segment")
-            elif re.match(r"/(etc|var)/|~/|.*\*", word):
+            elif re.match(r"/(backup|etc|var)/|~/|.*\*", word):
                 result += self._expand(re.sub("^(~/|/)", "", word))
             else:
                 result.append(word)
@@ -213,6 +214,8 @@ class PreparedHost:
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+            # A command's connection to Tiled ends with its process; here it must not be left to another module's test.
+            gc.collect()
 
 
 @pytest.fixture(scope="module")

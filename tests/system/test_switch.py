@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,13 @@ pytestmark = [
     # The reading client and the simulated devices warn about themselves.
     pytest.mark.filterwarnings("default"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def clients_are_collected() -> Iterator[None]:
+    """Leave no client of Tiled, which nobody can close, to another module's test."""
+    yield
+    gc.collect()
 
 
 @contextmanager
