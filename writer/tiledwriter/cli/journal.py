@@ -26,7 +26,7 @@ examples:
   tiledwriter-journal ls --state failed,parked
   tiledwriter-journal show 3f2b
   tiledwriter-journal tail -f 3f2b /var/lib/tiledwriter
-  tiledwriter-journal verify /var/lib/tiledwriter --tiled http://tiled.example:8000
+  tiledwriter-journal verify /var/lib/tiledwriter --config /etc/tiledwriter/config.yaml
   tiledwriter-journal export 3f2b -o run.jsonl
 
 UID is the beginning of a run's uid, or a file. Without DIR, commands look at TILEDWRITER_JOURNAL_DIR, else at the

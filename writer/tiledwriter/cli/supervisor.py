@@ -39,7 +39,7 @@ examples:
   tiledwriter-supervisor --tiled http://localhost:8000 --journal-dir /var/lib/tiledwriter
   tiledwriter-supervisor --profile beamline --listen tcp://127.0.0.1:5579
   tiledwriter-supervisor --profile beamline --listen 'tcp://*:5579' --curve /etc/tiledwriter/keys
-  tiledwriter-supervisor --tiled http://localhost:8000 --journal-dir /var/lib/tiledwriter --drain
+  tiledwriter-supervisor --config /etc/tiledwriter/config.yaml --drain
   tiledwriter-supervisor --config /etc/tiledwriter/config.yaml --print-config
 
 exit codes: 0 ended as asked; 1 failed; 2 wrong usage; 3 another supervisor uses the journals;
