@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ _EXAMPLES = """\
 examples:
   tiledwriter-supervisor --tiled http://localhost:8000 --journal-dir /var/lib/tiledwriter
   tiledwriter-supervisor --profile beamline --listen tcp://127.0.0.1:5579
+  tiledwriter-supervisor --profile beamline --http 8080
   tiledwriter-supervisor --profile beamline --listen 'tcp://*:5579' --curve /etc/tiledwriter/keys
   tiledwriter-supervisor --tiled http://localhost:8000 --journal-dir /var/lib/tiledwriter --drain
 
@@ -59,6 +61,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="directory of the journals, on a local disk (default: the user's state directory)",
     )
+    result.add_argument(
+        "--http",
+        metavar="HOST:PORT",
+        help="serve a status page and metrics; a port alone: to this host only",
+    )
     result.add_argument("--drain", action="store_true", help="write what the journals hold, then exit")
     result.add_argument("--log-level", metavar="L", help="DEBUG, INFO, WARNING or ERROR (default INFO)")
     result.add_argument("--log-format", choices=("text", "json"), help="format of log lines (default text)")
@@ -87,14 +94,19 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
         from tiledbroker._errors import DirectoryUnusable
         from tiledbroker.supervisor import Supervisor, WorkerCommand
 
+        from ..status import HttpProcess, TokenFileError, find_missing_packages
         from ..worker import Processes, allow_open_files, run_worker
         from ._settings import WrongConfiguration, settings_of
     except ImportError as error:
         return _report_failure(ExitCode.FAILED, f'{error}. The ingest host needs: pip install "tiledwriter[ingest]"')
     try:
         settings = settings_of(config, flags)
-    except WrongConfiguration as error:
+        http = settings.http_options()
+    except (WrongConfiguration, TokenFileError) as error:
         return _report_failure(ExitCode.USAGE, str(error))
+    if http is not None and (missing := find_missing_packages()):
+        packages = ", ".join(missing)
+        return _report_failure(ExitCode.USAGE, f'--http needs {packages}: pip install "tiledwriter[ingest,web]"')
     options = settings.worker_options()
     options.logging.configure()
     log.debug("Up to %d files may be open.", allow_open_files())
@@ -114,7 +126,8 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
             tiled_address=settings.tiled or f"profile {settings.profile}",
         )
         supervisor.stop_on_signals()
-        left = supervisor.run()
+        with contextlib.nullcontext() if http is None else HttpProcess(http):
+            left = supervisor.run()
     except KeyFileError as error:
         return _report_failure(ExitCode.USAGE, str(error))
     except JournalLocked:
