@@ -59,6 +59,13 @@ def format_clock(timestamp: float | None) -> str:
     return NOT_KNOWN if moment is None else f"{moment:%H:%M:%S} {moment:%Z}"
 
 
+def utc_offset(timestamp: float) -> int:
+    """Return how far this host's time zone is ahead of UTC at a Unix time, in seconds."""
+    moment = _local(timestamp)
+    offset = None if moment is None else moment.utcoffset()
+    return 0 if offset is None else int(offset.total_seconds())
+
+
 def _local(timestamp: float | None) -> datetime | None:
     try:
         return None if timestamp is None else datetime.fromtimestamp(timestamp).astimezone()

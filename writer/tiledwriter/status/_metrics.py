@@ -100,17 +100,19 @@ def _run_metrics(snapshot: Snapshot) -> Iterator[Metric]:
     yield from _present(
         _gauge,
         "unwritten_documents",
-        "Documents in journals that are not confirmed in Tiled, of all runs that are not finished.",
+        "Documents in journals that are not confirmed in Tiled, of all runs in flight.",
         count_unwritten(snapshot),
     )
 
 
 def count_unwritten(snapshot: Snapshot) -> int | None:
-    """Return how many durable documents are not in Tiled; None if that is not known of any run."""
-    known = [
-        run.durable - run.written for run in all_runs(snapshot) if not (run.durable is None or run.written is None)
-    ]
-    return sum(known) if known or not all_runs(snapshot) else None
+    """Return how many durable documents are not in Tiled yet; None if that is not known of any run.
+
+    Runs in quarantine do not count: theirs are not on the way.
+    """
+    runs = [run for run in all_runs(snapshot) if run.state != "failed"]
+    known = [run.durable - run.written for run in runs if run.durable is not None and run.written is not None]
+    return sum(known) if known or not runs else None
 
 
 def all_runs(snapshot: Snapshot) -> list[Run]:

@@ -166,8 +166,8 @@ def _is_written(snapshot: Snapshot) -> Answer:
         return Answer(question, Level.UNKNOWN, "NOT KNOWN", f"Tiled has not been asked since the start. {waiting}")
     if not tiled.reachable:
         since = "" if tiled.since is None else f" since {format_time(tiled.since)} ({_ago(snapshot, tiled.since)})"
-        problem = "" if tiled.problem is None else f" {_as_sentence(tiled.problem)}"
-        text = f"Tiled is away{since}.{problem} {waiting} It is written when Tiled is back."
+        problem = "it does not answer" if tiled.problem is None else tiled.problem
+        text = f"Tiled has been away{since}: {_as_sentence(problem)} {waiting} It is written when Tiled is back."
         return Answer(question, Level.BAD, "NO", text)
     if tiled.problem is not None:
         return Answer(question, Level.BAD, "NO", f"Tiled answers, but: {_as_sentence(tiled.problem)} {waiting}")
@@ -178,7 +178,7 @@ def _is_written(snapshot: Snapshot) -> Answer:
         )
     last = f"Last write: {_say_last_write(snapshot)}."
     if failed:
-        text = f"{count_of(failed, 'run')} in quarantine; all others are written. {last} {waiting}"
+        text = f"{count_of(failed, 'run')} in quarantine. {last} {waiting}"
         return Answer(question, Level.WARNING, "NOT ALL", text)
     held = [run for run in all_runs(snapshot) if run.waits_for or run.state == "parked"]
     if held:
@@ -200,9 +200,10 @@ def _say_waiting(snapshot: Snapshot) -> str:
     unwritten = count_unwritten(snapshot)
     if unwritten is None:
         return "How many documents wait in the journals is not known."
-    runs = sum(1 for run in all_runs(snapshot) if run.durable is not None and run.durable > (run.written or 0))
     if not unwritten:
-        return "Nothing waits in the journals of open runs."
+        return "Nothing else waits in the journals." if snapshot.runs.counts.get("failed") else "Nothing waits."
+    flying = [run for run in all_runs(snapshot) if run.state != "failed"]
+    runs = sum(1 for run in flying if run.durable is not None and run.durable > (run.written or 0))
     verb = "waits" if unwritten == 1 else "wait"
     return f"{count_of(unwritten, 'document')} of {count_of(runs, 'run')} {verb} in the journals."
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from ._format import (
     NOT_KNOWN,
@@ -18,6 +20,7 @@ from ._format import (
     format_count,
     format_duration,
     format_time,
+    utc_offset,
 )
 from ._history import Columns, total_lag
 from ._metrics import all_runs, package_version
@@ -33,6 +36,11 @@ MAX_ERROR_CHARACTERS: Final = 3000
 REFRESH_SECONDS: Final = 5
 
 _TEMPLATES: Final = Path(__file__).parent / "templates"
+
+# A command ends with the sentence, or before what follows a semicolon or a comma.
+_COMMAND: Final = re.compile(
+    r"(?:tiledwriter-(?:supervisor|journal)|systemctl|journalctl) (?:[^\s;,]|\s(?!\())+?(?=\.?$|\. |[;,])"
+)
 
 _LEVEL_OF_STATE: Final = {"well": Level.GOOD, "degraded": Level.WARNING, "failed": Level.BAD}
 _LEVEL_OF_DISK: Final = {"well": Level.GOOD, "low": Level.WARNING, "full": Level.BAD}
@@ -82,10 +90,12 @@ class Page:
         environment.filters.update(
             bytes=format_bytes,
             clock=format_clock,
+            commands=mark_commands,
             count=format_count,
             duration=format_duration,
             time=format_time,
             text=shorten_text,
+            utc_offset=utc_offset,
         )
         environment.globals.update(
             NOT_KNOWN=NOT_KNOWN, assets=assets, may_retry=may_retry, refresh=REFRESH_SECONDS, journal_dir=journal_dir
@@ -140,6 +150,17 @@ def shorten_text(value: object, longest: int = MAX_CELL_CHARACTERS) -> str:
     if len(text) > longest:
         text = f"{text[:longest]}... ({len(text):,} characters)"
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def mark_commands(text: str) -> Markup:
+    """Return a sentence as HTML, with the commands of this package in it as code."""
+    shown = shorten_text(text)
+    parts: list[str] = []
+    end = 0
+    for found in _COMMAND.finditer(shown):
+        parts += [escape(shown[end : found.start()]), Markup("<code>"), escape(found[0]), Markup("</code>")]
+        end = found.end()
+    return Markup().join([*parts, escape(shown[end:])])
 
 
 def _level_of_run(run: Run) -> Level:

@@ -3,6 +3,7 @@
 (() => {
   const body = document.body;
   const refreshSeconds = Number(body.dataset.refresh);
+  const utcOffsetSeconds = Number(body.dataset.utcOffset);
   const banner = document.getElementById("unreachable");
   const MAX_AUTOMATIC_PLOTS = 2;
   let updatedAt = Date.now();
@@ -88,7 +89,7 @@
   }
 
   class LivePlot {
-    constructor(parent, title, series, { time = true, xLabel = null, onClose = null } = {}) {
+    constructor(parent, title, series, x, columns, { time = true, xLabel = null, fromZero = false, onClose = null } = {}) {
       this.root = document.createElement("div");
       this.root.className = "plot";
       this.heading = document.createElement("h3");
@@ -102,15 +103,15 @@
       this.legend = Object.assign(document.createElement("p"), { className: "legend" });
       this.root.append(this.heading, this.canvas, this.legend);
       parent.append(this.root);
-      const columns = Object.fromEntries([["x", []], ...series.map((_, i) => [`y${i}`, []])]);
-      this.source = new Bokeh.ColumnDataSource({ data: columns });
-      this.count = series.length;
       this.time = time;
+      this.source = new Bokeh.ColumnDataSource({ data: this.sourceData(x, columns) });
+      // A quantity that cannot be negative is seen from zero; a scalar of a run is seen as close as possible.
+      const yRange = fromZero ? { y_range: new Bokeh.DataRange1d({ start: 0 }) } : {};
       const ink = cssColor("soft");
       const figure = Bokeh.Plotting.figure({
         height: 190, sizing_mode: "stretch_width", tools: "", toolbar_location: null, min_border: 4,
         x_axis_type: time ? "datetime" : "linear", output_backend: "canvas",
-        background_fill_alpha: 0, border_fill_alpha: 0, outline_line_alpha: 0,
+        background_fill_alpha: 0, border_fill_alpha: 0, outline_line_alpha: 0, ...yRange,
       });
       for (const axis of [figure.xaxis, figure.yaxis]) {
         axis.major_label_text_color = ink;
@@ -136,9 +137,14 @@
     }
 
     update(x, columns) {
+      this.source.data = this.sourceData(x, columns);
+    }
+
+    // BokehJS shows times as UTC; add the offset so that they are those of the ingest host, like all others here.
+    sourceData(x, columns) {
       const numbers = (values) => values.map((value) => value === null ? NaN : value);
-      const xs = numbers(x).map((value) => this.time ? value * 1000 : value);
-      this.source.data = Object.fromEntries([["x", xs], ...columns.map((values, i) => [`y${i}`, numbers(values)])]);
+      const xs = numbers(x).map((value) => this.time ? (value + utcOffsetSeconds) * 1000 : value);
+      return Object.fromEntries([["x", xs], ...columns.map((values, i) => [`y${i}`, numbers(values)])]);
     }
   }
 
@@ -151,11 +157,13 @@
 
   async function refreshHistory() {
     const { columns } = await (await fetchInTime("/api/history")).json();
-    if (!historyPlots.length) {
-      const parent = document.getElementById("history-plots");
-      for (const [title, names] of HISTORY) historyPlots.push(new LivePlot(parent, title, names));
-    }
-    HISTORY.forEach(([, , keys], i) => historyPlots[i].update(columns.time, keys.map((key) => columns[key])));
+    if (columns.time.length < 2) return;
+    const parent = document.getElementById("history-plots");
+    HISTORY.forEach(([title, names, keys], i) => {
+      const values = keys.map((key) => columns[key]);
+      if (historyPlots[i]) historyPlots[i].update(columns.time, values);
+      else historyPlots[i] = new LivePlot(parent, title, names, columns.time, values, { fromZero: true });
+    });
   }
 
   // Runs whose scalars are drawn, by uid; those closed by hand stay closed.
@@ -197,7 +205,7 @@
       const plots = streams.filter((stream) => stream.series.length && stream.name !== "baseline").slice(0, 3).map((stream) => {
         const names = stream.series.map((one) => one.units ? `${one.name} (${one.units})` : one.name);
         const time = stream.x.name === "time";
-        const plot = new LivePlot(parent, `${link.dataset.title} · ${stream.name}`, names, { time, xLabel: time ? null : stream.x.name, onClose });
+        const plot = new LivePlot(parent, `${link.dataset.title} · ${stream.name}`, names, stream.x.values, stream.series.map((one) => one.values), { time, xLabel: time ? null : stream.x.name, onClose });
         return Object.assign(plot, { stream: stream.name });
       });
       runPlots.set(uid, { shape, plots });
@@ -237,7 +245,7 @@
   async function keepFresh() {
     let plotting = false;
     Promise.all([loadScript("bokeh.min.js"), loadScript("bokeh-api.min.js")]).then(() => {
-      Bokeh.set_log_level?.("warn");
+      Bokeh.set_log_level?.("error");
       plotting = true;
       return refreshPlots();
     }).catch((error) => console.warn(error.message));
