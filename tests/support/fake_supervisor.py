@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tiledwriter.status._snapshot import SOCKET_NAME
+from tiledbroker.supervisor._status_socket import STATUS_SOCKET
 
 
 class FakeSupervisor:
@@ -27,7 +27,7 @@ class FakeSupervisor:
     def __init__(self, journal_dir: Path, snapshot: dict[str, Any] | bytes | None) -> None:
         self.snapshot = snapshot
         self.asked = 0
-        self.path = journal_dir / SOCKET_NAME
+        self.path = journal_dir / STATUS_SOCKET
         self._held: list[socket.socket] = []
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None

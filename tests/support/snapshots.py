@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import copy
+import json
 import uuid
 from typing import Any
 
+import msgspec
+
+from tiledbroker.supervisor import RunStatus
+from tiledbroker.supervisor._snapshot import decode_snapshot
+from tiledwriter.status._snapshot import Answer
+
 NOW = 1_795_000_000.0
 GIB = 2**30
+
+
+def answer_of(snapshot: dict[str, Any]) -> Answer:
+    """The answer of a supervisor with this snapshot."""
+    text = json.dumps(snapshot).encode()
+    return Answer(decode_snapshot(text), text)
+
+
+def struct_of(status: dict[str, Any]) -> RunStatus:
+    """The status of a run as the supervisor's clients see it."""
+    return msgspec.convert(status, RunStatus)
 
 
 def run_status(number: int = 1, **changes: Any) -> dict[str, Any]:
@@ -88,7 +106,7 @@ def well() -> dict[str, Any]:
                     "runs": 2,
                     "lag_documents": 12,
                     "lag_bytes": 5_210,
-                    "oldest_unacknowledged": 0.02,
+                    "oldest_unacknowledged": NOW - 0.25,
                 }
             ],
             "runs": {
@@ -103,6 +121,8 @@ def well() -> dict[str, Any]:
                 },
                 "open": [run_status(1), run_status(2, plan="count", publisher="bl7-acq", durable=60, written=60)],
                 "troubled": [],
+                "unlisted_open": 0,
+                "unlisted_troubled": 0,
             },
             "workers": {"running": 2, "max": 32, "restarts": 1, "memory": 192 * 2**20, "waiting_for_worker": 0},
             "totals": {
@@ -138,7 +158,7 @@ def outage() -> dict[str, Any]:
     }
     waiting = {"waits_for": "Tiled is away", "written": 120}
     parked = [run_status(10 + i, state="parked", durable=24_000, ended=True, worker=None, **waiting) for i in range(7)]
-    result["runs"] = {
+    result["runs"] |= {
         "counts": {**result["runs"]["counts"], "parked": 7},
         "open": [
             run_status(1, durable=45_000, **waiting),
@@ -174,7 +194,7 @@ def disk_full() -> dict[str, Any]:
     result = well()
     result |= {"state": "failed", "reasons": ["The journal disk is full: make space in /var/lib/tiledwriter"]}
     result["disks"][0] |= {"free": GIB, "state": "full"}
-    result["publishers"][0] |= {"lag_documents": 90_000, "lag_bytes": 400_000_000, "oldest_unacknowledged": 840.0}
+    result["publishers"][0] |= {"lag_documents": 90_000, "lag_bytes": 400_000_000, "oldest_unacknowledged": NOW - 840.0}
     return result
 
 
@@ -186,7 +206,7 @@ def many_runs(count: int = 200) -> dict[str, Any]:
         run_status(1000 + i, state=states[i % 5], reason="OperationRefused: no" if i % 5 == 4 else None)
         for i in range(count)
     ]
-    result["runs"] = {
+    result["runs"] |= {
         "counts": {**result["runs"]["counts"], **dict.fromkeys(states, count // 5)},
         "open": [run for run in runs if run["state"] != "failed"],
         "troubled": [run for run in runs if run["state"] in {"failed", "parked"}],
@@ -198,9 +218,10 @@ def started() -> dict[str, Any]:
     """A supervisor that has just started: Tiled was never asked, publishers said nothing yet."""
     result = well()
     result |= {"started": NOW - 2, "reasons": ["Tiled has not been asked yet: there is nothing to write."]}
-    result["tiled"] |= dict.fromkeys(("version", "reachable", "since", "asked", "last_write", "latency"))
-    result["tiled"] |= {"requests": {}, "retries": {}}
+    result["tiled"] |= dict.fromkeys(("version", "reachable", "since", "asked", "last_write"))
+    latency = {"buckets": [[0.1, 0], [2.5, 0]], "sum": 0.0, "count": 0}
+    result["tiled"] |= {"requests": {}, "retries": {}, "latency": latency}
     result["publishers"] = []
-    result["runs"] = {"counts": dict.fromkeys(result["runs"]["counts"], 0), "open": [], "troubled": []}
+    result["runs"] |= {"counts": dict.fromkeys(result["runs"]["counts"], 0), "open": [], "troubled": []}
     result["totals"] = {"documents": 0, "bytes": 0, "written_documents": 0, "restarts": 0, "refused": {}}
     return result

@@ -12,7 +12,7 @@ from ._publishers import (
 )
 from ._retry import clear_failure, request_retry, withdraw_retry
 from ._scheduler import DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS
-from ._snapshot import Snapshot
+from ._snapshot import DiskStatus, Latency, PublisherConnection, RunStatus, Snapshot, TiledStatus
 from ._status_client import read_snapshot, read_snapshot_and_text
 from ._supervisor import DEFAULT_ADDRESS, Supervisor
 from ._tasks import ProcessIdentity, WorkerCommand, WorkerTask
@@ -28,10 +28,15 @@ __all__ = [
     "DEFAULT_SILENCE",
     "DEFAULT_WINDOW",
     "ClientLimits",
+    "DiskStatus",
+    "Latency",
     "ProcessIdentity",
+    "PublisherConnection",
+    "RunStatus",
     "Snapshot",
     "State",
     "Supervisor",
+    "TiledStatus",
     "WorkerCommand",
     "WorkerLimits",
     "WorkerTask",

@@ -25,7 +25,20 @@ def test_addresses(text, address, loopback):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "host", "host:", ":8080", "host:0", "host:65536", "::1:80", "http://host:80", "a b:80", "host:８０", "-1"]
+    "text",
+    [
+        "",
+        "host",
+        "host:",
+        ":8080",
+        "host:0",
+        "host:65536",
+        "::1:80",
+        "http://h:80",
+        "a b:80",
+        "host:\uff18\uff10",
+        "-1",
+    ],
 )
 def test_what_is_no_address_is_said(text):
     with pytest.raises(ValueError, match=r"not HOST:PORT|without brackets|for this host only"):

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-
 import snapshots
 
+from tiledbroker.supervisor import Latency
 from tiledwriter.status._history import KEPT_SECONDS, PERIOD_SECONDS, History, Sample, columns_of
-from tiledwriter.status._snapshot import Latency, decode_snapshot
 from tiledwriter.status._source import Observation
 
 
 def observe(time, problem=None, **totals):
     snapshot = snapshots.well()
     snapshot["totals"] |= totals
-    return Observation(time, decode_snapshot(json.dumps(snapshot).encode()), problem, time)
+    return Observation(time, snapshots.answer_of(snapshot), problem, time)
 
 
 def test_rates_are_per_second():
@@ -53,13 +51,13 @@ def test_a_lag_that_one_publisher_does_not_tell_is_not_known():
     snapshot["publishers"].append({**snapshot["publishers"][0], "lag_documents": None})
     history = History()
     for time in (0.0, 5.0):
-        history.add_observation(Observation(time, decode_snapshot(json.dumps(snapshot).encode()), answered=time))
+        history.add_observation(Observation(time, snapshots.answer_of(snapshot), answered=time))
     assert history.columns()["lag_documents"] == [None]
 
 
 def test_latency_is_that_of_the_requests_between_two_samples():
-    before = Latency(((0.1, 100), (1.0, 100), (5.0, 100)), 5.0, 100)
-    after = Latency(((0.1, 110), (1.0, 120), (5.0, 120)), 11.0, 120)
+    before = Latency([(0.1, 100), (1.0, 100), (5.0, 100)], 5.0, 100)
+    after = Latency([(0.1, 110), (1.0, 120), (5.0, 120)], 11.0, 120)
     columns = columns_of([Sample(0.0, 1.0, latency=before), Sample(5.0, 1.0, latency=after)])
     assert columns["latency_mean"] == [0.3]
     assert columns["latency_p95"] == [1.0]

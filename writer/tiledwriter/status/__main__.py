@@ -126,10 +126,10 @@ def _serve(listener: socket.socket, arguments: argparse.Namespace, stopping: thr
     import uvicorn
 
     from ._app import StatusApp
-    from ._snapshot import read_snapshot
+    from ._snapshot import read_answer
     from ._source import SnapshotSource
 
-    source = SnapshotSource(partial(read_snapshot, arguments.journal_dir))
+    source = SnapshotSource(partial(read_answer, arguments.journal_dir))
     app = StatusApp(source, arguments.journal_dir, arguments.token_file).starlette()
     config = uvicorn.Config(
         app,

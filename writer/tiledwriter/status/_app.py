@@ -145,7 +145,7 @@ class StatusApp:
     async def _status(self, _: Request) -> Response:
         observation = await self._source.observe()
         if observation.problem is None and observation.answer is not None:
-            return Response(observation.answer.body, media_type="application/json")
+            return Response(observation.answer.text, media_type="application/json")
         away = {"error": observation.problem, "since": observation.away_since, "last_answer": observation.answered}
         return JSONResponse(away, 503)
 

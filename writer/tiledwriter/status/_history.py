@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from ._snapshot import Latency, Snapshot
+from tiledbroker.supervisor import Latency, Snapshot
+
 from ._source import Observation
 
 PERIOD_SECONDS: Final = 5.0
@@ -116,7 +117,7 @@ def _sample_of(observation: Observation) -> Sample:
         snapshot.totals.bytes,
         total_lag(snapshot)[0],
         total_lag(snapshot)[1],
-        None if snapshot.tiled is None else snapshot.tiled.latency,
+        snapshot.tiled.latency,
     )
 
 
@@ -142,8 +143,8 @@ def _latency_between(before: Latency | None, after: Latency | None) -> tuple[flo
     """Return mean and 95th percentile of the requests between two histograms; None without requests."""
     if before is None or after is None or len(before.buckets) != len(after.buckets):
         return None, None
-    count = (after.count or 0) - (before.count or 0)
-    if count <= 0 or before.sum is None or after.sum is None:
+    count = after.count - before.count
+    if count <= 0:
         return None, None
     mean = max(after.sum - before.sum, 0.0) / count
     for (bound, total), (_, earlier) in zip(after.buckets, before.buckets, strict=True):

@@ -6,7 +6,7 @@ While the supervisor does not answer, only that is reported: old numbers would p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
@@ -20,7 +20,8 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from ._snapshot import Disk, Latency, Publisher, Run, Snapshot, Tiled
+from tiledbroker.supervisor import DiskStatus, Latency, PublisherConnection, RunStatus, Snapshot, TiledStatus
+
 from ._source import Observation
 
 STATES: Final = ("well", "degraded", "failed")
@@ -69,7 +70,7 @@ class SnapshotCollector(Collector):
             return
         yield from _service_metrics(snapshot)
         yield from _run_metrics(snapshot)
-        yield from _publisher_metrics(snapshot.publishers)
+        yield from _publisher_metrics(snapshot)
         if snapshot.tiled is not None:
             yield from _tiled_metrics(snapshot.tiled)
         yield from _worker_metrics(snapshot)
@@ -85,9 +86,9 @@ def _service_metrics(snapshot: Snapshot) -> Iterator[Metric]:
     yield state
     yield _gauge("start_timestamp_seconds", "Unix time at which the supervisor started.", snapshot.started)
     totals = snapshot.totals
-    yield from _present(_counter, "documents", "Documents made durable in journals.", totals.documents)
-    yield from _present(_counter, "received_bytes", "Bytes of the documents made durable.", totals.bytes)
-    yield from _present(_counter, "written_documents", "Documents written to Tiled.", totals.written_documents)
+    yield _counter("documents", "Documents made durable in journals.", totals.documents)
+    yield _counter("received_bytes", "Bytes of the documents made durable.", totals.bytes)
+    yield _counter("written_documents", "Documents written to Tiled.", totals.written_documents)
     yield from _counts("refused_messages", "Messages refused, by topic.", "topic", totals.refused)
 
 
@@ -106,52 +107,46 @@ def _run_metrics(snapshot: Snapshot) -> Iterator[Metric]:
 
 
 def count_unwritten(snapshot: Snapshot) -> int | None:
-    """Return how many durable documents are not in Tiled yet; None if that is not known of any run.
+    """Return how many documents in journals are not confirmed in Tiled; None if not all runs are listed.
 
-    Runs in quarantine do not count: theirs are not on the way.
+    Runs in quarantine do not count, because theirs are not on the way. A run of which nobody has told yet what is in
+    Tiled counts with all of its documents.
     """
+    if snapshot.runs.unlisted_open:
+        return None
     runs = [run for run in all_runs(snapshot) if run.state != "failed"]
-    known = [run.durable - run.written for run in runs if run.durable is not None and run.written is not None]
-    return sum(known) if known or not runs else None
+    return sum(max(run.durable - (run.written or 0), 0) for run in runs)
 
 
-def all_runs(snapshot: Snapshot) -> list[Run]:
+def all_runs(snapshot: Snapshot) -> list[RunStatus]:
     """Return the open and the troubled runs, each once."""
     return list({run.uid: run for run in (*snapshot.runs.open, *snapshot.runs.troubled)}.values())
 
 
-def _publisher_metrics(publishers: Iterable[Publisher]) -> Iterator[Metric]:
+def _publisher_metrics(snapshot: Snapshot) -> Iterator[Metric]:
+    yield _gauge("publishers_connected", "Connected publishers.", len(snapshot.publishers))
     # Two publishers may have one name: their labels must not occur twice.
-    groups: dict[tuple[str, str], list[Publisher]] = {}
-    for publisher in publishers:
+    groups: dict[tuple[str, str], list[PublisherConnection]] = {}
+    for publisher in snapshot.publishers:
         groups.setdefault((_label(publisher.name), _label(publisher.client)), []).append(publisher)
-    yield _gauge("publishers_connected", "Connected publishers.", sum(map(len, groups.values())))
-    columns: list[tuple[str, str, Callable[[list[Publisher]], _Number]]] = [
-        (
-            "publisher_lag_documents",
-            "Documents in a publisher's spool.",
-            lambda all_: _total(p.lag_documents for p in all_),
-        ),
-        ("publisher_lag_bytes", "Bytes in a publisher's spool.", lambda all_: _total(p.lag_bytes for p in all_)),
-        (
-            "publisher_oldest_unacknowledged_seconds",
-            "Age of a publisher's oldest document that is not durable here.",
-            lambda all_: max(
-                (p.oldest_unacknowledged for p in all_ if p.oldest_unacknowledged is not None), default=None
-            ),
-        ),
-    ]
-    for name, text, value_of in columns:
-        family = GaugeMetricFamily(f"tiledwriter_{name}", text, labels=["publisher", "client"])
-        for labels, group in groups.items():
-            value = value_of(group)
-            if value is not None:
-                family.add_metric(labels, value)
-        if family.samples:
-            yield family
+    labels = ["publisher", "client"]
+    documents = {key: _total(one.lag_documents for one in group) for key, group in groups.items()}
+    yield from _family("publisher_lag_documents", "Documents in a publisher's spool.", labels, documents)
+    sizes = {key: _total(one.lag_bytes for one in group) for key, group in groups.items()}
+    yield from _family("publisher_lag_bytes", "Bytes in a publisher's spool.", labels, sizes)
+    ages = {key: _greatest(age_of_oldest(one, snapshot) for one in group) for key, group in groups.items()}
+    text = "Age of a publisher's oldest document that is not durable here."
+    yield from _family("publisher_oldest_unacknowledged_seconds", text, labels, ages)
 
 
-def _tiled_metrics(tiled: Tiled) -> Iterator[Metric]:
+def age_of_oldest(publisher: PublisherConnection, snapshot: Snapshot) -> float | None:
+    """Return for how many seconds a publisher's oldest document waits; 0 if none does, None if that is not known."""
+    if publisher.oldest_unacknowledged is None:
+        return 0.0 if publisher.lag_documents == 0 else None
+    return max(snapshot.now - publisher.oldest_unacknowledged, 0.0)
+
+
+def _tiled_metrics(tiled: TiledStatus) -> Iterator[Metric]:
     reachable = None if tiled.reachable is None else int(tiled.reachable)
     yield from _present(_gauge, "tiled_up", "1 if Tiled answered when it was asked last, else 0.", reachable)
     yield from _present(
@@ -159,44 +154,34 @@ def _tiled_metrics(tiled: Tiled) -> Iterator[Metric]:
     )
     yield from _counts("tiled_requests", "Requests to Tiled, by outcome.", "outcome", tiled.requests)
     yield from _counts("tiled_retries", "Requests to Tiled that were repeated, by cause.", "cause", tiled.retries)
-    if tiled.latency is not None:
-        yield from _latency_metrics(tiled.latency)
+    yield _latency_metric(tiled.latency)
 
 
-def _latency_metrics(latency: Latency) -> Iterator[Metric]:
-    if latency.count is None or latency.sum is None:
-        return
+def _latency_metric(latency: Latency) -> Metric:
     bounds = [(str(float(bound)), float(count)) for bound, count in latency.buckets if math.isfinite(bound)]
     family = HistogramMetricFamily("tiledwriter_tiled_request_duration_seconds", "Duration of requests to Tiled.")
     family.add_metric([], [*bounds, ("+Inf", float(latency.count))], latency.sum)
-    yield family
+    return family
 
 
 def _worker_metrics(snapshot: Snapshot) -> Iterator[Metric]:
     workers = snapshot.workers
-    yield from _present(_gauge, "workers", "Worker processes.", workers.running)
-    yield from _present(_gauge, "workers_max", "Maximum number of worker processes.", workers.max)
+    yield _gauge("workers", "Worker processes.", workers.running)
+    yield _gauge("workers_max", "Maximum number of worker processes.", workers.max)
     yield from _present(_gauge, "worker_memory_bytes", "Resident memory of all workers.", workers.memory)
-    yield from _present(_gauge, "runs_waiting_for_worker", "Runs that wait for a worker.", workers.waiting_for_worker)
-    restarts = workers.restarts if workers.restarts is not None else snapshot.totals.restarts
-    yield from _present(_counter, "worker_restarts", "Workers started anew after their end.", restarts)
+    yield _gauge("runs_waiting_for_worker", "Runs that wait for a worker.", workers.waiting_for_worker)
+    yield _counter("worker_restarts", "Workers that died and were replaced.", workers.restarts)
 
 
-def _disk_metrics(disks: Iterable[Disk]) -> Iterator[Metric]:
+def _disk_metrics(disks: Iterable[DiskStatus]) -> Iterator[Metric]:
     by_label = {(_label(disk.path), _label(disk.purpose)): disk for disk in disks}
-    columns: list[tuple[str, str, Callable[[Disk], _Number]]] = [
-        ("disk_free_bytes", "Free space of a disk.", lambda disk: disk.free),
-        ("disk_size_bytes", "Size of a disk.", lambda disk: disk.total),
-        ("disk_min_free_bytes", "Free space below which documents are no longer taken.", lambda disk: disk.min_free),
-    ]
-    for name, text, value_of in columns:
-        family = GaugeMetricFamily(f"tiledwriter_{name}", text, labels=["path", "purpose"])
-        for labels, disk in by_label.items():
-            value = value_of(disk)
-            if value is not None:
-                family.add_metric(labels, value)
-        if family.samples:
-            yield family
+    labels = ["path", "purpose"]
+    free = {key: disk.free for key, disk in by_label.items()}
+    yield from _family("disk_free_bytes", "Free space of a disk.", labels, free)
+    sizes = {key: disk.total for key, disk in by_label.items()}
+    yield from _family("disk_size_bytes", "Size of a disk.", labels, sizes)
+    needed = {key: disk.min_free for key, disk in by_label.items()}
+    yield from _family("disk_min_free_bytes", "Free space below which documents are not taken.", labels, needed)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
@@ -212,31 +197,45 @@ def _present(make: Callable[[str, str, float], Metric], name: str, text: str, va
         yield make(name, text, value)
 
 
-def _gauges(name: str, text: str, label: str, values: dict[str, int | None]) -> Iterator[Metric]:
+def _gauges(name: str, text: str, label: str, values: Mapping[str, int]) -> Iterator[Metric]:
+    """Yield gauges with one label, or nothing if there are no values."""
     family = GaugeMetricFamily(f"tiledwriter_{name}", text, labels=[label])
     for key, value in values.items():
-        if value is not None:
-            family.add_metric([_label(key)], value)
-    if family.samples:
+        family.add_metric([_label(key)], value)
+    if values:
         yield family
 
 
-def _counts(
-    name: str, text: str, label: str, values: dict[str, int | None] | dict[str, int] | None
-) -> Iterator[Metric]:
+def _counts(name: str, text: str, label: str, values: Mapping[str, int]) -> Iterator[Metric]:
+    """Yield counters with one label, or nothing if there are no values."""
     family = CounterMetricFamily(f"tiledwriter_{name}", text, labels=[label])
-    for key, value in (values or {}).items():
+    for key, value in values.items():
+        family.add_metric([_label(key)], value)
+    if values:
+        yield family
+
+
+def _family(
+    name: str, text: str, labels: list[str], values: Mapping[tuple[str, str], int | float | None]
+) -> Iterator[Metric]:
+    """Yield a gauge with those values that are known, or nothing if none is."""
+    family = GaugeMetricFamily(f"tiledwriter_{name}", text, labels=labels)
+    for key, value in values.items():
         if value is not None:
-            family.add_metric([_label(key)], value)
+            family.add_metric(key, value)
     if family.samples:
         yield family
 
 
-def _label(text: str | None) -> str:
+def _label(text: str) -> str:
     """Return the value of a label, which comes from other hosts and can be anything."""
-    return (text or "")[:_MAX_LABEL_CHARACTERS].encode("utf-8", "backslashreplace").decode()
+    return text[:_MAX_LABEL_CHARACTERS].encode("utf-8", "backslashreplace").decode()
 
 
 def _total(values: Iterable[int | None]) -> int | None:
     known = [value for value in values if value is not None]
     return sum(known) if known else None
+
+
+def _greatest(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from tiledbroker.supervisor import DiskStatus, RunStatus, Snapshot
+
 from ._format import count_of, format_bytes, format_clock, format_count, format_duration, format_time
-from ._metrics import all_runs, count_unwritten
-from ._snapshot import Disk, Run, Snapshot
+from ._metrics import age_of_oldest, all_runs, count_unwritten
 from ._source import Observation
 
 # Documents normally wait for milliseconds.
@@ -119,18 +120,17 @@ def _is_safe(snapshot: Snapshot) -> Answer:
     if full:
         text = "so nothing is acknowledged. Documents wait in the spools of the acquisition hosts until there is space."
         return Answer(question, Level.BAD, "NOT HERE", f"{_name_disks(full)}, {text}")
-    late = [
-        p for p in snapshot.publishers if p.oldest_unacknowledged is not None and p.oldest_unacknowledged > LATE_SECONDS
-    ]
+    ages = {publisher: age_of_oldest(publisher, snapshot) or 0.0 for publisher in snapshot.publishers}
+    late = [publisher for publisher, age in ages.items() if age > LATE_SECONDS]
     if late:
-        worst = max(late, key=lambda publisher: publisher.oldest_unacknowledged or 0.0)
+        worst = max(late, key=ages.__getitem__)
         text = (
             f"Documents of {count_of(len(late), 'publisher')} wait on the acquisition host only: those of "
-            f"{worst.name or worst.address} for {format_duration(worst.oldest_unacknowledged)}."
+            f"{worst.name or worst.address} for {format_duration(ages[worst])}."
         )
         return Answer(question, Level.BAD if snapshot.state == "failed" else Level.WARNING, "NOT ALL HERE", text)
     journals = [disk for disk in snapshot.disks if disk.free is not None and disk.state is not None]
-    if not journals or len(journals) < len(snapshot.disks) or snapshot.totals.documents is None:
+    if not journals or len(journals) < len(snapshot.disks):
         return Answer(question, Level.UNKNOWN, "NOT KNOWN", "The supervisor does not say how much space its disk has.")
     received = (
         f"{format_count(snapshot.totals.documents)} documents received since {format_time(snapshot.started)} are on "
@@ -152,7 +152,7 @@ def _say_lag(snapshot: Snapshot) -> str:
     return f"{count_of(sum(known), 'document')} on the way from {count_of(len(lags), 'connected publisher')}."
 
 
-def _name_disks(disks: list[Disk]) -> str:
+def _name_disks(disks: list[DiskStatus]) -> str:
     return ", ".join(f"{format_bytes(disk.free)} of {format_bytes(disk.total)} free at {disk.path}" for disk in disks)
 
 
@@ -162,20 +162,17 @@ def _name_disks(disks: list[Disk]) -> str:
 def _is_written(snapshot: Snapshot) -> Answer:
     question = "Is it getting into Tiled?"
     tiled, waiting = snapshot.tiled, _say_waiting(snapshot)
-    if tiled is None or tiled.reachable is None:
-        return Answer(question, Level.UNKNOWN, "NOT KNOWN", f"Tiled has not been asked since the start. {waiting}")
+    if tiled.reachable is None:
+        text = f"Tiled has not answered anything since the start of the supervisor. {waiting}"
+        return Answer(question, Level.UNKNOWN, "NOT KNOWN", text)
     if not tiled.reachable:
         since = "" if tiled.since is None else f" since {format_time(tiled.since)} ({_ago(snapshot, tiled.since)})"
-        problem = "it does not answer" if tiled.problem is None else tiled.problem
-        text = f"Tiled has been away{since}: {_as_sentence(problem)} {waiting} It is written when Tiled is back."
+        problem = tiled.problem or "the reason is not known"
+        text = f"Tiled has not taken requests{since}: {_as_sentence(problem)} {waiting} Nothing is lost."
         return Answer(question, Level.BAD, "NO", text)
     if tiled.problem is not None:
         return Answer(question, Level.BAD, "NO", f"Tiled answers, but: {_as_sentence(tiled.problem)} {waiting}")
-    failed = snapshot.runs.counts.get("failed")
-    if failed is None:
-        return Answer(
-            question, Level.UNKNOWN, "NOT KNOWN", "The supervisor does not say whether runs are in quarantine."
-        )
+    failed = snapshot.runs.counts.get("failed", 0)
     last = f"Last write: {_say_last_write(snapshot)}."
     if failed:
         text = f"{count_of(failed, 'run')} in quarantine. {last} {waiting}"
@@ -187,12 +184,12 @@ def _is_written(snapshot: Snapshot) -> Answer:
 
 
 def _is_written_in_time(snapshot: Snapshot, question: str, text: str) -> Answer:
-    assert snapshot.tiled is not None
     unwritten, last = count_unwritten(snapshot), snapshot.tiled.last_write
     if unwritten is None:
         return Answer(question, Level.UNKNOWN, "NOT KNOWN", text)
-    if unwritten and (last is None or snapshot.now - last > LATE_SECONDS):
-        return Answer(question, Level.WARNING, "STANDING STILL", text)
+    began = min((run.since for run in _waiting_runs(snapshot) if run.since is not None), default=snapshot.now)
+    if unwritten and snapshot.now - max(last or 0.0, began) > LATE_SECONDS:
+        return Answer(question, Level.WARNING, "WAITING", text)
     return Answer(question, Level.GOOD, "YES", text)
 
 
@@ -202,14 +199,17 @@ def _say_waiting(snapshot: Snapshot) -> str:
         return "How many documents wait in the journals is not known."
     if not unwritten:
         return "Nothing else waits in the journals." if snapshot.runs.counts.get("failed") else "Nothing waits."
-    flying = [run for run in all_runs(snapshot) if run.state != "failed"]
-    runs = sum(1 for run in flying if run.durable is not None and run.durable > (run.written or 0))
+    runs = len(_waiting_runs(snapshot))
     verb = "waits" if unwritten == 1 else "wait"
     return f"{count_of(unwritten, 'document')} of {count_of(runs, 'run')} {verb} in the journals."
 
 
+def _waiting_runs(snapshot: Snapshot) -> list[RunStatus]:
+    return [run for run in all_runs(snapshot) if run.state != "failed" and run.durable > (run.written or 0)]
+
+
 def _say_last_write(snapshot: Snapshot) -> str:
-    last = None if snapshot.tiled is None else snapshot.tiled.last_write
+    last = snapshot.tiled.last_write
     return "none since the start" if last is None else f"{_ago(snapshot, last)} ago"
 
 
@@ -222,7 +222,7 @@ def _ago(snapshot: Snapshot, timestamp: float) -> str:
 
 def _tasks_of(snapshot: Snapshot, journal_dir: str) -> tuple[str, ...]:
     if snapshot.reasons or snapshot.state == "well":
-        return snapshot.reasons
+        return tuple(snapshot.reasons)
     command = f"tiledwriter-supervisor status --journal-dir {shlex.quote(journal_dir)}"
     return (f"The supervisor says {snapshot.state}, but not why. Look: {command}",)
 
@@ -245,10 +245,10 @@ def _as_sentence(text: str) -> str:
 # Commands.
 
 
-def commands_for(run: Run, journal_dir: str) -> tuple[tuple[str, str], ...]:
+def commands_for(run: RunStatus, journal_dir: str) -> tuple[tuple[str, str], ...]:
     """Return the commands for a run in quarantine, each with what it is for."""
     # A uid that is not plain could be an option, or have characters that no terminal shows; its file has a plain name.
-    name = run.uid if _PLAIN_UID.fullmatch(run.uid) or run.journal is None else run.journal
+    name = run.uid if _PLAIN_UID.fullmatch(run.uid) else run.journal
     target = f"{shlex.quote(name)} {shlex.quote(journal_dir)}" if name == run.uid else shlex.quote(name)
     return (
         ("the error with its traceback", f"tiledwriter-journal show {target}"),

@@ -12,6 +12,8 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from tiledbroker.supervisor import DiskStatus, RunStatus, Snapshot
+
 from ._format import (
     NOT_KNOWN,
     count_of,
@@ -23,9 +25,8 @@ from ._format import (
     utc_offset,
 )
 from ._history import Columns, total_lag
-from ._metrics import all_runs, package_version
+from ._metrics import age_of_oldest, all_runs, package_version
 from ._overview import Level, commands_for, overview_of
-from ._snapshot import Disk, Run, Snapshot
 from ._source import Observation
 
 # Rows of a table; the numbers above it count all.
@@ -37,9 +38,10 @@ REFRESH_SECONDS: Final = 5
 
 _TEMPLATES: Final = Path(__file__).parent / "templates"
 
-# A command ends with the sentence, or before what follows a semicolon or a comma.
+# A command without backquotes ends with its sentence, or before a semicolon or a comma.
 _COMMAND: Final = re.compile(
-    r"(?:tiledwriter-(?:supervisor|journal)|systemctl|journalctl) (?:[^\s;,]|\s(?!\())+?(?=\.?$|\. |[;,])"
+    r"`(?P<quoted>[^`]+)`"
+    r"|(?P<command>(?:tiledwriter-(?:supervisor|journal)|systemctl|journalctl) [^;,]+?(?=\.?$|\. |[;,]))"
 )
 
 _LEVEL_OF_STATE: Final = {"well": Level.GOOD, "degraded": Level.WARNING, "failed": Level.BAD}
@@ -127,13 +129,13 @@ class Page:
         in_flight.sort(key=lambda run: (not run.waits_for, -(run.since or 0.0)))
         return {
             "quarantine": [(run, commands_for(run, self._journal_dir)) for run in failed[:MAX_ROWS]],
-            "hidden_quarantine": max(len(failed) - MAX_ROWS, 0),
-            "failed_count": max(snapshot.runs.counts.get("failed") or 0, len(failed)),
+            "hidden_quarantine": max(snapshot.runs.counts.get("failed", 0) - MAX_ROWS, len(failed) - MAX_ROWS, 0),
+            "failed_count": max(snapshot.runs.counts.get("failed", 0), len(failed)),
             "in_flight": [(run, _level_of_run(run), _share(run)) for run in in_flight[:MAX_ROWS]],
-            "in_flight_count": len(in_flight),
-            "hidden_in_flight": max(len(in_flight) - MAX_ROWS, 0),
-            "counts": [(state, count) for state, count in snapshot.runs.counts.items() if count or count is None],
-            "publishers": snapshot.publishers[:MAX_ROWS],
+            "in_flight_count": len(in_flight) + snapshot.runs.unlisted_open,
+            "hidden_in_flight": max(len(in_flight) - MAX_ROWS, 0) + snapshot.runs.unlisted_open,
+            "counts": [(state, count) for state, count in snapshot.runs.counts.items() if count],
+            "publishers": [(one, age_of_oldest(one, snapshot)) for one in snapshot.publishers[:MAX_ROWS]],
             "hidden_publishers": max(len(snapshot.publishers) - MAX_ROWS, 0),
             "disks": [(disk, _level_of_disk(disk), _used(disk)) for disk in snapshot.disks],
             "trouble": sorted(snapshot.trouble, key=lambda trouble: -trouble.time)[:MAX_ROWS],
@@ -153,39 +155,40 @@ def shorten_text(value: object, longest: int = MAX_CELL_CHARACTERS) -> str:
 
 
 def mark_commands(text: str) -> Markup:
-    """Return a sentence as HTML, with the commands of this package in it as code."""
+    """Return a sentence as HTML, with what is between backquotes and the commands of this package as code."""
     shown = shorten_text(text)
     parts: list[str] = []
     end = 0
     for found in _COMMAND.finditer(shown):
-        parts += [escape(shown[end : found.start()]), Markup("<code>"), escape(found[0]), Markup("</code>")]
+        code = Markup("<code>{}</code>").format(found["quoted"] or found["command"])
+        parts += [escape(shown[end : found.start()]), code]
         end = found.end()
     return Markup().join([*parts, escape(shown[end:])])
 
 
-def _level_of_run(run: Run) -> Level:
+def _level_of_run(run: RunStatus) -> Level:
     level = _LEVEL_OF_RUN.get(run.state, Level.UNKNOWN)
     return Level.WARNING if run.waits_for and level is Level.GOOD else level
 
 
-def _level_of_disk(disk: Disk) -> Level:
+def _level_of_disk(disk: DiskStatus) -> Level:
     return _LEVEL_OF_DISK.get(disk.state or "", Level.UNKNOWN)
 
 
-def _share(run: Run) -> float | None:
+def _share(run: RunStatus) -> float | None:
     """Return how much of a run's documents is in Tiled, from 0 to 1."""
-    if run.durable is None or run.written is None or run.durable <= 0:
+    if run.written is None or run.durable <= 0:
         return None
     return min(run.written / run.durable, 1.0)
 
 
-def _used(disk: Disk) -> float | None:
+def _used(disk: DiskStatus) -> float | None:
     """Return how much of a disk is in use, from 0 to 1."""
     return None if disk.free is None or not disk.total else min(max(1 - disk.free / disk.total, 0.0), 1.0)
 
 
-def _flat_settings(settings: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _flat_settings(settings: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (name, value if isinstance(value, str) else json.dumps(value, default=str))
-        for name, value in sorted((settings or {}).items())
+        for name, value in sorted(settings.items())
     ]

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from tiledbroker.log import find_run_file
-from tiledbroker.supervisor import request_retry
+from tiledbroker.supervisor import Snapshot, request_retry
 
 from ._options import TokenFileError, read_token
-from ._snapshot import Snapshot
 
 # Wrong tokens within a minute after which no token is looked at, so that guessing takes ages.
 _MAX_WRONG_TOKENS: Final = 10

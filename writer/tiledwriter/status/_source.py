@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from ._snapshot import Answer, Snapshot, SupervisorAway
+from tiledbroker.supervisor import Snapshot
+
+from ._snapshot import Answer, SupervisorAway
 
 # Readers within this time get the same answer, however many they are.
 MAX_AGE_SECONDS: Final = 1.0
