@@ -38,7 +38,7 @@ def main() -> int:
     stopping = threading.Event()
     if arguments.until_stdin_closes:
         threading.Thread(target=_stop_with_stdin, args=(stopping,), name="tiledwriter-stdin", daemon=True).start()
-    listener = _listen_until(arguments.http, stopping)
+    listener = _listen_until(arguments.http, arguments.listen_again, stopping)
     if listener is not None:
         _serve(listener, arguments, stopping)
     return 0
@@ -49,6 +49,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--http", type=_address_of, required=True, metavar="HOST:PORT")
     parser.add_argument("--journal-dir", type=Path, required=True, metavar="DIR")
     parser.add_argument("--token-file", type=Path, metavar="FILE")
+    parser.add_argument("--listen-again", type=float, default=LISTEN_AGAIN_SECONDS, metavar="SECONDS")
     parser.add_argument("--until-stdin-closes", action="store_true")
     parser.add_argument("--log-level", default="INFO", metavar="L")
     parser.add_argument("--log-format", choices=("text", "json"), default="text")
@@ -81,7 +82,7 @@ def _stop_with_stdin(stopping: threading.Event) -> None:
     os._exit(0)
 
 
-def _listen_until(address: HttpAddress, stopping: threading.Event) -> socket.socket | None:
+def _listen_until(address: HttpAddress, pause: float, stopping: threading.Event) -> socket.socket | None:
     """Return a listening socket; None if the process is to stop before the address can be used."""
     said = ""
     while not stopping.is_set():
@@ -91,12 +92,12 @@ def _listen_until(address: HttpAddress, stopping: threading.Event) -> socket.soc
             if str(error) != said:
                 said = str(error)
                 log.error(
-                    "Cannot serve HTTP at %s: %s. Trying again every %.0f s; runs are not affected.",
+                    "Cannot serve HTTP at %s: %s. Trying again every %g s; runs are not affected.",
                     address,
                     error.strerror or error,
-                    LISTEN_AGAIN_SECONDS,
+                    pause,
                 )
-            stopping.wait(LISTEN_AGAIN_SECONDS)
+            stopping.wait(pause)
             continue
         log.info("The status page is at http://%s/.", address)
         if not address.is_loopback:
