@@ -42,7 +42,7 @@ def test_in_an_outage_data_is_safe_but_not_in_tiled():
 
 def test_a_run_in_quarantine_is_not_hidden_by_those_that_are_written():
     assert words(snapshots.quarantine()) == ["YES", "NOT ALL", "1 THING"]
-    assert "tiledwriter-journal show" in overview(snapshots.quarantine()).needs.text
+    assert "tiledwriter-journal show" in overview(snapshots.quarantine()).tasks[0]
 
 
 def test_a_full_disk_is_no_safety():

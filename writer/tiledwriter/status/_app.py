@@ -132,7 +132,7 @@ class StatusApp:
         observation = await self._source.observe()
         snapshot = observation.current
         if snapshot is None:
-            return PlainTextResponse(f"{observation.problem}\n", 503)
+            return PlainTextResponse(f"The supervisor does not answer: {observation.problem}.\n", 503)
         if snapshot.state not in {"well", "degraded"}:
             reason = "; ".join(snapshot.reasons) or "the supervisor does not say why"
             return PlainTextResponse(f"{snapshot.state}: {reason}\n", 503)

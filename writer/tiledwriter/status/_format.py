@@ -8,6 +8,8 @@ from typing import Final
 NOT_KNOWN: Final = "not known"
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+# A time of day is not ambiguous for so long.
+_RECENT_SECONDS: Final = 20 * 3600
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
 
@@ -57,6 +59,13 @@ def format_clock(timestamp: float | None) -> str:
     """Return the time of day of a Unix time in seconds, with the zone."""
     moment = _local(timestamp)
     return NOT_KNOWN if moment is None else f"{moment:%H:%M:%S} {moment:%Z}"
+
+
+def format_since(timestamp: float | None, now: float) -> str:
+    """Return the time of day of a Unix time of the last hours, and with the date that of an older one."""
+    if timestamp is not None and 0 <= now - timestamp < _RECENT_SECONDS:
+        return format_clock(timestamp)
+    return format_time(timestamp)
 
 
 def utc_offset(timestamp: float) -> int:

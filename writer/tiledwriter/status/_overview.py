@@ -14,7 +14,7 @@ from typing import Final
 
 from tiledbroker.supervisor import DiskStatus, RunStatus, Snapshot
 
-from ._format import count_of, format_bytes, format_clock, format_count, format_duration, format_time
+from ._format import count_of, format_bytes, format_clock, format_count, format_duration, format_since
 from ._metrics import age_of_oldest, all_runs, count_unwritten
 from ._source import Observation
 
@@ -94,7 +94,7 @@ def _overview_without_supervisor(observation: Observation, journal_dir: str) -> 
     since = observation.now - (observation.away_since or observation.now)
     silent = f"The supervisor has not answered since {format_clock(observation.away_since)} ({format_duration(since)})"
     tasks = (
-        f"{silent}: {observation.problem}. Look at it: systemctl status tiledwriter-supervisor",
+        "Look at its process and its log: systemctl status tiledwriter-supervisor",
         f"Ask it by hand: tiledwriter-supervisor status --journal-dir {shlex.quote(journal_dir)}",
     )
     return Overview(
@@ -106,7 +106,7 @@ def _overview_without_supervisor(observation: Observation, journal_dir: str) -> 
             "acquisition hosts, as long as their disks have space.",
         ),
         Answer("Is it getting into Tiled?", Level.BAD, "NOT KNOWN", f"{silent}, so probably nothing is written."),
-        Answer("What needs me?", Level.BAD, "THE SUPERVISOR", f"{observation.problem}."),
+        Answer("What needs me?", Level.BAD, "THE SUPERVISOR", _as_sentence(f"{silent}: {observation.problem}")),
         tasks,
     )
 
@@ -119,7 +119,7 @@ def _is_safe(snapshot: Snapshot) -> Answer:
     full = [disk for disk in snapshot.disks if disk.state == "full"]
     if full:
         text = "so nothing is acknowledged. Documents wait in the spools of the acquisition hosts until there is space."
-        return Answer(question, Level.BAD, "NOT HERE", f"{_name_disks(full)}, {text}")
+        return Answer(question, Level.BAD, "NOT HERE", f"The disk has {_say_space(full)}, {text}")
     ages = {publisher: age_of_oldest(publisher, snapshot) or 0.0 for publisher in snapshot.publishers}
     late = [publisher for publisher, age in ages.items() if age > LATE_SECONDS]
     if late:
@@ -133,8 +133,8 @@ def _is_safe(snapshot: Snapshot) -> Answer:
     if not journals or len(journals) < len(snapshot.disks):
         return Answer(question, Level.UNKNOWN, "NOT KNOWN", "The supervisor does not say how much space its disk has.")
     received = (
-        f"{format_count(snapshot.totals.documents)} documents received since {format_time(snapshot.started)} are on "
-        f"disk here ({_name_disks(journals)})."
+        f"{format_count(snapshot.totals.documents)} documents received since "
+        f"{format_since(snapshot.started, snapshot.now)} are on disk here ({_say_space(journals)})."
     )
     if any(disk.state != "well" for disk in journals):
         return Answer(question, Level.WARNING, "YES, FOR NOW", f"{received} Space is getting short.")
@@ -152,8 +152,11 @@ def _say_lag(snapshot: Snapshot) -> str:
     return f"{count_of(sum(known), 'document')} on the way from {count_of(len(lags), 'connected publisher')}."
 
 
-def _name_disks(disks: list[DiskStatus]) -> str:
-    return ", ".join(f"{format_bytes(disk.free)} of {format_bytes(disk.total)} free at {disk.path}" for disk in disks)
+def _say_space(disks: list[DiskStatus]) -> str:
+    spaces = [f"{format_bytes(disk.free)} of {format_bytes(disk.total)} free" for disk in disks]
+    if len(disks) == 1:
+        return spaces[0]
+    return ", ".join(f"{space} at {disk.path}" for space, disk in zip(spaces, disks, strict=True))
 
 
 # Is it getting into Tiled?
@@ -166,7 +169,11 @@ def _is_written(snapshot: Snapshot) -> Answer:
         text = f"Tiled has not answered anything since the start of the supervisor. {waiting}"
         return Answer(question, Level.UNKNOWN, "NOT KNOWN", text)
     if not tiled.reachable:
-        since = "" if tiled.since is None else f" since {format_time(tiled.since)} ({_ago(snapshot, tiled.since)})"
+        since = (
+            ""
+            if tiled.since is None
+            else f" since {format_since(tiled.since, snapshot.now)} ({_ago(snapshot, tiled.since)})"
+        )
         problem = tiled.problem or "the reason is not known"
         text = f"Tiled has not taken requests{since}: {_as_sentence(problem)} {waiting} Nothing is lost."
         return Answer(question, Level.BAD, "NO", text)
@@ -234,7 +241,7 @@ def _needs_attention(snapshot: Snapshot, tasks: tuple[str, ...]) -> Answer:
         return Answer(question, Level.GOOD, "NOTHING", text)
     level = Level.WARNING if snapshot.state == "degraded" else Level.BAD
     word = f"{len(tasks)} THING" if len(tasks) == 1 else f"{len(tasks)} THINGS"
-    return Answer(question, level, word, f"The service is {snapshot.state}. {_as_sentence(tasks[0])}")
+    return Answer(question, level, word, f"The service is {snapshot.state}. What to do is said below.")
 
 
 def _as_sentence(text: str) -> str:

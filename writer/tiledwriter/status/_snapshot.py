@@ -39,5 +39,7 @@ def read_answer(journal_dir: Path, timeout: float = READ_TIMEOUT_SECONDS) -> Ans
     """
     try:
         return Answer(*read_snapshot_and_text(journal_dir, timeout))
-    except (NoSupervisor, SupervisorSilent) as error:
+    except NoSupervisor as error:
         raise SupervisorAway(str(error).rstrip(".")) from error
+    except SupervisorSilent as error:
+        raise SupervisorAway(error.reason.rstrip(".")) from error

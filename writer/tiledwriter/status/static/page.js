@@ -177,7 +177,7 @@
 
   function chooseRuns() {
     const links = runsOnPage();
-    const chosen = new Set([...wanted, ...links.map((link) => link.dataset.plot).filter((uid) => !closed.has(uid)).slice(0, MAX_AUTOMATIC_PLOTS)]);
+    const chosen = new Set([...wanted, ...links.filter((link) => "auto" in link.dataset).map((link) => link.dataset.plot).filter((uid) => !closed.has(uid)).slice(0, MAX_AUTOMATIC_PLOTS)]);
     const present = new Set(links.map((link) => link.dataset.plot));
     for (const uid of [...runPlots.keys()]) {
       if (!present.has(uid) || !chosen.has(uid)) removeRun(uid);
