@@ -47,7 +47,7 @@ SECONDS_OF_PLOTS: Final = 45.0
 class Session:
     """An acquisition session that publishes one scan after the other, in a thread."""
 
-    def __init__(self, name: str, address: str, spool: Path, scan_id: int, plan: str, points: int) -> None:
+    def __init__(self, name: str, address: str, spool: Path, *, scan_id: int, plan: str, points: int) -> None:
         self.publisher = ZMQPublisher(address, spool_dir=spool, name=name)
         self._scan_id, self._plan, self._points = scan_id, plan, points
         self._stopping = threading.Event()
@@ -154,8 +154,8 @@ class Scenes:
         with self._tiled, self._supervisor:
             address = self._supervisor.address
             sessions = [
-                Session("bl7-acq", address, self._directory / "spool-a", 4201, "energy_scan", 1200),
-                Session("bl7-monitors", address, self._directory / "spool-b", 880, "count", 300),
+                Session("bl7-acq", address, self._directory / "spool-a", scan_id=4201, plan="energy_scan", points=1200),
+                Session("bl7-monitors", address, self._directory / "spool-b", scan_id=880, plan="count", points=300),
             ]
             try:
                 for scene in scenes:

@@ -53,7 +53,7 @@ def test_a_supervisor_that_hangs_is_waited_for_a_limited_time(tmp_path):
     ids=["empty", "cut", "deep", "bare", "type", "schema", "binary"],
 )
 def test_an_answer_that_is_cut_or_strange_is_no_answer(tmp_path, body):
-    with FakeSupervisor(tmp_path, body), pytest.raises(SupervisorAway, match="no whole status|has schema 2|it sent"):
+    with FakeSupervisor(tmp_path, body), pytest.raises(SupervisorAway, match=r"no whole status|has schema 2"):
         read_answer(tmp_path)
 
 
