@@ -145,7 +145,7 @@ def test_a_halted_page_halts_nothing_else(service, publisher_to, engine: RunEngi
         page.resume()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_page_ends_with_the_supervisor(service, number):
     page = http_process(service)
     service.send(number)

@@ -51,6 +51,15 @@ def test_a_full_disk_is_no_safety():
     assert "nothing is acknowledged" in found.safe.text
 
 
+def test_a_service_that_has_failed_is_safe_only_if_tiled_is_the_reason():
+    snapshot = {**snapshots.well(), "state": "failed", "reasons": ["A journal cannot be written: I/O error."]}
+    assert overview(snapshot).safe.word == "NOT CERTAIN"
+    refused = {**snapshots.outage(), "state": "failed", "reasons": ["Tiled refuses all requests: 401."]}
+    assert overview(refused).safe.word == "YES"
+    refused["reasons"].append("A journal cannot be written: I/O error.")
+    assert overview(refused).safe.word == "NOT CERTAIN"
+
+
 def test_documents_that_wait_long_for_their_acknowledgement_are_not_here():
     snapshot = snapshots.well()
     snapshot["publishers"][0]["oldest_unacknowledged"] = snapshots.NOW - 3 * 3600.0

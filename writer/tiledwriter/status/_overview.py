@@ -138,7 +138,17 @@ def _is_safe(snapshot: Snapshot) -> Answer:
     )
     if any(disk.state != "well" for disk in journals):
         return Answer(question, Level.WARNING, "YES, FOR NOW", f"{received} Space is getting short.")
+    if _may_fail_to_journal(snapshot):
+        text = f"{received} But the service has failed: what comes now may stay in the spools of the acquisition hosts."
+        return Answer(question, Level.WARNING, "NOT CERTAIN", text)
     return Answer(question, Level.GOOD, "YES", f"{received} {_say_lag(snapshot)}")
+
+
+def _may_fail_to_journal(snapshot: Snapshot) -> bool:
+    # The service has failed because of journals, workers or Tiled. Only Tiled leaves what is received safe, and only a
+    # single reason is surely that one.
+    only_tiled = snapshot.tiled.reachable is False and len(snapshot.reasons) == 1
+    return snapshot.state == "failed" and not only_tiled
 
 
 def _say_lag(snapshot: Snapshot) -> str:
@@ -241,7 +251,7 @@ def _needs_attention(snapshot: Snapshot, tasks: tuple[str, ...]) -> Answer:
         return Answer(question, Level.GOOD, "NOTHING", text)
     level = Level.WARNING if snapshot.state == "degraded" else Level.BAD
     word = f"{len(tasks)} THING" if len(tasks) == 1 else f"{len(tasks)} THINGS"
-    return Answer(question, level, word, f"The service is {snapshot.state}. What to do is said below.")
+    return Answer(question, level, word, f"The service is {snapshot.state}. See below what to do.")
 
 
 def _as_sentence(text: str) -> str:
