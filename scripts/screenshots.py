@@ -5,7 +5,7 @@ published that cannot be written, and at last the supervisor is halted. Each sce
 
     python scripts/screenshots.py [--out DIR] [--scenes well outage quarantine away]
 
-Needs the packages of the extra "demo", playwright (pip) and Chromium (Debian's package chromium).
+Needs the packages of the extra "test" and Chromium (Debian's package chromium).
 """
 
 from __future__ import annotations
