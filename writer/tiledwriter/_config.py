@@ -62,6 +62,7 @@ from .mapping import (
     load_consolidators,
     load_patches,
 )
+from .status import HttpOptions, parse_http_address, read_token
 from .worker import PARK_AFTER_SECONDS, TiledAddress, WorkerOptions
 
 # Default memory limit of a worker in MiB.
@@ -123,6 +124,12 @@ class Settings(BaseSettings):
     )
     keep_written: Annotated[PositiveFloat, BeforeValidator(parse_duration)] | None = Field(
         None, description="Age, such as 14d or 12h, at which journals of written runs are deleted."
+    )
+    http: str | None = Field(
+        None, description="Address of the status page and metrics: HOST:PORT, or PORT for this host only."
+    )
+    http_token_file: Path | None = Field(
+        None, description="File with the token that allows retries of runs in quarantine from the status page."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Lowest level of messages to log."
@@ -214,7 +221,7 @@ class Settings(BaseSettings):
             values["log_level"] = values["log_level"].upper()
         return values
 
-    @field_validator("curve", "api_key_file", "journal_dir")
+    @field_validator("curve", "api_key_file", "http_token_file", "journal_dir")
     @classmethod
     def _home_is_found(cls, path: Path | None) -> Path | None:
         return path and path.expanduser()
@@ -223,6 +230,14 @@ class Settings(BaseSettings):
     @classmethod
     def _address_in_one_form(cls, address: str) -> str:
         return normalize_address(address)
+
+    @field_validator("http", mode="before")
+    @classmethod
+    def _http_is_an_address(cls, http: Any) -> Any:
+        # YAML reads a port alone as a number.
+        if isinstance(http, int) and not isinstance(http, bool):
+            http = str(http)
+        return str(parse_http_address(http)) if isinstance(http, str) else http
 
     @field_validator("tiled")
     @classmethod
@@ -332,6 +347,21 @@ class Settings(BaseSettings):
     def worker_limits(self) -> WorkerLimits:
         """Return the limits at which the supervisor replaces a worker."""
         return WorkerLimits(self.worker_memory * 2**20 or None, self.worker_silence)
+
+    def http_options(self) -> HttpOptions | None:
+        """Return the options of the HTTP process; None if there is to be none.
+
+        Raises
+        ------
+        TokenFileError
+            The file with the token cannot be used.
+        """
+        if self.http is None:
+            return None
+        if self.http_token_file is not None:
+            read_token(self.http_token_file)
+        address = parse_http_address(self.http)
+        return HttpOptions(address, self.journal_dir, self.http_token_file, self.log_level, self.log_format)
 
     def writing_options(self) -> WritingOptions:
         """Return the options for writing runs."""

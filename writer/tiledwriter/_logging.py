@@ -73,10 +73,18 @@ class LogOptions:
     level: str = "INFO"
     form: LogForm = "auto"
 
-    def configure(self, worker: str | None = None) -> None:
-        """Set up logging for this process; `worker` is the uid of the worker's run, None in the supervisor."""
+    def configure(self, worker: str | None = None, *, process: str = "supervisor") -> None:
+        """Set up logging for this process.
+
+        Parameters
+        ----------
+        worker
+            The uid of a worker's run; None in other processes.
+        process
+            The name of a process that is no worker, for log lines in text.
+        """
         root = logging.getLogger()
-        before, root.handlers[:] = root.handlers[:], [self._make_handler(worker)]
+        before, root.handlers[:] = root.handlers[:], [self._make_handler(worker, process)]
         for handler in before:
             if isinstance(handler, JournaldHandler):
                 handler.close()
@@ -84,12 +92,12 @@ class LogOptions:
         for name in ("tiledwriter", "tiledbroker"):
             logging.getLogger(name).setLevel(self.level.upper())
 
-    def _make_handler(self, worker: str | None) -> logging.Handler:
+    def _make_handler(self, worker: str | None, process: str) -> logging.Handler:
         if self.form == "journald" or (self.form == "auto" and is_journal_stream(sys.stderr)):
             return JournaldHandler(worker)
         handler = logging.StreamHandler(sys.stderr)
         if self.form == "json":
             handler.setFormatter(JSONFormatter(worker))
         else:
-            handler.setFormatter(TextFormatter("supervisor" if worker is None else f"worker {worker[:8]}"))
+            handler.setFormatter(TextFormatter(process if worker is None else f"worker {worker[:8]}"))
         return handler

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import sys
@@ -38,6 +39,7 @@ _EXAMPLES = """\
 examples:
   tiledwriter-supervisor --tiled http://localhost:8000 --journal-dir /var/lib/tiledwriter
   tiledwriter-supervisor --profile beamline --listen tcp://127.0.0.1:5579
+  tiledwriter-supervisor --profile beamline --http 8080
   tiledwriter-supervisor --profile beamline --listen 'tcp://*:5579' --curve /etc/tiledwriter/keys
   tiledwriter-supervisor --config /etc/tiledwriter/config.yaml --drain
   tiledwriter-supervisor --config /etc/tiledwriter/config.yaml --print-config
@@ -71,6 +73,11 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="directory of the journals, on a local disk (default: the user's state directory)",
+    )
+    result.add_argument(
+        "--http",
+        metavar="HOST:PORT",
+        help="serve a status page and metrics; a port alone: to this host only",
     )
     result.add_argument("--drain", action="store_true", help="write what the journals hold, then exit")
     result.add_argument("--log-level", metavar="L", help="DEBUG, INFO, WARNING or ERROR (default INFO)")
@@ -118,6 +125,7 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
         from tiledbroker._errors import DirectoryUnusable
         from tiledbroker.supervisor import Supervisor, WorkerCommand
 
+        from ..status import HttpProcess, TokenFileError, find_missing_packages
         from ..worker import Processes, allow_open_files, prepare_workers, run_worker
         from ._credentials import require_credentials
         from ._reload import ConfigurationReload
@@ -135,8 +143,12 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
             print_settings(loaded)
             return ExitCode.OK
         require_credentials(loaded.values)
-    except WrongConfiguration as error:
+        http = loaded.values.http_options()
+    except (WrongConfiguration, TokenFileError) as error:
         return _report_failure(ExitCode.USAGE, str(error))
+    if http is not None and (missing := find_missing_packages()):
+        packages = ", ".join(missing)
+        return _report_failure(ExitCode.USAGE, f'--http needs {packages}: pip install "tiledwriter[ingest,web]"')
 
     settings = loaded.values
 
@@ -172,7 +184,8 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
         )
         log.info("Starting %s.", loaded.describe())
         warn_if_unreachable(settings)
-        left = supervisor.run()
+        with contextlib.nullcontext() if http is None else HttpProcess(http):
+            left = supervisor.run()
         rest = _describe_rest([run.state.value for run in left], complete=supervisor.surveyed)
         log.info("Stopped %s; left: %s.", loaded.describe(), rest)
     except KeyFileError as error:

@@ -1,0 +1,137 @@
+"""The three answers: good only if a present snapshot proves it."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+import snapshots
+
+from tiledwriter.status._overview import Level, commands_for, overview_of
+from tiledwriter.status._source import Observation
+
+DIRECTORY = "/var/lib/tiledwriter"
+
+
+def overview(snapshot):
+    answer = snapshots.answer_of(snapshot)
+    return overview_of(Observation(snapshots.NOW, answer, answered=snapshots.NOW), DIRECTORY)
+
+
+def levels(snapshot):
+    return [answer.level.value for answer in overview(snapshot).answers]
+
+
+def words(snapshot):
+    return [answer.word for answer in overview(snapshot).answers]
+
+
+def test_all_is_well():
+    assert words(snapshots.well()) == ["YES", "YES", "NOTHING"]
+    assert levels(snapshots.well()) == ["good", "good", "good"]
+
+
+def test_in_an_outage_data_is_safe_but_not_in_tiled():
+    found = overview(snapshots.outage())
+    assert words(snapshots.outage()) == ["YES", "NO", "1 THING"]
+    assert levels(snapshots.outage()) == ["good", "bad", "warning"]
+    assert "3 h 4 min" in found.tiled.text
+    assert "214,220 documents of 9 runs wait" in found.tiled.text
+    assert "connection refused" in found.tiled.text
+
+
+def test_a_run_in_quarantine_is_not_hidden_by_those_that_are_written():
+    assert words(snapshots.quarantine()) == ["YES", "NOT ALL", "1 THING"]
+    assert "tiledwriter-journal show" in overview(snapshots.quarantine()).tasks[0]
+
+
+def test_a_full_disk_is_no_safety():
+    found = overview(snapshots.disk_full())
+    assert (found.safe.level, found.needs.level) == (Level.BAD, Level.BAD)
+    assert "nothing is acknowledged" in found.safe.text
+
+
+def test_a_service_that_has_failed_is_safe_only_if_tiled_is_the_reason():
+    snapshot = {**snapshots.well(), "state": "failed", "reasons": ["A journal cannot be written: I/O error."]}
+    assert overview(snapshot).safe.word == "NOT CERTAIN"
+    refused = {**snapshots.outage(), "state": "failed", "reasons": ["Tiled refuses all requests: 401."]}
+    assert overview(refused).safe.word == "YES"
+    refused["reasons"].append("A journal cannot be written: I/O error.")
+    assert overview(refused).safe.word == "NOT CERTAIN"
+
+
+def test_documents_that_wait_long_for_their_acknowledgement_are_not_here():
+    snapshot = snapshots.well()
+    snapshot["publishers"][0]["oldest_unacknowledged"] = snapshots.NOW - 3 * 3600.0
+    found = overview(snapshot).safe
+    assert (found.level, found.word) == (Level.WARNING, "NOT ALL HERE")
+    assert "bl7-acq for 3 h 0 min" in found.text
+
+
+def test_an_old_snapshot_proves_nothing():
+    answer = snapshots.answer_of(snapshots.well())
+    now = snapshots.NOW + 200
+    found = overview_of(Observation(now, answer, "no supervisor answers", snapshots.NOW, now - 185), DIRECTORY)
+    assert [one.level for one in found.answers] == [Level.BAD] * 3
+    assert all(one.word != "YES" for one in found.answers)
+    assert "3 min 5 s" in found.safe.text
+    assert any("tiledwriter-supervisor status" in task for task in found.tasks)
+
+
+def test_a_supervisor_that_never_answered_is_no_good_news():
+    found = overview_of(Observation(5.0, None, "no supervisor answers", None, 5.0), DIRECTORY)
+    assert {one.level for one in found.answers} == {Level.BAD}
+
+
+def test_a_tiled_that_was_never_asked_is_not_known():
+    found = overview(snapshots.started())
+    assert (found.tiled.level, found.tiled.word) == (Level.UNKNOWN, "NOT KNOWN")
+
+
+@pytest.mark.parametrize(
+    ("change", "index"),
+    [
+        (lambda s: s.update(disks=[]), 0),
+        (lambda s: s["disks"][0].update(free=None), 0),
+        (lambda s: s["disks"][0].update(state=None), 0),
+        (lambda s: s["tiled"].update(reachable=None), 1),
+        (lambda s: s["runs"].update(unlisted_open=1), 1),
+        (lambda s: s["tiled"].update(problem="401: invalid API key"), 1),
+        (lambda s: s["tiled"].update(last_write=snapshots.NOW - 3600), 1),
+        (lambda s: s["runs"]["open"][0].update(waits_for="a worker"), 1),
+        (lambda s: s["disks"][0].update(state="low"), 0),
+        (lambda s: s.update(state="degraded"), 2),
+    ],
+)
+def test_nothing_unknown_or_wrong_looks_good(change, index):
+    snapshot = snapshots.well()
+    change(snapshot)
+    assert levels(snapshot)[index] != "good"
+
+
+def test_publishers_that_say_nothing_are_named_as_such():
+    snapshot = snapshots.well()
+    snapshot["publishers"][0]["lag_documents"] = None
+    assert "did not say" in overview(snapshot).safe.text
+
+
+def test_a_state_without_a_reason_still_says_where_to_look():
+    found = overview({**snapshots.well(), "state": "degraded"})
+    assert found.tasks == (
+        f"The supervisor says degraded, but not why. Look: tiledwriter-supervisor status --journal-dir {DIRECTORY}",
+    )
+
+
+@pytest.mark.parametrize("uid", ["--all", "a; rm -rf /", "x\ny", "../../etc", "$(id)", "'"])
+def test_commands_for_a_hostile_uid_name_its_file(uid):
+    run = snapshots.struct_of(snapshots.run_status(uid=uid, journal=f"{DIRECTORY}/sha256-00.sqlite"))
+    for _, command in commands_for(run, DIRECTORY):
+        assert shlex.split(command)[2:] == [f"{DIRECTORY}/sha256-00.sqlite"]
+
+
+def test_commands_name_run_and_directory():
+    commands = dict(commands_for(snapshots.struct_of(snapshots.run_status(uid="abc")), "/srv/my journals"))
+    assert list(commands.values()) == [
+        "tiledwriter-journal show abc '/srv/my journals'",
+        "tiledwriter-journal retry abc '/srv/my journals'",
+    ]
