@@ -123,8 +123,8 @@ def _format_problem(sources: SettingSources, item: dict[str, Any]) -> str:
         given = [f"{name} comes from {origin}" for name in ("tiled", "profile") for origin in sources.origins((name,))]
         return f"{message} ({', '.join(given)})" if given and "--profile" in message else message
     name = ".".join(map(str, location))
-    if not sources.is_in_file(location) and sources.origins(location):
-        # The option or the variable names the setting.
+    if any(origin.startswith("--") for origin in sources.origins(location)):
+        # The option names the setting.
         return f"{_prefix(sources, location)}{message}"
     return f"{_prefix(sources, location)}{name}: {message}"
 

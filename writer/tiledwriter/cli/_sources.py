@@ -135,10 +135,6 @@ class SettingSources:
             return found[:1]
         return found
 
-    def is_in_file(self, location: Location) -> bool:
-        """Return whether a location, or the one above it, is attributed to the configuration file."""
-        return any(origin.startswith(str(self.file.path)) for origin in self.origins(location))
-
     def mapping_keys(self, name: str) -> set[str]:
         """Return the keys of a setting that is a mapping, from all sources."""
         values = [self.file.content.get(name), self._variable_value(name) if name in self.variables else None]
