@@ -52,7 +52,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--listen-again", type=float, default=LISTEN_AGAIN_SECONDS, metavar="SECONDS")
     parser.add_argument("--until-stdin-closes", action="store_true")
     parser.add_argument("--log-level", default="INFO", metavar="L")
-    parser.add_argument("--log-format", choices=("text", "json"), default="text")
+    parser.add_argument("--log-format", default="text", metavar="FORMAT")
     return parser.parse_args()
 
 

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from ._address import HttpAddress
 
@@ -42,14 +42,14 @@ class HttpOptions:
     log_level
         Lowest level of messages to log.
     log_format
-        Format of log lines.
+        Format of log lines: JSON for "json", else text.
     """
 
     address: HttpAddress
     journal_dir: Path
     token_file: Path | None = None
     log_level: str = "INFO"
-    log_format: Literal["text", "json"] = "text"
+    log_format: str = "text"
 
     def command(self) -> list[str]:
         """Return the command of a process that ends when its standard input is closed."""
