@@ -43,7 +43,7 @@ class HttpOptions:
     log_level
         Lowest level of messages to log.
     log_format
-        Format of log lines.
+        Format of log lines: JSON for "json", else text.
     """
 
     address: HttpAddress
