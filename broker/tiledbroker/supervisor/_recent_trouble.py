@@ -29,13 +29,20 @@ class RecentTrouble(logging.Handler):
         self.entries: deque[Trouble] = deque(maxlen=MAX_TROUBLE)
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record. Never raises: the caller is busy with something else."""
+        try:
+            self._keep_record(record)
+        except Exception:
+            self.handleError(record)
+
+    def _keep_record(self, record: logging.LogRecord) -> None:
         """Keep a record. A record whose arguments do not fit its message is kept as it is."""
         try:
             text = record.getMessage()
         except Exception:
             text = str(record.msg)
-        if record.exc_info is not None and record.exc_info[1] is not None:
-            error = record.exc_info[1]
+        # It is False if that was given.
+        if record.exc_info and (error := record.exc_info[1]) is not None:
             text = f"{text} {type(error).__name__}: {error}"
         level: Literal["warning", "error"] = "error" if record.levelno >= logging.ERROR else "warning"
         self.entries.append(Trouble(record.created, level, find_run_uid(record), text[:_MAX_CHARACTERS]))

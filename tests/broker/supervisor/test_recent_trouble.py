@@ -59,6 +59,14 @@ def test_an_exception_is_named_without_its_traceback(log: logging.Logger, troubl
     assert trouble.entries[0].text == "It failed. ValueError: oh"
 
 
+@pytest.mark.parametrize("exc_info", [None, False, True])
+def test_a_message_without_an_exception_is_kept(
+    log: logging.Logger, trouble: RecentTrouble, exc_info: bool | None
+) -> None:
+    log.error("It failed.", exc_info=exc_info)
+    assert [entry.text for entry in trouble.entries] == ["It failed."]
+
+
 def test_only_the_last_entries_are_kept_and_shortened(log: logging.Logger, trouble: RecentTrouble) -> None:
     for number in range(MAX_TROUBLE + 5):
         log.warning("%d %s", number, "x" * 10_000)
