@@ -59,7 +59,7 @@ def add_commands(commands: Subcommands) -> None:
         "replay",
         "write runs from backups, exported documents or journals to Tiled",
         examples=(
-            "tiledwriter-journal replay backups/*.jsonl --tiled http://tiled.example:8000",
+            "tiledwriter-journal replay backups/*.jsonl --config /etc/tiledwriter/config.yaml",
             "tiledwriter-journal replay run.jsonl --config /etc/tiledwriter/config.yaml --json",
         ),
     )

@@ -57,7 +57,7 @@ def add_commands(commands: Subcommands) -> None:
         "check journals, and compare their runs with Tiled",
         examples=(
             "tiledwriter-journal verify",
-            "tiledwriter-journal verify /var/lib/tiledwriter --tiled http://tiled.example:8000",
+            "tiledwriter-journal verify /var/lib/tiledwriter --config /etc/tiledwriter/config.yaml",
             "tiledwriter-journal verify 3f2b /var/lib/tiledwriter --json",
         ),
     )
