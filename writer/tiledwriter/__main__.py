@@ -1,63 +1,10 @@
 """`python -m tiledwriter`: explain the commands, or run one of them."""
 
-# PYTHON_ARGCOMPLETE_OK
-
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from importlib import import_module
-from typing import Final
 
-from .cli._exit import ExitCode
-from .cli._parser import suggestion_for
-
-_MODULES: Final = {
-    "supervisor": "tiledwriter.cli.supervisor",
-    "journal": "tiledwriter.cli.journal",
-}
-_HELP: Final = """\
-usage: python -m tiledwriter {supervisor,journal} ...
-
-Write Bluesky runs to Tiled from outside the acquisition process.
-
-commands:
-  supervisor  run the service of the ingest host (the same as tiledwriter-supervisor)
-  journal     inspect, check, ship, replay and prune runs (the same as tiledwriter-journal)
-
-On the acquisition host, subscribe a publisher to the RunEngine:
-  from tiledbroker import ZMQPublisher
-  RE.subscribe(ZMQPublisher("tcp://ingest.example:5579"))
-
-options:
-  -h, --help  show this help message and exit
-  --version   show the version of tiledwriter and exit
-
-examples:
-  python -m tiledwriter journal ls
-  python -m tiledwriter supervisor --help
-"""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that the first argument names, and return its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    first = arguments[0] if arguments else "--help"
-    if first in ("-h", "--help"):
-        sys.stdout.write(_HELP)
-        return ExitCode.OK
-    if first == "--version":
-        from tiledbroker import __version__
-
-        sys.stdout.write(f"tiledwriter {__version__}\n")
-        return ExitCode.OK
-    module = _MODULES.get(first.removeprefix("tiledwriter-"))
-    if module is None:
-        hint = suggestion_for(first, _MODULES)
-        sys.stderr.write(f"{_HELP}\npython -m tiledwriter: there is no command {first!r}{hint}\n")
-        return ExitCode.USAGE
-    return int(import_module(module).main(arguments[1:]))
-
+from .cli.package import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,8 +13,7 @@ from stored_runs import a_run, journaled
 
 import tiledbroker
 import tiledwriter
-from tiledwriter import __main__ as package
-from tiledwriter.cli import journal, supervisor
+from tiledwriter.cli import journal, package, supervisor
 from tiledwriter.cli._exit import ExitCode
 
 VERSION = version("tiledwriter")

@@ -24,7 +24,7 @@ def test_the_last_documents_and_entries_are_shown_in_order_of_time(
         add(journal, documents[4:5])
         journal.note("failed", error="E", traceback="line\nline")
     assert main(["tail", path.stem[:10], str(tmp_path), "-n", "4"]) == ExitCode.OK
-    lines = [" ".join(line.split()[2:]) for line in capsys.readouterr().out.splitlines()]
+    lines = [" ".join(line.split()[1:]) for line in capsys.readouterr().out.splitlines()]
     descriptor = documents[1][1]["uid"][:8]
     assert lines == [
         f"event 3 descriptor {descriptor} seq_num 2",
@@ -50,7 +50,7 @@ def test_following_ends_with_the_run(tmp_path: Path) -> None:
             journal.note("written")
         shown += process.stdout.readlines()
     assert process.returncode == ExitCode.OK
-    assert [line.split()[2] for line in shown] == [*(name for name, _ in documents), "*"]
+    assert [line.split()[1] for line in shown] == [*(name for name, _ in documents), "*"]
 
 
 @pytest.mark.parametrize("lines", ["0", "-1"])

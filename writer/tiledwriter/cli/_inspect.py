@@ -12,7 +12,7 @@ from ..journals import Timeline, TimelineEntry, gone, open_run_file, summarize
 from ._arguments import add_config, add_directory, add_json, add_run, run_and_place
 from ._exit import CommandFailed, ExitCode, without_extra
 from ._parser import Subcommands, add_command
-from ._run_lookup import find
+from ._run_lookup import find, looks_like_path
 from ._terminal import count_of, fail, local, plain, print_json, size_of
 
 _POLL_SECONDS: Final = 0.3
@@ -61,8 +61,11 @@ def add_commands(commands: Subcommands) -> None:
 
 
 def _show_run(arguments: argparse.Namespace) -> ExitCode:
+    is_dry_run = arguments.operations or arguments.paths
+    if arguments.config is not None and not is_dry_run and _is_placed(arguments):
+        raise CommandFailed(ExitCode.USAGE, "--config is for --operations, for --paths, and to find a run without DIR")
     path = find(*run_and_place(arguments))
-    if arguments.operations or arguments.paths:
+    if is_dry_run:
         return _show_dry_run(path, arguments)
     with open_run_file(path) as journal:
         summary = summarize(journal)
@@ -96,6 +99,11 @@ def _show_run(arguments: argparse.Namespace) -> ExitCode:
         for line in traceback.splitlines():
             print(f"      {plain(line)}")
     return ExitCode.OK
+
+
+def _is_placed(arguments: argparse.Namespace) -> bool:
+    """Return True if the arguments say where the run is, so that no configuration is needed to find it."""
+    return arguments.directory is not None or looks_like_path(arguments.run)
 
 
 def _show_dry_run(path: Path, arguments: argparse.Namespace) -> ExitCode:
