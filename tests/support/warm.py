@@ -377,6 +377,9 @@ def run_python(command: Sequence[str]) -> None:
     if command[0] == "-m":
         sys.path[0] = str(Path.cwd())
         sys.argv = list(command[1:])
+        # Python has not imported it under its own name, and runpy warns of a module that has been.
+        if not hasattr(sys.modules.get(command[1]), "__path__"):
+            sys.modules.pop(command[1], None)
         runpy.run_module(command[1], run_name="__main__", alter_sys=True)
     else:
         sys.path[0] = str(Path(command[0]).absolute().parent)

@@ -18,6 +18,7 @@ from pydantic import (
     PositiveInt,
     SecretStr,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -88,6 +89,9 @@ def parse_duration(value: object) -> object:
     return float(match[1]) * _UNIT_SECONDS[match[2]]
 
 
+_DURATION_SCHEMA: Final = WithJsonSchema({"type": ["number", "string"], "exclusiveMinimum": 0})
+
+
 class StreamPatterns(BaseModel):
     """Which streams are written, by shell-style patterns of their names. `exclude` takes precedence over `include`."""
 
@@ -122,7 +126,7 @@ class Settings(BaseSettings):
         None,
         description="Free bytes, such as 500MB, of the journals' disk below which no documents are accepted.",
     )
-    keep_written: Annotated[PositiveFloat, BeforeValidator(parse_duration)] | None = Field(
+    keep_written: Annotated[PositiveFloat, BeforeValidator(parse_duration), _DURATION_SCHEMA] | None = Field(
         None, description="Age, such as 14d or 12h, at which journals of written runs are deleted."
     )
     http: str | None = Field(

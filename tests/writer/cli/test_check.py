@@ -148,9 +148,8 @@ def test_options_before_the_command_count(
     assert "http://nowhere?" in capsys.readouterr().out
 
 
-def test_a_running_supervisor_is_no_failure(
-    supervisor: SupervisorProcess, tiled_server: TiledServer, check: Check
-) -> None:
+@pytest.mark.usefixtures("real_processes")
+def test_a_running_supervisor_is_no_failure(supervisor: SupervisorProcess, check: Check) -> None:
     outcome = check("--skip", "files", "--journal-dir", supervisor.journal_dir, "--listen", supervisor.address)
     assert outcome.code == CheckCode.OK, outcome.printed
     assert "a supervisor is running" in outcome.found("journals")
