@@ -6,8 +6,13 @@ from importlib.metadata import PackageNotFoundError, version
 
 UNKNOWN_VERSION = "unknown"
 
-try:
-    __version__ = version("tiledwriter")
-except PackageNotFoundError:
-    # The sources are used without being installed.
-    __version__ = UNKNOWN_VERSION
+
+def find_version() -> str | None:
+    """Return the version; None if the sources are used without being installed."""
+    try:
+        return version("tiledwriter")
+    except PackageNotFoundError:
+        return None
+
+
+__version__ = find_version() or UNKNOWN_VERSION

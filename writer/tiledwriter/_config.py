@@ -324,6 +324,11 @@ class Settings(BaseSettings):
         shown["headers"] = dict.fromkeys(self.headers, "***")
         return shown
 
+    def has_default(self, name: str) -> bool:
+        """Return whether a setting has its default value."""
+        field = type(self).model_fields[name]
+        return bool(getattr(self, name) == field.get_default(call_default_factory=True))
+
     def server_curve(self) -> ServerCurve | None:
         """Return the supervisor's keys and the allowed clients; None allows any client.
 

@@ -166,8 +166,11 @@ class Supervisor:
         self._survey = Survey(journal_dir, self._handle_surveyed_journal)
         self._retries = RetryWatch(journal_dir)
         self._finished_journals = FinishedJournals()
+        # Programs that only ask for a status do without this import, which takes 30 ms.
+        from .._version import find_version
+
         self._identity = ServiceIdentity(
-            version=_find_version(),
+            version=find_version(),
             host=socket.gethostname(),
             pid=os.getpid(),
             started=time.time(),
@@ -634,16 +637,6 @@ class Supervisor:
             case WithdrawRetry(journal):
                 withdraw_retry(journal)
         return []
-
-
-def _find_version() -> str | None:
-    # Programs that only ask for a status do without this import, which takes 30 ms.
-    import importlib.metadata
-
-    try:
-        return importlib.metadata.version("tiledwriter")
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _now() -> Instant:

@@ -12,9 +12,10 @@ import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+from tiledbroker import __version__
 
 from ._exit import ExitCode, Terminated
 from ._terminal import count_of, plain, take_any_text
@@ -253,7 +254,7 @@ def _print_summary(results: Sequence[CheckResult], code: CheckCode, *, as_json: 
             json.dumps(
                 {
                     "schema": _SCHEMA,
-                    "version": version("tiledwriter"),
+                    "version": __version__,
                     "host": socket.gethostname(),
                     "time": time.time(),
                     "exit_code": code.value,

@@ -188,6 +188,7 @@ def _check_plugins(settings: Settings) -> CheckResult:
         return CheckResult.fail(PLUGINS, str(error), "Install the package, or correct the name.")
     named = [
         *([f"normalizer {plugins.normalizer}"] if plugins.normalizer else []),
+        *(f"module {name}" for name in plugins.modules),
         *(f"patch {reference}" for reference in plugins.patches.values()),
         *(f"consolidator {reference}" for reference in plugins.consolidators.values()),
     ]

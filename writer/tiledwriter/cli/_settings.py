@@ -7,15 +7,14 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
-from tiledbroker import AddressError
+from tiledbroker import AddressError, __version__
 
 from .._config import Settings, StreamPatterns, load_settings
 from .._plain_text import plain
@@ -25,7 +24,6 @@ __all__ = ["LoadedSettings", "WrongConfiguration", "print_settings", "read_setti
 
 log = logging.getLogger("tiledwriter.settings")
 
-SECRET: Final = "***"  # noqa: S105  what is printed instead of one
 # Models of the settings that are mappings with keys of their own, for suggestions.
 _NESTED: Final[Mapping[str, type[BaseModel]]] = {"streams": StreamPatterns}
 
@@ -55,14 +53,12 @@ class LoadedSettings:
         settings = self.values
         tiled = f"profile {settings.profile}" if settings.tiled is None else settings.tiled
         other = {
-            name: _as_json(value)
-            for name, value in _changed_settings(settings)
-            if name not in {"tiled", "profile", "journal_dir"}
+            name: value
+            for name, value in settings.shown().items()
+            if name not in {"tiled", "profile", "journal_dir"} and not settings.has_default(name)
         }
         shown = ", ".join(f"{name}={json.dumps(value)}" for name, value in other.items()) or "all default"
-        return plain(
-            f"tiledwriter {version('tiledwriter')}; Tiled: {tiled}; journals: {settings.journal_dir}; settings: {shown}"
-        )
+        return plain(f"tiledwriter {__version__}; Tiled: {tiled}; journals: {settings.journal_dir}; settings: {shown}")
 
 
 def setting_flags(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -161,8 +157,7 @@ def print_settings(loaded: LoadedSettings) -> None:
     """Print the effective settings as YAML, with the source of each as a comment and without secrets."""
     if loaded.sources.file.path is not None:
         print(f"# configuration file: {plain(str(loaded.sources.file.path))}")
-    for name in Settings.model_fields:
-        value = _as_json(getattr(loaded.values, name))
+    for name, value in loaded.values.shown().items():
         origins = [plain(origin) for origin in loaded.sources.origins((name,))]
         if name == "consolidators" and set(value) - loaded.sources.mapping_keys(name):
             origins.append("entry points of installed packages")
@@ -197,24 +192,3 @@ def config_schema() -> dict[str, Any]:
         "title": "Configuration of tiledwriter-supervisor",
         **{key: value for key, value in schema.items() if key not in {"title", "description"}},
     }
-
-
-def _changed_settings(settings: Settings) -> Iterator[tuple[str, Any]]:
-    for name, field in Settings.model_fields.items():
-        value = getattr(settings, name)
-        default = field.get_default(call_default_factory=True)
-        if value != default:
-            yield name, value
-
-
-def _as_json(value: Any) -> Any:
-    """Return a setting in JSON types, with secrets replaced."""
-    if isinstance(value, SecretStr):
-        return SECRET
-    if isinstance(value, BaseModel):
-        return {name: _as_json(item) for name, item in value}
-    if isinstance(value, Mapping):
-        return {str(name): _as_json(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_json(item) for item in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -14,6 +13,7 @@ from typing import Any, Final, TypeAlias
 import yaml
 
 from .._config import Settings
+from ._parser import suggestion_for
 
 PREFIX: Final = "TILEDWRITER_"
 # Variables of this project that are no settings: crash points, and those of the test suite.
@@ -162,10 +162,8 @@ class SettingSources:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Return "; did you mean ...?" if one of the known words resembles the word, otherwise an empty string."""
-    spelled = word.replace("-", "_")
-    matches = difflib.get_close_matches(spelled, list(known), n=1, cutoff=0.7)
-    return f"; did you mean {matches[0]}?" if matches else ""
+    """Return "; did you mean ...?" if one of the known names resembles the word, which may have hyphens."""
+    return suggestion_for(word.replace("-", "_"), known)
 
 
 def _contains(value: Any, location: Location) -> bool:

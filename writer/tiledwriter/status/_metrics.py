@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from prometheus_client.exposition import choose_encoder
@@ -20,6 +19,7 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from tiledbroker import __version__
 from tiledbroker.supervisor import DiskStatus, Latency, PublisherConnection, RunStatus, Snapshot, TiledStatus
 
 from ._source import Observation
@@ -31,14 +31,6 @@ _FINISHED: Final = ("written", "interrupted")
 _MAX_LABEL_CHARACTERS: Final = 200
 
 _Number = int | float | None
-
-
-def package_version() -> str:
-    """Return the installed version of this package; "unknown" if it is not installed."""
-    try:
-        return version("tiledwriter")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def write_metrics(observation: Observation, accept: str) -> tuple[bytes, str]:
@@ -57,7 +49,7 @@ class SnapshotCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics whose values are known."""
-        yield InfoMetricFamily("tiledwriter_build", "Version of tiledwriter.", {"version": package_version()})
+        yield InfoMetricFamily("tiledwriter_build", "Version of tiledwriter.", {"version": __version__})
         snapshot = self._observation.current
         yield _gauge("supervisor_up", "1 if the supervisor answers, else 0.", int(snapshot is not None))
         yield from _present(

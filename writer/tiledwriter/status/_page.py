@@ -12,6 +12,7 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from tiledbroker import __version__
 from tiledbroker.supervisor import DiskStatus, RunStatus, Snapshot
 
 from ._format import (
@@ -25,7 +26,7 @@ from ._format import (
     utc_offset,
 )
 from ._history import Columns, total_lag
-from ._metrics import age_of_oldest, all_runs, package_version
+from ._metrics import age_of_oldest, all_runs
 from ._overview import Level, commands_for, overview_of
 from ._source import Observation
 
@@ -117,7 +118,7 @@ class Page:
             age=None if observation.answered is None else observation.now - observation.answered,
             level=Level.BAD if snapshot is None else _LEVEL_OF_STATE.get(snapshot.state, Level.BAD),
             notices=notices,
-            version=package_version(),
+            version=__version__,
             **({} if last is None else self._describe_snapshot(last, history)),
         )
 
