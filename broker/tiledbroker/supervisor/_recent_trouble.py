@@ -9,6 +9,9 @@ from typing import Final, Literal
 
 from ._snapshot import MAX_TROUBLE, Trouble
 
+PACKAGE: Final = "tiledbroker"
+"""Name of the logger to which the handler is added."""
+
 # Messages name a run in this way.
 _RUN: Final = re.compile(r"\b[Rr]uns? %s")
 _PLACEHOLDER: Final = re.compile(r"%(?:\d*\.?\d*)[sdgfr]")
@@ -32,8 +35,15 @@ class RecentTrouble(logging.Handler):
         """Keep a record. Never raises: the caller is busy with something else."""
         try:
             self._keep_record(record)
+            self._print_if_alone(record)
         except Exception:
             self.handleError(record)
+
+    def _print_if_alone(self, record: logging.LogRecord) -> None:
+        """Print a record as Python does in a program without handlers, which this one must not make silent."""
+        handlers = [*logging.getLogger().handlers, *logging.getLogger(PACKAGE).handlers]
+        if handlers == [self] and logging.lastResort is not None:
+            logging.lastResort.handle(record)
 
     def _keep_record(self, record: logging.LogRecord) -> None:
         """Keep a record. A record whose arguments do not fit its message is kept as it is."""

@@ -54,7 +54,7 @@ from ._handshake_queue import HandshakeQueue
 from ._journal_facts import JournalFacts, find_facts, read_facts, record_event
 from ._lifecycle import State
 from ._publishers import ClientLimits, Publisher
-from ._recent_trouble import RecentTrouble
+from ._recent_trouble import PACKAGE, RecentTrouble
 from ._reload import ReloadSource
 from ._retention import Retention
 from ._retry import RetryWatch, clear_failure, retry_is_requested, withdraw_retry
@@ -80,7 +80,7 @@ _IDLE_SECONDS: Final = 0.5
 _CHECK_SECONDS: Final = 1.0
 _FAILED_JOURNALS_PER_CHECK: Final = 20
 
-_package_log: Final = logging.getLogger(__package__.partition(".")[0])
+_package_log: Final = logging.getLogger(PACKAGE)
 
 _Socket: TypeAlias = "zmq.Socket[bytes]"
 
