@@ -6,7 +6,6 @@ Its input is a socket to the supervisor, its state is the journal. Intake never 
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import queue
@@ -30,10 +29,10 @@ from tiledbroker._wake_up import WakeUp
 from tiledbroker.protocol import messages
 from tiledbroker.supervisor import WorkerTask
 
-from .._errors import PluginError
 from .._logging import LogOptions
 from ..catalog import Client
-from ..mapping import WritingOptions, import_plugin_module
+from ..mapping import WritingOptions
+from ._plugin_modules import forget_changed_plugins, preload_plugins
 from ._processes import Processes
 from ._reporter import Reporter
 from ._run_outage import RunOutage
@@ -187,15 +186,8 @@ class WorkerOptions:
 
 
 def prepare_workers(options: WorkerOptions) -> None:
-    """Import all plugins in the process that workers are forked from, so that no worker has to.
-
-    What cannot be imported is left to the workers, which put their runs in quarantine with the reason.
-    """
-    for module in options.writing.plugins.module_names:
-        with contextlib.suppress(PluginError):
-            import_plugin_module(module)
-    # Workers never collect these objects, so the memory stays shared with the fork server.
-    gc.freeze()
+    """Prepare the process that workers are forked from, after it has imported this package."""
+    preload_plugins(options.writing.plugins)
 
 
 def run_worker(task: WorkerTask, *, options: WorkerOptions) -> None:
@@ -214,6 +206,7 @@ def run_worker(task: WorkerTask, *, options: WorkerOptions) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
     options.logging.configure(worker=task.run_uid)
+    forget_changed_plugins(options.writing.plugins)
     Worker(task, options).run()
 
 
