@@ -41,7 +41,7 @@ def supervise(*arguments: object, **environment: str) -> subprocess.CompletedPro
 def test_a_wrong_address_is_wrong_usage(tmp_path, address):
     ended = supervise("--journal-dir", tmp_path, "--http", address)
     assert ended.returncode == 2
-    assert ended.stderr.startswith("tiledwriter-supervisor: http: ")
+    assert ended.stderr.startswith("tiledwriter-supervisor: --http: ")
     assert len(ended.stderr.splitlines()) == 1
 
 

@@ -1,7 +1,7 @@
 """Import plugins once, in the process that workers are forked from, and again in a worker if they were changed since.
 
-An import may take seconds, for example of bluesky-tiled-plugins. But who mends a patch and retries a run does not expect
-that the service has to be restarted.
+An import may take seconds, for example of bluesky-tiled-plugins. But who mends a patch and retries a run does not
+expect that the service has to be restarted.
 """
 
 from __future__ import annotations
