@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Final
 
 from ._exit import ExitCode
 from ._parser import suggestion_for
 
-_MODULES: Final = {
-    "supervisor": "tiledwriter.cli.supervisor",
-    "journal": "tiledwriter.cli.journal",
-}
+_COMMANDS: Final = ("supervisor", "journal")
 _HELP: Final = """\
 usage: python -m tiledwriter {supervisor,journal} ...
 
@@ -49,9 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"tiledwriter {__version__}")
         return ExitCode.OK
-    module = _MODULES.get(first.removeprefix("tiledwriter-"))
-    if module is None:
-        hint = suggestion_for(first, _MODULES)
+    command = first.removeprefix("tiledwriter-")
+    # Imported here because the supervisor needs what acquisition hosts do not have.
+    if command == "supervisor":
+        from .supervisor import main as run
+    elif command == "journal":
+        from .journal import main as run
+    else:
+        hint = suggestion_for(first, _COMMANDS)
         print(f"{_HELP}\npython -m tiledwriter: there is no command {first!r}{hint}", file=sys.stderr)
         return ExitCode.USAGE
-    return int(import_module(module).main(arguments[1:]))
+    return int(run(arguments[1:]))
