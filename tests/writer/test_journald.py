@@ -178,6 +178,6 @@ def test_form_decides(
 ) -> None:
     monkeypatch.setattr("sys.stderr", stream)
     monkeypatch.setenv("JOURNAL_STREAM", name_stream(stream) if in_journal else "")
-    handler = LogOptions("INFO", form)._make_handler(None)
+    handler = LogOptions("INFO", form)._make_handler(None, "supervisor")
     assert isinstance(handler, JournaldHandler) == used
     handler.close()

@@ -93,7 +93,7 @@ def test_same_file_changes_nothing(reloaded: Reloaded, said: Callable[[], list[s
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("tiled: [", "is not a YAML mapping"),
+        ("tiled: [", "line 1: not YAML"),
         (f"{TILED}min_fre: 1\n", "min_fre"),
         (f"{TILED}keep_written: soon\n", "'soon' is not a duration"),
         (f"{TILED}patches: {{start: 'no_such_module:fix'}}\n", "no_such_module"),

@@ -25,11 +25,10 @@ from tiledbroker import Encoder, ZMQPublisher, decode
 from tiledbroker.log._routing import RunRouting
 from tiledwriter import RunNormalizer
 from tiledwriter._errors import DocumentInvalid
-from tiledwriter.callback._callback_run import CallbackFold, RunOptions
+from tiledwriter.callback._callback_run import CallbackRun, RunOptions
 from tiledwriter.cli.journal import main
 from tiledwriter.mapping._document_checks import RELIED_ON, DocumentChecks
 from tiledwriter.mapping._fold import Fold
-from tiledwriter.mapping._fold_plan import FoldPlan
 from tiledwriter.mapping._normalizer import _REQUIRED
 from tiledwriter.mapping._operations import UpdateMetadata
 from tiledwriter.mapping._plugins import Plugins
@@ -314,7 +313,8 @@ def test_a_patched_document_is_what_is_checked(monkeypatch: pytest.MonkeyPatch) 
     assert "'none' is not of type" in str(folded(a_run(), options=spoiling).error)
 
 
-def test_the_callback_in_the_acquisition_process_refuses_nothing_new() -> None:
+def test_the_callback_in_the_acquisition_process_refuses_nothing_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CallbackRun, "_apply_operations", lambda *_: None)
     options = RunOptions(None, RunNormalizer, {}, {}, {}, 1, 16, validate=False, ignore_errors=[], patience=1.0)
     for name, place, value in [
         ("start", "time", "yesterday"),
@@ -322,10 +322,11 @@ def test_the_callback_in_the_acquisition_process_refuses_nothing_new() -> None:
         ("stop", "exit_status", 0),
         ("stop", "run_start", "another"),
     ]:
-        fold = CallbackFold(options, FoldPlan(16))
+        run = CallbackRun("run", options, [])
         for kind, document in with_change(name, place, value):
-            fold(kind, document)
-        assert [note for note in fold.writer.notes if "event-model" in note] == []
+            run(kind, Encoder().encode(document))
+        assert run._writer is not None
+        assert [note for note in run._writer.notes if "event-model" in note] == []
 
 
 def test_there_is_a_rule_for_every_kind_of_document_and_the_page_has_it() -> None:
