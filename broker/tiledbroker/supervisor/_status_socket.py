@@ -22,7 +22,7 @@ from ._socket_path import SocketPath
 
 log = logging.getLogger(__name__)
 
-STATUS_SOCKET: Final = ".status.sock"
+STATUS_SOCKET: Final = ".status.ipc"
 """Name of the socket in the journal directory."""
 
 MAX_READERS: Final = 16

@@ -25,7 +25,7 @@ _TYPEABLE: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
 _UNROUTED: Final = "_unrouted"
 _VARIABLE: Final = "TILEDWRITER_JOURNAL_DIR"
 _OURS: Final = re.compile(
-    rf"{_UNROUTED}.*|\.supervisor\.lock|\.workers\.ipc|\.status\.sock|finished|retry|.*\.sqlite.*|.*\.segment|\.session-.*\.lock|\.adopter-.*"
+    rf"{_UNROUTED}.*|\.supervisor\.lock|\.workers\.ipc|\.status\.ipc|finished|retry|.*\.sqlite.*|.*\.segment|\.session-.*\.lock|\.adopter-.*"
 )
 """Pattern of all names that occur in journal and spool directories."""
 
