@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy
 from bluesky import RunEngine
+from bluesky.run_engine import set_bluesky_event_loop
 from bluesky.utils import RunEngineInterrupted
 
 from ._entry import Documents
@@ -22,9 +23,16 @@ class PlanFailed(Exception):
     """Raised by plans that are meant to fail."""
 
 
-@functools.cache
 def engine() -> RunEngine:
-    """One for all: devices of ophyd-async live in its event loop."""
+    """Return the one for all: devices of ophyd-async live in its event loop."""
+    made = _make_engine()
+    # A test may have made another RunEngine since, whose loop has ended with it.
+    set_bluesky_event_loop(made.loop)
+    return made
+
+
+@functools.cache
+def _make_engine() -> RunEngine:
     logging.getLogger("bluesky").addHandler(logging.NullHandler())  # plans fail here as they are meant to
     return RunEngine({}, context_managers=[])
 

@@ -14,6 +14,7 @@ from bluesky import RunEngine
 from bluesky.callbacks.tiled_writer import TiledWriter
 from ophyd.sim import det, motor
 from pages import HOW_TO, block_with
+from tiled.client import from_uri
 
 from tiledbroker import ZMQPublisher
 from tiledwriter.testing import SupervisorProcess, TiledServer
@@ -57,8 +58,11 @@ def test_the_old_writer_runs_beside_the_publisher(
     supervisor = SupervisorProcess(tmp_path / "journals", tiled_server, options=["--tiled", container])
     with supervisor, publisher_to(supervisor, tmp_path / "spool") as publisher:
         subscribe = block_with(SWITCH, "python", "RE.subscribe(TiledWriter(client, batch_size=1))\nRE.subscribe(pub")
-        exec(subscribe, {"RE": engine, "TiledWriter": TiledWriter, "client": client, "publisher": publisher})
+        # Tiled closes connections that were idle for 5 s, as the first client's may have been, and that writer fails.
+        fresh = from_uri(tiled_server.uri, api_key=tiled_server.api_key)
+        exec(subscribe, {"RE": engine, "TiledWriter": TiledWriter, "client": fresh, "publisher": publisher})
         (uid,) = engine(bp.scan([det], motor, -1, 1, 5))
+        fresh.context.http_client.close()
         assert publisher.wait_written(uid, 60)
     old, new = client[uid], client["tiledwriter_trial"][uid]
     assert old.metadata["start"] == new.metadata["start"]

@@ -537,7 +537,7 @@ def test_a_server_that_fails_for_ever_is_a_failure(client_of_proxy: Any, proxy: 
     documents = a_run()
     proxy.script("PATCH", "metadata", *[answer(500)] * 99)
     with pytest.raises(TiledUnavailable, match="500"):
-        send(TiledWriter(client_of_proxy, patience=0.3), documents)
+        send(TiledWriter(client_of_proxy, patience=2.0), documents)
     assert without_stop(tiled, uid_of(documents))
     assert seq_nums(tiled, uid_of(documents)) == [1, 2, 3]
 
