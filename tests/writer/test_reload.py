@@ -116,6 +116,14 @@ def test_missing_file_is_one_error(reloaded: Reloaded, said: Callable[[], list[s
     assert [line.rpartition(": ")[2] for line in said()] == [f"there is no configuration file {reloaded.file}."]
 
 
+def test_status_gets_the_settings_that_are_effective(reloaded: Reloaded) -> None:
+    changes = reloaded.write(f"{TILED}min_free: 5000\nheaders: {{X-Key: secret}}\nmax_workers: 7\n")
+    assert changes is not None
+    assert (changes.settings["min_free"], changes.settings["headers"]) == (5000, {"X-Key": "***"})
+    # Only a restart changes it.
+    assert changes.settings["max_workers"] != 7
+
+
 def test_flags_still_win(reloaded: Reloaded) -> None:
     reloaded.source = reloaded.make_source({"log_level": "WARNING", "curve": None})
     reloaded.write(f"{TILED}log_level: debug\n")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ._tasks import WorkerCommand
 
@@ -20,11 +21,14 @@ class ServiceChanges:
         Bytes on the journals' disk below which no documents are accepted; None for the default.
     keep_written
         Seconds after which the journal of a written run is deleted; None keeps all.
+    settings
+        Effective settings by name, without secrets, for the status.
     """
 
     command: WorkerCommand
     min_free: int | None
     keep_written: float | None
+    settings: Mapping[str, Any]
 
 
 class ReloadSource(Protocol):

@@ -172,6 +172,12 @@ class Scheduler:
         """Return the runs that are not completely in Tiled."""
         return [run for run in self.runs.values() if not self._is_drained(run)]
 
+    def count_unwritten(self) -> Counter[str]:
+        """Return how many runs are not completely in Tiled, by state; failed ones count also if they need no worker."""
+        counts = Counter(run.state.value for run in self.unwritten_runs())
+        counts[State.FAILED.value] = max(counts[State.FAILED.value], len(self.tally.failed))
+        return +counts
+
     def find_run(self, journal: Path) -> Run | None:
         """Return the run that has this journal, or None if the scheduler does not know it."""
         return next((run for run in self.runs.values() if run.journal == journal), None)
@@ -223,8 +229,8 @@ class Scheduler:
 
     def describe_service(self) -> str:
         """Return the state of the service in one line, trouble first."""
-        counts = Counter(run.state for run in self.runs.values() if not run.is_complete)
-        listed = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
+        counts = self.count_unwritten()
+        listed = ", ".join(f"{counts[state.value]} {state}" for state in State if counts[state.value])
         trouble = []
         if self.disk.is_full:
             trouble.append(f"No documents are accepted: {self.disk.explain()}")

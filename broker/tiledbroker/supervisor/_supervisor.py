@@ -13,8 +13,9 @@ import socket
 import sqlite3
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -239,6 +240,10 @@ class Supervisor:
         """True if the journals that earlier supervisors left have all been read."""
         return self._survey.done
 
+    def count_unwritten(self) -> Counter[str]:
+        """Return how many runs are not completely in Tiled, by state, as far as journals were read; see `surveyed`."""
+        return self._scheduler.count_unwritten()
+
     def stop(self) -> None:
         """Make `run` return soon; nothing is lost.
 
@@ -372,6 +377,7 @@ class Supervisor:
             self._pool.fork_server.change_command(changes.command)
             self._scheduler.disk.change_min_free(changes.min_free)
             self._retention.change_age(changes.keep_written)
+            self._identity = replace(self._identity, settings=changes.settings)
         self._notifier.announce_ready()
 
     def _check_periodically(self) -> None:

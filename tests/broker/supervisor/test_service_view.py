@@ -164,6 +164,13 @@ def test_failed_runs_of_earlier_supervisors_are_named(service: Service) -> None:
     assert run.written is None
 
 
+def test_failed_runs_without_a_worker_are_left_when_the_supervisor_stops(service: Service) -> None:
+    facts = service.journal("old", state=State.FAILED, reason="bad", length=3).facts
+    service.perform(service.scheduler.add_journal(facts, service.now))
+    assert service.scheduler.count_unwritten() == {"failed": 1}
+    assert service.scheduler.describe_service() == "runs: 1 failed"
+
+
 def test_a_failed_run_that_is_retried_is_no_longer_failed(service: Service) -> None:
     service.fail("run")
     service.perform(service.scheduler.request_retry(service.facts("run"), service.now))

@@ -213,3 +213,18 @@ def test_documents_that_come_out_are_checked() -> None:
     normalizer.check = lambda name, _: checked.append(name)
     normalize_records(normalizer, journal, 4)
     assert checked == ["start", "descriptor", "descriptor", "event", "event", "stop"]
+
+
+def test_notes_of_an_interrupted_run_are_kept() -> None:
+    class Noting(PeerNormalizer):
+        def start(self, doc: Any) -> Any:
+            self.notes.append("the start was mended")
+            return super().start(doc)
+
+    journal = FakeJournal(documents_of_a_run()[:3])
+    first = RecordedNormalizer(make(Noting), journal)
+    normalize_records(first, journal, 3)
+    journal.normalized |= dict(first.take_fresh())
+    second = RecordedNormalizer(make(Noting), journal)
+    normalize_records(second, journal, 3)
+    assert (second.abandon(3), second.notes) == ([], ["the start was mended"])

@@ -56,7 +56,7 @@ _PROBE_TIMEOUT_SECONDS: Final = 20.0
 # The operation fails once more between the two probes: an outage may have ended just before the first one.
 _WRITE_PROBES_TO_CONDEMN: Final = 2
 _VERSION: Final = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
-NEVER_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+_NEVER_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 """Errors of httpx after which a request certainly did not reach the server."""
 
 
@@ -443,10 +443,8 @@ class Connection:
                     method, url, **{"timeout": self._timeout, "follow_redirects": False, **arguments}
                 )
                 self.counts.count_answer(time.monotonic() - began)
-        except NEVER_SENT as error:
-            raise NotProcessed(f"{type(error).__name__}: {error}") from error
         except httpx.HTTPError as error:
-            raise Ambiguous(f"{type(error).__name__}: {error}") from error
+            raise sort_transport_error(error) from error
         return response
 
     def _note_answer(self, what: str, problem: BaseException | None = None) -> None:
@@ -527,6 +525,12 @@ def _describe_server(client: Client) -> tuple[str, str]:
     path = "/".join([base, *filter(None, client.path_parts)])
     address = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], path, "", ""))
     return address, str(client.context.server_info.library_version)
+
+
+def sort_transport_error(error: httpx.HTTPError) -> NotProcessed | Ambiguous:
+    """Return the error for a request without an answer: whether Tiled may have carried it out."""
+    kind = NotProcessed if isinstance(error, _NEVER_SENT) else Ambiguous
+    return kind(f"{type(error).__name__}: {error}")
 
 
 def quote_segments(segments: list[str]) -> str:

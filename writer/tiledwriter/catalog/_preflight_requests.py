@@ -11,7 +11,7 @@ import msgspec
 import tenacity
 
 from .._errors import Ambiguous, NotProcessed, Paused, Refused, ServerError, ServerFailed
-from ._connection import NEVER_SENT, Client, quote_segments
+from ._connection import Client, quote_segments, sort_transport_error
 from ._responses import raise_for_response
 
 _TIMEOUT_SECONDS: Final = 20.0
@@ -140,10 +140,8 @@ class PreflightRequests:
             response: httpx.Response = self._client.context.http_client.request(
                 method, url, timeout=_TIMEOUT_SECONDS, follow_redirects=False, **arguments
             )
-        except NEVER_SENT as error:
-            raise NotProcessed(f"{type(error).__name__}: {error}") from error
         except httpx.HTTPError as error:
-            raise Ambiguous(f"{type(error).__name__}: {error}") from error
+            raise sort_transport_error(error) from error
         return response
 
 

@@ -140,7 +140,7 @@ class ConfigurationReload:
         if fixed:
             log.warning("Until a restart, these settings stay as they were at the start: %s.", ", ".join(fixed))
         settings = self._settings
-        return ServiceChanges(self._make_command(settings), settings.min_free, settings.keep_written)
+        return ServiceChanges(self._make_command(settings), settings.min_free, settings.keep_written, settings.shown())
 
     def _end_trial(self) -> None:
         if self._trial is not None:

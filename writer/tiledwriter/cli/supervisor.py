@@ -9,7 +9,6 @@ import contextlib
 import json
 import logging
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from ._parser import make_parser
 from ._terminal import count_of, discard_output, flush_output
 
 if TYPE_CHECKING:
-    from tiledbroker.supervisor import WorkerCommand
+    from tiledbroker.supervisor import Supervisor, WorkerCommand
 
     from .._config import Settings
 
@@ -123,10 +122,9 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
 
         from tiledbroker import JournalLocked, KeyFileError
         from tiledbroker._errors import DirectoryUnusable
-        from tiledbroker.supervisor import Supervisor, WorkerCommand
 
         from ..status import HttpProcess, TokenFileError, find_missing_packages
-        from ..worker import Processes, allow_open_files, prepare_workers, run_worker
+        from ..worker import allow_open_files
         from ._credentials import require_credentials
         from ._reload import ConfigurationReload
         from ._settings import WrongConfiguration, config_schema, print_settings, read_settings, setting_flags
@@ -151,43 +149,20 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
         return _report_failure(ExitCode.USAGE, f'--http needs {packages}: pip install "tiledwriter[ingest,web]"')
 
     settings = loaded.values
-
-    def make_command(settings: Settings) -> WorkerCommand:
-        options = settings.worker_options()
-        return WorkerCommand(
-            partial(run_worker, options=options), ("tiledwriter.worker._preload",), partial(prepare_workers, options)
-        )
-
     settings.worker_options().logging.configure()
     loaded.warn()
     log.debug("Up to %d files may be open.", allow_open_files())
     try:
-        supervisor = Supervisor(
-            settings.journal_dir,
-            make_command(settings),
-            listen=None if drain else settings.listen,
-            drain=drain,
-            clients=settings.client_limits(),
-            curve=settings.server_curve(),
-            max_workers=settings.max_workers,
-            max_resumed=settings.max_resumed,
-            limits=settings.worker_limits(),
-            processes=Processes(),
-            settings=settings.shown(),
-            tiled_address=settings.tiled or f"profile {settings.profile}",
-            min_free=settings.min_free,
-            keep_written=settings.keep_written,
-        )
+        supervisor = _make_supervisor(settings, drain=drain)
         supervisor.stop_on_signals()
         supervisor.reload_on_signal(
-            ConfigurationReload(arguments.config, setting_flags(arguments), settings, make_command)
+            ConfigurationReload(arguments.config, setting_flags(arguments), settings, _make_command)
         )
         log.info("Starting %s.", loaded.describe())
         warn_if_unreachable(settings)
         with contextlib.nullcontext() if http is None else HttpProcess(http):
             left = supervisor.run()
-        rest = _describe_rest([run.state.value for run in left], complete=supervisor.surveyed)
-        log.info("Stopped %s; left: %s.", loaded.describe(), rest)
+        log.info("Stopped %s; left: %s.", loaded.describe(), _describe_rest(supervisor))
     except KeyFileError as error:
         return _report_failure(ExitCode.USAGE, str(error))
     except JournalLocked:
@@ -205,11 +180,46 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
     return ExitCode.OK
 
 
-def _describe_rest(states: Sequence[str], *, complete: bool) -> str:
-    """Return how many runs are not completely in Tiled, from the state of each of them."""
-    counts = ", ".join(f"{count} {state}" for state, count in sorted(Counter(states).items()))
-    rest = f"{count_of(len(states), 'run')} not completely in Tiled ({counts})" if states else "nothing"
-    return rest if complete else f"{rest}, and journals that were not looked at before the stop"
+def _make_command(settings: Settings) -> WorkerCommand:
+    from tiledbroker.supervisor import WorkerCommand
+
+    from ..worker import prepare_workers, run_worker
+
+    options = settings.worker_options()
+    return WorkerCommand(
+        partial(run_worker, options=options), ("tiledwriter.worker._preload",), partial(prepare_workers, options)
+    )
+
+
+def _make_supervisor(settings: Settings, *, drain: bool) -> Supervisor:
+    from tiledbroker.supervisor import Supervisor
+
+    from ..worker import Processes
+
+    return Supervisor(
+        settings.journal_dir,
+        _make_command(settings),
+        listen=None if drain else settings.listen,
+        drain=drain,
+        clients=settings.client_limits(),
+        curve=settings.server_curve(),
+        max_workers=settings.max_workers,
+        max_resumed=settings.max_resumed,
+        limits=settings.worker_limits(),
+        processes=Processes(),
+        settings=settings.shown(),
+        tiled_address=settings.tiled or f"profile {settings.profile}",
+        min_free=settings.min_free,
+        keep_written=settings.keep_written,
+    )
+
+
+def _describe_rest(supervisor: Supervisor) -> str:
+    """Return how many runs are not completely in Tiled, by state."""
+    counts = supervisor.count_unwritten()
+    listed = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+    rest = f"{count_of(sum(counts.values()), 'run')} not completely in Tiled ({listed})" if counts else "nothing"
+    return rest if supervisor.surveyed else f"{rest}, and journals that were not looked at before the stop"
 
 
 def _report_failure(code: ExitCode, message: str) -> ExitCode:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any, Final, TypeAlias, cast
 
@@ -102,22 +102,20 @@ class GuestNormalizer:
 
 
 def _as_pages(name: str, doc: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield what that writer's router makes of a document."""
+    """Yield what that writer's router makes of a document: events and datums in pages, of one or of many."""
     import event_model
 
-    # Unlike `datum_page`, `event_page` is a columnar document, with the same number of values in each column.
-    convert: dict[str, Callable[[Any], Iterable[Any]]] = {
-        "event": lambda event: [event_model.pack_event_page(event)],
-        "datum": lambda datum: [event_model.pack_datum_page(datum)],
-        "bulk_events": event_model.bulk_events_to_event_pages,
-        "bulk_datum": lambda bulk: [event_model.bulk_datum_to_datum_page(bulk)],
-    }
-    pages = {"event": "event_page", "bulk_events": "event_page", "datum": "datum_page", "bulk_datum": "datum_page"}
-    if name not in convert:
+    if name == "event":
+        yield "event_page", event_model.pack_event_page(cast("Any", doc))
+    elif name == "datum":
+        yield "datum_page", event_model.pack_datum_page(cast("Any", doc))
+    elif name == "bulk_events":
+        for page in event_model.bulk_events_to_event_pages(doc):
+            yield "event_page", page
+    elif name == "bulk_datum":
+        yield "datum_page", event_model.bulk_datum_to_datum_page(doc)
+    else:
         yield name, doc
-        return
-    for page in convert[name](doc):
-        yield pages[name], page
 
 
 def unpack_pages(name: str, doc: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -97,7 +97,9 @@ class RecordedNormalizer:
 
     def abandon(self, length: int) -> Documents:
         """Return the documents held back, for a run of `length` documents that ends without a stop document."""
-        documents = self._catch_up(length).abandon()
+        normalizer = self._catch_up(length)
+        documents = normalizer.abandon()
+        self.notes += [note for note in normalizer.notes if note not in self.notes]
         return [(name, self._uids.replace(doc)) for name, doc in documents]
 
     def take_fresh(self) -> list[tuple[int, bytes]]:

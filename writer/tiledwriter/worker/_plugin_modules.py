@@ -49,6 +49,8 @@ def _find_files(names: Collection[str]) -> dict[str, tuple[int, int]]:
     """Return the state of the files of all imported modules that belong to the packages of plugins."""
     packages = _packages_of(names)
     found: dict[str, tuple[int, int]] = {}
+    if not packages:
+        return found
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if name.partition(".")[0] in packages and isinstance(file, str):
