@@ -43,6 +43,11 @@ LONGEST = (
 )
 
 
+# Tests talk to servers of their own; what a proxy of this host would answer is none of their business.
+for _variable in [name for name in os.environ if name.lower().endswith("_proxy")]:
+    del os.environ[_variable]
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of long files first, each file's in their order."""

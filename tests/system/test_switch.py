@@ -58,8 +58,9 @@ def test_the_old_writer_runs_beside_the_publisher(
     supervisor = SupervisorProcess(tmp_path / "journals", tiled_server, options=["--tiled", container])
     with supervisor, publisher_to(supervisor, tmp_path / "spool") as publisher:
         subscribe = block_with(SWITCH, "python", "RE.subscribe(TiledWriter(client, batch_size=1))\nRE.subscribe(pub")
-        # Tiled closes connections that were idle for 5 s, as the first client's may have been, and that writer fails.
-        fresh = from_uri(tiled_server.uri, api_key=tiled_server.api_key)
+        # Tiled closes connections that were idle for 5 s, and a request of that writer that meets one fails: without
+        # an idle one a slow host does not end its scan.
+        fresh = from_uri(tiled_server.uri, api_key=tiled_server.api_key, headers={"Connection": "close"})
         exec(subscribe, {"RE": engine, "TiledWriter": TiledWriter, "client": fresh, "publisher": publisher})
         (uid,) = engine(bp.scan([det], motor, -1, 1, 5))
         fresh.context.http_client.close()

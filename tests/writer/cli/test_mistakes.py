@@ -328,6 +328,11 @@ def unknown_host(bench: Bench) -> list[str]:
     return checking(bench, "--tiled", "http://tield.example:8000")
 
 
+def dead_proxy(bench: Bench) -> list[str]:
+    bench.set("http_proxy", f"http://me:secret@localhost:{bench.port()}")
+    return checking(bench, "--tiled", "http://tiled.example:8000")
+
+
 def wrong_key(bench: Bench) -> list[str]:
     address = bench.tiled()
     bench.set("TILED_API_KEY", "abcdef")
@@ -425,6 +430,7 @@ MISTAKES = [
     Mistake("address of another host", no_address_of_this_host, 15, "no address of this host", "port"),
     Mistake("wrong port of Tiled", wrong_tiled_port, 20, "cannot be reached", "tiled"),
     Mistake("misspelt host", unknown_host, 20, "Correct the host's name", "tiled"),
+    Mistake("proxy for an address within the site", dead_proxy, 20, "through the proxy localhost:5580", "tiled"),
     Mistake("login page instead of Tiled", not_tiled, 20, "is not Tiled", "tiled"),
     Mistake("gateway without Tiled", gateway_without_tiled, 20, "answers 502", "tiled"),
     Mistake("old Tiled", old_tiled, 21, "or newer is needed", "version"),

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 from pydantic import ValidationError
@@ -126,7 +127,7 @@ class ServerChecks:
         try:
             client = self._open_client()
         except Exception as error:
-            return None, _explain_unreachable(address, error)
+            return None, _name_proxy(_explain_unreachable(address, error), address)
         milliseconds = 1000 * (time.monotonic() - began)
         return client, CheckResult.ok(TILED, f"{address} answered within {milliseconds:.0f} ms")
 
@@ -315,6 +316,19 @@ def _and_stop_at_failure(result: CheckResult | None) -> Iterator[CheckResult]:
         yield result
         if result.state is CheckState.FAIL:
             raise _Blocked
+
+
+def _name_proxy(result: CheckResult, address: str) -> CheckResult:
+    """Return the result with the proxy that the environment has requests go through, as it may be at fault."""
+    parts = urlsplit(address)
+    variables = {f"{scheme}_proxy": getproxies().get(scheme) for scheme in (parts.scheme, "all")}
+    variable, proxy = next(((name, uri) for name, uri in variables.items() if uri), ("", ""))
+    if not proxy or not parts.hostname or proxy_bypass(parts.hostname):
+        return result
+    # A proxy's address may hold a password.
+    where = urlsplit(proxy if "://" in proxy else f"http://{proxy}").netloc.rpartition("@")[2]
+    found = f"{result.found}; {variable} sends requests through the proxy {where}"
+    return replace(result, found=found, advice=f"{result.advice} Or name {parts.hostname} in no_proxy.")
 
 
 def _explain_unreachable(address: str, error: Exception) -> CheckResult:

@@ -9,7 +9,7 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -162,7 +162,8 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
         warn_if_unreachable(settings)
         with contextlib.nullcontext() if http is None else HttpProcess(http):
             left = supervisor.run()
-        log.info("Stopped %s; left: %s.", loaded.describe(), _describe_rest(supervisor))
+        rest = _describe_rest(supervisor.count_unwritten(), surveyed=supervisor.surveyed)
+        log.info("Stopped %s; left: %s.", loaded.describe(), rest)
     except KeyFileError as error:
         return _report_failure(ExitCode.USAGE, str(error))
     except JournalLocked:
@@ -214,12 +215,11 @@ def _make_supervisor(settings: Settings, *, drain: bool) -> Supervisor:
     )
 
 
-def _describe_rest(supervisor: Supervisor) -> str:
-    """Return how many runs are not completely in Tiled, by state."""
-    counts = supervisor.count_unwritten()
+def _describe_rest(counts: Mapping[str, int], *, surveyed: bool) -> str:
+    """Return how many runs are not completely in Tiled, by state; `surveyed` tells that all journals were looked at."""
     listed = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
     rest = f"{count_of(sum(counts.values()), 'run')} not completely in Tiled ({listed})" if counts else "nothing"
-    return rest if supervisor.surveyed else f"{rest}, and journals that were not looked at before the stop"
+    return rest if surveyed else f"{rest}, and journals that were not looked at before the stop"
 
 
 def _report_failure(code: ExitCode, message: str) -> ExitCode:
