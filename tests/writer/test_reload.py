@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tiledbroker.supervisor import ServiceChanges, WorkerCommand
+from tiledbroker.supervisor import DEFAULT_MAX_WORKERS, ServiceChanges, WorkerCommand
 from tiledwriter._config import Settings, load_settings
 from tiledwriter.cli._reload import CHANGEABLE, ConfigurationReload
 from tiledwriter.testing import wait_until
@@ -78,7 +78,7 @@ def test_what_needs_restart_is_named_once_and_stays(reloaded: Reloaded, said: Ca
     assert changes is not None
     settings = reloaded.commands[-1]
     assert settings.worker_options().tiled.uri == "http://localhost:8000"
-    assert (settings.park_after, settings.max_workers) == (5.0, 32)
+    assert (settings.park_after, settings.max_workers) == (5.0, DEFAULT_MAX_WORKERS)
     assert said() == [
         "INFO The configuration was read again; changed: park_after.",
         "WARNING Until a restart, these settings stay as they were at the start: max_workers, tiled, window.",

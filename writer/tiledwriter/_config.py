@@ -52,7 +52,6 @@ from .mapping import (
     MAX_ARRAY_SIZE,
     POISON_AFTER_SECONDS,
     QUIET_PERIOD_SECONDS,
-    WRITE_SLOTS,
     AccessTagLimits,
     PathMap,
     Plugins,
@@ -174,7 +173,9 @@ class Settings(BaseSettings):
         LATE_AUDIT_SECONDS,
         description="Seconds after which a run is compared with its journal again, if answers were lost.",
     )
-    write_slots: PositiveInt = Field(WRITE_SLOTS, description="Concurrent write requests to Tiled; 1 for SQLite.")
+    write_slots: PositiveInt | None = Field(
+        None, description="Workers that write to Tiled at a time. Default: as many as its storage takes."
+    )
     headers: dict[str, SecretStr] = Field(
         default_factory=dict, description="HTTP headers to send with every request to Tiled."
     )
@@ -379,7 +380,6 @@ class Settings(BaseSettings):
             self.quiet_period,
             self.poison_after,
             self.late_audit,
-            self.write_slots,
             self.spec_to_mimetype,
             Plugins(self.normalizer, self.patches, self.consolidators, tuple(self.plugins)),
             StreamFilter(tuple(self.streams.include), tuple(self.streams.exclude)),

@@ -471,9 +471,7 @@ class SupervisorProcess(ServerProcess):
             *options,
         ]
         log = journal_dir.with_name(journal_dir.name + "-supervisor.log")
-        slots = "2" if server.storage == "postgresql" else "1"
-        own = {"TILED_API_KEY": server.api_key, "TILEDWRITER_WRITE_SLOTS": slots}
-        super().__init__(command, log, {**own, **(environment or {})})
+        super().__init__(command, log, {"TILED_API_KEY": server.api_key, **(environment or {})})
 
     def start(self) -> None:
         self._ready_before = self._times_ready()

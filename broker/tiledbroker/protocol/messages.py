@@ -159,12 +159,23 @@ class Abandoned(msgspec.Struct, frozen=True, array_like=True):
 class Durable(msgspec.Struct, frozen=True, array_like=True):
     """Acknowledgement: documents of a run below index `next` are on the ingest host's disk.
 
-    `ended` is True once the run's stop document or its abandonment is on disk as well.
+    Attributes
+    ----------
+    run
+        Uid of the run.
+    next
+        Index of the next document.
+    ended
+        True once the run's stop document or its abandonment is on disk as well.
+    pause
+        Seconds that a publisher is asked to leave between two batches of this run with few documents, because the
+        ingest host has many runs to serve. Earlier versions do not send it, and ignore it.
     """
 
     run: str
     next: int
     ended: bool
+    pause: float = 0.0
 
 
 class Written(msgspec.Struct, frozen=True, array_like=True):
@@ -330,6 +341,39 @@ class Unreachable(msgspec.Struct, frozen=True, array_like=True):
     needs_person: bool = False
 
 
+class SlotWanted(msgspec.Struct, frozen=True, array_like=True):
+    """Worker to supervisor: the worker has something to write to Tiled, and waits for a write slot."""
+
+    run: str
+
+
+class SlotGranted(msgspec.Struct, frozen=True, array_like=True):
+    """Supervisor to worker: the worker may write to Tiled until it releases the slot.
+
+    If `shared` is True, others wait, and it releases the slot as soon as what it has is written. Otherwise it keeps the
+    slot until a `SlotRecalled`.
+    """
+
+    run: str
+    shared: bool
+
+
+class SlotRecalled(msgspec.Struct, frozen=True, array_like=True):
+    """Supervisor to worker: another worker waits for the write slot; release it after what is being written."""
+
+    run: str
+
+
+class SlotReleased(msgspec.Struct, frozen=True, array_like=True):
+    """Worker to supervisor: the write slot is free.
+
+    `storage` is the kind of database that Tiled stores the run's tables in, such as "postgresql"; "" if unknown.
+    """
+
+    run: str
+    storage: str = ""
+
+
 class Finish(msgspec.Struct, frozen=True, array_like=True):
     """Supervisor to worker: exit now. A later worker resumes the unfinished writing."""
 
@@ -350,6 +394,10 @@ Message: TypeAlias = (
     | Reached
     | Report
     | Unreachable
+    | SlotWanted
+    | SlotGranted
+    | SlotRecalled
+    | SlotReleased
 )
 
 # Kind bytes are part of the wire protocol: never renumber them.
@@ -369,6 +417,10 @@ _KINDS: Final[dict[type[Message], int]] = {
     Reached: 35,
     Report: 36,
     Unreachable: 37,
+    SlotWanted: 38,
+    SlotGranted: 39,
+    SlotRecalled: 40,
+    SlotReleased: 41,
 }
 _DECODERS: Final = {kind: (cls, msgspec.msgpack.Decoder(cls)) for cls, kind in _KINDS.items()}
 _encoder: Final = msgspec.msgpack.Encoder()

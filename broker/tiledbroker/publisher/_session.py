@@ -29,7 +29,7 @@ LINGER_SECONDS: Final = 0.01
 FULL_BATCH_DOCUMENTS: Final = 500
 """Number of waiting documents from which a batch is sent without linger."""
 RECHECK_SECONDS: Final = 0.05
-"""Delay before documents are looked at again that wait for room in the supervisor's window."""
+"""Delay before documents are looked at again that wait for company, or for room in the supervisor's window."""
 HELLO_INTERVAL_SECONDS: Final = 1.0
 ASK_INTERVAL_SECONDS: Final = 5.0
 MAX_ASK_INTERVAL_SECONDS: Final = 60.0
@@ -53,7 +53,7 @@ class ShippingSession:
     at most until `next_at`. It replaces the connection if `is_silent`.
 
     All times are in seconds, on one clock that never goes back. Only the owner's thread may report events, except
-    `request_outcome` and `stop`, which need a lock that is also held during `update_runs` and `receive`.
+    `request_outcome`, `hurry` and `stop`, which need a lock that is also held during `update_runs` and `receive`.
 
     Parameters
     ----------
@@ -181,9 +181,15 @@ class ShippingSession:
             self._await_outcome(run_uid)
             self._next_hello_at = 0.0
 
+    def hurry(self) -> None:
+        """Send what waits for company now, since somebody waits for it. Like `stop`, it needs the lock."""
+        for shipment in self._shipments.values():
+            shipment.pause = 0.0
+
     def stop(self) -> None:
         """End all open runs without a stop document, and ship what is left."""
         self._stopping = True
+        self.hurry()
         self._spool.abandon()
         self._next_declare_at = 0.0
 
@@ -194,6 +200,8 @@ class ShippingSession:
             self._accept_welcome(message, now)
         elif isinstance(message, messages.Durable):
             self._acknowledge(message.run, message.next, now, ended=message.ended)
+            if (shipment := self._shipments.get(message.run)) is not None:
+                shipment.pause = message.pause
             self._log_acceptance()
         elif isinstance(message, messages.Written):
             self._note_outcome(message.run, message.outcome, message.reason)
@@ -342,7 +350,12 @@ class ShippingSession:
         if now < self._linger_until:
             return self._linger_until
         due_at = min((shipment.due_at for shipment in self._shipments.values()), default=math.inf)
-        return due_at if due_at > now else now + RECHECK_SECONDS
+        recheck_at = now + RECHECK_SECONDS
+        if due_at <= now:
+            return recheck_at
+        # Documents that wait for company are looked at now and then, rather than whenever others join them.
+        is_paused = any(shipment.is_paused(now) for shipment in self._shipments.values())
+        return min(due_at, recheck_at) if is_paused else due_at
 
     def messages_due(self, now: float, unix_now: float | None = None) -> Iterator[messages.Message]:
         """Yield the messages to send now; `unix_now` is the Unix time, so that they can tell the age of documents.
@@ -407,7 +420,7 @@ class ShippingSession:
             if batch is None:
                 continue
             yield batch
-            shipment.note_sent(batch)
+            shipment.note_sent(batch, now)
             room -= max(len(batch.body), 1)
             more = more or shipment.waiting > 0
             self._linger_until = now + LINGER_SECONDS

@@ -7,9 +7,12 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from .._errors import JournalInvalid, SpoolDamaged
+
+FEW_DOCUMENTS: Final = 64
+"""Number of waiting documents from which a batch is sent without the pause that the supervisor asks for."""
 
 if TYPE_CHECKING:
     from ..log import Record
@@ -86,6 +89,10 @@ class Shipment:
         Reason why the run cannot be shipped at the moment; "" if it can.
     not_before
         Time before which nothing is sent, in seconds.
+    pause
+        Seconds that the supervisor asks to leave between two batches with few documents.
+    sent_at
+        Time at which the last batch was sent, in seconds.
     in_flight
         Next index and number of bytes of each batch that was sent and is not acknowledged.
     """
@@ -98,6 +105,8 @@ class Shipment:
     refused: str = ""
     delayed: str = ""
     not_before: float = 0.0
+    pause: float = 0.0
+    sent_at: float = -math.inf
     in_flight: deque[tuple[int, int]] = field(default_factory=deque)
     # First index of each batch that was read, and the Unix time at which that document was published.
     _published: deque[tuple[int, float]] = field(default_factory=deque)
@@ -153,7 +162,16 @@ class Shipment:
         """Time from which documents can be sent, or damage of the log reported; infinity if there is nothing to do."""
         if not self.known or self.refused:
             return math.inf
-        return self.not_before if self.run.length > self.sent or self.run.damage else math.inf
+        if not (self.run.length > self.sent or self.run.damage):
+            return math.inf
+        is_last = self.run.stopped or self.run.abandoned or bool(self.run.damage)
+        if is_last or self.waiting >= FEW_DOCUMENTS:
+            return self.not_before
+        return max(self.not_before, self.sent_at + self.pause)
+
+    def is_paused(self, now: float) -> bool:
+        """Return True if documents wait for others to be sent with."""
+        return self.not_before <= now < self.due_at < math.inf
 
     def is_abandonment_due(self, now: float) -> bool:
         """Return True if the supervisor can be told now that the run ends without a stop document."""
@@ -181,9 +199,10 @@ class Shipment:
         self._note_published(records)
         return records
 
-    def note_sent(self, batch: messages.Documents) -> None:
+    def note_sent(self, batch: messages.Documents, now: float) -> None:
         """Record that a batch was sent."""
         self.sent = batch.next
+        self.sent_at = now
         self.in_flight.append((batch.next, len(batch.body)))
 
     def rewind(self, index: int) -> None:
@@ -196,6 +215,7 @@ class Shipment:
         """Forget the run's state on the ingest host, because the connection is new."""
         self.known = False
         self.in_flight.clear()
+        self.pause = 0.0
 
     def begin(self, index: int) -> None:
         """Continue at `index`, which the supervisor reports. It can go back, for example if its disk was replaced."""

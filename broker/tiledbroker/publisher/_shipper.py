@@ -123,9 +123,12 @@ class Shipper:
     def wait(self, condition: Callable[[], bool], timeout: float | None) -> bool:
         """Block until `condition` is true, and return it; it is evaluated after each message of the supervisor.
 
-        The timeout is in seconds; None means no limit.
+        The timeout is in seconds; None means no limit. Meanwhile documents do not wait for company.
         """
         with self._changed:
+            if not condition():
+                self._session.hurry()
+                self._wake_up.wake()
             self._changed.wait_for(lambda: self._ended or condition(), timeout)
             return condition()
 

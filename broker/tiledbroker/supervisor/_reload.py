@@ -21,6 +21,8 @@ class ServiceChanges:
         Bytes on the journals' disk below which no documents are accepted; None for the default.
     keep_written
         Seconds after which the journal of a written run is deleted; None keeps all.
+    write_slots
+        Workers that may write to Tiled at a time; None for as many as its storage takes.
     settings
         Effective settings by name, without secrets, for the status.
     """
@@ -28,6 +30,7 @@ class ServiceChanges:
     command: WorkerCommand
     min_free: int | None
     keep_written: float | None
+    write_slots: int | None
     settings: Mapping[str, Any]
 
 

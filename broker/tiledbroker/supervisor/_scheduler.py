@@ -35,18 +35,20 @@ from ._effects import (
 )
 from ._lifecycle import Event, State
 from ._outage import Backlog, TiledOutage, format_time
+from ._pacing import Pacing
 from ._publishers import DEFAULT_MAX_OPEN_RUNS, Publisher
 from ._resume_queue import ResumeQueue
 from ._runs import MAX_DEATHS, Purpose, Run, RunMessage, Worker
 from ._tally import Tally
 from ._worker_monitor import FINISH_TIMEOUT_SECONDS, WorkerLimits, WorkerMonitor
+from ._write_slots import WriteSlots
 
 if TYPE_CHECKING:
     from ._journal_facts import JournalFacts
 
 log = logging.getLogger(__name__)
 
-DEFAULT_MAX_WORKERS: Final = 32
+DEFAULT_MAX_WORKERS: Final = 128
 DEFAULT_MAX_RESUMED: Final = 4
 
 FORK_PAUSE_SECONDS: Final = 1.0
@@ -59,6 +61,9 @@ SURVEY_LEAD_SECONDS: Final = 1.0
 """Time of the survey before the first run is resumed, so that unfinished runs are resumed in their order."""
 STOP_TIMEOUT_SECONDS: Final = 10.0
 """Time that workers have to end when the supervisor stops."""
+
+# A run is active if documents came for it in this time.
+_ACTIVE_SECONDS: Final = 1.0
 
 # Two runs that arrive at the same reading of the clock are this far apart, so that their order is defined.
 _ORDER_STEP_SECONDS: Final = 1e-6
@@ -83,6 +88,8 @@ class Scheduler:
         Limits of each worker.
     disk
         The disk of the journals.
+    write_slots
+        Workers that may write to Tiled at a time; None for as many as its storage takes.
 
     Attributes
     ----------
@@ -94,6 +101,8 @@ class Scheduler:
         The outage of Tiled, if there is one.
     disk
         The disk of the journals.
+    write_slots
+        Write slots of the workers.
     """
 
     def __init__(
@@ -106,6 +115,7 @@ class Scheduler:
         drain: bool = False,
         limits: WorkerLimits = WorkerLimits(),  # noqa: B008  it is frozen
         disk: DiskSpace | None = None,
+        write_slots: int | None = None,
     ) -> None:
         self.disk = disk or DiskSpace(Path())
         self.runs: dict[str, Run] = {}
@@ -126,6 +136,8 @@ class Scheduler:
         # Written runs to be compared with their journals again.
         self._audit_schedule = AuditSchedule()
         self._monitor = WorkerMonitor(limits, now.monotonic)
+        self.write_slots = WriteSlots(write_slots)
+        self._pacing = Pacing(self._count_active)
         self.outage = TiledOutage()
         self._survey_done = False
         self._stop_deadline: float | None = None
@@ -279,6 +291,7 @@ class Scheduler:
         """
         self._effects += self._monitor.check_workers(self._workers.values(), memory, now.monotonic)
         self.outage.report(now, self.measure_backlog)
+        self._effects += self.write_slots.grant(now.monotonic)
         return self._take_effects()
 
     def measure_disk(self, space: Space | None, now: Instant) -> None:
@@ -326,6 +339,7 @@ class Scheduler:
             run.heard_at = now.monotonic
             if (worker := run.listening_worker) is not None:
                 self._send(worker, message)
+                self._pacing.note_delivery(worker.number, now.monotonic)
             else:
                 run.queue_message(message)
                 self._queue_for_worker(run)
@@ -401,7 +415,9 @@ class Scheduler:
             self.tally.journal_problem.clear()
             run.advance(next_=message.next)
             run.note_end(ended=message.ended)
-            self._tell_publishers(run, message)
+            self._pacing.note_acknowledgement(number, now.monotonic)
+            pause = self._pacing.find_pause(now.monotonic)
+            self._tell_publishers(run, messages.Durable(run.uid, message.next, message.ended, pause))
         elif isinstance(message, messages.Refused):
             self._on_refused(run, run.worker, message, now)
         elif isinstance(message, messages.Progress):
@@ -421,6 +437,12 @@ class Scheduler:
             run.apply_event(Event(message.outcome))
             run.reason = message.reason
             self._tell_publishers(run, message)
+        elif isinstance(message, messages.SlotWanted):
+            self._effects += self.write_slots.request(number, run.uid, now.monotonic)
+            return self._take_effects()
+        elif isinstance(message, messages.SlotReleased):
+            self._effects += self.write_slots.release(number, message.storage, now.monotonic)
+            return self._take_effects()
         self.tally.note_state(run, now)
         return self._take_effects()
 
@@ -446,6 +468,7 @@ class Scheduler:
             self._postpone_start(run, FORK_PAUSE_SECONDS, now)
             return self._take_effects()
         self._forget_worker(run)
+        self._effects += self.write_slots.forget(number, now.monotonic)
         self.outage.note_worker_end(run.uid)
         run.orphan = None
         was_audited = worker.purpose is Purpose.AUDIT and run.is_complete
@@ -475,6 +498,7 @@ class Scheduler:
     def reload_run(self, run: Run, facts: JournalFacts, now: Instant) -> list[Effect]:
         """Begin a run anew from its journal, after an error while the end of its worker was handled."""
         if run.worker is not None:
+            self._effects += self.write_slots.forget(run.worker.number, now.monotonic)
             self._forget_worker(run)
         self._waiting.pop(run.uid, None)
         self._resume_queue.discard(run)
@@ -650,6 +674,10 @@ class Scheduler:
     def _count_catching_up(self) -> int:
         return sum(run.is_catching_up for run in self._workers.values())
 
+    def _count_active(self, now: float) -> int:
+        """Return how many runs got documents a moment ago."""
+        return sum(now - run.heard_at < _ACTIVE_SECONDS for run in self._workers.values())
+
     def _has_room(self) -> bool:
         return not self.is_stopping and len(self._workers) < self._max_workers
 
@@ -714,6 +742,7 @@ class Scheduler:
     def _forget_worker(self, run: Run) -> None:
         assert run.worker is not None
         del self._workers[run.worker.number]
+        self._pacing.forget(run.worker.number)
         run.worker = None
 
     def _postpone_start(self, run: Run, pause_seconds: float, now: Instant) -> None:

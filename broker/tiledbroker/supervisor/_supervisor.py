@@ -119,6 +119,8 @@ class Supervisor:
         Bytes on the journals' disk below which no documents are accepted; None: the lesser of 100 MiB and 1 % of it.
     keep_written
         Seconds after which the journal of a written run is deleted; None keeps all.
+    write_slots
+        Workers that may write to Tiled at a time; None for as many as its storage takes.
 
     Raises
     ------
@@ -145,6 +147,7 @@ class Supervisor:
         tiled_address: str = "",
         min_free: int | None = None,
         keep_written: float | None = None,
+        write_slots: int | None = None,
     ) -> None:
         _prepare_directory(journal_dir, make=not drain)
         self._lock = FileLock(journal_dir / SUPERVISOR_LOCK)
@@ -161,6 +164,7 @@ class Supervisor:
             drain=drain,
             limits=limits,
             disk=DiskSpace(journal_dir, min_free),
+            write_slots=write_slots,
         )
         self._pool = WorkerPool(journal_dir, command, processes, drain=drain)
         self._handshake_queue = HandshakeQueue()
@@ -377,6 +381,7 @@ class Supervisor:
             self._pool.fork_server.change_command(changes.command)
             self._scheduler.disk.change_min_free(changes.min_free)
             self._retention.change_age(changes.keep_written)
+            self._scheduler.write_slots.change_limit(changes.write_slots)
             self._identity = replace(self._identity, settings=changes.settings)
         self._notifier.announce_ready()
 

@@ -27,6 +27,10 @@ from tiledbroker.protocol.messages import (
     Refused,
     Report,
     RunState,
+    SlotGranted,
+    SlotRecalled,
+    SlotReleased,
+    SlotWanted,
     Unreachable,
     Welcome,
     Written,
@@ -43,7 +47,7 @@ GOLDEN: list[tuple[Message, int, bytes]] = [
         b"\x93\xce\x00\x01\x00\x00\xcd\x10\x00\x81\xa1a\x96\x03\xc3\xa7written\xa0\xc0\xc0",
     ),
     (Documents("a", 5, ["event"], [2], [7], b"xy"), 3, b"\x95\xa1a\x05\x91\xa5event\x91\x02\x91\x07"),
-    (Durable("a", 7, False), 4, b"\x93\xa1a\x07\xc2"),
+    (Durable("a", 7, False, 0.5), 4, b"\x94\xa1\x61\x07\xc2\xcb\x3f\xe0\x00\x00\x00\x00\x00\x00"),
     (Written("a", "failed", "why"), 5, b"\x93\xa1a\xa6failed\xa3why"),
     (Refused("a", 3, "later", "full"), 6, b"\x94\xa1a\x03\xa5later\xa4full"),
     (Ping(1, 12, 3400, 1.5), 7, b"\x94\x01\x0c\xcd\x0dH\xcb?\xf8\x00\x00\x00\x00\x00\x00"),
@@ -59,6 +63,10 @@ GOLDEN: list[tuple[Message, int, bytes]] = [
         b"\x9f\xa1a\x07\xa4scan\xa0\xa0\xc0\xc0\xc0\xa0\xc2\xa3why\x81\xa2ok\x03\x80\x91\x03\xcb?\xe0" + bytes(6),
     ),
     (Unreachable("a", 0.5, "b", True), 37, b"\x94\xa1a\xcb\x3f\xe0\0\0\0\0\0\0\xa1b\xc3"),
+    (SlotWanted("a"), 38, b"\x91\xa1a"),
+    (SlotGranted("a", True), 39, b"\x92\xa1a\xc3"),
+    (SlotRecalled("a"), 40, b"\x91\xa1a"),
+    (SlotReleased("a", "b"), 41, b"\x92\xa1a\xa1b"),
 ]
 by_name = pytest.mark.parametrize(("message", "kind", "header"), GOLDEN, ids=[type(row[0]).__name__ for row in GOLDEN])
 
@@ -75,7 +83,7 @@ any_message = st.one_of(
     ),
     st.builds(messages.documents, text, number, st.lists(record, min_size=1, max_size=5)),
     st.builds(Abandoned, text, number),
-    st.builds(Durable, text, number, st.booleans()),
+    st.builds(Durable, text, number, st.booleans(), st.floats(0, 1e9)),
     st.builds(Written, text, text, text),
     st.builds(Refused, text, number, text, text),
     st.builds(Ping, number, st.none() | number, st.none() | number, st.none() | st.floats(0, 1e9)),
@@ -87,6 +95,10 @@ any_message = st.one_of(
     st.builds(
         Report, text, st.none() | number | text, st.none() | text, problem=text, requests=st.dictionaries(text, number)
     ),
+    st.builds(SlotWanted, text),
+    st.builds(SlotGranted, text, st.booleans()),
+    st.builds(SlotRecalled, text),
+    st.builds(SlotReleased, text, text),
     st.builds(Unreachable, st.text(), st.floats(allow_nan=False), st.text(), st.booleans()),
 )
 
@@ -290,3 +302,15 @@ class TestLimits:
     def test_documents_that_do_not_add_up(self, header: list[Any], body: bytes) -> None:
         with pytest.raises(ProtocolError):
             messages.decode(documents_frames(header, body))
+
+
+def test_acknowledgements_of_earlier_versions_are_read_and_those_of_this_one_by_them() -> None:
+    assert messages.decode([preamble(4), b"\x93\xa1a\x07\xc2"]) == Durable("a", 7, ended=False, pause=0.0)
+
+    class Earlier(msgspec.Struct, frozen=True, array_like=True):
+        run: str
+        next: int
+        ended: bool
+
+    _, header = messages.encode(Durable("a", 7, ended=False, pause=0.5))
+    assert msgspec.msgpack.decode(header, type=Earlier) == Earlier("a", 7, ended=False)

@@ -38,10 +38,12 @@ from tiledbroker.publisher._session import (
     MAX_ASK_INTERVAL_SECONDS,
     NAME_TIMEOUT_SECONDS,
     PING_INTERVAL_SECONDS,
+    RECHECK_SECONDS,
     REREAD_SECONDS,
     SILENCE_SECONDS,
     ShippingSession,
 )
+from tiledbroker.publisher._shipment import FEW_DOCUMENTS
 
 
 class Talk:
@@ -215,6 +217,50 @@ class TestDocuments:
         talk.send()
         talk.run().append(FULL_BATCH_DOCUMENTS)
         assert talk.batches() == [("run", 1, 1 + FULL_BATCH_DOCUMENTS)]
+
+    def test_wait_for_company_as_long_as_the_host_asks_them_to(self) -> None:
+        talk = Talk(MemoryRun("run").append(), MemoryRun("other")).welcome()
+        assert talk.batches() == [("run", 0, 1)]
+        talk.hear(Durable("run", 1, ended=False, pause=0.4))
+        talk.run().append()
+        talk.wait(0.3)
+        assert talk.batches() == []
+        # The callback need not wake anybody for each document meanwhile; those of other runs are found soon.
+        assert not talk.session.awaits_documents(talk.now)
+        assert talk.session.next_at(talk.now) <= talk.now + RECHECK_SECONDS
+        talk.run("other").append()
+        assert talk.batches() == [("other", 0, 1)]
+        talk.run().append()
+        assert talk.wait(0.2).batches() == [("run", 1, 3)]
+
+    def test_do_not_wait_for_company_that_they_have(self) -> None:
+        talk = Talk(MemoryRun("run").append()).welcome()
+        talk.send()
+        talk.hear(Durable("run", 1, ended=False, pause=0.4))
+        talk.run().append(FEW_DOCUMENTS)
+        assert talk.wait(LINGER_SECONDS).batches() == [("run", 1, 1 + FEW_DOCUMENTS)]
+
+    @pytest.mark.parametrize("act", ["stop", "hurry", "reconnect", "close"])
+    def test_do_not_wait_for_company_if_somebody_waits_for_them(self, act: str) -> None:
+        talk = Talk(MemoryRun("run").append()).welcome()
+        talk.send()
+        talk.hear(Durable("run", 1, ended=False, pause=0.4))
+        talk.run().append(stop=act == "stop")
+        talk.wait(LINGER_SECONDS)
+        if act == "hurry":
+            talk.session.hurry()
+        elif act == "close":
+            talk.session.stop()
+        elif act == "reconnect":
+            talk.reconnect().welcome(run=RunState(1, ended=False, outcome=""))
+        assert talk.batches() == [("run", 1, 2)]
+
+    def test_that_come_rarely_do_not_wait(self) -> None:
+        talk = Talk(MemoryRun("run").append()).welcome()
+        talk.send()
+        talk.hear(Durable("run", 1, ended=False, pause=0.4))
+        talk.wait(0.5).run().append()
+        assert talk.batches() == [("run", 1, 2)]
 
     def test_are_announced_only_when_none_are_looked_for_anyway(self) -> None:
         talk = Talk(MemoryRun("run"))

@@ -17,7 +17,7 @@ import pandas
 import pyarrow
 import pytest
 import zarr
-from faulty_proxy import CUT_AFTER, CUT_BEFORE, PASS, FaultyProxy, answer, late_answer, zombie
+from faulty_proxy import CUT_AFTER, CUT_BEFORE, PASS, FaultyProxy, answer, late_answer, page, zombie
 from tiled.utils import safe_json_dump
 
 from tiledbroker import Journal
@@ -700,6 +700,27 @@ def test_an_append_that_the_server_failed_to_do_is_sent_again_once(run, proxy, t
     run.apply(*run.with_table(), run.append(0, 3), run.append(3, 5))
     assert appends(proxy) == [[0, 1, 2], [0, 1, 2], [3, 4]]
     assert read_column(tiled, run.table) == [0, 1, 2, 3, 4]
+
+
+def test_an_append_that_tiled_itself_failed_to_do_needs_no_quiet_period(run, proxy, tiled):
+    proxy.script("PATCH", "table/partition", answer(500))
+    with run.catalog(quiet_period=600) as catalog:
+        waiting = catalog.apply([*run.with_table(), run.append(0, 3)])
+        assert waiting == [run.append(0, 3)]
+        assert catalog.apply(waiting) == []
+        # What an earlier answer said holds for that request only.
+        proxy.script("PATCH", "table/partition", CUT_BEFORE)
+        waiting = catalog.apply([run.append(3, 5)])
+        assert catalog.apply(waiting) == waiting
+    assert appends(proxy) == [[0, 1, 2], [0, 1, 2], [3, 4]]
+    assert read_column(tiled, run.table) == [0, 1, 2]
+
+
+def test_an_append_that_another_server_failed_to_do_waits_for_the_quiet_period(run, proxy, tiled):
+    proxy.script("PATCH", "table/partition", page(500))
+    with run.catalog(quiet_period=600) as catalog:
+        waiting = catalog.apply([*run.with_table(), run.append(0, 3)])
+        assert catalog.apply(waiting) == waiting
 
 
 def test_an_append_that_was_not_processed_is_sent_again_without_looking(run, proxy, tiled):

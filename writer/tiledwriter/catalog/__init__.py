@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ._catalog import TiledCatalog
-from ._connection import Client, Connection, check_version
+from ._connection import Client, Connection, WriteSlot, check_version
 from ._known_nodes import LATE_AUDIT
 from ._ledger import MemoryLedger
 from ._node_checks import ArrayCheck, ExternalCheck, NodeCheck, TableCheck, same
@@ -11,7 +11,6 @@ from ._nodes import Nodes, node_body
 from ._preflight import SERVER_CHECKS, PreflightOptions, ServerChecks
 from ._request_counts import CountedRequests, RequestCounts
 from ._stored import StoredNodes
-from ._write_slots import WriteSlots
 
 __all__ = [
     "LATE_AUDIT",
@@ -30,7 +29,7 @@ __all__ = [
     "StoredNodes",
     "TableCheck",
     "TiledCatalog",
-    "WriteSlots",
+    "WriteSlot",
     "check_version",
     "node_body",
     "same",

@@ -7,9 +7,8 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn, Protocol, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import httpx
@@ -29,10 +28,9 @@ from .._errors import (
     TiledUnavailable,
 )
 from ..mapping import POISON_AFTER_SECONDS
-from ._probe import DatabaseProbe
+from ._probe import SQL_TABLE, DatabaseProbe
 from ._request_counts import RequestCounts
 from ._responses import raise_for_response
-from ._write_slots import WriteSlots
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +56,30 @@ _WRITE_PROBES_TO_CONDEMN: Final = 2
 _VERSION: Final = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
 _NEVER_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 """Errors of httpx after which a request certainly did not reach the server."""
+
+
+_Answer = TypeVar("_Answer")
+
+
+class WriteSlot(Protocol):
+    """Permission to write to Tiled at the moment, of which a server takes only a few at a time.
+
+    Attributes
+    ----------
+    storage
+        Kind of the database that the server stores tables in, such as "sqlite"; "" while it is not known.
+    """
+
+    storage: str
+
+    def acquire(self, stopping: threading.Event) -> None:
+        """Wait for the slot, unless it is held; raise `Stopped` if `stopping` is set meanwhile."""
+
+    def pause(self) -> None:
+        """Release the slot between two requests if others have waited for long."""
+
+    def rest(self) -> None:
+        """Stop using the slot."""
 
 
 class Client(Protocol):
@@ -162,8 +184,9 @@ class Connection:
     patience
         Seconds after which a request that Tiled does not accept is given up; None: never. If set, an error that only
         a person can fix, such as refused credentials, is given up at once.
-    write_slots
-        Write slots to acquire for each request other than GET; None: no limit.
+    write_slot
+        Write slot to acquire for requests other than GET; None: no limit. Whoever has nothing more to write calls its
+        `rest`.
     on_reached
         Called when the server is available for the first time, at once after each outage, and while it answers, at most
         every `REACHED_INTERVAL_SECONDS`.
@@ -174,6 +197,8 @@ class Connection:
         Probe of the databases; callers that create nodes set its paths.
     counts
         Counts of the requests, and the last signs of the server.
+    write_slot
+        The write slot.
     stuck
         Why a request is repeated although the server accepts others, as a sentence; "" if there is no such request.
     """
@@ -186,7 +211,7 @@ class Connection:
         *,
         poison_after: float = POISON_AFTER_SECONDS,
         patience: float | None = None,
-        write_slots: WriteSlots | None = None,
+        write_slot: WriteSlot | None = None,
         on_reached: Callable[[], None] = lambda: None,
         log_outages: bool = True,
     ) -> None:
@@ -197,7 +222,7 @@ class Connection:
         self._report = report
         self._poison_after = poison_after
         self._patience = patience
-        self._write_slots = write_slots
+        self.write_slot = write_slot
         self._timeout = TIMEOUT if patience is None else _limit_timeout(TIMEOUT, patience)
         self._client: Client | None = None
         self.probe = DatabaseProbe()
@@ -312,6 +337,22 @@ class Connection:
 
         return self._send_with_retries(what, once, again, failures_expected=tolerated_failures is not None)
 
+    def open(self) -> None:
+        """Connect, unless that is done already; wait as `send` does while the server does not answer.
+
+        Raises
+        ------
+        TiledUnavailable, Stopped
+            As `send`.
+        """
+        if self._client is None:
+            self._send_with_retries("the connection", self._connect_once, _is_not_processed, failures_expected=False)
+
+    def note_storage(self, source: Mapping[str, Any]) -> None:
+        """Note the kind of database that a table's data source is in; other data sources tell nothing."""
+        if self.write_slot is not None and (storage := storage_of(source)):
+            self.write_slot.storage = storage
+
     def databases_can_read(self) -> bool:
         """Return True if the server can read from its databases."""
         return self.probe.can_read(self._send_probe_request)
@@ -346,11 +387,11 @@ class Connection:
     def _send_with_retries(
         self,
         what: str,
-        once: Callable[[], httpx.Response],
+        once: Callable[[], _Answer],
         again: Callable[[BaseException], bool],
         *,
         failures_expected: bool,
-    ) -> httpx.Response:
+    ) -> _Answer:
         def give_up(retry_state: tenacity.RetryCallState) -> NoReturn:
             error = _error_of(retry_state)
             seconds = retry_state.seconds_since_start or 0.0
@@ -371,13 +412,25 @@ class Connection:
             retry_error_callback=None if self._patience is None else give_up,
             reraise=True,
         )
-        response: httpx.Response = retrying(once)
+        answer: _Answer = retrying(once)
         self._report_recovery()
-        return response
+        return answer
 
     def _sleep_interruptibly(self, seconds: float) -> None:
+        if self.write_slot is not None:
+            self.write_slot.rest()
         if self._stopping.wait(seconds):
             raise Stopped("Stopped while waiting for Tiled.")
+
+    def _connect_once(self) -> Client:
+        try:
+            client = self._ensure_client()
+        except NotProcessed as error:
+            self.counts.count_attempt(error, is_write=False)
+            self._note_answer("the connection", error)
+            raise
+        self._note_answer("the connection")
+        return client
 
     def _ensure_client(self) -> Client:
         if self._client is None:
@@ -434,17 +487,24 @@ class Connection:
     def _send_request(self, method: str, endpoint: str, path: str, **arguments: Any) -> httpx.Response:
         client = self._ensure_client()
         url = f"{client.context.api_uri}{endpoint}/{quote_segments([*client.path_parts, *path.split('/')])}"
-        write_slots = None if method == "GET" else self._write_slots
+        is_write = method != "GET"
+        if self.write_slot is not None and is_write:
+            self.write_slot.acquire(self._stopping)
+        elif self.write_slot is not None:
+            # Others may write meanwhile.
+            self.write_slot.rest()
         try:
-            with nullcontext() if write_slots is None else write_slots.hold_slot(self._stopping):
-                began = time.monotonic()
-                # A redirect of a write leads to a login page, never to the requested resource.
-                response: httpx.Response = client.context.http_client.request(
-                    method, url, **{"timeout": self._timeout, "follow_redirects": False, **arguments}
-                )
-                self.counts.count_answer(time.monotonic() - began)
+            began = time.monotonic()
+            # A redirect of a write leads to a login page, never to the requested resource.
+            response: httpx.Response = client.context.http_client.request(
+                method, url, **{"timeout": self._timeout, "follow_redirects": False, **arguments}
+            )
+            self.counts.count_answer(time.monotonic() - began)
         except httpx.HTTPError as error:
             raise sort_transport_error(error) from error
+        finally:
+            if self.write_slot is not None and is_write:
+                self.write_slot.pause()
         return response
 
     def _note_answer(self, what: str, problem: BaseException | None = None) -> None:
@@ -516,6 +576,18 @@ class Connection:
             self._reported.clear()
             log.log(logging.INFO if is_said else logging.DEBUG, "Tiled accepts requests again.")
             self._report("resumed")
+
+
+def storage_of(source: Mapping[str, Any]) -> str:
+    """Return the kind of database that a table's data source is in; "" if it is not known, or of another node."""
+    assets = source.get("assets")
+    if source.get("mimetype") != SQL_TABLE or not assets:
+        return ""
+    return urlsplit(str(assets[0]["data_uri"])).scheme.partition("+")[0]
+
+
+def _is_not_processed(error: BaseException) -> bool:
+    return isinstance(error, NotProcessed)
 
 
 def _describe_server(client: Client) -> tuple[str, str]:

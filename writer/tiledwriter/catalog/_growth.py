@@ -10,7 +10,7 @@ import numpy
 
 from tiledbroker._crash_points import crash_point
 
-from .._errors import Ambiguous, NodeNotQuiet, NodeRewound, NotTiled, Refused, Stopped, WriterError
+from .._errors import Ambiguous, NodeNotQuiet, NodeRewound, NotTiled, Refused, ServerFailed, Stopped, WriterError
 from ..mapping import AppendRows, CreateTable, ExtendExternal, Growth, WriteArray, describe_operation
 from ._known_nodes import KnownNode, KnownNodes
 from ._ledger import Ledger
@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 MAX_REQUEST_ROWS: Final = 20_000
 MAX_REQUEST_BYTES: Final = 32 * 2**20
+
+# Databases that have done all or nothing of an append by the time that Tiled answers.
+_ATOMIC_STORAGES: Final = frozenset({"sqlite", "postgresql"})
 
 
 class NodeGrowth:
@@ -158,6 +161,7 @@ class NodeGrowth:
                 node.max_rows = (operation.stop - operation.first) // 2
                 return
             self._known.record_lost_response(node)
+            node.has_answer = isinstance(error, ServerFailed) and self._nodes.storage(node.path) in _ATOMIC_STORAGES
             self._quiet.record_growth_since(started)
             self._ledger.note("ambiguous", operation=describe_operation(operation), reason=str(error))
             log.warning(
@@ -188,7 +192,8 @@ class NodeGrowth:
 
         An append whose rows are present cannot be carried out again. An append whose rows are missing may still be in
         flight, because a request lives on in the server after its client is gone. Only a row count that stays the same
-        for the quiet period shows that the append was not carried out.
+        for the quiet period shows that the append was not carried out. No append is in flight if the server itself
+        answered that it has failed, as SQLite does while it is locked.
 
         Parameters
         ----------
@@ -213,7 +218,11 @@ class NodeGrowth:
         # counts frames while `intent` counts datums.
         expected = intent if table else None
         sized = f"{node.path}/{columns[0].name}" if columns else node.path
-        size, quiet = self._quiet.wait_until_quiet(node, lambda: self._nodes.size(sized), expected=expected)
+        if node.has_answer:
+            size, quiet = self._nodes.size(sized), 0.0
+            node.has_answer = False
+        else:
+            size, quiet = self._quiet.wait_until_quiet(node, lambda: self._nodes.size(sized), expected=expected)
         if table and size not in (rows, intent):
             shown = self._known[operation.path]
             self._rewrites.reject_rows(node, shown, f"has {size} rows where {rows} or {intent} are expected")

@@ -131,6 +131,8 @@ class KnownNode:
         Maximum number of rows per request; None before the first request.
     quiet_watch
         Observation of a node that must be quiet before it is used; None if there is none.
+    has_answer
+        True if the server itself answered the growth whose outcome is unknown, so that none of it is under way.
     proof
         Proof that a doubted table is waiting for; None before its first rows.
     """
@@ -153,6 +155,7 @@ class KnownNode:
     occupying_rows: int | None = None
     max_rows: int | None = None
     quiet_watch: QuietWatch | None = None
+    has_answer: bool = False
     proof: RowProof | None = None
 
     @property

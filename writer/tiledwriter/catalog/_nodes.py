@@ -30,8 +30,8 @@ from ..mapping import (
     WriteArray,
     arrow_type,
 )
-from ._connection import Connection
-from ._probe import ARROW_FILE, DatabaseProbe, without_rows
+from ._connection import Connection, storage_of
+from ._probe import ARROW_FILE, SQL_TABLE, DatabaseProbe, without_rows
 from ._row_proof import row_keys
 
 # All columns that are read back have 8-byte values.
@@ -327,9 +327,14 @@ class Nodes:
         self.delete(operation.path)
         return str(made["assets"][0]["data_uri"])
 
+    def storage(self, path: str) -> str:
+        """Return the kind of database that a table is stored in, such as "sqlite"; "" unless it is known already."""
+        return storage_of(self._data_sources.get(path, {}))
+
     def _cache_data_source(self, path: str, data_sources: Any) -> None:
         if data_sources:
             self._data_sources[path] = data_sources[0]
+            self._connection.note_storage(data_sources[0])
 
 
 def arrow_columns(columns: Iterable[Column]) -> list[list[str]]:
@@ -360,7 +365,7 @@ def _data_source_of(operation: CreateTable | CreateArray | RegisterExternal) -> 
         structure = TableStructure.from_schema(_arrow_schema(operation.columns), 1)
         return source | {
             "structure_family": "table",
-            "mimetype": "application/x-tiled-sql-table",
+            "mimetype": SQL_TABLE,
             "parameters": {"order_by_args": _order_by(operation.order)},
             "structure": {
                 "arrow_schema": structure.arrow_schema,

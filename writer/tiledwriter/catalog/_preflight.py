@@ -55,7 +55,7 @@ class PreflightOptions:
     key_source
         Where the API key comes from, for people; None if there is none.
     write_slots
-        Number of concurrent write requests.
+        Workers that may write at a time; None for as many as the storage takes.
     directories
         Directories on the Tiled server that external files are in, as URIs, by the rule of the path map.
     files
@@ -66,7 +66,7 @@ class PreflightOptions:
 
     address: str
     key_source: str | None = None
-    write_slots: int = 1
+    write_slots: int | None = None
     directories: Mapping[str, str] = field(default_factory=dict)
     files: Sequence[MappedUri] = ()
     skip: frozenset[str] = frozenset()
@@ -392,7 +392,7 @@ def _check_container(path: str, attributes: Mapping[str, Any] | None) -> CheckRe
     return CheckResult.ok(CONTAINER, f"{path} is there")
 
 
-def _describe_storage(uri: str, write_slots: int) -> CheckResult:
+def _describe_storage(uri: str, write_slots: int | None) -> CheckResult:
     """Return the result for the database that tables are stored in, by its URI, which may hold a password."""
     scheme = urlsplit(uri).scheme.partition("+")[0]
     if scheme == "duckdb":
@@ -400,11 +400,11 @@ def _describe_storage(uri: str, write_slots: int) -> CheckResult:
             STORAGE, "tables are in DuckDB, which loses rows when anybody else reads or writes", "Use PostgreSQL."
         )
     if scheme == "sqlite":
-        if write_slots > 1:
+        if (write_slots or 1) > 1:
             return CheckResult.warn(
                 STORAGE,
                 f"tables are in SQLite, which takes one request at a time, not {write_slots}",
-                "Set write_slots: 1.",
+                "Leave write_slots out.",
             )
         return CheckResult.ok(STORAGE, "tables are in SQLite; PostgreSQL is what we recommend for production")
     if scheme in {"postgresql", "postgres"}:

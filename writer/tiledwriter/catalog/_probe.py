@@ -18,6 +18,7 @@ from .._errors import Refused, ServerError
 
 PROBE_KEY: Final = "tiledwriter_probe"
 ARROW_FILE: Final = "application/vnd.apache.arrow.file"
+SQL_TABLE: Final = "application/x-tiled-sql-table"
 
 _COLUMN: Final = "tiledwriter_probe_row"
 
@@ -101,7 +102,7 @@ def _table_body(key: str) -> dict[str, Any]:
     structure = TableStructure.from_schema(_probe_schema(), 1)
     source = {
         "structure_family": "table",
-        "mimetype": "application/x-tiled-sql-table",
+        "mimetype": SQL_TABLE,
         "parameters": {},
         "structure": {
             "arrow_schema": structure.arrow_schema,

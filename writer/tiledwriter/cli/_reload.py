@@ -24,10 +24,10 @@ log = logging.getLogger("tiledwriter.supervisor")
 
 CHANGEABLE: Final = frozenset(
     {
-        *("min_free", "keep_written", "log_level", "log_format"),
+        *("min_free", "keep_written", "write_slots", "log_level", "log_format"),
         # Options of workers that are started from now on. Not the Tiled server, which would split runs under way.
         *("api_key_file", "headers", "park_after"),
-        *("max_array_size", "quiet_period", "poison_after", "late_audit", "write_slots"),
+        *("max_array_size", "quiet_period", "poison_after", "late_audit"),
         *(
             "path_map",
             "streams",
@@ -140,7 +140,13 @@ class ConfigurationReload:
         if fixed:
             log.warning("Until a restart, these settings stay as they were at the start: %s.", ", ".join(fixed))
         settings = self._settings
-        return ServiceChanges(self._make_command(settings), settings.min_free, settings.keep_written, settings.shown())
+        return ServiceChanges(
+            self._make_command(settings),
+            settings.min_free,
+            settings.keep_written,
+            settings.write_slots,
+            settings.shown(),
+        )
 
     def _end_trial(self) -> None:
         if self._trial is not None:

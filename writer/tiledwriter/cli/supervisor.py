@@ -212,6 +212,7 @@ def _make_supervisor(settings: Settings, *, drain: bool) -> Supervisor:
         tiled_address=settings.tiled or f"profile {settings.profile}",
         min_free=settings.min_free,
         keep_written=settings.keep_written,
+        write_slots=settings.write_slots,
     )
 
 

@@ -54,7 +54,6 @@ from ._writing_options import (
     LATE_AUDIT_SECONDS,
     POISON_AFTER_SECONDS,
     QUIET_PERIOD_SECONDS,
-    WRITE_SLOTS,
     WritingOptions,
 )
 
@@ -66,7 +65,6 @@ __all__ = [
     "POISON_AFTER_SECONDS",
     "QUIET_PERIOD_SECONDS",
     "RUN_SPEC",
-    "WRITE_SLOTS",
     "AccessTagLimits",
     "AppendRows",
     "Array",

@@ -21,9 +21,6 @@ POISON_AFTER_SECONDS: Final = 60.0
 LATE_AUDIT_SECONDS: Final = 300.0
 """Seconds between the end of a run and its second audit, if answers of the server were lost."""
 
-WRITE_SLOTS: Final = 2
-"""The largest number of concurrent write requests to Tiled from all workers of a journal directory."""
-
 
 @dataclass(frozen=True)
 class WritingOptions:
@@ -41,8 +38,6 @@ class WritingOptions:
         it as poison.
     late_audit
         Seconds between the end of a run and its second audit, which happens only if answers of the server were lost.
-    write_slots
-        The largest number of concurrent write requests to Tiled from all workers of a journal directory.
     spec_to_mimetype
         Mimetypes by spec for old resources, in addition to those that `RunNormalizer` knows.
     plugins
@@ -59,7 +54,6 @@ class WritingOptions:
     quiet_period: float = QUIET_PERIOD_SECONDS
     poison_after: float = POISON_AFTER_SECONDS
     late_audit: float = LATE_AUDIT_SECONDS
-    write_slots: int = WRITE_SLOTS
     spec_to_mimetype: Mapping[str, str] = field(default_factory=dict)
     plugins: Plugins = field(default_factory=Plugins)
     streams: StreamFilter = field(default_factory=StreamFilter)

@@ -72,13 +72,17 @@ class FoldPrefetch:
         self._fold = fold
         self._journal = journal
         self._record_buffer = record_buffer
+        # The documents folded so far are wanted: if there are any, as long as `_patient`, and not yet, until `_taken`.
         self._wanted = threading.Event()
         self._patient = False
+        self._taken = threading.Event()
+        self._has_some = threading.Event()
         self._closed = False
         # The index of the first document that may be held back, and the time at which none was held back last.
         self._nothing_held = fold.cursor, time.monotonic()
         self._thread = ThreadPoolExecutor(1, "tiledwriter-folding")
-        self._next: Future[FoldedBatch] | None = self._thread.submit(self._fold_batch)
+        self._next: Future[FoldedBatch] | None = None
+        self._submit()
 
     def __enter__(self) -> FoldPrefetch:
         return self
@@ -104,11 +108,28 @@ class FoldPrefetch:
         assert self._next is not None
         self._patient = wait
         self._wanted.set()
+        self._taken.set()
         self._record_buffer.wake()
         folded = self._next.result()
         self._wanted.clear()
-        self._next = self._thread.submit(self._fold_batch) if self._fold.accepts_more and folded.error is None else None
+        self._taken.clear()
+        if self._fold.accepts_more and folded.error is None:
+            self._submit()
+        else:
+            self._next = None
         return folded
+
+    def wait_for_some(self) -> None:
+        """Block until `take_batch` with `wait` would return at once; what arrives until that call is folded as well."""
+        self._patient = True
+        self._wanted.set()
+        self._record_buffer.wake()
+        self._has_some.wait()
+
+    def _submit(self) -> None:
+        self._has_some.clear()
+        self._next = self._thread.submit(self._fold_batch)
+        self._next.add_done_callback(lambda _: self._has_some.set())
 
     def _fold_batch(self) -> FoldedBatch:
         fold = self._fold
@@ -128,11 +149,14 @@ class FoldPrefetch:
                 operations += fold.abandon()
             if not fold.accepts_more or fold.flush_due:
                 break
-            if wanted and (fold.cursor > start or not self._patient):
-                break
+            is_enough = fold.cursor > start or not self._patient
             if not records:
-                if wanted and fold.has_held_frames and self._is_due:
+                is_enough = is_enough or (fold.has_held_frames and self._is_due)
+            if wanted and is_enough:
+                self._has_some.set()
+                if self._taken.is_set():
                     break
+            if not records:
                 self._record_buffer.wait(
                     min(_DOCUMENT_WAIT_SECONDS, max(0.01, self._seconds_left))
                     if wanted and fold.has_held_frames

@@ -18,5 +18,6 @@ __all__ = ["_worker", "pyarrow", "tiled"]
 # PyArrow looks for pandas at its first conversion.
 pyarrow.array([0.0])
 _document_checks.load_schemas()
+_worker.load_certificates()
 # The first client in a process searches all installed packages for entry points.
 tiled.client.container.Container.discover_clients_from_entrypoints()

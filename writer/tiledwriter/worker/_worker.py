@@ -11,10 +11,12 @@ import os
 import queue
 import signal
 import sqlite3
+import ssl
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +38,7 @@ from ._plugin_modules import forget_changed_plugins, preload_plugins
 from ._processes import Processes
 from ._reporter import Reporter
 from ._run_outage import RunOutage
+from ._write_slot import WriteSlot
 from ._writing import RunWriting
 
 log = logging.getLogger(__name__)
@@ -55,6 +58,17 @@ ORPHANED_EXIT_CODE: Final = 3
 
 # Options of a profile that concern the connection.
 _CONTEXT_OPTIONS: Final = ("api_key", "verify", "trust_env")
+
+
+@cache
+def load_certificates() -> ssl.SSLContext:
+    """Return the certificate authorities that httpx trusts.
+
+    Reading them takes 30 ms, and each client would do so twice. A process that workers are forked from does it for all.
+    """
+    import httpx
+
+    return httpx.create_ssl_context()
 
 
 @dataclass(frozen=True)
@@ -102,8 +116,10 @@ class TiledAddress:
         import tiled.client.utils
 
         tiled.client.utils.TILED_RETRY_ATTEMPTS = 1
-        # A new dict, because the client changes it.
-        given: dict[str, Any] = {"headers": {**self._profile_headers(), **self.headers}} if self.headers else {}
+        given = self._certificates()
+        if self.headers:
+            # A new dict, because the client changes it.
+            given["headers"] = {**self._profile_headers(), **self.headers}
         if self.api_key_file is not None:
             given["api_key"] = self.api_key_file.read_text().strip()
         client: Client = (
@@ -142,7 +158,7 @@ class TiledAddress:
         profile = {} if self.profile is None else load_profiles()[self.profile][1]
         if "direct" in profile:
             return self.connect()
-        given = {name: profile[name] for name in _CONTEXT_OPTIONS if name in profile}
+        given = {**self._certificates(), **{name: profile[name] for name in _CONTEXT_OPTIONS if name in profile}}
         given["headers"] = {**self._profile_headers(), **self.headers}
         if self.api_key_file is not None:
             given["api_key"] = self.api_key_file.read_text().strip()
@@ -151,6 +167,14 @@ class TiledAddress:
         if not context.authenticated and context.server_info.authentication.providers:
             context.use_cached_tokens()
         return OpenedServer(context, tuple(path_parts))
+
+    def _certificates(self) -> dict[str, Any]:
+        """Return the certificate authorities to trust, as an option of Tiled's client, unless the profile says."""
+        from tiled.profiles import load_profiles
+
+        if self.profile is not None and "verify" in load_profiles().get(self.profile, (None, {}))[1]:
+            return {}
+        return {"verify": load_certificates()}
 
     def _profile_headers(self) -> dict[str, str]:
         """Return the profile's headers that are not overridden: headers passed to the client replace all of them."""
@@ -220,6 +244,7 @@ class Worker:
         self._park_after = options.park_after
         self._outbox: queue.SimpleQueue[messages.Message] = queue.SimpleQueue()
         self._wake_up = WakeUp()
+        self._write_slot = WriteSlot(task.run_uid, self._queue_message)
         self._writing_ended = False
         self._failed = False
         self._finishing = False
@@ -253,6 +278,7 @@ class Worker:
                     on_reached=self._on_reached,
                     on_unreachable=self._on_unreachable,
                     on_end=self._on_end,
+                    write_slot=self._write_slot,
                 )
                 self._reporter = Reporter(journal, self._writing)
                 self._serve_run()
@@ -388,6 +414,8 @@ class Worker:
                 end = message
             elif isinstance(message, messages.Finish):
                 self._finishing = True
+            elif isinstance(message, messages.SlotGranted | messages.SlotRecalled):
+                self._write_slot.receive(message)
             else:
                 self._answer_ping(message)
         if not (arrived or end):

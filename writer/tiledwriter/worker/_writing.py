@@ -18,9 +18,9 @@ from tiledbroker._outcomes import FAILED, INTERRUPTED, WRITTEN
 from tiledbroker._rate_limited_log import RateLimitedLog
 
 from .._errors import ColumnsRefused, ColumnsTooNarrow, FoldAgain, Stopped, describe
-from ..catalog import LATE_AUDIT, Client, Connection, RequestCounts, TiledCatalog, WriteSlots
+from ..catalog import LATE_AUDIT, Client, Connection, RequestCounts, TiledCatalog, WriteSlot
 from ..mapping import BATCH_BYTES, Fold, FoldPlan, Operation, WritingOptions, fold_until_planned
-from ._prefetch import FoldPrefetch
+from ._prefetch import FoldedBatch, FoldPrefetch
 from ._record_buffer import RecordBuffer
 from ._run_outage import RunOutage
 
@@ -62,6 +62,8 @@ class RunWriting:
     on_unreachable
         Called when Tiled begins to refuse requests because it is away, or does so for another reason, with the Unix
         time since which it does, the reason, and whether only a person can end this. If it is None, this is logged.
+    write_slot
+        Permission to write to Tiled, if other workers write, too.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class RunWriting:
         on_end: Callable[[str, str], None],
         on_reached: Callable[[], None] = lambda: None,
         on_unreachable: Callable[[float, str, bool], None] | None = None,
+        write_slot: WriteSlot | None = None,
     ) -> None:
         self._journal = journal
         self._options = options
@@ -89,10 +92,11 @@ class RunWriting:
             self._stopping,
             self._report_tiled,
             poison_after=options.poison_after,
-            write_slots=WriteSlots(journal.path.parent / ".turns", options.write_slots),
+            write_slot=write_slot,
             on_reached=self._note_answer,
             log_outages=on_unreachable is None,
         )
+        self._write_slot = write_slot
         self._outage = RunOutage(journal)
         self._on_reached = on_reached
         self._on_unreachable = on_unreachable or (lambda _since, _reason, _needs_person: None)
@@ -163,6 +167,7 @@ class RunWriting:
         except Stopped:
             pass
         finally:
+            self._rest()
             self._on_end(outcome, reason)
 
     def _write_or_fail(self) -> tuple[str, str] | None:
@@ -227,7 +232,7 @@ class RunWriting:
             self._prefetch = prefetch
             while not self._stopping.is_set():
                 if len(waiting) <= MAX_BLOCKED_OPERATIONS and prefetch.accepts_more:
-                    folded = prefetch.take_batch(wait=not (self._drain or waiting or catalog.waits_for_stop))
+                    folded = self._take_batch(prefetch, wait=not (self._drain or waiting or catalog.waits_for_stop))
                     waiting += folded.operations
                     if folded.normalized:
                         self._journal.store_normalized(folded.normalized)
@@ -238,6 +243,7 @@ class RunWriting:
                     raise ColumnsTooNarrow(folded.too_narrow)
                 before, waiting = len(waiting), catalog.apply(waiting)
                 self._blocked_by = _describe_blocks(waiting, catalog)
+                self._rest()
                 if waiting:
                     self._stopping.wait(poll)
                     poll = min(_LONGEST_POLL_SECONDS, 1.5 * poll) if len(waiting) == before else _SHORTEST_POLL_SECONDS
@@ -257,6 +263,18 @@ class RunWriting:
                 if not folded.documents and self._drain:
                     return ""
         raise Stopped("Stopped on request.")
+
+    def _take_batch(self, prefetch: FoldPrefetch, *, wait: bool) -> FoldedBatch:
+        """Return the next batch, with all documents that arrive until this worker may write."""
+        if wait and self._write_slot is not None:
+            prefetch.wait_for_some()
+            self._connection.open()
+            self._write_slot.acquire(self._stopping)
+        return prefetch.take_batch(wait=wait)
+
+    def _rest(self) -> None:
+        if self._write_slot is not None:
+            self._write_slot.rest()
 
 
 def _describe_blocks(waiting: Sequence[Operation], catalog: TiledCatalog) -> str:

@@ -1,0 +1,97 @@
+"""The worker's side of its write slot: waits for it, keeps it while nobody else wants it, and gives it back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tiledbroker.protocol import messages
+from tiledbroker.protocol.messages import SlotGranted, SlotRecalled, SlotReleased, SlotWanted
+from tiledwriter._errors import Stopped
+from tiledwriter.worker import _write_slot
+from tiledwriter.worker._write_slot import WriteSlot
+
+WANTED = SlotWanted("run")
+RELEASED = SlotReleased("run", "")
+
+
+class Bench:
+    """A slot, and what it says to the supervisor."""
+
+    def __init__(self) -> None:
+        self.sent: list[messages.Message] = []
+        self.wanted = threading.Event()
+        self.slot = WriteSlot("run", self._send)
+        self.stopping = threading.Event()
+
+    def _send(self, message: messages.Message) -> None:
+        self.sent.append(message)
+        if isinstance(message, SlotWanted):
+            self.wanted.set()
+
+    def grant(self, *, shared: bool) -> None:
+        """Have another thread acquire the slot, and grant it."""
+        thread = threading.Thread(target=self.slot.acquire, args=(self.stopping,))
+        thread.start()
+        assert self.wanted.wait(10)
+        self.slot.receive(SlotGranted("run", shared=shared))
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.stopping.set()
+
+
+def test_a_slot_that_nobody_else_wants_is_asked_for_once(bench: Bench) -> None:
+    bench.grant(shared=False)
+    for _ in range(3):
+        bench.slot.rest()
+        bench.slot.acquire(bench.stopping)
+    assert bench.sent == [WANTED]
+
+
+def test_a_slot_that_others_wait_for_is_released_after_the_work(bench: Bench) -> None:
+    bench.grant(shared=True)
+    bench.slot.pause()
+    assert bench.sent == [WANTED]
+    bench.slot.storage = "postgresql"
+    bench.slot.rest()
+    assert bench.sent == [WANTED, SlotReleased("run", "postgresql")]
+    bench.slot.rest()
+    assert len(bench.sent) == 2
+
+
+def test_a_kept_slot_is_released_at_once_when_it_is_recalled(bench: Bench) -> None:
+    bench.grant(shared=False)
+    bench.slot.rest()
+    bench.slot.receive(SlotRecalled("run"))
+    assert bench.sent == [WANTED, RELEASED]
+
+
+def test_a_slot_in_use_is_released_after_the_work_when_it_is_recalled(bench: Bench) -> None:
+    bench.grant(shared=False)
+    bench.slot.receive(SlotRecalled("run"))
+    assert bench.sent == [WANTED]
+    bench.slot.rest()
+    assert bench.sent == [WANTED, RELEASED]
+
+
+def test_work_that_takes_long_is_interrupted_between_two_requests(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.grant(shared=True)
+    monkeypatch.setattr(_write_slot, "_LONGEST_TURN_SECONDS", 0.0)
+    bench.slot.pause()
+    assert bench.sent == [WANTED, RELEASED]
+
+
+def test_who_waits_can_be_stopped(bench: Bench) -> None:
+    bench.stopping.set()
+    with pytest.raises(Stopped):
+        bench.slot.acquire(bench.stopping)
