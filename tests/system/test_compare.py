@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from differences import LIMITS, RULES
 from event_model import DocumentNames, schema_validators
 from paths import ROOT
 from readings import EmittedRun, Node, frames_are_those_named, runs_of
+from warm import run_process
 
 from tiledwriter.testing import TiledServer
 
@@ -145,7 +145,7 @@ def test_a_node_that_is_not_there_has_not_the_frames_that_are_named(emitted: Emi
 
 def test_the_script_says_where_values_differ() -> None:
     command = [sys.executable, ROOT / "scripts" / "compare.py", "--run", "one-file-for-two-streams"]
-    done = subprocess.run([*command, "--storage", "sqlite"], capture_output=True, text=True, timeout=150, check=False)
+    done = run_process([*command, "--storage", "sqlite"], timeout=150)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "values of dark/cam [located-frames]" in done.stdout
     assert "frames of bluesky-tiled-plugins' are not those named: dark: 'cam' has" in done.stdout

@@ -6,13 +6,13 @@ import argparse
 import ast
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from paths import ROOT
+from warm import run_process
 
 import tiledbroker
 from tiledbroker.log import _codec, _journal_schema
@@ -74,14 +74,8 @@ def without_spaces(text: str) -> str:
 
 @pytest.mark.parametrize(("heading", "module", "arguments"), COMMANDS, ids=[command[0] for command in COMMANDS])
 def test_the_documented_help_text_is_what_the_command_prints(heading, module, arguments):
-    printed = subprocess.run(
-        [sys.executable, "-m", module, *arguments, "--help"],
-        env={**os.environ, "COLUMNS": "80", "NO_COLOR": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    ).stdout
+    environment = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1"}
+    printed = run_process([sys.executable, "-m", module, *arguments, "--help"], env=environment, check=True).stdout
     documented = blocks(section(REFERENCE / "cli.md", f"## {heading}"), "text")
     assert [without_spaces(text) for text in documented] == [without_spaces(printed)]
 

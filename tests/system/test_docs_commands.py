@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from bluesky.plans import scan
 from ophyd.sim import det, motor
 from pages import commands_in
 from paths import ROOT
+from warm import run_process
 
 from tiledbroker import ZMQPublisher
 from tiledbroker.log import find_run_file
@@ -271,5 +271,5 @@ def test_a_drain_as_the_docs_say_finds_nothing_left(host: PreparedHost) -> None:
     host.supervisor.stop()
     for words in drains:
         command = [sys.executable, "-m", "tiledwriter.cli.supervisor", *host.translate(words)[1:]]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        done = run_process(command)
         assert done.returncode == ExitCode.OK, done.stderr

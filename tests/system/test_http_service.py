@@ -14,6 +14,7 @@ import pytest
 from bluesky import RunEngine
 from bluesky import plans as bp
 from ophyd.sim import det, motor
+from warm import run_process
 
 from tiledbroker import ZMQPublisher
 from tiledwriter.testing import SupervisorProcess, TiledServer, free_port, wait_until
@@ -32,9 +33,7 @@ def supervise(*arguments: object, **environment: str) -> subprocess.CompletedPro
         "http://127.0.0.1:9",
         *map(str, arguments),
     ]
-    return subprocess.run(
-        command, env={**clean, **environment}, capture_output=True, text=True, timeout=SECONDS, check=False
-    )
+    return run_process(command, env={**clean, **environment}, timeout=SECONDS)
 
 
 @pytest.mark.parametrize("address", ["host", "127.0.0.1:99999", "http://localhost:8080", ":8080", "::1:8080"])
@@ -45,6 +44,7 @@ def test_a_wrong_address_is_wrong_usage(tmp_path, address):
     assert len(ended.stderr.splitlines()) == 1
 
 
+@pytest.mark.usefixtures("real_processes")  # a fork would have the modules already
 def test_without_the_extra_it_is_named(tmp_path):
     hidden = tmp_path / "hidden"
     hidden.mkdir()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ import psutil
 import pytest
 from event_model import compose_run
 from faulty_proxy import CUT_AFTER, FaultyProxy, answer
+from warm import run_process
 
 from tiledbroker import ZMQPublisher
 from tiledwriter._config import load_settings
@@ -94,14 +93,8 @@ def test_secrets_are_in_no_log_journal_title_or_output(
 
 @pytest.mark.parametrize("uri", ["http://localhost:8000/api/v1?api_key=hush", "http://me:hush@localhost:8000"])
 def test_a_uri_with_a_secret_is_refused_without_showing_it(tmp_path: Path, uri: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tiledwriter.cli.supervisor", "--tiled", uri, "--journal-dir", str(tmp_path)],
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    command = [sys.executable, "-m", "tiledwriter.cli.supervisor", "--tiled", uri, "--journal-dir", tmp_path]
+    done = run_process(command, timeout=60)
     assert done.returncode == 2
     assert "api_key_file" in done.stderr
     assert "hush" not in done.stderr

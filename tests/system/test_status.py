@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from paths import search_path
 from runs import documents, publish, supervisor_without_tiled, wait_for_outcome
+from warm import run_process
 
 from tiledbroker import ZMQPublisher
 from tiledbroker.supervisor import Snapshot, read_snapshot
@@ -32,7 +33,7 @@ def spoil(start):
 
 def status(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tiledwriter.cli.supervisor", "status", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return run_process(command, timeout=60)
 
 
 def status_of(supervisor: SupervisorProcess) -> subprocess.CompletedProcess[str]:
@@ -127,8 +128,10 @@ def test_a_wrong_key_is_a_failure(
 def test_a_run_in_quarantine_is_named_also_after_a_restart(
     spoiling: SupervisorProcess, publisher_to: Callable[[SupervisorProcess], ZMQPublisher]
 ) -> None:
-    uid = publish(publisher_to(spoiling), documents(spoiled=True, plan_name="scan", scan_id=3))
+    publisher = publisher_to(spoiling)
+    uid = publish(publisher, documents(spoiled=True, plan_name="scan", scan_id=3))
     assert wait_for_outcome(spoiling.journal_dir, uid) == "failed"
+    publisher.close(timeout=0)  # it would ship the run again once the journal is gone
     for _ in range(2):
         snapshot = wait_for(spoiling, lambda seen: seen.runs.counts["failed"] == 1, "the run has failed")
         (run,) = snapshot.runs.troubled

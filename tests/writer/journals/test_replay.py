@@ -21,13 +21,14 @@ from bluesky.callbacks.json_writer import JSONWriter
 from bluesky_tiled_plugins.writing import tiled_writer as peer
 from event_model import compose_run
 from ophyd.sim import det, motor
+from warm import run_process, start_process
 
 from tiledbroker import Encoder, Journal
 from tiledwriter import TiledWriter
 from tiledwriter.cli._exit import ExitCode
 from tiledwriter.journals._replay import Replayed, replay
 from tiledwriter.mapping._writing_options import WritingOptions
-from tiledwriter.testing import TiledServer
+from tiledwriter.testing import TiledServer, wait_until
 
 # The reading client warns about itself, as does the writer of bluesky-tiled-plugins.
 pytestmark = [pytest.mark.filterwarnings("default")]
@@ -312,24 +313,43 @@ def test_a_damaged_journal_is_told(replayed: Callable[..., list[Replayed]], tmp_
 # The command
 
 
-def command(server: TiledServer, *arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tiledwriter.cli.journal", "replay", *map(str, arguments)],
-        env={**os.environ, "TILED_API_KEY": server.api_key, "TILEDWRITER_QUIET_PERIOD": "0.3", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+COMMAND = [sys.executable, "-m", "tiledwriter.cli.journal", "replay"]
+
+
+def environment(server: TiledServer) -> dict[str, str]:
+    return {**os.environ, "TILED_API_KEY": server.api_key, "TILEDWRITER_QUIET_PERIOD": "0.3"}
+
+
+def run_command(server: TiledServer, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return run_process([*COMMAND, *arguments], env=environment(server))
+
+
+class Running:
+    """The command, while it runs; what it prints goes to files."""
+
+    def __init__(self, directory: Path, server: TiledServer, *arguments: str | Path) -> None:
+        directory.mkdir()
+        self._output, self._errors = directory / "output", directory / "errors"
+        with self._output.open("wb") as output, self._errors.open("wb") as errors:
+            words = [*COMMAND, *map(str, arguments)]
+            self.process = start_process(words, stdout=output, stderr=errors, env=environment(server))
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text()
+
+    @property
+    def errors(self) -> str:
+        return self._errors.read_text()
 
 
 def test_the_command_says_what_became_of_each_run(tiled_server: TiledServer, tiled: Any, tmp_path: Path) -> None:
     one, two = a_run(), a_run()
     files = [as_lines(one, tmp_path / "one.jsonl"), as_suitcase_does(two[:-1], tmp_path / "two.jsonl")]
-    process = command(tiled_server, *files, "--tiled", tiled_server.uri)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == ExitCode.OK
-    assert "Traceback" not in errors
-    assert output.splitlines() == [
+    done = run_command(tiled_server, *files, "--tiled", tiled_server.uri)
+    assert done.returncode == ExitCode.OK
+    assert "Traceback" not in done.stderr
+    assert done.stdout.splitlines() == [
         f"{uid_of(one)}  9 documents  written",
         f"{uid_of(two)}  8 documents  interrupted",
     ]
@@ -342,18 +362,16 @@ def test_the_command_tells_programs_and_fails_for_a_run_that_failed_or_a_file_th
     documents = a_run()
     tiled.create_container(uid_of(documents), metadata={"start": {"uid": "another"}})
     file = as_lines(documents, tmp_path / "run.jsonl")
-    process = command(tiled_server, file, "--tiled", tiled_server.uri, "--json")
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == ExitCode.INCOMPLETE
-    assert "Traceback" not in errors
-    (result,) = json.loads(output)
+    done = run_command(tiled_server, file, "--tiled", tiled_server.uri, "--json")
+    assert done.returncode == ExitCode.INCOMPLETE
+    assert "Traceback" not in done.stderr
+    (result,) = json.loads(done.stdout)
     assert (result["uid"], result["documents"], result["outcome"]) == (uid_of(documents), 9, "failed")
     assert result["file"] == str(file)
     (tmp_path / "bad.jsonl").write_text("bad")
-    process = command(tiled_server, tmp_path / "bad.jsonl", file, "--tiled", tiled_server.uri)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == ExitCode.FAILED
-    assert "bad.jsonl, line 1" in output
+    done = run_command(tiled_server, tmp_path / "bad.jsonl", file, "--tiled", tiled_server.uri)
+    assert done.returncode == ExitCode.FAILED
+    assert "bad.jsonl, line 1" in done.stdout
 
 
 @pytest.fixture
@@ -377,27 +395,23 @@ def test_the_command_names_what_it_lacks(
     tiled_server: TiledServer,
     in_a_directory: None,
 ) -> None:
-    process = command(tiled_server, *arguments)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == code
-    assert message in errors
+    done = run_command(tiled_server, *arguments)
+    assert done.returncode == code
+    assert message in done.stderr
 
 
 def test_the_command_waits_for_tiled_and_ends_when_told_to(own_tiled_server: TiledServer, tmp_path: Path) -> None:
     documents = a_run()
     file = as_lines(documents, tmp_path / "run.jsonl")
     own_tiled_server.stop()
-    ended = command(own_tiled_server, file, "--tiled", own_tiled_server.uri)
-    waits = command(own_tiled_server, file, "--tiled", own_tiled_server.uri)
-    for process in (ended, waits):
-        assert process.stderr is not None
-        assert "Tiled refuses requests" in process.stderr.readline()
-    ended.send_signal(signal.SIGINT)
-    output, _ = ended.communicate(timeout=60)
-    assert ended.returncode == ExitCode.INTERRUPTED
-    assert output == f"{uid_of(documents)}  9 documents  unfinished\n"
-    assert waits.poll() is None
+    arguments = [own_tiled_server, file, "--tiled", own_tiled_server.uri]
+    ended, waits = Running(tmp_path / "ended", *arguments), Running(tmp_path / "waits", *arguments)
+    for running in (ended, waits):
+        wait_until(lambda running=running: "Tiled refuses requests" in running.errors, 60, "it waits")
+    ended.process.send_signal(signal.SIGINT)
+    assert ended.process.wait(60) == ExitCode.INTERRUPTED
+    assert ended.output == f"{uid_of(documents)}  9 documents  unfinished\n"
+    assert waits.process.poll() is None
     own_tiled_server.start()
-    output, _ = waits.communicate(timeout=120)
-    assert waits.returncode == ExitCode.OK
+    assert waits.process.wait(120) == ExitCode.OK
     assert is_complete(own_tiled_server.client(), documents)
