@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from tiledbroker.supervisor import RunStatus
-from tiledbroker.supervisor._snapshot import decode_snapshot
+from tiledbroker.supervisor.status._snapshot import decode_snapshot
 from tiledwriter.status._snapshot import Answer
 
 NOW = 1_795_000_000.0

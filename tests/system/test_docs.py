@@ -17,8 +17,8 @@ from warm import run_process
 import tiledbroker
 from tiledbroker.log import _codec, _journal_schema
 from tiledbroker.protocol import messages
-from tiledbroker.supervisor import _snapshot
 from tiledbroker.supervisor._lifecycle import FINAL, TRANSITIONS, State
+from tiledbroker.supervisor.status import _snapshot
 from tiledwriter._config import Settings, load_settings
 from tiledwriter.cli import journal, supervisor
 from tiledwriter.cli._exit import ExitCode

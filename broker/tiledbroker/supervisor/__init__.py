@@ -14,11 +14,11 @@ from ._reload import ReloadSource, ServiceChanges
 from ._retention import time_written
 from ._retry import clear_failure, request_retry, retry_is_requested, withdraw_retry
 from ._scheduler import DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS
-from ._snapshot import DiskStatus, Latency, PublisherConnection, RunStatus, Snapshot, TiledStatus, Trouble
 from ._status_client import SUPERVISOR_LOCK, read_snapshot, read_snapshot_and_text
 from ._supervisor import DEFAULT_ADDRESS, Supervisor
 from ._tasks import ProcessIdentity, WorkerCommand, WorkerTask
 from ._worker_monitor import DEFAULT_SILENCE, WorkerLimits
+from .status import DiskStatus, Latency, PublisherConnection, RunStatus, Snapshot, TiledStatus, Trouble
 
 __all__ = [
     "DEFAULT_ADDRESS",

@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ._outage import format_seconds
+from .status import format_seconds
 
 log = logging.getLogger(__name__)
 

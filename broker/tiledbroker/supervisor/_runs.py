@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from ..protocol import messages
 from ._lifecycle import FINAL, Event, State, next_state
 from ._publishers import Publisher
-from ._snapshot import RunStatus, RunWorker
 from ._tasks import ProcessIdentity
+from .status import RunStatus, RunWorker
 
 if TYPE_CHECKING:
     from ._journal_facts import JournalFacts

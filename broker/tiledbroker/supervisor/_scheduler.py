@@ -34,14 +34,13 @@ from ._effects import (
     WithdrawRetry,
 )
 from ._lifecycle import Event, State
-from ._outage import Backlog, TiledOutage, format_time
 from ._pacing import Pacing
 from ._publishers import DEFAULT_MAX_OPEN_RUNS, Publisher
 from ._resume_queue import ResumeQueue
 from ._runs import MAX_DEATHS, Purpose, Run, RunMessage, Worker
-from ._tally import Tally
 from ._worker_monitor import FINISH_TIMEOUT_SECONDS, WorkerLimits, WorkerMonitor
 from ._write_slots import WriteSlots
+from .status import Backlog, Tally, TiledOutage, format_time
 
 if TYPE_CHECKING:
     from ._journal_facts import JournalFacts

@@ -9,12 +9,11 @@ from itertools import chain
 from typing import Any
 
 from ._effects import Instant
-from ._health import Symptoms, judge_service
 from ._lifecycle import State
 from ._publishers import Publisher
 from ._runs import Run
 from ._scheduler import Scheduler
-from ._snapshot import (
+from .status import (
     MAX_LISTED_RUNS,
     SCHEMA,
     DiskStatus,
@@ -22,11 +21,13 @@ from ._snapshot import (
     RunsStatus,
     RunStatus,
     Snapshot,
+    Symptoms,
+    TiledReports,
     Totals,
     Trouble,
     WorkersStatus,
+    judge_service,
 )
-from ._tiled_reports import TiledReports
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import msgspec
 
 from .._errors import NoSupervisor, SupervisorSilent
 from ..log import FileLock
-from ._snapshot import SCHEMA, Snapshot, decode_snapshot
 from ._status_socket import STATUS_SOCKET, read_status
+from .status import SCHEMA, Snapshot, decode_snapshot
 
 SUPERVISOR_LOCK: Final = ".supervisor.lock"
 """Name of the lock file in a journal directory that a supervisor holds."""

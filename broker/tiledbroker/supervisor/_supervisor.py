@@ -55,7 +55,6 @@ from ._handshake_queue import HandshakeQueue
 from ._journal_facts import JournalFacts, find_facts, read_facts, record_event
 from ._lifecycle import State
 from ._publishers import ClientLimits, Publisher
-from ._recent_trouble import PACKAGE, RecentTrouble
 from ._reload import ReloadSource
 from ._retention import Retention
 from ._retry import RetryWatch, clear_failure, retry_is_requested, withdraw_retry
@@ -63,14 +62,13 @@ from ._runs import Run, RunMessage
 from ._scheduler import DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS, Scheduler
 from ._service_notifier import ServiceNotifier
 from ._service_view import ServiceIdentity, Surroundings, make_snapshot
-from ._snapshot import DiskStatus, encode_snapshot
 from ._status_client import SUPERVISOR_LOCK
 from ._status_socket import StatusSocket
 from ._survey import Survey
 from ._tasks import WorkerCommand
-from ._tiled_reports import TiledReports
 from ._worker_monitor import WorkerLimits
 from ._worker_pool import ProcessTable, WorkerPool
+from .status import PACKAGE, DiskStatus, RecentTrouble, TiledReports, encode_snapshot
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from tiledbroker.supervisor._effects import (
     StartWorker,
 )
 from tiledbroker.supervisor._lifecycle import State
-from tiledbroker.supervisor._outage import format_time
 from tiledbroker.supervisor._publishers import Publisher
 from tiledbroker.supervisor._runs import MAX_DEATHS, Purpose
 from tiledbroker.supervisor._scheduler import ORPHAN_GRACE_SECONDS, STOP_TIMEOUT_SECONDS, SURVEY_LEAD_SECONDS
+from tiledbroker.supervisor.status._outage import format_time
 
 CRCS = {"start": 1, "descriptor": 2, "event": 3, "stop": 4}
 

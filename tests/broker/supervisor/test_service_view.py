@@ -11,12 +11,12 @@ from ingest_model import UNIX, IngestModel, ModelWorker
 
 from tiledbroker.protocol import messages
 from tiledbroker.protocol.messages import LATENCY_BOUNDS_SECONDS, Documents, Report
-from tiledbroker.supervisor._failed_runs import MAX_NAMED
 from tiledbroker.supervisor._lifecycle import State
 from tiledbroker.supervisor._publishers import Publisher
 from tiledbroker.supervisor._runs import MAX_DEATHS
 from tiledbroker.supervisor._service_view import ServiceIdentity, Surroundings, make_snapshot
-from tiledbroker.supervisor._snapshot import (
+from tiledbroker.supervisor.status._failed_runs import MAX_NAMED
+from tiledbroker.supervisor.status._snapshot import (
     MAX_LISTED_RUNS,
     DiskStatus,
     RunStatus,
@@ -24,7 +24,7 @@ from tiledbroker.supervisor._snapshot import (
     decode_snapshot,
     encode_snapshot,
 )
-from tiledbroker.supervisor._tiled_reports import TiledReports
+from tiledbroker.supervisor.status._tiled_reports import TiledReports
 
 DISK = DiskStatus("/journals", "journals", 50 * 2**30, 100 * 2**30, 0, "well")
 IDENTITY = ServiceIdentity("1.2.3", "ingest", 42, UNIX, "/journals", {"listen": "tcp://127.0.0.1:5579"})

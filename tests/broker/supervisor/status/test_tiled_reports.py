@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tiledbroker.protocol.messages import LATENCY_BOUNDS_SECONDS, Report
-from tiledbroker.supervisor._tiled_reports import TiledReports
+from tiledbroker.supervisor.status._tiled_reports import TiledReports
 
 
 def told(*reports: dict[str, Any]) -> TiledReports:

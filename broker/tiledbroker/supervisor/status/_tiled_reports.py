@@ -6,7 +6,7 @@ from collections import Counter
 from itertools import accumulate
 from typing import Final
 
-from ..protocol import messages
+from ...protocol import messages
 from ._snapshot import Latency, TiledStatus
 
 _BUCKETS: Final = len(messages.LATENCY_BOUNDS_SECONDS) + 1

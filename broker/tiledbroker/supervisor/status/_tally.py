@@ -6,12 +6,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .._lifecycle import State
 from ._failed_runs import FailedRuns
-from ._lifecycle import State
 
 if TYPE_CHECKING:
-    from ._effects import Instant
-    from ._runs import Run
+    from .._effects import Instant
+    from .._runs import Run
 
 
 @dataclass

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from tiledbroker.supervisor._effects import Instant
-from tiledbroker.supervisor._outage import (
+from tiledbroker.supervisor.status._outage import (
     FLAPPING_GRACE_SECONDS,
     FLAPPING_SECONDS,
     GRACE_SECONDS,

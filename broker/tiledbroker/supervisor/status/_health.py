@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from ._lifecycle import State
+from .._lifecycle import State
 from ._snapshot import Health, RunStatus, Snapshot
 
 RECENT_SECONDS: Final = 300.0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Final, NamedTuple
 
-from ._effects import Instant
+from .._effects import Instant
 
 log = logging.getLogger(__name__)
 

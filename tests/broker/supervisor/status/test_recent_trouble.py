@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tiledbroker.supervisor._recent_trouble import RecentTrouble
-from tiledbroker.supervisor._snapshot import MAX_TROUBLE
+from tiledbroker.supervisor.status._recent_trouble import RecentTrouble
+from tiledbroker.supervisor.status._snapshot import MAX_TROUBLE
 
 
 @pytest.fixture

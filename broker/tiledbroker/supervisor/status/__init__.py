@@ -1,0 +1,57 @@
+"""What the supervisor tells of the service: the snapshot, its health, and what is counted for it; decided without I/O.
+
+`_service_view` above makes a snapshot from the scheduler and from what is counted here.
+"""
+
+from __future__ import annotations
+
+from ._health import Symptoms, judge_service
+from ._outage import Backlog, TiledOutage, format_seconds, format_time
+from ._recent_trouble import PACKAGE, RecentTrouble
+from ._snapshot import (
+    MAX_LISTED_RUNS,
+    SCHEMA,
+    DiskStatus,
+    Latency,
+    PublisherConnection,
+    RunsStatus,
+    RunStatus,
+    RunWorker,
+    Snapshot,
+    TiledStatus,
+    Totals,
+    Trouble,
+    WorkersStatus,
+    decode_snapshot,
+    encode_snapshot,
+)
+from ._tally import Tally
+from ._tiled_reports import TiledReports
+
+__all__ = [
+    "MAX_LISTED_RUNS",
+    "PACKAGE",
+    "SCHEMA",
+    "Backlog",
+    "DiskStatus",
+    "Latency",
+    "PublisherConnection",
+    "RecentTrouble",
+    "RunStatus",
+    "RunWorker",
+    "RunsStatus",
+    "Snapshot",
+    "Symptoms",
+    "Tally",
+    "TiledOutage",
+    "TiledReports",
+    "TiledStatus",
+    "Totals",
+    "Trouble",
+    "WorkersStatus",
+    "decode_snapshot",
+    "encode_snapshot",
+    "format_seconds",
+    "format_time",
+    "judge_service",
+]
