@@ -40,7 +40,7 @@ from tiledwriter.mapping._writing_options import WritingOptions
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
 from tiledwriter.worker._writing import RunWriting
 
-SECONDS = float(os.environ.get("TILEDWRITER_TEST_CHAOS", "15"))
+SECONDS = float(os.environ.get("TILEDWRITER_TEST_CHAOS", "8"))
 INTERVAL = 0.8
 EVENTS = 8
 
