@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -195,12 +196,15 @@ class Comparison:
 
     def _read(self, entry: Entry, emitted: EmittedRun, snapshots: Mapping[str, Mapping[str, Node]]) -> Iterator[Check]:
         """Read our run in every way; what fails is tried with the other writer's, too."""
-        runs = {name: self._containers[name][emitted.uid] for name in snapshots}
+        read_run = cache(lambda name: self._containers[name][emitted.uid])
         for name, check in READINGS.items():
-            problem = attempt(check, runs[OURS], snapshots[OURS], emitted)
+            problem = attempt(check, read_run(OURS), snapshots[OURS], emitted)
             theirs = None
-            if (problem or name == "frames") and BLUESKY in runs:
-                theirs = attempt(check, runs[BLUESKY], snapshots[BLUESKY], emitted)
+            if name == "frames" and BLUESKY in snapshots:
+                # What is to be known of frames is in the snapshot.
+                theirs = attempt(check, None, snapshots[BLUESKY], emitted)
+            elif problem and BLUESKY in snapshots:
+                theirs = attempt(check, read_run(BLUESKY), snapshots[BLUESKY], emitted)
             limit = next(
                 (
                     limit
