@@ -328,7 +328,7 @@ def keep_what_requests_make_anew() -> None:
 
 
 def call_sqlite_without_threads() -> None:
-    """Save a sixth of a server's processor time: a catalog in SQLite hands each call to another thread, five per query.
+    """Save a tenth of a server's processor time: a catalog in SQLite hands each call to another thread, five per query.
 
     What can wait for a lock of the database is still handed over, so that requests overlap as in any server. Cursors
     are made and closed, rows fetched and transactions rolled back where that is asked for.
