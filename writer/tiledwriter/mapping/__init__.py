@@ -8,6 +8,7 @@ from ._array_consolidator import ArrayConsolidator
 from ._arrays import Array
 from ._columns import arrow_type
 from ._consolidator import Consolidator
+from ._consolidators import consolidator_for
 from ._fold import BATCH_BYTES, BATCH_DOCUMENTS, Fold
 from ._fold_plan import FoldPlan, fold_until_planned
 from ._frames import Patch, Region
@@ -110,6 +111,7 @@ __all__ = [
     "WriteArray",
     "WritingOptions",
     "arrow_type",
+    "consolidator_for",
     "declares_dtype",
     "describe_operation",
     "fold_until_planned",
