@@ -41,11 +41,13 @@ from ._operations import (
 from ._path_map import MappedUri, PathMap
 from ._plugins import (
     Plugins,
+    check_patch_names,
     import_plugin_module,
     installed_consolidators,
     load_consolidators,
     load_patches,
     make_normalizer,
+    may_exist,
 )
 from ._run_writer import MAX_ARRAY_SIZE, RUN_SPEC, RunWriter
 from ._sequence_consolidators import JPEGConsolidator, NPYConsolidator, SequenceConsolidator, TIFFConsolidator
@@ -111,6 +113,7 @@ __all__ = [
     "WriteArray",
     "WritingOptions",
     "arrow_type",
+    "check_patch_names",
     "consolidator_for",
     "declares_dtype",
     "describe_operation",
@@ -120,6 +123,7 @@ __all__ = [
     "load_consolidators",
     "load_patches",
     "make_normalizer",
+    "may_exist",
     "registered_consolidators",
     "run_key",
     "unpack_pages",
