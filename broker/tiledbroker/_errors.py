@@ -21,6 +21,10 @@ class KeyFileError(BrokerError, ValueError):
         self.path = str(path)
 
 
+class WorkersUnusable(BrokerError):
+    """Raised when what workers need cannot be loaded; the message says why."""
+
+
 class CodecError(BrokerError, ValueError):
     """Raised when bytes are not a document that this codec encoded."""
 

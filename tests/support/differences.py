@@ -533,14 +533,17 @@ LIMITS: Final[tuple[Limit, ...]] = (
     Limit(
         "documents-of-further-tables",
         "documents",
-        "The exporter treats every node but the table `internal` as an array, and fails on a further table.",
+        "The exporter treats every node but the table `internal` as an array, and fails on a further table; so it does "
+        "on those of bluesky-tiled-plugins' writer. As arrays, each further column would be a node with requests of "
+        "its own.",
         runs("nsls2-wide-baseline names-that-differ-in-case"),
         r"500 Internal Server Error",
     ),
     Limit(
         "documents-with-files-of-any-kind",
         "documents",
-        "The exporter treats every external node as an array, and fails on one of family `bytes`.",
+        "The exporter treats every external node as an array, and fails on one of family `bytes`, which is the one "
+        "that bluesky-tiled-plugins' writer registers, too. Files of unknown kind have no shape to show as an array.",
         runs("octet-stream unknown-spec"),
         r"500 Internal Server Error",
     ),
@@ -568,7 +571,8 @@ LIMITS: Final[tuple[Limit, ...]] = (
     Limit(
         "documents-with-changed-names",
         "documents",
-        "The exporter uses the names of columns and nodes for data keys, not those of the descriptor.",
+        "The exporter uses the names of columns and nodes for data keys, not those of the descriptor. No name that the "
+        "server refuses can be read back by it.",
         runs(
             "refused-column-names long-column-name unusual-names names-in-use slash-in-stream-name "
             "stream-names-for-urls"

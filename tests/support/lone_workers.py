@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
+from pathlib import Path
 
 from tiledbroker.supervisor._tasks import WorkerTask
 
@@ -20,6 +22,12 @@ def live_while_supervised(task: WorkerTask) -> None:
             return
         except TimeoutError:
             pass
+
+
+def refuse_to_prepare() -> None:
+    """Raise an error once the file exists that the environment names."""
+    if Path(os.environ["TEST_UNPREPARED"]).exists():
+        raise RuntimeError("the lab's module is broken")
 
 
 def fail(task: WorkerTask) -> None:

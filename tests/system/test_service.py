@@ -20,6 +20,14 @@ def rename(doc):
 """
 
 
+SLOW = """
+import pathlib, time
+pathlib.Path({begun!r}).touch()
+while not pathlib.Path({gate!r}).exists():
+    time.sleep(0.01)
+"""
+
+
 class ServiceManager:
     """Keeps what a service tells it."""
 
@@ -107,6 +115,64 @@ def test_new_worker_uses_configuration_that_was_read_again(
     assert log.count("The configuration was read again; changed: patches.") == 1
     assert log.count("Until a restart, these settings stay as they were at the start: max_workers.") == 1
     assert log.count("The configuration cannot be used, and nothing is changed") == 1
+
+
+def with_plugin(tmp_path: Path, server: TiledServer, code: str, setting: str) -> SupervisorProcess:
+    (tmp_path / "lab_of_service.py").write_text(code)
+    config = tmp_path / "config.yaml"
+    config.write_text(f"patches: {{start: 'lab_of_service:{setting}'}}\n")
+    environment = {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    return SupervisorProcess(tmp_path / "journals", server, options=["--config", str(config)], environment=environment)
+
+
+def test_nobody_waits_for_the_import_of_plugins(
+    tmp_path: Path, tiled_server: TiledServer, publisher_to: Callable[[SupervisorProcess], ZMQPublisher]
+) -> None:
+    gate, begun = tmp_path / "gate", tmp_path / "begun"
+    code = SLOW.format(begun=str(begun), gate=str(gate)) + LAB
+    with with_plugin(tmp_path, tiled_server, code, "rename") as supervisor:
+        # It listens, or it would not be entered; the import has not ended.
+        wait_until(begun.exists, 30, "the import has begun")
+        publisher = publisher_to(supervisor)
+        uid = publish(publisher, documents())
+        gate.touch()
+        assert publisher.wait_written(uid, timeout=60)
+    assert tiled_server.client()[uid].metadata["start"]["plan_name"] == "renamed"
+
+
+def test_a_plugin_that_cannot_be_imported_ends_a_service_that_has_begun_to_listen(
+    tmp_path: Path, tiled_server: TiledServer, publisher_to: Callable[[SupervisorProcess], ZMQPublisher]
+) -> None:
+    gate, begun = tmp_path / "gate", tmp_path / "begun"
+    code = SLOW.format(begun=str(begun), gate=str(gate)) + "import no_such_module\n" + LAB
+    with with_plugin(tmp_path, tiled_server, code, "rename") as supervisor:
+        wait_until(begun.exists, 30, "the import has begun")
+        publisher = publisher_to(supervisor)
+        uid = publish(publisher, documents())
+        gate.touch()
+        wait_until(lambda: not supervisor.running, 30, "the service has ended")
+        assert supervisor.returncode == 2
+        assert (
+            "tiledwriter-supervisor: 'start': lab_of_service:rename cannot be imported (ModuleNotFoundError: "
+            "No module named 'no_such_module')"
+        ) in supervisor.log.read_text()
+        with pytest.raises(LookupError):
+            journal_of(supervisor.journal_dir, uid)
+        (tmp_path / "lab_of_service.py").write_text(LAB)
+        supervisor.kill()  # which only closes its log
+        supervisor.start()
+        assert publisher.wait_written(uid, timeout=60)
+
+
+@pytest.mark.parametrize(("code", "setting"), [(LAB, "renaem"), ("", "rename")])
+def test_a_misspelt_plugin_is_found_before_the_service_listens(
+    tmp_path: Path, tiled_server: TiledServer, code: str, setting: str
+) -> None:
+    supervisor = with_plugin(tmp_path, tiled_server, code, setting)
+    with pytest.raises(RuntimeError):
+        supervisor.__enter__()
+    assert f"lab_of_service:{setting} cannot be imported" in supervisor.log.read_text()
+    assert "Listening" not in supervisor.log.read_text()
 
 
 def test_documents_wait_for_space_and_user_is_told_once(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 from urllib.parse import parse_qs, urlsplit
@@ -57,10 +58,12 @@ from .mapping import (
     Plugins,
     StreamFilter,
     WritingOptions,
+    check_patch_names,
     import_plugin_module,
     installed_consolidators,
     load_consolidators,
     load_patches,
+    may_exist,
 )
 from .status import HttpOptions, parse_http_address, read_token
 from .worker import PARK_AFTER_SECONDS, TiledAddress, WorkerOptions
@@ -91,6 +94,24 @@ def parse_duration(value: object) -> object:
 _DURATION_SCHEMA: Final = WithJsonSchema({"type": ["number", "string"], "exclusiveMinimum": 0})
 
 
+class PluginCheck(Enum):
+    """How to look at the plugins that settings name.
+
+    Attributes
+    ----------
+    NONE
+        Not at all.
+    NAMES
+        Import only those that seem to be misspelt, to find out why.
+    IMPORT
+        Import all of them.
+    """
+
+    NONE = "none"
+    NAMES = "names"
+    IMPORT = "import"
+
+
 class StreamPatterns(BaseModel):
     """Which streams are written, by shell-style patterns of their names. `exclude` takes precedence over `include`."""
 
@@ -106,7 +127,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TILEDWRITER_", extra="forbid", hide_input_in_errors=True)
     yaml_file: ClassVar[Path | None] = None
     needs_server: ClassVar[bool] = True
-    loads_plugins: ClassVar[bool] = True
+    plugin_check: ClassVar[PluginCheck] = PluginCheck.IMPORT
 
     listen: str = Field(DEFAULT_ADDRESS, description="Address to listen on for publishers.")
     curve: Path | None = Field(
@@ -284,29 +305,39 @@ class Settings(BaseSettings):
     @classmethod
     def _plugins_can_be_imported(cls, modules: list[str]) -> list[str]:
         for module in modules:
-            import_plugin_module(module)
+            if cls._must_import(module):
+                import_plugin_module(module)
         return modules
 
     @field_validator("normalizer")
     @classmethod
     def _normalizer_can_be_made(cls, normalizer: str | None) -> str | None:
-        if cls.loads_plugins:
+        if normalizer is not None and cls._must_import(normalizer):
             Plugins(normalizer).make_normalizer({})
         return normalizer
 
     @field_validator("patches")
     @classmethod
     def _patches_exist(cls, patches: dict[str, str]) -> dict[str, str]:
-        if cls.loads_plugins:
+        check_patch_names(patches)
+        if any(map(cls._must_import, patches.values())):
             load_patches(patches)
         return patches
 
     @field_validator("consolidators")
     @classmethod
     def _with_installed_consolidators(cls, consolidators: dict[str, str]) -> dict[str, str]:
-        if cls.loads_plugins:
+        if any(map(cls._must_import, consolidators.values())):
             load_consolidators(consolidators)
-        return {**installed_consolidators(except_for=consolidators), **consolidators}
+        is_loaded = cls.plugin_check is PluginCheck.IMPORT
+        return {**installed_consolidators(except_for=consolidators, load=is_loaded), **consolidators}
+
+    @classmethod
+    def _must_import(cls, reference: str) -> bool:
+        """Return whether a plugin is to be imported: all, or those that seem to be misspelt."""
+        if cls.plugin_check is PluginCheck.NAMES:
+            return not may_exist(reference)
+        return cls.plugin_check is PluginCheck.IMPORT
 
     @model_validator(mode="after")
     def _one_server(self) -> Settings:
@@ -402,7 +433,13 @@ def _require_web_address(uri: str) -> None:
         raise ValueError(f"{uri!r} is not an address of Tiled; {advice}")
 
 
-def load_settings(config: Path | None, flags: dict[str, Any], *, server: bool = True, plugins: bool = True) -> Settings:
+def load_settings(
+    config: Path | None,
+    flags: dict[str, Any],
+    *,
+    server: bool = True,
+    plugins: PluginCheck = PluginCheck.IMPORT,
+) -> Settings:
     """Load settings from a YAML file, the environment and flags.
 
     Flags take precedence over the environment, and the environment over the file. Mappings are merged key by key.
@@ -416,7 +453,7 @@ def load_settings(config: Path | None, flags: dict[str, Any], *, server: bool = 
     server
         Raise an error if the settings do not name a Tiled server.
     plugins
-        Raise an error if plugins that the settings name cannot be imported.
+        How to look at the plugins that the settings name.
 
     Raises
     ------
@@ -427,7 +464,7 @@ def load_settings(config: Path | None, flags: dict[str, Any], *, server: bool = 
     class FromFile(Settings):
         yaml_file: ClassVar[Path | None] = config
         needs_server: ClassVar[bool] = server
-        loads_plugins: ClassVar[bool] = plugins
+        plugin_check: ClassVar[PluginCheck] = plugins
 
     try:
         return FromFile(**{name: value for name, value in flags.items() if value is not None})

@@ -49,11 +49,12 @@ _OPENING: Final = struct.Struct("=I")
 _REQUEST: Final = struct.Struct("=QI")
 # In the place of a worker's number: what follows is another worker target.
 _CHANGE_TARGET: Final = 0
-# Number of the worker; one of the kinds below; pid, exit code or errno, depending on the kind.
+# Number of the worker; one of the kinds below; pid, exit code, errno or length of what follows, depending on the kind.
 _REPORT: Final = struct.Struct("=QBi")
 _FORKED: Final = 1
 _ENDED: Final = 2
 _NOT_FORKED: Final = 3
+_NOT_PREPARED: Final = 4
 
 # It gets this process's `sys.path`, so that it can import the same modules. `ps` shows the program text, so it must not
 # contain anything that workers are told.
@@ -102,10 +103,18 @@ class ForkServer:
     ----------
     command
         What a worker runs, and the modules to import beforehand.
+
+    Attributes
+    ----------
+    unusable
+        Why workers could not be prepared when the first fork server was started, in which case it has forked none; ""
+        otherwise.
     """
 
     def __init__(self, command: WorkerCommand) -> None:
+        self.unusable = ""
         self._command = command
+        self._is_first_start = True
         self._numbers = itertools.count(1)
         self._workers: dict[int, WorkerProcess] = {}
         self._unreported_changes: dict[WorkerProcess, None] = {}
@@ -139,7 +148,8 @@ class ForkServer:
         if now < self._start_at:
             raise OSError(errno.ECHILD, "the fork server ended a moment ago")
         self._start_at = now + _RESTART_PAUSE_SECONDS
-        opening = bytes(ForkingPickler.dumps((self._command.preload, self._command.prepare, self._command.target)))
+        command = self._command
+        opening = bytes(ForkingPickler.dumps((command.preload, command.prepare, command.target, self._is_first_start)))
         control, theirs = socket.socketpair()
         with theirs:
             program = _PROGRAM.format(path=list(sys.path), descriptor=theirs.fileno())
@@ -160,7 +170,7 @@ class ForkServer:
             process.wait()
             raise
         control.setblocking(False)
-        self._process, self._control, self._reports = process, control, b""
+        self._process, self._control, self._reports, self._is_first_start = process, control, b"", False
         self._selector.register(control, selectors.EVENT_READ)
 
     def start_worker(self, task: WorkerTask) -> WorkerProcess:
@@ -242,13 +252,24 @@ class ForkServer:
             self._drop_server(str(error))
             return
         self._reports += data
-        whole = len(self._reports) // _REPORT.size * _REPORT.size
-        reports, self._reports = self._reports[:whole], self._reports[whole:]
-        for number, kind, value in _REPORT.iter_unpack(reports):
-            if number in self._workers:
+        while len(self._reports) >= _REPORT.size:
+            number, kind, value = _REPORT.unpack_from(self._reports)
+            end = _REPORT.size + (value if kind == _NOT_PREPARED else 0)
+            if len(self._reports) < end:
+                break
+            body, self._reports = self._reports[_REPORT.size : end], self._reports[end:]
+            if kind == _NOT_PREPARED:
+                self._note_unprepared(body.decode(), is_first=bool(number))
+            elif number in self._workers:
                 self._apply_report(number, kind, value)
-        if not data:
+        if not data and not self.unusable:
             self._drop_server("ended")
+
+    def _note_unprepared(self, problem: str, *, is_first: bool) -> None:
+        if is_first:
+            self.unusable = problem
+        else:
+            self._limited_log.log(logging.ERROR, "prepare", "Workers are not prepared: %s.", problem)
 
     def _apply_report(self, number: int, kind: int, value: int) -> None:
         if kind == _FORKED:
@@ -303,7 +324,12 @@ def serve(descriptor: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     control = socket.socket(fileno=descriptor)
     (length,) = _OPENING.unpack(control.recv(_OPENING.size, socket.MSG_WAITALL))
-    target = _load_command(control.recv(length, socket.MSG_WAITALL))
+    preload, prepare, target, is_first_start = ForkingPickler.loads(control.recv(length, socket.MSG_WAITALL))
+    problem = _prepare(preload, prepare).encode()
+    if problem:
+        control.sendall(_REPORT.pack(is_first_start, _NOT_PREPARED, len(problem)) + problem)
+        if is_first_start:
+            return
     woken, waker = socket.socketpair()
     waker.setblocking(False)
     signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
@@ -322,16 +348,16 @@ def serve(descriptor: int) -> None:
                 return
 
 
-def _load_command(opening: bytes) -> _Target:
-    preload: Sequence[str]
-    prepare: Callable[[], None] | None
-    target: _Target
-    preload, prepare, target = ForkingPickler.loads(opening)
+def _prepare(preload: Sequence[str], prepare: Callable[[], None] | None) -> str:
+    """Import modules and call `prepare`; return the error that it raises, or ""."""
     for module in preload:
         importlib.import_module(module)
-    if prepare is not None:
-        prepare()
-    return target
+    try:
+        if prepare is not None:
+            prepare()
+    except Exception as error:
+        return str(error) or type(error).__name__
+    return ""
 
 
 class _Forks:

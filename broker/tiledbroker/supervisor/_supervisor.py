@@ -25,7 +25,7 @@ import msgspec
 import zmq
 
 from .._crash_points import crash_point
-from .._errors import DirectoryUnusable, JournalError, JournalLocked, LifecycleError
+from .._errors import DirectoryUnusable, JournalError, JournalLocked, LifecycleError, WorkersUnusable
 from .._filesystem import measure_space, network_filesystem
 from .._rate_limited_log import RateLimitedLog
 from .._wake_up import WakeUp
@@ -209,6 +209,8 @@ class Supervisor:
             A socket cannot be bound.
         DirectoryUnusable
             The path of the journal directory is too long for a socket, and the system has no `/proc`.
+        WorkersUnusable
+            The process that workers are forked from could not be prepared when it was started for the first time.
         """
         context: zmq.Context[_Socket] = zmq.Context()
         self._frontend = Frontend(context, self._clients, self._curve)
@@ -487,7 +489,10 @@ class Supervisor:
                 )
 
     def _hear_fork_server(self) -> None:
-        for number, process in self._pool.receive_changes():
+        changes = self._pool.receive_changes()
+        if self._pool.fork_server.unusable:
+            raise WorkersUnusable(self._pool.fork_server.unusable)
+        for number, process in changes:
             if process.pid is not None:
                 # It may have ended since.
                 self._scheduler.confirm_fork(number, _now())

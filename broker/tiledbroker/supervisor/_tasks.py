@@ -56,7 +56,8 @@ class WorkerCommand:
     preload
         Modules that the fork server imports before it forks the first worker.
     prepare
-        Function that the fork server calls after that, which must not raise; None for none.
+        Function that the fork server calls after that; None for none. If it raises an error when it is called for the
+        first time, no worker can be used, and the supervisor ends with `WorkersUnusable`. Later errors are logged.
     """
 
     target: Callable[[WorkerTask], None]

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import zmq
-from lone_workers import fail, live_while_supervised
+from lone_workers import fail, live_while_supervised, refuse_to_prepare
 from runs import documents, publish
 
 from tiledbroker import ZMQPublisher
@@ -118,6 +118,39 @@ def test_nobody_waits_for_the_imports(tmp_path: Path, monkeypatch: pytest.Monkey
     wait_for(server, lambda: all(worker.pid is not None for worker in workers))
     server.close()
     wait_until(lambda: all(is_there(tmp_path, f"run-{number}.orphaned") for number in range(40)), 30, "they have ended")
+
+
+def test_no_worker_is_forked_if_the_first_fork_server_is_not_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_UNPREPARED", str(tmp_path))
+    server = ForkServer(WorkerCommand(live_while_supervised, prepare=refuse_to_prepare))
+    worker = server.start_worker(task_of(tmp_path))
+    wait_for(server, lambda: server.unusable)
+    assert server.unusable == "the lab's module is broken"
+    assert worker.pid is None
+    server.close()
+    assert not is_there(tmp_path, "run.alive")
+
+
+def test_a_later_fork_server_that_is_not_prepared_forks_nevertheless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TEST_UNPREPARED", str(tmp_path / "broken"))
+    monkeypatch.setattr(_fork_server, "_RESTART_PAUSE_SECONDS", 0.0)
+    server = ForkServer(WorkerCommand(live_while_supervised, prepare=refuse_to_prepare))
+    first = server.start_worker(task_of(tmp_path, "first"))
+    wait_for(server, lambda: first.pid is not None)
+    (tmp_path / "broken").touch()
+    assert server.pid is not None
+    before = server.pid
+    os.kill(before, signal.SIGKILL)
+    wait_for(server, lambda: server.pid not in (None, before))
+    second = server.start_worker(task_of(tmp_path, "second"))
+    wait_for(server, lambda: second.pid is not None)
+    assert not server.unusable
+    assert "Workers are not prepared: the lab's module is broken." in caplog.text
+    server.close()
 
 
 def test_workers_outlive_a_fork_server_that_is_killed_and_others_are_forked_by_the_next(

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import bluesky.plan_stubs as bps
 import bluesky.plans as bp
 import bluesky.preprocessors as bpp
+import h5py
 import numpy
 import pytest
 from bluesky import RunEngine
+from bluesky.callbacks import tiled_writer as older
+from bluesky.callbacks.buffer import BufferingWrapper
 from bluesky_tiled_plugins.clients.bluesky_run import BlueskyRunV3
 from bluesky_tiled_plugins.writing import tiled_writer as peer
 from event_model import compose_run, pack_event_page
@@ -234,6 +239,161 @@ def test_the_documents_are_neither_changed_nor_kept(tiled: Any) -> None:
     written = tiled[run.start_doc["uid"]]["primary"]
     assert written["x"].read().tolist() == [100, 101, 102]
     assert not written["frame"].read().any()
+
+
+# What Tiled is asked
+
+
+def the_gets(proxy: FaultyProxy) -> list[str]:
+    return [request.path for request in proxy.requests if request.method == "GET"]
+
+
+def a_run_of_all_kinds(readable: Path) -> Documents:
+    """A run with a table, an array node and a file, with frames after which further events follow."""
+    path = readable / f"{uuid.uuid4()}.h5"
+    with h5py.File(path, "w") as file:
+        file["data"] = numpy.arange(18.0).reshape(6, 3)
+    run = compose_run()
+    data_keys = {
+        "x": {"source": "test", "dtype": "number", "shape": []},
+        "wave": {"source": "test", "dtype": "array", "shape": [20], "dtype_numpy": "<f8"},
+        "camera": {"source": "test", "dtype": "array", "shape": [3], "dtype_numpy": "<f8", "external": "STREAM:"},
+    }
+    stream = run.compose_descriptor(name="primary", data_keys=data_keys)
+    resource = run.compose_stream_resource(
+        mimetype="application/x-hdf5",
+        uri=f"file://localhost{path}",
+        data_key="camera",
+        parameters={"dataset": "/data", "chunk_shape": [1, 3]},
+    )
+    documents: Documents = [
+        ("start", run.start_doc),
+        ("descriptor", stream.descriptor_doc),
+        ("stream_resource", resource.stream_resource_doc),
+    ]
+    for i in range(6):
+        numbers = {"indices": {"start": i, "stop": i + 1}, "seq_nums": {"start": i + 1, "stop": i + 2}}
+        datum = resource.compose_stream_datum(**numbers, descriptor=stream.descriptor_doc)
+        values = {"x": float(i), "wave": [float(i)] * 20}
+        event = stream.compose_event(data=values, timestamps={"x": i, "wave": i})
+        documents += [("stream_datum", datum), ("event", event)]
+    return [*documents, ("stop", run.compose_stop())]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 10_000])
+def test_an_undisturbed_run_reads_nothing_from_tiled(
+    client_of_proxy: Any, proxy: FaultyProxy, tiled: Any, readable: Path, batch_size: int
+) -> None:
+    documents = a_run_of_all_kinds(readable)
+    writer = TiledWriter(client_of_proxy, batch_size=batch_size)
+    proxy.requests.clear()
+    send(writer, documents)
+    assert the_gets(proxy) == []
+    stream = tiled[uid_of(documents)]["primary"]
+    assert stream["camera"].read().sum() == numpy.arange(18).sum()
+    assert stream["wave"].read()[:, 0].tolist() == stream["x"].read().tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_undisturbed_run_is_compared_if_that_is_asked_for(client_of_proxy: Any, proxy: FaultyProxy) -> None:
+    documents = a_run()
+    writer = TiledWriter(client_of_proxy, audit=True)
+    proxy.requests.clear()
+    send(writer, documents)
+    assert any(path.endswith("/internal/seq_num") for path in the_gets(proxy))
+
+
+@pytest.mark.usefixtures("short_quiet_period")
+@pytest.mark.parametrize("fault", [CUT_BEFORE, CUT_AFTER, answer(503), answer(429, headers={"Retry-After": "0"})])
+def test_a_run_is_compared_if_any_of_its_requests_was_disturbed(
+    client_of_proxy: Any, proxy: FaultyProxy, fault: Any
+) -> None:
+    documents = a_run(4)
+    writer = TiledWriter(client_of_proxy, batch_size=2)
+    proxy.script("POST", "metadata", fault)
+    proxy.requests.clear()
+    send(writer, documents)
+    assert proxy.all_played
+    assert any(path.endswith("/internal/seq_num") for path in the_gets(proxy))
+
+
+def test_rows_that_another_writer_has_doubled_are_found_when_a_run_is_sent_again(
+    client_of_proxy: Any, proxy: FaultyProxy, tiled: Any
+) -> None:
+    documents = a_run(4)
+    send(TiledWriter(tiled), documents[:-1])
+    writer = TiledWriter(client_of_proxy)
+    proxy.requests.clear()
+    send(writer, documents)
+    assert any(path.endswith("/internal/seq_num") for path in the_gets(proxy))
+    assert seq_nums(tiled, uid_of(documents)) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("batch_size", "rows"), [(1, [1] * 6), (2, [2] * 3), (4, [4, 2]), (10_000, [6])])
+def test_a_batch_is_one_of_events_of_a_stream_or_of_frames_of_a_data_key(
+    client_of_proxy: Any, proxy: FaultyProxy, readable: Path, batch_size: int, rows: list[int]
+) -> None:
+    documents = a_run_of_all_kinds(readable)
+    send(TiledWriter(client_of_proxy, batch_size=batch_size), documents)
+    puts = [request for request in proxy.requests if request.is_for("PUT", "data_source")]
+    of_frames = [parse_qs(put.query)["patch_shape"][0] for put in puts if put.path.endswith("/camera")]
+    assert of_frames == [f"{count},3" for count in rows]
+    assert proxy.count("PATCH", "table/partition") == len(rows)
+
+
+# Where it stands in for bluesky-tiled-plugins' class
+
+
+def test_attributes_can_be_changed_between_runs(tiled: Any, tmp_path: Path) -> None:
+    writer = TiledWriter(tiled, backup_directory=str(tmp_path), ignore_errors=["x"])
+    assert (writer.patches, writer.spec_to_mimetype, writer.ignore_errors) == ({}, {}, ["x"])
+    assert writer.backup_directory == str(tmp_path)
+    first, second = a_run(), a_run()
+    send(writer, first)
+    writer.patches = {"start": lambda doc: {**doc, "sample": "patched"}}
+    send(writer, second)
+    assert "sample" not in tiled[uid_of(first)].metadata["start"]
+    assert tiled[uid_of(second)].metadata["start"]["sample"] == "patched"
+
+
+def test_its_client_has_the_data_sources_of_nodes(tiled: Any) -> None:
+    client = TiledWriter(tiled.new_variation(include_data_sources=False)).client
+    documents = a_run()
+    send(TiledWriter(client), documents)
+    assert client[uid_of(documents)]["primary"].base["internal"].data_sources()
+
+
+def test_what_it_may_see_in_the_middle_of_a_run_is_ignored(tiled: Any) -> None:
+    writer = TiledWriter(tiled)
+    run, old = compose_run(), compose_run()
+    resource = run.compose_resource(spec="X", root="/", resource_path="x", resource_kwargs={})
+    del resource.resource_doc["run_start"]
+    writer("stop", old.compose_stop())
+    writer("resource", resource.resource_doc)
+    writer("datum", resource.compose_datum(datum_kwargs={}))
+    documents = a_run()
+    send(writer, documents)
+    assert seq_nums(tiled, uid_of(documents)) == [1, 2, 3]
+    writer(*documents[-1])  # its stop once more
+
+
+def test_it_works_inside_a_buffering_wrapper(engine: RunEngine, tiled: Any) -> None:
+    buffered = BufferingWrapper(TiledWriter(tiled, batch_size=1))
+    engine.subscribe(buffered)
+    uids = [engine(bp.scan([det], motor, -1, 1, 3))[0] for _ in range(2)]
+    buffered.shutdown()
+    for uid in uids:
+        assert tiled[uid].metadata["stop"]["exit_status"] == "success"
+        assert tiled[uid].primary.read()["motor"].values.tolist() == [-1, 0, 1]
+
+
+@pytest.mark.parametrize("theirs", [peer.TiledWriter, older.TiledWriter])
+@pytest.mark.parametrize("make", ["__init__", "from_uri", "from_profile"])
+def test_it_takes_every_argument_of_the_class_that_it_replaces(theirs: Any, make: str) -> None:
+    ours = inspect.signature(TiledWriter).parameters
+    for name, parameter in inspect.signature(getattr(theirs, make)).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            assert ours[name].kind is parameter.KEYWORD_ONLY
+            assert name == "normalizer" or ours[name].default == parameter.default
 
 
 # Normalizers

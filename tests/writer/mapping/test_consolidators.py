@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -304,12 +304,13 @@ def test_a_datum_may_be_split_over_files(
 
 def test_frames_that_do_not_divide_a_datum_make_one_file_of_it() -> None:
     stream_resource = resource(TIFF, template="%d.tif", join_method="concat", chunk_shape=[3])
-    consolidator = consolidator_for(stream_resource, descriptor([4, 5]))
+    with pytest.warns(UserWarning, match="does not divide a datum of 4"):
+        consolidator = consolidator_for(stream_resource, descriptor([4, 5]))
     consolidator.consume(datum(0, 2))
     assert layout(consolidator.data_source()) == ([8, 5], [[4, 4], [5]])
     assert len(consolidator.data_source()["assets"]) == 2
     assert consolidator.notes == [
-        "Data key 'img': 3 frames per file do not divide a datum of 4; each datum is taken to be one file."
+        "Data key 'img': 3 frames per file does not divide a datum of 4; each datum is taken to be one file."
     ]
 
 
@@ -435,6 +436,91 @@ def test_ten_thousands_of_files_are_described_from_scratch_each_time() -> None:
     assert len(early["assets"]) == 20_000
     assert layout(early)[0] == [20_000, 4, 5]
     assert len(consolidator.data_source()["assets"]) == 20_001
+
+
+def test_further_names_of_dimensions_cost_no_others() -> None:
+    consolidator = consolidator_for(resource(HDF5), descriptor([4, 5], dims=["y", "x", "extra"]))
+    assert consolidator.data_source()["structure"]["dims"] == ["time", "y", "x"]
+    assert consolidator.notes == ["Data key 'img': 3 dimensions do not have the names ['time', 'y', 'x', 'extra']."]
+    consolidator = consolidator_for(resource(HDF5), descriptor([4, 5], dims=["y"]))
+    assert consolidator.data_source()["structure"]["dims"] is None
+
+
+# The names that bluesky-tiled-plugins gives to the same
+
+
+def test_a_consolidator_is_used_by_the_names_of_bluesky_tiled_plugins() -> None:
+    consolidator: Any = consolidator_for(
+        resource(TIFF, template="%s_%03d.tif", filename="a", chunk_shape=[1, 5], spec="ODD"), descriptor([2, 5])
+    )
+    patch = consolidator.consume_stream_datum(datum(0, 2))
+    assert (patch.offset, patch.shape) == ((0, 0, 0), (2, 2, 5))
+    assert (consolidator.shape, consolidator.chunks) == ((2, 2, 5), ((1, 1), (2,), (5,)))
+    assert (consolidator.join_method, consolidator.join_chunks) == ("stack", True)
+    assert (consolidator.template, consolidator.files_per_datum) == ("a_{:03d}.tif", 2)
+    assert consolidator.get_datum_uri(7) == "file://localhost/d/a_007.tif"
+    assert [asset.num for asset in consolidator.assets] == [0, 1, 2, 3]
+    assert consolidator.orig_chunks == ((1, 1, 1, 1), (5,))
+    assert consolidator.structure().shape == (2, 2, 5)
+    assert (consolidator.metadata, consolidator.uri) == ({"spec": "ODD"}, "file://localhost/d/")
+    consolidator.update_from_stream_resource(resource(TIFF, "two", template="b_%d.tif", chunk_shape=[1, 5]))
+    assert consolidator.template == "b_{:d}.tif"
+    assert consolidator.supported_mimetypes == {TIFF}
+
+
+@pytest.mark.parametrize("mimetype", REGISTRY)
+def test_tiled_gets_the_same_by_either_name(mimetype: str) -> None:
+    parameters = {"template": "%d.tif"} if "multipart" in mimetype else {}
+    consolidator = consolidator_for(resource(mimetype, **parameters), descriptor([4, 5]))
+    consolidator.consume(datum(0, 2))
+    source, plain = consolidator.data_source(), _consolidator.plain_data_source(consolidator.get_data_source())
+    # Tiled's class has fields for what only the server knows.
+    known = [{name: asset[name] for name in source["assets"][0]} for asset in plain["assets"]]
+    assert {**plain, "assets": known} == source
+
+
+def test_a_subclass_may_follow_the_documentation_of_bluesky_tiled_plugins() -> None:
+    class Lantern(ArrayConsolidator):
+        supported_mimetypes: ClassVar[Any] = {"application/x-lantern"}
+        default_asset_role = "master"
+        join_method = "concat"
+
+        def adapter_parameters(self) -> dict[str, Any]:
+            return {"lamp": self.parameters["lamp"]}
+
+        def consume_stream_datum(self, doc: Any) -> Any:
+            return super().consume_stream_datum({**doc, "indices": {"start": 0, "stop": 1}})
+
+        def get_data_source(self) -> Any:
+            source = super().get_data_source()
+            source.properties["lit"] = True
+            return source
+
+    class Brighter(Lantern):
+        def data_source(self) -> dict[str, Any]:
+            source = super().data_source()
+            return {**source, "properties": {**source["properties"], "brighter": True}}
+
+    registry = {"application/x-lantern": Brighter}
+    consolidator = consolidator_for(resource("application/x-lantern", lamp=3), descriptor([4, 5]), registry)
+    assert consolidator.consume(datum(0, 9)) == Region((0, 0), (4, 5))
+    source = consolidator.data_source()
+    assert source["parameters"] == {"lamp": 3}
+    assert source["properties"] == {"lit": True, "brighter": True}
+    assert [asset["parameter"] for asset in source["assets"]] == ["master"]
+    assert consolidator.get_data_source().properties == source["properties"]
+    with pytest.raises(ValueError, match="can not be handled by Brighter"):
+        Brighter(resource(HDF5), descriptor([4, 5]))
+
+
+def test_regions_are_combined_as_patches() -> None:
+    patches = [Region(shape=(2, 2), offset=(1, 1)), Region(shape=(3, 1), offset=(0, 3))]
+    assert Region.combine_patches(patches) == Region(shape=(3, 3), offset=(0, 1))
+
+
+def test_concat_is_warned_of_as_bluesky_does() -> None:
+    with pytest.warns(DeprecationWarning, match="join_method='concat'"):
+        consolidator_for(resource(HDF5, join_method="concat"), descriptor([4, 5]))
 
 
 def test_users_register_consolidators_of_their_own() -> None:

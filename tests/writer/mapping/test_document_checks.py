@@ -315,7 +315,9 @@ def test_a_patched_document_is_what_is_checked(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_callback_in_the_acquisition_process_refuses_nothing_new(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CallbackRun, "_apply_operations", lambda *_: None)
-    options = RunOptions(None, RunNormalizer, {}, {}, {}, 1, 16, validate=False, ignore_errors=[], patience=1.0)
+    options = RunOptions(
+        None, RunNormalizer, {}, {}, {}, 1, 16, validate=False, ignore_errors=[], patience=1.0, audit=False
+    )
     for name, place, value in [
         ("start", "time", "yesterday"),
         ("event", "uid", None),

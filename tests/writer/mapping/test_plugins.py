@@ -6,6 +6,7 @@ import pickle
 import re
 import sys
 import uuid
+from pathlib import Path
 
 import h5py
 import numpy
@@ -20,7 +21,7 @@ from tiledwriter._config import load_settings
 from tiledwriter._errors import PluginError
 from tiledwriter.mapping._consolidators import REGISTRY
 from tiledwriter.mapping._normalizer import RunNormalizer
-from tiledwriter.mapping._plugins import Plugins, installed_consolidators
+from tiledwriter.mapping._plugins import Plugins, installed_consolidators, may_exist
 from tiledwriter.mapping._sequence_consolidators import TIFFConsolidator
 from tiledwriter.testing import SupervisorProcess
 
@@ -294,3 +295,31 @@ def publish(publish_one, directory):
         publish_one("event", stream.compose_event(**data))
     publish_one("stop", run.compose_stop())
     return run.start_doc["uid"]
+
+
+@pytest.mark.parametrize(
+    ("reference", "exists"),
+    [
+        ("lab_{}.files.camera", True),
+        ("lab_{}.files.camera:Consolidator", True),
+        ("lab_{}.files.camera:Consolidator.inner", True),
+        ("lab_{}.files.camera:Consolidators", False),
+        ("lab_{}.files.kamera", False),
+        ("lab_{}.folder.camera", False),
+        ("lab_{}.files.camera.further", False),
+        ("lab_{}.files.camera:", False),
+        ("no_such_lab:Consolidator", False),
+    ],
+)
+def test_a_plugin_is_looked_for_without_importing_it(
+    reference: str, exists: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = f"lab_{uuid.uuid4().hex}"
+    (tmp_path / package / "files").mkdir(parents=True)
+    (tmp_path / package / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    (tmp_path / package / "files" / "__init__.py").touch()
+    (tmp_path / package / "folder").mkdir()
+    (tmp_path / package / "files" / "camera.py").write_text("class Consolidator: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert may_exist(reference.replace("lab_{}", package)) == exists
+    assert package not in sys.modules

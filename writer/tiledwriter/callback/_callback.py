@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 BATCH_SIZE: Final = 10_000
 DEFAULT_PATIENCE_SECONDS: Final = 45.0
 
+_ASSETS: Final = frozenset({"resource", "datum", "datum_page"})
+
 
 class TiledWriter:
     """A RunEngine callback that writes runs to Tiled while they are measured: `RE.subscribe(TiledWriter(client))`.
@@ -51,7 +53,8 @@ class TiledWriter:
     backup_dictionary
         Mapping for failed runs: a list of documents each, under the first part of the run's uid.
     batch_size
-        Number of events and stream datums sent together; 1 sends each at once. The rest is sent at the stop.
+        Number of events of a stream, and of frames of a data key, sent together; 1 sends each at once. The rest is sent
+        at the stop.
     max_array_size
         Arrays in events with up to this many numbers become list columns if the server's tables support these; a
         negative number means all arrays.
@@ -61,6 +64,16 @@ class TiledWriter:
         Patterns of validation errors to ignore.
     patience
         Seconds for which a request is retried.
+    audit
+        Whether each run is compared with what was sent before it gets its stop document. Otherwise only a run is
+        compared for which a request had to be repeated, or which was in Tiled before.
+
+    Attributes
+    ----------
+    client
+        The container, as a client that knows the data sources of its nodes.
+    patches, spec_to_mimetype, backup_directory, backup_dictionary, ignore_errors
+        The arguments. A change applies to the runs that start after it.
 
     Raises
     ------
@@ -84,28 +97,28 @@ class TiledWriter:
         validate: bool | None = None,
         ignore_errors: Sequence[str] | None = None,
         patience: float = DEFAULT_PATIENCE_SECONDS,
+        audit: bool = False,
     ) -> None:
         if client is not None:
             check_version(client)
-        self.client = client
-        self.backup_directory = None if backup_directory is None else Path(backup_directory)
-        self.backup_dictionary = backup_dictionary
+            client = client.include_data_sources()
         if validate:
             _check_validation(client)
-        if self.backup_directory is not None:
-            self.backup_directory.mkdir(parents=True, exist_ok=True)
-        self._options = RunOptions(
-            client=client,
-            normalizer=normalizer,
-            patches=patches or {},
-            spec_to_mimetype=spec_to_mimetype or {},
-            consolidators=load_consolidators(installed_consolidators({})),
-            batch_size=batch_size,
-            max_array_size=max_array_size,
-            validate=bool(validate),
-            ignore_errors=list(ignore_errors or ()),
-            patience=patience,
-        )
+        if backup_directory is not None:
+            Path(backup_directory).mkdir(parents=True, exist_ok=True)
+        self.client = client
+        self.patches = patches or {}
+        self.spec_to_mimetype = spec_to_mimetype or {}
+        self.backup_directory = backup_directory
+        self.backup_dictionary = backup_dictionary
+        self.ignore_errors = ignore_errors or []
+        self._normalizer = normalizer
+        self._consolidators = load_consolidators(installed_consolidators({}))
+        self._batch_size = batch_size
+        self._max_array_size = max_array_size
+        self._validate = bool(validate)
+        self._patience = patience
+        self._audit = audit
         self._encoder = Encoder()
         self._routing = RunRouting(RECENT_ASSETS)
         self._runs: dict[str, CallbackRun] = {}
@@ -136,6 +149,9 @@ class TiledWriter:
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Process a document, which is neither changed nor kept.
 
+        The stop document of a run whose start did not come is ignored, and so is an asset that names no run, if no run
+        is open: a callback may be subscribed in the middle of a run.
+
         Raises
         ------
         tiledbroker.RoutingError
@@ -143,6 +159,9 @@ class TiledWriter:
         Exception
             Its run failed and has no backup.
         """
+        if self._concerns_others(name, doc):
+            log.info("A %s document is ignored, because it belongs to no run that has started here.", name)
+            return
         body = self._encoder.encode(doc)
         deliveries = self._routing.deliver(name, doc, body)
         for kind in self._encoder.take_replaced():
@@ -151,10 +170,15 @@ class TiledWriter:
         if errors:
             raise errors[0]
 
+    def _concerns_others(self, name: str, doc: Mapping[str, Any]) -> bool:
+        if name == "stop":
+            return doc.get("run_start") not in self._runs
+        return name in _ASSETS and "run_start" not in doc and not self._runs
+
     def _pass_on(self, run_uid: str, name: str, body: bytes) -> BaseException | None:
         """Pass a document to its run; return the error, if any, since other runs may need the document, too."""
         if name == "start":
-            self._runs[run_uid] = CallbackRun(run_uid, self._options, self._make_backups(run_uid))
+            self._runs[run_uid] = CallbackRun(run_uid, self._run_options(), self._make_backups(run_uid))
         try:
             self._runs[run_uid](name, body)
         except BaseException as error:
@@ -164,10 +188,25 @@ class TiledWriter:
                 del self._runs[run_uid]
         return None
 
+    def _run_options(self) -> RunOptions:
+        return RunOptions(
+            client=self.client,
+            normalizer=self._normalizer,
+            patches=dict(self.patches),
+            spec_to_mimetype=dict(self.spec_to_mimetype),
+            consolidators=self._consolidators,
+            batch_size=self._batch_size,
+            max_array_size=self._max_array_size,
+            validate=self._validate,
+            ignore_errors=list(self.ignore_errors),
+            patience=self._patience,
+            audit=self._audit,
+        )
+
     def _make_backups(self, run_uid: str) -> list[Backup]:
         backups: list[Backup] = []
         if self.backup_directory is not None:
-            backups.append(JSONLinesBackup(self.backup_directory, run_uid))
+            backups.append(JSONLinesBackup(Path(self.backup_directory), run_uid))
         if self.backup_dictionary is not None:
             backups.append(DictionaryBackup(self.backup_dictionary, run_uid))
         return backups
@@ -175,7 +214,7 @@ class TiledWriter:
 
 def _check_validation(client: Any) -> None:
     warnings.warn(
-        "TiledWriter's argument `validate` is deprecated; call `validate` on the run read from Tiled instead.",
+        "The `validate` argument of TiledWriter is deprecated; call `validate` on the run read from Tiled instead.",
         DeprecationWarning,
         stacklevel=3,
     )

@@ -54,6 +54,7 @@ class RunOptions:
     validate: bool
     ignore_errors: list[str]
     patience: float
+    audit: bool
 
 
 class PassThrough:
@@ -101,10 +102,10 @@ class CallbackRun:
         self._connection = Connection(
             lambda: options.client, threading.Event(), self._ledger.note, patience=options.patience
         )
-        self._catalog = TiledCatalog(self._connection, self._ledger, quiet_period=QUIET_PERIOD_SECONDS)
+        self._catalog = TiledCatalog(
+            self._connection, self._ledger, quiet_period=QUIET_PERIOD_SECONDS, audit_undisturbed=options.audit
+        )
         self._writer: RunWriter | None = None
-        # Number of events and stream datums since the last flush.
-        self._pending = 0
 
     def __call__(self, name: str, body: bytes) -> None:
         """Process the next document. An error is raised unless a backup has the whole run."""
@@ -168,7 +169,7 @@ class CallbackRun:
                 self._ledger.note("no list columns", reason=str(error))
             elif isinstance(error, ColumnsTooNarrow):
                 self._ledger.note("wider columns", columns=error.needed)
-            self._plan, self._writer, self._pending, documents = plan, None, 0, self._normalized
+            self._plan, self._writer, documents = plan, None, self._normalized
 
         fold_until_planned(self._plan, fold_documents, begin_again)
         if name == "stop" and self._options.validate:
@@ -184,10 +185,10 @@ class CallbackRun:
             for note in self._normalizer.notes:
                 self._writer.note(note)
         operations = self._writer(name, document)
-        self._pending += name in ("event", "stream_datum")
-        if self._pending >= max(1, self._options.batch_size) or self._writer.flush_due:
-            self._pending = 0
+        if self._writer.flush_due:
             operations += self._writer.flush()
+        elif name in ("event", "stream_datum"):
+            operations += self._writer.flush_batch(document, max(1, self._options.batch_size))
         if needed := self._writer.too_narrow:
             raise ColumnsTooNarrow(needed)
         self._apply_operations(operations)

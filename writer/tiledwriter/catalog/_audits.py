@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tiledbroker._crash_points import crash_point
 
 from ..mapping import Audit, ColumnDigest
@@ -25,13 +27,23 @@ class NodeAudits:
         What Tiled has of the run beyond its journal.
     rewrites
         Rewrites of the run's tables.
+    is_needed
+        Returns whether nodes have to be compared.
     """
 
-    def __init__(self, nodes: Nodes, known: KnownNodes, beyond: DataBeyondJournal, rewrites: TableRewrites) -> None:
+    def __init__(
+        self,
+        nodes: Nodes,
+        known: KnownNodes,
+        beyond: DataBeyondJournal,
+        rewrites: TableRewrites,
+        is_needed: Callable[[], bool],
+    ) -> None:
         self._nodes = nodes
         self._known = known
         self._beyond = beyond
         self._rewrites = rewrites
+        self._is_needed = is_needed
 
     def audit_node(self, operation: Audit) -> None:
         """Compare a node with the rows that were sent, and have it rewritten if it differs.
@@ -50,7 +62,9 @@ class NodeAudits:
         shown, node = self._known[operation.path], self._known.target(operation.path)
         if node.doubt is not None or node.state is NodeState.OCCUPIED:
             self._beyond.raise_tiled_has_more()
-        if operation.columns:
+        if not self._is_needed():
+            pass
+        elif operation.columns:
             if reason := self._compare_rows(node, operation):
                 self._rewrites.reject_rows(node, shown, reason)
         elif reason := self._compare_shape(node, operation):

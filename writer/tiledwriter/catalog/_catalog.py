@@ -34,7 +34,7 @@ from ._connection import Connection
 from ._creation import COMPLETE_BEFORE, NodeCreation
 from ._data_beyond_journal import DataBeyondJournal
 from ._growth import NodeGrowth
-from ._known_nodes import KnownNodes, path_in_run
+from ._known_nodes import LATE_AUDIT, KnownNodes, path_in_run
 from ._ledger import Ledger
 from ._nodes import Nodes, order_of
 from ._quiet import QuietPeriods
@@ -65,6 +65,9 @@ class TiledCatalog:
     quiet_period
         Seconds for which a node's size must not change before an append with unknown outcome counts as not carried
         out.
+    audit_undisturbed
+        Whether nodes are also compared with what was sent if each request was answered and this process has created
+        all nodes.
     clock
         Returns monotonic time in seconds.
     """
@@ -75,8 +78,11 @@ class TiledCatalog:
         ledger: Ledger,
         *,
         quiet_period: float = QUIET_PERIOD_SECONDS,
+        audit_undisturbed: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._connection = connection
+        self._audit_undisturbed = audit_undisturbed
         self._nodes = Nodes(connection)
         self._nodes.probe.on_table = lambda path: ledger.set(_PROBE_TABLE_KEY, path)
         self._ledger = ledger
@@ -88,13 +94,16 @@ class TiledCatalog:
         self._creation = NodeCreation(
             self._nodes, self._known, self._beyond, self._rewrites, self._growth, quiet=self._quiet, ledger=ledger
         )
-        self._audits = NodeAudits(self._nodes, self._known, self._beyond, self._rewrites)
+        self._audits = NodeAudits(self._nodes, self._known, self._beyond, self._rewrites, self._needs_audit)
         self._journal_has_all = False
 
     @property
     def waits_for_stop(self) -> bool:
         """True while operations are not applied because Tiled has a stop document that the journal lacks."""
         return self._beyond.waits_for_stop
+
+    def _needs_audit(self) -> bool:
+        return self._audit_undisturbed or self._connection.was_disturbed or bool(self._ledger.get(LATE_AUDIT))
 
     def raise_tiled_has_more(self) -> NoReturn:
         """Give up waiting for documents that Tiled has and the journal lacks.
@@ -166,8 +175,7 @@ class TiledCatalog:
         elif isinstance(operation, OrderTable):
             self._set_order(operation)
         elif isinstance(operation, DescribeExternal):
-            source = {**operation.data_source, "id": self._nodes.data_source(operation.path)["id"]}
-            self._nodes.put_data_source(operation.path, source, repeat=True)
+            self._nodes.describe_external(operation)
         elif isinstance(operation, Audit):
             self._audits.audit_node(operation)
         elif isinstance(operation, UpdateMetadata):

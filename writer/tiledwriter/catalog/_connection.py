@@ -201,6 +201,8 @@ class Connection:
         The write slot.
     stuck
         Why a request is repeated although the server accepts others, as a sentence; "" if there is no such request.
+    was_disturbed
+        Whether any request so far had no answer of Tiled that says that it was carried out or refused.
     """
 
     def __init__(
@@ -228,6 +230,7 @@ class Connection:
         self.probe = DatabaseProbe()
         self.counts = RequestCounts(messages.LATENCY_BOUNDS_SECONDS)
         self.stuck = ""
+        self.was_disturbed = False
         self._failing: dict[str, _Failing] = {}
         self._away_since: float | None = None
         self._present = False
@@ -375,7 +378,8 @@ class Connection:
         """Send a request of the probe, with at most one repetition and no effect on the state of other requests."""
         body = msgspec.json.encode(json) if json is not None else content
         headers = {"Accept-Encoding": "identity", **({} if body is None else {"Content-Type": content_type})}
-        arguments = {"content": body, "headers": headers, "params": params, "timeout": _PROBE_TIMEOUT_SECONDS}
+        timeout = httpx.Timeout(_PROBE_TIMEOUT_SECONDS)
+        arguments: dict[str, Any] = {"content": body, "headers": headers, "params": params, "timeout": timeout}
         try:
             response = self._send_request(method, endpoint, path, **arguments)
         except (NotProcessed, Ambiguous):
@@ -463,6 +467,7 @@ class Connection:
             response = self._send_request(method, endpoint, path, **arguments)
             raise_for_response(response, str((arguments["params"] or {}).get("format", "application/json")))
         except ServerFailed as error:
+            self.was_disturbed = True
             self.counts.count_attempt(error, is_write=is_write)
             if may_be_poison:
                 self._note_failure(what, error)
@@ -470,6 +475,7 @@ class Connection:
                 self._note_answer(what, error)
             raise
         except (NotProcessed, Ambiguous) as error:
+            self.was_disturbed = True
             self.counts.count_attempt(error, is_write=is_write)
             if isinstance(error, Paused):
                 # The next attempt makes a new client, with the credentials valid by then.
@@ -484,7 +490,9 @@ class Connection:
         self._note_answer(what)
         return response
 
-    def _send_request(self, method: str, endpoint: str, path: str, **arguments: Any) -> httpx.Response:
+    def _send_request(
+        self, method: str, endpoint: str, path: str, *, timeout: httpx.Timeout | None = None, **arguments: Any
+    ) -> httpx.Response:
         client = self._ensure_client()
         url = f"{client.context.api_uri}{endpoint}/{quote_segments([*client.path_parts, *path.split('/')])}"
         is_write = method != "GET"
@@ -495,9 +503,14 @@ class Connection:
             self.write_slot.rest()
         try:
             began = time.monotonic()
-            # A redirect of a write leads to a login page, never to the requested resource.
+            # A redirect of a write leads to a login page, never to the requested resource. The timeout is passed on as
+            # httpx itself does, because the client of a server in this process warns of a `timeout` argument.
             response: httpx.Response = client.context.http_client.request(
-                method, url, **{"timeout": self._timeout, "follow_redirects": False, **arguments}
+                method,
+                url,
+                follow_redirects=False,
+                extensions={"timeout": (timeout or self._timeout).as_dict()},
+                **arguments,
             )
             self.counts.count_answer(time.monotonic() - began)
         except httpx.HTTPError as error:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import quote_plus
 
+import msgspec
 import numpy
 import pyarrow
 from tiled.structures.array import BuiltinDtype, StructDtype
@@ -24,6 +26,7 @@ from ..mapping import (
     CreateContainer,
     CreateTable,
     Creation,
+    DescribeExternal,
     Growth,
     RegisterExternal,
     Specs,
@@ -54,6 +57,8 @@ class Nodes:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._data_sources: dict[str, dict[str, Any]] = {}
+        # By path of a node for external files: a checksum of what Tiled was last told of how to read them.
+        self._told_readings: dict[str, int] = {}
         self._rows_per_slice = _MAX_SLICE_BYTES // _BYTES_PER_VALUE
 
     @property
@@ -240,6 +245,13 @@ class Nodes:
             source = {**operation.new_data_source, "id": self.data_source(path)["id"]}
             params = {"patch_offset": _join_numbers(operation.offset), "patch_shape": _join_numbers(operation.shape)}
             self.put_data_source(path, source, repeat=False, params=params)
+            self._told_readings[path] = _checksum_of_reading(source)
+
+    def describe_external(self, operation: DescribeExternal) -> None:
+        """Set the structure and parameters of a node for external files, unless they were last set to the same."""
+        path, source = operation.path, operation.data_source
+        if self._told_readings.get(path) != _checksum_of_reading(source):
+            self.put_data_source(path, {**source, "id": self.data_source(path)["id"]}, repeat=True)
 
     def _write_rows(self, path: str, operation: WriteArray) -> None:
         """Send rows of an array, and their total number as long as the array has only one chunk.
@@ -442,6 +454,11 @@ def extent(source: Mapping[str, Any]) -> int:
         return len(source["assets"])
     told = (source.get("properties") or {}).get(_FIRST_CHUNK_ROWS_PROPERTY)
     return int(shape[0] if told is None or len(source["structure"]["chunks"][0]) > 1 else told)
+
+
+def _checksum_of_reading(source: Mapping[str, Any]) -> int:
+    """Return a checksum of how a data source is read, whichever files it names."""
+    return zlib.crc32(msgspec.json.encode({name: source[name] for name in ("structure", "parameters", "properties")}))
 
 
 def with_rows(source: Mapping[str, Any], rows: int) -> dict[str, Any]:

@@ -182,8 +182,7 @@ def _check_curve(settings: Settings) -> CheckResult:
 def _check_plugins(settings: Settings) -> CheckResult:
     plugins = settings.writing_options().plugins
     try:
-        plugins.make_normalizer(settings.spec_to_mimetype)
-        plugins.load_consolidators()
+        plugins.check(settings.spec_to_mimetype)
     except PluginError as error:
         return CheckResult.fail(PLUGINS, str(error), "Install the package, or correct the name.")
     named = [

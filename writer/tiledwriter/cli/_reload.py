@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from tiledbroker.supervisor import ServiceChanges, WorkerCommand
 
-from .._config import Settings
+from .._config import PluginCheck, Settings
 from ._settings import WrongConfiguration, settings_of
 
 log = logging.getLogger("tiledwriter.supervisor")
@@ -122,7 +122,7 @@ class ConfigurationReload:
         try:
             if problem:
                 raise WrongConfiguration(problem)
-            fresh = settings_of(self._config, self._flags, plugins=False)
+            fresh = settings_of(self._config, self._flags, plugins=PluginCheck.NONE)
         except WrongConfiguration as error:
             log.error("The configuration cannot be used, and nothing is changed: %s.", error)
             return None

@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from tiledbroker import AddressError, __version__
 
-from .._config import Settings, StreamPatterns, load_settings
+from .._config import PluginCheck, Settings, StreamPatterns, load_settings
 from .._plain_text import plain
 from ._sources import Location, SettingSources, WrongConfiguration, suggest
 
@@ -66,7 +66,9 @@ def setting_flags(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(arguments).items() if name in Settings.model_fields}
 
 
-def settings_of(config: Path | None, flags: dict[str, Any], *, server: bool = True, plugins: bool = True) -> Settings:
+def settings_of(
+    config: Path | None, flags: dict[str, Any], *, server: bool = True, plugins: PluginCheck = PluginCheck.IMPORT
+) -> Settings:
     """Return the settings from a YAML file, the environment and flags, and log warnings; see `read_settings`.
 
     Raises
@@ -80,7 +82,7 @@ def settings_of(config: Path | None, flags: dict[str, Any], *, server: bool = Tr
 
 
 def read_settings(
-    config: Path | None, flags: dict[str, Any], *, server: bool = True, plugins: bool = True
+    config: Path | None, flags: dict[str, Any], *, server: bool = True, plugins: PluginCheck = PluginCheck.IMPORT
 ) -> LoadedSettings:
     """Return the settings from a YAML file, the environment and flags, with their sources.
 

@@ -121,8 +121,9 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
         import zmq
 
         from tiledbroker import JournalLocked, KeyFileError
-        from tiledbroker._errors import DirectoryUnusable
+        from tiledbroker._errors import DirectoryUnusable, WorkersUnusable
 
+        from .._config import PluginCheck
         from ..status import HttpProcess, TokenFileError, find_missing_packages
         from ..worker import allow_open_files
         from ._credentials import require_credentials
@@ -135,7 +136,8 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
         print(json.dumps(config_schema(), indent=2))
         return ExitCode.OK
     try:
-        loaded = read_settings(arguments.config, setting_flags(arguments))
+        # The process that workers are forked from imports the plugins, which may take seconds.
+        loaded = read_settings(arguments.config, setting_flags(arguments), plugins=PluginCheck.NAMES)
         if arguments.print_config:
             loaded.warn()
             print_settings(loaded)
@@ -164,7 +166,7 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
             left = supervisor.run()
         rest = _describe_rest(supervisor.count_unwritten(), surveyed=supervisor.surveyed)
         log.info("Stopped %s; left: %s.", loaded.describe(), rest)
-    except KeyFileError as error:
+    except (KeyFileError, WorkersUnusable) as error:
         return _report_failure(ExitCode.USAGE, str(error))
     except JournalLocked:
         return _report_failure(ExitCode.LOCKED, f"another tiledwriter-supervisor uses {settings.journal_dir}")

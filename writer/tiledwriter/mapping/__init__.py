@@ -8,6 +8,7 @@ from ._array_consolidator import ArrayConsolidator
 from ._arrays import Array
 from ._columns import arrow_type
 from ._consolidator import Consolidator
+from ._consolidators import consolidator_for
 from ._fold import BATCH_BYTES, BATCH_DOCUMENTS, Fold
 from ._fold_plan import FoldPlan, fold_until_planned
 from ._frames import Patch, Region
@@ -40,11 +41,13 @@ from ._operations import (
 from ._path_map import MappedUri, PathMap
 from ._plugins import (
     Plugins,
+    check_patch_names,
     import_plugin_module,
     installed_consolidators,
     load_consolidators,
     load_patches,
     make_normalizer,
+    may_exist,
 )
 from ._run_writer import MAX_ARRAY_SIZE, RUN_SPEC, RunWriter
 from ._sequence_consolidators import JPEGConsolidator, NPYConsolidator, SequenceConsolidator, TIFFConsolidator
@@ -110,6 +113,8 @@ __all__ = [
     "WriteArray",
     "WritingOptions",
     "arrow_type",
+    "check_patch_names",
+    "consolidator_for",
     "declares_dtype",
     "describe_operation",
     "fold_until_planned",
@@ -118,6 +123,7 @@ __all__ = [
     "load_consolidators",
     "load_patches",
     "make_normalizer",
+    "may_exist",
     "registered_consolidators",
     "run_key",
     "unpack_pages",

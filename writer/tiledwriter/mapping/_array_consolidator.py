@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict
 from typing import Any, ClassVar, Final
 
 import numpy
-from tiled.structures.array import BuiltinDtype, StructDtype
+from tiled.structures.array import ArrayStructure, BuiltinDtype, StructDtype
 
 from ._consolidator import Consolidator, Document, first_seq_num
 from ._dtypes import declared_dtype
@@ -63,6 +64,11 @@ class ArrayConsolidator(Consolidator):
         self.join_chunks = self.parameters.get("join_chunks", self.join_chunks)
         if self.join_method not in {"stack", "concat"}:
             raise self._registration_error(f"join_method is {self.join_method!r}, neither 'stack' nor 'concat'")
+        if self.parameters.get("join_method") == "concat":
+            message = (
+                f"Files of {self.mimetype} use join_method='concat', which Bluesky deprecates; use 'stack' instead."
+            )
+            warnings.warn(message, DeprecationWarning, stacklevel=2)
         if not self._described:
             raise self._registration_error("its stream's descriptor has no such data key")
         self.datum_shape = self._datum_shape()
@@ -84,13 +90,24 @@ class ArrayConsolidator(Consolidator):
         return (self._rows, *self.datum_shape)
 
     @property
-    def chunks(self) -> list[list[int]]:
+    def chunks(self) -> tuple[Shape, ...]:
         """The sizes of the chunks along each dimension; dimensions beyond `chunk_shape` have a single chunk."""
         shape, chunk = self.shape, self.chunk_shape
         chunks = [_chunk_sizes(size, step) for size, step in zip(shape, chunk, strict=False)]
         if chunk and self.datum_shape and self.join_method == "concat" and not self.join_chunks:
             chunks[0] = _chunk_sizes(self.datum_shape[0], chunk[0], self._rows)
-        return chunks + [[size] for size in shape[len(chunk) :]]
+        return (*chunks, *((size,) for size in shape[len(chunk) :]))
+
+    @property
+    def orig_chunks(self) -> tuple[Shape, ...] | None:
+        """The layout of the files, if it is another one than that of the array; else None."""
+        chunks = self._source_properties().get("chunks")
+        return None if chunks is None else tuple(map(tuple, chunks))
+
+    def structure(self) -> ArrayStructure:
+        """Return the structure of the array, in Tiled's data class."""
+        structure: ArrayStructure = self.get_data_source().structure
+        return structure
 
     def add_resource(self, stream_resource: Document) -> None:
         """Add another file; the chunk shape of the first resource stays valid."""
@@ -203,7 +220,7 @@ class ArrayConsolidator(Consolidator):
 
     def data_source(self) -> dict[str, Any]:
         """Return the current data source, of structure family 'array'."""
-        array = {"data_type": self.data_type, "shape": list(self.shape), "chunks": self.chunks}
+        array = {"data_type": self.data_type, "shape": list(self.shape), "chunks": list(map(list, self.chunks))}
         structure = {**array, "dims": self.dims, "resizable": False}
         return self._data_source("array", structure, self.adapter_parameters(), self._source_properties())
 
@@ -253,8 +270,8 @@ class ArrayConsolidator(Consolidator):
             dims = ["time", *dims]
         if len(dims) not in {0, len(self.shape)}:
             self._add_note(f"{len(self.shape)} dimensions do not have the names {dims}.")
-            return None
-        return dims or None
+        # Further names are of no use, but the first ones are those of the first dimensions.
+        return dims[: len(self.shape)] if len(dims) >= len(self.shape) else None
 
     def _chunk_shape(self) -> Shape:
         return self._declared_chunk
@@ -270,10 +287,10 @@ class ArrayConsolidator(Consolidator):
         return ()
 
 
-def _chunk_sizes(total: int, step: int, repeat: int = 1) -> list[int]:
-    """Split `total` into pieces of at most `step`; return the pieces, repeated `repeat` times, or [0] if none."""
+def _chunk_sizes(total: int, step: int, repeat: int = 1) -> Shape:
+    """Split `total` into pieces of at most `step`; return the pieces, repeated `repeat` times, or (0,) if none."""
     rest = total % step
-    return ([step] * (total // step) + [rest] * (rest > 0)) * repeat or [0]
+    return ((step,) * (total // step) + (rest,) * (rest > 0)) * repeat or (0,)
 
 
 def _is_size(value: Any) -> bool:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, ClassVar, Final, TypeAlias
 
 import numpy
+from tiled.structures.array import ArrayStructure
+from tiled.structures.bytes import BytesStructure
+from tiled.structures.core import StructureFamily
+from tiled.structures.data_source import Asset, DataSource, Management
 
 from .._errors import DocumentError
 from ._frames import AnnouncedFrames, Region
@@ -16,6 +22,14 @@ Document: TypeAlias = Mapping[str, Any]
 
 MAX_FILES: Final = 1_000_000
 """The largest number of files of one data key; without a limit, one small document could claim any number of files."""
+
+_PEER_NAMES: Final = {
+    "mimetypes": "supported_mimetypes",
+    "asset_parameter": "default_asset_role",
+    "consume": "consume_stream_datum",
+    "add_resource": "update_from_stream_resource",
+}
+"""Names of attributes in the `ConsolidatorBase` of bluesky-tiled-plugins, by those here."""
 
 _WIDE_NUMBER: Final = re.compile(r"\{[^{}]*[0-9]{4}")
 
@@ -53,6 +67,10 @@ class Consolidator:
     `consume` and `data_source`. If a document describes data that Tiled cannot serve, the constructor and the methods
     raise DocumentError and leave the data source unchanged, so that earlier data stays available.
 
+    Attributes and methods also have the names that they have in the `ConsolidatorBase` of bluesky-tiled-plugins, and a
+    subclass may define either: `supported_mimetypes`, `default_asset_role`, `consume_stream_datum`,
+    `update_from_stream_resource` and `get_data_source`.
+
     Parameters
     ----------
     stream_resource
@@ -70,6 +88,8 @@ class Consolidator:
         The data key.
     mimetype
         The mimetype of the files.
+    uri
+        The URI of the first StreamResource.
     parameters
         The parameters of the StreamResource.
     metadata
@@ -82,6 +102,22 @@ class Consolidator:
 
     mimetypes: ClassVar[frozenset[str]] = frozenset()
     asset_parameter: ClassVar[str] = "data_uris"
+    supported_mimetypes: ClassVar[frozenset[str]] = mimetypes
+    default_asset_role: ClassVar[str] = asset_parameter
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        own = vars(cls)
+        for ours, theirs in _PEER_NAMES.items():
+            if ours in own:
+                setattr(cls, theirs, own[ours])
+            elif theirs in own:
+                setattr(cls, ours, own[theirs])
+        # Each class converts the result of its own method, so that both methods can call those of the base class.
+        if "data_source" in own:
+            cls.get_data_source = _with_result(own["data_source"], _as_data_source)  # type: ignore[method-assign, assignment]
+        elif "get_data_source" in own:
+            cls.data_source = _with_result(own["get_data_source"], plain_data_source)  # type: ignore[method-assign, assignment]
 
     @classmethod
     def variant(cls, stream_resource: Document) -> type[Consolidator]:  # noqa: ARG003 - subclasses look at it
@@ -93,7 +129,9 @@ class Consolidator:
         self.mimetype: str = stream_resource["mimetype"]
         self._described: Document = descriptor["data_keys"].get(self.data_key, {})
         if self.mimetypes and self.mimetype not in self.mimetypes:
-            raise self._registration_error(f"{type(self).__name__} does not handle {self.mimetype}")
+            what = f"a data source of {self.mimetype} type can not be handled by {type(self).__name__}"
+            raise self._registration_error(what)
+        self.uri: str = stream_resource["uri"]
         self.parameters: dict[str, Any] = dict(stream_resource["parameters"])
         self.metadata: dict[str, Any] = {}
         self.notes: list[str] = []
@@ -150,6 +188,23 @@ class Consolidator:
         """
         raise NotImplementedError
 
+    consume_stream_datum = consume
+    update_from_stream_resource = add_resource
+
+    def get_data_source(self) -> DataSource[Any]:
+        """Return the current data source, in Tiled's data class."""
+        raise NotImplementedError
+
+    @property
+    def assets(self) -> list[Asset]:
+        """The files so far, in Tiled's data class."""
+        return [Asset(**asset) for asset in self._assets.values()]
+
+    def get_datum_uri(self, number: int) -> str:
+        """Return the URI of the file with this number; without a template, that of the resource."""
+        files = next(reversed(self._files.values()), None)
+        return self.uri if files is None else files.name(number)
+
     def _registration_error(self, what: str) -> DocumentError:
         advice = "Correct the documents with patches of the RunNormalizer."
         return DocumentError(f"External data of {self.data_key!r} cannot be registered: {what}. {advice}")
@@ -172,7 +227,7 @@ class Consolidator:
         Some detectors number the frames of each file from 0, others continue from file to file. The latter is assumed
         if the first frame of a file has the number of frames in all files before.
         """
-        file = self._file_of_resource.get(stream_datum["stream_resource"])
+        file = self._file_of_resource.get(stream_datum.get("stream_resource", ""))
         if file is None:
             file = next(reversed(self._file_of_resource.values()), None)
         self.announced.add_frames(file, numbers)
@@ -243,7 +298,7 @@ class Consolidator:
     def _numbered_uris(self, stream_datum: Document, numbers: range) -> list[str]:
         if numbers.stop - numbers.start > MAX_FILES:
             raise self._registration_error(f"stream_datum {stream_datum.get('uid')!r} has more than {MAX_FILES} files")
-        files = self._files_of.get(stream_datum["stream_resource"]) or next(reversed(self._files_of.values()))
+        files = self._files_of.get(stream_datum.get("stream_resource", "")) or next(reversed(self._files_of.values()))
         return [files.name(number) for number in numbers]
 
     def _data_source(
@@ -291,6 +346,54 @@ def first_seq_num(stream_datum: Document, count: int) -> int | None:
         return None
     start, stop = numbers.get("start"), numbers.get("stop")
     return start if isinstance(start, int) and isinstance(stop, int) and stop - start == count else None
+
+
+def _with_result(method: Callable[[Any], Any], convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def converted(self: Any) -> Any:
+        return convert(method(self))
+
+    converted.__doc__ = method.__doc__
+    return converted
+
+
+def _as_data_source(source: Document) -> DataSource[Any]:
+    """Return a data source of `Consolidator.data_source` in Tiled's data class."""
+    family = StructureFamily(source["structure_family"])
+    structure: Any = source["structure"]
+    if family == StructureFamily.array:
+        structure = ArrayStructure.from_json(structure)
+    elif family == StructureFamily.bytes:
+        structure = BytesStructure()
+    return DataSource(
+        structure_family=family,
+        structure=structure,
+        mimetype=source["mimetype"],
+        parameters=source["parameters"],
+        properties=source["properties"],
+        assets=[Asset(**asset) for asset in source["assets"]],
+        management=Management(source["management"]),
+    )
+
+
+def plain_data_source(source: Any) -> dict[str, Any]:
+    """Return a data source of Tiled's data class, or a mapping like it, in JSON types and without numbers of Tiled."""
+    plain = _as_json(source)
+    fields = ("structure_family", "structure", "mimetype", "parameters", "properties", "assets", "management")
+    # Tiled numbers data sources and assets itself.
+    assets = [{name: value for name, value in asset.items() if name != "id"} for asset in plain.get("assets") or ()]
+    return {**{name: plain.get(name) or {} for name in fields}, "assets": assets}
+
+
+def _as_json(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return _as_json(value.value)
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(item) for item in value]
+    return _json_value(value)
 
 
 def _json_value(value: Any) -> Any:

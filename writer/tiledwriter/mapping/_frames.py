@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, TypeAlias
 
 Shape: TypeAlias = tuple[int, ...]
@@ -21,6 +23,11 @@ class Region:
         offset = tuple(map(min, self.offset, other.offset))
         end = map(max, self._end_offset(), other._end_offset())
         return Region(offset, tuple(stop - start for start, stop in zip(offset, end, strict=True)))
+
+    @classmethod
+    def combine_patches(cls, patches: Iterable[Region]) -> Region:
+        """Return the smallest region that covers all of the given ones, of which there must be one at least."""
+        return reduce(cls.union, patches)
 
     def _end_offset(self) -> Shape:
         return tuple(start + size for start, size in zip(self.offset, self.shape, strict=True))

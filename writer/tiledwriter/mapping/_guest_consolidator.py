@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import sys
-from collections.abc import Callable, Mapping
-from enum import Enum
+from collections.abc import Callable
 from typing import Any, ClassVar, Final, TypeVar
 
 from .._errors import DocumentError
-from ._consolidator import Consolidator, Document, _json_value
+from ._consolidator import Consolidator, Document, plain_data_source
 from ._frames import Region
 
 _PEER: Final = "bluesky_tiled_plugins"
@@ -57,13 +55,7 @@ class GuestConsolidator(Consolidator):
 
     def data_source(self) -> dict[str, Any]:
         """Return the consolidator's data source, in JSON types."""
-        source = self._call_guest("get_data_source", lambda: _as_json(self._guest.get_data_source()))
-        fields = ("structure_family", "structure", "mimetype", "parameters", "properties", "assets", "management")
-        # Tiled numbers data sources and assets itself.
-        assets = [
-            {name: value for name, value in asset.items() if name != "id"} for asset in source.get("assets") or ()
-        ]
-        return {**{name: source.get(name) or {} for name in fields}, "assets": assets}
+        return self._call_guest("get_data_source", lambda: plain_data_source(self._guest.get_data_source()))
 
     def _call_guest(self, method: str, call: Callable[[], _Result]) -> _Result:
         """Return the result of a call.
@@ -110,16 +102,3 @@ def _is_preregistered(mimetype: str, found: type) -> bool:
     """Return whether bluesky-tiled-plugins itself has put a class there; ours write these files."""
     is_own = found.__module__.split(".", 1)[0] == _PEER
     return is_own and mimetype in (getattr(found, "supported_mimetypes", None) or ())
-
-
-def _as_json(value: Any) -> Any:
-    """Return a value of Tiled's data classes in JSON types."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Enum):
-        return _as_json(value.value)
-    if isinstance(value, Mapping):
-        return {str(key): _as_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_json(item) for item in value]
-    return _json_value(value)

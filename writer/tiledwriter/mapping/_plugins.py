@@ -7,10 +7,12 @@ import.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module, metadata
+from importlib import import_module, machinery, metadata
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from .._errors import PluginError
@@ -87,6 +89,17 @@ class Plugins:
             import_plugin_module(module)
         return {**registered_consolidators(), **load_consolidators(self.consolidators)}
 
+    def check(self, spec_to_mimetype: Mapping[str, str]) -> None:
+        """Import all plugins, and make a normalizer.
+
+        Raises
+        ------
+        PluginError
+            A plugin cannot be used.
+        """
+        self.make_normalizer(spec_to_mimetype)
+        self.load_consolidators()
+
     @property
     def module_names(self) -> list[str]:
         """The modules of all plugins, without duplicates."""
@@ -130,12 +143,15 @@ def load_patches(references: Mapping[str, str]) -> dict[str, DocumentPatch]:
     PluginError
         There are no documents of that name, or a patch cannot be imported.
     """
-    patches: dict[str, DocumentPatch] = {}
-    for name, reference in references.items():
+    check_patch_names(references)
+    return {name: _load_entry(name, _load_function, reference) for name, reference in references.items()}
+
+
+def check_patch_names(names: Iterable[str]) -> None:
+    """Raise `PluginError` if one of these is not the name of a kind of document."""
+    for name in names:
         if name not in _REQUIRED:
             raise PluginError(f"there is no kind of document called {name!r}; there are {', '.join(_REQUIRED)}")
-        patches[name] = _load_entry(name, _load_function, reference)
-    return patches
 
 
 def load_consolidators(references: Mapping[str, str]) -> dict[str, type[Consolidator]]:
@@ -160,13 +176,15 @@ def load_consolidators(references: Mapping[str, str]) -> dict[str, type[Consolid
     return consolidators
 
 
-def installed_consolidators(except_for: Mapping[str, str]) -> dict[str, str]:
+def installed_consolidators(except_for: Mapping[str, str], *, load: bool = True) -> dict[str, str]:
     """Return references to the consolidators of installed packages, by mimetype, from their entry points.
 
     Parameters
     ----------
     except_for
         Mimetypes for which the configuration names a consolidator. Entry points with such a name are not imported.
+    load
+        Whether to import those, too, whose name is their mimetype and that seem to exist.
 
     Raises
     ------
@@ -177,7 +195,8 @@ def installed_consolidators(except_for: Mapping[str, str]) -> dict[str, str]:
     for point in metadata.entry_points(group=ENTRY_POINTS):
         if point.name in except_for:
             continue
-        for mimetype in _entry_point_mimetypes(point):
+        is_known = not load and "/" in point.name and may_exist(_class_reference(point))
+        for mimetype in [point.name] if is_known else _entry_point_mimetypes(point):
             other = found.setdefault(mimetype, point)
             if other.value != point.value:
                 raise PluginError(f"both {_describe_origin(other)} and {_describe_origin(point)} are for {mimetype!r}")
@@ -222,6 +241,50 @@ def _load_function(reference: str) -> DocumentPatch:
     if not callable(loaded):
         raise PluginError(f"{reference} is not a function")
     return loaded  # type: ignore[no-any-return]
+
+
+def may_exist(reference: str) -> bool:
+    """Return whether a module, or an attribute of one, seems to exist, without importing what is not imported yet.
+
+    If it does not, its import will tell why, most probably. Names may be made in ways that no text shows, so a module
+    that seems to lack an attribute may have it nevertheless.
+
+    Parameters
+    ----------
+    reference
+        `module` or `module:attribute`.
+    """
+    name, colon, attribute = reference.partition(":")
+    if name in sys.modules or (colon and not _REFERENCE.fullmatch(reference)):
+        return False
+    spec = _find_module(name)
+    if spec is None or not (spec.origin or "").endswith(".py"):
+        return False
+    first = attribute.partition(".")[0]
+    try:
+        return first in re.findall(r"\w+", Path(str(spec.origin)).read_text(encoding="utf-8")) if colon else True
+    except (OSError, ValueError):
+        return False
+
+
+def _find_module(name: str) -> machinery.ModuleSpec | None:
+    """Return the spec of a module without importing its packages, as `importlib.util.find_spec` does."""
+    spec: machinery.ModuleSpec | None = None
+    places: list[str] | None = None
+    whole = ""
+    for part in name.split("."):
+        whole = f"{whole}.{part}" if whole else part
+        try:
+            found = (finder.find_spec(whole, places) for finder in sys.meta_path)
+            spec = next((candidate for candidate in found if candidate is not None), None)
+        except KeyError:
+            # A folder without `__init__.py`, in a package that is not imported yet.
+            return None
+        if spec is None:
+            return None
+        # None for a module that is no package, in which there are no others.
+        places = list(spec.submodule_search_locations or ())
+    return spec
 
 
 def import_plugin_module(name: str) -> None:

@@ -124,12 +124,14 @@ class ExternalData:
         return list(self.consolidator.data_source()["structure"].get("shape") or ())
 
     @property
+    def pending_rows(self) -> int:
+        """The number of frames since the last flush."""
+        return self.consolidator.rows - self.reported_rows
+
+    @property
     def is_small_addition(self) -> bool:
         """Whether the new frames are so few, compared with those that Tiled knows, that an update can wait."""
-        return (
-            self.reported_rows >= LONG_LIST_ROWS
-            and self.consolidator.rows - self.reported_rows < self.reported_rows * SMALL_ADDITION_FRACTION
-        )
+        return self.reported_rows >= LONG_LIST_ROWS and self.pending_rows < self.reported_rows * SMALL_ADDITION_FRACTION
 
     def flush(self, *, everything: bool) -> list[Operation]:
         """Return the operation for the frames since the last flush; small additions only if `everything` is set."""
@@ -360,6 +362,27 @@ class RunWriter:
             operations += stream.internal.flush()
             for external in stream.external.values():
                 operations += external.flush(everything=everything)
+        return operations
+
+    def flush_batch(self, document: Mapping[str, Any], size: int) -> list[Operation]:
+        """Return the operations for what an event or stream datum has completed a batch of.
+
+        Parameters
+        ----------
+        document
+            The document added last. Events are counted by stream, the frames of stream datums by data key.
+        size
+            The number of events or frames in a batch.
+        """
+        stream = self._streams_by_descriptor.get(document["descriptor"])
+        if stream is None:
+            return []
+        operations = stream.flush_changes()
+        if stream.internal.pending_rows >= size:
+            operations += stream.internal.flush()
+        for external in stream.external.values():
+            if external.pending_rows >= size:
+                operations += external.flush(everything=True)
         return operations
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from .._errors import DocumentError
@@ -51,6 +52,11 @@ class SequenceConsolidator(ArrayConsolidator):
         return self._append_frames(len(indices), first_seq_num(stream_datum, len(indices)))
 
     @property
+    def template(self) -> str:
+        """The template of the latest resource's files, in the style of `str.format`."""
+        return self._file_template()
+
+    @property
     def problem(self) -> str:
         """Always "", because the node has exactly the files that the documents name."""
         return ""
@@ -69,7 +75,7 @@ class SequenceConsolidator(ArrayConsolidator):
         """Return the layout of the files in the array, one entry per file, if a datum spans several files."""
         if not self._split:
             return {}
-        frames = self._frames_per_file()
+        frames = self._derive_frames_per_file()
         inner = [[size] for size in self.datum_shape[1:]]
         return {"chunks": [[1] * len(self._assets), *([[frames]] if frames > 1 else []), *inner]}
 
@@ -92,16 +98,19 @@ class SequenceConsolidator(ArrayConsolidator):
             )
         frames = self.datum_shape[0]
         if chunk[0] > 0 and frames % chunk[0]:
-            problem = f"{chunk[0]} frames per file do not divide a datum of {frames}"
-            self._add_note(f"{problem}; each datum is taken to be one file.")
+            note = (
+                f"{chunk[0]} frames per file does not divide a datum of {frames}; each datum is taken to be one file."
+            )
+            self._add_note(note)
+            warnings.warn(f"Data key {self.data_key!r}: {note}", stacklevel=2)
             return (frames,)
         return chunk
 
     def _files_per_datum(self) -> int:
         frames = self.datum_shape[0] if self.datum_shape else 1
-        return int(self.parameters.get("files_per_datum") or max(frames // self._frames_per_file(), 1))
+        return int(self.parameters.get("files_per_datum") or max(frames // self._derive_frames_per_file(), 1))
 
-    def _frames_per_file(self) -> int:
+    def _derive_frames_per_file(self) -> int:
         """Return the number of steps along a datum's first axis in one file."""
         datum, chunk = self.datum_shape, self.chunk_shape
         if not datum:

@@ -339,6 +339,11 @@ class InternalData:
         """The number of events so far."""
         return self.tables[0].rows_taken_in if self.tables else 0
 
+    @property
+    def pending_rows(self) -> int:
+        """The number of events since the last flush."""
+        return self.rows - self.tables[0].rows if self.tables else 0
+
     def declare(self, data_keys: Mapping[str, Mapping[str, Any]]) -> None:
         """Add the data keys of a further descriptor.
 

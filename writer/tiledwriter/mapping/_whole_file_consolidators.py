@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from ._array_consolidator import ArrayConsolidator
 from ._consolidator import MAX_FILES, Consolidator, Document, compile_template
-from ._frames import Region
+from ._frames import Region, Shape
 
 
 class CSVConsolidator(ArrayConsolidator):
@@ -26,10 +26,10 @@ class CSVConsolidator(ArrayConsolidator):
     )
 
     @property
-    def chunks(self) -> list[list[int]]:
+    def chunks(self) -> tuple[Shape, ...]:
         """The sizes of the chunks along each dimension; along the first one, each file is one chunk."""
         rows = self.datum_shape[0] if self.join_method == "concat" and self.datum_shape else 1
-        return [[count * rows for count in self._datums_of_files().values()] or [0], *super().chunks[1:]]
+        return (tuple(count * rows for count in self._datums_of_files().values()) or (0,), *super().chunks[1:])
 
     @property
     def problem(self) -> str:
@@ -93,6 +93,11 @@ class BytesConsolidator(Consolidator):
         add(uris)
         first, self._rows = self._rows, self._rows + len(indices)
         return Region((first,), (len(indices),))
+
+    @property
+    def template(self) -> str | None:
+        """The template of the latest resource's files, in the style of `str.format`; None if it has a single file."""
+        return next(reversed(self._files.values())).template or None
 
     @property
     def _is_numbered(self) -> bool:

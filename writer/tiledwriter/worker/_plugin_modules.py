@@ -22,7 +22,7 @@ _imported: Final[dict[str, tuple[int, int]]] = {}
 
 
 def preload_plugins(plugins: Plugins) -> None:
-    """Import all plugins. What cannot be imported is left to the workers, which tell the reason."""
+    """Import all plugins that can be imported."""
     for name in plugins.module_names:
         with contextlib.suppress(PluginError):
             import_plugin_module(name)

@@ -210,8 +210,15 @@ class WorkerOptions:
 
 
 def prepare_workers(options: WorkerOptions) -> None:
-    """Prepare the process that workers are forked from, after it has imported this package."""
+    """Prepare the process that workers are forked from, after it has imported this package.
+
+    Raises
+    ------
+    PluginError
+        A plugin cannot be used.
+    """
     preload_plugins(options.writing.plugins)
+    options.writing.plugins.check(options.writing.spec_to_mimetype)
 
 
 def run_worker(task: WorkerTask, *, options: WorkerOptions) -> None:
