@@ -10,10 +10,12 @@ from ._publishers import (
     DEFAULT_WINDOW,
     ClientLimits,
 )
+from ._relay import Relay
 from ._reload import ReloadSource, ServiceChanges
 from ._retention import time_written
 from ._retry import clear_failure, request_retry, retry_is_requested, withdraw_retry
 from ._scheduler import DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS
+from ._service_notifier import ServiceNotifier
 from ._snapshot import DiskStatus, Latency, PublisherConnection, RunStatus, Snapshot, TiledStatus, Trouble
 from ._status_client import SUPERVISOR_LOCK, read_snapshot, read_snapshot_and_text
 from ._supervisor import DEFAULT_ADDRESS, Supervisor
@@ -35,9 +37,11 @@ __all__ = [
     "Latency",
     "ProcessIdentity",
     "PublisherConnection",
+    "Relay",
     "ReloadSource",
     "RunStatus",
     "ServiceChanges",
+    "ServiceNotifier",
     "Snapshot",
     "State",
     "Supervisor",
