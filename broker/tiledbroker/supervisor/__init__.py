@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._disk_space import LOW_FACTOR, find_min_free, format_bytes
 from ._lifecycle import State
 from ._publishers import (
     DEFAULT_MAX_CONNECTIONS,
@@ -31,6 +32,7 @@ __all__ = [
     "DEFAULT_MAX_WORKERS",
     "DEFAULT_SILENCE",
     "DEFAULT_WINDOW",
+    "LOW_FACTOR",
     "SUPERVISOR_LOCK",
     "ClientLimits",
     "DiskStatus",
@@ -51,6 +53,8 @@ __all__ = [
     "WorkerLimits",
     "WorkerTask",
     "clear_failure",
+    "find_min_free",
+    "format_bytes",
     "read_snapshot",
     "read_snapshot_and_text",
     "request_retry",
