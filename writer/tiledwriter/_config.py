@@ -152,6 +152,10 @@ class Settings(BaseSettings):
     http_token_file: Path | None = Field(
         None, description="File with the token that allows retries of runs in quarantine from the status page."
     )
+    http_names: list[str] = Field(
+        default_factory=list,
+        description="Names under which a proxy asks for the status page of this host, besides localhost and addresses.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Lowest level of messages to log."
     )
@@ -421,7 +425,9 @@ class Settings(BaseSettings):
         if self.http_token_file is not None:
             read_token(self.http_token_file)
         address = parse_http_address(self.http)
-        return HttpOptions(address, self.journal_dir, self.http_token_file, self.log_level, self.log_format)
+        return HttpOptions(
+            address, self.journal_dir, self.http_token_file, tuple(self.http_names), self.log_level, self.log_format
+        )
 
     def writing_options(self) -> WritingOptions:
         """Return the options for writing runs."""
