@@ -174,3 +174,28 @@ def test_service_ends_on_request_and_drains_both(tmp_path: Path, servers: dict[s
     drained = run_command("tiledwriter.cli.supervisor", "--config", service.config, "--drain")
     assert drained.returncode == 0, drained.stderr
     assert stored(servers["old"], uid) == stored(servers["new"], uid)
+
+
+def test_each_target_knows_clients_by_their_keys_and_reads_its_settings_again(
+    tmp_path: Path, servers: dict[str, TiledServer]
+) -> None:
+    keys = tmp_path / "keys"
+    for options in ((), ("--client", "beamline")):
+        made = run_command("tiledwriter.cli.supervisor", "keygen", keys, *options)
+        assert made.returncode == 0, made.stderr
+    with TargetsProcess(tmp_path, servers, curve=str(keys)) as service:
+        stranger = ZMQPublisher(service.address, spool_dir=tmp_path / "strange")
+        publish(stranger, documents())
+        publisher = ZMQPublisher(service.address, spool_dir=tmp_path / "spool", curve=keys / "beamline")
+        uid = publish(publisher, documents())
+        assert publisher.wait_written(uid, timeout=60)
+        for name in servers:
+            with journal_of(service.journal_dir / name, uid) as journal:
+                assert journal.get("client") == "beamline"
+        wait_until(lambda: "CURVE" in stranger.status().problem, 30, "the stranger is told why it stays outside")
+        stranger.close(timeout=0)
+        service.config.write_text(f"late_audit: 7\n{service.config.read_text()}")
+        os.kill(service.pid, signal.SIGHUP)
+        wait_until(lambda: service.log.read_text().count("changed: late_audit") == 2, 60, "both have read it again")
+        assert service.running
+        publisher.close()

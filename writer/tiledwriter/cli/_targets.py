@@ -142,8 +142,11 @@ class TargetService:
 
     def _handle_signal(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
+            self._notifier.announce_reloading()
             for each in self._supervisors.values():
                 each.send_signal(signal.SIGHUP)
+            # Each of them says in the log what it has changed.
+            self._notifier.announce_ready()
             return
         if self._stopping:
             # As a second signal to a supervisor: do not wait for its requests.
