@@ -21,7 +21,7 @@ from benchmarks.report import Report  # noqa: E402
 
 BENCHMARKS = (
     *("core", "callback", "durable", "tiled", "latency", "start", "memory", "recovery", "growth", "history"),
-    *("layout", "long_runs", "sequences", "trickle"),
+    *("layout", "long_runs", "sequences", "trickle", "page"),
 )
 PAGES = ROOT / "docs/explanations/performance"
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
+from tiledwriter.testing import SupervisorProcess, TiledServer, free_port, journal_of, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -212,10 +212,12 @@ def main() -> int:
     signal.signal(signal.SIGTERM, interrupted)
     acquisition: Acquisition | None = None
     say("starting a Tiled server and tiledwriter-supervisor")
+    page = free_port()
     with (
         TiledServer(directory / "tiled", readable=[files]) as server,
-        SupervisorProcess(directory / "journals", server) as supervisor,
+        SupervisorProcess(directory / "journals", server, options=["--http", str(page)]) as supervisor,
     ):
+        say(f"the status page is at http://127.0.0.1:{page}/ while this runs")
         try:
             say("starting a RunEngine in a third process")
             acquisition = Acquisition(supervisor.address, directory / "spool", files, arguments.events)

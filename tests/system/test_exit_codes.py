@@ -388,7 +388,7 @@ def test_verify_says_what_it_did_not_compare(directory: Path) -> None:
     concluded(directory)
     ended = run("verify", directory)
     assert ended.code == ExitCode.OK, ended
-    assert "To compare with Tiled, give --tiled or --profile" in ended.out
+    assert "To compare with Tiled, give --tiled, --profile or" in ended.out
     assert "well" not in ended.out
 
 

@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -112,6 +113,17 @@ class PluginCheck(Enum):
     IMPORT = "import"
 
 
+_TARGET_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,30}")
+# The relay of all targets has these.
+_NOT_OF_A_TARGET: Final = frozenset(
+    {
+        *("listen", "curve", "insecure", "targets"),
+        *("window", "max_document", "max_connections", "max_open_runs"),
+    }
+)
+_RESERVED_NAMES: Final = frozenset({"finished", "retry"})
+
+
 class StreamPatterns(BaseModel):
     """Which streams are written, by shell-style patterns of their names. `exclude` takes precedence over `include`."""
 
@@ -128,6 +140,8 @@ class Settings(BaseSettings):
     yaml_file: ClassVar[Path | None] = None
     needs_server: ClassVar[bool] = True
     plugin_check: ClassVar[PluginCheck] = PluginCheck.IMPORT
+    section: ClassVar[dict[str, Any]] = {}
+    _target: str = ""
 
     listen: str = Field(DEFAULT_ADDRESS, description="Address to listen on for publishers.")
     curve: Path | None = Field(
@@ -138,6 +152,10 @@ class Settings(BaseSettings):
     profile: str | None = Field(None, description="Profile of Tiled's client, instead of a URI.")
     api_key_file: Path | None = Field(
         None, description="File with Tiled's API key, read again when Tiled no longer accepts the key."
+    )
+    targets: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Several Tiled servers or containers that each run is written to: settings of each, by its name.",
     )
     journal_dir: Path = Field(
         default_factory=default_journal_dir, description="Directory of the journals, on a local disk."
@@ -154,6 +172,10 @@ class Settings(BaseSettings):
     )
     http_token_file: Path | None = Field(
         None, description="File with the token that allows retries of runs in quarantine from the status page."
+    )
+    http_names: list[str] = Field(
+        default_factory=list,
+        description="Names under which a proxy asks for the status page of this host, besides localhost and addresses.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Lowest level of messages to log."
@@ -236,6 +258,8 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         sources: list[PydanticBaseSettingsSource] = [init_settings, env_settings]
+        if cls.section:
+            sources.append(InitSettingsSource(settings_cls, cls.section))
         if cls.yaml_file is not None:
             sources.append(YamlConfigSettingsSource(settings_cls, yaml_file=cls.yaml_file))
         return tuple(sources)
@@ -264,6 +288,19 @@ class Settings(BaseSettings):
         if isinstance(http, int) and not isinstance(http, bool):
             http = str(http)
         return str(parse_http_address(http)) if isinstance(http, str) else http
+
+    @field_validator("targets")
+    @classmethod
+    def _targets_can_be_told_apart(cls, targets: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, section in targets.items():
+            if not _TARGET_NAME.fullmatch(name) or name in _RESERVED_NAMES:
+                raise ValueError(
+                    f"{name!r} cannot be the name of a target, which is that of a directory, too: take lower-case "
+                    "letters, digits, - and _"
+                )
+            if common := sorted(_NOT_OF_A_TARGET & section.keys()):
+                raise ValueError(f"{', '.join(common)} is for all targets together; it cannot be set for {name} alone")
+        return targets
 
     @field_validator("tiled")
     @classmethod
@@ -354,7 +391,20 @@ class Settings(BaseSettings):
         """Return the settings as JSON values, with "***" for secrets."""
         shown = self.model_dump(mode="json")
         shown["headers"] = dict.fromkeys(self.headers, "***")
+        # Sections may contain headers, too.
+        shown["targets"] = dict.fromkeys(self.targets, "***")
         return shown
+
+    def for_target(self, name: str) -> Settings:
+        """Return the settings of the supervisor of one target, to which they were loaded with the target's section.
+
+        Its journals are in a directory of that name below the common one, unless the section has a directory.
+        """
+        own = self.section.get("journal_dir")
+        directory = self.journal_dir / name if own is None else Path(str(own)).expanduser()
+        settings = self.model_copy(update={"journal_dir": directory, "targets": {}})
+        settings._target = name
+        return settings
 
     def has_default(self, name: str) -> bool:
         """Return whether a setting has its default value."""
@@ -381,9 +431,13 @@ class Settings(BaseSettings):
         return WorkerOptions(
             TiledAddress(self.tiled, self.profile, headers, self.api_key_file),
             self.writing_options(),
-            LogOptions(self.log_level, self.log_format),
+            self.log_options(),
             self.park_after,
         )
+
+    def log_options(self) -> LogOptions:
+        """Return the level and format of the log."""
+        return LogOptions(self.log_level, self.log_format, self._target)
 
     def worker_limits(self) -> WorkerLimits:
         """Return the limits at which the supervisor replaces a worker."""
@@ -402,7 +456,9 @@ class Settings(BaseSettings):
         if self.http_token_file is not None:
             read_token(self.http_token_file)
         address = parse_http_address(self.http)
-        return HttpOptions(address, self.journal_dir, self.http_token_file, self.log_level, self.log_format)
+        return HttpOptions(
+            address, self.journal_dir, self.http_token_file, tuple(self.http_names), self.log_level, self.log_format
+        )
 
     def writing_options(self) -> WritingOptions:
         """Return the options for writing runs."""
@@ -439,6 +495,7 @@ def load_settings(
     *,
     server: bool = True,
     plugins: PluginCheck = PluginCheck.IMPORT,
+    section: dict[str, Any] | None = None,
 ) -> Settings:
     """Load settings from a YAML file, the environment and flags.
 
@@ -454,6 +511,8 @@ def load_settings(
         Raise an error if the settings do not name a Tiled server.
     plugins
         How to look at the plugins that the settings name.
+    section
+        Settings that take precedence over the others of the file, such as those of a target.
 
     Raises
     ------
@@ -466,6 +525,7 @@ def load_settings(
         needs_server: ClassVar[bool] = server
         plugin_check: ClassVar[PluginCheck] = plugins
 
+    FromFile.section = section or {}
     try:
         return FromFile(**{name: value for name, value in flags.items() if value is not None})
     except SettingsError as error:

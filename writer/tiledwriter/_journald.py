@@ -48,11 +48,14 @@ class JournaldHandler(logging.Handler):
         Uid of the run whose worker this process is, for the field RUN_UID; None in the supervisor.
     path
         Path of journald's socket.
+    target
+        Name of the target, for the field TILEDWRITER_TARGET; "" if there is only one.
     """
 
-    def __init__(self, run: str | None, path: str = SOCKET_PATH) -> None:
+    def __init__(self, run: str | None, path: str = SOCKET_PATH, *, target: str = "") -> None:
         super().__init__()
         self._run = run
+        self._target = target
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         # A journal that does not read must not stop the service.
@@ -89,6 +92,8 @@ class JournaldHandler(logging.Handler):
         }
         if self._run is not None:
             fields["RUN_UID"] = plain(self._run)
+        if self._target:
+            fields["TILEDWRITER_TARGET"] = self._target
         if record.exc_info:
             formatted = logging.Formatter().formatException(record.exc_info)
             text = "\n".join(map(plain, formatted.splitlines())).encode(errors="replace")

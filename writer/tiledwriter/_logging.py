@@ -39,9 +39,10 @@ class TextFormatter(logging.Formatter):
 class JSONFormatter(logging.Formatter):
     """Formats a message as one JSON object per line."""
 
-    def __init__(self, run: str | None) -> None:
+    def __init__(self, run: str | None, target: str = "") -> None:
         super().__init__()
         self._run = run
+        self._target = target
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {
@@ -53,6 +54,8 @@ class JSONFormatter(logging.Formatter):
         }
         if self._run is not None:
             entry["run"] = plain(self._run)
+        if self._target:
+            entry["target"] = self._target
         if record.exc_info:
             entry["traceback"] = "\n".join(map(plain, self.formatException(record.exc_info).splitlines()))
         return json.dumps(entry)
@@ -68,10 +71,13 @@ class LogOptions:
         Name of the lowest level that is logged for `tiledwriter` and `tiledbroker`.
     form
         Format of the lines; "auto" is "journald" if standard error goes to systemd's journal, else "text".
+    target
+        Name of the target that this process writes to; "" if there is only one.
     """
 
     level: str = "INFO"
     form: LogForm = "auto"
+    target: str = ""
 
     def configure(self, worker: str | None = None, *, process: str = "supervisor") -> None:
         """Set up logging for this process.
@@ -94,10 +100,11 @@ class LogOptions:
 
     def _make_handler(self, worker: str | None, process: str) -> logging.Handler:
         if self.form == "journald" or (self.form == "auto" and is_journal_stream(sys.stderr)):
-            return JournaldHandler(worker)
+            return JournaldHandler(worker, target=self.target)
         handler = logging.StreamHandler(sys.stderr)
         if self.form == "json":
-            handler.setFormatter(JSONFormatter(worker))
+            handler.setFormatter(JSONFormatter(worker, self.target))
         else:
-            handler.setFormatter(TextFormatter(process if worker is None else f"worker {worker[:8]}"))
+            who = process if worker is None else f"worker {worker[:8]}"
+            handler.setFormatter(TextFormatter(f"{who} {self.target}".rstrip()))
         return handler

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._disk_space import LOW_FACTOR, find_min_free, format_bytes
 from ._lifecycle import State
 from ._publishers import (
     DEFAULT_MAX_CONNECTIONS,
@@ -10,10 +11,12 @@ from ._publishers import (
     DEFAULT_WINDOW,
     ClientLimits,
 )
+from ._relay import Relay
 from ._reload import ReloadSource, ServiceChanges
 from ._retention import time_written
 from ._retry import clear_failure, request_retry, retry_is_requested, withdraw_retry
 from ._scheduler import DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS
+from ._service_notifier import ServiceNotifier
 from ._status_client import SUPERVISOR_LOCK, read_snapshot, read_snapshot_and_text
 from ._supervisor import DEFAULT_ADDRESS, Supervisor
 from ._tasks import ProcessIdentity, WorkerCommand, WorkerTask
@@ -29,15 +32,18 @@ __all__ = [
     "DEFAULT_MAX_WORKERS",
     "DEFAULT_SILENCE",
     "DEFAULT_WINDOW",
+    "LOW_FACTOR",
     "SUPERVISOR_LOCK",
     "ClientLimits",
     "DiskStatus",
     "Latency",
     "ProcessIdentity",
     "PublisherConnection",
+    "Relay",
     "ReloadSource",
     "RunStatus",
     "ServiceChanges",
+    "ServiceNotifier",
     "Snapshot",
     "State",
     "Supervisor",
@@ -47,6 +53,8 @@ __all__ = [
     "WorkerLimits",
     "WorkerTask",
     "clear_failure",
+    "find_min_free",
+    "format_bytes",
     "read_snapshot",
     "read_snapshot_and_text",
     "request_retry",

@@ -19,8 +19,9 @@ DEFAULT_MIN_FREE_SHARE: Final = 100
 REPORT_INTERVAL_SECONDS: Final = 600.0
 """Time between two reports that nothing is accepted."""
 
-# Multiples of the minimum: a warning below the first, and how much more must be free until a state is left again.
-_LOW: Final = 2.0
+LOW_FACTOR: Final = 2.0
+"""Multiple of the minimum below which there is a warning."""
+# Multiple of a limit that must be free until a state is left again.
 _HYSTERESIS: Final = 1.25
 
 
@@ -68,9 +69,9 @@ class DiskSpace:
     @property
     def min_free(self) -> int:
         """Bytes below which no documents are accepted; 0 if the disk's size is needed and not known."""
-        if self._given is not None:
-            return self._given
-        return 0 if self.space is None else min(DEFAULT_MIN_FREE_BYTES, self.space.total // DEFAULT_MIN_FREE_SHARE)
+        if self.space is None:
+            return self._given or 0
+        return find_min_free(self._given, self.space.total)
 
     @property
     def is_full(self) -> bool:
@@ -104,7 +105,7 @@ class DiskSpace:
     def _find_state(self) -> DiskState:
         if self.space is None or not self.min_free:
             return DiskState.WELL
-        free, full, low = self.space.free, self.min_free, _LOW * self.min_free
+        free, full, low = self.space.free, self.min_free, LOW_FACTOR * self.min_free
         if free < full * (_HYSTERESIS if self.is_full else 1.0):
             return DiskState.FULL
         if free < low * (_HYSTERESIS if self.state is not DiskState.WELL else 1.0):
@@ -136,6 +137,11 @@ class DiskSpace:
             )
         else:
             log.info("There is enough space on the journals' disk again: %s free in %s.", free, self._directory)
+
+
+def find_min_free(given: int | None, total: int) -> int:
+    """Return the bytes below which no documents are accepted: as given, or the default for a disk of `total` bytes."""
+    return min(DEFAULT_MIN_FREE_BYTES, total // DEFAULT_MIN_FREE_SHARE) if given is None else given
 
 
 def format_bytes(size: float) -> str:

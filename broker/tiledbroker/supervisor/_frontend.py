@@ -10,7 +10,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
@@ -47,6 +47,15 @@ _KEEPALIVE_OPTIONS: Final = {
 }
 
 _Socket: TypeAlias = "zmq.Socket[bytes]"
+
+
+class Sender(NamedTuple):
+    """Who has sent a message: the attributes of a `Publisher` that its connection determines."""
+
+    identity: bytes
+    client: str
+    address: str
+    descriptor: int = -1
 
 
 class Frontend:
@@ -145,13 +154,14 @@ class Frontend:
         """
         for _ in range(MESSAGES_PER_TURN):
             try:
-                identity, *frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                received = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            if not frames:
-                self._record_refusal("protocol", "An empty message was dropped.")
+            identified = self._identify_sender(received)
+            if identified is None:
                 continue
-            publisher = self._let_in(identity.bytes, frames[0])
+            sender, frames = identified
+            publisher = self._let_in(sender)
             if publisher is None:
                 continue
             try:
@@ -159,7 +169,7 @@ class Frontend:
             except ProtocolVersionError as error:
                 self._record_refusal("version", "%s speaks protocol version %d.", publisher, error.version)
                 own = f"this supervisor speaks protocol version {messages.VERSION}, this publisher {error.version}"
-                self._send_message(identity.bytes, messages.Refused("", 0, own))
+                self._send_message(sender.identity, messages.Refused("", 0, own))
                 continue
             except ProtocolError as error:
                 self._record_refusal(
@@ -191,23 +201,33 @@ class Frontend:
             return False
         return True
 
-    def _let_in(self, identity: bytes, frame: zmq.Frame) -> Publisher | None:
-        """Return the sender of a message, or None if its key is not allowed any more.
+    def _identify_sender(self, frames: list[zmq.Frame]) -> tuple[Sender, list[zmq.Frame]] | None:
+        """Return who has sent a message, and the message's own frames; None if there is none to handle.
 
         libzmq asks the authenticator only when a client connects, so a revoked key must be checked at each message.
         """
-        key = _frame_property(frame, "User-Id") if self._curve is not None else ""
+        identity, *rest = frames
+        if not rest:
+            self._record_refusal("protocol", "An empty message was dropped.")
+            return None
+        key = _frame_property(rest[0], "User-Id") if self._curve is not None else ""
         client = self._curve.name_of(key) if self._curve is not None else ""
         if client is None:
             self._record_refusal("key", "A message with the key %s, which is not let in any more, was dropped.", key)
-            self._forget(identity)
-            self._send_message(identity, messages.Refused("", 0, "this key is not let in any more"))
+            self._forget(identity.bytes)
+            self._send_message(identity.bytes, messages.Refused("", 0, "this key is not let in any more"))
             return None
+        address = _frame_property(rest[0], "Peer-Address")
+        return Sender(identity.bytes, client, address, rest[0].get(zmq.SRCFD)), rest
+
+    def _let_in(self, sender: Sender) -> Publisher | None:
+        """Return the publisher that has sent a message, which may not have said Hello; None if it is refused."""
+        identity = sender.identity
         publisher = self.publishers.get(identity)
-        if publisher is None or publisher.client != client:
+        if publisher is None or publisher.client != sender.client:
             # The identity belonged to another client, or the key has a new name.
             self._forget(identity)
-            publisher = Publisher(identity, client, _frame_property(frame, "Peer-Address"), frame.get(zmq.SRCFD))
+            publisher = Publisher(identity, sender.client, sender.address, sender.descriptor)
         if len(identity) != messages.IDENTITY_BYTES:
             self._record_refusal(
                 "identity", "A message of %s, which has no identity of its own, was dropped.", publisher
@@ -280,14 +300,17 @@ class Frontend:
     def check_connections(self) -> None:
         """Forget silent publishers, close connections without a publisher, and log a summary of refusals."""
         self._forget_silent()
-        if ended := self._connections.close_overdue({publisher.descriptor for publisher in self.publishers.values()}):
-            self._record_refusal("hello", "%d connections without a Hello were ended.", ended)
+        self._close_overdue_connections()
         now = time.monotonic()
         reported = Counter({topic: count for topic, count in self.refused.items() if topic not in _SAID_ELSEWHERE})
         if reported != self._reported and now >= self._next_report:
             self._next_report = now + _REFUSAL_SUMMARY_INTERVAL_SECONDS
             self._reported = reported
             log.info("Refused so far: %s.", ", ".join(f"{topic} {count}" for topic, count in sorted(reported.items())))
+
+    def _close_overdue_connections(self) -> None:
+        if ended := self._connections.close_overdue({publisher.descriptor for publisher in self.publishers.values()}):
+            self._record_refusal("hello", "%d connections without a Hello were ended.", ended)
 
     def _forget(self, identity: bytes) -> None:
         if (publisher := self.publishers.pop(identity, None)) is not None:

@@ -55,6 +55,7 @@ from ._handshake_queue import HandshakeQueue
 from ._journal_facts import JournalFacts, find_facts, read_facts, record_event
 from ._lifecycle import State
 from ._publishers import ClientLimits, Publisher
+from ._relayed_frontend import RelayedFrontend
 from ._reload import ReloadSource
 from ._retention import Retention
 from ._retry import RetryWatch, clear_failure, retry_is_requested, withdraw_retry
@@ -119,6 +120,8 @@ class Supervisor:
         Seconds after which the journal of a written run is deleted; None keeps all.
     write_slots
         Workers that may write to Tiled at a time; None for as many as its storage takes.
+    relayed
+        Publishers reach this supervisor through a `Relay`, which listens at `listen` and has checked their keys.
 
     Raises
     ------
@@ -146,12 +149,14 @@ class Supervisor:
         min_free: int | None = None,
         keep_written: float | None = None,
         write_slots: int | None = None,
+        relayed: bool = False,
     ) -> None:
         _prepare_directory(journal_dir, make=not drain)
         self._lock = FileLock(journal_dir / SUPERVISOR_LOCK)
         self._lock.acquire()
         self.journal_dir = journal_dir
         self._listen = listen
+        self._is_relayed = relayed
         self._clients = clients
         self._curve = curve
         self._make_scheduler = partial(
@@ -213,7 +218,7 @@ class Supervisor:
             The process that workers are forked from could not be prepared when it was started for the first time.
         """
         context: zmq.Context[_Socket] = zmq.Context()
-        self._frontend = Frontend(context, self._clients, self._curve)
+        self._frontend = self._make_frontend(context)
         _package_log.addHandler(self._trouble)
         try:
             self._open_sockets(context)
@@ -281,6 +286,11 @@ class Supervisor:
         signal.signal(signal.SIGHUP, handle)
 
     # The loop.
+
+    def _make_frontend(self, context: zmq.Context[_Socket]) -> Frontend:
+        if self._is_relayed:
+            return RelayedFrontend(context, self._clients, self.journal_dir)
+        return Frontend(context, self._clients, self._curve)
 
     def _open_sockets(self, context: zmq.Context[_Socket]) -> None:
         if self._listen is not None:

@@ -64,6 +64,15 @@ def test_it_serves_a_supervisor_to_five_browsers_at_once(tmp_path, options):
         supervisor.start()
 
 
+def test_a_process_for_this_host_refuses_other_names(tmp_path):
+    options = HttpOptions(parse_http_address(str(free_port())), tmp_path, names=("proxy.example",))
+    url = f"http://{options.address}/healthz"
+    with HttpProcess(options):
+        wait_until(lambda: answers(options.address.port), SECONDS, "the process answers")
+        codes = [httpx.get(url, headers={"Host": name}).status_code for name in ("proxy.example", "evil.example")]
+    assert codes == [200, 421]
+
+
 def test_it_ends_when_it_is_closed(options):
     with HttpProcess(options) as process:
         wait_until(lambda: answers(options.address.port), SECONDS, "the process answers")

@@ -520,6 +520,23 @@ def test_the_command_tells_programs_what_differs(written: tuple[Path, str], tile
     assert finding["examples"] == [{"row": 2, "expected": "é 2", "found": "not so"}]
 
 
+def test_tiled_of_the_configuration_is_asked(
+    tmp_path: Path, written: tuple[Path, str], tiled_server: TiledServer
+) -> None:
+    path, uid = written
+    config = tmp_path / "config.yaml"
+    config.write_text(f"tiled: {tiled_server.uri}\n")
+    Spoiler(tiled_server, uid).change_a_value()
+    result = run_command("verify", path, "--config", config, TILED_API_KEY=tiled_server.api_key)
+    assert result.returncode == ExitCode.DIFFERS
+    assert "compared with Tiled" in result.stdout
+    config.write_text("tiled: http://127.0.0.1:9\n")
+    assert run_command("verify", path, "--config", config).returncode == ExitCode.FAILED
+    config.write_text("journal_dir: /nowhere\n")
+    result = run_command("verify", path, "--config", config)
+    assert (result.returncode, "Only journals were checked" in result.stdout) == (ExitCode.OK, True)
+
+
 @pytest.mark.parametrize("named", ["nobody", "/nowhere/x.sqlite"])
 def test_a_run_that_is_not_there_is_not_found(named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TILEDWRITER_JOURNAL_DIR", str(tmp_path))

@@ -33,7 +33,7 @@ def add_directory(command: argparse.ArgumentParser, kinds: str = "journal or spo
 
 
 def add_config(command: argparse.ArgumentParser, purpose: str = "the supervisor's configuration") -> None:
-    """Add the option `--config`."""
+    """Add the option `--config`. Of several targets, FILE:TARGET names one; see `split_target`."""
     command.add_argument("--config", type=Path, metavar="FILE", help=purpose)
 
 

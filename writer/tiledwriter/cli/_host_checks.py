@@ -18,7 +18,7 @@ from tiledbroker import KeyFileError
 from tiledbroker._filesystem import network_filesystem
 from tiledbroker.log import FileLock
 from tiledbroker.protocol import ServerCurve, is_local
-from tiledbroker.supervisor import SUPERVISOR_LOCK
+from tiledbroker.supervisor import LOW_FACTOR, SUPERVISOR_LOCK, find_min_free, format_bytes
 
 from .._check_results import CheckResult
 from .._config import Settings
@@ -37,7 +37,6 @@ HOST_CHECKS: Final = (CREDENTIALS, JOURNALS, DISK, CURVE, PLUGINS, PORT)
 """Names of the checks, in their order."""
 
 _FEW_BYTES: Final = 10 * 2**30
-_TOO_FEW_BYTES: Final = 2**30
 _FEW_FILES: Final = 10_000
 _PROGRAMS: Final = ("tiledwriter-supervisor", "tiledwriter.cli.supervisor", "tiledwriter/cli/supervisor.py")
 
@@ -51,7 +50,7 @@ def check_host(settings: Settings) -> Iterator[CheckResult]:
         # The directory cannot be entered, which its own check says.
         is_running = False
     yield _check_journals(settings.journal_dir, is_running=is_running)
-    yield _check_disk(settings.journal_dir)
+    yield _check_disk(settings)
     yield _check_curve(settings)
     yield _check_plugins(settings)
     yield _check_port(settings.listen, is_running=is_running)
@@ -127,19 +126,29 @@ def _check_parent(directory: Path) -> CheckResult:
     return CheckResult.ok(JOURNALS, f"{directory} does not exist yet, and can be made")
 
 
-def _check_disk(directory: Path) -> CheckResult:
+def _check_disk(settings: Settings) -> CheckResult:
+    directory = settings.journal_dir
     place = _nearest_existing(directory)
     try:
         usage, files = shutil.disk_usage(place), os.statvfs(place)
     except OSError as error:
         return CheckResult.skip(DISK, f"the disk of {place} does not say how much is free: {error.strerror}")
     found = f"{usage.free / 2**30:.1f} of {usage.total / 2**30:.1f} GiB are free for {directory}"
-    if usage.free < _TOO_FEW_BYTES:
-        return CheckResult.fail(DISK, found, "Make room, or give another --journal-dir.")
+    min_free = find_min_free(settings.min_free, usage.total)
+    if usage.free < min_free:
+        return CheckResult.fail(
+            DISK,
+            f"{found}; below min_free, {format_bytes(min_free)}, no documents are accepted",
+            "Make room, or give another --journal-dir.",
+        )
     if files.f_files and files.f_favail < _FEW_FILES:
         return CheckResult.warn(DISK, f"{files.f_favail} more files can be made for {directory}", "Make room.")
-    if usage.free < _FEW_BYTES:
-        return CheckResult.warn(DISK, found, "Make room: journals of finished runs can be pruned.")
+    if usage.free < (_FEW_BYTES if settings.min_free is None else LOW_FACTOR * min_free):
+        return CheckResult.warn(
+            DISK,
+            f"{found}; below min_free, {format_bytes(min_free)}, no documents are accepted",
+            "Make room: journals of finished runs can be pruned.",
+        )
     return CheckResult.ok(DISK, found)
 
 

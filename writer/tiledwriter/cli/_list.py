@@ -29,7 +29,17 @@ from ._completion import complete_states, complete_with
 from ._exit import CommandFailed, ExitCode
 from ._parser import Subcommands, add_command
 from ._run_filter import RunFilter, parse_count, parse_since, parse_states
-from ._run_lookup import Place, label_of, looks_like_path, no_runs_in, place_of, relocated, runs_in, unrouted_in
+from ._run_lookup import (
+    Place,
+    label_of,
+    looks_like_path,
+    no_runs_in,
+    place_of,
+    relocated,
+    runs_in,
+    target_configs,
+    unrouted_in,
+)
 from ._spool_lookup import SpoolDirectories, default_spools, spools_below
 from ._terminal import count_of, fail, local, plain, print_json, print_table, size_of
 
@@ -109,7 +119,19 @@ def add_commands(commands: Subcommands) -> None:
 
 
 def _list_runs(arguments: argparse.Namespace) -> ExitCode:
-    listing = _read_spools(arguments.places) if arguments.spool else _read_places(arguments)
+    targets = [] if arguments.places or arguments.spool else target_configs(arguments.config)
+    if not targets or arguments.json:
+        return _list_once(arguments, targets)
+    codes = []
+    for config in targets:
+        print(plain(f"{config}:"))
+        codes.append(_list_once(arguments, [config]))
+        print()
+    return next((code for code in codes if code), ExitCode.OK)
+
+
+def _list_once(arguments: argparse.Namespace, configs: Sequence[Path]) -> ExitCode:
+    listing = _read_spools(arguments.places) if arguments.spool else _read_places(arguments, configs)
     chosen = RunFilter(arguments.state, arguments.since, arguments.latest)
     selected = chosen.select_runs(listing.runs)
     if arguments.json:
@@ -126,8 +148,8 @@ def _failure_entries(arguments: argparse.Namespace, message: str) -> list[dict[s
     return [unreadable("", place, message).as_dict() for place in places]
 
 
-def _read_places(arguments: argparse.Namespace) -> _Listing:
-    """Read the directories and files that the arguments name.
+def _read_places(arguments: argparse.Namespace, configs: Sequence[Path]) -> _Listing:
+    """Read the directories and files that the arguments name, or those of some configurations.
 
     Raises
     ------
@@ -135,7 +157,8 @@ def _read_places(arguments: argparse.Namespace) -> _Listing:
         The only place cannot be read. Of several places, the others are still read.
     """
     listing = _Listing()
-    places = [Place(Path(name)) for name in arguments.places] or [place_of(None, arguments.config)]
+    places = [Place(Path(name)) for name in arguments.places]
+    places = places or [place_of(None, config) for config in configs or [arguments.config]]
     for place in places:
         try:
             _read_place(place, listing)

@@ -9,13 +9,17 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tiledbroker import JournalError, default_journal_dir, journal_filename, labelled_run_files, run_files
 from tiledbroker.log import FINISHED_SUBDIRECTORY, follow_run_file
 
 from ..journals import gone, open_run_file, reason_of, status_of
 from ._exit import CommandFailed, ExitCode, without_extra
+from ._target_name import split_target
+
+if TYPE_CHECKING:
+    from .._config import Settings
 
 _LABEL_CHARACTERS: Final = 8
 _HASHED: Final = "sha256-"
@@ -25,7 +29,7 @@ _TYPEABLE: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
 _UNROUTED: Final = "_unrouted"
 _VARIABLE: Final = "TILEDWRITER_JOURNAL_DIR"
 _OURS: Final = re.compile(
-    rf"{_UNROUTED}.*|\.supervisor\.lock|\.workers\.ipc|\.status\.ipc|finished|retry|.*\.sqlite.*|.*\.segment|\.session-.*\.lock|\.adopter-.*"
+    rf"{_UNROUTED}.*|\.supervisor\.lock|\.workers\.ipc|\.status\.ipc|\.relay\.ipc|finished|retry|.*\.sqlite.*|.*\.segment|\.session-.*\.lock|\.adopter-.*"
 )
 """Pattern of all names that occur in journal and spool directories."""
 
@@ -67,25 +71,53 @@ def place_of(directory: Path | None, config: Path | None = None) -> Place:
         return Place(directory)
     configured = os.environ.get(_VARIABLE)
     if config is not None:
-        path, is_set = _configured_directory(config)
+        settings, is_target = _read_configuration(config)
+        if is_target:
+            return Place(settings.journal_dir, f"the journals of {config}")
         if not configured:
-            return Place(path, f"journal_dir in {config}" if is_set else f"the default; {config} has no journal_dir")
+            is_set = "journal_dir" in settings.model_fields_set
+            return Place(
+                settings.journal_dir,
+                f"journal_dir in {config}" if is_set else f"the default; {config} has no journal_dir",
+            )
     if configured:
         return Place(Path(configured).expanduser(), f"from {_VARIABLE}")
     return Place(default_journal_dir(), "the default journal directory")
 
 
-def _configured_directory(config: Path) -> tuple[Path, bool]:
-    """Return the journal directory of a configuration, and whether the configuration itself sets it."""
+def target_configs(config: Path | None) -> list[Path]:
+    """Return a configuration with each of its targets, as FILE:TARGET; nothing if it has none, or names one of them.
+
+    Raises
+    ------
+    CommandFailed
+        The configuration cannot be read.
+    """
+    file, target = split_target(config)
+    if file is None or target:
+        return []
     try:
-        from ._settings import WrongConfiguration, settings_of
+        from ._sources import ConfigFile, SettingSources, WrongConfiguration
     except ImportError as error:
         raise without_extra(error) from error
     try:
-        settings = settings_of(config, {}, server=False)
+        return [Path(f"{file}:{name}") for name in SettingSources(ConfigFile.read(file), {}, ()).targets]
     except WrongConfiguration as error:
         raise CommandFailed(ExitCode.USAGE, str(error)) from error
-    return settings.journal_dir, "journal_dir" in settings.model_fields_set
+
+
+def _read_configuration(config: Path) -> tuple[Settings, bool]:
+    """Return the settings of a configuration, and whether they are those of one of its targets."""
+    try:
+        from ._settings import WrongConfiguration, read_settings
+    except ImportError as error:
+        raise without_extra(error) from error
+    try:
+        loaded = read_settings(config, {}, server=False)
+    except WrongConfiguration as error:
+        raise CommandFailed(ExitCode.USAGE, str(error)) from error
+    loaded.warn()
+    return loaded.values, bool(loaded.sources.target)
 
 
 def label_of(uid: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,8 +19,17 @@ from tiledbroker import AddressError, __version__
 from .._config import PluginCheck, Settings, StreamPatterns, load_settings
 from .._plain_text import plain
 from ._sources import Location, SettingSources, WrongConfiguration, suggest
+from ._target_name import split_target
 
-__all__ = ["LoadedSettings", "WrongConfiguration", "print_settings", "read_settings", "setting_flags", "settings_of"]
+__all__ = [
+    "LoadedSettings",
+    "WrongConfiguration",
+    "print_settings",
+    "read_settings",
+    "read_targets",
+    "setting_flags",
+    "settings_of",
+]
 
 log = logging.getLogger("tiledwriter.settings")
 
@@ -86,16 +95,27 @@ def read_settings(
 ) -> LoadedSettings:
     """Return the settings from a YAML file, the environment and flags, with their sources.
 
-    See `load_settings` for the parameters.
+    Parameters
+    ----------
+    config
+        YAML file; FILE:TARGET for one of the targets in it; None if there is none.
+    flags, server, plugins
+        See `load_settings`.
 
     Raises
     ------
     WrongConfiguration
-        The file does not exist, or the settings cannot be used.
+        The file does not exist, or the settings cannot be used, or it has targets and none of them is named.
     """
-    sources = SettingSources.find(config, flags)
+    file, target = split_target(config)
+    sources = SettingSources.find(file, flags, target)
+    _check_targets(sources)
+    if not target and sources.targets:
+        names = [f"{file}:{name}" for name in sources.targets]
+        raise WrongConfiguration(f"{file} has several targets; name one of them: --config {' or '.join(names)}")
     try:
-        return LoadedSettings(load_settings(config, flags, server=server, plugins=plugins), sources)
+        settings = load_settings(file, flags, server=server, plugins=plugins, section=dict(sources.section))
+        return LoadedSettings(settings.for_target(target) if target else settings, sources)
     except ValidationError as error:
         problems = [_format_problem(sources, dict(item)) for item in error.errors()]
         if sources.file.path is not None and not sources.file.content:
@@ -107,6 +127,64 @@ def read_settings(
         raise WrongConfiguration(f"{config or 'the environment'} cannot be used: {' '.join(str(error).split())}") from (
             error
         )
+
+
+def read_targets(config: Path | None, flags: dict[str, Any]) -> dict[str, LoadedSettings]:
+    """Return the settings of each target in a configuration, by name; nothing if it has none, or names one of them.
+
+    Raises
+    ------
+    WrongConfiguration
+        The settings cannot be used, or two targets would be in each other's way.
+    """
+    file, target = split_target(config)
+    names = [] if target or file is None else list(SettingSources.find(file, flags).targets)
+    targets = {name: read_settings(Path(f"{file}:{name}"), flags) for name in names}
+    for setting, describe in _DISTINCT.items():
+        seen: dict[str, str] = {}
+        for name, loaded in targets.items():
+            value = describe(loaded.values)
+            if value and value in seen:
+                raise WrongConfiguration(
+                    f"{file}: the targets {seen[value]} and {name} have the same {setting}, {value}"
+                )
+            seen[value] = name
+    return targets
+
+
+# Settings in which targets must differ: two supervisors would write the same nodes, or use the same files or port.
+_DISTINCT: Final[Mapping[str, Callable[[Settings], str]]] = {
+    "Tiled": lambda settings: (settings.tiled or f"profile {settings.profile}").rstrip("/"),
+    "journal_dir": lambda settings: str(settings.journal_dir.absolute()),
+    "http": lambda settings: settings.http or "",
+}
+
+
+def _check_targets(sources: SettingSources) -> None:
+    """Raise `WrongConfiguration` if a target does not exist, or another source has a setting of its section, too."""
+    if "targets" in sources.variables:
+        raise WrongConfiguration(f"{sources.variables['targets']}: targets can be given in a configuration file only")
+    given = sources.file.content.get("targets")
+    if given is not None and (not isinstance(given, dict) or len(sources.targets) < max(1, len(given))):
+        place = sources.file.place(("targets",))
+        raise WrongConfiguration(
+            f"{place}: targets must be a mapping of names to settings, such as `new: {{tiled: ...}}`"
+        )
+    if not sources.target:
+        return
+    if sources.target not in sources.targets:
+        known = ", ".join(sources.targets) or "none"
+        raise WrongConfiguration(
+            f"{sources.file.path} has no target {sources.target}{suggest(sources.target, sources.targets)} "
+            f"(its targets: {known})"
+        )
+    # A journal directory for all targets is that above the directories of those that have none of their own.
+    for name in sources.section.keys() - {"journal_dir"}:
+        other = [f"--{name.replace('_', '-')}"] if name in sources.flags else []
+        other += [sources.variables[name]] if name in sources.variables else []
+        if other:
+            place = sources.file.place(("targets", sources.target, name))
+            raise WrongConfiguration(f"{name} is given by {other[0]} for all targets, and in {place} for one of them")
 
 
 def _format_problem(sources: SettingSources, item: dict[str, Any]) -> str:
@@ -184,6 +262,8 @@ def config_schema() -> dict[str, Any]:
     level = properties["log_level"]
     # Lower case is accepted as well; see `Settings`.
     level["enum"] = [*level["enum"], *(str(name).lower() for name in level["enum"])]
+    # A section has the same settings.
+    properties["targets"]["additionalProperties"] = {"$ref": "#"}
     for name, field in Settings.model_fields.items():
         properties[name].pop("title", None)
         if field.default is PydanticUndefined:

@@ -89,14 +89,17 @@ class SettingSources:
         Environment variables that are set, by setting.
     flags
         Names of the settings that the command line gives.
+    target
+        Name of the target whose section of the file is used; "" if none is.
     """
 
     file: ConfigFile
     variables: Mapping[str, str]
     flags: Collection[str]
+    target: str = ""
 
     @classmethod
-    def find(cls, config: Path | None, flags: Mapping[str, Any]) -> SettingSources:
+    def find(cls, config: Path | None, flags: Mapping[str, Any], target: str = "") -> SettingSources:
         """Read the configuration file, and find the variables that the environment has.
 
         Raises
@@ -111,7 +114,19 @@ class SettingSources:
             if variable.upper().startswith(PREFIX)
             and (name := variable[len(PREFIX) :].lower()) in Settings.model_fields
         }
-        return cls(file, variables, [name for name, value in flags.items() if value is not None])
+        return cls(file, variables, [name for name, value in flags.items() if value is not None], target)
+
+    @property
+    def targets(self) -> Mapping[str, Mapping[str, Any]]:
+        """Sections of the targets in the file, by name; those that are no mappings are left out."""
+        found = self.file.content.get("targets")
+        sections = found.items() if isinstance(found, dict) else ()
+        return {str(name): section for name, section in sections if isinstance(section, dict)}
+
+    @property
+    def section(self) -> Mapping[str, Any]:
+        """Section of the target."""
+        return self.targets.get(self.target, {})
 
     def origins(self, location: Location) -> list[str]:
         """Return where the setting at a location is given, for people; an empty list for a default.
@@ -126,18 +141,21 @@ class SettingSources:
             found.append("--" + name.replace("_", "-"))
         if name in self.variables and _contains(self._variable_value(name), location[1:]):
             found.append(self.variables[name])
+        if name in self.section and _contains(self.section[name], location[1:]):
+            found.append(self.file.place(("targets", self.target, *location)))
         if name in self.file.content and _contains(self.file.content[name], location[1:]):
             found.append(self.file.place(location))
         if not found and len(location) > 1:
             return self.origins(location[:-1])
-        if found and not isinstance(self.file.content.get(name), dict):
+        if found and not isinstance(self.section.get(name, self.file.content.get(name)), dict):
             # Only mappings are merged.
             return found[:1]
         return found
 
     def mapping_keys(self, name: str) -> set[str]:
         """Return the keys of a setting that is a mapping, from all sources."""
-        values = [self.file.content.get(name), self._variable_value(name) if name in self.variables else None]
+        values = [self.section.get(name), self.file.content.get(name)]
+        values += [self._variable_value(name) if name in self.variables else None]
         return {str(key) for value in values if isinstance(value, Mapping) for key in value}
 
     def warnings(self) -> Iterator[str]:

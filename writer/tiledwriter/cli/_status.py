@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tiledbroker import default_journal_dir
 
 from ._exit import ExitCode
+from ._target_name import split_target
 from ._terminal import discard_output, flush_output, plain, take_any_text
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ Ask the running supervisor of a journal directory whether data are safe, whether
 attention. The supervisor answers over a socket in the directory, so run this on its host and as its user.
 
 The directory is --journal-dir, or else TILEDWRITER_JOURNAL_DIR, that of --config, or the user's state directory.
+If the configuration has several targets, each is shown; --config FILE:TARGET shows one of them.
 """
 
 _EXAMPLES = """\
@@ -54,6 +56,10 @@ class StatusCode(IntEnum):
     DEGRADED = 1
     FAILED = 2
     NO_SUPERVISOR = 3
+
+
+# From well to what needs help first.
+_BADNESS: Final = (StatusCode.WELL, StatusCode.DEGRADED, StatusCode.NO_SUPERVISOR, StatusCode.FAILED)
 
 
 def add_command(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -83,14 +89,14 @@ def show_status(arguments: argparse.Namespace) -> int:
     """Print the status once, or until Ctrl-C with `--watch`."""
     take_any_text()
     try:
-        directory = find_journal_dir(arguments.journal_dir, arguments.config)
+        directories = find_journal_dirs(arguments.journal_dir, arguments.config)
     except ValueError as error:
         print(f"tiledwriter-supervisor status: {plain(str(error))}", file=sys.stderr)
         return ExitCode.USAGE
     try:
         if arguments.json:
-            return _print_json(directory, repeat=arguments.watch)
-        return _watch(directory) if arguments.watch else _print_once(directory)
+            return _print_json(directories, repeat=arguments.watch)
+        return _watch(directories) if arguments.watch else _print_once(directories)
     except KeyboardInterrupt:
         discard_output()
         return ExitCode.INTERRUPTED
@@ -99,24 +105,37 @@ def show_status(arguments: argparse.Namespace) -> int:
         return ExitCode.BROKEN_PIPE
 
 
-def find_journal_dir(given: Path | None, config: Path | None) -> Path:
-    """Return the journal directory: as given, of the environment, of a configuration file, or the default.
+def find_journal_dirs(given: Path | None, config: Path | None) -> dict[str, Path]:
+    """Return the journal directories of all targets by name; of a service without targets, the only one under "".
 
-    The other settings of the file are not read: this takes a fraction of the time, and they may be unreadable here.
+    A directory is taken as given, of the environment, of a configuration file, or the default. The other settings of
+    the file are not read: this takes a fraction of the time, and they may be unreadable here.
 
     Raises
     ------
     ValueError
-        The configuration file cannot be read.
+        The configuration file cannot be read, or has no such target.
     """
     if given is not None:
-        return given.expanduser()
-    if configured := os.environ.get("TILEDWRITER_JOURNAL_DIR"):
-        return Path(configured).expanduser()
-    return default_journal_dir() if config is None else _read_journal_dir(config)
+        return {"": given.expanduser()}
+    configured = os.environ.get("TILEDWRITER_JOURNAL_DIR")
+    if config is None:
+        return {"": Path(configured).expanduser() if configured else default_journal_dir()}
+    file, target = split_target(config)
+    settings = _read_file(file or config)
+    common = Path(configured).expanduser() if configured else _directory_in(settings, file) or default_journal_dir()
+    sections = settings.get("targets") or {}
+    if not sections and not target:
+        return {"": common}
+    if not isinstance(sections, dict) or not all(isinstance(section, dict) for section in sections.values()):
+        raise ValueError(f"{file}: targets is not a mapping of names to settings")
+    if target and target not in sections:
+        raise ValueError(f"{file} has no target {target} (its targets: {', '.join(sections) or 'none'})")
+    directories = {name: _directory_in(section, file) or common / name for name, section in sections.items()}
+    return {target: directories[target]} if target else directories
 
 
-def _read_journal_dir(config: Path) -> Path:
+def _read_file(config: Path) -> dict[str, Any]:
     import yaml
 
     try:
@@ -127,11 +146,15 @@ def _read_journal_dir(config: Path) -> Path:
         raise ValueError(f"{config} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{config} is not a YAML mapping of settings")  # noqa: TRY004  the user's value, not a type
+    return settings
+
+
+def _directory_in(settings: dict[str, Any], config: Path | None) -> Path | None:
     directory = settings.get("journal_dir")
     if directory is None:
-        return default_journal_dir()
+        return None
     if not isinstance(directory, str):
-        raise ValueError(f"{config}: journal_dir is not a path")  # noqa: TRY004
+        raise ValueError(f"{config}: journal_dir is not a path")  # noqa: TRY004  the user's value, not a type
     return Path(directory).expanduser()
 
 
@@ -155,17 +178,30 @@ def _describe_absence(state: str | None, error: Exception) -> dict[str, Any]:
     return {"schema": 1, "state": state, "reasons": [str(error)]}
 
 
-def _print_json(directory: Path, *, repeat: bool) -> StatusCode:
+def _look_at_all(directories: dict[str, Path]) -> tuple[StatusCode, RenderableType, Any]:
+    """Ask all supervisors once, and return the worst exit code, one picture, and the JSON: an object per target."""
+    from rich.console import Group
+
+    looks = {name: _look(directory) for name, directory in directories.items()}
+    if list(looks) == [""]:
+        return looks[""]
+    code = max((code for code, _, _ in looks.values()), key=_BADNESS.index)
+    pictures = [(f"target {name}: {directories[name]}", picture, "") for name, (_, picture, _) in looks.items()]
+    found = {name: json.loads(text) if isinstance(text, bytes) else text for name, (_, _, text) in looks.items()}
+    return code, Group(*(part for parts in pictures for part in parts)), {"schema": 1, "targets": found}
+
+
+def _print_json(directories: dict[str, Path], *, repeat: bool) -> StatusCode:
     code = StatusCode.FAILED
     for _ in _repeat_forever() if repeat else range(1):
-        code, _, found = _look(directory)
+        code, _, found = _look_at_all(directories)
         print(found.decode() if isinstance(found, bytes) else json.dumps(found))
         flush_output()
     return code
 
 
-def _print_once(directory: Path) -> StatusCode:
-    code, picture, _ = _look(directory)
+def _print_once(directories: dict[str, Path]) -> StatusCode:
+    code, picture, _ = _look_at_all(directories)
     console = make_console()
     if console.is_terminal:
         console.print(picture)
@@ -177,19 +213,19 @@ def _print_once(directory: Path) -> StatusCode:
     return code
 
 
-def _watch(directory: Path) -> StatusCode:
+def _watch(directories: dict[str, Path]) -> StatusCode:
     from rich.live import Live
 
     console = make_console()
     if not console.is_terminal:
         for _ in _repeat_forever():
-            _print_once(directory)
+            _print_once(directories)
             print()
     picture: RenderableType = ""
     try:
         with Live(console=console, screen=True, auto_refresh=False) as live:
             for _ in _repeat_forever():
-                _, picture, _ = _look(directory)
+                _, picture, _ = _look_at_all(directories)
                 live.update(picture, refresh=True)
     finally:
         # The last picture stays after the full screen is gone.

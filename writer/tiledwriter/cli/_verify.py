@@ -148,8 +148,11 @@ def _settings_and_connection(arguments: argparse.Namespace) -> tuple[Settings, C
     from ._settings import settings_of
 
     flags = {"tiled": arguments.tiled, "profile": arguments.profile}
-    compares = any(flags.values())
-    settings = settings_of(arguments.config, flags, server=compares)
+    settings = settings_of(arguments.config, flags, server=False)
+    compares = bool(settings.tiled or settings.profile)
+    if settings.tiled and settings.profile:
+        # Refused with the places that they come from.
+        settings_of(arguments.config, flags)
     connection = None
     if compares:
         connect = settings.worker_options().tiled.connect
@@ -262,4 +265,4 @@ def _summary_lines(
         named = ", ".join(unknown[:_MAX_RUNS_NAMED]) + (", ..." if len(unknown) > _MAX_RUNS_NAMED else "")
         yield f"{count_of(len(unknown), 'run')} in Tiled without a journal in {subject.places}: {named}"
     if not compared:
-        yield "Only journals were checked. To compare with Tiled, give --tiled or --profile"
+        yield "Only journals were checked. To compare with Tiled, give --tiled, --profile or the service's --config"

@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from . import _check, _keygen, _status
 from ._completion import answer_completion
 from ._exit import ExitCode
+from ._lifeline import end_with_parent
 from ._parser import make_parser
 from ._terminal import count_of, discard_output, flush_output
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from tiledbroker.supervisor import Supervisor, WorkerCommand
 
     from .._config import Settings
+    from ._settings import LoadedSettings
 
 log = logging.getLogger("tiledwriter.supervisor")
 
@@ -55,7 +58,12 @@ def parser() -> argparse.ArgumentParser:
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
     )
-    result.add_argument("--config", type=Path, metavar="FILE", help="YAML file with any of these settings")
+    result.add_argument(
+        "--config", type=Path, metavar="FILE", help="YAML file with any of these settings; FILE:TARGET for one target"
+    )
+    result.add_argument(
+        "--relayed", action="store_true", help="used by the service itself, to start the supervisor of each target"
+    )
     result.add_argument("--listen", metavar="ADDRESS", help="address for publishers (default tcp://127.0.0.1:5579)")
     result.add_argument("--curve", type=Path, metavar="DIR", help="keys made by keygen; reject clients without one")
     result.add_argument(
@@ -104,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments_parser = parser()
     answer_completion(arguments_parser)
     arguments = arguments_parser.parse_args(argv)
+    if arguments.command is serve and arguments.relayed:
+        end_with_parent()
     try:
         code = int(arguments.command(arguments))
         flush_output()
@@ -128,7 +138,14 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
         from ..worker import allow_open_files
         from ._credentials import require_credentials
         from ._reload import ConfigurationReload
-        from ._settings import WrongConfiguration, config_schema, print_settings, read_settings, setting_flags
+        from ._settings import (
+            WrongConfiguration,
+            config_schema,
+            print_settings,
+            read_settings,
+            read_targets,
+            setting_flags,
+        )
         from ._tiled_presence import warn_if_unreachable
     except ImportError as error:
         return _report_failure(ExitCode.FAILED, f'{error}. The ingest host needs: pip install "tiledwriter[ingest]"')
@@ -136,6 +153,8 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
         print(json.dumps(config_schema(), indent=2))
         return ExitCode.OK
     try:
+        if targets := read_targets(arguments.config, setting_flags(arguments)):
+            return _serve_targets(arguments, targets)
         # The process that workers are forked from imports the plugins, which may take seconds.
         loaded = read_settings(arguments.config, setting_flags(arguments), plugins=PluginCheck.NAMES)
         if arguments.print_config:
@@ -147,15 +166,16 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
     except (WrongConfiguration, TokenFileError) as error:
         return _report_failure(ExitCode.USAGE, str(error))
     if http is not None and (missing := find_missing_packages()):
-        packages = ", ".join(missing)
-        return _report_failure(ExitCode.USAGE, f'--http needs {packages}: pip install "tiledwriter[ingest,web]"')
+        return _report_failure(
+            ExitCode.USAGE, f'--http needs {", ".join(missing)}: pip install "tiledwriter[ingest,web]"'
+        )
 
     settings = loaded.values
     settings.worker_options().logging.configure()
     loaded.warn()
     log.debug("Up to %d files may be open.", allow_open_files())
     try:
-        supervisor = _make_supervisor(settings, drain=drain)
+        supervisor = _make_supervisor(settings, drain=drain, relayed=arguments.relayed)
         supervisor.stop_on_signals()
         supervisor.reload_on_signal(
             ConfigurationReload(arguments.config, setting_flags(arguments), settings, _make_command)
@@ -183,6 +203,40 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
     return ExitCode.OK
 
 
+def _serve_targets(arguments: argparse.Namespace, targets: Mapping[str, LoadedSettings]) -> ExitCode:
+    """Run a supervisor for each target, behind one address."""
+    import zmq
+
+    from tiledbroker import KeyFileError
+
+    from ._credentials import require_credentials
+    from ._settings import print_settings, setting_flags
+    from ._targets import TargetService, command_of, refuse_other_journals
+
+    if arguments.print_config:
+        for name, loaded in targets.items():
+            print(f"# target {name}")
+            print_settings(loaded)
+        return ExitCode.OK
+    first = next(iter(targets.values())).values
+    for name, loaded in targets.items():
+        require_credentials(loaded.values)
+        common = loaded.values.journal_dir.parent if loaded.values.journal_dir.name == name else None
+        if common is not None:
+            refuse_other_journals(common, targets)
+    replace(first.log_options(), target="").configure(process="relay")
+    flags, drain = setting_flags(arguments), arguments.drain
+    commands = {name: command_of(name, arguments.config, flags, drain=drain) for name in targets}
+    try:
+        return TargetService(targets, commands, drain=drain).run()
+    except KeyFileError as error:
+        return _report_failure(ExitCode.USAGE, str(error))
+    except zmq.ZMQError as error:
+        return _report_failure(ExitCode.FAILED, f"cannot listen at {first.listen}: {error}")
+    except OSError as error:
+        return _report_failure(ExitCode.FAILED, f"cannot serve: {error}")
+
+
 def _make_command(settings: Settings) -> WorkerCommand:
     from tiledbroker.supervisor import WorkerCommand
 
@@ -194,7 +248,7 @@ def _make_command(settings: Settings) -> WorkerCommand:
     )
 
 
-def _make_supervisor(settings: Settings, *, drain: bool) -> Supervisor:
+def _make_supervisor(settings: Settings, *, drain: bool, relayed: bool) -> Supervisor:
     from tiledbroker.supervisor import Supervisor
 
     from ..worker import Processes
@@ -205,7 +259,7 @@ def _make_supervisor(settings: Settings, *, drain: bool) -> Supervisor:
         listen=None if drain else settings.listen,
         drain=drain,
         clients=settings.client_limits(),
-        curve=settings.server_curve(),
+        curve=None if relayed else settings.server_curve(),
         max_workers=settings.max_workers,
         max_resumed=settings.max_resumed,
         limits=settings.worker_limits(),
@@ -215,6 +269,7 @@ def _make_supervisor(settings: Settings, *, drain: bool) -> Supervisor:
         min_free=settings.min_free,
         keep_written=settings.keep_written,
         write_slots=settings.write_slots,
+        relayed=relayed,
     )
 
 

@@ -49,6 +49,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--http", type=_address_of, required=True, metavar="HOST:PORT")
     parser.add_argument("--journal-dir", type=Path, required=True, metavar="DIR")
     parser.add_argument("--token-file", type=Path, metavar="FILE")
+    parser.add_argument("--name", action="append", default=[], dest="names", metavar="NAME")
     parser.add_argument("--listen-again", type=float, default=LISTEN_AGAIN_SECONDS, metavar="SECONDS")
     parser.add_argument("--until-stdin-closes", action="store_true")
     parser.add_argument("--log-level", default="INFO", metavar="L")
@@ -123,7 +124,9 @@ def _serve(listener: socket.socket, arguments: argparse.Namespace, stopping: thr
     from ._source import SnapshotSource
 
     source = SnapshotSource(partial(read_answer, arguments.journal_dir))
-    app = StatusApp(source, arguments.journal_dir, arguments.token_file).starlette()
+    # Who opens it to other hosts has no secret to keep from a web site.
+    names = arguments.names if arguments.http.is_loopback else None
+    app = StatusApp(source, arguments.journal_dir, arguments.token_file, names).starlette()
     config = uvicorn.Config(
         app,
         log_config=None,

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +30,7 @@ from starlette.routing import Route
 
 from ._headers import SecurityHeaders
 from ._history import PERIOD_SECONDS, History
+from ._hosts import KnownHosts
 from ._metrics import write_metrics
 from ._options import package_directory
 from ._page import Notice, Page
@@ -73,10 +74,19 @@ class StatusApp:
         Journal directory of the supervisor.
     token_file
         File with the token for retries; None allows none.
+    names
+        Names under which it may be asked, besides "localhost" and addresses; None: under any.
     """
 
-    def __init__(self, source: SnapshotSource, journal_dir: Path, token_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        source: SnapshotSource,
+        journal_dir: Path,
+        token_file: Path | None = None,
+        names: Collection[str] | None = None,
+    ) -> None:
         self._source = source
+        self._names = names
         self._journal_dir = journal_dir
         self._desk = None if token_file is None else RetryDesk(journal_dir, token_file)
         self._page = Page(str(journal_dir), _version_of_assets(), may_retry=token_file is not None)
@@ -101,6 +111,8 @@ class StatusApp:
         if self._desk is not None:
             routes.append(Route("/retry", self._retry, methods=["POST"]))
         middleware = [Middleware(SecurityHeaders), Middleware(GZipMiddleware, minimum_size=1000, compresslevel=6)]
+        if self._names is not None:
+            middleware.insert(0, Middleware(KnownHosts, names=self._names))
         return Starlette(routes=routes, middleware=middleware, lifespan=self._sample)
 
     @contextlib.asynccontextmanager

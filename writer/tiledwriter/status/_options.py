@@ -40,6 +40,8 @@ class HttpOptions:
         Journal directory of the supervisor that it asks.
     token_file
         File with the token that allows retries of runs in quarantine; None allows none.
+    names
+        Names under which requests may come, besides "localhost" and addresses, if only this host can reach it.
     log_level
         Lowest level of messages to log.
     log_format
@@ -49,6 +51,7 @@ class HttpOptions:
     address: HttpAddress
     journal_dir: Path
     token_file: Path | None = None
+    names: tuple[str, ...] = ()
     log_level: str = "INFO"
     log_format: LogForm = "auto"
 
@@ -58,6 +61,7 @@ class HttpOptions:
         return [
             *(sys.executable, "-m", "tiledwriter.status", "--until-stdin-closes"),
             *("--http", str(self.address), "--journal-dir", str(self.journal_dir.absolute()), *token),
+            *(word for name in self.names for word in ("--name", name)),
             *("--log-level", self.log_level, "--log-format", self.log_format),
         ]
 
