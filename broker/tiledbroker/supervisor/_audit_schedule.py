@@ -16,6 +16,8 @@ class AuditSchedule:
 
     def __init__(self) -> None:
         self._at: dict[str, float] = {}
+        # No audit is due before; there may be none then either.
+        self._none_before = float("inf")
         self._consecutive_deaths: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -24,12 +26,21 @@ class AuditSchedule:
     def schedule(self, uid: str, at: float) -> None:
         """Schedule an audit of the run at Unix time `at`."""
         self._at[uid] = at
+        self._none_before = min(self._none_before, at)
+
+    def may_have_due(self, now: float) -> bool:
+        """Return False if certainly no audit is due. It is asked all the time, and takes no time."""
+        return now >= self._none_before
 
     def pop_due(self, now: float) -> str | None:
         """Remove and return a run whose audit is due, or None."""
+        if not self.may_have_due(now):
+            return None
         uid = next((uid for uid, at in self._at.items() if at <= now), None)
         if uid is not None:
             del self._at[uid]
+        else:
+            self._none_before = min(self._at.values(), default=float("inf"))
         return uid
 
     def pause_after(self, uid: str, *, died: bool) -> float | None:

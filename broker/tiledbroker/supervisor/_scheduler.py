@@ -254,9 +254,9 @@ class Scheduler:
         if self.is_stopping or len(self._workers) >= self._max_workers:
             return float("inf")
         due = [self.runs[uid].start_at for uid in self._waiting]
-        parked = self._resume_queue.next_at(self._count_catching_up())
-        if parked is not None and self._may_resume(now):
-            due.append(parked)
+        if self._resume_queue and self._may_resume(now):
+            parked = self._resume_queue.next_at(self._count_catching_up())
+            due += [] if parked is None else [parked]
         return min(due, default=float("inf"))
 
     # Events: time passes.
@@ -693,6 +693,8 @@ class Scheduler:
 
     def _resume_runs(self, now: Instant) -> None:
         """Start workers for what earlier workers left, a few at a time. Parked runs come before audits."""
+        if not self._resume_queue and not self._audit_schedule.may_have_due(now.unix):
+            return
         while self._may_resume(now) and self._resume_queue.may_resume(self._count_catching_up(), now.monotonic):
             if not self._has_room():
                 self._make_room(min(1, len(self._resume_queue)), now, idle_only=True)
