@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import pytest
+import yaml
 from bluesky import RunEngine
 from bluesky.plans import scan
 from ophyd.sim import det, motor
@@ -135,6 +136,10 @@ def test_what_writes_or_compares_has_the_configuration(command: str) -> None:
         assert "--config" in words, "without the service's configuration it writes, or expects, uncorrected data"
 
 
+TARGETS: Final = ("old", "new")
+TARGET_JOURNALS: Final = tuple(f"var/lib/targets/{target}" for target in TARGETS)
+
+
 class PreparedHost:
     """An ingest host whose files lie where the documentation has them, but in a temporary directory."""
 
@@ -164,12 +169,21 @@ class PreparedHost:
         config.mkdir(parents=True)
         for name in ("config", "old", "new"):
             (config / f"{name}.yaml").write_text(f"tiled: {self.server.uri}\njournal_dir: {self.journals}\n")
-        for name in ("var/lib/tiledwriter-old", "var/lib/tiledwriter-new", "backup/tiledwriter"):
+        self._prepare_targets(config / "targets.yaml")
+        for name in ("var/lib/tiledwriter-old", "var/lib/tiledwriter-new", "backup/tiledwriter", *TARGET_JOURNALS):
             shutil.copytree(self.journals, self.directory / name, ignore=shutil.ignore_patterns(".*"))
         for place in ("var/spool/tiled-backups", "backups"):
             (self.directory / place).mkdir(parents=True)
             backup = self.directory / place / "run.jsonl"
             assert self.run(["tiledwriter-journal", "export", self.uid, str(backup), str(self.journals)]) == 0
+
+    def _prepare_targets(self, config: Path) -> None:
+        """Write the configuration for commands that name a target; elsewhere the same file has none."""
+        targets = {
+            name: {"tiled": self.server.uri, "journal_dir": str(self.directory / journals)}
+            for name, journals in zip(TARGETS, TARGET_JOURNALS, strict=True)
+        }
+        config.write_text(yaml.safe_dump({"targets": targets}))
 
     def translate(self, words: list[str]) -> list[str]:
         """Return a command of the documentation for this host."""
@@ -183,8 +197,12 @@ class PreparedHost:
                 result.append(self.supervisor.address)
             elif re.fullmatch(r"UID|d2f1|3f2b|5a41\w*", word):
                 result.append(self.uid)
+            elif word.endswith(tuple(f"/config.yaml:{target}" for target in TARGETS)):
+                result.append(f"{self.directory}/etc/tiledwriter/targets.yaml:{word.rpartition(':')[2]}")
             elif word.startswith("./_unrouted"):
                 result += self._expand("measured/_unrouted*.segment")
+            elif word.startswith("/var/lib/tiledwriter/old/"):
+                result += self._expand(word.replace("/var/lib/tiledwriter/old/", f"{TARGET_JOURNALS[0]}/"))
             elif re.match(r"/(backup|etc|var)/|~/|.*\*", word):
                 result += self._expand(re.sub("^(~/|/)", "", word))
             else:

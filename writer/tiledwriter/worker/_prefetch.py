@@ -119,6 +119,11 @@ class FoldPrefetch:
             self._next = None
         return folded
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether what `take_batch` returns is complete, so that nothing that arrives meanwhile goes along."""
+        return self._next is None or self._next.done()
+
     def wait_for_some(self) -> None:
         """Block until `take_batch` with `wait` would return at once; what arrives until that call is folded as well."""
         self._patient = True

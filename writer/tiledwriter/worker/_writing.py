@@ -268,8 +268,10 @@ class RunWriting:
         """Return the next batch, with all documents that arrive until this worker may write."""
         if wait and self._write_slot is not None:
             prefetch.wait_for_some()
-            self._connection.open()
-            self._write_slot.acquire(self._stopping)
+            # A document that can never be written must not wait for Tiled.
+            if not prefetch.is_complete:
+                self._connection.open()
+                self._write_slot.acquire(self._stopping)
         return prefetch.take_batch(wait=wait)
 
     def _rest(self) -> None:
