@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from .._errors import JournalInvalid, SpoolDamaged
 
-FEW_DOCUMENTS: Final = 64
-"""Number of waiting documents from which a batch is sent without the pause that the supervisor asks for."""
-
 if TYPE_CHECKING:
     from ..log import Record
     from ..protocol import messages
+
+FEW_DOCUMENTS: Final = 64
+"""Number of waiting documents from which a batch is sent without the pause that the supervisor asks for."""
+FEW_BYTES: Final = 64 * 2**10
+"""Bytes of waiting documents from which a batch is sent without that pause."""
 
 
 class ShippedRun(Protocol):
@@ -164,10 +166,14 @@ class Shipment:
             return math.inf
         if not (self.run.length > self.sent or self.run.damage):
             return math.inf
-        is_last = self.run.stopped or self.run.abandoned or bool(self.run.damage)
-        if is_last or self.waiting >= FEW_DOCUMENTS:
-            return self.not_before
-        return max(self.not_before, self.sent_at + self.pause)
+        return max(self.not_before, self.sent_at + self.pause) if self._may_wait else self.not_before
+
+    @property
+    def _may_wait(self) -> bool:
+        """Whether the documents that are still to be sent are few, small, and not the last ones."""
+        if not self.pause or self.run.stopped or self.run.abandoned or self.run.damage:
+            return False
+        return self.waiting < FEW_DOCUMENTS and self.run.count_bytes(self.sent) < FEW_BYTES
 
     def is_paused(self, now: float) -> bool:
         """Return True if documents wait for others to be sent with."""

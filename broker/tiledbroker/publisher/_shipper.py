@@ -125,11 +125,18 @@ class Shipper:
 
         The timeout is in seconds; None means no limit. Meanwhile documents do not wait for company.
         """
+
+        def is_over() -> bool:
+            if self._ended or condition():
+                return True
+            # Each acknowledgement asks for a pause again.
+            self._session.hurry()
+            return False
+
         with self._changed:
-            if not condition():
-                self._session.hurry()
+            if not is_over():
                 self._wake_up.wake()
-            self._changed.wait_for(lambda: self._ended or condition(), timeout)
+            self._changed.wait_for(is_over, timeout)
             return condition()
 
     def durable(self, run_uid: str) -> int | None:

@@ -466,8 +466,7 @@ class Scheduler:
             self.tally.start_problem.note("the fork server made no process", now.unix)
             self._postpone_start(run, FORK_PAUSE_SECONDS, now)
             return self._take_effects()
-        self._forget_worker(run)
-        self._effects += self.write_slots.forget(number, now.monotonic)
+        self._forget_worker(run, now)
         self.outage.note_worker_end(run.uid)
         run.orphan = None
         was_audited = worker.purpose is Purpose.AUDIT and run.is_complete
@@ -497,8 +496,7 @@ class Scheduler:
     def reload_run(self, run: Run, facts: JournalFacts, now: Instant) -> list[Effect]:
         """Begin a run anew from its journal, after an error while the end of its worker was handled."""
         if run.worker is not None:
-            self._effects += self.write_slots.forget(run.worker.number, now.monotonic)
-            self._forget_worker(run)
+            self._forget_worker(run, now)
         self._waiting.pop(run.uid, None)
         self._resume_queue.discard(run)
         fresh = Run.from_facts(facts)
@@ -740,17 +738,19 @@ class Scheduler:
         self.tally.note_state(run, now)
         self._effects.append(StartWorker(worker.number, run.uid, run.journal, run.order, run.client, run.orphan))
 
-    def _forget_worker(self, run: Run) -> None:
+    def _forget_worker(self, run: Run, now: Instant) -> None:
         assert run.worker is not None
-        del self._workers[run.worker.number]
-        self._pacing.forget(run.worker.number)
+        number = run.worker.number
+        del self._workers[number]
+        self._pacing.forget(number)
+        self._effects += self.write_slots.forget(number, now.monotonic)
         run.worker = None
 
     def _postpone_start(self, run: Run, pause_seconds: float, now: Instant) -> None:
         """Start the worker of a run later, since no process came about."""
         assert run.worker is not None
         purpose = run.worker.purpose
-        self._forget_worker(run)
+        self._forget_worker(run, now)
         run.start_at = now.monotonic + pause_seconds
         if purpose is Purpose.AUDIT and not run.queued_messages:
             self._audit_schedule.schedule(run.uid, now.unix + pause_seconds)

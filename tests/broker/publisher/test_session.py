@@ -43,7 +43,7 @@ from tiledbroker.publisher._session import (
     SILENCE_SECONDS,
     ShippingSession,
 )
-from tiledbroker.publisher._shipment import FEW_DOCUMENTS
+from tiledbroker.publisher._shipment import FEW_BYTES, FEW_DOCUMENTS
 
 
 class Talk:
@@ -239,6 +239,13 @@ class TestDocuments:
         talk.hear(Durable("run", 1, ended=False, pause=0.4))
         talk.run().append(FEW_DOCUMENTS)
         assert talk.wait(LINGER_SECONDS).batches() == [("run", 1, 1 + FEW_DOCUMENTS)]
+
+    def test_do_not_wait_for_company_if_they_are_large(self) -> None:
+        talk = Talk(MemoryRun("run").append()).welcome()
+        talk.send()
+        talk.hear(Durable("run", 1, ended=False, pause=0.4))
+        talk.run().append(1, size=FEW_BYTES)
+        assert talk.wait(LINGER_SECONDS).batches() == [("run", 1, 2)]
 
     @pytest.mark.parametrize("act", ["stop", "hurry", "reconnect", "close"])
     def test_do_not_wait_for_company_if_somebody_waits_for_them(self, act: str) -> None:

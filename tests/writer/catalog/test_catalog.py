@@ -31,7 +31,7 @@ from tiledwriter._errors import (
     Stopped,
     TiledHasMore,
 )
-from tiledwriter.catalog import _connection
+from tiledwriter.catalog import Nodes, _connection
 from tiledwriter.catalog._catalog import TiledCatalog
 from tiledwriter.catalog._connection import Connection
 from tiledwriter.mapping._operations import (
@@ -714,6 +714,15 @@ def test_an_append_that_tiled_itself_failed_to_do_needs_no_quiet_period(run, pro
         assert catalog.apply(waiting) == waiting
     assert appends(proxy) == [[0, 1, 2], [0, 1, 2], [3, 4]]
     assert read_column(tiled, run.table) == [0, 1, 2]
+
+
+def test_an_append_to_a_database_of_its_own_host_waits_for_the_quiet_period(run, proxy, tiled, monkeypatch):
+    # Its transaction may go on when the connection between Tiled and the database is lost.
+    monkeypatch.setattr(Nodes, "storage", lambda *_: "postgresql")
+    proxy.script("PATCH", "table/partition", answer(500))
+    with run.catalog(quiet_period=600) as catalog:
+        waiting = catalog.apply([*run.with_table(), run.append(0, 3)])
+        assert catalog.apply(waiting) == waiting
 
 
 def test_an_append_that_another_server_failed_to_do_waits_for_the_quiet_period(run, proxy, tiled):

@@ -91,6 +91,24 @@ def test_work_that_takes_long_is_interrupted_between_two_requests(
     assert bench.sent == [WANTED, RELEASED]
 
 
+def test_a_slot_that_is_recalled_before_its_thread_wakes_is_used_once_and_released(bench: Bench) -> None:
+    thread = threading.Thread(target=bench.slot.acquire, args=(bench.stopping,))
+    thread.start()
+    assert bench.wanted.wait(10)
+    with bench.slot._changed:
+        # The thread cannot wake in between.
+        bench.slot.receive(SlotGranted("run", shared=False))
+        bench.slot.receive(SlotRecalled("run"))
+    thread.join(10)
+    assert bench.sent == [WANTED]
+    bench.slot.rest()
+    assert bench.sent == [WANTED, RELEASED]
+    # It has to be asked for again.
+    bench.wanted.clear()
+    bench.grant(shared=False)
+    assert bench.sent == [WANTED, RELEASED, WANTED]
+
+
 def test_who_waits_can_be_stopped(bench: Bench) -> None:
     bench.stopping.set()
     with pytest.raises(Stopped):

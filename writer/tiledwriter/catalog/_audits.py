@@ -62,15 +62,17 @@ class NodeAudits:
         shown, node = self._known[operation.path], self._known.target(operation.path)
         if node.doubt is not None or node.state is NodeState.OCCUPIED:
             self._beyond.raise_tiled_has_more()
-        if not self._is_needed():
-            pass
-        elif operation.columns:
+        if self._is_needed():
+            self._compare_node(node, shown, operation)
+        crash_point("catalog: audited")
+        self._rewrites.finish_rewrite(shown, complete=True)
+
+    def _compare_node(self, node: KnownNode, shown: KnownNode, operation: Audit) -> None:
+        if operation.columns:
             if reason := self._compare_rows(node, operation):
                 self._rewrites.reject_rows(node, shown, reason)
         elif reason := self._compare_shape(node, operation):
             self._rewrites.send_again(shown, reason)
-        crash_point("catalog: audited")
-        self._rewrites.finish_rewrite(shown, complete=True)
 
     def _compare_rows(self, node: KnownNode, operation: Audit) -> str:
         """Return how a table differs from the audit; "" if it does not."""

@@ -23,8 +23,9 @@ log = logging.getLogger(__name__)
 MAX_REQUEST_ROWS: Final = 20_000
 MAX_REQUEST_BYTES: Final = 32 * 2**20
 
-# Databases that have done all or nothing of an append by the time that Tiled answers.
-_ATOMIC_STORAGES: Final = frozenset({"sqlite", "postgresql"})
+# The database that works within Tiled's process, so that nothing of an append goes on after Tiled's answer. A server
+# such as PostgreSQL may complete a transaction after Tiled has lost the connection to it.
+_STORAGE_IN_PROCESS: Final = "sqlite"
 
 
 class NodeGrowth:
@@ -161,7 +162,7 @@ class NodeGrowth:
                 node.max_rows = (operation.stop - operation.first) // 2
                 return
             self._known.record_lost_response(node)
-            node.has_answer = isinstance(error, ServerFailed) and self._nodes.storage(node.path) in _ATOMIC_STORAGES
+            node.has_answer = isinstance(error, ServerFailed) and self._nodes.storage(node.path) == _STORAGE_IN_PROCESS
             self._quiet.record_growth_since(started)
             self._ledger.note("ambiguous", operation=describe_operation(operation), reason=str(error))
             log.warning(
@@ -192,8 +193,8 @@ class NodeGrowth:
 
         An append whose rows are present cannot be carried out again. An append whose rows are missing may still be in
         flight, because a request lives on in the server after its client is gone. Only a row count that stays the same
-        for the quiet period shows that the append was not carried out. No append is in flight if the server itself
-        answered that it has failed, as SQLite does while it is locked.
+        for the quiet period shows that the append was not carried out. No append is in flight if Tiled itself
+        answered that it has failed, as it does while SQLite is locked.
 
         Parameters
         ----------

@@ -71,8 +71,9 @@ class WriteSlot:
                 self._changed.wait(_POLL_SECONDS)
                 if stopping.is_set():
                     raise Stopped("Stopped while waiting for a write slot.")
-            self._state = _State.USED
-            self._acquired_at = time.monotonic()
+            if self._state is _State.KEPT:
+                self._state = _State.USED
+                self._acquired_at = time.monotonic()
 
     def pause(self) -> None:
         """Release the slot between two requests if others wait and it was held for long."""
@@ -92,7 +93,9 @@ class WriteSlot:
         with self._changed:
             if isinstance(message, messages.SlotGranted):
                 self._others_wait = message.shared
-                self._state = _State.KEPT
+                # It is in use from now on, as a thread waits for it: a recall must not take it before that one wakes.
+                self._state = _State.USED
+                self._acquired_at = time.monotonic()
                 self._changed.notify_all()
             else:
                 self._others_wait = True
