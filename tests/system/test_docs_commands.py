@@ -233,7 +233,6 @@ def host(tmp_path_factory: pytest.TempPathFactory, tiled_server: TiledServer) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(host.directory)
         patch.setenv("TILED_API_KEY", tiled_server.api_key)
-        patch.setenv("TILEDWRITER_WRITE_SLOTS", "1")
         patch.setenv("XDG_STATE_HOME", str(host.directory / "state"))
         patch.setenv("TILEDWRITER_JOURNAL_DIR", str(host.journals))
         (host.directory / "state/tiledwriter/spool").mkdir(parents=True)

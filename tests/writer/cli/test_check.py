@@ -52,7 +52,6 @@ def check(
     for name in [name for name in os.environ if name.startswith("TILEDWRITER_") and "TEST" not in name]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("TILED_API_KEY", tiled_server.api_key)
-    monkeypatch.setenv("TILEDWRITER_WRITE_SLOTS", "1")
 
     def run(*arguments: object, uri: str = tiled_server.uri) -> Outcome:
         listen = ["--listen", f"tcp://127.0.0.1:{free_port()}"]
