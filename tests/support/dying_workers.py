@@ -1,7 +1,7 @@
 """A supervisor whose workers die: of what comes after a replay, or of looking at a run that is written.
 
-The latter are few and soon: the pauses of `tiledbroker.supervisor._audit_schedule` are shortened. Or they take so long
-to begin that the supervisor is told to stop before they can be told anything.
+The latter are few and soon: the pauses of `tiledbroker.supervisor.scheduler._audit_schedule` are shortened. Or they
+take so long to begin that the supervisor is told to stop before they can be told anything.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import zmq
 
 from tiledbroker import Journal
 from tiledbroker.protocol.messages import Finish, Progress, Ready, decode, encode
-from tiledbroker.supervisor import _audit_schedule
 from tiledbroker.supervisor._supervisor import Supervisor
 from tiledbroker.supervisor._tasks import WorkerCommand, WorkerTask
+from tiledbroker.supervisor.scheduler import _audit_schedule
 
 
 def replay_and_die(task: WorkerTask) -> None:

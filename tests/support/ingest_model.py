@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from tiledbroker.protocol import messages
-from tiledbroker.supervisor._effects import (
+from tiledbroker.supervisor._clock import Instant
+from tiledbroker.supervisor._journal_facts import JournalFacts
+from tiledbroker.supervisor._lifecycle import State
+from tiledbroker.supervisor._publishers import Publisher
+from tiledbroker.supervisor.scheduler._effects import (
     ClearFailure,
     CompareDocuments,
     Effect,
     FileJournal,
-    Instant,
     KillOrphan,
     KillWorker,
     ReadForAudit,
@@ -27,11 +30,8 @@ from tiledbroker.supervisor._effects import (
     TellPublisher,
     WithdrawRetry,
 )
-from tiledbroker.supervisor._journal_facts import JournalFacts
-from tiledbroker.supervisor._lifecycle import State
-from tiledbroker.supervisor._publishers import Publisher
-from tiledbroker.supervisor._runs import RunMessage
-from tiledbroker.supervisor._scheduler import Scheduler
+from tiledbroker.supervisor.scheduler._runs import RunMessage
+from tiledbroker.supervisor.scheduler._scheduler import Scheduler
 
 UNIX = 1_000_000.0
 """Unix time at which the clock reads 0."""

@@ -19,12 +19,12 @@ from shipping import MAX_DOCUMENT, URL, WINDOW, MemoryRun, MemorySpool
 
 from tiledbroker.protocol import messages
 from tiledbroker.publisher._session import ShippingSession
-from tiledbroker.supervisor._disk_space import DiskSpace, Space
-from tiledbroker.supervisor._effects import Effect, KillOrphan, SendToWorker, StartWorker
 from tiledbroker.supervisor._lifecycle import State
 from tiledbroker.supervisor._publishers import Publisher
-from tiledbroker.supervisor._scheduler import Scheduler
-from tiledbroker.supervisor._worker_monitor import WorkerLimits
+from tiledbroker.supervisor.scheduler._disk_space import DiskSpace, Space
+from tiledbroker.supervisor.scheduler._effects import Effect, KillOrphan, SendToWorker, StartWorker
+from tiledbroker.supervisor.scheduler._scheduler import Scheduler
+from tiledbroker.supervisor.scheduler._worker_monitor import WorkerLimits
 
 FAULTS_SECONDS: Final = 8.0
 """Time during which documents are published and faults begin."""

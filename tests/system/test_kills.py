@@ -21,9 +21,9 @@ from runs import Acquisition, metadata, seq_nums, wait_for_outcome
 from warm import run_process
 
 from tiledbroker import Encoder, Journal, run_files
-from tiledbroker.supervisor._runs import MAX_DEATHS
 from tiledbroker.supervisor._supervisor import Supervisor
 from tiledbroker.supervisor._tasks import WorkerCommand
+from tiledbroker.supervisor.scheduler._runs import MAX_DEATHS
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
 
 KILLS = int(os.environ.get("TILEDWRITER_TEST_KILLS", "5"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ._disk_space import LOW_FACTOR, find_min_free, format_bytes
 from ._lifecycle import State
 from ._publishers import (
     DEFAULT_MAX_CONNECTIONS,
@@ -11,17 +10,23 @@ from ._publishers import (
     DEFAULT_WINDOW,
     ClientLimits,
 )
-from ._relay import Relay
 from ._reload import ReloadSource, ServiceChanges
 from ._retention import time_written
 from ._retry import clear_failure, request_retry, retry_is_requested, withdraw_retry
-from ._scheduler import DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS
 from ._service_notifier import ServiceNotifier
 from ._status_client import SUPERVISOR_LOCK, read_snapshot, read_snapshot_and_text
 from ._supervisor import DEFAULT_ADDRESS, Supervisor
 from ._tasks import ProcessIdentity, WorkerCommand, WorkerTask
-from ._worker_monitor import DEFAULT_SILENCE, WorkerLimits
-from .status import DiskStatus, Latency, PublisherConnection, RunStatus, Snapshot, TiledStatus, Trouble
+from .frontend import Relay
+from .scheduler import (
+    DEFAULT_MAX_RESUMED,
+    DEFAULT_MAX_WORKERS,
+    DEFAULT_SILENCE,
+    LOW_FACTOR,
+    WorkerLimits,
+    find_min_free,
+)
+from .status import DiskStatus, Latency, PublisherConnection, RunStatus, Snapshot, TiledStatus, Trouble, format_bytes
 
 __all__ = [
     "DEFAULT_ADDRESS",

@@ -14,8 +14,7 @@ from .._errors import JournalError
 from .._outcomes import WRITTEN
 from .._rate_limited_log import RateLimitedLog
 from ..log import FINISHED_SUBDIRECTORY, FileLock, Journal, RunReader, is_run_file, journal_lock_path
-from ._disk_space import format_bytes
-from .status import format_seconds
+from .status import format_bytes, format_seconds
 
 log = logging.getLogger(__name__)
 

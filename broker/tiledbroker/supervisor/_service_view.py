@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from ._effects import Instant
+from ._clock import Instant
 from ._lifecycle import State
 from ._publishers import Publisher
-from ._runs import Run
-from ._scheduler import Scheduler
+from .scheduler import Run, Scheduler
 from .status import (
     MAX_LISTED_RUNS,
     SCHEMA,

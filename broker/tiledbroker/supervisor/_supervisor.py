@@ -31,44 +31,46 @@ from .._rate_limited_log import RateLimitedLog
 from .._wake_up import WakeUp
 from ..log import FileLock, Journal, journal_filename
 from ..protocol import ServerCurve, messages
-from ._disk_space import DiskSpace, Space
-from ._effects import (
-    ClearFailure,
-    CompareDocuments,
-    Effect,
-    FileJournal,
-    Instant,
-    KillOrphan,
-    KillWorker,
-    ReadForAudit,
-    RecordEvent,
-    RefuseDocuments,
-    SendToWorker,
-    StartWorker,
-    TellPublisher,
-    WithdrawRetry,
-)
+from ._clock import Instant
 from ._finished import FinishedJournals, bring_back, is_finished
 from ._fork_server import WorkerProcess
-from ._frontend import Frontend
-from ._handshake_queue import HandshakeQueue
 from ._journal_facts import JournalFacts, find_facts, read_facts, record_event
 from ._lifecycle import State
 from ._publishers import ClientLimits, Publisher
-from ._relayed_frontend import RelayedFrontend
 from ._reload import ReloadSource
 from ._retention import Retention
 from ._retry import RetryWatch, clear_failure, retry_is_requested, withdraw_retry
-from ._runs import Run, RunMessage
-from ._scheduler import DEFAULT_MAX_RESUMED, DEFAULT_MAX_WORKERS, Scheduler
 from ._service_notifier import ServiceNotifier
 from ._service_view import ServiceIdentity, Surroundings, make_snapshot
 from ._status_client import SUPERVISOR_LOCK
 from ._status_socket import StatusSocket
 from ._survey import Survey
 from ._tasks import WorkerCommand
-from ._worker_monitor import WorkerLimits
 from ._worker_pool import ProcessTable, WorkerPool
+from .frontend import Frontend, HandshakeQueue, RelayedFrontend
+from .scheduler import (
+    DEFAULT_MAX_RESUMED,
+    DEFAULT_MAX_WORKERS,
+    ClearFailure,
+    CompareDocuments,
+    DiskSpace,
+    Effect,
+    FileJournal,
+    KillOrphan,
+    KillWorker,
+    ReadForAudit,
+    RecordEvent,
+    RefuseDocuments,
+    Run,
+    RunMessage,
+    Scheduler,
+    SendToWorker,
+    Space,
+    StartWorker,
+    TellPublisher,
+    WithdrawRetry,
+    WorkerLimits,
+)
 from .status import PACKAGE, DiskStatus, RecentTrouble, TiledReports, encode_snapshot
 
 log = logging.getLogger(__name__)

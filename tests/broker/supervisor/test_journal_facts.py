@@ -8,7 +8,7 @@ from pathlib import Path
 from tiledbroker import Journal
 from tiledbroker.supervisor._journal_facts import find_facts
 from tiledbroker.supervisor._lifecycle import State
-from tiledbroker.supervisor._runs import Run
+from tiledbroker.supervisor.scheduler._runs import Run
 
 
 def test_a_journal_names_its_worker_its_turn_and_its_next_audit(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from tiledbroker.protocol import messages
 from tiledbroker.protocol.messages import LATENCY_BOUNDS_SECONDS, Documents, Report
 from tiledbroker.supervisor._lifecycle import State
 from tiledbroker.supervisor._publishers import Publisher
-from tiledbroker.supervisor._runs import MAX_DEATHS
 from tiledbroker.supervisor._service_view import ServiceIdentity, Surroundings, make_snapshot
+from tiledbroker.supervisor.scheduler._runs import MAX_DEATHS
 from tiledbroker.supervisor.status._failed_runs import MAX_NAMED
 from tiledbroker.supervisor.status._snapshot import (
     MAX_LISTED_RUNS,

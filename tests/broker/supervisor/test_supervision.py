@@ -19,7 +19,7 @@ from runs import Acquisition, documents, happenings, metadata, publish, seq_nums
 from tiledbroker import Encoder, Journal, ZMQPublisher, journal_filename
 from tiledbroker.log._journal import find_run_file
 from tiledbroker.supervisor._finished import bring_back
-from tiledbroker.supervisor._runs import MAX_DEATHS
+from tiledbroker.supervisor.scheduler._runs import MAX_DEATHS
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
 from tiledwriter.worker._processes import Processes
 

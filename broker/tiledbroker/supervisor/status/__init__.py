@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from ._health import Symptoms, judge_service
-from ._outage import Backlog, TiledOutage, format_seconds, format_time
+from ._outage import Backlog, TiledOutage
 from ._recent_trouble import PACKAGE, RecentTrouble
 from ._snapshot import (
     MAX_LISTED_RUNS,
@@ -26,6 +26,7 @@ from ._snapshot import (
     encode_snapshot,
 )
 from ._tally import Tally
+from ._texts import format_bytes, format_seconds, format_time
 from ._tiled_reports import TiledReports
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "WorkersStatus",
     "decode_snapshot",
     "encode_snapshot",
+    "format_bytes",
     "format_seconds",
     "format_time",
     "judge_service",

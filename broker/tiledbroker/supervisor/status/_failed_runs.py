@@ -10,7 +10,7 @@ import msgspec
 from ._snapshot import RunStatus
 
 if TYPE_CHECKING:
-    from .._runs import Run
+    from ..scheduler import Run
 
 MAX_NAMED: Final = 1_000
 """Failed runs that are remembered by name. An outage does not make runs fail, so more are rare."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import Final, NamedTuple
 
-from .._effects import Instant
+from .._clock import Instant
+from ._texts import format_seconds, format_time
 
 log = logging.getLogger(__name__)
 
@@ -156,19 +156,3 @@ class TiledOutage:
             measure(),
             " Somebody has to act: this does not pass by itself." if self._needs_person else "",
         )
-
-
-def format_time(unix: float) -> str:
-    """Return a Unix time as text, in UTC."""
-    return datetime.fromtimestamp(unix, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a duration as text, in its two largest units."""
-    left = max(0, round(seconds))
-    parts = []
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
-        count, left = divmod(left, size)
-        if count:
-            parts.append(f"{count} {unit}")
-    return " ".join(parts[:2]) or "0 s"

@@ -10,8 +10,8 @@ from .._lifecycle import State
 from ._failed_runs import FailedRuns
 
 if TYPE_CHECKING:
-    from .._effects import Instant
-    from .._runs import Run
+    from .._clock import Instant
+    from ..scheduler import Run
 
 
 @dataclass

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from tiledbroker.supervisor._effects import Instant
+from tiledbroker.supervisor._clock import Instant
 from tiledbroker.supervisor.status._outage import (
     FLAPPING_GRACE_SECONDS,
     FLAPPING_SECONDS,
@@ -15,9 +15,8 @@ from tiledbroker.supervisor.status._outage import (
     REPORT_INTERVAL_SECONDS,
     Backlog,
     TiledOutage,
-    format_seconds,
-    format_time,
 )
+from tiledbroker.supervisor.status._texts import format_time
 
 UNIX = 1_000_000_000.0
 REFUSED = "ConnectError: refused"
@@ -194,11 +193,3 @@ def test_forgotten_run_leaves_no_outage(clocked: Clocked) -> None:
     clocked.pass_by(REPORT_INTERVAL_SECONDS)
     assert clocked.lines() == []
     assert clocked.outage.since is None
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.2, "0 s"), (59.6, "1 min"), (61, "1 min 1 s"), (3600, "1 h"), (90_061, "1 d 1 h"), (-3, "0 s")],
-)
-def test_duration_has_two_units(seconds: float, text: str) -> None:
-    assert format_seconds(seconds) == text

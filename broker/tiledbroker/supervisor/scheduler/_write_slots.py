@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..protocol import messages
+from ...protocol import messages
 from ._effects import SendToWorker
 
 SLOTS_OF_STORAGE: Final = {"postgresql": 2}

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from ..protocol import messages
+from ...protocol import messages
 from ._effects import Effect, KillWorker, SendToWorker
 from ._runs import Run, Worker
 

@@ -13,8 +13,8 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from .._outcomes import COMPLETE, FAILED, INTERRUPTED, WRITTEN
-from ..protocol import messages
+from ..._outcomes import COMPLETE, FAILED, INTERRUPTED, WRITTEN
+from ...protocol import messages
 
 _Outcome: TypeAlias = "tuple[str, str]"
 _NO_OUTCOME: Final = ("", "")

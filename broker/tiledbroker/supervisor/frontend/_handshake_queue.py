@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from ..protocol import Hello, RunState
-from ._publishers import Publisher
+from ...protocol import Hello, RunState
+from .._publishers import Publisher
 
 RUNS_PER_TURN: Final = 10
 """Runs looked up at a time. Each may open a journal, which takes about a millisecond."""

@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from .status import format_seconds
+from ..status import format_bytes, format_seconds
 
 log = logging.getLogger(__name__)
 
@@ -142,12 +142,3 @@ class DiskSpace:
 def find_min_free(given: int | None, total: int) -> int:
     """Return the bytes below which no documents are accepted: as given, or the default for a disk of `total` bytes."""
     return min(DEFAULT_MIN_FREE_BYTES, total // DEFAULT_MIN_FREE_SHARE) if given is None else given
-
-
-def format_bytes(size: float) -> str:
-    """Return a number of bytes as text, in the largest unit of which there is at least one."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

@@ -10,16 +10,15 @@ from ingest_model import IngestModel
 
 from tiledbroker._filesystem import measure_space
 from tiledbroker.protocol import messages
-from tiledbroker.supervisor._disk_space import (
+from tiledbroker.supervisor._publishers import Publisher
+from tiledbroker.supervisor.scheduler._disk_space import (
     DEFAULT_MIN_FREE_BYTES,
     REPORT_INTERVAL_SECONDS,
     DiskSpace,
     DiskState,
     Space,
-    format_bytes,
 )
-from tiledbroker.supervisor._effects import RefuseDocuments
-from tiledbroker.supervisor._publishers import Publisher
+from tiledbroker.supervisor.scheduler._effects import RefuseDocuments
 
 MIB = 2**20
 TOTAL = 10_000 * MIB
@@ -102,14 +101,6 @@ def test_changed_minimum_counts_from_next_measurement(disk: DiskSpace) -> None:
     assert states(disk, 90) == ["full"]
     disk.change_min_free(10 * MIB)
     assert states(disk, 90) == ["well"]
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**40, "1.0 TiB"), (2**52, "4096.0 TiB")],
-)
-def test_sizes_have_units(size: int, text: str) -> None:
-    assert format_bytes(size) == text
 
 
 # What the scheduler does with it

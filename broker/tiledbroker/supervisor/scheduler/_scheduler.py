@@ -15,7 +15,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ..protocol import messages
+from ...protocol import messages
+from .._clock import Instant
+from .._lifecycle import Event, State
+from .._publishers import DEFAULT_MAX_OPEN_RUNS, Publisher
+from ..status import Backlog, Tally, TiledOutage, format_time
 from ._audit_schedule import PUT_OFF_SECONDS, AuditSchedule
 from ._disk_space import DiskSpace, Space
 from ._effects import (
@@ -23,7 +27,6 @@ from ._effects import (
     CompareDocuments,
     Effect,
     FileJournal,
-    Instant,
     KillOrphan,
     ReadForAudit,
     RecordEvent,
@@ -33,17 +36,14 @@ from ._effects import (
     TellPublisher,
     WithdrawRetry,
 )
-from ._lifecycle import Event, State
 from ._pacing import Pacing
-from ._publishers import DEFAULT_MAX_OPEN_RUNS, Publisher
 from ._resume_queue import ResumeQueue
 from ._runs import MAX_DEATHS, Purpose, Run, RunMessage, Worker
 from ._worker_monitor import FINISH_TIMEOUT_SECONDS, WorkerLimits, WorkerMonitor
 from ._write_slots import WriteSlots
-from .status import Backlog, Tally, TiledOutage, format_time
 
 if TYPE_CHECKING:
-    from ._journal_facts import JournalFacts
+    from .._journal_facts import JournalFacts
 
 log = logging.getLogger(__name__)
 

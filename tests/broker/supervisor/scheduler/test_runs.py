@@ -8,7 +8,7 @@ import pytest
 
 from tiledbroker.protocol.messages import Abandoned, documents
 from tiledbroker.supervisor._lifecycle import State
-from tiledbroker.supervisor._runs import MAX_DEATHS, MAX_DEATHS_WITHOUT_WRITES, Purpose, Run, Worker
+from tiledbroker.supervisor.scheduler._runs import MAX_DEATHS, MAX_DEATHS_WITHOUT_WRITES, Purpose, Run, Worker
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ from typing import Final, TypeAlias
 
 import zmq
 
-from .._errors import ProtocolError
-from .._wake_up import WakeUp
-from ..protocol import ServerCurve, messages
+from ..._errors import ProtocolError
+from ..._wake_up import WakeUp
+from ...protocol import ServerCurve, messages
+from .._publishers import ClientLimits, Publisher
+from .._socket_path import SocketPath
 from ._frontend import Frontend
-from ._publishers import ClientLimits, Publisher
 from ._relayed_frontend import RELAY_SOCKET
-from ._socket_path import SocketPath
 from ._target_answers import TargetAnswers
 
 # Pause between two Pings to each supervisor: one for the relay itself, and one for each publisher, with its lag.

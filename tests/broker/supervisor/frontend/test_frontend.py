@@ -17,9 +17,9 @@ import pytest
 import zmq
 
 from tiledbroker.protocol import messages
-from tiledbroker.supervisor._connections import HELLO_TIMEOUT_SECONDS
-from tiledbroker.supervisor._frontend import Frontend
 from tiledbroker.supervisor._publishers import ClientLimits, Publisher
+from tiledbroker.supervisor.frontend._connections import HELLO_TIMEOUT_SECONDS
+from tiledbroker.supervisor.frontend._frontend import Frontend
 from tiledwriter.testing import wait_until
 
 LIMITS = ClientLimits(window=1000, max_document=20 * 2**20, max_connections=3)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tiledbroker.protocol import messages
-from tiledbroker.supervisor._effects import Effect, KillWorker, SendToWorker
 from tiledbroker.supervisor._lifecycle import State
-from tiledbroker.supervisor._runs import Purpose, Run, Worker
-from tiledbroker.supervisor._worker_monitor import FINISH_TIMEOUT_SECONDS, WorkerLimits, WorkerMonitor
+from tiledbroker.supervisor.scheduler._effects import Effect, KillWorker, SendToWorker
+from tiledbroker.supervisor.scheduler._runs import Purpose, Run, Worker
+from tiledbroker.supervisor.scheduler._worker_monitor import FINISH_TIMEOUT_SECONDS, WorkerLimits, WorkerMonitor
 
 PING = SendToWorker(1, messages.Ping(0))
 FINISH = SendToWorker(1, messages.Finish())

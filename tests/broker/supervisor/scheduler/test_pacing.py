@@ -7,8 +7,8 @@ from ingest_model import IngestModel
 
 from tiledbroker.protocol import messages
 from tiledbroker.protocol.messages import Durable
-from tiledbroker.supervisor._pacing import MAX_PAUSE_SECONDS, Pacing
 from tiledbroker.supervisor._publishers import Publisher
+from tiledbroker.supervisor.scheduler._pacing import MAX_PAUSE_SECONDS, Pacing
 
 
 def pacing_of(runs: int, commit_seconds: float) -> float:

@@ -15,11 +15,11 @@ from typing import Final, NamedTuple, TypeAlias
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
-from .._errors import ProtocolError, ProtocolVersionError
-from .._rate_limited_log import RateLimitedLog
-from ..protocol import ZAP_DOMAIN, ServerCurve, messages
+from ..._errors import ProtocolError, ProtocolVersionError
+from ..._rate_limited_log import RateLimitedLog
+from ...protocol import ZAP_DOMAIN, ServerCurve, messages
+from .._publishers import ClientLimits, Publisher
 from ._connections import Connections
-from ._publishers import ClientLimits, Publisher
 
 log = logging.getLogger(__name__)
 

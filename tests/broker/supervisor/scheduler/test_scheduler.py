@@ -11,8 +11,10 @@ import pytest
 from ingest_model import UNIX, IngestModel, ModelWorker
 
 from tiledbroker.protocol import messages
-from tiledbroker.supervisor._audit_schedule import PUT_OFF_SECONDS
-from tiledbroker.supervisor._effects import (
+from tiledbroker.supervisor._lifecycle import State
+from tiledbroker.supervisor._publishers import Publisher
+from tiledbroker.supervisor.scheduler._audit_schedule import PUT_OFF_SECONDS
+from tiledbroker.supervisor.scheduler._effects import (
     FileJournal,
     KillOrphan,
     ReadForAudit,
@@ -20,11 +22,9 @@ from tiledbroker.supervisor._effects import (
     SendToWorker,
     StartWorker,
 )
-from tiledbroker.supervisor._lifecycle import State
-from tiledbroker.supervisor._publishers import Publisher
-from tiledbroker.supervisor._runs import MAX_DEATHS, Purpose
-from tiledbroker.supervisor._scheduler import ORPHAN_GRACE_SECONDS, STOP_TIMEOUT_SECONDS, SURVEY_LEAD_SECONDS
-from tiledbroker.supervisor.status._outage import format_time
+from tiledbroker.supervisor.scheduler._runs import MAX_DEATHS, Purpose
+from tiledbroker.supervisor.scheduler._scheduler import ORPHAN_GRACE_SECONDS, STOP_TIMEOUT_SECONDS, SURVEY_LEAD_SECONDS
+from tiledbroker.supervisor.status._texts import format_time
 
 CRCS = {"start": 1, "descriptor": 2, "event": 3, "stop": 4}
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tiledbroker.supervisor._lifecycle import State
-from tiledbroker.supervisor._resume_queue import ResumeQueue
-from tiledbroker.supervisor._runs import Purpose, Run, Worker
+from tiledbroker.supervisor.scheduler._resume_queue import ResumeQueue
+from tiledbroker.supervisor.scheduler._runs import Purpose, Run, Worker
 
 
 def finished(number: int, **more: object) -> Run:

@@ -13,10 +13,10 @@ from typing import Final, TypeAlias
 
 import zmq
 
-from ..protocol import messages
+from ...protocol import messages
+from .._publishers import ClientLimits
+from .._socket_path import SocketPath
 from ._frontend import Frontend, Sender
-from ._publishers import ClientLimits
-from ._socket_path import SocketPath
 
 RELAY_SOCKET: Final = ".relay.ipc"
 """Name of the socket in the journal directory."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tiledbroker.protocol import messages
-from tiledbroker.supervisor._target_answers import TargetAnswers
+from tiledbroker.supervisor.frontend._target_answers import TargetAnswers
 
 PUBLISHER = b"p" * 16
 

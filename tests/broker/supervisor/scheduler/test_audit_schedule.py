@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tiledbroker.supervisor._audit_schedule import PAUSE_AFTER_FIRST_DEATH_SECONDS, PUT_OFF_SECONDS, AuditSchedule
-from tiledbroker.supervisor._runs import MAX_DEATHS
+from tiledbroker.supervisor.scheduler._audit_schedule import (
+    PAUSE_AFTER_FIRST_DEATH_SECONDS,
+    PUT_OFF_SECONDS,
+    AuditSchedule,
+)
+from tiledbroker.supervisor.scheduler._runs import MAX_DEATHS
 
 
 @pytest.fixture

@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
-from ..protocol import messages
-from ._publishers import Publisher
-from ._tasks import ProcessIdentity
-
-
-class Instant(NamedTuple):
-    """A time on both clocks, in seconds: `time.monotonic` for pauses, Unix time for what journals record."""
-
-    monotonic: float
-    unix: float
+from ...protocol import messages
+from .._publishers import Publisher
+from .._tasks import ProcessIdentity
 
 
 @dataclass(frozen=True)

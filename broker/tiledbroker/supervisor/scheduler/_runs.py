@@ -12,14 +12,14 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from ..protocol import messages
-from ._lifecycle import FINAL, Event, State, next_state
-from ._publishers import Publisher
-from ._tasks import ProcessIdentity
-from .status import RunStatus, RunWorker
+from ...protocol import messages
+from .._lifecycle import FINAL, Event, State, next_state
+from .._publishers import Publisher
+from .._tasks import ProcessIdentity
+from ..status import RunStatus, RunWorker
 
 if TYPE_CHECKING:
-    from ._journal_facts import JournalFacts
+    from .._journal_facts import JournalFacts
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from ingest_model import IngestModel
 
 from tiledbroker.protocol import messages
 from tiledbroker.protocol.messages import SlotGranted, SlotRecalled, SlotReleased, SlotWanted
-from tiledbroker.supervisor._effects import SendToWorker
 from tiledbroker.supervisor._publishers import Publisher
-from tiledbroker.supervisor._write_slots import HELD_SECONDS, WriteSlots
+from tiledbroker.supervisor.scheduler._effects import SendToWorker
+from tiledbroker.supervisor.scheduler._write_slots import HELD_SECONDS, WriteSlots
 
 
 def granted(sent: list[SendToWorker]) -> list[int]:
