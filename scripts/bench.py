@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests"), str(ROOT / "tests/su
 from benchmarks.report import Report  # noqa: E402
 
 BENCHMARKS = (
-    *("core", "callback", "durable", "tiled", "latency", "start", "memory", "recovery", "growth", "history"),
+    *("core", "callback", "longest", "durable", "tiled", "latency", "start", "memory", "recovery", "growth", "history"),
     *("layout", "long_runs", "sequences", "trickle", "page"),
 )
 PAGES = ROOT / "docs/explanations/performance"

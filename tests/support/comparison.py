@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -28,6 +28,7 @@ from tiledwriter import TiledWriter
 
 BLUESKY, OURS = "bluesky", "ours"
 WRITTEN: Final = "written"
+NOT_TRIED: Final = "not tried"
 
 # What the server makes up for each node, and what follows from the container it is in.
 _OF_THE_SERVER: Final = frozenset({"id", "dataset_id", "table_name", "size", "hash_type", "hash_content"})
@@ -96,29 +97,33 @@ class Comparison:
         For the detectors' files; the server must be allowed to read it.
     storage
         Where the server keeps tables.
+    writers
+        Which writers write; only ours has to be among them.
     """
 
-    def __init__(self, client: Any, directory: Path, storage: str = "duckdb") -> None:
+    def __init__(
+        self, client: Any, directory: Path, storage: str = "duckdb", writers: Sequence[str] = (BLUESKY, OURS)
+    ) -> None:
         self._storage = storage
         self._http = client.context.http_client
         self._api = str(client.context.api_uri).rstrip("/")
         self._directory = directory
-        self._containers = {name: client.create_container(name) for name in (BLUESKY, OURS)}
+        self._containers = {name: client.create_container(name) for name in writers}
 
     def run(self, entry: Entry) -> Report:
-        """Make the documents of an entry, write them with both writers, compare, and read ours back."""
+        """Make the documents of an entry, write them with the writers, compare, and read ours back."""
         directory = self._directory / entry.name
         directory.mkdir()
         documents = entry.make(directory)
         emitted_runs = runs_of(documents)
         outcomes, taken = {}, {}
-        for name in (BLUESKY, OURS):
+        for name in self._containers:
             outcomes[name] = self._write(name, entry, documents)
             if outcomes[name] == WRITTEN:
                 outcomes[name], taken[name] = self._look(name, emitted_runs)
-        report = Report(entry, outcomes[BLUESKY], outcomes[OURS])
+        report = Report(entry, outcomes.get(BLUESKY, NOT_TRIED), outcomes[OURS])
         differences: list[Difference] = []
-        if report.bluesky != report.ours:
+        if report.bluesky not in (NOT_TRIED, report.ours):
             differences.append(Difference(entry.name, "", "outcome", report.bluesky, report.ours))
         for emitted in emitted_runs:
             snapshots = {name: nodes[emitted.uid] for name, nodes in taken.items() if outcomes[name] == WRITTEN}

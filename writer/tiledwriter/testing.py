@@ -49,7 +49,8 @@ def wait_until(condition: Callable[[], object], timeout: float, what: str) -> No
     Parameters
     ----------
     condition
-        Called every 20 ms.
+        Called every 20 ms at first, and later after each twentieth part of the time waited so far, since it may be
+        costly for the processes that are waited for.
     timeout
         Seconds.
     what
@@ -60,11 +61,12 @@ def wait_until(condition: Callable[[], object], timeout: float, what: str) -> No
     TimeoutError
         The condition did not hold within `timeout` seconds.
     """
-    deadline = time.monotonic() + timeout
+    begun = time.monotonic()
     while not condition():
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - begun
+        if waited > timeout:
             raise TimeoutError(f"{what}: not within {timeout:.0f} s")
-        time.sleep(0.02)
+        time.sleep(max(0.02, waited / 20))
 
 
 class ServerProcess:
