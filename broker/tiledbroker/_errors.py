@@ -134,7 +134,9 @@ class RunNotWritten(BrokerError):
 
     def __init__(self, run_uid: str, reason: str, *, spool_dir: object = None) -> None:
         if spool_dir is None:
-            command = format_command("tiledwriter-journal", "show", run_uid, "DIR")
+            # A uid may look like an option.
+            name = ["--", run_uid] if run_uid.startswith("-") else [run_uid]
+            command = format_command("tiledwriter-journal", "show", *name, "DIR")
             advice = f"More on the ingest host, where DIR is the journal directory: `{command}`"
         else:
             advice = f"More on this host: `{format_command('tiledwriter-journal', 'ls', '--spool', spool_dir)}`"

@@ -51,6 +51,10 @@ def test_a_directory_is_named_so_that_it_is_found_from_elsewhere(monkeypatch: py
     assert format_run_command("show", "abc", "journals/abc.sqlite", "journals").endswith(" /journals")
 
 
+def test_a_uid_that_looks_like_an_option_is_none() -> None:
+    assert "`tiledwriter-journal show -- --all DIR`" in str(RunNotWritten("--all", "bad"))
+
+
 def test_a_run_that_is_not_shipped_is_looked_for_in_its_spool() -> None:
     text = str(RunNotWritten("abc", "it is damaged.", spool_dir="/var/my spool"))
     assert "it is damaged. More on this host" in text

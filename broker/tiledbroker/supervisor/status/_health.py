@@ -17,7 +17,7 @@ RECENT_SECONDS: Final = 300.0
 """Time for which the death of a worker or the refusal of a publisher counts as recent."""
 START_GRACE_SECONDS: Final = 10.0
 """Time for which the service is only degraded while no worker can be started: a new fork server takes as long."""
-TILED_GRACE_SECONDS: Final = 10.0
+TILED_GRACE_SECONDS: Final = 20.0
 """Time from the start for which an unreachable Tiled is not warned of: both may have been started together."""
 JOURNAL_GRACE_SECONDS: Final = 30.0
 """Time after which a refused write to a journal is taken for over if no other was tried."""
