@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+from ._wording import as_sentence, format_command
 
 
 class BrokerError(Exception):
@@ -126,11 +126,20 @@ class PublisherClosed(BrokerError):
 
 
 class RunNotWritten(BrokerError):
-    """Raised when the ingest host reports that run `run_uid` will not be complete in Tiled, for `reason`."""
+    """Raised when run `run_uid` will not be complete in Tiled, for `reason`.
 
-    def __init__(self, run_uid: str, reason: str) -> None:
-        # Quote the uid, because users copy this command into a shell.
-        command = f"`tiledwriter-journal show {shlex.quote(run_uid)}`"
-        super().__init__(f"Run {run_uid} was not written to Tiled: {reason}. See {command}.")
+    The message names a command that shows more: for a run that is not shipped, one for the spool in `spool_dir`; else
+    one for the ingest host, whose journal directory is not known here.
+    """
+
+    def __init__(self, run_uid: str, reason: str, *, spool_dir: object = None) -> None:
+        if spool_dir is None:
+            # A uid may look like an option.
+            name = ["--", run_uid] if run_uid.startswith("-") else [run_uid]
+            command = format_command("tiledwriter-journal", "show", *name, "DIR")
+            advice = f"More on the ingest host, where DIR is the journal directory: `{command}`"
+        else:
+            advice = f"More on this host: `{format_command('tiledwriter-journal', 'ls', '--spool', spool_dir)}`"
+        super().__init__(f"Run {run_uid} was not written to Tiled: {as_sentence(reason)} {advice}")
         self.run_uid = run_uid
         self.reason = reason

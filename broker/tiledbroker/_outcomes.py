@@ -13,5 +13,8 @@ INTERRUPTED: Final = "interrupted"
 FAILED: Final = "failed"
 """The run is in quarantine."""
 
+REFUSED: Final = "refused"
+"""The run is not shipped; only publishers say so, and no journal has it."""
+
 COMPLETE: Final = (WRITTEN, INTERRUPTED)
 """Outcomes of runs of which all existing documents are in Tiled."""

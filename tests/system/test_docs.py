@@ -6,6 +6,7 @@ import argparse
 import ast
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -237,6 +238,16 @@ def test_no_link_to_another_page_is_broken(page):
             assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_page_installs_the_package_of_this_name_on_pypi(page):
+    """What is installed is a path, unless there is no index, or unless the page warns."""
+    for line in page.read_text().splitlines():
+        for arguments in re.findall(r"pip install ([^`\n]*)", line):
+            words = shlex.split(arguments) if "--no-index" not in arguments else []
+            if not line.startswith("There is no release on PyPI yet."):
+                assert not [word for word in words if re.fullmatch(r"tiledwriter(\[.*\])?", word)], line
+
+
 def defined_names(path: Path) -> set[str]:
     """The names that a module defines, with the methods of its classes as `Class.method`."""
     names: set[str] = set()
@@ -265,7 +276,12 @@ def test_every_place_in_the_code_that_contributors_are_led_to_exists(file, names
     assert set(names.split()) <= defined_names(ROOT / file)
 
 
-def test_contributors_open_three_files_at_most():
+def test_contributors_have_an_answer_before_they_open_three_files_at_most():
     page = (DOCS / "contributing" / "where-to-find-what.md").read_text()
-    assert all(line.count(".py`") <= 3 for line in page.splitlines())
-    assert len(list(places_named())) > 20
+    rows_of_page = [line.split(" | ") for line in page.splitlines() if ".py`" in line]
+    assert len(rows_of_page) > 20
+    for question, answer, files in rows_of_page:
+        assert question.endswith("?")
+        assert len(answer.split()) >= 4, question
+        assert ".py`" not in answer
+        assert files.count(".py`") <= 3

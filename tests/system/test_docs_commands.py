@@ -128,6 +128,16 @@ def test_options_named_in_the_text_exist(page: Path) -> None:
         assert {word for word in words if word.startswith("-") and word != "-"} <= options, code
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_command_in_the_text_says_where_the_run_is(page: Path) -> None:
+    for code in named_in_text(page):
+        words = code.split()
+        if "UID" in words and "--config" not in words:
+            following = words[words.index("UID") + 1 :]
+            assert following, code
+            assert not following[0].startswith("-"), code
+
+
 @pytest.mark.parametrize("command", ALL_COMMANDS)
 def test_what_writes_or_compares_has_the_configuration(command: str) -> None:
     words = ALL_COMMANDS[command]
@@ -257,11 +267,11 @@ def test_a_journal_command_in_the_docs_does_its_work(
     if "..." in words:
         pytest.skip("three dots stand for arguments that the reader knows")
     monkeypatch.chdir(host.directory)
-    for relative in ("journals", "run.jsonl"):
+    for relative in ("try", "run.jsonl"):
         _remove(host.directory / relative)
-    if "journals" in words:
+    if "try/journals" in words:
         # The tutorial is in the directory where it has started the supervisor.
-        shutil.copytree(host.journals, host.directory / "journals", ignore=shutil.ignore_patterns(".*"))
+        shutil.copytree(host.journals, host.directory / "try/journals", ignore=shutil.ignore_patterns(".*"))
     code = host.run(host.translate(words))
     output: Any = capsys.readouterr()
     assert code in OTHER_CODES.get(words[1], {ExitCode.OK}), output.out + output.err

@@ -280,4 +280,4 @@ def test_replay_retry_and_prune_keep_to_the_run(tmp_path: Path, site: Site, caps
 
 def test_a_command_that_is_proposed_can_be_copied_into_a_shell() -> None:
     text = str(RunNotWritten("$(reboot)'; ls", "as the test wants it"))
-    assert """`tiledwriter-journal show '$(reboot)'"'"'; ls'`""" in text
+    assert """`tiledwriter-journal show '$(reboot)'"'"'; ls' DIR`""" in text

@@ -56,7 +56,7 @@ def test_without_the_extra_it_is_named(tmp_path):
     path = os.pathsep.join([str(hidden), os.environ.get("PYTHONPATH", "")])
     ended = supervise("--journal-dir", tmp_path / "journals", "--http", "8080", PYTHONPATH=path)
     assert ended.returncode == 2
-    assert '--http needs uvicorn, bokeh: pip install "tiledwriter[ingest,web]"' in ended.stderr
+    assert '--http needs uvicorn, bokeh: pip install ".[ingest,web]" in a checkout' in ended.stderr
     assert not (tmp_path / "journals").exists()
 
 

@@ -104,6 +104,7 @@ def test_what_is_shipped_is_decided_without_sockets_and_files() -> None:
     assert own == {
         "tiledbroker._errors",
         "tiledbroker._outcomes",
+        "tiledbroker._wording",
         "tiledbroker.protocol",
         "tiledbroker.protocol.messages",
         "tiledbroker.publisher",

@@ -145,7 +145,7 @@ def test_a_run_in_quarantine_is_named_also_after_a_restart(
         assert run.since is not None
         ended = status_of(spoiling)
         assert ended.returncode == 1, ended.stdout
-        assert f"`tiledwriter-journal show {uid}`" in ended.stdout
+        assert f"`tiledwriter-journal show {uid} {spoiling.journal_dir}`" in ended.stdout
         spoiling.stop()
         spoiling.start()
     Path(run.journal).unlink()

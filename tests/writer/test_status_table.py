@@ -93,6 +93,28 @@ def test_the_state_comes_first_and_then_what_needs_attention() -> None:
     assert lines[1].rstrip() == "! Tiled is away."
 
 
+def test_the_last_finished_run_is_named() -> None:
+    assert "Last run" not in draw(snapshot())
+    last = run(state="written", scan_id=17, durable=24, since=NOW - 90)
+    text = draw(snapshot(runs={"last_finished": last}))
+    assert "Last run    count 17, d68cc6e1-1111: written 1 min 30 s ago, 24 documents" in text
+
+
+def test_what_the_supervisor_found_at_the_start_is_said_until_a_worker_asks() -> None:
+    asked = msgspec.to_builtins(snapshot().tiled) | {"reachable": None, "since": None, "asked": None}
+    looks = {
+        "not asked yet": None,
+        "answered 5 s ago, nothing written yet": {"at": NOW - 5, "answers": True, "problem": None},
+        "has NOT answered yet (ConnectError), asked 5 s ago": {
+            "at": NOW - 5,
+            "answers": False,
+            "problem": "ConnectError",
+        },
+    }
+    for text, look in looks.items():
+        assert text in draw(snapshot(tiled=asked | {"look": look}), width=200)
+
+
 def test_a_troubled_run_is_listed_once_with_its_reason() -> None:
     waiting = run(state="parked", waits_for="Tiled does not accept requests.")
     text = draw(snapshot(runs={"open": [waiting, run("other")], "troubled": [waiting]}))

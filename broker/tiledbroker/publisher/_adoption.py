@@ -16,6 +16,7 @@ from typing import Final
 from .._errors import JournalError, JournalLocked
 from .._filesystem import network_filesystem
 from .._rate_limited_log import RateLimitedLog
+from .._wording import format_command
 from ..log import (
     SUFFIX,
     FileLock,
@@ -186,17 +187,20 @@ class RunAdopter:
         if header.host != self._holder.host and not self._any_host:
             reason = (
                 f"it was made by {header.holder}, which may be alive; a publisher on that host will ship it, or "
-                "`tiledwriter-journal ship --any-host` can, once that session has ended"
+                f"`{self._ship_command(header)} --any-host` can, once that session has ended"
             )
         elif header.destination != self._destination and not self._any_destination:
             reason = (
                 f"it was published for {header.destination}; a publisher for that address will ship it, or "
-                "`tiledwriter-journal ship` can"
+                f"`{self._ship_command(header)}` can"
             )
         else:
             return True
         self._refuse_run(header.run, f"{path}: {reason}")
         return False
+
+    def _ship_command(self, header: SegmentHeader) -> str:
+        return format_command("tiledwriter-journal", "ship", self._directory, header.destination)
 
     def _is_alive(self, session: str) -> bool:
         """Return True if a session is alive, judging by its lock file as this host sees it."""

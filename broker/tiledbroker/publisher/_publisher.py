@@ -13,7 +13,7 @@ from typing import Any, Literal
 from .._crash_points import crash_point
 from .._errors import BrokerError, PublisherClosed, RunNotWritten
 from .._filesystem import network_filesystem
-from .._outcomes import WRITTEN
+from .._outcomes import REFUSED, WRITTEN
 from .._paths import default_spool_dir, local_spool_dir
 from .._rate_limited_log import RateLimitedLog
 from ..log import RunLog
@@ -218,7 +218,8 @@ class ZMQPublisher:
         """
         outcome = self._shipper.outcome(run_uid, timeout)
         if outcome is not None and outcome[0] != WRITTEN:
-            raise RunNotWritten(run_uid, outcome[1] or "it ended without a stop document")
+            spool_dir = self._spool.directory if outcome[0] == REFUSED else None
+            raise RunNotWritten(run_uid, outcome[1] or "it ended without a stop document", spool_dir=spool_dir)
         return outcome is not None
 
     def status(self) -> PublisherStatus:

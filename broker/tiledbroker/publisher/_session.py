@@ -16,7 +16,7 @@ from operator import itemgetter
 from typing import Final
 
 from .._errors import JournalInvalid, ProtocolError
-from .._outcomes import COMPLETE, FAILED, WRITTEN
+from .._outcomes import COMPLETE, FAILED, REFUSED, WRITTEN
 from ..protocol import messages
 from ._shipment import Shipment, ShippedRun, ShippedSpool
 
@@ -122,7 +122,7 @@ class ShippingSession:
     def outcome(self, run_uid: str) -> tuple[str, str] | None:
         """Return outcome and reason as in `messages.Written`, or "refused" and the reason; None if not known yet."""
         if run_uid not in self._outcomes and (reason := self.refusal(run_uid)):
-            return "refused", reason
+            return REFUSED, reason
         return self._outcomes.get(run_uid)
 
     def diagnose_connection(self, now: float, before: str) -> str:

@@ -26,7 +26,19 @@ from .scheduler import (
     WorkerLimits,
     find_min_free,
 )
-from .status import DiskStatus, Latency, PublisherConnection, RunStatus, Snapshot, TiledStatus, Trouble, format_bytes
+from .status import (
+    TILED_GRACE_SECONDS,
+    DiskStatus,
+    Latency,
+    PublisherConnection,
+    RunStatus,
+    Snapshot,
+    TiledLook,
+    TiledStatus,
+    Trouble,
+    commands_for_failed,
+    format_bytes,
+)
 
 __all__ = [
     "DEFAULT_ADDRESS",
@@ -39,6 +51,7 @@ __all__ = [
     "DEFAULT_WINDOW",
     "LOW_FACTOR",
     "SUPERVISOR_LOCK",
+    "TILED_GRACE_SECONDS",
     "ClientLimits",
     "DiskStatus",
     "Latency",
@@ -52,12 +65,14 @@ __all__ = [
     "Snapshot",
     "State",
     "Supervisor",
+    "TiledLook",
     "TiledStatus",
     "Trouble",
     "WorkerCommand",
     "WorkerLimits",
     "WorkerTask",
     "clear_failure",
+    "commands_for_failed",
     "find_min_free",
     "format_bytes",
     "read_snapshot",

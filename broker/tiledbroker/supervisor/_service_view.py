@@ -31,7 +31,7 @@ from .status import (
 
 @dataclass(frozen=True)
 class ServiceIdentity:
-    """What does not change while the supervisor runs; see `Snapshot`."""
+    """What does not change while the supervisor runs; see `Snapshot`, and `Supervisor` for `check_command`."""
 
     version: str | None
     host: str
@@ -39,6 +39,7 @@ class ServiceIdentity:
     started: float
     journal_dir: str
     settings: Mapping[str, Any]
+    check_command: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def make_snapshot(
         totals=Totals(tally.documents, tally.bytes, tally.written_documents, tally.deaths, dict(around.refused)),
         trouble=list(around.trouble),
     )
-    return judge_service(snapshot, _find_symptoms(scheduler, reports, around))
+    return judge_service(snapshot, _find_symptoms(scheduler, reports, around), identity.check_command)
 
 
 def _find_symptoms(scheduler: Scheduler, reports: TiledReports, around: Surroundings) -> Symptoms:
@@ -166,6 +167,7 @@ def _describe_runs(scheduler: Scheduler, around: Surroundings, now: Instant) -> 
         counts=counts,
         open=opened[:MAX_LISTED_RUNS],
         troubled=listed[:MAX_LISTED_RUNS],
+        last_finished=tally.last_finished,
         unlisted_open=len(opened[MAX_LISTED_RUNS:]),
         unlisted_troubled=len(listed[MAX_LISTED_RUNS:]) + tally.failed.unnamed,
     )

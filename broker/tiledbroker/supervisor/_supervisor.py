@@ -71,7 +71,7 @@ from .scheduler import (
     WithdrawRetry,
     WorkerLimits,
 )
-from .status import PACKAGE, DiskStatus, RecentTrouble, TiledReports, encode_snapshot
+from .status import PACKAGE, DiskStatus, RecentTrouble, TiledLook, TiledReports, encode_snapshot
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +122,8 @@ class Supervisor:
         Seconds after which the journal of a written run is deleted; None keeps all.
     write_slots
         Workers that may write to Tiled at a time; None for as many as its storage takes.
+    check_command
+        Command that checks the service, for messages; "" if there is none.
     relayed
         Publishers reach this supervisor through a `Relay`, which listens at `listen` and has checked their keys.
 
@@ -152,6 +154,7 @@ class Supervisor:
         keep_written: float | None = None,
         write_slots: int | None = None,
         relayed: bool = False,
+        check_command: str = "",
     ) -> None:
         _prepare_directory(journal_dir, make=not drain)
         self._lock = FileLock(journal_dir / SUPERVISOR_LOCK)
@@ -186,6 +189,7 @@ class Supervisor:
             started=time.time(),
             journal_dir=str(journal_dir.absolute()),
             settings=dict(settings or {}),
+            check_command=check_command,
         )
         self._tiled_reports = TiledReports(tiled_address)
         self._trouble = RecentTrouble()
@@ -263,6 +267,10 @@ class Supervisor:
         """
         self._stops += 1
         self._wake_up.wake()
+
+    def note_tiled_look(self, problem: str) -> None:
+        """Note for the status that Tiled was asked for an answer: "", or the reason why there was none. Thread-safe."""
+        self._tiled_reports.look = TiledLook(time.time(), not problem, problem or None)
 
     def stop_on_signals(self) -> None:
         """Make SIGTERM and SIGINT call `stop`."""

@@ -154,12 +154,12 @@ def test_an_exception_for_one_run_ends_no_loop(step: str, tmp_path: Path) -> Non
                 assert (refusal.run, refusal.reason) == ("unlucky", messages.LATER)
                 assert "Permission denied" in refusal.detail
             dealer.send_multipart(messages.encode(documents_of("lucky")))
-            wait_until(lambda: "lucky" in supervisor.scheduler._scheduler.runs, 20, "it is taken")
+            wait_until(lambda: "lucky" in supervisor._scheduler.runs, 20, "it is taken")
             if step == "_handle_worker_end":
                 while not isinstance(message := messages.decode(dealer.recv_multipart()), messages.Refused):
                     pass
                 assert "there was an error" in message.detail
-                run = supervisor.scheduler._scheduler.runs.get("unlucky")
+                run = supervisor._scheduler.runs.get("unlucky")
                 assert run is None or run.worker is None
             dealer.send_multipart(messages.encode(messages.Ping(7)))
             while messages.decode(dealer.recv_multipart()) != messages.Pong(7):

@@ -16,18 +16,22 @@ from tiledbroker.supervisor._publishers import Publisher
 from tiledbroker.supervisor._service_view import ServiceIdentity, Surroundings, make_snapshot
 from tiledbroker.supervisor.scheduler._runs import MAX_DEATHS
 from tiledbroker.supervisor.status._failed_runs import MAX_NAMED
+from tiledbroker.supervisor.status._health import TILED_GRACE_SECONDS
 from tiledbroker.supervisor.status._snapshot import (
     MAX_LISTED_RUNS,
     DiskStatus,
     RunStatus,
     Snapshot,
+    TiledLook,
     decode_snapshot,
     encode_snapshot,
 )
 from tiledbroker.supervisor.status._tiled_reports import TiledReports
 
 DISK = DiskStatus("/journals", "journals", 50 * 2**30, 100 * 2**30, 0, "well")
-IDENTITY = ServiceIdentity("1.2.3", "ingest", 42, UNIX, "/journals", {"listen": "tcp://127.0.0.1:5579"})
+IDENTITY = ServiceIdentity(
+    "1.2.3", "ingest", 42, UNIX, "/journals", {"listen": "tcp://127.0.0.1:5579"}, "tiledwriter-supervisor check"
+)
 
 
 def batch(uid: str, first: int, *names: str) -> Documents:
@@ -105,6 +109,36 @@ def test_a_service_without_runs_is_well_and_says_that_tiled_was_not_asked(servic
     assert snapshot.settings == {"listen": "tcp://127.0.0.1:5579"}
 
 
+@pytest.mark.parametrize(
+    ("problem", "after", "state", "text"),
+    [
+        ("", 0.5, "well", "Tiled answered at "),
+        ("ConnectError", 0.5, "well", "Tiled has not answered yet (ConnectError)."),
+        ("ConnectError", TILED_GRACE_SECONDS, "degraded", "Tiled has not answered since the start, at "),
+    ],
+)
+def test_the_status_does_not_say_that_tiled_was_not_asked_when_it_was(
+    service: Service, problem: str, after: float, state: str, text: str
+) -> None:
+    service.reports.look = TiledLook(UNIX + after, not problem, problem or None)
+    snapshot = service.look()
+    assert snapshot.state == state
+    (reason,) = snapshot.reasons
+    assert reason.startswith(text)
+    assert reason.endswith("`tiledwriter-supervisor check`")
+    assert snapshot.tiled.look == service.reports.look
+
+
+def test_what_workers_say_of_tiled_counts_more_than_the_first_look(service: Service) -> None:
+    service.reports.look = TiledLook(UNIX + 60, False, "ConnectError")
+    service.send(service.alice, batch("run", 0, "start"))
+    worker = service.start("run")
+    service.store(worker)
+    service.write(worker, 1)
+    service.reach_tiled(worker)
+    assert service.look().reasons == []
+
+
 def test_an_open_run_is_described(service: Service) -> None:
     service.send(service.alice, batch("run", 0, "start", "descriptor", "event"))
     worker = service.start("run")
@@ -133,6 +167,15 @@ def test_written_runs_are_counted_once_and_not_listed(service: Service) -> None:
     snapshot = service.look()
     assert snapshot.runs.counts["written"] == 1
     assert (snapshot.runs.open, snapshot.runs.troubled) == ([], [])
+    last = snapshot.runs.last_finished
+    assert last is not None
+    assert (last.uid, last.state, last.durable, last.since, last.worker) == (
+        "run",
+        "written",
+        4,
+        service.now.unix,
+        None,
+    )
     assert (snapshot.totals.documents, snapshot.totals.bytes, snapshot.totals.written_documents) == (4, 12, 4)
     assert snapshot.state == "well"
 
@@ -152,7 +195,7 @@ def test_a_failed_run_is_kept_by_name_after_its_worker(service: Service) -> None
     assert (run.uid, run.state, run.reason, run.worker) == ("run", "failed", "PoisonedOperation: 500", None)
     assert snapshot.runs.counts["failed"] == 1
     assert snapshot.state == "degraded"
-    assert "PoisonedOperation: 500. See `tiledwriter-journal show run`" in snapshot.reasons[0]
+    assert "PoisonedOperation: 500. The error with its traceback: `" in snapshot.reasons[0]
 
 
 def test_failed_runs_of_earlier_supervisors_are_named(service: Service) -> None:

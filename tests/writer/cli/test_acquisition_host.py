@@ -59,7 +59,7 @@ def test_what_is_missing_there_is_named(arguments: list[str], tmp_path: Path) ->
     words = [str(path) if word == "RUN" else word for word in arguments]
     ended = run(*words)
     assert ended.returncode == ExitCode.FAILED, ended
-    assert 'pip install "tiledwriter[ingest]"' in ended.stderr
+    assert 'pip install ".[ingest]" in a checkout' in ended.stderr
     assert "Traceback" not in ended.stderr
     ended = run(*words, "--json")
     assert ended.returncode == ExitCode.FAILED, ended

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from paths import ROOT
 
-from tiledbroker import Journal
+from tiledbroker import Encoder, Journal, journal_filename
 from tiledwriter.cli import journal, supervisor
 from tiledwriter.cli._exit import ExitCode
 
@@ -67,6 +67,17 @@ def test_show_has_the_fields_of_ls_and_its_own(host: Any, capsys: pytest.Capture
     host.add_run("failed")
     (entry,) = printed(capsys, "show", "3f2b")
     assert set(entry) == documented("ls") | documented("show")
+
+
+@pytest.mark.parametrize(("label", "said"), [({}, ""), ({"scan_id": 7}, "  scan 7")])
+def test_show_says_nothing_of_a_scan_number_that_a_run_has_not(
+    label: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uid = "3f2b0000"
+    with Journal(tmp_path / journal_filename(uid), "create", run_uid=uid) as written:
+        written.append_one("start", Encoder().encode({"uid": uid, "time": 1.0, "plan_name": "count", **label}))
+    assert journal.main(["show", uid, str(tmp_path)]) == ExitCode.OK
+    assert f"plan       count{said}  started " in capsys.readouterr().out
 
 
 def test_pruned_journals_and_keys_have_their_documented_fields(host: Any, capsys: pytest.CaptureFixture[str]) -> None:

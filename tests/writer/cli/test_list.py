@@ -16,7 +16,7 @@ from tiledwriter.cli import _run_filter, _terminal
 from tiledwriter.cli._exit import ExitCode
 from tiledwriter.cli.journal import main
 from tiledwriter.journals import STATES
-from tiledwriter.testing import free_port
+from tiledwriter.testing import free_port, wait_until
 
 HOUR = 3600.0
 
@@ -234,6 +234,20 @@ def spooled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def rows_of(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return list(json.loads(capsys.readouterr().out))
+
+
+def test_a_spool_does_not_say_that_a_run_will_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a run in quarantine, the spool has no other sign than that it is still there."""
+    publisher = ZMQPublisher(f"tcp://127.0.0.1:{free_port()}", spool_dir=tmp_path / "spool")
+    try:
+        for name, document in a_run():
+            publisher(name, document)
+        wait_until(lambda: run_files(tmp_path / "spool"), 30, "the spool has a file")
+        assert main(["ls", "--spool", str(tmp_path / "spool"), "--json"]) == ExitCode.OK
+    finally:
+        publisher.close(timeout=0)
+    (row,) = rows_of(capsys)
+    assert "until it is in Tiled, also while it is in quarantine; the ingest host knows its state" in row["why"]
 
 
 def test_spools_are_listed_by_address(spooled, tmp_path, capsys) -> None:

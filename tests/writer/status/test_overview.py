@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
-
 import pytest
 import snapshots
 
-from tiledwriter.status._overview import Level, commands_for, overview_of
+from tiledwriter.status._overview import Level, overview_of
 from tiledwriter.status._source import Observation
 
 DIRECTORY = "/var/lib/tiledwriter"
@@ -118,20 +116,24 @@ def test_publishers_that_say_nothing_are_named_as_such():
 def test_a_state_without_a_reason_still_says_where_to_look():
     found = overview({**snapshots.well(), "state": "degraded"})
     assert found.tasks == (
-        f"The supervisor says degraded, but not why. Look: tiledwriter-supervisor status --journal-dir {DIRECTORY}",
+        f"The supervisor says degraded, but not why. Look: `tiledwriter-supervisor status --journal-dir {DIRECTORY}`",
     )
 
 
-@pytest.mark.parametrize("uid", ["--all", "a; rm -rf /", "x\ny", "../../etc", "$(id)", "'"])
-def test_commands_for_a_hostile_uid_name_its_file(uid):
-    run = snapshots.struct_of(snapshots.run_status(uid=uid, journal=f"{DIRECTORY}/sha256-00.sqlite"))
-    for _, command in commands_for(run, DIRECTORY):
-        assert shlex.split(command)[2:] == [f"{DIRECTORY}/sha256-00.sqlite"]
-
-
-def test_commands_name_run_and_directory():
-    commands = dict(commands_for(snapshots.struct_of(snapshots.run_status(uid="abc")), "/srv/my journals"))
-    assert list(commands.values()) == [
-        "tiledwriter-journal show abc '/srv/my journals'",
-        "tiledwriter-journal retry abc '/srv/my journals'",
-    ]
+@pytest.mark.parametrize(
+    ("look", "state", "word", "text"),
+    [
+        (None, "well", "NOT KNOWN", "Tiled has not been asked"),
+        ((True, None), "well", "NOT TRIED", "Tiled answered 3 s ago; nothing has been written"),
+        ((False, "ConnectError"), "well", "NOT YET", "has not answered since the start: ConnectError."),
+        ((False, "ConnectError"), "degraded", "NO", "has not answered since the start: ConnectError."),
+    ],
+)
+def test_before_the_first_run_the_look_of_the_supervisor_is_told(look, state, word, text):
+    snapshot = {**snapshots.started(), "state": state}
+    if look is not None:
+        snapshot["tiled"]["look"] = {"at": snapshots.NOW - 3, "answers": look[0], "problem": look[1]}
+    found = overview(snapshot).tiled
+    assert found.word == word
+    assert text in found.text
+    assert found.level is not Level.GOOD

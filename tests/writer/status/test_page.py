@@ -105,6 +105,21 @@ def test_every_kind_of_snapshot_can_be_shown(client, supervisor, kind):
     assert len(words(response.text)) == 3
 
 
+def test_the_last_finished_run_is_named_when_none_is_in_flight(client, supervisor):
+    supervisor.snapshot = snapshots.started()
+    assert "Last finished" not in client.get("/").text
+    last = snapshots.run_status(7, state="written", since=snapshots.NOW - 60, durable=24, written=24, worker=None)
+    supervisor.snapshot["runs"]["last_finished"] = last
+    supervisor.snapshot["runs"]["counts"]["written"] = 1
+    page = " ".join(client.get("/").text.split())
+    assert (
+        f'Last finished: <b>grid_scan #4207</b> <code class="uid">{last["uid"]}</code> written with 24 documents'
+        in page
+    )
+    assert "Now: none. Finished since the service started, " in page
+    assert ": 1 written." in page
+
+
 def test_two_hundred_runs_are_counted_and_some_are_named(client, supervisor):
     supervisor.snapshot = snapshots.many_runs(200)
     page = client.get("/").text

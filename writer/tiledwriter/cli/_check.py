@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tiledbroker import __version__
+from tiledbroker._wording import format_install
 
 from ._exit import ExitCode, Terminated
 from ._terminal import count_of, plain, take_any_text
@@ -146,7 +147,7 @@ def check(arguments: argparse.Namespace) -> int:
         _print_summary(results, code, as_json=arguments.json)
     except ImportError as error:
         print(
-            f'tiledwriter-supervisor: {error}. The ingest host needs: pip install "tiledwriter[ingest]"',
+            f"tiledwriter-supervisor: {error}. The ingest host needs: {format_install('ingest')}",
             file=sys.stderr,
         )
         return CheckCode.UNEXPECTED

@@ -6,6 +6,8 @@ import textwrap
 from enum import IntEnum
 from typing import Final
 
+from tiledbroker._wording import format_install
+
 _LINE_CHARACTERS: Final = 100
 
 
@@ -46,7 +48,7 @@ class CommandFailed(Exception):
 
 def without_extra(error: ImportError) -> CommandFailed:
     """Return the failure of a command that needs packages that an acquisition host lacks."""
-    return CommandFailed(ExitCode.FAILED, f'{error}. This needs: pip install "tiledwriter[ingest]"')
+    return CommandFailed(ExitCode.FAILED, f"{error}. This needs: {format_install('ingest')}")
 
 
 class Terminated(KeyboardInterrupt):

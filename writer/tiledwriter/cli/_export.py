@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tiledbroker import CodecError, RunReader
+from tiledbroker._wording import format_command
 
 from ..journals import open_run_file, status_of
 from ._arguments import add_config, add_json, add_run, run_and_place
@@ -76,9 +77,8 @@ def _export_run(arguments: argparse.Namespace) -> ExitCode:
                 count = _export_to_file(journal, out, arguments.format, progress.show)
             ended, uid = journal.ended, journal.run_uid
     except CodecError as error:
-        raise CommandFailed(
-            ExitCode.FAILED, f"{path} is damaged ({error}). See `tiledwriter-journal verify`."
-        ) from error
+        command = format_command("tiledwriter-journal", "verify", path)
+        raise CommandFailed(ExitCode.FAILED, f"{path} is damaged ({error}). `{command}` says how far.") from error
     if arguments.json:
         result = {"uid": uid, "file": str(path), "output": str(out), "format": arguments.format, "documents": count}
         print_json({**result, "ended": ended})

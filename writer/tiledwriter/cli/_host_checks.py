@@ -16,6 +16,7 @@ import psutil
 
 from tiledbroker import KeyFileError
 from tiledbroker._filesystem import network_filesystem
+from tiledbroker._wording import format_command
 from tiledbroker.log import FileLock
 from tiledbroker.protocol import ServerCurve, is_local
 from tiledbroker.supervisor import LOW_FACTOR, SUPERVISOR_LOCK, find_min_free, format_bytes
@@ -175,15 +176,16 @@ def _check_curve(settings: Settings) -> CheckResult:
         return CheckResult.warn(
             CURVE, f"no keys, and any host that reaches {settings.listen} can write", "Make keys with `keygen`."
         )
+    keygen = format_command("tiledwriter-supervisor", "keygen", directory)
     try:
         names = ServerCurve(directory).client_names
     except KeyFileError as error:
-        return CheckResult.fail(CURVE, str(error), f"Run `tiledwriter-supervisor keygen {directory}`, or correct it.")
+        return CheckResult.fail(CURVE, str(error), f"Run `{keygen}`, or correct it.")
     if not names:
         return CheckResult.warn(
             CURVE,
             f"the keys in {directory} can be used, but no client is accepted",
-            f"Run `tiledwriter-supervisor keygen {directory} --client NAME`.",
+            f"Run `{keygen} --client NAME`.",
         )
     return CheckResult.ok(CURVE, f"keys in {directory}; {count_of(len(names), 'client')}: {', '.join(names)}")
 

@@ -77,7 +77,8 @@ def _show_run(arguments: argparse.Namespace) -> ExitCode:
         print_json({**summary.as_dict(), "progress": nodes, "history": entries})
         return ExitCode.OK
     print(f"run        {plain(summary.uid)}")
-    print(f"plan       {plain(summary.plan)}  scan {summary.scan_id}  started {local(summary.started)}")
+    scan = "" if summary.scan_id is None else f"  scan {plain(str(summary.scan_id))}"
+    print(f"plan       {plain(summary.plan)}{scan}  started {local(summary.started)}")
     size = "" if summary.size is None else f"  ({size_of(summary.size)})"
     print(f"file       {plain(summary.file)}{size}")
     print(f"state      {summary.state}" + (f" ({plain(summary.why)})" if summary.why else ""))

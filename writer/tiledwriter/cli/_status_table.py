@@ -14,7 +14,7 @@ from rich.text import Text
 from ._terminal import count_of, plain
 
 if TYPE_CHECKING:
-    from tiledbroker.supervisor import DiskStatus, RunStatus, Snapshot, TiledStatus, Trouble
+    from tiledbroker.supervisor import DiskStatus, RunStatus, Snapshot, TiledLook, TiledStatus, Trouble
 
 _STYLES: Final = {"well": "bold green", "degraded": "bold yellow", "failed": "bold red"}
 _TROUBLED_STYLES: Final = {"failed": "red", "parked": "yellow"}
@@ -78,6 +78,8 @@ def _describe_totals(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
     now = ", ".join(f"{counts[state]} {state}" for state in ("starting", "open", "closing", "parked") if counts[state])
     done = f"{counts['written']} written, {counts['interrupted']} interrupted since the start"
     yield "Runs", f"{now or 'none in flight'}; {counts['failed']} in quarantine; {done}"
+    if snapshot.runs.last_finished is not None:
+        yield "Last run", _describe_finished(snapshot.runs.last_finished, snapshot.now)
     workers = snapshot.workers
     memory = "unknown memory" if workers.memory is None else _size(workers.memory)
     yield "Workers", f"{workers.running} of at most {workers.max}, {memory}; {workers.restarts} died since the start"
@@ -92,11 +94,18 @@ def _describe_totals(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
     )
 
 
+def _describe_finished(run: RunStatus, now: float) -> str:
+    scan = "" if run.scan_id is None else f" {run.scan_id}"
+    return (
+        f"{run.plan or 'run'}{scan}, {run.uid}: {run.state} {_ago(run.since, now)}, {count_of(run.durable, 'document')}"
+    )
+
+
 def _describe_tiled(tiled: TiledStatus, now: float) -> str:
     address = tiled.address or "unknown address"
     version = f", version {tiled.version}" if tiled.version else ""
     if tiled.reachable is None:
-        return f"{address}{version}: not asked yet"
+        return f"{address}{version}: {_describe_look(tiled.look, now)}"
     state = "accepts requests" if tiled.reachable else "does NOT accept requests"
     since = "" if tiled.since is None else f" for {_duration(now - tiled.since)}"
     asked = _ago(tiled.asked, now)
@@ -105,6 +114,14 @@ def _describe_tiled(tiled: TiledStatus, now: float) -> str:
     median = _median_latency(tiled)
     requests = f"{tiled.latency.count} answers{f', half of them within {median}' if median else ''}, {retries} retries"
     return f"{address}{version}: {state}{since}, asked {asked}, {written}; {requests}"
+
+
+def _describe_look(look: TiledLook | None, now: float) -> str:
+    if look is None:
+        return "not asked yet"
+    if look.answers:
+        return f"answered {_ago(look.at, now)}, nothing written yet"
+    return f"has NOT answered yet ({look.problem}), asked {_ago(look.at, now)}"
 
 
 def _median_latency(tiled: TiledStatus) -> str:

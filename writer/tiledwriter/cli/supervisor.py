@@ -8,12 +8,15 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from tiledbroker._wording import format_command, format_install
 
 from . import _check, _keygen, _status
 from ._completion import answer_completion
@@ -146,9 +149,9 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
             read_targets,
             setting_flags,
         )
-        from ._tiled_presence import warn_if_unreachable
+        from ._tiled_presence import TiledPresence
     except ImportError as error:
-        return _report_failure(ExitCode.FAILED, f'{error}. The ingest host needs: pip install "tiledwriter[ingest]"')
+        return _report_failure(ExitCode.FAILED, f"{error}. The ingest host needs: {format_install('ingest')}")
     if arguments.print_schema:
         print(json.dumps(config_schema(), indent=2))
         return ExitCode.OK
@@ -166,23 +169,23 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
     except (WrongConfiguration, TokenFileError) as error:
         return _report_failure(ExitCode.USAGE, str(error))
     if http is not None and (missing := find_missing_packages()):
-        return _report_failure(
-            ExitCode.USAGE, f'--http needs {", ".join(missing)}: pip install "tiledwriter[ingest,web]"'
-        )
+        packages = ", ".join(missing)
+        return _report_failure(ExitCode.USAGE, f"--http needs {packages}: {format_install('ingest', 'web')}")
 
     settings = loaded.values
     settings.worker_options().logging.configure()
     loaded.warn()
     log.debug("Up to %d files may be open.", allow_open_files())
     try:
-        supervisor = _make_supervisor(settings, drain=drain, relayed=arguments.relayed)
+        check = _format_check_command(arguments.config, setting_flags(arguments), loaded)
+        supervisor = _make_supervisor(settings, drain=drain, relayed=arguments.relayed, check_command=check)
         supervisor.stop_on_signals()
         supervisor.reload_on_signal(
             ConfigurationReload(arguments.config, setting_flags(arguments), settings, _make_command)
         )
         log.info("Starting %s.", loaded.describe())
-        warn_if_unreachable(settings)
-        with contextlib.nullcontext() if http is None else HttpProcess(http):
+        page = contextlib.nullcontext() if http is None else HttpProcess(http)
+        with TiledPresence(settings, supervisor.note_tiled_look, check), page:
             left = supervisor.run()
         rest = _describe_rest(supervisor.count_unwritten(), surveyed=supervisor.surveyed)
         log.info("Stopped %s; left: %s.", loaded.describe(), rest)
@@ -248,7 +251,24 @@ def _make_command(settings: Settings) -> WorkerCommand:
     )
 
 
-def _make_supervisor(settings: Settings, *, drain: bool, relayed: bool) -> Supervisor:
+def _format_check_command(config: Path | None, flags: Mapping[str, Any], loaded: LoadedSettings) -> str:
+    """Return the `check` of this service, with what it was given by options and by the environment."""
+    words: list[object] = ["tiledwriter-supervisor", "check"]
+    if config is not None:
+        words += ["--config", config.absolute()]
+    # As they were given: a target adds its name to the journal directory.
+    given = {name: os.environ[variable] for name, variable in loaded.sources.variables.items()}
+    given |= {name: value for name, value in flags.items() if value is not None}
+    for name in ("tiled", "profile", "listen"):
+        words += [f"--{name}", given[name]] if name in given else []
+    for name in ("journal_dir", "curve"):
+        words += ["--" + name.replace("_", "-"), Path(given[name]).expanduser().absolute()] if name in given else []
+    if "insecure" in given and loaded.values.insecure:
+        words.append("--insecure")
+    return format_command(*words)
+
+
+def _make_supervisor(settings: Settings, *, drain: bool, relayed: bool, check_command: str) -> Supervisor:
     from tiledbroker.supervisor import Supervisor
 
     from ..worker import Processes
@@ -270,6 +290,7 @@ def _make_supervisor(settings: Settings, *, drain: bool, relayed: bool) -> Super
         keep_written=settings.keep_written,
         write_slots=settings.write_slots,
         relayed=relayed,
+        check_command=check_command,
     )
 
 

@@ -164,7 +164,8 @@ def _of_spooled(run: SpooledRun, *, worker: bool | None) -> tuple[str, str]:
     if damage := run.damage():
         return DAMAGED, damage[0]
     if worker:
-        return SPOOLED, f"{run.holder} is shipping it to {run.destination}, or waiting for it to be written"
+        kept = "it is kept until it is in Tiled, also while it is in quarantine; the ingest host knows its state"
+        return SPOOLED, f"{run.holder} ships it to {run.destination}; {kept}"
     return SPOOLED, f"its session has ended; the next publisher for {run.destination} on {run.holder.host} will ship it"
 
 

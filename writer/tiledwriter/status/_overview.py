@@ -6,12 +6,11 @@ old snapshot proves nothing.
 
 from __future__ import annotations
 
-import re
-import shlex
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from tiledbroker._wording import as_sentence, format_command
 from tiledbroker.supervisor import DiskStatus, RunStatus, Snapshot
 
 from ._format import count_of, format_bytes, format_clock, format_count, format_duration, format_since
@@ -20,8 +19,6 @@ from ._source import Observation
 
 # Documents normally wait for milliseconds.
 LATE_SECONDS: Final = 60.0
-
-_PLAIN_UID: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
 
 
 class Level(str, Enum):
@@ -94,8 +91,8 @@ def _overview_without_supervisor(observation: Observation, journal_dir: str) -> 
     since = observation.now - (observation.away_since or observation.now)
     silent = f"The supervisor has not answered since {format_clock(observation.away_since)} ({format_duration(since)})"
     tasks = (
-        "Look at its process and its log: systemctl status tiledwriter-supervisor",
-        f"Ask it by hand: tiledwriter-supervisor status --journal-dir {shlex.quote(journal_dir)}",
+        "Look at its process and its log: `systemctl status tiledwriter`",
+        f"Ask it by hand: `{_ask_supervisor(journal_dir)}`",
     )
     return Overview(
         Answer(
@@ -106,7 +103,7 @@ def _overview_without_supervisor(observation: Observation, journal_dir: str) -> 
             "acquisition hosts, as long as their disks have space.",
         ),
         Answer("Is it getting into Tiled?", Level.BAD, "NOT KNOWN", f"{silent}, so probably nothing is written."),
-        Answer("What needs me?", Level.BAD, "THE SUPERVISOR", _as_sentence(f"{silent}: {observation.problem}")),
+        Answer("What needs me?", Level.BAD, "THE SUPERVISOR", as_sentence(f"{silent}: {observation.problem}")),
         tasks,
     )
 
@@ -176,8 +173,7 @@ def _is_written(snapshot: Snapshot) -> Answer:
     question = "Is it getting into Tiled?"
     tiled, waiting = snapshot.tiled, _say_waiting(snapshot)
     if tiled.reachable is None:
-        text = f"Tiled has not answered anything since the start of the supervisor. {waiting}"
-        return Answer(question, Level.UNKNOWN, "NOT KNOWN", text)
+        return _is_written_unasked(snapshot, question, waiting)
     if not tiled.reachable:
         since = (
             ""
@@ -185,10 +181,10 @@ def _is_written(snapshot: Snapshot) -> Answer:
             else f" since {format_since(tiled.since, snapshot.now)} ({_ago(snapshot, tiled.since)})"
         )
         problem = tiled.problem or "the reason is not known"
-        text = f"Tiled has not taken requests{since}: {_as_sentence(problem)} {waiting} Nothing is lost."
+        text = f"Tiled has not taken requests{since}: {as_sentence(problem)} {waiting} Nothing is lost."
         return Answer(question, Level.BAD, "NO", text)
     if tiled.problem is not None:
-        return Answer(question, Level.BAD, "NO", f"Tiled answers, but: {_as_sentence(tiled.problem)} {waiting}")
+        return Answer(question, Level.BAD, "NO", f"Tiled answers, but: {as_sentence(tiled.problem)} {waiting}")
     failed = snapshot.runs.counts.get("failed", 0)
     last = f"Last write: {_say_last_write(snapshot)}."
     if failed:
@@ -198,6 +194,19 @@ def _is_written(snapshot: Snapshot) -> Answer:
     if held:
         return Answer(question, Level.WARNING, "LATE", f"{count_of(len(held), 'run')} must wait. {last} {waiting}")
     return _is_written_in_time(snapshot, question, f"{last} {waiting}")
+
+
+def _is_written_unasked(snapshot: Snapshot, question: str, waiting: str) -> Answer:
+    """Return the answer while no worker has had one of Tiled."""
+    look = snapshot.tiled.look
+    if look is None:
+        return Answer(question, Level.UNKNOWN, "NOT KNOWN", f"Tiled has not been asked since the start. {waiting}")
+    if look.answers:
+        text = f"Tiled answered {_ago(snapshot, look.at)} ago; nothing has been written since the start. {waiting}"
+        return Answer(question, Level.UNKNOWN, "NOT TRIED", text)
+    text = f"Tiled has not answered since the start: {as_sentence(look.problem or 'the reason is not known')} {waiting}"
+    starting = snapshot.state == "well"
+    return Answer(question, Level.UNKNOWN if starting else Level.BAD, "NOT YET" if starting else "NO", text)
 
 
 def _is_written_in_time(snapshot: Snapshot, question: str, text: str) -> Answer:
@@ -240,8 +249,11 @@ def _ago(snapshot: Snapshot, timestamp: float) -> str:
 def _tasks_of(snapshot: Snapshot, journal_dir: str) -> tuple[str, ...]:
     if snapshot.reasons or snapshot.state == "well":
         return tuple(snapshot.reasons)
-    command = f"tiledwriter-supervisor status --journal-dir {shlex.quote(journal_dir)}"
-    return (f"The supervisor says {snapshot.state}, but not why. Look: {command}",)
+    return (f"The supervisor says {snapshot.state}, but not why. Look: `{_ask_supervisor(journal_dir)}`",)
+
+
+def _ask_supervisor(journal_dir: str) -> str:
+    return format_command("tiledwriter-supervisor", "status", "--journal-dir", journal_dir)
 
 
 def _needs_attention(snapshot: Snapshot, tasks: tuple[str, ...]) -> Answer:
@@ -252,22 +264,3 @@ def _needs_attention(snapshot: Snapshot, tasks: tuple[str, ...]) -> Answer:
     level = Level.WARNING if snapshot.state == "degraded" else Level.BAD
     word = f"{len(tasks)} THING" if len(tasks) == 1 else f"{len(tasks)} THINGS"
     return Answer(question, level, word, f"The service is {snapshot.state}. See below what to do.")
-
-
-def _as_sentence(text: str) -> str:
-    text = text.strip()
-    return text if text.endswith((".", "!", "?")) else f"{text}."
-
-
-# Commands.
-
-
-def commands_for(run: RunStatus, journal_dir: str) -> tuple[tuple[str, str], ...]:
-    """Return the commands for a run in quarantine, each with what it is for."""
-    # A uid that is not plain could be an option, or have characters that no terminal shows; its file has a plain name.
-    name = run.uid if _PLAIN_UID.fullmatch(run.uid) else run.journal
-    target = f"{shlex.quote(name)} {shlex.quote(journal_dir)}" if name == run.uid else shlex.quote(name)
-    return (
-        ("the error with its traceback", f"tiledwriter-journal show {target}"),
-        ("after the cause is fixed, try again", f"tiledwriter-journal retry {target}"),
-    )

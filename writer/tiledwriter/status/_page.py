@@ -13,7 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from tiledbroker import __version__
-from tiledbroker.supervisor import DiskStatus, RunStatus, Snapshot
+from tiledbroker._outcomes import COMPLETE
+from tiledbroker._wording import format_command
+from tiledbroker.supervisor import DiskStatus, RunStatus, Snapshot, commands_for_failed
 
 from ._format import (
     NOT_KNOWN,
@@ -27,7 +29,7 @@ from ._format import (
 )
 from ._history import Columns, total_lag
 from ._metrics import age_of_oldest, all_runs
-from ._overview import Level, commands_for, overview_of
+from ._overview import Level, overview_of
 from ._source import Observation
 
 # Rows of a table; the numbers above it count all.
@@ -39,11 +41,7 @@ REFRESH_SECONDS: Final = 5
 
 _TEMPLATES: Final = Path(__file__).parent / "templates"
 
-# A command without backquotes ends with its sentence, or before a semicolon or a comma.
-_COMMAND: Final = re.compile(
-    r"`(?P<quoted>[^`]+)`"
-    r"|(?P<command>(?:tiledwriter-(?:supervisor|journal)|systemctl|journalctl) [^;,]+?(?=\.?$|\. |[;,]))"
-)
+_COMMAND: Final = re.compile(r"`([^`]+)`")
 
 _LEVEL_OF_STATE: Final = {"well": Level.GOOD, "degraded": Level.WARNING, "failed": Level.BAD}
 _LEVEL_OF_DISK: Final = {"well": Level.GOOD, "low": Level.WARNING, "full": Level.BAD}
@@ -101,7 +99,13 @@ class Page:
             utc_offset=utc_offset,
         )
         environment.globals.update(
-            NOT_KNOWN=NOT_KNOWN, assets=assets, may_retry=may_retry, refresh=REFRESH_SECONDS, journal_dir=journal_dir
+            NOT_KNOWN=NOT_KNOWN,
+            assets=assets,
+            may_retry=may_retry,
+            refresh=REFRESH_SECONDS,
+            journal_dir=journal_dir,
+            list_failed=format_command("tiledwriter-journal", "ls", journal_dir, "--state", "failed"),
+            show_status=format_command("tiledwriter-supervisor", "status", "--journal-dir", journal_dir),
         )
         self._template = environment.get_template("page.html")
         self._journal_dir = journal_dir
@@ -128,14 +132,16 @@ class Page:
         in_flight = [run for run in runs if run.state != "failed"]
         # Those that must wait first, then the newest: they are what one looks for.
         in_flight.sort(key=lambda run: (not run.waits_for, -(run.since or 0.0)))
+        counts = {state: count for state, count in snapshot.runs.counts.items() if count}
         return {
-            "quarantine": [(run, commands_for(run, self._journal_dir)) for run in failed[:MAX_ROWS]],
+            "quarantine": [(run, commands_for_failed(run, self._journal_dir)) for run in failed[:MAX_ROWS]],
             "hidden_quarantine": max(snapshot.runs.counts.get("failed", 0) - MAX_ROWS, len(failed) - MAX_ROWS, 0),
             "failed_count": max(snapshot.runs.counts.get("failed", 0), len(failed)),
             "in_flight": [(run, _level_of_run(run), _share(run)) for run in in_flight[:MAX_ROWS]],
             "in_flight_count": len(in_flight) + snapshot.runs.unlisted_open,
             "hidden_in_flight": max(len(in_flight) - MAX_ROWS, 0) + snapshot.runs.unlisted_open,
-            "counts": [(state, count) for state, count in snapshot.runs.counts.items() if count],
+            "present": [item for item in counts.items() if item[0] not in COMPLETE],
+            "finished": [item for item in counts.items() if item[0] in COMPLETE],
             "publishers": [(one, age_of_oldest(one, snapshot)) for one in snapshot.publishers[:MAX_ROWS]],
             "hidden_publishers": max(len(snapshot.publishers) - MAX_ROWS, 0),
             "disks": [(disk, _level_of_disk(disk), _used(disk)) for disk in snapshot.disks],
@@ -156,12 +162,12 @@ def shorten_text(value: object, longest: int = MAX_CELL_CHARACTERS) -> str:
 
 
 def mark_commands(text: str) -> Markup:
-    """Return a sentence as HTML, with what is between backquotes and the commands of this package as code."""
+    """Return a sentence as HTML, with what is between backquotes as code."""
     shown = shorten_text(text)
     parts: list[str] = []
     end = 0
     for found in _COMMAND.finditer(shown):
-        code = Markup("<code>{}</code>").format(found["quoted"] or found["command"])
+        code = Markup("<code>{}</code>").format(found[1])
         parts += [escape(shown[end : found.start()]), code]
         end = found.end()
     return Markup().join([*parts, escape(shown[end:])])

@@ -180,7 +180,7 @@ class RunWriting:
             if self._stopping.is_set():
                 # The main thread may have closed the journal during this, so the error says nothing about the run.
                 raise Stopped(str(error)) from error
-            log.exception("Run %s cannot be written; it is put in quarantine.", self._journal.run_uid)
+            log.exception("Run %s cannot be written.", self._journal.run_uid)
             outcome, reason, detail = FAILED, f"{type(error).__name__}: {error}", describe(error)
         if outcome and not self._record_outcome(outcome, reason, **detail):
             return None

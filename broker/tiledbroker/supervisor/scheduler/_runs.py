@@ -12,6 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from ..._wording import as_sentence, format_run_command
 from ...protocol import messages
 from .._lifecycle import FINAL, Event, State, next_state
 from .._publishers import Publisher
@@ -274,7 +275,8 @@ class Run:
             The table has no such transition.
         """
         before, self.state = self.state, next_state(self.state, event)
-        if before is not self.state:
+        # `fail` logs the reason as well.
+        if self.state not in (before, State.FAILED):
             # While Tiled is away, a parked run is tried again and again.
             level = logging.DEBUG if self.outages and not self.is_final else logging.INFO
             log.log(level, "Run %s is %s.", self.uid, self.state)
@@ -329,6 +331,7 @@ class Run:
             worker=None if worker is None else RunWorker(pid, memory, worker.started),
             deaths=self.deaths_without_writes,
             journal=str(self.journal),
+            unusable=self.unusable,
         )
 
     def advance(self, *, next_: int = 0, written: int = 0) -> None:
@@ -376,10 +379,22 @@ class Run:
         self.deaths_without_writes += 1
         delay = min(_MAX_RESTART_DELAY_SECONDS, _FIRST_RESTART_DELAY_SECONDS * 2 ** (self.deaths_without_writes - 1))
         self.start_at = now + delay
-        log.warning(
-            "The worker of run %s ended with exit code %s; starting another in %.2f s.", self.uid, exit_code, delay
+        is_hopeless = self.deaths >= MAX_DEATHS or self.deaths_without_writes >= MAX_DEATHS_WITHOUT_WRITES
+        following = "no other is started" if is_hopeless else f"starting another in {delay:.2f} s"
+        log.warning("The worker of run %s ended with exit code %s; %s.", self.uid, exit_code, following)
+        return is_hopeless
+
+    def fail(self, reason: str) -> None:
+        """Put the run in quarantine, and log why."""
+        self.apply_event(Event.FAILED)
+        self.reason = reason
+        log.error(
+            "Run %s is in quarantine: %s Its documents are safe, and further ones are still journaled. "
+            "See `%s`; after the cause is fixed: `%s`",
+            self.uid,
+            as_sentence(reason),
+            *(format_run_command(name, self.uid, self.journal, self.journal.parent) for name in ("show", "retry")),
         )
-        return self.deaths >= MAX_DEATHS or self.deaths_without_writes >= MAX_DEATHS_WITHOUT_WRITES
 
 
 def _contains(message: messages.Documents, other: RunMessage) -> bool:

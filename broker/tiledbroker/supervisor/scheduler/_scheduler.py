@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from ..._wording import format_run_command
 from ...protocol import messages
 from .._clock import Instant
 from .._lifecycle import Event, State
@@ -433,9 +434,7 @@ class Scheduler:
             self.outage.note_refusal(run.uid, message.since, message.reason, now, needs_person=needs_person)
         elif isinstance(message, messages.Written):
             self.outage.forget_run(run.uid)
-            run.apply_event(Event(message.outcome))
-            run.reason = message.reason
-            self._tell_publishers(run, message)
+            self._apply_outcome(run, State(message.outcome), message.reason)
         elif isinstance(message, messages.SlotWanted):
             self._effects += self.write_slots.request(number, run.uid, now.monotonic)
             return self._take_effects()
@@ -814,9 +813,7 @@ class Scheduler:
         run.next, run.end = max(run.next, facts.length), facts.end
         run.note_end(ended=facts.ended)
         if facts.state is not State.STARTING and run.state is State.CLOSING:
-            run.apply_event(Event(facts.state.value))
-            run.reason = facts.reason
-            self._tell_publishers(run, messages.Written(run.uid, run.outcome, run.reason))
+            self._apply_outcome(run, facts.state, facts.reason)
         else:
             run.apply_event(Event.PARKED)
 
@@ -835,11 +832,17 @@ class Scheduler:
         times = max(run.deaths, run.deaths_without_writes)
         reason = f"its worker died {times} times in a row without progress"
         reason = f"{reason}; at last {kill_reason}" if kill_reason else reason
-        run.apply_event(Event.FAILED)
-        run.reason = reason
-        log.error("Run %s is in quarantine: %s. Its documents are in %s.", run.uid, reason, run.journal)
         state = {"outcome": State.FAILED.value, "reason": reason}
         self._effects.append(RecordEvent(run.journal, "quarantined", {"reason": reason}, state))
+        self._apply_outcome(run, State.FAILED, reason)
+
+    def _apply_outcome(self, run: Run, outcome: State, reason: str) -> None:
+        """Give a run its final state, and tell publishers."""
+        if outcome is State.FAILED:
+            run.fail(reason)
+        else:
+            run.apply_event(Event(outcome.value))
+            run.reason = reason
         self._tell_publishers(run, messages.Written(run.uid, run.outcome, run.reason))
 
     # Decisions about runs that are done.
@@ -890,11 +893,11 @@ class Scheduler:
     def _give_up_audit(self, run: Run) -> None:
         reason = f"its worker died {MAX_DEATHS} times in a row"
         log.error(
-            "Run %s is written, but its late audit is given up: %s. To compare it with Tiled: "
-            "tiledwriter-journal verify --tiled URI %s. The next supervisor tries the audit again.",
+            "Run %s is written, but its late audit is given up: %s. The next supervisor tries it again. To compare the "
+            "run with Tiled, give the service's --config or --tiled to `%s`",
             run.uid,
             reason,
-            run.journal,
+            format_run_command("verify", run.uid, run.journal, run.journal.parent),
         )
         self._effects.append(RecordEvent(run.journal, "audit given up", {"reason": reason}))
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from ._health import Symptoms, judge_service
+from ._health import TILED_GRACE_SECONDS, Symptoms, commands_for_failed, judge_service
 from ._outage import Backlog, TiledOutage
 from ._recent_trouble import PACKAGE, RecentTrouble
 from ._snapshot import (
@@ -18,6 +18,7 @@ from ._snapshot import (
     RunStatus,
     RunWorker,
     Snapshot,
+    TiledLook,
     TiledStatus,
     Totals,
     Trouble,
@@ -33,6 +34,7 @@ __all__ = [
     "MAX_LISTED_RUNS",
     "PACKAGE",
     "SCHEMA",
+    "TILED_GRACE_SECONDS",
     "Backlog",
     "DiskStatus",
     "Latency",
@@ -44,12 +46,14 @@ __all__ = [
     "Snapshot",
     "Symptoms",
     "Tally",
+    "TiledLook",
     "TiledOutage",
     "TiledReports",
     "TiledStatus",
     "Totals",
     "Trouble",
     "WorkersStatus",
+    "commands_for_failed",
     "decode_snapshot",
     "encode_snapshot",
     "format_bytes",

@@ -16,6 +16,11 @@ MAX_NAMED: Final = 1_000
 """Failed runs that are remembered by name. An outage does not make runs fail, so more are rare."""
 
 
+def describe_without_worker(run: Run) -> RunStatus:
+    """Return a run for later looks, at which its worker and its publishers may be gone."""
+    return msgspec.structs.replace(run.describe(), worker=None, publisher=None)
+
+
 class FailedRuns:
     """The failed runs of a journal directory.
 
@@ -42,8 +47,7 @@ class FailedRuns:
     def add(self, run: Run) -> None:
         """Remember a run that has failed, or what has changed about it."""
         if run.uid in self._named or len(self._named) < MAX_NAMED:
-            # The worker and the publishers of the run may be gone at the next look.
-            self._named[run.uid] = msgspec.structs.replace(run.describe(), worker=None, publisher=None)
+            self._named[run.uid] = describe_without_worker(run)
         else:
             self.unnamed += 1
 

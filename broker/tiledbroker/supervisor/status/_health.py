@@ -9,13 +9,16 @@ from typing import Final
 
 import msgspec
 
+from ..._wording import as_sentence, format_command, format_run_command
 from .._lifecycle import State
-from ._snapshot import Health, RunStatus, Snapshot
+from ._snapshot import Health, RunStatus, Snapshot, TiledLook
 
 RECENT_SECONDS: Final = 300.0
 """Time for which the death of a worker or the refusal of a publisher counts as recent."""
 START_GRACE_SECONDS: Final = 10.0
 """Time for which the service is only degraded while no worker can be started: a new fork server takes as long."""
+TILED_GRACE_SECONDS: Final = 20.0
+"""Time from the start for which an unreachable Tiled is not warned of: both may have been started together."""
 JOURNAL_GRACE_SECONDS: Final = 30.0
 """Time after which a refused write to a journal is taken for over if no other was tried."""
 LATE_SECONDS: Final = 60.0
@@ -66,20 +69,36 @@ class Symptoms:
     has_unwritten: bool = False
 
 
-def judge_service(snapshot: Snapshot, symptoms: Symptoms) -> Snapshot:
-    """Return the snapshot with state and reasons."""
-    failures = [*_find_failures(snapshot, symptoms)]
-    defects = [*_find_defects(snapshot, symptoms)]
+def judge_service(snapshot: Snapshot, symptoms: Symptoms, check_command: str = "") -> Snapshot:
+    """Return the snapshot with state and reasons; `check_command` checks the service."""
+    advice = f" More by: `{check_command}`" if check_command else ""
+    failures = [*_find_failures(snapshot, symptoms, advice)]
+    defects = [*_find_defects(snapshot, symptoms, advice)]
     state: Health = "failed" if failures else "degraded" if defects else "well"
     reasons = [*failures, *defects]
-    if snapshot.tiled.reachable is None and not symptoms.has_unwritten:
-        reasons.append(
-            "Tiled has not been asked yet, since there was nothing to write; `tiledwriter-supervisor check` asks it."
-        )
+    if snapshot.tiled.reachable is None and not symptoms.has_unwritten and not _is_unanswered(snapshot):
+        reasons.append(f"{_describe_look(snapshot.tiled.look)}{advice}")
     return msgspec.structs.replace(snapshot, state=state, reasons=reasons)
 
 
-def _find_failures(snapshot: Snapshot, symptoms: Symptoms) -> Iterator[str]:
+def _is_unanswered(snapshot: Snapshot) -> bool:
+    """Return whether Tiled should have answered the supervisor by now, and has not."""
+    look = snapshot.tiled.look
+    return look is not None and not look.answers and look.at - snapshot.started >= TILED_GRACE_SECONDS
+
+
+def _describe_look(look: TiledLook | None) -> str:
+    if look is None:
+        return "Tiled has not been asked yet, since there was nothing to write."
+    if look.answers:
+        return (
+            f"Tiled answered at {_time(look.at)}. It has not been asked to take anything yet, since there was nothing "
+            "to write."
+        )
+    return f"Tiled has not answered yet ({look.problem}). It is asked again every few seconds."
+
+
+def _find_failures(snapshot: Snapshot, symptoms: Symptoms, advice: str) -> Iterator[str]:
     """Yield the reasons why the service cannot do its work at all."""
     full = [disk for disk in snapshot.disks if disk.state == "full"]
     for disk in full:
@@ -89,8 +108,8 @@ def _find_failures(snapshot: Snapshot, symptoms: Symptoms) -> Iterator[str]:
         )
     if symptoms.journal_problem and snapshot.now - symptoms.journal_problem_at < JOURNAL_GRACE_SECONDS and not full:
         yield (
-            f"A journal cannot be written: {symptoms.journal_problem}. What is not acknowledged stays with the "
-            f"publishers. Look at {snapshot.journal_dir}."
+            f"A journal cannot be written: {as_sentence(symptoms.journal_problem)} What is not acknowledged "
+            f"stays with the publishers. Look at {snapshot.journal_dir}."
         )
     if symptoms.start_problem and snapshot.now - symptoms.start_problem_since >= START_GRACE_SECONDS:
         yield (
@@ -101,11 +120,11 @@ def _find_failures(snapshot: Snapshot, symptoms: Symptoms) -> Iterator[str]:
         tiled = snapshot.tiled
         yield (
             f"Tiled refuses all requests since {_time(tiled.since)}: {tiled.problem}. Nothing is written until "
-            "somebody fixes that; nothing is lost. `tiledwriter-supervisor check` tells what is missing."
+            f"somebody fixes that; nothing is lost.{advice}"
         )
 
 
-def _find_defects(snapshot: Snapshot, symptoms: Symptoms) -> Iterator[str]:
+def _find_defects(snapshot: Snapshot, symptoms: Symptoms, advice: str) -> Iterator[str]:
     """Yield the reasons why the service is degraded."""
     tiled = snapshot.tiled
     if tiled.reachable is False and not symptoms.tiled_needs_person:
@@ -114,9 +133,14 @@ def _find_defects(snapshot: Snapshot, symptoms: Symptoms) -> Iterator[str]:
             "It is written when Tiled is back."
         )
     elif tiled.reachable is None and symptoms.has_unwritten:
-        yield f"Tiled has not answered yet. {_backlog(snapshot)}"
+        yield f"No worker has had an answer of Tiled yet. {_backlog(snapshot)}"
     elif tiled.reachable:
         yield from _find_waiting_runs(snapshot)
+    elif _is_unanswered(snapshot) and tiled.look is not None:
+        yield (
+            f"Tiled has not answered since the start, at {_time(tiled.look.at)} last: {tiled.look.problem}. It is "
+            f"asked again, and documents are journaled meanwhile.{advice}"
+        )
     yield from _find_failed_runs(snapshot)
     for disk in snapshot.disks:
         if disk.state == "low":
@@ -149,6 +173,16 @@ def _find_waiting_runs(snapshot: Snapshot) -> Iterator[str]:
         yield f"{count}{':' if len(waiting) == 1 else ''} {first.uid}: {first.waits_for}"
 
 
+def commands_for_failed(run: RunStatus, journal_dir: str) -> tuple[tuple[str, str], ...]:
+    """Return the commands for a run in quarantine, each with what it is for."""
+    commands = (
+        (("what is wrong with the journal", "verify"),)
+        if run.unusable
+        else (("the error with its traceback", "show"), ("after the cause is fixed, try again", "retry"))
+    )
+    return tuple((purpose, format_run_command(name, run.uid, run.journal, journal_dir)) for purpose, name in commands)
+
+
 def _find_failed_runs(snapshot: Snapshot) -> Iterator[str]:
     failed = snapshot.runs.counts[State.FAILED.value]
     if failed:
@@ -157,10 +191,15 @@ def _find_failed_runs(snapshot: Snapshot) -> Iterator[str]:
             key=lambda run: run.since or 0.0,
             default=None,
         )
-        named = f": {last.uid}: {last.reason}." if last is not None else "."
-        which = "A run is in quarantine" if failed == 1 else f"{failed} runs are in quarantine, the last one"
-        more = "" if last is None else f" See `tiledwriter-journal show {last.uid}`; retry when it is mended."
-        yield which + named.replace("..", ".") + more
+        which = "A run is in quarantine" if failed == 1 else f"{failed} runs are in quarantine"
+        if last is None:
+            yield f"{which}: `{format_command('tiledwriter-journal', 'ls', snapshot.journal_dir, '--state', 'failed')}`"
+            return
+        advice = "; ".join(
+            f"{purpose}: `{command}`" for purpose, command in commands_for_failed(last, snapshot.journal_dir)
+        )
+        named = "" if failed == 1 else ", the last one"
+        yield f"{which}{named}: {last.uid}: {as_sentence(last.reason or '')} {advice[0].upper()}{advice[1:]}"
 
 
 def _find_publisher_troubles(snapshot: Snapshot, symptoms: Symptoms) -> Iterator[str]:

@@ -29,8 +29,20 @@ class Latency(msgspec.Struct, frozen=True):
     count: int
 
 
+class TiledLook(msgspec.Struct, frozen=True):
+    """What the supervisor itself found at Tiled's address. It asks from its start until there is an answer.
+
+    `at` is the time when it asked last. Any answer counts, except one that says that the server is out of service; it
+    does not tell whether Tiled accepts what workers write.
+    """
+
+    at: float
+    answers: bool
+    problem: str | None
+
+
 class TiledStatus(msgspec.Struct, frozen=True):
-    """Tiled, as the workers have found it.
+    """Tiled, as the workers have found it, and before that the supervisor; see `TiledLook`.
 
     `since` is the time since which `reachable` is what it is, `asked` that of the last sign of Tiled, good or bad,
     `last_write` that of the last write that was carried out. `problem` is the reason why it is not reachable.
@@ -46,6 +58,7 @@ class TiledStatus(msgspec.Struct, frozen=True):
     requests: dict[str, int]
     retries: dict[str, int]
     latency: Latency
+    look: TiledLook | None = None
 
 
 class DiskStatus(msgspec.Struct, frozen=True):
@@ -83,7 +96,7 @@ class RunWorker(msgspec.Struct, frozen=True):
 class RunStatus(msgspec.Struct, frozen=True):
     """A run. `durable` documents are in its journal, `written` ones in Tiled; `since` is the time of its last change of
     state. `waits_for` says why it does not go on, `reason` why it failed. `deaths` counts the deaths of its workers
-    since they last wrote something.
+    since they last wrote something. `unusable` tells that its journal can be neither read nor written.
     """
 
     uid: str
@@ -101,11 +114,13 @@ class RunStatus(msgspec.Struct, frozen=True):
     worker: RunWorker | None
     deaths: int
     journal: str
+    unusable: bool = False
 
 
 class RunsStatus(msgspec.Struct, frozen=True):
     """The runs. At most `MAX_LISTED_RUNS` are listed in `open` and in `troubled`; `unlisted_open` and
-    `unlisted_troubled` count the others. Runs that are written or interrupted are counted since the start.
+    `unlisted_troubled` count the others. Runs that are written or interrupted are counted since the start;
+    `last_finished` is the last of them.
     """
 
     counts: dict[str, int]
@@ -113,6 +128,7 @@ class RunsStatus(msgspec.Struct, frozen=True):
     troubled: list[RunStatus]
     unlisted_open: int
     unlisted_troubled: int
+    last_finished: RunStatus | None = None
 
 
 class WorkersStatus(msgspec.Struct, frozen=True):

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .._lifecycle import State
-from ._failed_runs import FailedRuns
+from ._failed_runs import FailedRuns, describe_without_worker
+from ._snapshot import RunStatus
 
 if TYPE_CHECKING:
     from .._clock import Instant
@@ -50,6 +51,8 @@ class Tally:
     ----------
     outcomes
         Runs that became written or interrupted, by state.
+    last_finished
+        The last of them as it was then; None if there was none.
     failed
         The runs in quarantine.
     documents, bytes
@@ -65,6 +68,7 @@ class Tally:
     """
 
     outcomes: Counter[State] = field(default_factory=Counter)
+    last_finished: RunStatus | None = None
     failed: FailedRuns = field(default_factory=FailedRuns)
     documents: int = 0
     bytes: int = 0
@@ -86,6 +90,7 @@ class Tally:
             self.failed.add(run)
         elif run.is_final:
             self.outcomes[run.state] += 1
+            self.last_finished = describe_without_worker(run)
 
     def note_death(self, now: Instant) -> None:
         """Count the death of a worker."""

@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import Final
 
 from ...protocol import messages
-from ._snapshot import Latency, TiledStatus
+from ._snapshot import Latency, TiledLook, TiledStatus
 
 _BUCKETS: Final = len(messages.LATENCY_BOUNDS_SECONDS) + 1
 
@@ -32,6 +32,8 @@ class TiledReports:
         Reason why it does not; "" if it does.
     needs_person
         That reason will not pass by itself.
+    look
+        What the supervisor itself found at the address; None if it has not asked. Set from another thread.
     """
 
     def __init__(self, address: str = "") -> None:
@@ -39,6 +41,7 @@ class TiledReports:
         self.since: float | None = None
         self.problem = ""
         self.needs_person = False
+        self.look: TiledLook | None = None
         self._address = address
         self._version = ""
         self._answered_at: float | None = None
@@ -98,6 +101,7 @@ class TiledReports:
             latency=Latency(
                 list(zip(messages.LATENCY_BOUNDS_SECONDS, cumulative, strict=False)), self._latency_sum, cumulative[-1]
             ),
+            look=self.look,
         )
 
 

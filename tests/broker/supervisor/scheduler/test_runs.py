@@ -37,6 +37,14 @@ def test_replaying_is_no_progress(run: Run) -> None:
     assert run.count_death(1, 100.0)
 
 
+def test_the_last_death_does_not_promise_another_worker(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(MAX_DEATHS):
+        run.count_death(1, 100.0)
+    said = [record.getMessage() for record in caplog.records if "exit code" in record.getMessage()]
+    assert ["starting another in" in line for line in said] == [True] * (MAX_DEATHS - 1) + [False]
+    assert said[-1].endswith("ended with exit code 1; no other is started.")
+
+
 def test_progress_forgives_earlier_deaths(run: Run) -> None:
     run.count_death(1, 100.0)
     run.advance(written=1)

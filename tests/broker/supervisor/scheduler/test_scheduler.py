@@ -285,6 +285,22 @@ def test_worker_that_dies_over_and_over_quarantines_its_run_alone(ingest: Ingest
     assert [worker.uid for worker in ingest.workers.values()] == ["fine"]
 
 
+def test_quarantine_is_one_line_of_the_log_with_its_reason_and_commands(
+    ingest: IngestModel, alice: Publisher, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    ingest.send(alice, whole("deadly"))
+    for _ in range(MAX_DEATHS):
+        ingest.end(ingest.start("deadly"), exit_code=1)
+    failed_open_run(ingest, alice, "spoiled")
+    said = [text for record in caplog.records if "quarantine" in (text := record.getMessage())]
+    reasons = {"deadly": f"its worker died {MAX_DEATHS} times in a row without progress", "spoiled": "a 422"}
+    for line, (uid, reason) in zip(said, reasons.items(), strict=True):
+        assert line.startswith(f"Run {uid} is in quarantine: {reason}. Its documents are safe")
+        assert f"See `tiledwriter-journal show {uid} " in line
+    assert not [record for record in caplog.records if record.getMessage().endswith("is failed.")]
+
+
 def test_quarantined_run_is_still_journaled(ingest: IngestModel, alice: Publisher) -> None:
     ingest.journal("run", state=State.FAILED, reason="a 422", length=1, start_crc=CRCS["start"])
     ingest.send(alice, batch("run", 1, "event"))

@@ -1,0 +1,87 @@
+"""Tiled is asked from the start of the service until it answers, and nothing is said of one that was only slower."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from tiledwriter._config import load_settings
+from tiledwriter.cli import _tiled_presence
+from tiledwriter.cli._tiled_presence import TiledPresence
+from tiledwriter.testing import free_port, wait_until
+
+CHECK = "tiledwriter-supervisor check --tiled URI"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Any answer is one of Tiled."""
+
+    def do_GET(self) -> None:
+        self.send_response(404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def answering(port: int) -> Iterator[None]:
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_tiled_presence, "_FIRST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(_tiled_presence, "_PAUSE_SECONDS", 0.05)
+
+
+@contextmanager
+def asking(port: int, found: list[str]) -> Iterator[None]:
+    settings = load_settings(None, {"tiled": f"http://127.0.0.1:{port}"})
+    before = set(threading.enumerate())
+    with TiledPresence(settings, found.append, CHECK):
+        (thread,) = set(threading.enumerate()) - before or {None}
+        yield
+    if thread is not None:
+        thread.join(30)
+
+
+def test_a_tiled_that_starts_together_with_the_service_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    port, found = free_port(), []
+    with caplog.at_level("INFO"), asking(port, found):
+        wait_until(lambda: found, 30, "it was asked")
+        with answering(port):
+            wait_until(lambda: found[-1] == "", 30, "it has answered")
+    assert found[0].startswith("ConnectError")
+    assert [record for record in caplog.records if record.name.startswith("tiledwriter")] == []
+
+
+def test_a_warning_is_taken_back_when_tiled_answers(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_tiled_presence, "TILED_GRACE_SECONDS", 0.1)
+    port, found = free_port(), []
+    with caplog.at_level("INFO"), asking(port, found):
+        wait_until(lambda: caplog.records, 30, "it is warned of")
+        asked = len(found)
+        wait_until(lambda: len(found) > asked + 2, 30, "it is asked again")
+        with answering(port):
+            wait_until(lambda: found[-1] == "", 30, "it has answered")
+    said = [record for record in caplog.records if record.name == "tiledwriter.supervisor"]
+    assert [record.levelname for record in said] == ["WARNING", "INFO"]
+    assert f"Tiled at http://127.0.0.1:{port} cannot be reached (ConnectError" in said[0].getMessage()
+    assert f"`{CHECK}`" in said[0].getMessage()
+    assert said[1].getMessage() == f"Tiled at http://127.0.0.1:{port} answers now."
