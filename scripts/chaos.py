@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--storage", choices=("sqlite", "postgresql"), default="sqlite", help="of Tiled's tables")
     result.add_argument("--interval", type=float, default=2.5, help="seconds between two faults (default 2.5)")
     result.add_argument("--only", action="append", choices=sorted(KINDS), metavar="KIND", help="kinds of faults")
+    result.add_argument("--http", type=int, metavar="PORT", help="where the supervisor has its status page")
     result.add_argument("--json", type=Path, metavar="FILE", help="where to write all figures")
     result.add_argument("--directory", type=Path, help="where everything is kept (default: a temporary one)")
     return result
@@ -44,7 +45,7 @@ def main() -> int:
     given = parser().parse_args()
     logging.getLogger("tiledbroker").setLevel(logging.CRITICAL)
     directory = given.directory or Path(tempfile.mkdtemp(prefix="chaos-")) / "campaign"
-    setting = Setting(directory.absolute(), given.seed, given.runs, given.storage)
+    setting = Setting(directory.absolute(), given.seed, given.runs, given.storage, http=given.http)
     options = Options(setting, 60 * given.minutes, given.interval, tuple(given.only or KINDS))
     began = time.monotonic()
 

@@ -103,6 +103,11 @@ class Campaign:
         self._notes: list[str] = []
         self._done: set[str] = set()  # runs with an outcome
         self._again: list[Planned] = []  # faults that found nothing to be done to
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Have `run` begin no further faults; it goes on with what follows the last one."""
+        self._stopping.set()
 
     def run(self) -> Report:
         """Inject faults, let everything come to rest, and judge."""
@@ -158,10 +163,12 @@ class Campaign:
         """The faults when their time has come, and not too many at once; later again those that had nothing to hit."""
         clock, told = Clock(site), 0
         for planned in plan(site.setting.seed, kinds, self._options.seconds, self._options.interval):
-            while (held := sum(thread.is_alive() for thread in threads) >= _OVERLAP) or clock.now < planned.at:
+            while not self._stopping.is_set() and (
+                (held := sum(thread.is_alive() for thread in threads) >= _OVERLAP) or clock.now < planned.at
+            ):
                 self._hold_back(site)
                 clock.tick(held=held)
-            if clock.now >= self._options.seconds:
+            if clock.now >= self._options.seconds or self._stopping.is_set():
                 return
             yield planned
             again, self._again = self._again, []

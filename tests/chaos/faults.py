@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import shutil
 import signal
+import time
+import uuid
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
 import psutil
 from faulty_proxy import CUT_AFTER, CUT_BEFORE, Fault, answer, half_closed, late_answer, zombie
 
+from tiledbroker import ZMQPublisher
 from tiledwriter.testing import ServerProcess, wait_until
 
 from .databases import tables_locked
 from .gateway import LOGIN, html
 from .kinds import Planned, kind
 from .permissions import permissions_away, subject_to_permissions
+from .referee import SETTLED
 from .site import Site, held
 
 _NO_REQUEST: Final = 15.0  # seconds to wait for one that a fault could hit
@@ -368,3 +372,32 @@ def _(site: Site, planned: Planned) -> str:
     return (
         f"seat {seat.number}, {'a supervisor' if listens else 'nobody'} there; {len(left)} runs left, {published} new"
     )
+
+
+# A run that is at fault itself
+
+
+@kind("run that cannot be written")
+def _(site: Site, planned: Planned) -> str:
+    """A publisher of its own sends a run that belongs in quarantine, while all others have to go on."""
+    spool = site.setting.directory / f"unwritable-{planned.number}"
+    with closing(ZMQPublisher(site.wire.address, spool_dir=spool, name="unwritable")) as publisher:
+        run_uid = publish_unwritable(publisher, planned.number)
+        if not publisher.close(_NO_REQUEST):
+            return ""
+    with suppress(TimeoutError):
+        wait_until(lambda: site.ending.is_set() or site.outcome(run_uid), _NO_REQUEST, "the run has an outcome")
+    outcome = site.outcome(run_uid)
+    if outcome in SETTLED:
+        site.complaints.append(f"run {run_uid} cannot be written, and is {outcome}")
+    return f"run {run_uid}: {outcome or 'no outcome yet'}"
+
+
+def publish_unwritable(publisher: ZMQPublisher, number: int) -> str:
+    """Publish a run whose descriptor lacks what event-model requires; returns its uid."""
+    run_uid = str(uuid.uuid4())
+    part = {"run_start": run_uid, "time": time.time()}
+    publisher("start", {"uid": run_uid, "time": time.time(), "plan_name": "fly_ptycho", "scan_id": number})
+    publisher("descriptor", {"uid": str(uuid.uuid4()), "name": "primary", **part})
+    publisher("stop", {"uid": str(uuid.uuid4()), "exit_status": "fail", **part})
+    return run_uid

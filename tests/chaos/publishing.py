@@ -36,6 +36,8 @@ class Acquisition:
 
     Attributes
     ----------
+    name
+        Of the publisher; None for the name of the host.
     at_once
         Runs that are open at a time.
     events
@@ -58,6 +60,7 @@ class Acquisition:
     at_once: int
     events: tuple[int, int]
     pace: float
+    name: str | None = None
     burst: int = 1
     limit: int = 0
     crash_at: str = ""
@@ -125,7 +128,7 @@ class Session:
         self._encoder = Encoder()
         self._witness = Witness(Path(given.witness), self._control / PUBLISHED)
         self._refused: set[tuple[str, str]] = set()
-        self._publisher = ZMQPublisher(given.address, spool_dir=given.spool, on_error="raise")
+        self._publisher = ZMQPublisher(given.address, spool_dir=given.spool, name=given.name, on_error="raise")
         self._runs: list[OpenRun] = []
         self._begun = 0
 

@@ -60,6 +60,8 @@ class Setting:
         Fewest and most events of a run.
     pace, burst
         Each run has up to `burst` documents in a row, then a pause of `pace` seconds.
+    http
+        Port of the supervisor's status page; None for no page.
     """
 
     directory: Path
@@ -72,6 +74,7 @@ class Setting:
     events: tuple[int, int] = (60, 240)
     pace: float = 1.0
     burst: int = 6
+    http: int | None = None
 
 
 def publishing_environment() -> dict[str, str]:
@@ -161,6 +164,7 @@ class Seat:
         notebook = self.away if away else self.home
         given = Acquisition(
             address=away or self._site.wire.address,
+            name=f"seat-{self.number}",
             spool=str(self.spool),
             witness=str(notebook.witness),
             files=str(self._site.files),
@@ -297,6 +301,7 @@ class Site:
                 self.journal_dir,
                 SimpleNamespace(uri=self.gateway.uri, api_key=self.server.api_key, storage=self.server.storage),
                 port=port,
+                options=() if self.setting.http is None else ("--http", str(self.setting.http)),
                 environment={
                     "TILEDWRITER_QUIET_PERIOD": str(self.setting.quiet_period),
                     "TILEDWRITER_LATE_AUDIT": str(self.setting.late_audit),

@@ -30,7 +30,7 @@ from chaos.kinds import KINDS, plan
 from chaos.publishing import Acquisition, Session
 from chaos.referee import Emitted, Harm, Referee, Tally, Verdict, compare
 from chaos.report import Injected, Report
-from chaos.site import Setting, publishing_environment, read_witness
+from chaos.site import Setting, Site, publishing_environment, read_witness
 from warm import run_process
 
 from tiledbroker import Encoder, Journal, ZMQPublisher, run_files
@@ -76,6 +76,16 @@ def test_a_seed_gives_the_same_faults_again_and_all_kinds_come_equally_often() -
     counts = [sum(fault.kind == kind for fault in faults) for kind in kinds]
     assert max(counts) - min(counts) <= 1
     assert min(counts) > 3
+
+
+def test_a_campaign_that_is_stopped_begins_no_further_faults(tmp_path: Path) -> None:
+    campaign = Campaign(Options(Setting(tmp_path), 3600.0, interval=0.0))
+    site = Site(Setting(tmp_path), note=lambda _: None)
+    site.seats = []
+    due = campaign._due(site, ["cable cut"], [])
+    assert next(due).kind == "cable cut"
+    campaign.stop()
+    assert list(due) == []
 
 
 # Sessions

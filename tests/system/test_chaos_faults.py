@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from chaos import faults
 from chaos.campaign import Options
 from chaos.databases import tables_locked
 from chaos.elsewhere import Elsewhere
@@ -461,6 +462,24 @@ def test_a_gateway_answers_by_itself_for_a_while(
     assert ["json" in answer.headers["Content-Type"] for answer in answers] == [True, True, False]
 
 
+# Runs
+
+
+def test_a_run_that_cannot_be_written_gets_into_quarantine(tmp_path: Path, tiled_server: TiledServer) -> None:
+    site = IdleSite(tmp_path / "site")
+    with SupervisorProcess(site.journal_dir, tiled_server) as supervisor:
+        site.wire = SimpleNamespace(address=supervisor.address)
+        done = KINDS["run that cannot be written"](site, planned("run that cannot be written"))
+    assert done.endswith(": failed")
+    assert site.complaints == []
+
+
+def test_a_run_that_no_supervisor_takes_is_no_fault(site: IdleSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "_NO_REQUEST", 0.1)
+    site.wire = SimpleNamespace(address=f"tcp://127.0.0.1:{free_port()}")
+    assert KINDS["run that cannot be written"](site, planned("run that cannot be written")) == ""
+
+
 def test_all_kinds_of_faults_are_in_a_campaign() -> None:
     kinds: Sequence[str] = Options(Setting(Path()), 1.0).kinds
     assert {
@@ -468,4 +487,5 @@ def test_all_kinds_of_faults_are_in_a_campaign() -> None:
         *("old spool put back", "old journals put back", "old spools and journals put back"),
         *("permissions of spools away", "permissions of journals away", "temporary files removed"),
         *("tables locked", "gateway answers", "spool truncated", "worker killed", "cable cut", "zombie"),
+        "run that cannot be written",
     } <= set(kinds)

@@ -48,9 +48,10 @@ def server(tmp_path: Path) -> Iterator[HttpProcess]:
             event = {"descriptor": "d", "seq_num": i + 1, "time": 1e9 + i, "data": {"det": i * i}}
             journal.append_one("event", encoder.encode(event))
     options = HttpOptions(parse_http_address(str(free_port())), tmp_path)
-    with FakeSupervisor(tmp_path, snapshot), HttpProcess(options) as process:
+    with FakeSupervisor(tmp_path, snapshot) as supervisor, HttpProcess(options) as process:
         wait_until(lambda: answers(options), 60, "the page is there")
         process.url = f"http://{options.address}/"
+        process.supervisor = supervisor
         yield process
 
 
@@ -92,6 +93,19 @@ def test_plots_are_drawn_on_a_phone_without_scrolling_sideways(server, open_page
     assert "primary" in page.inner_text("#run-plots .plot h3")
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     assert page.inner_text("header b") == "<b>ingest7</b>"
+
+
+def test_a_plot_is_named_after_its_run_as_soon_as_the_plan_is_known(server, open_page):
+    run = server.supervisor.snapshot["runs"]["open"][0]
+    plan, run["plan"] = run["plan"], None
+    page = open_page(server.url)
+    title = page.locator("#run-plots .plot h3 span").first
+    title.wait_for()
+    assert title.inner_text().startswith("run")
+    run["plan"] = plan
+    page.wait_for_function(
+        "plan => document.querySelector('#run-plots .plot h3 span')?.textContent.startsWith(plan)", arg=plan
+    )
 
 
 def test_the_page_is_whole_without_javascript(server, open_page):

@@ -193,7 +193,8 @@
   async function refreshRun(link) {
     const uid = link.dataset.plot;
     const { streams } = await (await fetchInTime(`/api/runs/${encodeURIComponent(uid)}/scalars`)).json();
-    const shape = JSON.stringify(streams.map((stream) => [stream.name, stream.x.name, stream.series.map((one) => one.name)]));
+    // A run's title changes when its plan becomes known.
+    const shape = JSON.stringify([link.dataset.title, ...streams.map((stream) => [stream.name, stream.x.name, stream.series.map((one) => one.name)])]);
     if (runPlots.get(uid)?.shape !== shape) {
       removeRun(uid);
       const parent = document.getElementById("run-plots");
