@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import resource
 import signal
 import stat
 import subprocess
@@ -60,6 +61,17 @@ class TestASegment:
         status = path.stat()
         assert (status.st_size, stat.S_IMODE(status.st_mode)) == (300_000, 0o600)
         assert status.st_blocks * 512 >= 300_000
+
+    def test_is_mapped_where_a_run_begins(self, tmp_path: Path) -> None:
+        def faults_of_beginning(number: int) -> int:
+            segment = Segment.create(tmp_path / f"{number}.segment", 2**20)
+            before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+            segment.begin(header())
+            segment.append(0, "start", 1.7e9, 0, b"x" * 4096)
+            return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+
+        # Python itself maps memory now and then.
+        assert min(faults_of_beginning(number) for number in range(5)) == 0
 
     def test_never_replaces_a_file(self, path: Path) -> None:
         path.write_bytes(b"somebody's")
