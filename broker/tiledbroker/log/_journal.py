@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain, count, repeat
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from .._errors import DocumentsMissing, JournalGap, JournalInvalid
@@ -45,6 +46,10 @@ _SIGNS_OF_DAMAGE: Final = (
     "Could not decode",
 )
 
+# The latter leaves the write-ahead log as it is in memory at a commit. A later commit that syncs it syncs all of it.
+_SYNC_AT_COMMITS: Final = "PRAGMA synchronous = FULL"
+_SYNC_AT_CHECKPOINTS: Final = "PRAGMA synchronous = NORMAL"
+
 _INSERT: Final = "INSERT INTO documents VALUES(?, ?, ?, ?, ?)"
 # sqlite3 releases the GIL for each statement and can need 5 ms to get it back from a busy thread, so insert many rows
 # per statement. SQLite allows at least 999 values in a statement, and 32,766 since version 3.32.
@@ -60,6 +65,9 @@ _MIN_ROW_BYTES: Final = 8
 BUSY_TIMEOUT_SECONDS: Final = 10.0
 _MAX_MOVES_FOLLOWED: Final = 3
 _WRITING: Final = frozenset({"create", "write"})
+
+# Name of the document that ends a run.
+_STOP: Final = "stop"
 
 # Key of the run's state; see `Journal.revise_below`.
 _REVISE_BELOW: Final = "revise_normalized_below"
@@ -205,6 +213,9 @@ class Journal:
     ) -> None:
         self.path = Path(path) if mode == "create" else follow_run_file(Path(path))
         self._mutex = FairLock()
+        # What the file says, as far as it was read: only this object changes a file that it has locked.
+        self._known_state: dict[str, str | None] = {}
+        self._known_stopped: bool | None = None
         self._lock: FileLock | None = None
         if mode != "create" and not self.path.is_file():
             raise JournalInvalid(self.path, "it is not a file." if self.path.exists() else "there is no such file.")
@@ -241,7 +252,7 @@ class Journal:
                 self._check_format()
                 if mode in _WRITING:
                     self._connection.execute("PRAGMA journal_mode = WAL")
-                    self._connection.execute("PRAGMA synchronous = FULL")
+                    self._connection.execute(_SYNC_AT_COMMITS)
                 if mode == "create" and self.get("run_uid") is None:
                     self.set("run_uid", run_uid)
                 self.run_uid = self._stored_uid(run_uid)
@@ -381,6 +392,7 @@ class Journal:
                 with self.atomic():
                     self._insert_records(fresh)
                 self._length = fresh[-1].idx + 1
+                self._known_stopped = fresh[-1].name == _STOP
             return self._length
 
     def _insert_records(self, records: Sequence[Record]) -> None:
@@ -482,8 +494,10 @@ class Journal:
     def stopped(self) -> bool:
         """True if the journal has the run's stop document."""
         with self._guard_connection():
-            row = self._connection.execute("SELECT name FROM documents ORDER BY idx DESC LIMIT 1").fetchone()
-        return row is not None and row[0] == "stop"
+            if self._known_stopped is None or self._lock is None:
+                row = self._connection.execute("SELECT name FROM documents ORDER BY idx DESC LIMIT 1").fetchone()
+                self._known_stopped = row is not None and row[0] == _STOP
+            return self._known_stopped
 
     @property
     def abandoned(self) -> bool:
@@ -498,16 +512,21 @@ class Journal:
     def get(self, key: str, default: Any = None) -> Any:
         """Return a value of the run's state; `default` if there is none."""
         with self._guard_connection():
-            row = self._connection.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
-        return default if row is None else self._parse_json(row[0])
+            if key not in self._known_state or self._lock is None:
+                row = self._connection.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
+                self._known_state[key] = None if row is None else row[0]
+            text = self._known_state[key]
+        return default if text is None else self._parse_json(text)
 
     def set(self, key: str, value: Any) -> None:
         """Store a JSON-serializable value in the run's state; None deletes it."""
+        text = None if value is None else json.dumps(value)
         with self._guard_connection():
-            if value is None:
+            if text is None:
                 self._connection.execute("DELETE FROM state WHERE key = ?", (key,))
             else:
-                self._connection.execute("INSERT OR REPLACE INTO state VALUES(?, ?)", (key, json.dumps(value)))
+                self._connection.execute("INSERT OR REPLACE INTO state VALUES(?, ?)", (key, text))
+            self._known_state[key] = text
 
     def progress(self) -> dict[str, NodeProgress]:
         """Return the progress of each Tiled node of the run, by node."""
@@ -517,7 +536,7 @@ class Journal:
             raise JournalInvalid(self.path, "it is damaged: its table of progress has wrong types.")
         return {node: NodeProgress(*rest) for node, *rest in rows}
 
-    def set_progress(self, node: str, rows: int, intent: int | None = None) -> None:
+    def set_progress(self, node: str, rows: int, intent: int | None = None, *, synced: bool = True) -> None:
         """Store the progress of a node.
 
         Parameters
@@ -528,9 +547,19 @@ class Journal:
             Number of rows that the server has.
         intent
             Number of rows after the append request that is about to be sent; None if there is none.
+        synced
+            Whether it survives a power cut; otherwise, it survives the end of this process only, and a power cut can
+            leave the progress before. Without effect within a transaction.
         """
         with self._guard_connection():
-            self._connection.execute("INSERT OR REPLACE INTO progress VALUES(?, ?, ?)", (node, rows, intent))
+            skips_sync = not (synced or self._connection.in_transaction)
+            if skips_sync:
+                self._connection.execute(_SYNC_AT_CHECKPOINTS)
+            try:
+                self._connection.execute("INSERT OR REPLACE INTO progress VALUES(?, ?, ?)", (node, rows, intent))
+            finally:
+                if skips_sync:
+                    self._connection.execute(_SYNC_AT_COMMITS)
 
     def drop_progress(self, node: str) -> None:
         """Delete the progress of a node that the server does not have any more."""
@@ -650,20 +679,9 @@ class Journal:
         lines = [line for (text,) in rows for line in str(text).splitlines()]
         return [] if lines == ["ok"] else lines
 
-    @contextmanager
-    def _guard_connection(self) -> Iterator[None]:
-        """Admit one thread at a time, and raise `JournalInvalid` for SQLite errors that mean damage."""
-        with self._mutex:
-            try:
-                yield
-            except sqlite3.Error as error:
-                translated = self._translate_error(error)
-                if translated is error:
-                    raise
-                raise translated from error
-            # The sqlite3 module raises these for a message that contains a damaged name, and for absurd sizes.
-            except (UnicodeDecodeError, MemoryError) as error:
-                raise JournalInvalid(self.path, f"it is damaged ({type(error).__name__}: {error}).") from error
+    def _guard_connection(self) -> _ConnectionGuard:
+        """Return a guard of the connection, for a `with` statement; see `_ConnectionGuard`."""
+        return _ConnectionGuard(self)
 
     @contextmanager
     def atomic(self) -> Iterator[None]:
@@ -686,6 +704,8 @@ class Journal:
         # A COMMIT that failed (disk full) may or may not leave the transaction open.
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
+        self._known_state.clear()
+        self._known_stopped = None
         self._length = self._stored_length()
 
     def _open_connection(self, mode: str) -> sqlite3.Connection:
@@ -766,6 +786,36 @@ class Journal:
         if "readonly" in text and may_write:
             return JournalInvalid(self.path, "it is damaged: its header marks it as read-only.")
         return error
+
+
+class _ConnectionGuard:
+    """Admits one thread at a time to a journal's connection, and raises `JournalInvalid` for errors that mean damage.
+
+    A class, because a generator takes several times as long, and each document passes a dozen guards.
+    """
+
+    __slots__ = ("_journal",)
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def __enter__(self) -> None:
+        self._journal._mutex.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        journal = self._journal
+        journal._mutex.__exit__()
+        if error is None:
+            return
+        if isinstance(error, sqlite3.Error):
+            translated = journal._translate_error(error)
+            if translated is not error:
+                raise translated from error
+        # The sqlite3 module raises these for a message that contains a damaged name, and for absurd sizes.
+        elif isinstance(error, UnicodeDecodeError | MemoryError):
+            raise JournalInvalid(journal.path, f"it is damaged ({type(error).__name__}: {error}).") from error
 
 
 def journal_lock_path(path: Path) -> Path:

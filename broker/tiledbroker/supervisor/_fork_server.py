@@ -134,6 +134,11 @@ class ForkServer:
         """Return a descriptor that is readable when `receive` has something to return."""
         return self._selector.fileno()
 
+    @property
+    def has_changes(self) -> bool:
+        """Whether `receive` has something to return although `fileno` need not be readable."""
+        return bool(self._unreported_changes) or bool(self.unusable)
+
     def ensure_running(self) -> None:
         """Start the fork server unless it is running.
 

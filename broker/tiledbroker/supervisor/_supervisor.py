@@ -80,6 +80,8 @@ DEFAULT_ADDRESS: Final = "tcp://127.0.0.1:5579"
 _IDLE_SECONDS: Final = 0.5
 # Pause between two checks of workers, retry requests and journals to be filed.
 _CHECK_SECONDS: Final = 1.0
+# Pause between two checks of the publishers' connections, of which each registers a limited number of new ones.
+_CONNECTIONS_CHECK_SECONDS: Final = 0.25
 _FAILED_JOURNALS_PER_CHECK: Final = 20
 
 _package_log: Final = logging.getLogger(PACKAGE)
@@ -196,7 +198,7 @@ class Supervisor:
         self._memory: dict[int, int] = {}
         self._status_socket: StatusSocket | None = None
         self._retention = Retention(journal_dir, keep_written, lambda path: self._find_run(path) is not None)
-        self._check_at = 0.0
+        self._check_at = self._check_connections_at = 0.0
         # Calls of `stop`, which come from signal handlers and other threads, and how many of them are handled.
         self._stops = self._handled_stops = 0
         self._notifier = ServiceNotifier()
@@ -351,7 +353,7 @@ class Supervisor:
         self._check_periodically()
         self._survey_journals()
         self._delete_old_journals()
-        self._frontend.check_connections()
+        self._check_connections()
         self._perform(self._scheduler.schedule(_now()))
         events = dict(self._poller.poll(int(self._poll_timeout() * 1000)))
         if self._status_socket is not None:
@@ -363,7 +365,8 @@ class Supervisor:
         if self._frontend.socket in events and not self._scheduler.is_stopping:
             self._hear_publishers()
         self._answer_hellos()
-        self._hear_fork_server()
+        if self._pool.fork_server.fileno() in events or self._pool.fork_server.has_changes:
+            self._hear_fork_server()
         for publisher in self._frontend.take_gone():
             self._scheduler.remove_publisher(publisher)
 
@@ -419,6 +422,12 @@ class Supervisor:
         self._find_retries()
         self._forget_deleted_journals()
         self._finished_journals.retry(now.monotonic, lambda path: self._find_run(path) is not None)
+
+    def _check_connections(self) -> None:
+        now = time.monotonic()
+        if now >= self._check_connections_at:
+            self._check_connections_at = now + _CONNECTIONS_CHECK_SECONDS
+            self._frontend.check_connections()
 
     def _perform(self, effects: Iterable[Effect]) -> None:
         """Perform effects in their order; those that follow from them come after all of these."""

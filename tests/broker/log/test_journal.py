@@ -778,3 +778,54 @@ def test_a_damaged_result_of_a_normalizer_is_no_result(tmp_path):
     connection.close()
     with Journal(path) as journal, pytest.raises(JournalInvalid, match="document 0 was normalized to"):
         journal.read_normalized(0, 1)
+
+
+def another_says(path: Path, read: Callable[[Journal], Any]) -> Any:
+    with Journal(path) as journal:
+        return read(journal)
+
+
+def test_a_transaction_that_is_undone_leaves_no_trace_in_memory(journal: Journal) -> None:
+    journal.append(0, documents(0, 2))
+    journal.set("abandoned", None)
+    assert (journal.get("outcome"), journal.stopped) == (None, False)
+
+    def write_and_fail() -> None:
+        with journal.atomic():
+            journal.append(2, [document(2, "stop")])
+            journal.set("outcome", "written")
+            assert (journal.get("outcome"), journal.ended) == ("written", True)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_and_fail()
+    assert (journal.get("outcome"), journal.stopped, journal.ended) == (None, False, False)
+
+
+def test_who_only_reads_sees_what_another_process_has_changed(journal: Journal, path: Path) -> None:
+    with Journal(path) as reader:
+        assert (reader.get("outcome"), reader.ended) == (None, False)
+        journal.append(0, [document(0, "stop")])
+        journal.set("outcome", "written")
+        assert (reader.get("outcome"), reader.ended) == ("written", True)
+
+
+def test_a_value_of_the_state_is_one_s_own(journal: Journal) -> None:
+    journal.set("columns", {"table": ["a"]})
+    journal.get("columns")["table"].append("b")
+    assert journal.get("columns") == {"table": ["a"]}
+
+
+def test_progress_that_is_not_synced_is_seen_by_others_and_does_not_change_how_others_are(
+    journal: Journal, path: Path
+) -> None:
+    journal.set_progress("table", 3, 5)
+    journal.set_progress("table", 5, synced=False)
+    assert another_says(path, Journal.progress) == {"table": (5, None)}
+    assert journal._connection.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+def test_progress_in_a_transaction_is_synced_with_it(journal: Journal, path: Path) -> None:
+    with journal.atomic():
+        journal.set_progress("table", 5, synced=False)
+    assert another_says(path, Journal.progress) == {"table": (5, None)}

@@ -182,6 +182,18 @@ def test_a_worker_that_was_not_forked_yet_is_given_up_with_its_fork_server(serve
     assert worker.pid is None
 
 
+def test_it_says_that_there_are_changes_that_its_descriptor_does_not_show(server: ForkServer, tmp_path: Path) -> None:
+    server.ensure_running()
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGSTOP)
+    worker = server.start_worker(task_of(tmp_path))
+    assert not server.has_changes
+    server._drop_server("is dropped")
+    assert server.has_changes
+    assert server.receive() == [worker]
+    assert not server.has_changes
+
+
 def test_a_fork_server_that_hangs_is_replaced(
     server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiledwriter.mapping._columns import arrow_type, dtype_kind, fit, list_type, scalar_type, wider
+from tiledwriter.mapping._columns import arrow_column, arrow_type, dtype_kind, fit, list_type, scalar_type, wider
 
 FLOATS = st.floats(allow_nan=False)
 INTEGERS = st.one_of(st.integers(-10, 10), st.integers(-(2**70), 2**70))
@@ -206,3 +206,24 @@ def test_values_that_fit_are_not_copied():
 
 def test_text_with_a_zero_byte_is_escaped_as_postgresql_does_not_take_it():
     assert fit(["a\0b", None, "c"], "string") == (["a\\x00b", None, "c"], [])
+
+
+@pytest.mark.parametrize(
+    ("type_name", "values"),
+    [
+        ("float64", [1.5]),
+        ("float64", [1.5, math.nan, -math.inf, -0.0, 5e-324]),
+        ("float64", [1.5, None]),
+        ("float64", [numpy.float32(0.5)]),
+        ("int64", [2**63 - 1, -(2**63)]),
+        ("int64", [None, 3]),
+        ("bool", [True, None]),
+        ("string", ["a", None]),
+        ("list<int64>", [[1, 2], []]),
+    ],
+)
+def test_arrow_gets_the_values_of_a_column_as_they_are(type_name, values):
+    column = arrow_column([values], type_name)
+    column.validate(full=True)
+    assert column.type == arrow_type(type_name)
+    assert repr(column.to_pylist()) == repr(pyarrow.array(values, arrow_type(type_name)).to_pylist())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tiledbroker import Encoder, Journal, JournalInvalid, Record
 from tiledwriter.mapping import _fold as fold_module
 from tiledwriter.mapping._fold import Fold
 from tiledwriter.mapping._operations import AppendRows, ExtendExternal, UpdateMetadata
+from tiledwriter.mapping._run_writer import RunWriter
 from tiledwriter.mapping._writing_options import WritingOptions
 from tiledwriter.worker import _prefetch as prefetch_module
 from tiledwriter.worker._prefetch import FoldedBatch, FoldPrefetch
@@ -158,6 +160,51 @@ def test_who_waits_is_let_go_when_it_is_closed(run: Run) -> None:
         prefetch.close()
         thread.join(30)
         assert [folded.documents for folded in results] == [0]
+
+
+def test_a_document_that_somebody_waits_for_is_folded_by_the_one_who_waits(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folding: list[threading.Thread] = []
+    collect = Fold.collect
+
+    def collect_here(self: Fold, records: list[Record]) -> Any:
+        folding.append(threading.current_thread())
+        return collect(self, records)
+
+    with run.prefetch() as prefetch:
+        run.add(2)
+        prefetch.take_batch(wait=True)
+        monkeypatch.setattr(Fold, "collect", collect_here)
+        thread, _ = in_a_thread(lambda: prefetch.take_batch(wait=True))
+        time.sleep(0.2)  # until it waits
+        run.add(1)
+        thread.join(30)
+        assert folding == [thread]
+
+
+def test_an_error_in_the_last_step_is_told_as_well(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.add(5)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError
+
+    with run.prefetch() as prefetch:
+        monkeypatch.setattr(RunWriter, "flush", fail)
+        folded = prefetch.take_batch(wait=True)
+        assert folded.error is not None
+        assert not prefetch.accepts_more
+
+
+def test_what_fails_in_the_thread_is_raised_where_batches_are_taken(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    with run.prefetch() as prefetch:
+        monkeypatch.setattr(prefetch, "_read_on", fail)
+        run.add(1)
+        with pytest.raises(ZeroDivisionError):
+            prefetch.take_batch(wait=True)
 
 
 def frames_told(folded: FoldedBatch) -> list[tuple[int, int]]:

@@ -29,6 +29,7 @@ from .._errors import (
 )
 from ..mapping import POISON_AFTER_SECONDS
 from ._probe import SQL_TABLE, DatabaseProbe
+from ._request_builder import RequestBuilder
 from ._request_counts import RequestCounts
 from ._responses import raise_for_response
 
@@ -134,8 +135,9 @@ def _limit_timeout(timeout: httpx.Timeout, limit: float) -> httpx.Timeout:
 class _Wait(tenacity.wait.wait_base):
     """Exponential backoff with jitter; a server's Retry-After takes precedence, within `patience` (seconds)."""
 
-    def __init__(self, patience: float | None = None) -> None:
+    def __init__(self, patience: float | None = None, began: float = 0.0) -> None:
         self._patience = patience
+        self._began = began
         self._max = _MAX_WAIT_SECONDS if patience is None else min(_MAX_WAIT_SECONDS, patience / 10)
         self._backoff = tenacity.wait_exponential(multiplier=0.2, max=_MAX_WAIT_SECONDS) + tenacity.wait_random(0, 0.2)
 
@@ -146,17 +148,17 @@ class _Wait(tenacity.wait.wait_base):
             wait = error.retry_after
         if self._patience is None:
             return wait
-        return min(wait, max(0.0, self._patience - (retry_state.seconds_since_start or 0.0)))
+        return min(wait, max(0.0, self._patience - (time.monotonic() - self._began)))
 
 
 class _OutOfPatience(tenacity.stop.stop_base):
     """Stop condition: `patience` seconds have passed, or only a person can fix the error (`Paused`)."""
 
-    def __init__(self, patience: float) -> None:
-        self._patience = patience
+    def __init__(self, patience: float, began: float) -> None:
+        self._deadline = began + patience
 
     def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
-        return isinstance(_error_of(retry_state), Paused) or (retry_state.seconds_since_start or 0.0) >= self._patience
+        return isinstance(_error_of(retry_state), Paused) or time.monotonic() >= self._deadline
 
 
 def _error_of(retry_state: tenacity.RetryCallState) -> BaseException | None:
@@ -227,6 +229,7 @@ class Connection:
         self.write_slot = write_slot
         self._timeout = TIMEOUT if patience is None else _limit_timeout(TIMEOUT, patience)
         self._client: Client | None = None
+        self._builder: RequestBuilder | None = None
         self.probe = DatabaseProbe()
         self.counts = RequestCounts(messages.LATENCY_BOUNDS_SECONDS)
         self.stuck = ""
@@ -302,11 +305,6 @@ class Connection:
             `stopping` was set while waiting.
         """
         body = msgspec.json.encode(json) if json is not None else content
-        # Do not ask for compression: most responses are short, and decoding Tiled's compressed ones would import
-        # blosc2, which takes 80 ms and 13 MiB.
-        headers = {"Accept-Encoding": "identity"}
-        if body is not None:
-            headers["Content-Type"] = content_type
         what = f"{method} {endpoint}/{path}"
         failures = 0
         may_be_done = False
@@ -321,7 +319,7 @@ class Connection:
                     # A GET or a close is never poisoned, nor is a request for which the caller has a fallback.
                     may_be_poison=not (method == "GET" or endpoint == "stream/close" or tolerated_failures is not None),
                     content=body,
-                    headers=headers,
+                    content_type=None if body is None else content_type,
                     params=params,
                 )
             except Refused as error:
@@ -377,9 +375,13 @@ class Connection:
     ) -> httpx.Response:
         """Send a request of the probe, with at most one repetition and no effect on the state of other requests."""
         body = msgspec.json.encode(json) if json is not None else content
-        headers = {"Accept-Encoding": "identity", **({} if body is None else {"Content-Type": content_type})}
         timeout = httpx.Timeout(_PROBE_TIMEOUT_SECONDS)
-        arguments: dict[str, Any] = {"content": body, "headers": headers, "params": params, "timeout": timeout}
+        arguments: dict[str, Any] = {
+            "content": body,
+            "content_type": None if body is None else content_type,
+            "params": params,
+            "timeout": timeout,
+        }
         try:
             response = self._send_request(method, endpoint, path, **arguments)
         except (NotProcessed, Ambiguous):
@@ -396,9 +398,36 @@ class Connection:
         *,
         failures_expected: bool,
     ) -> _Answer:
+        """Call `once`, and call it again as long as `again` returns True for the error that it raises."""
+        began = time.monotonic()
+        try:
+            answer = once()
+        except (NotProcessed, Ambiguous) as error:
+            answer = self._retry(what, once, again, error, began, failures_expected=failures_expected)
+        self._report_recovery()
+        return answer
+
+    def _retry(
+        self,
+        what: str,
+        once: Callable[[], _Answer],
+        again: Callable[[BaseException], bool],
+        first_error: BaseException,
+        began: float,
+        *,
+        failures_expected: bool,
+    ) -> _Answer:
+        """Go on after the first attempt, which began at a time (`time.monotonic`) and has failed with an error."""
+        failures = [first_error]
+
+        def attempt() -> _Answer:
+            if failures:
+                raise failures.pop()
+            return once()
+
         def give_up(retry_state: tenacity.RetryCallState) -> NoReturn:
             error = _error_of(retry_state)
-            seconds = retry_state.seconds_since_start or 0.0
+            seconds = time.monotonic() - began
             raise TiledUnavailable(f"Tiled has not completed {what} within {seconds:.0f} s ({error}).") from error
 
         def before_sleep(retry_state: tenacity.RetryCallState) -> None:
@@ -409,15 +438,14 @@ class Connection:
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(again),
-            stop=tenacity.stop_never if self._patience is None else _OutOfPatience(self._patience),
-            wait=_Wait(self._patience),
+            stop=tenacity.stop_never if self._patience is None else _OutOfPatience(self._patience, began),
+            wait=_Wait(self._patience, began),
             sleep=self._sleep_interruptibly,
             before_sleep=before_sleep,
             retry_error_callback=None if self._patience is None else give_up,
             reraise=True,
         )
-        answer: _Answer = retrying(once)
-        self._report_recovery()
+        answer: _Answer = retrying(attempt)
         return answer
 
     def _sleep_interruptibly(self, seconds: float) -> None:
@@ -494,7 +522,11 @@ class Connection:
         self, method: str, endpoint: str, path: str, *, timeout: httpx.Timeout | None = None, **arguments: Any
     ) -> httpx.Response:
         client = self._ensure_client()
+        http_client: httpx.Client = client.context.http_client
+        if self._builder is None or self._builder.client is not http_client:
+            self._builder = RequestBuilder(http_client)
         url = f"{client.context.api_uri}{endpoint}/{quote_segments([*client.path_parts, *path.split('/')])}"
+        request = self._builder.build(method, url, timeout=timeout or self._timeout, **arguments)
         is_write = method != "GET"
         if self.write_slot is not None and is_write:
             self.write_slot.acquire(self._stopping)
@@ -503,15 +535,8 @@ class Connection:
             self.write_slot.rest()
         try:
             began = time.monotonic()
-            # A redirect of a write leads to a login page, never to the requested resource. The timeout is passed on as
-            # httpx itself does, because the client of a server in this process warns of a `timeout` argument.
-            response: httpx.Response = client.context.http_client.request(
-                method,
-                url,
-                follow_redirects=False,
-                extensions={"timeout": (timeout or self._timeout).as_dict()},
-                **arguments,
-            )
+            # A redirect of a write leads to a login page, never to the requested resource.
+            response = http_client.send(request, follow_redirects=False)
             self.counts.count_answer(time.monotonic() - began)
         except httpx.HTTPError as error:
             raise sort_transport_error(error) from error

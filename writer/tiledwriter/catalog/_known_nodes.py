@@ -284,7 +284,9 @@ class KnownNodes:
         if node.state not in allowed:
             raise NodeStateError(node.path, before, event)
         if (progress := facts.get("progress")) is not None:
-            self._ledger.set_progress(node.path, progress.rows, progress.intent)
+            # After a power cut, a request may seem to be without an answer, and Tiled is asked what came of it.
+            synced = event is not NodeEvent.CONFIRMED
+            self._ledger.set_progress(node.path, progress.rows, progress.intent, synced=synced)
 
     def mark_doubted(self, node: KnownNode, reason: str) -> None:
         """Suspend changes to a table until the journal is proved to contain all of its rows.

@@ -16,7 +16,7 @@ class Ledger(Protocol):
     @property
     def stopped(self) -> bool: ...
     def progress(self) -> dict[str, NodeProgress]: ...
-    def set_progress(self, node: str, rows: int, intent: int | None = None) -> None: ...
+    def set_progress(self, node: str, rows: int, intent: int | None = None, *, synced: bool = True) -> None: ...
     def drop_progress(self, node: str) -> None: ...
     def note(self, event: str, **detail: Any) -> object: ...
     def get(self, key: str, default: Any = None) -> Any: ...
@@ -48,7 +48,14 @@ class MemoryLedger:
         """Return the progress of each node by path."""
         return dict(self._progress)
 
-    def set_progress(self, node: str, rows: int, intent: int | None = None) -> None:
+    def set_progress(
+        self,
+        node: str,
+        rows: int,
+        intent: int | None = None,
+        *,
+        synced: bool = True,  # noqa: ARG002  there is nothing on a disk
+    ) -> None:
         """Record the progress of a node.
 
         Parameters
@@ -59,6 +66,8 @@ class MemoryLedger:
             Number of rows that the server has confirmed.
         intent
             Number of rows after the unresolved request; None if no request is unresolved.
+        synced
+            Without effect here; see `Journal.set_progress`.
         """
         self._progress[node] = NodeProgress(rows, intent)
 

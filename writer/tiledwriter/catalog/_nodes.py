@@ -492,7 +492,7 @@ def arrow_file(operation: AppendRows) -> bytes:
     arrays = [pyarrow.array(values, field.type) for values, field in zip(operation.values, schema, strict=True)]
     sink = pyarrow.BufferOutputStream()
     with pyarrow.ipc.new_file(sink, schema) as writer:
-        writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
+        writer.write_batch(pyarrow.RecordBatch.from_arrays(arrays, schema=schema))
     return bytes(sink.getvalue())
 
 

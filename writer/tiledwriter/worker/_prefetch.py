@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
@@ -53,10 +54,13 @@ class FoldedBatch:
 
 
 class FoldPrefetch:
-    """Folds a journal's documents in its own thread, until the result is taken.
+    """Folds a journal's documents, and goes on in a thread of its own while nobody waits for the result.
 
     All documents that arrive while Tiled handles one request thus go into the next one, which is ready in time. A
-    request takes Tiled about 10 to 100 ms, however few rows it has, and longer with more columns.
+    request takes Tiled about 10 to 100 ms, however few rows it has, and longer with more columns. Whoever waits for
+    documents folds them itself, so that a lone document wakes one thread only.
+
+    All methods but `close` belong to the thread that writes.
 
     Parameters
     ----------
@@ -72,17 +76,25 @@ class FoldPrefetch:
         self._fold = fold
         self._journal = journal
         self._record_buffer = record_buffer
-        # The documents folded so far are wanted: if there are any, as long as `_patient`, and not yet, until `_taken`.
-        self._wanted = threading.Event()
-        self._patient = False
-        self._taken = threading.Event()
-        self._has_some = threading.Event()
+        self._accepts_more = True
         self._closed = False
+        # Whoever folds holds the lock, which guards all of this: what was folded since the last batch.
+        self._folding = threading.Lock()
+        self._start = fold.cursor
+        self._operations: list[Operation] = []
+        self._damage: JournalInvalid | None = None
+        # Why the thread has ended, except by `close`.
+        self._failure: Exception | None = None
         # The index of the first document that may be held back, and the time at which none was held back last.
         self._nothing_held = fold.cursor, time.monotonic()
-        self._thread = ThreadPoolExecutor(1, "tiledwriter-folding")
-        self._next: Future[FoldedBatch] | None = None
-        self._submit()
+        # Signals of documents to whoever is to fold them: the caller while it waits for some, the thread otherwise.
+        self._news_for_caller = threading.Event()
+        self._news_for_thread = threading.Event()
+        self._is_wanted = False
+        record_buffer.set_signal(self._news_for_thread)
+        self._news_for_thread.set()
+        self._thread = threading.Thread(target=self._fold_meanwhile, name="tiledwriter-folding", daemon=True)
+        self._thread.start()
 
     def __enter__(self) -> FoldPrefetch:
         return self
@@ -91,90 +103,119 @@ class FoldPrefetch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-        self._thread.shutdown()
+        self._thread.join()
 
     def close(self) -> None:
         """Stop folding, from any thread; a blocked `take_batch` returns what there is."""
         self._closed = True
         self._record_buffer.wake()
+        self._news_for_thread.set()
 
     @property
     def accepts_more(self) -> bool:
         """Whether `take_batch` can return more."""
-        return self._next is not None
+        return self._accepts_more
 
     def take_batch(self, *, wait: bool) -> FoldedBatch:
         """Return what was folded since the last call. With `wait`, block until there is something."""
-        assert self._next is not None
-        self._patient = wait
-        self._wanted.set()
-        self._taken.set()
-        self._record_buffer.wake()
-        folded = self._next.result()
-        self._wanted.clear()
-        self._taken.clear()
-        if self._fold.accepts_more and folded.error is None:
-            self._submit()
-        else:
-            self._next = None
+        with self._fold_here():
+            if wait:
+                self._collect_some()
+            else:
+                self._collect()
+            folded = self._end_batch(patient=wait)
+            self._accepts_more = self._fold.accepts_more and folded.error is None
         return folded
 
     @property
     def is_complete(self) -> bool:
         """Whether what `take_batch` returns is complete, so that nothing that arrives meanwhile goes along."""
-        return self._next is None or self._next.done()
+        return not self._accepts_more or self._closed or self._is_full
 
     def wait_for_some(self) -> None:
         """Block until `take_batch` with `wait` would return at once; what arrives until that call is folded as well."""
-        self._patient = True
-        self._wanted.set()
-        self._record_buffer.wake()
-        self._has_some.wait()
+        with self._fold_here():
+            self._collect_some()
 
-    def _submit(self) -> None:
-        self._has_some.clear()
-        self._next = self._thread.submit(self._fold_batch)
-        self._next.add_done_callback(lambda _: self._has_some.set())
-
-    def _fold_batch(self) -> FoldedBatch:
-        fold = self._fold
-        start = fold.cursor
-        operations: list[Operation] = []
-        damage: JournalInvalid | None = None
-        while not self._closed:
-            wanted = self._wanted.is_set()
+    @contextmanager
+    def _fold_here(self) -> Iterator[None]:
+        """Fold in the calling thread within the `with` block, not in the thread of this object."""
+        self._is_wanted = True
+        with self._folding:
+            self._is_wanted = False
+            if self._failure is not None:
+                raise self._failure
+            self._record_buffer.set_signal(self._news_for_caller)
             try:
-                records = self._read_on()
-            except JournalInvalid as error:
-                damage = error
-                break
-            if records:
-                operations += fold.collect(records)
-            elif self._journal.ended and self._journal.length <= fold.cursor:
-                operations += fold.abandon()
-            if not fold.accepts_more or fold.flush_due:
-                break
-            is_enough = fold.cursor > start or not self._patient
-            if not records:
-                is_enough = is_enough or (fold.has_held_frames and self._is_due)
-            if wanted and is_enough:
-                self._has_some.set()
-                if self._taken.is_set():
-                    break
-            if not records:
-                self._record_buffer.wait(
-                    min(_DOCUMENT_WAIT_SECONDS, max(0.01, self._seconds_left))
-                    if wanted and fold.has_held_frames
-                    else _DOCUMENT_WAIT_SECONDS
-                )
-        reason = fold.error or damage
-        everything = not (self._patient and fold.accepts_more) or self._closed or self._is_due or reason is not None
-        operations += fold.flush(everything=everything)
+                yield
+            finally:
+                self._record_buffer.set_signal(self._news_for_thread)
+                if self._journal.length > self._fold.cursor:
+                    self._news_for_thread.set()
+
+    def _fold_meanwhile(self) -> None:
+        """Fold what arrives, as long as nobody else does."""
+        while not self._closed:
+            self._news_for_thread.wait()
+            self._news_for_thread.clear()
+            try:
+                with self._folding:
+                    while not (self._is_wanted or self._closed) and self._collect():
+                        pass
+            except Exception as error:
+                self._failure = error
+                return
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether nothing can be added to the batch."""
+        return self._damage is not None or not self._fold.accepts_more or self._fold.flush_due
+
+    def _collect_some(self) -> None:
+        """Fold until there is something for a batch; wait for documents if there are none."""
+        fold = self._fold
+        while not self._closed:
+            has_more = self._collect()
+            if fold.cursor > self._start or self._is_full:
+                return
+            if not has_more:
+                if fold.has_held_frames and self._is_due:
+                    return
+                patience = _DOCUMENT_WAIT_SECONDS
+                if fold.has_held_frames:
+                    patience = min(patience, max(0.01, self._seconds_left))
+                self._news_for_caller.wait(patience)
+                self._news_for_caller.clear()
+
+    def _collect(self) -> bool:
+        """Fold further documents, a limited number; return whether there were any."""
+        if self._is_full:
+            return False
+        fold = self._fold
+        try:
+            records = self._read_on()
+        except JournalInvalid as error:
+            self._damage = error
+            return False
+        if records:
+            self._operations += fold.collect(records)
+        elif self._journal.ended and self._journal.length <= fold.cursor:
+            self._operations += fold.abandon()
+        return bool(records)
+
+    def _end_batch(self, *, patient: bool) -> FoldedBatch:
+        """Return what was folded since the last batch; few frames are held back if the caller is patient."""
+        fold = self._fold
+        reason = fold.error or self._damage
+        everything = not (patient and fold.accepts_more) or self._closed or self._is_due or reason is not None
+        operations = [*self._operations, *fold.flush(everything=everything)]
+        reason = fold.error or self._damage
         if not fold.has_held_frames:
             self._nothing_held = fold.cursor, time.monotonic()
-        cursor = self._nothing_held[0]
+        documents = fold.cursor - self._start
+        self._operations, self._start = [], fold.cursor
         return FoldedBatch(
-            *(fold.cursor - start, operations, cursor, fold.finished),
+            *(documents, operations, self._nothing_held[0], fold.finished),
             *(reason, fold.too_narrow, fold.take_normalized()),
         )
 

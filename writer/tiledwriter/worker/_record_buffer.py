@@ -24,20 +24,24 @@ class RecordBuffer:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._news = threading.Event()
+        self._signal = threading.Event()
         self._bytes = 0
         self._mutex = threading.Lock()
         # Batches without gaps between them.
         self._batches: deque[Sequence[Record]] = deque()
 
-    def wait(self, timeout: float) -> None:
-        """Block until the journal may have new documents or `wake` is called, at most `timeout` seconds."""
-        self._news.wait(timeout)
-        self._news.clear()
+    def set_signal(self, signal: threading.Event) -> None:
+        """Set this event from now on when the journal may have new documents; at once if the last one is still set."""
+        with self._mutex:
+            if self._signal.is_set() and signal is not self._signal:
+                self._signal.clear()
+                signal.set()
+            self._signal = signal
 
     def wake(self) -> None:
         """Make the reader check the journal again."""
-        self._news.set()
+        with self._mutex:
+            self._signal.set()
 
     def put_records(self, records: Sequence[Record]) -> None:
         """Add consecutive documents, which are the newest in the journal, and wake the reader."""

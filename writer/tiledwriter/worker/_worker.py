@@ -53,6 +53,9 @@ REQUEST_TIMEOUT_OF_ORPHAN_SECONDS: Final = 1.0
 # With the default of 5 ms, the main thread would wait for the GIL too long while the writing thread computes.
 _SWITCH_INTERVAL_SECONDS: Final = 5e-4
 PARK_AFTER_SECONDS: Final = 10.0
+PROGRESS_SECONDS: Final = 1.0
+"""Time for which progress waits for another message to the supervisor, so that it wakes neither process by itself."""
+
 ORPHANED_EXIT_CODE: Final = 3
 
 
@@ -252,6 +255,9 @@ class Worker:
         self._outbox: queue.SimpleQueue[messages.Message] = queue.SimpleQueue()
         self._wake_up = WakeUp()
         self._write_slot = WriteSlot(task.run_uid, self._queue_message)
+        # Number of documents in Tiled; that which the supervisor was told last, and when (`time.monotonic`).
+        self._written = self._told_written = 0
+        self._told_written_at = float("-inf")
         self._writing_ended = False
         self._failed = False
         self._finishing = False
@@ -437,6 +443,7 @@ class Worker:
             self._refuse_documents(self._journal.length)
         else:
             crash_point("worker: documents committed")
+            self._send_progress()
             self._send_message(messages.Durable(self._task.run_uid, self._journal.length, self._journal.ended))
             crash_point("worker: documents acknowledged")
             self._writing.notify(stored)
@@ -492,7 +499,9 @@ class Worker:
     # `_outbox` to the main thread, which calls `_send_queued`.
 
     def _on_progress(self, index: int) -> None:
-        self._queue_message(messages.Progress(self._task.run_uid, index))
+        self._written = index
+        if time.monotonic() - self._told_written_at >= PROGRESS_SECONDS:
+            self._wake_up.wake()
 
     def _on_reached(self) -> None:
         self._queue_message(messages.Reached(self._task.run_uid))
@@ -510,7 +519,15 @@ class Worker:
         self._outbox.put(message)
         self._wake_up.wake()
 
+    def _send_progress(self) -> None:
+        """Tell how many documents are in Tiled, if that has changed."""
+        written = self._written
+        if written != self._told_written:
+            self._told_written, self._told_written_at = written, time.monotonic()
+            self._send_message(messages.Progress(self._task.run_uid, written))
+
     def _send_queued(self) -> None:
+        self._send_progress()
         while True:
             try:
                 message: Any = self._outbox.get_nowait()

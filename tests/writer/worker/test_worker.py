@@ -1,0 +1,80 @@
+"""A worker tells its supervisor what is in Tiled along with other messages, and by itself only now and then."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tiledbroker.protocol import messages
+from tiledbroker.supervisor import WorkerTask
+from tiledwriter.worker import TiledAddress, WorkerOptions
+from tiledwriter.worker import _worker as worker_module
+from tiledwriter.worker._worker import Worker
+
+
+class Sent(list[messages.Message]):
+    """What a worker has sent."""
+
+    def take(self) -> list[messages.Message]:
+        taken = list(self)
+        self.clear()
+        return taken
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Worker]:
+    task = WorkerTask("ipc:///nowhere", b"1", "run", tmp_path / "run.sqlite", drain=False)
+    worker = Worker(task, WorkerOptions(TiledAddress("http://127.0.0.1:1")))
+    yield worker
+    worker._wake_up.close()
+
+
+@pytest.fixture
+def sent(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Sent:
+    sent = Sent()
+    monkeypatch.setattr(worker, "_send_message", sent.append)
+    return sent
+
+
+def is_woken(worker: Worker) -> bool:
+    woken = bool(select.select([worker._wake_up], [], [], 0)[0])
+    worker._wake_up.clear()
+    return woken
+
+
+def test_the_first_progress_is_told_at_once_and_the_next_with_the_next_message(worker: Worker, sent: Sent) -> None:
+    worker._on_progress(3)
+    assert is_woken(worker)
+    worker._send_queued()
+    assert sent.take() == [messages.Progress("run", 3)]
+    worker._on_progress(4)
+    worker._on_progress(5)
+    assert not is_woken(worker)
+    worker._on_reached()
+    assert is_woken(worker)
+    worker._send_queued()
+    assert sent.take() == [messages.Progress("run", 5), messages.Reached("run")]
+    worker._send_queued()
+    assert sent.take() == []
+
+
+def test_progress_after_a_time_is_told_by_itself(worker: Worker, sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "PROGRESS_SECONDS", 0.0)
+    for index in (3, 4):
+        worker._on_progress(index)
+        assert is_woken(worker)
+        worker._send_queued()
+        assert sent.take() == [messages.Progress("run", index)]
+
+
+def test_an_outcome_comes_after_the_progress_that_led_to_it(worker: Worker, sent: Sent) -> None:
+    worker._on_progress(3)
+    worker._send_queued()
+    sent.take()
+    worker._on_progress(9)
+    worker._on_end("written", "")
+    worker._send_queued()
+    assert sent.take() == [messages.Progress("run", 9), messages.Written("run", "written", "")]
