@@ -98,6 +98,8 @@ def test_plots_are_drawn_on_a_phone_without_scrolling_sideways(server, open_page
 def test_a_plot_is_named_after_its_run_as_soon_as_the_plan_is_known(server, open_page):
     run = server.supervisor.snapshot["runs"]["open"][0]
     plan, run["plan"] = run["plan"], None
+    # The page's process asks the supervisor once a second at most, and may have asked already.
+    wait_until(lambda: httpx.get(f"{server.url}api/status").json()["runs"]["open"][0]["plan"] is None, 30, "it asks")
     page = open_page(server.url)
     title = page.locator("#run-plots .plot h3 span").first
     title.wait_for()

@@ -218,6 +218,9 @@ class Journal:
         self._known_stopped: bool | None = None
         self._lock: FileLock | None = None
         if mode != "create" and not self.path.is_file():
+            # It may have been moved after it was found.
+            self.path = follow_run_file(self.path)
+        if mode != "create" and not self.path.is_file():
             raise JournalInvalid(self.path, "it is not a file." if self.path.exists() else "there is no such file.")
         if mode in _WRITING:
             self._lock = FileLock(journal_lock_path(self.path))

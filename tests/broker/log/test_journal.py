@@ -32,7 +32,8 @@ from tiledbroker import (
     journal_filename,
     run_files,
 )
-from tiledbroker.log import _journal_schema
+from tiledbroker.log import _journal, _journal_schema
+from tiledbroker.log._journal import FINISHED_SUBDIRECTORY, follow_run_file
 
 APPLICATION_ID = 0x54574A4C  # part of the stored format
 
@@ -487,6 +488,24 @@ class TestSeveralProcesses:
         with Journal(path, "write", lock_timeout=10) as second:
             assert second.length == 0
         timer.join()
+
+    def test_a_file_that_is_moved_just_after_it_was_found_is_followed(
+        self, journal: Journal, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        journal.append_one("start", b"")
+        journal.close()
+        finished = journal.path.parent / FINISHED_SUBDIRECTORY / journal.path.name
+
+        def find_and_move(path: Path) -> Path:
+            found = follow_run_file(path)
+            if found == journal.path:
+                finished.parent.mkdir()
+                found.rename(finished)
+            return found
+
+        monkeypatch.setattr(_journal, "follow_run_file", find_and_move)
+        with Journal(journal.path) as moved:
+            assert (moved.path, moved.length) == (finished, 1)
 
     def test_a_reader_follows_a_writer(self, journal: Journal) -> None:
         with Journal(journal.path) as reader:

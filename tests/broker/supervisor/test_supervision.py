@@ -347,7 +347,7 @@ def test_an_audit_that_kills_its_workers_is_given_up_until_the_next_supervisor(
         process.terminate()
         _, logged = process.communicate(timeout=30)
         assert process.returncode == 0
-        assert f"tiledwriter-journal verify --tiled URI {journals / journal_filename(uid)}" in logged
+        assert f"`tiledwriter-journal verify {uid} {journals}`" in logged
     with journal_of(journals, uid) as journal:
         assert journal.get("outcome") == "written"
         assert journal.get("audit_at") is not None

@@ -397,7 +397,7 @@ def test_an_invalid_document_is_journaled_and_its_run_alone_is_in_quarantine_unt
             assert [record.name for record in journal.records()] == [name for name, _ in invalid]
             assert decode(journal.read(5, 1)[0].body) == invalid[5][1]
             (entry,) = [entry for entry in journal.history() if entry.event == "failed"]
-        for part in ("Document 5 (event)", "at $.seq_num, '4' is not of type", "patch for 'event'", "journal retry"):
+        for part in ("Document 5 (event)", "at $.seq_num, '4' is not of type", "patch for 'event'", "retry the run"):
             assert part in entry.detail["message"]
     assert "stop" not in metadata(tiled_server, uid)
     patched = {**environment, "TILEDWRITER_PATCHES": json.dumps({"event": "patch_of_document_checks:mend"})}
