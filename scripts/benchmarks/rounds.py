@@ -82,8 +82,17 @@ class Figure:
 
     @property
     def measured(self) -> float:
-        """What the budget is about."""
-        return self.median() / self.median(self.peer) if self.peer else self.median()
+        """What the budget is about: the median of ours, or of its ratio to the peer.
+
+        A machine's speed changes by more than what is to be seen, and more slowly than the sides take turns. So ours is
+        compared with the peer in each round, if both have a value of each.
+        """
+        if self.peer is None:
+            return self.median()
+        ours, theirs = self.values[OURS], self.values[self.peer]
+        if len(ours) != len(theirs) or not all(theirs):
+            return self.median() / self.median(self.peer)
+        return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
 
     @property
     def kept(self) -> bool | None:

@@ -46,6 +46,14 @@ def test_a_budget_bounds_the_ratio_to_the_peer(ours: float, budget: float, *, mo
     assert ("NOT KEPT" in next(figure.lines())) is not kept
 
 
+def test_a_ratio_is_one_of_neighbours() -> None:
+    # A machine that is five times slower in the last two rounds, and a peer that is twice as slow in each.
+    figure = Figure("x", "s", {OURS: [1.0, 5.0, 5.5], "peer": [2.0, 2.1, 11.0]}, 0.6, "peer")
+    assert figure.measured == 0.5
+    assert Figure("x", "s", {OURS: [1.0, 5.0, 5.5], "peer": [2.0]}, 0.6, "peer").measured == 2.5
+    assert Figure("x", "s", {OURS: [1.0, 4.0, 4.0], "peer": [0.0, 2.0, 2.0]}, 0.6, "peer").measured == 2.0
+
+
 def test_without_a_peer_it_bounds_ours() -> None:
     assert Figure("x", "us", {OURS: [21.0]}, 20.0).kept is False
     assert Figure("x", "us", {OURS: [21.0]}).kept is None
