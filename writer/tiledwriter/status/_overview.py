@@ -263,4 +263,4 @@ def _needs_attention(snapshot: Snapshot, tasks: tuple[str, ...]) -> Answer:
         return Answer(question, Level.GOOD, "NOTHING", text)
     level = Level.WARNING if snapshot.state == "degraded" else Level.BAD
     word = f"{len(tasks)} THING" if len(tasks) == 1 else f"{len(tasks)} THINGS"
-    return Answer(question, level, word, f"The service is {snapshot.state}. See below what to do.")
+    return Answer(question, level, word, f"The service is {snapshot.state}; what to do is listed below.")

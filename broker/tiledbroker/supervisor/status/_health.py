@@ -130,7 +130,7 @@ def _find_defects(snapshot: Snapshot, symptoms: Symptoms, advice: str) -> Iterat
     if tiled.reachable is False and not symptoms.tiled_needs_person:
         yield (
             f"Tiled does not accept requests since {_time(tiled.since)}: {tiled.problem}. {_backlog(snapshot)} "
-            "It is written when Tiled is back."
+            "They will be written when Tiled is back."
         )
     elif tiled.reachable is None and symptoms.has_unwritten:
         yield f"No worker has had an answer of Tiled yet. {_backlog(snapshot)}"
