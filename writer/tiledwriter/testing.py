@@ -50,8 +50,8 @@ def wait_until(condition: Callable[[], object], timeout: float, what: str) -> No
     Parameters
     ----------
     condition
-        Called every 20 ms at first, and later after each twentieth part of the time waited so far, since it may be
-        costly for the processes that are waited for.
+        Called every 20 ms at first, and later after each fiftieth part of the time waited so far, at most half a
+        second, since it may be costly for the processes that are waited for.
     timeout
         Seconds.
     what
@@ -67,7 +67,7 @@ def wait_until(condition: Callable[[], object], timeout: float, what: str) -> No
         waited = time.monotonic() - begun
         if waited > timeout:
             raise TimeoutError(f"{what}: not within {timeout:.0f} s")
-        time.sleep(max(0.02, waited / 20))
+        time.sleep(min(max(0.02, waited / 50), 0.5))
 
 
 class ServerProcess:
