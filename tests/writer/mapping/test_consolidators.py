@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import tiledwriter
 from tiledwriter._errors import DocumentError
-from tiledwriter.mapping import ArrayConsolidator, Consolidator, Region, _consolidator
+from tiledwriter.mapping import ArrayConsolidator, Consolidator, Region, SequenceConsolidator, _consolidator
 from tiledwriter.mapping._columns import dtype_kind
 from tiledwriter.mapping._consolidator import compile_template
 from tiledwriter.mapping._consolidators import REGISTRY, consolidator_for
@@ -470,7 +470,7 @@ def test_a_consolidator_is_used_by_the_names_of_bluesky_tiled_plugins() -> None:
 
 @pytest.mark.parametrize("mimetype", REGISTRY)
 def test_tiled_gets_the_same_by_either_name(mimetype: str) -> None:
-    parameters = {"template": "%d.tif"} if "multipart" in mimetype else {}
+    parameters = {"template": "%d.tif"} if issubclass(REGISTRY[mimetype], SequenceConsolidator) else {}
     consolidator = consolidator_for(resource(mimetype, **parameters), descriptor([4, 5]))
     consolidator.consume(datum(0, 2))
     source, plain = consolidator.data_source(), _consolidator.plain_data_source(consolidator.get_data_source())
