@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ._wording import as_sentence, format_command
 
 
@@ -132,7 +134,7 @@ class RunNotWritten(BrokerError):
     one for the ingest host, whose journal directory is not known here.
     """
 
-    def __init__(self, run_uid: str, reason: str, *, spool_dir: object = None) -> None:
+    def __init__(self, run_uid: str, reason: str, *, spool_dir: Path | None = None) -> None:
         if spool_dir is None:
             # A uid may look like an option.
             name = ["--", run_uid] if run_uid.startswith("-") else [run_uid]

@@ -117,8 +117,8 @@ class Spool:
             any_host=adopt == "any-host",
         )
         self._adopt_at = 0.0
-        self._rehearse()
         with self._noting_problem():
+            self._rehearse()
             self._create_spares()
 
     def _rehearse(self) -> None:
