@@ -96,6 +96,14 @@ class JournalGap(JournalError):
         self.received = received
 
 
+class StoreUnavailable(BrokerError):
+    """Raised when the store of leases gives no answer, or none that is a lease; `place` is where it was looked for."""
+
+    def __init__(self, place: object, message: str) -> None:
+        super().__init__(f"{place}: {message}")
+        self.place = str(place)
+
+
 class NoSupervisor(BrokerError):
     """Raised when no supervisor uses the journal directory `directory`; `found` says what was found there instead."""
 

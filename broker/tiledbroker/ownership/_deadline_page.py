@@ -1,0 +1,98 @@
+"""The deadline page: tells workers, for less than a microsecond a time, whether their supervisor still holds the lease.
+
+A file of one page, which the supervisor and its workers map. Bytes 0 to 7 are a mark; bytes 8 to 15 are the deadline, a
+double in the host's byte order, in seconds of `CLOCK_BOOTTIME`. Being aligned, it is written and read whole. It
+belongs on a local file system: only processes of one host see each other's writes, and only they share this clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+from ._lease import DEFAULT_TIMING, LeaseTiming
+
+_PAGE_BYTES: Final = 4096
+_MARK: Final = b"TWLEASE1"
+_DEADLINE_AT: Final = 1
+_EXPIRED: Final = float("-inf")
+
+
+def boottime() -> float:
+    """Return the time of `CLOCK_BOOTTIME` in seconds: since the host was started, including times of suspension."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class DeadlinePage:
+    """A mapped deadline. `create` returns that of the supervisor, which writes it; `open` that of a worker.
+
+    Forked processes share the page of their parent. A deadline further ahead than a lease can reach is not believed: it
+    is damaged, or from before the host was started. If somebody truncates the file, its workers are killed by SIGBUS.
+    """
+
+    def __init__(self, mapping: mmap.mmap | None, timing: LeaseTiming) -> None:
+        self._mapping = mapping
+        self._fields = None if mapping is None else memoryview(mapping).cast("d")
+        self._lease_seconds = timing.lease_seconds
+        self._margin_seconds = timing.margin_seconds
+
+    @classmethod
+    def create(cls, path: Path, *, timing: LeaseTiming = DEFAULT_TIMING) -> DeadlinePage:
+        """Make an expired page in the place of an earlier one, which keeps its deadline for those who have mapped it.
+
+        Raises
+        ------
+        OSError
+            The file cannot be made.
+        """
+        new = path.with_name(path.name + ".new")
+        with contextlib.suppress(FileNotFoundError):
+            new.unlink()
+        descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            # Written, not only extended: without space on the disk, an access to the mapping would be a SIGBUS.
+            os.pwrite(descriptor, _MARK.ljust(_PAGE_BYTES, b"\0"), 0)
+            page = cls(mmap.mmap(descriptor, _PAGE_BYTES), timing)
+        finally:
+            os.close(descriptor)
+        page.write(_EXPIRED)
+        new.rename(path)
+        return page
+
+    @classmethod
+    def open(cls, path: Path, *, timing: LeaseTiming = DEFAULT_TIMING) -> DeadlinePage:
+        """Return a page for reading; one that is expired for ever if the file is missing, or is no page."""
+        mapping = None
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            contents = file.read()
+            if len(contents) == _PAGE_BYTES and contents.startswith(_MARK):
+                mapping = mmap.mmap(file.fileno(), _PAGE_BYTES, prot=mmap.PROT_READ)
+        return cls(mapping, timing)
+
+    def write(self, deadline: float) -> None:
+        """Set the deadline; only for the page that `create` has returned."""
+        assert self._fields is not None
+        self._fields[_DEADLINE_AT] = deadline
+
+    def may_send(self, now: float) -> bool:
+        """Return True if a request to Tiled may begin now. Ask directly before sending, with the write slot at hand."""
+        return self.seconds_left(now) > self._margin_seconds
+
+    def seconds_left(self, now: float) -> float:
+        """Return the time until the deadline, at which workers end; not above 0 if it has passed."""
+        if self._fields is None:
+            return _EXPIRED
+        left = self._fields[_DEADLINE_AT] - now
+        # False also for what is not a number.
+        return left if left <= self._lease_seconds else _EXPIRED
+
+    def close(self) -> None:
+        """Unmap the page; it is expired for this object."""
+        if self._fields is not None and self._mapping is not None:
+            self._fields.release()
+            self._mapping.close()
+        self._fields = self._mapping = None
