@@ -95,10 +95,11 @@ class Host:
 
     def work(self, store: MemoryStore) -> None:
         """Do all that is to be done at this moment, without a fault."""
-        for _ in range(4):
-            self.decide()
+        self.decide()
+        while self.request is not None:
             self.apply(store)
             self.take_answer()
+            self.decide()
 
     @property
     def may_send(self) -> bool:
@@ -106,6 +107,7 @@ class Host:
 
 
 HOSTS = st.integers(0, 2)
+STEP_SECONDS = 0.5
 
 
 class OwnershipMachine(RuleBasedStateMachine):
@@ -123,33 +125,62 @@ class OwnershipMachine(RuleBasedStateMachine):
         self.starts += 1
         return Host(Ownership(f"start {self.starts}", f"host {self.starts}", key=f"{self.starts:08d}"), clock, rate)
 
-    @rule(seconds=st.floats(0.1, 45), running=st.sets(HOSTS), step=st.sampled_from([0.3, 1.0]))
-    def let_time_pass(self, seconds: float, running: Collection[int], step: float) -> None:
+    @property
+    def holder(self) -> Host:
+        """A host that believes that it holds the lease; the first one if there is none."""
+        return next((host for host in self.hosts if host.ownership.state is HOLDING), self.hosts[0])
+
+    def let_time_pass(self, seconds: float, working: Collection[Host]) -> None:
         """Some hosts work as they should; the processes of the others are stopped."""
-        passed = 0.0
-        while passed < seconds:
-            passed += step
+        for _ in range(int(seconds / STEP_SECONDS) + 1):
             for host in self.hosts:
-                host.clock += step * host.rate
-            for index in sorted(running):
-                self.hosts[index].work(self.store)
+                host.clock += STEP_SECONDS * host.rate
+            for host in working:
+                host.work(self.store)
             self.at_most_one_may_send()
 
-    @rule(host=HOSTS)
-    def decide(self, host: int) -> None:
-        self.hosts[host].decide()
+    @rule(seconds=st.floats(0, 45), stopped=st.sets(HOSTS, max_size=2))
+    def work(self, seconds: float, stopped: Collection[int]) -> None:
+        self.let_time_pass(seconds, [host for index, host in enumerate(self.hosts) if index not in stopped])
 
-    @rule(host=HOSTS, age=st.sampled_from([0, 0, 1, 5]))
-    def apply(self, host: int, age: int) -> None:
-        self.hosts[host].apply(self.store, age)
+    @rule(
+        sent_after=st.floats(0, 3),
+        on_the_way=st.sampled_from([0.0, 0.0, 3.0, 10.0, 35.0]),
+        answered_after=st.floats(0, 30),
+        is_answered=st.booleans(),
+        stopped_seconds=st.floats(0, 40),
+    )
+    def stop_holder_between_steps(
+        self, sent_after: float, on_the_way: float, answered_after: float, is_answered: bool, stopped_seconds: float
+    ) -> None:
+        """The process of the holder is stopped, and its request and the answer take long or are lost."""
+        holder = self.holder
+        others = [host for host in self.hosts if host is not holder]
+        self.let_time_pass(sent_after, others)
+        holder.decide()
+        self.let_time_pass(on_the_way, others)
+        holder.apply(self.store)
+        self.let_time_pass(answered_after, others)
+        if is_answered:
+            holder.take_answer()
+        else:
+            self.lose_answer(holder)
+        self.let_time_pass(stopped_seconds, others)
 
-    @rule(host=HOSTS)
-    def take_answer(self, host: int) -> None:
-        self.hosts[host].take_answer()
+    @rule(index=HOSTS, act=st.sampled_from(["decide", "apply", "take answer", "lose answer"]), age=st.integers(0, 3))
+    def do_one_step(self, index: int, act: str, age: int) -> None:
+        host = self.hosts[index]
+        if act == "decide":
+            host.decide()
+        elif act == "apply":
+            host.apply(self.store, age)
+        elif act == "take answer":
+            host.take_answer()
+        else:
+            self.lose_answer(host)
 
-    @rule(host=HOSTS)
-    def lose_answer(self, host: int) -> None:
-        if request := self.hosts[host].lose_answer():
+    def lose_answer(self, host: Host) -> None:
+        if request := host.lose_answer():
             self.late.append(request)
 
     @precondition(lambda self: self.late)
@@ -158,37 +189,24 @@ class OwnershipMachine(RuleBasedStateMachine):
         request = self.late.pop(data.draw(st.integers(0, len(self.late) - 1)))
         self.store.compare_and_set(request.expected_revision, request.lease)
 
-    @rule(host=HOSTS, running=st.sets(HOSTS), seconds=st.floats(0.5, 20), is_answered=st.booleans())
-    def renew_slowly(self, host: int, running: Collection[int], seconds: float, is_answered: bool) -> None:
-        """A request reaches the store at once, but its answer takes long, or never comes."""
-        self.let_time_pass(RENEWAL_SECONDS + 0.5, running, 0.3)
-        self.hosts[host].decide()
-        self.hosts[host].apply(self.store)
-        self.let_time_pass(seconds, set(running) - {host}, 0.3)
-        if is_answered:
-            self.hosts[host].take_answer()
-        else:
-            self.lose_answer(host)
-
-    @rule(host=HOSTS, seconds=st.floats(2.01 * RENEWAL_SECONDS, 1e3))
-    def jump(self, host: int, seconds: float) -> None:
-        self.hosts[host].clock += seconds
+    @rule(index=HOSTS, seconds=st.floats(2.01 * RENEWAL_SECONDS, 1e3))
+    def jump(self, index: int, seconds: float) -> None:
+        self.hosts[index].clock += seconds
 
     @precondition(lambda self: self.small_jumps < MAX_SMALL_JUMPS)
-    @rule(host=HOSTS, seconds=st.floats(0, 2 * RENEWAL_SECONDS))
-    def jump_a_little(self, host: int, seconds: float) -> None:
+    @rule(index=HOSTS, seconds=st.floats(0, 2 * RENEWAL_SECONDS))
+    def jump_a_little(self, index: int, seconds: float) -> None:
         self.small_jumps += 1
-        self.hosts[host].clock += seconds
+        self.hosts[index].clock += seconds
 
-    @rule(host=HOSTS)
-    def die_and_start_again(self, host: int) -> None:
-        self.lose_answer(host)
-        old = self.hosts[host]
-        self.hosts[host] = self.start_host(old.clock, old.rate)
-
-    @rule(host=HOSTS)
-    def release(self, host: int) -> None:
-        self.hosts[host].ownership.release(self.hosts[host].clock)
+    @rule(index=HOSTS, in_order=st.booleans())
+    def end_and_start_again(self, index: int, in_order: bool) -> None:
+        old = self.hosts[index]
+        if in_order:
+            old.ownership.release(old.clock)
+            old.work(self.store)
+        self.lose_answer(old)
+        self.hosts[index] = self.start_host(old.clock, old.rate)
 
     @invariant()
     def at_most_one_may_send(self) -> None:
@@ -216,7 +234,7 @@ class OwnershipMachine(RuleBasedStateMachine):
 
 TestOwnership = OwnershipMachine.TestCase
 TestOwnership.settings = settings(
-    max_examples=300, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=200, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
