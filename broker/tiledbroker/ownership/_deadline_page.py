@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import struct
 import time
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ _PAGE_BYTES: Final = 4096
 _MARK: Final = b"TWLEASE1"
 _DEADLINE_AT: Final = 1
 _EXPIRED: Final = float("-inf")
+_NO_FIELDS: Final = memoryview(struct.pack("dd", 0.0, _EXPIRED)).cast("d")
 
 
 def boottime() -> float:
@@ -36,7 +38,7 @@ class DeadlinePage:
 
     def __init__(self, mapping: mmap.mmap | None, timing: LeaseTiming) -> None:
         self._mapping = mapping
-        self._fields = None if mapping is None else memoryview(mapping).cast("d")
+        self._fields = _NO_FIELDS if mapping is None else memoryview(mapping).cast("d")
         self._lease_seconds = timing.lease_seconds
         self._margin_seconds = timing.margin_seconds
 
@@ -75,24 +77,21 @@ class DeadlinePage:
 
     def write(self, deadline: float) -> None:
         """Set the deadline; only for the page that `create` has returned."""
-        assert self._fields is not None
         self._fields[_DEADLINE_AT] = deadline
 
     def may_send(self, now: float) -> bool:
         """Return True if a request to Tiled may begin now. Ask directly before sending, with the write slot at hand."""
-        return self.seconds_left(now) > self._margin_seconds
+        return self._margin_seconds < self._fields[_DEADLINE_AT] - now <= self._lease_seconds
 
     def seconds_left(self, now: float) -> float:
         """Return the time until the deadline, at which workers end; not above 0 if it has passed."""
-        if self._fields is None:
-            return _EXPIRED
         left = self._fields[_DEADLINE_AT] - now
         # False also for what is not a number.
         return left if left <= self._lease_seconds else _EXPIRED
 
     def close(self) -> None:
         """Unmap the page; it is expired for this object."""
-        if self._fields is not None and self._mapping is not None:
+        if self._mapping is not None:
             self._fields.release()
             self._mapping.close()
-        self._fields = self._mapping = None
+        self._fields, self._mapping = _NO_FIELDS, None

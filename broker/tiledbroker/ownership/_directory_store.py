@@ -78,12 +78,13 @@ class DirectoryStore:
 
     def read(self) -> Stored:
         """Return the newest lease; see `LeaseStore.read`."""
+        newest = self._find_newest()
+        path = self._path_of(newest)
         try:
-            newest = self._find_newest()
-            with self._path_of(newest).open("rb") as file:
+            with path.open("rb") as file:
                 contents = file.read(_MAX_FILE_BYTES)
         except OSError as error:
-            raise self._unavailable(error) from error
+            raise StoreUnavailable(path, f"it cannot be read: {error}") from error
         return self._decode(contents, newest)
 
     def compare_and_set(self, expected_revision: int, lease: Lease) -> int | None:
@@ -100,7 +101,7 @@ class DirectoryStore:
             _sync_directory(self.path)
             is_newest = self._find_newest() == revision
         except OSError as error:
-            raise self._unavailable(error) from error
+            raise StoreUnavailable(self.path, f"a lease cannot be stored: {error}") from error
         self._remove_old_files()
         return revision if is_newest else None
 
@@ -111,9 +112,17 @@ class DirectoryStore:
         return [int(found[1]) for path in self.path.iterdir() if (found := _LEASE_NAME.fullmatch(path.name))]
 
     def _find_newest(self) -> int:
-        revisions = self._list_revisions()
+        try:
+            revisions = self._list_revisions()
+        except (FileNotFoundError, NotADirectoryError):
+            revisions = []
+        except OSError as error:
+            raise StoreUnavailable(self.path, f"it cannot be read: {error}") from error
         if not revisions:
-            raise FileNotFoundError("it holds no leases")
+            imports = "from pathlib import Path; from tiledbroker.ownership import DirectoryStore"
+            command = format_command("python", "-c", f"{imports}; DirectoryStore.create(Path({str(self.path)!r}))")
+            advice = f"Mount the directory that all ingest hosts share. If it is new, prepare it once: `{command}`"
+            raise StoreUnavailable(self.path, f"it is no directory of leases. {advice}")
         return max(revisions)
 
     def _write_temporary_file(self, stored: Stored) -> Path:
@@ -155,21 +164,12 @@ class DirectoryStore:
 
     def _remove_old_files(self) -> None:
         """Remove old revisions, and temporary files that processes left when they were killed."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, StoreUnavailable):
             oldest_kept = self._find_newest() - KEPT_REVISIONS + 1
             for path in list(self.path.iterdir()):
                 found = _LEASE_NAME.fullmatch(path.name) or _TEMPORARY_NAME.fullmatch(path.name)
                 if found is not None and int(found[1]) < oldest_kept:
                     path.unlink(missing_ok=True)
-
-    def _unavailable(self, error: OSError) -> StoreUnavailable:
-        if isinstance(error, FileNotFoundError | NotADirectoryError):
-            imports = "from pathlib import Path; from tiledbroker.ownership import DirectoryStore"
-            program = f"{imports}; DirectoryStore.create(Path({str(self.path)!r}))"
-            command = format_command("python", "-c", program)
-            advice = f"Mount the directory that all ingest hosts share. If it is new, prepare it once: `{command}`"
-            return StoreUnavailable(self.path, f"it is no directory of leases ({error.strerror or error}). {advice}")
-        return StoreUnavailable(self.path, f"it cannot be used: {error}")
 
 
 def _checksum(stored: Stored) -> int:

@@ -165,11 +165,12 @@ class LeaseKeeper:
     def _proceed(self) -> None:
         """Have the next step performed, or wait until there may be one. The caller holds the lock."""
         now = boottime()
+        self._ownership.check(now)
+        if self._ownership.is_done:
+            return
         if self._asked_at is not None:
-            self._ownership.check(now)
-            until = self._ownership.deadline
-            # Without a lease there is no deadline to watch.
-            self._condition.wait(until - now if until > now else None)
+            is_holding = self._ownership.state is OwnershipState.HOLDING
+            self._condition.wait(self._ownership.deadline - now if is_holding else None)
             return
         step = self._ownership.next_step(now)
         if isinstance(step, Wait):
@@ -183,14 +184,7 @@ class LeaseKeeper:
             problem = None
             note: Callable[[float], None] = self._ownership.note_no_answer
             try:
-                if isinstance(step, Read):
-                    note = partial(self._ownership.note_read, self._store.read())
-                else:
-                    revision = self._store.compare_and_set(step.expected_revision, step.lease)
-                    accepted = revision is not None
-                    note = (
-                        partial(self._ownership.note_accepted, revision) if accepted else self._ownership.note_refused
-                    )
+                note = self._perform(step)
             except StoreUnavailable as error:
                 problem = str(error)
             except Exception as error:
@@ -201,3 +195,10 @@ class LeaseKeeper:
                 self._page.write(self._ownership.deadline)
                 self._asked_at, self._problem = None, problem
                 self._condition.notify_all()
+
+    def _perform(self, step: Read | CompareAndSet) -> Callable[[float], None]:
+        """Ask the store, and return the method that notes its answer."""
+        if isinstance(step, Read):
+            return partial(self._ownership.note_read, self._store.read())
+        revision = self._store.compare_and_set(step.expected_revision, step.lease)
+        return self._ownership.note_refused if revision is None else partial(self._ownership.note_accepted, revision)

@@ -29,7 +29,8 @@ class LeaseStore(Protocol):
         Returns
         -------
         int or None
-            The new revision; None if the lease was refused.
+            The new revision; None if the lease was refused. It may have been stored nevertheless, such as if another
+            one has replaced it already; a read tells.
 
         Raises
         ------

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tiledbroker.ownership import (
     DEFAULT_TIMING,
@@ -139,16 +139,20 @@ class OwnershipMachine(RuleBasedStateMachine):
                 host.work(self.store)
             self.at_most_one_may_send()
 
-    @rule(seconds=st.floats(0, 45), stopped=st.sets(HOSTS, max_size=2))
+    @initialize()
+    def begin(self) -> None:
+        self.let_time_pass(3.0, self.hosts)
+
+    @rule(seconds=st.sampled_from([1.0, 3.0, 10.0, 25.0, 45.0]), stopped=st.sets(HOSTS, max_size=2))
     def work(self, seconds: float, stopped: Collection[int]) -> None:
         self.let_time_pass(seconds, [host for index, host in enumerate(self.hosts) if index not in stopped])
 
     @rule(
-        sent_after=st.floats(0, 3),
-        on_the_way=st.sampled_from([0.0, 0.0, 3.0, 10.0, 35.0]),
-        answered_after=st.floats(0, 30),
+        sent_after=st.sampled_from([0.0, 2.0, 2.5, 10.0]),
+        on_the_way=st.sampled_from([0.0, 3.0, 10.0, 35.0]),
+        answered_after=st.sampled_from([0.0, 4.0, 10.0, 20.0, 40.0]),
         is_answered=st.booleans(),
-        stopped_seconds=st.floats(0, 40),
+        stopped_seconds=st.sampled_from([0.0, 5.0, 20.0, 30.0]),
     )
     def stop_holder_between_steps(
         self, sent_after: float, on_the_way: float, answered_after: float, is_answered: bool, stopped_seconds: float
@@ -165,6 +169,22 @@ class OwnershipMachine(RuleBasedStateMachine):
             holder.take_answer()
         else:
             self.lose_answer(holder)
+        self.let_time_pass(stopped_seconds, others)
+
+    @rule(
+        pause=st.sampled_from([0.0, 2.5]),
+        requests=st.integers(1, 3),
+        stopped_seconds=st.sampled_from([0.0, 5.0, 20.0, 30.0]),
+    )
+    def stop_holder_after_requests(self, pause: float, requests: int, stopped_seconds: float) -> None:
+        """The holder does a few requests without a fault before its process is stopped."""
+        holder = self.holder
+        others = [host for host in self.hosts if host is not holder]
+        self.let_time_pass(pause, others)
+        for _ in range(requests):
+            holder.decide()
+            holder.apply(self.store)
+            holder.take_answer()
         self.let_time_pass(stopped_seconds, others)
 
     @rule(index=HOSTS, act=st.sampled_from(["decide", "apply", "take answer", "lose answer"]), age=st.integers(0, 3))
@@ -234,7 +254,7 @@ class OwnershipMachine(RuleBasedStateMachine):
 
 TestOwnership = OwnershipMachine.TestCase
 TestOwnership.settings = settings(
-    max_examples=200, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=150, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
