@@ -258,6 +258,18 @@ TestOwnership.settings = settings(
 )
 
 
+def test_no_combination_of_slow_or_lost_answers_and_stopped_holders_lets_two_send() -> None:
+    """The schedules that random ones seldom hit, all of them."""
+    for on_the_way, answered_after, is_answered, stopped, requests, stopped_again in itertools.product(
+        [0.0, 3.0, 35.0], [0.0, 10.0, 20.0], [True, False], [0.0, 30.0], [0, 2, 3], [0.0, 20.0, 30.0]
+    ):
+        machine = OwnershipMachine()
+        machine.begin()
+        machine.stop_holder_between_steps(2.5, on_the_way, answered_after, is_answered, stopped)
+        machine.stop_holder_after_requests(2.5, requests, stopped_again)
+        machine.let_time_pass(3.0, machine.hosts)
+
+
 @given(
     rates=st.tuples(st.floats(0.99, 1.01), st.floats(0.99, 1.01)),
     held_seconds=st.floats(1, 300),
