@@ -14,7 +14,7 @@ import sqlite3
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -208,8 +208,13 @@ class Supervisor:
         self._limited_log = RateLimitedLog(log)
         self._wake_up = WakeUp()
 
-    def run(self) -> list[Run]:
+    def run(self, on_workers_ended: Callable[[], None] = lambda: None) -> list[Run]:
         """Serve until `stop` is called, or when draining until there is nothing left to do.
+
+        Parameters
+        ----------
+        on_workers_ended
+            Called when there are no more workers, and before another supervisor can use the journal directory.
 
         Returns
         -------
@@ -239,6 +244,7 @@ class Supervisor:
             self._kill_workers()
             self._frontend.close()
             context.destroy(linger=200)
+            on_workers_ended()
             self.close()
             _package_log.removeHandler(self._trouble)
         return self._scheduler.unwritten_runs()

@@ -58,8 +58,11 @@ class WorkerCommand:
     prepare
         Function that the fork server calls after that; None for none. If it raises an error when it is called for the
         first time, no worker can be used, and the supervisor ends with `WorkersUnusable`. Later errors are logged.
+    descriptors
+        Open files of the supervisor that workers inherit, under the same numbers.
     """
 
     target: Callable[[WorkerTask], None]
     preload: tuple[str, ...] = ()
     prepare: Callable[[], None] | None = None
+    descriptors: tuple[int, ...] = ()

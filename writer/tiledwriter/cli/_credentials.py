@@ -42,6 +42,34 @@ def describe_key_source(settings: Settings) -> str | None:
     return None if os.environ.get(KEY_VARIABLE) is None else KEY_VARIABLE
 
 
+def find_account_key(settings: Settings) -> str | None:
+    """Return the API key that is configured; None if there is none.
+
+    Raises
+    ------
+    WrongConfiguration
+        The key file does not hold a key, or there is no such profile.
+    """
+    if settings.api_key_file is not None:
+        return read_key_file(settings.api_key_file)
+    profile = {} if settings.profile is None else find_profile(settings.profile)
+    return profile.get("api_key") or os.environ.get(KEY_VARIABLE)
+
+
+def find_server(settings: Settings) -> tuple[str | None, bool]:
+    """Return the URI of Tiled, None if it runs in the process of its client, and whether to check its certificate.
+
+    Raises
+    ------
+    WrongConfiguration
+        There is no such profile.
+    """
+    if settings.profile is None:
+        return settings.tiled, True
+    profile = find_profile(settings.profile)
+    return profile.get("uri"), bool(profile.get("verify", True))
+
+
 def find_profile(name: str) -> Mapping[str, Any]:
     """Return the content of a profile of Tiled's client.
 

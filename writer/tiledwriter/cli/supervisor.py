@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from .._config import Settings
     from ._settings import LoadedSettings
+    from ._writing_key import WritingKey
 
 log = logging.getLogger("tiledwriter.supervisor")
 
@@ -140,7 +141,6 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
         from ..status import HttpProcess, TokenFileError, find_missing_packages
         from ..worker import allow_open_files
         from ._credentials import require_credentials
-        from ._reload import ConfigurationReload
         from ._settings import (
             WrongConfiguration,
             config_schema,
@@ -150,6 +150,7 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
             setting_flags,
         )
         from ._tiled_presence import TiledPresence
+        from ._writing_key import WritingKey
     except ImportError as error:
         return _report_failure(ExitCode.FAILED, f"{error}. The ingest host needs: {format_install('ingest')}")
     if arguments.print_schema:
@@ -178,15 +179,12 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
     log.debug("Up to %d files may be open.", allow_open_files())
     try:
         check = _format_check_command(arguments.config, setting_flags(arguments), loaded)
-        supervisor = _make_supervisor(settings, drain=drain, relayed=arguments.relayed, check_command=check)
-        supervisor.stop_on_signals()
-        supervisor.reload_on_signal(
-            ConfigurationReload(arguments.config, setting_flags(arguments), settings, _make_command)
-        )
+        key = WritingKey(settings, settings.journal_dir)
+        supervisor = _make_supervisor(arguments, settings, key, check_command=check)
         log.info("Starting %s.", loaded.describe())
         page = contextlib.nullcontext() if http is None else HttpProcess(http)
-        with TiledPresence(settings, supervisor.note_tiled_look, check), page:
-            left = supervisor.run()
+        with TiledPresence(settings, supervisor.note_tiled_look, check), page, key:
+            left = supervisor.run(key.revoke)
         rest = _describe_rest(supervisor.count_unwritten(), surveyed=supervisor.surveyed)
         log.info("Stopped %s; left: %s.", loaded.describe(), rest)
     except (KeyFileError, WorkersUnusable) as error:
@@ -240,14 +238,20 @@ def _serve_targets(arguments: argparse.Namespace, targets: Mapping[str, LoadedSe
         return _report_failure(ExitCode.FAILED, f"cannot serve: {error}")
 
 
-def _make_command(settings: Settings) -> WorkerCommand:
+def _make_command(settings: Settings, key: WritingKey) -> WorkerCommand:
+    """Return what workers run under some settings, which `key` uses from now on, too."""
     from tiledbroker.supervisor import WorkerCommand
 
     from ..worker import prepare_workers, run_worker
 
+    key.change_settings(settings)
     options = settings.worker_options()
+    options = replace(options, tiled=replace(options.tiled, key_page=key.page))
     return WorkerCommand(
-        partial(run_worker, options=options), ("tiledwriter.worker._preload",), partial(prepare_workers, options)
+        partial(run_worker, options=options),
+        ("tiledwriter.worker._preload",),
+        partial(prepare_workers, options),
+        (key.page.descriptor,),
     )
 
 
@@ -268,18 +272,23 @@ def _format_check_command(config: Path | None, flags: Mapping[str, Any], loaded:
     return format_command(*words)
 
 
-def _make_supervisor(settings: Settings, *, drain: bool, relayed: bool, check_command: str) -> Supervisor:
+def _make_supervisor(
+    arguments: argparse.Namespace, settings: Settings, key: WritingKey, *, check_command: str
+) -> Supervisor:
+    """Return the supervisor, which holds the journal directory and answers signals from now on."""
     from tiledbroker.supervisor import Supervisor
 
     from ..worker import Processes
+    from ._reload import ConfigurationReload
+    from ._settings import setting_flags
 
-    return Supervisor(
+    supervisor = Supervisor(
         settings.journal_dir,
-        _make_command(settings),
-        listen=None if drain else settings.listen,
-        drain=drain,
+        _make_command(settings, key),
+        listen=None if arguments.drain else settings.listen,
+        drain=arguments.drain,
         clients=settings.client_limits(),
-        curve=None if relayed else settings.server_curve(),
+        curve=None if arguments.relayed else settings.server_curve(),
         max_workers=settings.max_workers,
         max_resumed=settings.max_resumed,
         limits=settings.worker_limits(),
@@ -289,9 +298,13 @@ def _make_supervisor(settings: Settings, *, drain: bool, relayed: bool, check_co
         min_free=settings.min_free,
         keep_written=settings.keep_written,
         write_slots=settings.write_slots,
-        relayed=relayed,
+        relayed=arguments.relayed,
         check_command=check_command,
     )
+    supervisor.stop_on_signals()
+    make_command = partial(_make_command, key=key)
+    supervisor.reload_on_signal(ConfigurationReload(arguments.config, setting_flags(arguments), settings, make_command))
+    return supervisor
 
 
 def _describe_rest(counts: Mapping[str, int], *, surveyed: bool) -> str:

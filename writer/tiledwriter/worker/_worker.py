@@ -34,6 +34,7 @@ from tiledbroker.supervisor import WorkerTask
 from .._logging import LogOptions
 from ..catalog import Client
 from ..mapping import WritingOptions
+from ._key_page import KeyPage, PageAuth
 from ._plugin_modules import forget_changed_plugins, preload_plugins
 from ._processes import Processes
 from ._reporter import Reporter
@@ -96,12 +97,15 @@ class TiledAddress:
         HTTP headers of every request, in addition to those of the profile. They may be secrets, so `repr` omits them.
     api_key_file
         File with the API key, which is read at each connection.
+    key_page
+        Where the supervisor says which API key its workers use; None to use the credentials above.
     """
 
     uri: str | None = None
     profile: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     api_key_file: Path | None = None
+    key_page: KeyPage | None = None
 
     def connect(self) -> Client:
         """Connect and return a container client.
@@ -112,24 +116,32 @@ class TiledAddress:
         ------
         OSError
             The API key file cannot be read.
+        NotProcessed
+            The supervisor has not said yet which key to use.
         Exception
             Whatever Tiled's client raises.
         """
         import tiled.client
         import tiled.client.utils
 
+        own_key = None if self.key_page is None else self.key_page.find_key()
+
         tiled.client.utils.TILED_RETRY_ATTEMPTS = 1
         given = self._certificates()
         if self.headers:
             # A new dict, because the client changes it.
-            given["headers"] = {**self._profile_headers(), **self.headers}
-        if self.api_key_file is not None:
+            given["headers"] = self.all_headers()
+        if own_key is not None:
+            given["api_key"] = own_key
+        elif self.api_key_file is not None:
             given["api_key"] = self.api_key_file.read_text().strip()
         client: Client = (
             tiled.client.from_uri(self.uri, **given)
             if self.uri is not None
             else tiled.client.from_profile(self.profile, **given)
         )
+        if self.key_page is not None and own_key is not None:
+            client.context.http_client.auth = PageAuth(self.key_page)
         return client
 
     def open(self, timeout: float) -> Client:
@@ -162,7 +174,7 @@ class TiledAddress:
         if "direct" in profile:
             return self.connect()
         given = {**self._certificates(), **{name: profile[name] for name in _CONTEXT_OPTIONS if name in profile}}
-        given["headers"] = {**self._profile_headers(), **self.headers}
+        given["headers"] = self.all_headers()
         if self.api_key_file is not None:
             given["api_key"] = self.api_key_file.read_text().strip()
         uri = profile["uri"] if self.uri is None else self.uri
@@ -179,15 +191,16 @@ class TiledAddress:
             return {}
         return {"verify": load_certificates()}
 
-    def _profile_headers(self) -> dict[str, str]:
-        """Return the profile's headers that are not overridden: headers passed to the client replace all of them."""
+    def all_headers(self) -> dict[str, str]:
+        """Return the headers, with those of the profile that they do not override: a client takes either."""
+        if self.profile is None:
+            return dict(self.headers)
         from tiled.profiles import load_profiles
 
-        if self.profile is None:
-            return {}
         _, content = load_profiles().get(self.profile, (None, {}))
         given = {name.lower() for name in self.headers}
-        return {name: value for name, value in (content.get("headers") or {}).items() if name.lower() not in given}
+        kept = {name: value for name, value in (content.get("headers") or {}).items() if name.lower() not in given}
+        return {**kept, **self.headers}
 
 
 @dataclass(frozen=True)
