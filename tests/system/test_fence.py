@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from faulty_proxy import FaultyProxy
+from faulty_proxy import CUT_AFTER, PASS, FaultyProxy
 from runs import documents, seq_nums
 from tiled_users import KEY_SCOPES, WRITING_SCOPES, TiledWithUsers
 from warm import run_process
@@ -172,6 +172,17 @@ def test_a_key_that_was_not_recorded_is_revoked_by_its_note(tmp_path: Path, serv
     with process:
         wait_for_log(process, MADE, times=2)
         assert len(set(server.list_service_keys()) - before) == 1
+
+
+def test_keys_whose_answers_were_lost_are_revoked(tmp_path: Path, server: TiledWithUsers, proxy: HoldingProxy) -> None:
+    before = set(server.list_service_keys())
+    proxy.script("POST", "auth/apikey", CUT_AFTER, CUT_AFTER, PASS, CUT_AFTER, CUT_AFTER)
+    with supervisor_on(tmp_path, server, *through(proxy), kind=QuickSupervisor, lifetime=8) as process:
+        wait_for_log(process, MADE)
+        assert len(set(server.list_service_keys()) - before) == 1
+        wait_for_log(process, MADE, times=2)
+        assert proxy.all_played
+        assert len(set(server.list_service_keys()) - before) <= 2
 
 
 def test_a_key_that_this_account_cannot_revoke_is_waited_for(

@@ -44,4 +44,4 @@ def test_notes_are_short_enough_for_tiled_and_tell_directories_apart() -> None:
     assert describe_holder("host", Path("/a")) == "tiledwriter-supervisor on host, journals in /a"
     notes = {describe_holder("host", Path("/" + "a" * 300 + end)) for end in ("b", "c")}
     assert len(notes) == 2
-    assert {len(note) for note in notes} == {255}
+    assert {len(f"{note} [12345678]") for note in notes} == {241}

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
 
 from .._config import Settings
 from ._sources import WrongConfiguration, suggest
@@ -43,16 +44,19 @@ def describe_key_source(settings: Settings) -> str | None:
 
 
 def find_account_key(settings: Settings) -> str | None:
-    """Return the API key that is configured; None if there is none.
+    """Return the API key that is configured; None if there is none, or one in the URI of a profile.
 
     Raises
     ------
     WrongConfiguration
         The key file does not hold a key, or there is no such profile.
     """
+    profile = {} if settings.profile is None else find_profile(settings.profile)
+    if "api_key" in parse_qs(urlsplit(profile.get("uri") or "").query):
+        # Tiled's client takes no other key with such a URI.
+        return None
     if settings.api_key_file is not None:
         return read_key_file(settings.api_key_file)
-    profile = {} if settings.profile is None else find_profile(settings.profile)
     return profile.get("api_key") or os.environ.get(KEY_VARIABLE)
 
 

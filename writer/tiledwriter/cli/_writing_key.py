@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import secrets
 import socket
 import threading
 import time
@@ -16,7 +17,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import Final
-from urllib.parse import parse_qs, urlsplit
 
 import httpx
 
@@ -43,8 +43,10 @@ _LONGEST_PAUSE_SECONDS: Final = 5.0
 # Tiled may be busy. Whoever stops the service waits for a request that is under way.
 _TIMEOUT_SECONDS: Final = 15.0
 _TIMEOUT_AT_END_SECONDS: Final = 3.0
-# A longer note makes Tiled fail whenever it is asked about the account.
-_MAX_NOTE_CHARACTERS: Final = 255
+# A note of more than 255 characters makes Tiled fail whenever it is asked about the account.
+_MAX_HOLDER_CHARACTERS: Final = 230
+# Random part of the note, which tells keys of this process from those of others.
+_MARK_BYTES: Final = 4
 
 
 class WritingKey:
@@ -71,7 +73,8 @@ class WritingKey:
         self.page = KeyPage.make()
         self._settings = settings
         self._journal_dir = journal_dir
-        self._note = describe_holder(socket.gethostname(), journal_dir.absolute())
+        self._holder = describe_holder(socket.gethostname(), journal_dir.absolute())
+        self._note = f"{self._holder} [{secrets.token_hex(_MARK_BYTES)}]"
         self._ledger: KeyLedger | None = None
         self._key: ApiKey | None = None
         self._is_configured = False
@@ -132,10 +135,9 @@ class WritingKey:
         is_expected = isinstance(error, ServerError | OSError | WrongConfiguration)
         needs_person = not isinstance(error, ServerError) or isinstance(error, Paused | Refused)
         text = str(error) if is_expected else f"{type(error).__name__}: {error}"
-        if self._key is None and self.page.read() != (
-            published := (KeyState.PAUSED if needs_person else KeyState.AWAY, text)
-        ):
-            self.page.publish(*published)
+        state = KeyState.PAUSED if needs_person else KeyState.AWAY
+        if self._key is None and self.page.read() != (state, text):
+            self.page.publish(state, text)
         if needs_person and self._told != text:
             self._told = text
             wanted = "Nothing is written to Tiled until" if self._key is None else "The workers keep their key until"
@@ -160,13 +162,13 @@ class WritingKey:
                 )
                 self._key = None
         if self._key is None:
-            self._obtain(requests, uri, has_users=has_users)
+            self._obtain(requests, has_users=has_users)
         elif time.monotonic() >= self._renew_at:
             self._renew(requests)
         elif time.monotonic() >= self._revoke_at:
             self._revoke_others(requests)
 
-    def _obtain(self, requests: AccountRequests, uri: str, *, has_users: bool) -> None:
+    def _obtain(self, requests: AccountRequests, *, has_users: bool) -> None:
         """Revoke what earlier supervisors have left, and make a key if Tiled makes one."""
         if not has_users:
             self._use_configured(
@@ -180,10 +182,10 @@ class WritingKey:
         account = None if configured is None else requests.look_at_account(configured)
         if account is None or configured is None:
             _wait_for_end(ledger, datetime.now(timezone.utc))
-            self._use_configured(logging.WARNING, "there is no API key that Tiled tells of", "Configure one.")
-        elif "api_key" in parse_qs(urlsplit(uri).query):
             self._use_configured(
-                logging.WARNING, "the profile's URI holds the API key", "Put it into `api_key` of the profile."
+                logging.WARNING,
+                "there is no API key among them that Tiled tells of",
+                "Put one into TILED_API_KEY, or into a file that api_key_file names.",
             )
         elif not account.may_manage_keys:
             if ledger.account == account.uuid:
@@ -221,14 +223,23 @@ class WritingKey:
     ) -> None:
         if ledger.account != account.uuid:
             _wait_for_end(ledger, account.asked_at)
-        left = set(ledger.keys)
-        if not self._has_made_one:
-            # Keys that were made and not recorded. Later ones with this note belong to another host of the same name.
-            left |= {name for name, note in account.notes.items() if note == self._note}
-        for first_eight in sorted(left):
+        left = ledger.keys
+        for first_eight in sorted(left.keys() | self._find_unrecorded(account, ledger)):
             if requests.revoke_key(first_eight, configured):
                 log.info("The API key %s... of an earlier supervisor is revoked.", first_eight)
         ledger.remove(left)
+
+    def _find_unrecorded(self, account: Account, ledger: KeyLedger) -> set[str]:
+        """Return keys that were made for this directory and not recorded, as the answer was lost or the maker died.
+
+        Once there is a key, these are only our own: others are of another host of this name, which writes, too.
+        """
+        ours = {
+            name
+            for name, note in account.notes.items()
+            if note == self._note or (not self._has_made_one and note.rpartition(" [")[0] == self._holder)
+        }
+        return ours - ledger.keys.keys()
 
     def _make(self, requests: AccountRequests, ledger: KeyLedger, account: Account, configured: str) -> None:
         lifetime = float(LIFETIME_SECONDS)
@@ -256,6 +267,8 @@ class WritingKey:
         account = requests.look_at_account(configured)
         if account is None or ledger.account != account.uuid:
             raise Paused("the configured credentials are not those of the account that its key is of")
+        for first_eight in self._find_unrecorded(account, ledger):
+            requests.revoke_key(first_eight, configured)
         self._make(requests, ledger, account, configured)
 
     def _revoke_others(self, requests: AccountRequests) -> None:
@@ -292,12 +305,12 @@ class WritingKey:
 
 
 def describe_holder(host: str, journal_dir: Path) -> str:
-    """Return the note of a key, by which people and the next supervisor of a directory recognize it."""
+    """Return how the note of a key begins, by which people and the next supervisor of a directory recognize it."""
     note = f"tiledwriter-supervisor on {host}, journals in {journal_dir}"
-    if len(note) <= _MAX_NOTE_CHARACTERS:
+    if len(note) <= _MAX_HOLDER_CHARACTERS:
         return note
     digest = hashlib.sha256(note.encode(errors="surrogateescape")).hexdigest()[:16]
-    return f"{note[: _MAX_NOTE_CHARACTERS - len(digest) - 1]} {digest}"
+    return f"{note[: _MAX_HOLDER_CHARACTERS - len(digest) - 1]} {digest}"
 
 
 def _wait_for_end(ledger: KeyLedger, now: datetime) -> None:
