@@ -14,7 +14,7 @@ import sqlite3
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,10 +30,11 @@ from .._filesystem import measure_space, network_filesystem
 from .._rate_limited_log import RateLimitedLog
 from .._wake_up import WakeUp
 from ..log import FileLock, Journal, journal_filename
-from ..protocol import ServerCurve, messages
+from ..protocol import messages
 from ._clock import Instant
 from ._finished import FinishedJournals, bring_back, is_finished
 from ._fork_server import WorkerProcess
+from ._handshake_queue import HandshakeQueue
 from ._journal_facts import JournalFacts, find_facts, read_facts, record_event
 from ._lifecycle import State
 from ._publishers import ClientLimits, Publisher
@@ -42,12 +43,12 @@ from ._retention import Retention
 from ._retry import RetryWatch, clear_failure, retry_is_requested, withdraw_retry
 from ._service_notifier import ServiceNotifier
 from ._service_view import ServiceIdentity, Surroundings, make_snapshot
+from ._source import Source
 from ._status_client import SUPERVISOR_LOCK
 from ._status_socket import StatusSocket
 from ._survey import Survey
 from ._tasks import WorkerCommand
 from ._worker_pool import ProcessTable, WorkerPool
-from .frontend import Frontend, HandshakeQueue, RelayedFrontend
 from .scheduler import (
     DEFAULT_MAX_RESUMED,
     DEFAULT_MAX_WORKERS,
@@ -75,7 +76,6 @@ from .status import PACKAGE, DiskStatus, RecentTrouble, TiledLook, TiledReports,
 
 log = logging.getLogger(__name__)
 
-DEFAULT_ADDRESS: Final = "tcp://127.0.0.1:5579"
 # Longest wait for events, so that the periodic checks run.
 _IDLE_SECONDS: Final = 0.5
 # Pause between two checks of workers, retry requests and journals to be filed.
@@ -98,14 +98,12 @@ class Supervisor:
         Directory with one journal per run; made if missing. Only one supervisor at a time may use it.
     command
         What a worker runs.
-    listen
-        ZeroMQ URL to bind; None accepts no publishers.
+    make_source
+        Makes the source of documents when `run` begins.
     drain
         Return from `run` once every journal is written.
     clients
         Limits for each client.
-    curve
-        Keys of the supervisor and of the allowed clients; None allows any client.
     max_workers
         Worker processes at a time. Further runs wait; their documents stay in the spools of the publishers.
     max_resumed
@@ -126,8 +124,6 @@ class Supervisor:
         Workers that may write to Tiled at a time; None for as many as its storage takes.
     check_command
         Command that checks the service, for messages; "" if there is none.
-    relayed
-        Publishers reach this supervisor through a `Relay`, which listens at `listen` and has checked their keys.
 
     Raises
     ------
@@ -141,11 +137,10 @@ class Supervisor:
         self,
         journal_dir: Path,
         command: WorkerCommand,
+        make_source: Callable[[], Source],
         *,
-        listen: str | None = DEFAULT_ADDRESS,
         drain: bool = False,
         clients: ClientLimits = ClientLimits(),  # noqa: B008  it is frozen
-        curve: ServerCurve | None = None,
         max_workers: int = DEFAULT_MAX_WORKERS,
         max_resumed: int = DEFAULT_MAX_RESUMED,
         limits: WorkerLimits = WorkerLimits(),  # noqa: B008  it is frozen
@@ -155,17 +150,14 @@ class Supervisor:
         min_free: int | None = None,
         keep_written: float | None = None,
         write_slots: int | None = None,
-        relayed: bool = False,
         check_command: str = "",
     ) -> None:
         _prepare_directory(journal_dir, make=not drain)
         self._lock = FileLock(journal_dir / SUPERVISOR_LOCK)
         self._lock.acquire()
         self.journal_dir = journal_dir
-        self._listen = listen
-        self._is_relayed = relayed
+        self._make_source = make_source
         self._clients = clients
-        self._curve = curve
         self._make_scheduler = partial(
             Scheduler,
             max_workers=max_workers,
@@ -218,15 +210,17 @@ class Supervisor:
 
         Raises
         ------
+        Exception
+            The source cannot be opened, for a reason of its own type.
         zmq.ZMQError
-            A socket cannot be bound.
+            The workers' socket cannot be bound.
         DirectoryUnusable
             The path of the journal directory is too long for a socket, and the system has no `/proc`.
         WorkersUnusable
             The process that workers are forked from could not be prepared when it was started for the first time.
         """
         context: zmq.Context[_Socket] = zmq.Context()
-        self._frontend = self._make_frontend(context)
+        self._source = self._make_source()
         _package_log.addHandler(self._trouble)
         try:
             self._open_sockets(context)
@@ -237,7 +231,7 @@ class Supervisor:
                 self._run_once()
         finally:
             self._kill_workers()
-            self._frontend.close()
+            self._source.close()
             context.destroy(linger=200)
             self.close()
             _package_log.removeHandler(self._trouble)
@@ -299,23 +293,17 @@ class Supervisor:
 
     # The loop.
 
-    def _make_frontend(self, context: zmq.Context[_Socket]) -> Frontend:
-        if self._is_relayed:
-            return RelayedFrontend(context, self._clients, self.journal_dir)
-        return Frontend(context, self._clients, self._curve)
-
     def _open_sockets(self, context: zmq.Context[_Socket]) -> None:
-        if self._listen is not None:
-            self._frontend.bind(self._listen)
+        self._source.open()
         self._pool.open(context)
         self._poller = zmq.Poller()
-        self._poller.register(self._frontend.socket, zmq.POLLIN)
+        self._poller.register(self._source.pollable, zmq.POLLIN)
         self._poller.register(self._pool.socket, zmq.POLLIN)
         self._poller.register(self._wake_up.fileno(), zmq.POLLIN)
         self._poller.register(self._pool.fork_server.fileno(), zmq.POLLIN)
         self._open_status_socket()
-        if self._listen is not None:
-            log.info("Listening at %s; journals are in %s.", self._frontend.endpoint, self.journal_dir)
+        if self._source.endpoint is not None:
+            log.info("Listening at %s; journals are in %s.", self._source.endpoint, self.journal_dir)
 
     def _open_status_socket(self) -> None:
         """Open the status socket. Runs are stored and written without it, too."""
@@ -326,12 +314,12 @@ class Supervisor:
 
     def _encode_snapshot(self) -> bytes:
         now = _now()
-        frontend, pool = self._frontend, self._pool
+        source, pool = self._source, self._pool
         around = Surroundings(
-            listen=None if self._listen is None else frontend.endpoint,
-            publishers=frontend.publishers.values(),
-            refused=frontend.refused,
-            refused_at=frontend.refused_at,
+            listen=source.endpoint,
+            publishers=source.publishers.values(),
+            refused=source.refused,
+            refused_at=source.refused_at,
             pids=pool.list_pids(),
             memory=self._memory,
             disks=[self._describe_disk()],
@@ -362,12 +350,12 @@ class Supervisor:
             self._wake_up.clear()
         if self._pool.socket in events:
             self._hear_workers()
-        if self._frontend.socket in events and not self._scheduler.is_stopping:
+        if self._source.pollable in events and not self._scheduler.is_stopping:
             self._hear_publishers()
         self._answer_hellos()
         if self._pool.fork_server.fileno() in events or self._pool.fork_server.has_changes:
             self._hear_fork_server()
-        for publisher in self._frontend.take_gone():
+        for publisher in self._source.take_gone():
             self._scheduler.remove_publisher(publisher)
 
     def _poll_timeout(self) -> float:
@@ -384,8 +372,8 @@ class Supervisor:
             self._handled_stops += 1
             self._scheduler.stop(_now())
             self._notifier.announce_stopping()
-            if self._frontend.socket in self._poller:
-                self._poller.unregister(self._frontend.socket)
+            if self._source.pollable in self._poller:
+                self._poller.unregister(self._source.pollable)
 
     def _handle_reloads(self) -> None:
         """Begin to read the configuration again if that is asked for, and take what was read when that is done."""
@@ -427,7 +415,7 @@ class Supervisor:
         now = time.monotonic()
         if now >= self._check_connections_at:
             self._check_connections_at = now + _CONNECTIONS_CHECK_SECONDS
-            self._frontend.check_connections()
+            self._source.check_connections()
 
     def _perform(self, effects: Iterable[Effect]) -> None:
         """Perform effects in their order; those that follow from them come after all of these."""
@@ -446,7 +434,7 @@ class Supervisor:
     # Publishers.
 
     def _hear_publishers(self) -> None:
-        for publisher, message in self._frontend.receive():
+        for publisher, message in self._source.receive():
             if isinstance(message, messages.Hello):
                 self._handshake_queue.add(publisher, message)
             elif isinstance(message, messages.Documents | messages.Abandoned):
@@ -455,12 +443,12 @@ class Supervisor:
                 except Exception as error:
                     self._log_trouble(message.run)
                     refusal = messages.Refused(message.run, message.first, messages.LATER, f"an error: {error}")
-                    self._frontend.refuse("later", publisher, refusal)
+                    self._source.refuse("later", publisher, refusal)
 
     def _relay_message(self, publisher: Publisher, message: RunMessage) -> None:
         if message.run in publisher.refused:
             reason = publisher.refused[message.run]
-            self._frontend.refuse("refused", publisher, messages.Refused(message.run, 0, reason))
+            self._source.refuse("refused", publisher, messages.Refused(message.run, 0, reason))
             return
         facts = self._find_facts(message.run)
         self._perform(self._scheduler.receive_documents(publisher, message, facts, _now()))
@@ -471,7 +459,7 @@ class Supervisor:
 
     def _answer_hellos(self) -> None:
         limits = self._clients
-        for publisher, states in self._handshake_queue.look_up(self._read_state, self._frontend.has):
+        for publisher, states in self._handshake_queue.look_up(self._read_state, self._source.has):
             for uid in states:
                 self._retention.note_asked(uid, time.time())
             # Read the states of known runs again: they may have changed since. Add publishers only now: a publisher
@@ -479,7 +467,7 @@ class Supervisor:
             known = [uid for uid in states if uid in self._scheduler.runs]
             states |= {uid: self._read_state(publisher, uid) for uid in known}
             self._scheduler.add_publisher(publisher, known)
-            self._frontend.send(publisher, messages.Welcome(limits.window, limits.max_document, states))
+            self._source.send(publisher, messages.Welcome(limits.window, limits.max_document, states))
             crash_point("supervisor: publisher welcomed")
 
     def _read_state(self, publisher: Publisher, uid: str) -> messages.RunState:
@@ -640,13 +628,13 @@ class Supervisor:
         except (JournalError, sqlite3.Error, OSError) as error:
             log.error("A journal cannot be compared with documents that were sent: %s", error)
             refusal = messages.Refused(message.run, message.first, messages.LATER, str(error))
-            self._frontend.refuse("later", publisher, refusal)
+            self._source.refuse("later", publisher, refusal)
             return
         if is_same:
             self._scheduler.add_publisher(publisher, [message.run])
-            self._frontend.send(publisher, messages.Durable(message.run, effect.length, True))
+            self._source.send(publisher, messages.Durable(message.run, effect.length, True))
         else:
-            self._frontend.refuse("uid", publisher, messages.Refused(message.run, 0, messages.ANOTHER_RUN))
+            self._source.refuse("uid", publisher, messages.Refused(message.run, 0, messages.ANOTHER_RUN))
 
     # Effects.
 
@@ -664,9 +652,9 @@ class Supervisor:
             case KillOrphan(process):
                 self._pool.kill_process(process)
             case TellPublisher(publisher, message):
-                self._frontend.send(publisher, message)
+                self._source.send(publisher, message)
             case RefuseDocuments(topic, publisher, refusal):
-                self._frontend.refuse(topic, publisher, refusal)
+                self._source.refuse(topic, publisher, refusal)
             case CompareDocuments():
                 self._compare_documents(effect)
             case ReadForAudit(uid):

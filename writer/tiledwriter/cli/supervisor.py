@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from ._parser import make_parser
 from ._terminal import count_of, discard_output, flush_output
 
 if TYPE_CHECKING:
-    from tiledbroker.supervisor import Supervisor, WorkerCommand
+    from tiledbroker.supervisor import Source, Supervisor, WorkerCommand
 
     from .._config import Settings
     from ._settings import LoadedSettings
@@ -268,6 +268,16 @@ def _format_check_command(config: Path | None, flags: Mapping[str, Any], loaded:
     return format_command(*words)
 
 
+def _choose_source(settings: Settings, *, drain: bool, relayed: bool) -> Callable[[], Source]:
+    """Return what makes the source of documents: the socket of publishers, or that of the relay."""
+    from tiledbroker.supervisor import Frontend, RelayedFrontend
+
+    listen = None if drain else settings.listen
+    if relayed:
+        return partial(RelayedFrontend, listen, settings.client_limits(), settings.journal_dir)
+    return partial(Frontend, listen, settings.client_limits(), settings.server_curve())
+
+
 def _make_supervisor(settings: Settings, *, drain: bool, relayed: bool, check_command: str) -> Supervisor:
     from tiledbroker.supervisor import Supervisor
 
@@ -276,10 +286,9 @@ def _make_supervisor(settings: Settings, *, drain: bool, relayed: bool, check_co
     return Supervisor(
         settings.journal_dir,
         _make_command(settings),
-        listen=None if drain else settings.listen,
+        _choose_source(settings, drain=drain, relayed=relayed),
         drain=drain,
         clients=settings.client_limits(),
-        curve=None if relayed else settings.server_curve(),
         max_workers=settings.max_workers,
         max_resumed=settings.max_resumed,
         limits=settings.worker_limits(),
@@ -289,7 +298,6 @@ def _make_supervisor(settings: Settings, *, drain: bool, relayed: bool, check_co
         min_free=settings.min_free,
         keep_written=settings.keep_written,
         write_slots=settings.write_slots,
-        relayed=relayed,
         check_command=check_command,
     )
 
