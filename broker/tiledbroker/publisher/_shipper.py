@@ -232,9 +232,10 @@ class Shipper:
         wake_at = math.inf if blocked else self._session.next_at(now)
         timeout = min(max(wake_at - now, 0.0), MAX_SLEEP_SECONDS)
         had_begun = link.begun
-        if link.wait(self._wake_up.fileno(), timeout, blocked=blocked):
-            self._wake_up.clear()
+        was_woken = link.wait(self._wake_up.fileno(), timeout, blocked=blocked)
         self._asleep = False
+        if was_woken:
+            self._wake_up.clear()
         if link.begun and not had_begun:
             self._session.note_activity(time.monotonic())
 

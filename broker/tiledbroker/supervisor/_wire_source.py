@@ -175,17 +175,7 @@ class WireSource(ABC):
             self._forget(identity)
 
     def refuse(self, topic: str, publisher: Publisher, refusal: messages.Refused) -> None:
-        """Refuse a message of a publisher and tell it the reason.
-
-        Parameters
-        ----------
-        topic
-            Counter and rate-limit key of the refusal.
-        publisher
-            The sender.
-        refusal
-            The answer. Any reason but "gap" and "later" is final for the run until the publisher's next Hello.
-        """
+        """Refuse a message of a publisher and tell it the reason; see `Source`."""
         why = refusal.detail or refusal.reason
         self._record_refusal(topic, "Run %s of %s is refused: %s.", refusal.run, publisher, why)
         if refusal.reason not in (messages.GAP, messages.LATER):
