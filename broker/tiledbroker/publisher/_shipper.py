@@ -193,10 +193,14 @@ class Shipper:
         link.connect(before)
         with self._changed:
             self._session.open_connection(time.monotonic())
+        had_begun = False
         try:
             while not self._is_done():
                 blocked = not self._send_messages(link)
                 self._wait_for_events(link, blocked=blocked)
+                if link.begun and not had_begun:
+                    had_begun = True
+                    self._session.note_activity(time.monotonic())
                 self._receive_messages(link)
                 if link.broken or self._session.is_silent(time.monotonic()):
                     return
@@ -231,13 +235,10 @@ class Shipper:
         self._asleep = not blocked and self._session.awaits_documents(now)
         wake_at = math.inf if blocked else self._session.next_at(now)
         timeout = min(max(wake_at - now, 0.0), MAX_SLEEP_SECONDS)
-        had_begun = link.begun
         was_woken = link.wait(self._wake_up.fileno(), timeout, blocked=blocked)
         self._asleep = False
         if was_woken:
             self._wake_up.clear()
-        if link.begun and not had_begun:
-            self._session.note_activity(time.monotonic())
 
     def _receive_messages(self, link: Link) -> None:
         """Pass all messages that have arrived to the session."""
