@@ -12,6 +12,7 @@ from typing import IO, Any
 import psutil
 import pytest
 from bluesky import RunEngine
+from transports import TRANSPORTS, Transport
 from warm import end_warm_process, forking, start_process, warm_pids
 
 from tiledbroker import ZMQPublisher
@@ -133,6 +134,13 @@ def publisher_to(tmp_path: Path) -> Iterator[Callable[[SupervisorProcess], ZMQPu
     yield make
     for publisher in made:
         publisher.close(timeout=0)
+
+
+@pytest.fixture(params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest, tmp_path: Path) -> Transport:
+    """Each transport, one after the other, for what must not depend on it."""
+    made: Transport = TRANSPORTS[request.param](tmp_path)
+    return made
 
 
 @pytest.fixture

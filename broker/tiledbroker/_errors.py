@@ -104,6 +104,14 @@ class StoreUnavailable(BrokerError):
         self.place = str(place)
 
 
+class LeaseHeld(BrokerError):
+    """Raised when another host holds the lease of the service, and this one was not told to stand by."""
+
+
+class LeaseLost(BrokerError):
+    """Raised when the lease of the service could not be renewed in time, or another host has taken over."""
+
+
 class NoSupervisor(BrokerError):
     """Raised when no supervisor uses the journal directory `directory`; `found` says what was found there instead."""
 

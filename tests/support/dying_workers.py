@@ -18,6 +18,7 @@ from tiledbroker import Journal
 from tiledbroker.protocol.messages import Finish, Progress, Ready, decode, encode
 from tiledbroker.supervisor._supervisor import Supervisor
 from tiledbroker.supervisor._tasks import WorkerCommand, WorkerTask
+from tiledbroker.supervisor.frontend import Frontend
 from tiledbroker.supervisor.scheduler import _audit_schedule
 
 
@@ -59,20 +60,20 @@ class Stopping(Supervisor):
 
 
 def drain(directory: Path) -> None:
-    supervisor = Supervisor(directory, WorkerCommand(replay_and_die), listen=None, drain=True)
+    supervisor = Supervisor(directory, WorkerCommand(replay_and_die), Frontend, drain=True)
     (run,) = supervisor.run()
     sys.stdout.write(f"{run.state} after {run.deaths} deaths\n")
 
 
 def audit(directory: Path) -> None:
     _audit_schedule.PAUSE_AFTER_FIRST_DEATH_SECONDS = 0.001  # type: ignore[misc]
-    supervisor = Supervisor(directory, WorkerCommand(begin_and_die), listen=None)
+    supervisor = Supervisor(directory, WorkerCommand(begin_and_die), Frontend)
     supervisor.stop_on_signals()
     supervisor.run()
 
 
 def stop(directory: Path) -> None:
-    supervisor = Stopping(directory, WorkerCommand(begin_late), listen=None)
+    supervisor = Stopping(directory, WorkerCommand(begin_late), Frontend)
 
     def stop_it() -> None:
         while not (directory / "begun").exists():

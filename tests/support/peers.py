@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import zmq
 
 from tiledbroker.protocol import messages
 from tiledbroker.protocol._security import Keys
-from tiledbroker.publisher._shipper import new_identity
+from tiledbroker.publisher._zmq_link import new_identity
+
+
+class Peer(Protocol):
+    """A connection to a supervisor that says what a test wants: a socket of ZeroMQ, or one with its methods."""
+
+    def send_multipart(self, frames: list[bytes]) -> Any: ...
+
+    def recv_multipart(self) -> list[bytes]: ...
+
+    def poll(self, milliseconds: int) -> Any: ...
+
+    def close(self, linger: int) -> None: ...
 
 
 def dial(
@@ -24,7 +38,7 @@ def dial(
     return dealer
 
 
-def ask(dealer: zmq.Socket[bytes], message: messages.Message) -> messages.Message:
+def ask(peer: Peer, message: messages.Message) -> messages.Message:
     """Say something, and wait for the answer."""
-    dealer.send_multipart(messages.encode(message))
-    return messages.decode(dealer.recv_multipart())
+    peer.send_multipart(messages.encode(message))
+    return messages.decode(peer.recv_multipart())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import gc
 import json
 import os
@@ -479,15 +480,19 @@ def fork_for_fork_server() -> None:
 
 
 def run_given_program(control: socket.socket) -> None:
-    """Wait for the text of a program and the descriptor that it needs, and run it; end if the supervisor is gone."""
-    message, descriptors, _, _ = socket.recv_fds(control, 65_536, 1)
+    """Wait for the text of a program and the descriptors that it needs, and run it; end if the supervisor is gone."""
+    message, descriptors, _, _ = socket.recv_fds(control, 65_536, 8)
     if not message:
         return
-    program, number = json.loads(message)
+    program, *numbers = json.loads(message)
     control.close()
-    if descriptors[0] != number:
-        os.dup2(descriptors[0], number)
-        os.close(descriptors[0])
+    # Above all numbers that are wanted, so that none is overwritten before it is duplicated.
+    above = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, max(numbers) + 1) for descriptor in descriptors]
+    for descriptor in descriptors:
+        os.close(descriptor)
+    for descriptor, number in zip(above, numbers, strict=True):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
     exec(program, {"__name__": "__main__"})
 
 

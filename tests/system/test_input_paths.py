@@ -25,7 +25,7 @@ from runs import supervisor_without_tiled
 
 from tiledbroker import CodecError, Encoder, Journal, ProtocolError, decode
 from tiledbroker.protocol import messages
-from tiledbroker.publisher._shipper import new_identity
+from tiledbroker.publisher._zmq_link import new_identity
 from tiledwriter.testing import SupervisorProcess
 
 SOURCES: Final = sorted([*(ROOT / "broker").rglob("*.py"), *(ROOT / "writer").rglob("*.py")])

@@ -23,6 +23,7 @@ from warm import run_process
 from tiledbroker import Encoder, Journal, run_files
 from tiledbroker.supervisor._supervisor import Supervisor
 from tiledbroker.supervisor._tasks import WorkerCommand
+from tiledbroker.supervisor.frontend import Frontend
 from tiledbroker.supervisor.scheduler._runs import MAX_DEATHS
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
 
@@ -274,7 +275,7 @@ def test_a_worker_that_dies_over_and_over_without_progress_puts_its_run_in_quara
 def test_no_two_supervisors_give_workers_the_same_name(tmp_path: Path) -> None:
     tokens = []
     for _ in range(2):
-        supervisor = Supervisor(tmp_path, WorkerCommand(print), listen=None)
+        supervisor = Supervisor(tmp_path, WorkerCommand(print), Frontend)
         tokens.append(supervisor._pool.token(1))
         supervisor.close()
     assert tokens[0] != tokens[1]

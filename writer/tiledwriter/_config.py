@@ -35,6 +35,7 @@ from pydantic_settings import (
 
 from tiledbroker import default_journal_dir
 from tiledbroker._wording import format_command
+from tiledbroker.ownership import DEFAULT_TIMING, SHORTEST_LEASE_SECONDS
 from tiledbroker.protocol import ServerCurve, is_local, normalize_address
 from tiledbroker.supervisor import (
     DEFAULT_ADDRESS,
@@ -161,6 +162,16 @@ class Settings(BaseSettings):
     journal_dir: Path = Field(
         default_factory=default_journal_dir, description="Directory of the journals, on a local disk."
     )
+    lease_dir: Path | None = Field(
+        None,
+        description="Directory that all ingest hosts of this service mount: who holds the lease in it, serves.",
+    )
+    lease_seconds: float = Field(
+        DEFAULT_TIMING.lease_seconds,
+        ge=SHORTEST_LEASE_SECONDS,
+        description="Seconds without a renewal after which the lease is lost, and another host takes over.",
+    )
+    standby: bool = Field(False, description="Wait while another host holds the lease in lease_dir, instead of ending.")
     min_free: ByteSize | None = Field(
         None,
         description="Free bytes, such as 500MB, of the journals' disk below which no documents are accepted.",
@@ -272,7 +283,7 @@ class Settings(BaseSettings):
             values["log_level"] = values["log_level"].upper()
         return values
 
-    @field_validator("curve", "api_key_file", "http_token_file", "journal_dir")
+    @field_validator("curve", "api_key_file", "http_token_file", "journal_dir", "lease_dir")
     @classmethod
     def _home_is_found(cls, path: Path | None) -> Path | None:
         return path and path.expanduser()
@@ -387,6 +398,16 @@ class Settings(BaseSettings):
                 f"other hosts can reach {self.listen}, and any of them could write. Make keys with `{keygen}` and give "
                 "--curve DIR, or give --insecure on a network you trust"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _standby_for_a_lease(self) -> Settings:
+        if self.standby and self.lease_dir is None:
+            raise ValueError(
+                "standby needs lease_dir: a directory that this host and the one that it stands by for both mount"
+            )
+        if self.lease_dir is not None and (self.targets or self._target):
+            raise ValueError("lease_dir is for a service with one target; it cannot be used with targets")
         return self
 
     def shown(self) -> dict[str, Any]:

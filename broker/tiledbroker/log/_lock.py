@@ -11,6 +11,8 @@ from typing import Final
 
 from .._errors import JournalLocked
 
+# Of the kernel, so containers of one host share it.
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _POLL_SECONDS: Final = 0.005
 _MAX_WAIT_SECONDS: Final = 5.0
 _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
@@ -57,6 +59,17 @@ class FileLock:
         os.close(self._descriptor)
         self._descriptor = None
         _held.discard(self)
+
+    @property
+    def identity(self) -> str:
+        """What tells this lock from all others, as long as it is held and the host runs; "" if it is not held.
+
+        Two processes with locks of one identity cannot both hold them: it is the same file.
+        """
+        if self._descriptor is None:
+            return ""
+        file = os.fstat(self._descriptor)
+        return f"{_BOOT_ID.read_text().strip()}:{file.st_dev}:{file.st_ino}"
 
     @property
     def is_in_place(self) -> bool:

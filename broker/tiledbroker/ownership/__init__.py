@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ._deadline_page import DeadlinePage, boottime
 from ._directory_store import DirectoryStore
-from ._keeper import LeaseKeeper, make_holder_name
+from ._keeper import LeaseFacts, LeaseKeeper, make_holder_name
 from ._lease import (
     DEFAULT_TIMING,
+    SHORTEST_LEASE_SECONDS,
     CompareAndSet,
     Lease,
     LeaseTiming,
@@ -21,10 +22,12 @@ from ._store import LeaseStore
 
 __all__ = [
     "DEFAULT_TIMING",
+    "SHORTEST_LEASE_SECONDS",
     "CompareAndSet",
     "DeadlinePage",
     "DirectoryStore",
     "Lease",
+    "LeaseFacts",
     "LeaseKeeper",
     "LeaseStore",
     "LeaseTiming",

@@ -1,8 +1,9 @@
 """The deadline page: tells workers, for less than a microsecond a time, whether their supervisor still holds the lease.
 
-A file of one page, which the supervisor and its workers map. Bytes 0 to 7 are a mark; bytes 8 to 15 are the deadline, a
-double in the host's byte order, in seconds of `CLOCK_BOOTTIME`. Being aligned, it is written and read whole. It
-belongs on a local file system: only processes of one host see each other's writes, and only they share this clock.
+A file of one page, which the supervisor and its workers map. Bytes 0 to 7 are a mark; then come doubles in the
+host's byte order: the deadline in seconds of `CLOCK_BOOTTIME`, the time for which a lease is valid, and the margin
+before the deadline. Being aligned, the deadline is written and read whole. The page belongs on a local file system:
+only processes of one host see each other's writes, and only they share this clock.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from ._lease import DEFAULT_TIMING, LeaseTiming
 _PAGE_BYTES: Final = 4096
 _MARK: Final = b"TWLEASE1"
 _DEADLINE_AT: Final = 1
+_LEASE_SECONDS_AT: Final = 2
+_MARGIN_SECONDS_AT: Final = 3
 _EXPIRED: Final = float("-inf")
-_NO_FIELDS: Final = memoryview(struct.pack("dd", 0.0, _EXPIRED)).cast("d")
+_NO_FIELDS: Final = memoryview(struct.pack("4d", 0.0, _EXPIRED, 0.0, 0.0)).cast("d")
 
 
 def boottime() -> float:
@@ -36,11 +39,11 @@ class DeadlinePage:
     is damaged, or from before the host was started. If somebody truncates the file, its workers are killed by SIGBUS.
     """
 
-    def __init__(self, mapping: mmap.mmap | None, timing: LeaseTiming) -> None:
+    def __init__(self, mapping: mmap.mmap | None) -> None:
         self._mapping = mapping
         self._fields = _NO_FIELDS if mapping is None else memoryview(mapping).cast("d")
-        self._lease_seconds = timing.lease_seconds
-        self._margin_seconds = timing.margin_seconds
+        self._lease_seconds = self._fields[_LEASE_SECONDS_AT]
+        self._margin_seconds = self._fields[_MARGIN_SECONDS_AT]
 
     @classmethod
     def create(cls, path: Path, *, timing: LeaseTiming = DEFAULT_TIMING) -> DeadlinePage:
@@ -57,23 +60,23 @@ class DeadlinePage:
         descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             # Written, not only extended: without space on the disk, an access to the mapping would be a SIGBUS.
-            os.pwrite(descriptor, _MARK.ljust(_PAGE_BYTES, b"\0"), 0)
-            page = cls(mmap.mmap(descriptor, _PAGE_BYTES), timing)
+            fields = struct.pack("=3d", _EXPIRED, timing.lease_seconds, timing.margin_seconds)
+            os.pwrite(descriptor, (_MARK + fields).ljust(_PAGE_BYTES, b"\0"), 0)
+            page = cls(mmap.mmap(descriptor, _PAGE_BYTES))
         finally:
             os.close(descriptor)
-        page.write(_EXPIRED)
         new.rename(path)
         return page
 
     @classmethod
-    def open(cls, path: Path, *, timing: LeaseTiming = DEFAULT_TIMING) -> DeadlinePage:
+    def open(cls, path: Path) -> DeadlinePage:
         """Return a page for reading; one that is expired for ever if the file is missing, or is no page."""
         mapping = None
         with contextlib.suppress(OSError), path.open("rb") as file:
             contents = file.read()
             if len(contents) == _PAGE_BYTES and contents.startswith(_MARK):
                 mapping = mmap.mmap(file.fileno(), _PAGE_BYTES, prot=mmap.PROT_READ)
-        return cls(mapping, timing)
+        return cls(mapping)
 
     def write(self, deadline: float) -> None:
         """Set the deadline; only for the page that `create` has returned."""

@@ -56,6 +56,9 @@ class DirectoryStore:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def __str__(self) -> str:
+        return str(self.path)
+
     @classmethod
     def create(cls, path: Path) -> DirectoryStore:
         """Prepare a directory, once for all hosts. Only its owner has access to what is made.
@@ -119,8 +122,7 @@ class DirectoryStore:
         except OSError as error:
             raise StoreUnavailable(self.path, f"it cannot be read: {error}") from error
         if not revisions:
-            imports = "from pathlib import Path; from tiledbroker.ownership import DirectoryStore"
-            command = format_command("python", "-c", f"{imports}; DirectoryStore.create(Path({str(self.path)!r}))")
+            command = format_command("tiledwriter-supervisor", "lease-dir", self.path)
             advice = f"Mount the directory that all ingest hosts share. If it is new, prepare it once: `{command}`"
             raise StoreUnavailable(self.path, f"it is no directory of leases. {advice}")
         return max(revisions)

@@ -9,6 +9,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -26,6 +27,29 @@ _SILENCE_SECONDS: Final = 5.0
 def make_holder_name() -> str:
     """Return a name for this supervisor start that no other start has."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
+
+
+@dataclass(frozen=True)
+class LeaseFacts:
+    """What a supervisor knows of the lease.
+
+    Attributes
+    ----------
+    held
+        This supervisor holds it.
+    lease, seen_seconds_ago
+        The newest lease that is known, and the seconds since it was seen first; None if there is none.
+    seconds_left
+        Seconds until a lease that is held is lost if it is not renewed; None if it is not held.
+    problem
+        Why the store gives no answer; None if it does.
+    """
+
+    held: bool
+    lease: Lease | None
+    seen_seconds_ago: float | None
+    seconds_left: float | None
+    problem: str | None
 
 
 class LeaseKeeper:
@@ -75,6 +99,32 @@ class LeaseKeeper:
         with self._condition:
             self._ownership.check(boottime())
             return self._ownership.state
+
+    @property
+    def holder(self) -> str:
+        """Name of this supervisor start."""
+        return self._ownership.holder
+
+    @property
+    def has_seen_renewal(self) -> bool:
+        """Whether another holder has renewed the lease while this supervisor waited for it."""
+        with self._condition:
+            return self._ownership.has_seen_renewal
+
+    def facts(self) -> LeaseFacts:
+        """Return what is known of the lease at this moment."""
+        with self._condition:
+            now = boottime()
+            self._ownership.check(now)
+            held = self._ownership.state is OwnershipState.HOLDING
+            lease, seen_at = self._ownership.seen or (None, None)
+            return LeaseFacts(
+                held=held,
+                lease=lease,
+                seen_seconds_ago=None if seen_at is None else now - seen_at,
+                seconds_left=self._ownership.deadline - now if held else None,
+                problem=self._find_problem(now),
+            )
 
     @property
     def lease(self) -> Lease | None:
@@ -141,11 +191,15 @@ class LeaseKeeper:
             now = boottime()
             self._ownership.check(now)
             line = self._ownership.describe(now)
-            if self._problem is not None:
-                line += f"; the store gives no answer: {self._problem}"
-            elif self._asked_at is not None and now - self._asked_at > _SILENCE_SECONDS:
-                line += f"; the store has not answered for {now - self._asked_at:.0f} s"
-            return line
+            problem = self._find_problem(now)
+            return line if problem is None else f"{line}; {problem}"
+
+    def _find_problem(self, now: float) -> str | None:
+        if self._problem is not None:
+            return f"the store gives no answer: {self._problem}"
+        if self._asked_at is not None and now - self._asked_at > _SILENCE_SECONDS:
+            return f"the store has not answered for {now - self._asked_at:.0f} s"
+        return None
 
     def _keep(self) -> None:
         told = OwnershipState.WAITING

@@ -12,7 +12,8 @@ The rules:
 2. A renewal without an answer is sent again. After a refusal the lease is read. If it is a renewal of this holder, the
    holder continues from its revision, with the deadline of that renewal; the lease of another holder means lost.
 3. A successor takes over when it has seen one revision unchanged for `takeover_seconds`, by a compare-and-set at
-   exactly that revision. It takes over at once if the lease was released, or if there has never been one.
+   exactly that revision. It takes over at once if the lease was released, if there has never been one, or if it has the
+   lock that the holder has as long as its process lives: this is then another start on the same journals.
 
 Why two holders never send at once: each renewal is in the store later than its time of sending, and the successor sees
 it later still. So the successor waits longer than the holder may send, even if one clock gains and the other loses one
@@ -30,15 +31,15 @@ from __future__ import annotations
 import enum
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
-_FASTEST_CLOCK = 1.01
-_NEVER = float("-inf")
+_FASTEST_CLOCK: Final = 1.01
+_NEVER: Final = float("-inf")
 
 
 @dataclass(frozen=True)
 class LeaseTiming:
-    """Times of a lease in seconds. They must be the same on all hosts of a service, so they are no setting.
+    """Times of a lease in seconds.
 
     Attributes
     ----------
@@ -50,17 +51,18 @@ class LeaseTiming:
         Time before the deadline in which the holder begins no request.
     """
 
-    lease_seconds: float = 30.0
-    renewal_seconds: float = 2.0
-    margin_seconds: float = 5.0
+    lease_seconds: float
+    renewal_seconds: float
+    margin_seconds: float
 
-    @property
-    def takeover_seconds(self) -> float:
-        """Time for which a successor must have seen one revision unchanged."""
-        return _FASTEST_CLOCK * self.lease_seconds + self.lease_seconds / 30.0
+    @classmethod
+    def of(cls, lease_seconds: float) -> LeaseTiming:
+        """Return the times of a lease that is valid for so many seconds."""
+        return cls(lease_seconds, lease_seconds / 15.0, lease_seconds / 6.0)
 
 
-DEFAULT_TIMING = LeaseTiming()
+DEFAULT_TIMING: Final = LeaseTiming.of(30.0)
+SHORTEST_LEASE_SECONDS: Final = 3.0
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,10 @@ class Lease:
         True if the holder has given the lease up, and does not write any more.
     unrevoked
         First eight characters of API keys of earlier holders that may still be valid.
+    lease_seconds
+        Time for which the holder takes each of its renewals to be valid.
+    lock
+        The lock that the holder has as long as its process lives, as `FileLock.identity`; "" if it has none.
     """
 
     holder: str
@@ -92,6 +98,13 @@ class Lease:
     key: str = ""
     released: bool = False
     unrevoked: tuple[str, ...] = ()
+    lease_seconds: float = DEFAULT_TIMING.lease_seconds
+    lock: str = ""
+
+    @property
+    def takeover_seconds(self) -> float:
+        """Time for which a successor must have seen one revision unchanged."""
+        return _FASTEST_CLOCK * self.lease_seconds + self.lease_seconds / 30.0
 
 
 @dataclass(frozen=True)
@@ -154,11 +167,20 @@ class Ownership:
         Name of the host, for people.
     key
         First eight characters of the API key with which this supervisor will write; "" if it has none yet.
+    lock
+        The lock that this process holds until it ends, as `FileLock.identity`; "" if it has none.
     timing
         Times of the lease.
+
+    Attributes
+    ----------
+    has_seen_renewal
+        Another holder has renewed the lease while this supervisor waited for it.
     """
 
-    def __init__(self, holder: str, host: str, *, key: str = "", timing: LeaseTiming = DEFAULT_TIMING) -> None:
+    def __init__(
+        self, holder: str, host: str, *, key: str = "", lock: str = "", timing: LeaseTiming = DEFAULT_TIMING
+    ) -> None:
         self.holder = holder
         self.host = host
         self.state = OwnershipState.WAITING
@@ -166,6 +188,8 @@ class Ownership:
         self._reason = ""
         self._timing = timing
         self._key = key
+        self._lock = lock
+        self.has_seen_renewal = False
         self._unrevoked: tuple[str, ...] = ()
         # Newest lease that is known, whoever holds it. Before the first read, "never stored" is safe: if it is wrong,
         # a compare-and-set at revision 0 is refused.
@@ -191,6 +215,11 @@ class Ownership:
     def may_send_until(self) -> float:
         """Time before which a request to Tiled may begin."""
         return self.deadline - self._timing.margin_seconds
+
+    @property
+    def seen(self) -> tuple[Lease, float] | None:
+        """The newest lease that is known, whoever holds it, and the time at which it was seen first."""
+        return None if self._stored.lease is None else (self._stored.lease, self._stored_at)
 
     @property
     def lease(self) -> Lease | None:
@@ -307,7 +336,16 @@ class Ownership:
         if self.state is OwnershipState.WAITING:
             epoch = 1 if found is None else found.epoch + 1
             unrevoked = _keys_of(found) + self._unrevoked
-            return Lease(self.holder, self.host, epoch, self._beat, self._key, unrevoked=unrevoked)
+            return Lease(
+                self.holder,
+                self.host,
+                epoch,
+                self._beat,
+                self._key,
+                unrevoked=unrevoked,
+                lease_seconds=self._timing.lease_seconds,
+                lock=self._lock,
+            )
         assert found is not None
         released = self.state is OwnershipState.RELEASED
         return replace(found, beat=self._beat, key=self._key, released=released, unrevoked=self._unrevoked)
@@ -338,13 +376,19 @@ class Ownership:
         pause_seconds = self._timing.renewal_seconds
         since_last_answer = self._asked_at - self._answered_at
         if stored.revision > self._stored.revision or self._stored_at == _NEVER:
+            self.has_seen_renewal = self._stored_at != _NEVER and stored.lease is not None and not stored.lease.released
             self._stored, self._stored_at = stored, now
             self._unchanged_seconds = 0.0
         elif stored.revision == self._stored.revision and since_last_answer <= 2 * pause_seconds:
             self._unchanged_seconds += min(since_last_answer, pause_seconds)
         self._answered_at = now
         found = self._stored.lease
-        is_free = found is None or found.released or self._unchanged_seconds >= self._timing.takeover_seconds
+        is_free = (
+            found is None
+            or found.released
+            or self._unchanged_seconds >= found.takeover_seconds
+            or (self._lock != "" and found.lock == self._lock)
+        )
         self._must_read = not is_free
         self._due = now if is_free else now + pause_seconds
 

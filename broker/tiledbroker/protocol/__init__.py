@@ -14,7 +14,6 @@ from ._security import (
     make_client_keys,
     make_server_keys,
 )
-from .messages import Hello, RunState
 
 __all__ = [
     "CLIENTS",
@@ -23,9 +22,7 @@ __all__ = [
     "Address",
     "ClientCurve",
     "CurveArgument",
-    "Hello",
     "Keys",
-    "RunState",
     "ServerCurve",
     "is_local",
     "make_client_keys",

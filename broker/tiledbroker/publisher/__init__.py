@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from ._publisher import PublisherStatus, ZMQPublisher
+from ._publisher import PublisherStatus
+from ._zmq_publisher import ZMQPublisher
 
 __all__ = ["PublisherStatus", "ZMQPublisher"]

@@ -1,11 +1,15 @@
-"""`ZMQPublisher`, the callback that users subscribe to the RunEngine. It only calls `Spool.append` in `_spool.py`."""
+"""The callback that users subscribe to the RunEngine. It only calls `Spool.append` in `_spool.py`.
+
+`SpoolPublisher` is all of it but the transport, which a subclass chooses, such as `ZMQPublisher` in
+`_zmq_publisher.py`.
+"""
 
 from __future__ import annotations
 
 import atexit
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +21,8 @@ from .._outcomes import REFUSED, WRITTEN
 from .._paths import default_spool_dir, local_spool_dir
 from .._rate_limited_log import RateLimitedLog
 from ..log import RunLog
-from ..protocol import Address, ClientCurve, CurveArgument, normalize_address
 from ._flusher import Flusher
+from ._link import Link
 from ._shipper import Shipper
 from ._spool import DEFAULT_SPOOL_LIMIT_BYTES, Adoption, Spool
 
@@ -66,59 +70,30 @@ class PublisherStatus:
     kept: int = 0
 
 
-class ZMQPublisher:
-    """RunEngine callback that ships documents to the ingest host without ever making the RunEngine wait.
-
-    The callback appends each document to a local spool before it returns. A thread ships the spool to
-    `tiledwriter-supervisor` over ZeroMQ whenever the supervisor is reachable. It also ships the runs that dead sessions
-    left in the same spool directory.
+class SpoolPublisher:
+    """RunEngine callback that appends documents to a spool, which a thread ships.
 
     Parameters
     ----------
     address
-        Address of the supervisor: `"tcp://host:port"`, `"host:port"`, `("host", port)` or `"ipc:///path"`.
-    spool_dir
-        Directory of the spool, on a local disk. A directory on a network file system is replaced by one in /var/tmp,
-        with a warning. "~" is expanded, and a relative path is made absolute at once. Default: a directory for this
-        host and address in `tiledwriter/spool` in the user's state directory.
-    curve
-        Keys for a supervisor that requires client keys (CURVE): the directory that `tiledwriter-supervisor keygen`
-        created for this client, or a `ClientCurve`. Without keys, nothing is encrypted.
-    name
-        Name of this publisher in the supervisor's log. Default: the host name.
-    on_error
-        "log" to log errors of the callback, "raise" to raise them into the RunEngine.
-    keep_until
-        When to delete a run's spool files: once the run is "written" to Tiled, so that no data are lost if the disk of
-        the ingest host fails, or as soon as the run is "durable" on the ingest host.
-    spool_limit
-        Bytes of spool files beyond which runs are deleted as soon as they are durable, the oldest first.
-    adopt
-        Which runs that dead sessions left in `spool_dir` to ship as well: "own" for those made on this host for this
-        address; "any-destination" to include other addresses; "any-host" to include other addresses and other hosts.
+        Address of the supervisor: what is spooled for one address is not shipped to another.
+    open_link
+        Makes the link to the supervisor; called in the shipper's thread.
+    spool_dir, name, on_error, keep_until, spool_limit, adopt
+        As in `ZMQPublisher`.
 
     Raises
     ------
-    AddressError
-        The address cannot be parsed.
-    KeyFileError
-        A key file is missing or is not a key file, or other users can read the secret key.
-    TypeError
-        `curve` is neither a path nor a `ClientCurve`.
     ValueError
-        `on_error`, `keep_until` or `adopt` has none of the values above.
-
-    Examples
-    --------
-    >>> RE.subscribe(ZMQPublisher("tcp://ingest.example:5579", curve="~/tiledwriter-keys/beamline"))
+        `on_error`, `keep_until` or `adopt` has none of its values.
     """
 
     def __init__(
         self,
-        address: Address = "tcp://127.0.0.1:5579",
+        address: str,
+        open_link: Callable[[], Link],
         *,
         spool_dir: str | Path | None = None,
-        curve: CurveArgument | None = None,
         name: str | None = None,
         on_error: Literal["log", "raise"] = "log",
         keep_until: Literal["written", "durable"] = "written",
@@ -128,18 +103,17 @@ class ZMQPublisher:
         _check_argument("on_error", on_error, ("log", "raise"))
         _check_argument("keep_until", keep_until, ("written", "durable"))
         _check_argument("adopt", adopt, ("own", "any-destination", "any-host"))
-        self.address = normalize_address(address)
-        keys = None if curve is None else ClientCurve.of(curve).load()
+        self.address = address
         self._raise = on_error == "raise"
         self._limited_log = RateLimitedLog(log)
         self._spool = Spool(
-            _spool_directory(spool_dir, self.address),
-            destination=self.address,
+            _spool_directory(spool_dir, address),
+            destination=address,
             adopt=adopt,
             released_directory=default_spool_dir() if spool_dir is None else None,
             limit_bytes=spool_limit if keep_until == "written" else 0,
         )
-        self._shipper = Shipper(self._spool, self.address, name=name, keys=keys)
+        self._shipper = Shipper(self._spool, address, open_link, name=name)
         self._flusher = Flusher(self._spool)
         self._closed = False
         self._complete = False
@@ -316,7 +290,7 @@ def _receipt_time(run: RunLog, index: int) -> float | None:
 
 
 # Strong references, because the RunEngine holds bound methods weakly and may have the only reference to a publisher.
-_open_publishers: set[ZMQPublisher] = set()
+_open_publishers: set[SpoolPublisher] = set()
 
 
 def _forget_in_child() -> None:

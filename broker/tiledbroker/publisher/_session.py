@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from operator import itemgetter
 from typing import Final
 
@@ -43,6 +43,10 @@ LATER_SECONDS: Final = 1.0
 REREAD_SECONDS: Final = 5.0
 """Delay before a run is read again whose file could not be read."""
 _NAME_CRC_BODY_OF_RECORD: Final = itemgetter(1, 3, 4)
+
+
+def _is_never_busy(_run_uid: str) -> bool:
+    return False
 
 
 class ShippingSession:
@@ -357,11 +361,22 @@ class ShippingSession:
         is_paused = any(shipment.is_paused(now) for shipment in self._shipments.values())
         return min(due_at, recheck_at) if is_paused else due_at
 
-    def messages_due(self, now: float, unix_now: float | None = None) -> Iterator[messages.Message]:
-        """Yield the messages to send now; `unix_now` is the Unix time, so that they can tell the age of documents.
+    def messages_due(
+        self, now: float, unix_now: float | None = None, busy: Callable[[str], bool] = _is_never_busy
+    ) -> Iterator[messages.Message]:
+        """Yield the messages to send now.
 
         A message counts as sent once the next one is requested. If one cannot be sent, stop iterating; the next call
         yields it again. No event may be reported during the iteration.
+
+        Parameters
+        ----------
+        now
+            The time.
+        unix_now
+            The Unix time, so that messages can tell the age of documents; None if they need not.
+        busy
+            Returns True for the uid of a run of which no documents can be sent now.
         """
         if now >= self._next_hello_at:
             yield self._make_hello()
@@ -379,7 +394,7 @@ class ShippingSession:
                     # process or the disk.
                     yield messages.Abandoned(shipment.run.run_uid, max(shipment.run.length, shipment.durable))
             self._next_declare_at = math.inf
-        yield from self._batches_due(self._welcome, now)
+        yield from self._batches_due(self._welcome, now, busy)
 
     def _make_ping(self, unix_now: float | None) -> messages.Ping:
         behind = [shipment for shipment in self._shipments.values() if shipment.behind]
@@ -398,7 +413,9 @@ class ShippingSession:
         """Return the uids of runs whose outcome the next Hello asks for."""
         return list(itertools.islice(self._awaited, messages.MAX_RUNS))
 
-    def _batches_due(self, welcome: messages.Welcome, now: float) -> Iterator[messages.Documents]:
+    def _batches_due(
+        self, welcome: messages.Welcome, now: float, busy: Callable[[str], bool]
+    ) -> Iterator[messages.Documents]:
         """Yield at most one batch of each run, all within the supervisor's window."""
         self._has_more = False
         shipments = self._shipments.values()
@@ -409,7 +426,7 @@ class ShippingSession:
         for shipment in shipments:
             if room <= 0:
                 return
-            if shipment.due_at > now:
+            if shipment.due_at > now or busy(shipment.run.run_uid):
                 continue
             # A run gets half of the window that the other runs leave, so that a run whose worker has not started yet
             # cannot block the others.

@@ -13,11 +13,13 @@ from ._publishers import (
 from ._reload import ReloadSource, ServiceChanges
 from ._retention import time_written
 from ._retry import clear_failure, request_retry, retry_is_requested, withdraw_retry
+from ._service_lease import ServiceLease
 from ._service_notifier import ServiceNotifier
+from ._source import Source
 from ._status_client import SUPERVISOR_LOCK, read_snapshot, read_snapshot_and_text
-from ._supervisor import DEFAULT_ADDRESS, Supervisor
+from ._supervisor import Supervisor
 from ._tasks import ProcessIdentity, WorkerCommand, WorkerTask
-from .frontend import Relay
+from .frontend import DEFAULT_ADDRESS, Frontend, Relay, RelayedFrontend
 from .scheduler import (
     DEFAULT_MAX_RESUMED,
     DEFAULT_MAX_WORKERS,
@@ -30,6 +32,7 @@ from .status import (
     TILED_GRACE_SECONDS,
     DiskStatus,
     Latency,
+    LeaseStatus,
     PublisherConnection,
     RunStatus,
     Snapshot,
@@ -54,15 +57,20 @@ __all__ = [
     "TILED_GRACE_SECONDS",
     "ClientLimits",
     "DiskStatus",
+    "Frontend",
     "Latency",
+    "LeaseStatus",
     "ProcessIdentity",
     "PublisherConnection",
     "Relay",
+    "RelayedFrontend",
     "ReloadSource",
     "RunStatus",
     "ServiceChanges",
+    "ServiceLease",
     "ServiceNotifier",
     "Snapshot",
+    "Source",
     "State",
     "Supervisor",
     "TiledLook",

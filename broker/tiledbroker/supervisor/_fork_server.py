@@ -160,7 +160,9 @@ class ForkServer:
             program = _PROGRAM.format(path=list(sys.path), descriptor=theirs.fileno())
             try:
                 process = subprocess.Popen(  # noqa: S603  it is this program
-                    [sys.executable, "-c", program], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+                    [sys.executable, "-c", program],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno(), *command.descriptors],
                 )
             except BaseException:
                 control.close()
@@ -205,7 +207,7 @@ class ForkServer:
         return worker
 
     def change_command(self, command: WorkerCommand) -> None:
-        """Run another command in workers from now on; its modules to be imported must be the same."""
+        """Run another command in workers from now on; its modules and descriptors must be the same."""
         self._command = command
         if self._control is None:
             return

@@ -43,13 +43,13 @@ class Publisher:
     Attributes
     ----------
     identity
-        The ZeroMQ routing identity; the publisher draws a random one for each connection.
+        Name of the connection, by which its source knows it.
     client
         Name of the client's CURVE key; "" without CURVE.
     address
         IP address of the peer; "" if unknown, as over ipc.
     descriptor
-        File descriptor of the connection.
+        File descriptor of the connection; -1 if it has none of its own.
     name
         The publisher's name for itself; "" until it has said Hello.
     heard

@@ -16,6 +16,7 @@ from .status import (
     MAX_LISTED_RUNS,
     SCHEMA,
     DiskStatus,
+    LeaseStatus,
     PublisherConnection,
     RunsStatus,
     RunStatus,
@@ -60,6 +61,8 @@ class Surroundings:
         The disks that the service writes to.
     trouble
         Recent warnings and errors.
+    lease
+        The lease; None if no other host can serve instead.
     """
 
     listen: str | None
@@ -70,6 +73,7 @@ class Surroundings:
     memory: Mapping[int, int]
     disks: Sequence[DiskStatus]
     trouble: Sequence[Trouble] = field(default=())
+    lease: LeaseStatus | None = None
 
 
 def make_snapshot(
@@ -102,6 +106,7 @@ def make_snapshot(
         ),
         totals=Totals(tally.documents, tally.bytes, tally.written_documents, tally.deaths, dict(around.refused)),
         trouble=list(around.trouble),
+        lease=around.lease,
     )
     return judge_service(snapshot, _find_symptoms(scheduler, reports, around), identity.check_command)
 
@@ -117,7 +122,8 @@ def _find_symptoms(scheduler: Scheduler, reports: TiledReports, around: Surround
         died_at=tally.died_at,
         refused_at=dict(around.refused_at),
         refused_runs={publisher.name: dict(publisher.refused) for publisher in around.publishers if publisher.refused},
-        survey_done=scheduler.survey_done,
+        # A host that stands by has not begun to read them.
+        survey_done=scheduler.survey_done or (around.lease is not None and not around.lease.held),
         has_unwritten=any(run.has_work_left for run in scheduler.runs.values()),
     )
 

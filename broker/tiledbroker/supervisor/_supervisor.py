@@ -14,7 +14,7 @@ import sqlite3
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,24 +30,27 @@ from .._filesystem import measure_space, network_filesystem
 from .._rate_limited_log import RateLimitedLog
 from .._wake_up import WakeUp
 from ..log import FileLock, Journal, journal_filename
-from ..protocol import ServerCurve, messages
+from ..ownership import DEFAULT_TIMING, LeaseStore, LeaseTiming
+from ..protocol import messages
 from ._clock import Instant
 from ._finished import FinishedJournals, bring_back, is_finished
 from ._fork_server import WorkerProcess
+from ._handshake_queue import HandshakeQueue
 from ._journal_facts import JournalFacts, find_facts, read_facts, record_event
 from ._lifecycle import State
 from ._publishers import ClientLimits, Publisher
 from ._reload import ReloadSource
 from ._retention import Retention
 from ._retry import RetryWatch, clear_failure, retry_is_requested, withdraw_retry
+from ._service_lease import ServiceLease
 from ._service_notifier import ServiceNotifier
 from ._service_view import ServiceIdentity, Surroundings, make_snapshot
+from ._source import Source
 from ._status_client import SUPERVISOR_LOCK
 from ._status_socket import StatusSocket
 from ._survey import Survey
 from ._tasks import WorkerCommand
 from ._worker_pool import ProcessTable, WorkerPool
-from .frontend import Frontend, HandshakeQueue, RelayedFrontend
 from .scheduler import (
     DEFAULT_MAX_RESUMED,
     DEFAULT_MAX_WORKERS,
@@ -75,7 +78,6 @@ from .status import PACKAGE, DiskStatus, RecentTrouble, TiledLook, TiledReports,
 
 log = logging.getLogger(__name__)
 
-DEFAULT_ADDRESS: Final = "tcp://127.0.0.1:5579"
 # Longest wait for events, so that the periodic checks run.
 _IDLE_SECONDS: Final = 0.5
 # Pause between two checks of workers, retry requests and journals to be filed.
@@ -98,14 +100,12 @@ class Supervisor:
         Directory with one journal per run; made if missing. Only one supervisor at a time may use it.
     command
         What a worker runs.
-    listen
-        ZeroMQ URL to bind; None accepts no publishers.
+    make_source
+        Makes the source of documents when `run` begins.
     drain
         Return from `run` once every journal is written.
     clients
         Limits for each client.
-    curve
-        Keys of the supervisor and of the allowed clients; None allows any client.
     max_workers
         Worker processes at a time. Further runs wait; their documents stay in the spools of the publishers.
     max_resumed
@@ -126,8 +126,17 @@ class Supervisor:
         Workers that may write to Tiled at a time; None for as many as its storage takes.
     check_command
         Command that checks the service, for messages; "" if there is none.
-    relayed
-        Publishers reach this supervisor through a `Relay`, which listens at `listen` and has checked their keys.
+    lease_store
+        Where all hosts that can serve keep their lease; None if there is no other such host.
+    lease_timing
+        Times of the lease.
+    standby
+        Wait for a lease that another host holds.
+
+    Attributes
+    ----------
+    lease
+        The lease of a service that several hosts can serve; None if there is no other such host.
 
     Raises
     ------
@@ -141,11 +150,10 @@ class Supervisor:
         self,
         journal_dir: Path,
         command: WorkerCommand,
+        make_source: Callable[[], Source],
         *,
-        listen: str | None = DEFAULT_ADDRESS,
         drain: bool = False,
         clients: ClientLimits = ClientLimits(),  # noqa: B008  it is frozen
-        curve: ServerCurve | None = None,
         max_workers: int = DEFAULT_MAX_WORKERS,
         max_resumed: int = DEFAULT_MAX_RESUMED,
         limits: WorkerLimits = WorkerLimits(),  # noqa: B008  it is frozen
@@ -155,17 +163,17 @@ class Supervisor:
         min_free: int | None = None,
         keep_written: float | None = None,
         write_slots: int | None = None,
-        relayed: bool = False,
         check_command: str = "",
+        lease_store: LeaseStore | None = None,
+        lease_timing: LeaseTiming = DEFAULT_TIMING,
+        standby: bool = False,
     ) -> None:
         _prepare_directory(journal_dir, make=not drain)
         self._lock = FileLock(journal_dir / SUPERVISOR_LOCK)
         self._lock.acquire()
         self.journal_dir = journal_dir
-        self._listen = listen
-        self._is_relayed = relayed
+        self._make_source = make_source
         self._clients = clients
-        self._curve = curve
         self._make_scheduler = partial(
             Scheduler,
             max_workers=max_workers,
@@ -176,7 +184,19 @@ class Supervisor:
             disk=DiskSpace(journal_dir, min_free),
             write_slots=write_slots,
         )
-        self._pool = WorkerPool(journal_dir, command, processes, drain=drain)
+        self._wake_up = WakeUp()
+        self.lease: ServiceLease | None = None
+        if lease_store is not None:
+            self.lease = ServiceLease(
+                journal_dir,
+                self._lock,
+                lease_store,
+                timing=lease_timing,
+                standby=standby,
+                on_change=self._wake_up.wake,
+            )
+        lease_page = None if self.lease is None else self.lease.page
+        self._pool = WorkerPool(journal_dir, command, processes, drain=drain, lease_page=lease_page)
         self._handshake_queue = HandshakeQueue()
         self._survey = Survey(journal_dir, self._handle_surveyed_journal)
         self._retries = RetryWatch(journal_dir)
@@ -206,10 +226,14 @@ class Supervisor:
         self._reloads = self._handled_reloads = 0
         self._is_reloading = False
         self._limited_log = RateLimitedLog(log)
-        self._wake_up = WakeUp()
 
-    def run(self) -> list[Run]:
+    def run(self, on_workers_ended: Callable[[], None] = lambda: None) -> list[Run]:
         """Serve until `stop` is called, or when draining until there is nothing left to do.
+
+        Parameters
+        ----------
+        on_workers_ended
+            Called when there are no more workers, and before another supervisor can use the journal directory.
 
         Returns
         -------
@@ -218,18 +242,29 @@ class Supervisor:
 
         Raises
         ------
+        Exception
+            The source cannot be opened, for a reason of its own type.
         zmq.ZMQError
-            A socket cannot be bound.
+            The workers' socket cannot be bound.
         DirectoryUnusable
             The path of the journal directory is too long for a socket, and the system has no `/proc`.
         WorkersUnusable
             The process that workers are forked from could not be prepared when it was started for the first time.
+        LeaseHeld
+            Another host holds the lease, and this supervisor was not told to stand by.
+        LeaseLost
+            The lease could not be renewed in time. Another host may serve by now, so the workers have ended.
         """
         context: zmq.Context[_Socket] = zmq.Context()
-        self._frontend = self._make_frontend(context)
+        self._source = self._make_source()
         _package_log.addHandler(self._trouble)
         try:
+            # Of a host that stands by, for the status.
+            self._scheduler = self._make_scheduler(_now())
             self._open_sockets(context)
+            if not self._wait_for_lease():
+                return []
+            self._listen_to_publishers()
             self._pool.fork_server.check(time.monotonic())
             self._scheduler = self._make_scheduler(_now())
             self._notifier.announce_ready()
@@ -237,8 +272,9 @@ class Supervisor:
                 self._run_once()
         finally:
             self._kill_workers()
-            self._frontend.close()
+            self._source.close()
             context.destroy(linger=200)
+            on_workers_ended()
             self.close()
             _package_log.removeHandler(self._trouble)
         return self._scheduler.unwritten_runs()
@@ -248,6 +284,8 @@ class Supervisor:
         if self._status_socket is not None:
             self._status_socket.close()
         self._pool.close()
+        if self.lease is not None:
+            self.lease.close()
         self._wake_up.close()
         self._notifier.close()
         self._lock.release()
@@ -299,23 +337,20 @@ class Supervisor:
 
     # The loop.
 
-    def _make_frontend(self, context: zmq.Context[_Socket]) -> Frontend:
-        if self._is_relayed:
-            return RelayedFrontend(context, self._clients, self.journal_dir)
-        return Frontend(context, self._clients, self._curve)
-
     def _open_sockets(self, context: zmq.Context[_Socket]) -> None:
-        if self._listen is not None:
-            self._frontend.bind(self._listen)
+        """Open all sockets but that for publishers, which must not find a host that does not serve."""
         self._pool.open(context)
         self._poller = zmq.Poller()
-        self._poller.register(self._frontend.socket, zmq.POLLIN)
         self._poller.register(self._pool.socket, zmq.POLLIN)
         self._poller.register(self._wake_up.fileno(), zmq.POLLIN)
         self._poller.register(self._pool.fork_server.fileno(), zmq.POLLIN)
         self._open_status_socket()
-        if self._listen is not None:
-            log.info("Listening at %s; journals are in %s.", self._frontend.endpoint, self.journal_dir)
+
+    def _listen_to_publishers(self) -> None:
+        self._source.open()
+        self._poller.register(self._source.pollable, zmq.POLLIN)
+        if self._source.endpoint is not None:
+            log.info("Listening at %s; journals are in %s.", self._source.endpoint, self.journal_dir)
 
     def _open_status_socket(self) -> None:
         """Open the status socket. Runs are stored and written without it, too."""
@@ -324,18 +359,41 @@ class Supervisor:
         except (OSError, DirectoryUnusable) as error:
             log.error("The status cannot be asked for: %s", error)
 
+    def _wait_for_lease(self) -> bool:
+        """Wait until this host holds the lease, and answer who asks for the status; return False if told to stop."""
+        lease = self.lease
+        if lease is None:
+            return True
+        lease.start()
+        # A supervisor that stands by does already all that it has to do for now.
+        self._notifier.announce_ready()
+        while not lease.is_held():
+            if self._stops:
+                return False
+            self._notifier.feed_watchdog(time.monotonic())
+            self._notifier.describe_status(lease.describe())
+            self._measure_disk(_now())
+            events = dict(self._poller.poll(int(1000 * min(_IDLE_SECONDS, self._notifier.feed_pause))))
+            if self._status_socket is not None:
+                self._status_socket.serve_readers(events, time.monotonic())
+            if self._wake_up.fileno() in events:
+                self._wake_up.clear()
+        lease.take_over()
+        return True
+
     def _encode_snapshot(self) -> bytes:
         now = _now()
-        frontend, pool = self._frontend, self._pool
+        source, pool = self._source, self._pool
         around = Surroundings(
-            listen=None if self._listen is None else frontend.endpoint,
-            publishers=frontend.publishers.values(),
-            refused=frontend.refused,
-            refused_at=frontend.refused_at,
+            listen=source.endpoint or None,
+            publishers=source.publishers.values(),
+            refused=source.refused,
+            refused_at=source.refused_at,
             pids=pool.list_pids(),
             memory=self._memory,
             disks=[self._describe_disk()],
             trouble=list(self._trouble.entries),
+            lease=None if self.lease is None else self.lease.status(),
         )
         return encode_snapshot(make_snapshot(self._identity, self._scheduler, self._tiled_reports, around, now))
 
@@ -348,6 +406,8 @@ class Supervisor:
 
     def _run_once(self) -> None:
         self._notifier.feed_watchdog(time.monotonic())
+        if self.lease is not None:
+            self.lease.is_held()
         self._handle_stops()
         self._handle_reloads()
         self._check_periodically()
@@ -362,12 +422,12 @@ class Supervisor:
             self._wake_up.clear()
         if self._pool.socket in events:
             self._hear_workers()
-        if self._frontend.socket in events and not self._scheduler.is_stopping:
+        if self._source.pollable in events and not self._scheduler.is_stopping:
             self._hear_publishers()
         self._answer_hellos()
         if self._pool.fork_server.fileno() in events or self._pool.fork_server.has_changes:
             self._hear_fork_server()
-        for publisher in self._frontend.take_gone():
+        for publisher in self._source.take_gone():
             self._scheduler.remove_publisher(publisher)
 
     def _poll_timeout(self) -> float:
@@ -384,8 +444,8 @@ class Supervisor:
             self._handled_stops += 1
             self._scheduler.stop(_now())
             self._notifier.announce_stopping()
-            if self._frontend.socket in self._poller:
-                self._poller.unregister(self._frontend.socket)
+            if self._source.pollable in self._poller:
+                self._poller.unregister(self._source.pollable)
 
     def _handle_reloads(self) -> None:
         """Begin to read the configuration again if that is asked for, and take what was read when that is done."""
@@ -415,19 +475,22 @@ class Supervisor:
         self._check_at = now.monotonic + _CHECK_SECONDS
         self._memory = self._pool.measure_memory()
         self._perform(self._scheduler.check_workers(self._memory, now))
-        space = measure_space(self.journal_dir)
-        self._scheduler.measure_disk(None if space is None else Space(*space), now)
+        self._measure_disk(now)
         self._notifier.describe_status(self._scheduler.describe_service())
         self._pool.fork_server.check(now.monotonic)
         self._find_retries()
         self._forget_deleted_journals()
         self._finished_journals.retry(now.monotonic, lambda path: self._find_run(path) is not None)
 
+    def _measure_disk(self, now: Instant) -> None:
+        space = measure_space(self.journal_dir)
+        self._scheduler.measure_disk(None if space is None else Space(*space), now)
+
     def _check_connections(self) -> None:
         now = time.monotonic()
         if now >= self._check_connections_at:
             self._check_connections_at = now + _CONNECTIONS_CHECK_SECONDS
-            self._frontend.check_connections()
+            self._source.check_connections()
 
     def _perform(self, effects: Iterable[Effect]) -> None:
         """Perform effects in their order; those that follow from them come after all of these."""
@@ -446,7 +509,7 @@ class Supervisor:
     # Publishers.
 
     def _hear_publishers(self) -> None:
-        for publisher, message in self._frontend.receive():
+        for publisher, message in self._source.receive():
             if isinstance(message, messages.Hello):
                 self._handshake_queue.add(publisher, message)
             elif isinstance(message, messages.Documents | messages.Abandoned):
@@ -455,12 +518,12 @@ class Supervisor:
                 except Exception as error:
                     self._log_trouble(message.run)
                     refusal = messages.Refused(message.run, message.first, messages.LATER, f"an error: {error}")
-                    self._frontend.refuse("later", publisher, refusal)
+                    self._source.refuse("later", publisher, refusal)
 
     def _relay_message(self, publisher: Publisher, message: RunMessage) -> None:
         if message.run in publisher.refused:
             reason = publisher.refused[message.run]
-            self._frontend.refuse("refused", publisher, messages.Refused(message.run, 0, reason))
+            self._source.refuse("refused", publisher, messages.Refused(message.run, 0, reason))
             return
         facts = self._find_facts(message.run)
         self._perform(self._scheduler.receive_documents(publisher, message, facts, _now()))
@@ -471,7 +534,7 @@ class Supervisor:
 
     def _answer_hellos(self) -> None:
         limits = self._clients
-        for publisher, states in self._handshake_queue.look_up(self._read_state, self._frontend.has):
+        for publisher, states in self._handshake_queue.look_up(self._read_state, self._source.has):
             for uid in states:
                 self._retention.note_asked(uid, time.time())
             # Read the states of known runs again: they may have changed since. Add publishers only now: a publisher
@@ -479,7 +542,7 @@ class Supervisor:
             known = [uid for uid in states if uid in self._scheduler.runs]
             states |= {uid: self._read_state(publisher, uid) for uid in known}
             self._scheduler.add_publisher(publisher, known)
-            self._frontend.send(publisher, messages.Welcome(limits.window, limits.max_document, states))
+            self._source.send(publisher, messages.Welcome(limits.window, limits.max_document, states))
             crash_point("supervisor: publisher welcomed")
 
     def _read_state(self, publisher: Publisher, uid: str) -> messages.RunState:
@@ -640,13 +703,13 @@ class Supervisor:
         except (JournalError, sqlite3.Error, OSError) as error:
             log.error("A journal cannot be compared with documents that were sent: %s", error)
             refusal = messages.Refused(message.run, message.first, messages.LATER, str(error))
-            self._frontend.refuse("later", publisher, refusal)
+            self._source.refuse("later", publisher, refusal)
             return
         if is_same:
             self._scheduler.add_publisher(publisher, [message.run])
-            self._frontend.send(publisher, messages.Durable(message.run, effect.length, True))
+            self._source.send(publisher, messages.Durable(message.run, effect.length, True))
         else:
-            self._frontend.refuse("uid", publisher, messages.Refused(message.run, 0, messages.ANOTHER_RUN))
+            self._source.refuse("uid", publisher, messages.Refused(message.run, 0, messages.ANOTHER_RUN))
 
     # Effects.
 
@@ -664,9 +727,9 @@ class Supervisor:
             case KillOrphan(process):
                 self._pool.kill_process(process)
             case TellPublisher(publisher, message):
-                self._frontend.send(publisher, message)
+                self._source.send(publisher, message)
             case RefuseDocuments(topic, publisher, refusal):
-                self._frontend.refuse(topic, publisher, refusal)
+                self._source.refuse(topic, publisher, refusal)
             case CompareDocuments():
                 self._compare_documents(effect)
             case ReadForAudit(uid):

@@ -31,6 +31,8 @@ class WorkerTask:
         Unix time at which the run arrived; it orders the runs, and no two are equal.
     client
         Name of the CURVE key with which the documents came; "" without CURVE.
+    lease_page
+        Path of the deadline page of the supervisor's lease; None if no other host can serve instead.
     lifeline
         Descriptor that becomes readable when the supervisor is gone; -1 if there is none. The fork server sets it.
     """
@@ -42,6 +44,7 @@ class WorkerTask:
     drain: bool
     order: float = 0.0
     client: str = ""
+    lease_page: Path | None = None
     lifeline: int = -1
 
 
@@ -58,8 +61,11 @@ class WorkerCommand:
     prepare
         Function that the fork server calls after that; None for none. If it raises an error when it is called for the
         first time, no worker can be used, and the supervisor ends with `WorkersUnusable`. Later errors are logged.
+    descriptors
+        Open files of the supervisor that workers inherit, under the same numbers.
     """
 
     target: Callable[[WorkerTask], None]
     preload: tuple[str, ...] = ()
     prepare: Callable[[], None] | None = None
+    descriptors: tuple[int, ...] = ()

@@ -58,15 +58,24 @@ class WorkerPool:
         Access to processes. None: memory is not known, and orphans count as gone.
     drain
         Workers end once everything in their journals is written.
+    lease_page
+        See `WorkerTask`.
     """
 
     def __init__(
-        self, journal_dir: Path, command: WorkerCommand, processes: ProcessTable | None, *, drain: bool
+        self,
+        journal_dir: Path,
+        command: WorkerCommand,
+        processes: ProcessTable | None,
+        *,
+        drain: bool,
+        lease_page: Path | None = None,
     ) -> None:
         self.fork_server = ForkServer(command)
         self._journal_dir = journal_dir
         self._processes = processes
         self._drain = drain
+        self._lease_page = lease_page
         # Tokens are unique to this pool: a worker of a killed supervisor may live on for a moment and find our socket.
         self._session = secrets.token_hex(8)
         self._workers: dict[int, WorkerProcess] = {}
@@ -111,7 +120,7 @@ class WorkerPool:
             No worker can be requested now.
         """
         token = self.token(number)
-        task = WorkerTask(self._mailbox, token, uid, journal, self._drain, order, client)
+        task = WorkerTask(self._mailbox, token, uid, journal, self._drain, order, client, self._lease_page)
         process = self._workers[number] = self.fork_server.start_worker(task)
         self._numbers[process] = self._tokens[token] = number
 

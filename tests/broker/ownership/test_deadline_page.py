@@ -98,9 +98,9 @@ def test_a_deadline_that_no_lease_reaches_is_not_believed(path: Path, deadline: 
 
 
 def test_the_times_of_the_lease_can_be_others(path: Path) -> None:
-    timing = LeaseTiming(lease_seconds=3, margin_seconds=1)
+    timing = LeaseTiming(lease_seconds=3, renewal_seconds=0.2, margin_seconds=1)
     DeadlinePage.create(path, timing=timing).write(NOW + 3)
-    page = DeadlinePage.open(path, timing=timing)
+    page = DeadlinePage.open(path)
     assert page.may_send(NOW + 1.9)
     assert not page.may_send(NOW + 2)
 

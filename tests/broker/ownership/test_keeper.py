@@ -66,7 +66,7 @@ class Start:
         self.store = FaultyStore(directory / "leases")
         self.page_path = directory / f"page of {name}"
         page = DeadlinePage.create(self.page_path, timing=TIMING)
-        self.page = DeadlinePage.open(self.page_path, timing=TIMING)
+        self.page = DeadlinePage.open(self.page_path)
         self.changed = threading.Event()
         ownership = Ownership(make_holder_name(), name, timing=TIMING)
         self.keeper = LeaseKeeper(self.store, ownership, page, on_change=self.changed.set)

@@ -24,7 +24,7 @@ from tiledbroker import ClientCurve, Encoder, KeyFileError, ZMQPublisher
 from tiledbroker.protocol import messages
 from tiledbroker.protocol._address import is_local
 from tiledbroker.protocol._security import ServerCurve, make_client_keys, make_server_keys
-from tiledbroker.publisher._shipper import new_identity
+from tiledbroker.publisher._zmq_link import new_identity
 from tiledwriter._config import load_settings
 from tiledwriter.cli import supervisor as command
 from tiledwriter.testing import SupervisorProcess, journal_of, wait_until

@@ -16,22 +16,24 @@ from typing import Any
 import pytest
 from runs import documents, publish
 from spools import on_disk
+from transports import Transport
 
 from tiledbroker import AddressError, PublisherClosed, ZMQPublisher, open_run, run_files
 from tiledbroker.log._segment import Segment
+from tiledbroker.publisher._publisher import SpoolPublisher
 from tiledbroker.publisher._spool import SPARE_SEGMENTS
 from tiledwriter.testing import free_port, wait_until
 
 
 @pytest.fixture
-def publisher(tmp_path: Path) -> Iterator[ZMQPublisher]:
+def publisher(transport: Transport, tmp_path: Path) -> Iterator[SpoolPublisher]:
     """One whose supervisor is not there."""
-    publisher = ZMQPublisher(("127.0.0.1", free_port()), spool_dir=tmp_path / "spool")
+    publisher = transport.publisher(transport.new_address(), spool_dir=tmp_path / "spool")
     yield publisher
     publisher.close(timeout=0)
 
 
-def test_documents_are_on_disk_when_the_callback_returns(publisher: ZMQPublisher) -> None:
+def test_documents_are_on_disk_when_the_callback_returns(publisher: SpoolPublisher) -> None:
     emitted = documents()
     for i, (name, doc) in enumerate(emitted):
         publisher(name, doc)
@@ -39,13 +41,13 @@ def test_documents_are_on_disk_when_the_callback_returns(publisher: ZMQPublisher
     assert publisher.status().waiting == len(emitted)
 
 
-def test_insert_is_the_callback_by_another_name(publisher: ZMQPublisher) -> None:
+def test_insert_is_the_callback_by_another_name(publisher: SpoolPublisher) -> None:
     for name, doc in documents():
         publisher.insert(name, doc)
     assert publisher.status().waiting == 6
 
 
-def test_status_says_how_long_documents_have_waited(publisher: ZMQPublisher) -> None:
+def test_status_says_how_long_documents_have_waited(publisher: SpoolPublisher) -> None:
     assert publisher.status().oldest is None
     publish(publisher, documents())
     status = publisher.status()
@@ -67,14 +69,14 @@ def test_status_says_how_long_documents_have_waited(publisher: ZMQPublisher) -> 
         ("stop", {"run_start": ["a", "list"]}),
     ],
 )
-def test_garbage_never_raises_into_the_run_engine(publisher: ZMQPublisher, garbage: tuple[Any, Any]) -> None:
+def test_garbage_never_raises_into_the_run_engine(publisher: SpoolPublisher, garbage: tuple[Any, Any]) -> None:
     publisher(*garbage)
     publish(publisher, documents())
     assert publisher.status().waiting == 6
 
 
 def test_a_document_without_a_known_run_is_kept_and_reported(
-    publisher: ZMQPublisher, caplog: pytest.LogCaptureFixture
+    publisher: SpoolPublisher, caplog: pytest.LogCaptureFixture
 ) -> None:
     publisher("event", {"descriptor": "never seen", "uid": "e", "data": {"x": 1}})
     assert publisher.status().unrouted == 1
@@ -86,7 +88,7 @@ def test_a_document_without_a_known_run_is_kept_and_reported(
         assert [record.name for record in kept.records()] == ["event"]
 
 
-def test_a_publisher_that_is_subscribed_twice_stores_each_document_once(publisher: ZMQPublisher) -> None:
+def test_a_publisher_that_is_subscribed_twice_stores_each_document_once(publisher: SpoolPublisher) -> None:
     for name, doc in documents():
         publisher(name, doc)
         publisher(name, doc)
@@ -102,7 +104,7 @@ def test_on_error_raise_raises(tmp_path: Path) -> None:
 
 
 def test_a_closed_publisher_says_so_and_does_not_raise(
-    publisher: ZMQPublisher, caplog: pytest.LogCaptureFixture
+    publisher: SpoolPublisher, caplog: pytest.LogCaptureFixture
 ) -> None:
     publisher.close(timeout=0)
     publisher("start", {"uid": "late"})
@@ -110,7 +112,7 @@ def test_a_closed_publisher_says_so_and_does_not_raise(
 
 
 def test_a_disk_that_fails_costs_no_document(
-    publisher: ZMQPublisher, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    publisher: SpoolPublisher, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     publish(publisher, documents(0))
     with monkeypatch.context() as failing:
@@ -142,7 +144,7 @@ def test_an_unusable_spool_directory_is_no_reason_to_fail(tmp_path: Path, caplog
     assert "6 documents" in caplog.text
 
 
-def test_several_threads_may_publish(publisher: ZMQPublisher) -> None:
+def test_several_threads_may_publish(publisher: SpoolPublisher) -> None:
     threads = [threading.Thread(target=publish, args=(publisher, documents(50))) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -155,7 +157,7 @@ def test_several_threads_may_publish(publisher: ZMQPublisher) -> None:
             assert [record.name for record in spooled.records()] == ["start", "descriptor", *["event"] * 50, "stop"]
 
 
-def test_a_forked_child_leaves_the_spool_to_its_parent(publisher: ZMQPublisher) -> None:
+def test_a_forked_child_leaves_the_spool_to_its_parent(publisher: SpoolPublisher) -> None:
     emitted = documents()
     publish(publisher, emitted[:2])
     child = os.fork()

@@ -111,6 +111,16 @@ def left_run(uid: str = "run", count: int = 6) -> MemoryRun:
     return MemoryRun(uid, is_adopted=True).append(count)
 
 
+class TestABusyRun:
+    def test_is_not_sent_until_it_is_free_and_holds_up_no_other(self) -> None:
+        talk = Talk(run("busy"), run("free")).welcome()
+        sent = list(talk.session.messages_due(talk.now, None, lambda uid: uid == "busy"))
+        assert [each.run for each in sent if isinstance(each, Documents)] == ["free"]
+        assert talk.session.next_at(talk.now) > talk.now
+        talk.wait(RECHECK_SECONDS)
+        assert talk.batches() == [("busy", 0, 6)]
+
+
 class TestHellos:
     def test_come_first_and_again_until_one_is_answered(self) -> None:
         talk = Talk(run())

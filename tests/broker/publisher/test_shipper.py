@@ -19,9 +19,10 @@ from pathlib import Path
 import pytest
 from bluesky import RunEngine
 from bluesky.plans import count
-from ingest_host import IngestHost
+from ingest_host import IngestHost, ZMQIngestHost
 from ophyd.sim import det
 from runs import documents, publish
+from transports import Transport
 
 from tiledbroker import RunNotWritten, ZMQPublisher, open_run, run_files
 from tiledbroker.protocol import messages
@@ -33,8 +34,8 @@ NOTHING = RunState(0, ended=False, outcome="")
 
 
 @pytest.fixture
-def ingest() -> Iterator[IngestHost]:
-    with IngestHost() as host:
+def ingest(transport: Transport) -> Iterator[IngestHost]:
+    with transport.ingest_host() as host:
         yield host
 
 
@@ -43,13 +44,13 @@ def spool(tmp_path: Path) -> Path:
     return tmp_path / "spool"
 
 
-def left_run(spool: Path, ingest: IngestHost | str, events: int = 3) -> str:
-    """Leave a run by a session that ends before it hears anything of its ingest host; its uid."""
-    address = ingest if isinstance(ingest, str) else ingest.address
-    with closing(ZMQPublisher(address, spool_dir=spool)) as publisher:
+def left_run(transport: Transport, spool: Path, ingest: IngestHost | None, events: int = 3) -> str:
+    """Leave a run by a session that ends before it hears anything of its ingest host, if there is one; its uid."""
+    address = transport.new_address() if ingest is None else ingest.address
+    with closing(transport.publisher(address, spool_dir=spool)) as publisher:
         uid = publish(publisher, documents(events))
         publisher.close(0.0)
-    if isinstance(ingest, IngestHost):
+    if ingest is not None:
         ingest.forget_session()
     return uid
 
@@ -70,8 +71,8 @@ def _size_of(spool: Path) -> int:
 
 
 class TestARunIsKept:
-    def test_until_it_is_written(self, ingest: IngestHost, spool: Path) -> None:
-        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
+    def test_until_it_is_written(self, transport: Transport, ingest: IngestHost, spool: Path) -> None:
+        with closing(transport.publisher(ingest.address, spool_dir=spool)) as publisher:
             ingest.welcome()
             uid = publish(publisher, documents())
             ingest.take_in(uid, 6)
@@ -83,8 +84,8 @@ class TestARunIsKept:
             wait_until(lambda: not run_files(spool), 60, "its files are gone")
             publisher.close(0.0)
 
-    def test_until_it_is_durable_if_that_is_wanted(self, ingest: IngestHost, spool: Path) -> None:
-        with closing(ZMQPublisher(ingest.address, spool_dir=spool, keep_until="durable")) as publisher:
+    def test_until_it_is_durable_if_that_is_wanted(self, transport: Transport, ingest: IngestHost, spool: Path) -> None:
+        with closing(transport.publisher(ingest.address, spool_dir=spool, keep_until="durable")) as publisher:
             ingest.welcome()
             uid = publish(publisher, documents())
             ingest.take_in(uid, 6)
@@ -92,8 +93,8 @@ class TestARunIsKept:
             wait_until(lambda: not run_files(spool), 60, "its files are gone")
             publisher.close(0.0)
 
-    def test_while_it_is_in_quarantine(self, ingest: IngestHost, spool: Path) -> None:
-        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
+    def test_while_it_is_in_quarantine(self, transport: Transport, ingest: IngestHost, spool: Path) -> None:
+        with closing(transport.publisher(ingest.address, spool_dir=spool)) as publisher:
             ingest.welcome()
             uid = publish(publisher, documents())
             ingest.take_in(uid, 6)
@@ -107,8 +108,10 @@ class TestARunIsKept:
             publisher.close(0.0)
         assert len(run_files(spool)) == 1
 
-    def test_within_the_limit_the_oldest_going_first(self, ingest: IngestHost, spool: Path) -> None:
-        with closing(ZMQPublisher(ingest.address, spool_dir=spool, spool_limit=9_000)) as publisher:
+    def test_within_the_limit_the_oldest_going_first(
+        self, transport: Transport, ingest: IngestHost, spool: Path
+    ) -> None:
+        with closing(transport.publisher(ingest.address, spool_dir=spool, spool_limit=9_000)) as publisher:
             ingest.welcome()
             uids = []
             for _ in range(4):
@@ -124,16 +127,16 @@ class TestARunIsKept:
 
 
 class TestADamagedRun:
-    def test_is_shipped_up_to_the_damage_and_named(self, ingest: IngestHost, spool: Path) -> None:
-        damaged, whole = left_run(spool, ingest, 100), left_run(spool, ingest)
+    def test_is_shipped_up_to_the_damage_and_named(self, transport: Transport, ingest: IngestHost, spool: Path) -> None:
+        damaged, whole = left_run(transport, spool, ingest, 100), left_run(transport, spool, ingest)
         (file,) = spool.glob(f"{damaged}*.segment")
         flip_a_bit(file, file.stat().st_size // 2)
-        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
+        with closing(transport.publisher(ingest.address, spool_dir=spool)) as publisher:
             ingest.expect(messages.Hello, lambda hello: {damaged, whole} <= hello.runs.keys())
             ingest.say(messages.Welcome(2**23, 2**28, {damaged: NOTHING, whole: NOTHING}))
             ingest.take_in(whole, 6)
             ingest.say(messages.Durable(whole, 6, ended=True))
-            wait_until(lambda: damaged in publisher.status().refused, 60, "it is refused")
+            ingest.serve_until(lambda: damaged in publisher.status().refused, 60, "it is refused")
             assert str(file) in publisher.status().refused[damaged]
             assert not publisher.flush(20)
             with pytest.raises(RunNotWritten, match="checksum"):
@@ -148,8 +151,8 @@ class TestADamagedRun:
 
 
 class TestWaiting:
-    def test_for_a_refused_run_ends(self, ingest: IngestHost, spool: Path) -> None:
-        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
+    def test_for_a_refused_run_ends(self, transport: Transport, ingest: IngestHost, spool: Path) -> None:
+        with closing(transport.publisher(ingest.address, spool_dir=spool)) as publisher:
             ingest.welcome()
             uid = publish(publisher, documents())
             ingest.take_in(uid, 6)
@@ -159,8 +162,8 @@ class TestWaiting:
             assert not publisher.flush()
             publisher.close(0.0)
 
-    def test_for_a_second_run_of_a_uid_ends(self, spool: Path) -> None:
-        with closing(ZMQPublisher(f"tcp://127.0.0.1:{free_port()}", spool_dir=spool)) as publisher:
+    def test_for_a_second_run_of_a_uid_ends(self, transport: Transport, spool: Path) -> None:
+        with closing(transport.publisher(transport.new_address(), spool_dir=spool)) as publisher:
             emitted = documents()
             uid = publish(publisher, emitted)
             publish(publisher, emitted)
@@ -172,19 +175,21 @@ class TestWaiting:
 
 class TestAProblem:
     def test_is_a_host_that_does_not_answer(
-        self, ingest: IngestHost, spool: Path, monkeypatch: pytest.MonkeyPatch
+        self, transport: Transport, ingest: IngestHost, spool: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(session_module, "SILENCE_SECONDS", 2.0)
-        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
+        with closing(transport.publisher(ingest.address, spool_dir=spool)) as publisher:
             wait_until(lambda: "does not answer" in publisher.status().problem, 60, "it is said")
             hellos = 0
             while hellos < 3:  # of three connections, on each of which it goes on being said
                 hellos += isinstance(ingest.receive(10), messages.Hello)
                 assert "does not answer" in publisher.status().problem
+            # A connection that has begun waits for no name server any more.
+            wait_until(lambda: publisher._shipper._session._silence_timeout == 2.0, 10, "it is soon replaced")
             publisher.close(0.0)
 
-    def test_is_a_host_of_another_protocol_version(self, ingest: IngestHost, spool: Path) -> None:
-        with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
+    def test_is_a_host_of_another_protocol_version(self, transport: Transport, ingest: IngestHost, spool: Path) -> None:
+        with closing(transport.publisher(ingest.address, spool_dir=spool)) as publisher:
             ingest.expect(messages.Hello)
             ingest.say_frames(b"TW\x07\x02", b"\x93\x00\x00\x80")
             wait_until(lambda: "version 7" in publisher.status().problem, 60, "it is said")
@@ -207,7 +212,7 @@ def test_a_name_with_an_ipv6_address_only_is_reached(tmp_path: Path) -> None:
         print(publisher.status().connected, publisher.status().problem)
         publisher.close(0)
     """
-    with IngestHost("::1") as ingest:
+    with ZMQIngestHost("::1") as ingest:
         command = [sys.executable, "-c", textwrap.dedent(code), f"tcp://ingest6.test:{ingest.port}", tmp_path / "spool"]
         with subprocess.Popen([*prefix, *command], stdout=subprocess.PIPE, text=True) as process:
             ingest.welcome()
@@ -251,13 +256,13 @@ def test_a_relative_directory_is_meant_where_the_publisher_is_made(
 
 
 def test_runs_for_another_address_or_of_another_host_are_named_and_left_alone(
-    ingest: IngestHost, spool: Path, monkeypatch: pytest.MonkeyPatch
+    transport: Transport, ingest: IngestHost, spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other_address = left_run(spool, f"tcp://127.0.0.1:{free_port()}")
+    other_address = left_run(transport, spool, None)
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(socket, "gethostname", lambda: "elsewhere")
-        other_host = left_run(spool, ingest)
-    with closing(ZMQPublisher(ingest.address, spool_dir=spool)) as publisher:
+        other_host = left_run(transport, spool, ingest)
+    with closing(transport.publisher(ingest.address, spool_dir=spool)) as publisher:
         ingest.welcome()
         wait_until(lambda: len(publisher.status().refused) == 2, 60, "both are named")
         assert "published for" in publisher.status().refused[other_address]

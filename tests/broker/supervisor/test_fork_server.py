@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,7 @@ from tiledbroker.supervisor import _fork_server
 from tiledbroker.supervisor._fork_server import ForkServer, WorkerProcess
 from tiledbroker.supervisor._supervisor import Supervisor
 from tiledbroker.supervisor._tasks import WorkerCommand, WorkerTask
+from tiledbroker.supervisor.frontend import Frontend
 from tiledwriter.testing import SupervisorProcess, TiledServer, free_port, wait_until
 
 pytestmark = [pytest.mark.filterwarnings("default:::tiled")]
@@ -225,7 +227,7 @@ def test_one_that_ended_a_moment_ago_is_not_started_over_and_over(tmp_path: Path
 
 def test_a_supervisor_answers_while_its_fork_server_hangs(tmp_path: Path) -> None:
     address = f"tcp://127.0.0.1:{free_port()}"
-    supervisor = Supervisor(tmp_path / "journals", WorkerCommand(live_while_supervised), listen=address)
+    supervisor = Supervisor(tmp_path / "journals", WorkerCommand(live_while_supervised), partial(Frontend, address))
     thread = threading.Thread(target=supervisor.run)
     thread.start()
     with zmq.Context() as context, context.socket(zmq.DEALER) as peer:

@@ -13,12 +13,13 @@ from tiledbroker import _filesystem
 from tiledbroker._errors import DirectoryUnusable
 from tiledbroker.supervisor._supervisor import Supervisor
 from tiledbroker.supervisor._tasks import WorkerCommand
+from tiledbroker.supervisor.frontend import Frontend
 from tiledwriter.cli._exit import ExitCode
 from tiledwriter.cli.supervisor import main
 
 
 def supervise(directory: Path, *, drain: bool = False) -> None:
-    Supervisor(directory, WorkerCommand(print), listen=None, drain=drain).close()
+    Supervisor(directory, WorkerCommand(print), Frontend, drain=drain).close()
 
 
 def run_command(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:

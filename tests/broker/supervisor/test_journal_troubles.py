@@ -9,21 +9,24 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zmq
 from disks import fill
-from peers import ask, dial
+from peers import Peer, ask
 from runs import documents, length_of, publish, supervisor_without_tiled
 from stored_runs import journaled, records_of
+from transports import Transport
 from users import without_privileges
 
 from tiledbroker import Journal, ZMQPublisher
 from tiledbroker._filesystem import explain_write_error
 from tiledbroker.log._journal import FINISHED_SUBDIRECTORY
 from tiledbroker.protocol import messages
+from tiledbroker.supervisor import ClientLimits, Source
 from tiledbroker.supervisor._journal_facts import read_facts
 from tiledbroker.supervisor._retry import request_retry
 from tiledbroker.supervisor._supervisor import Supervisor
@@ -38,14 +41,14 @@ def take_nothing(task: WorkerTask) -> None:
 
 
 @contextmanager
-def supervising(directory: Path) -> Iterator[tuple[Supervisor, zmq.Socket[bytes]]]:
+def supervising(directory: Path, transport: Transport) -> Iterator[tuple[Supervisor, Peer]]:
     """A supervisor in a thread of this process, and a publisher that it has welcomed."""
-    address = f"tcp://127.0.0.1:{free_port()}"
-    supervisor = Supervisor(directory, WorkerCommand(take_nothing), listen=address)
+    address = transport.new_address()
+    supervisor = Supervisor(directory, WorkerCommand(take_nothing), partial(transport.source, address, ClientLimits()))
     thread = threading.Thread(target=supervisor.run)
     thread.start()
     try:
-        with zmq.Context() as context, dial(context, address) as dealer:
+        with transport.peer(address) as dealer:
             assert isinstance(ask(dealer, messages.Hello("test", {}, [])), messages.Welcome)
             yield supervisor, dealer
             assert ask(dealer, messages.Ping(7)) == messages.Pong(7)
@@ -85,10 +88,12 @@ TROUBLES = [make_rubbish, make_directory, make_another_runs_file, make_cut_file]
 
 
 @pytest.mark.parametrize("make", [*TROUBLES, make_dangling_link])
-def test_a_supervisor_starts_beside_what_is_no_journal(make: Callable[[Path], None], tmp_path: Path) -> None:
+def test_a_supervisor_starts_beside_what_is_no_journal(
+    make: Callable[[Path], None], transport: Transport, tmp_path: Path
+) -> None:
     make(tmp_path / "run.sqlite")
     request_retry(tmp_path / "run.sqlite")
-    with supervising(tmp_path) as (supervisor, _):
+    with supervising(tmp_path, transport) as (supervisor, _):
         wait_until(lambda: supervisor._survey.done, 30, "all is looked at")
         wait_until(lambda: not (tmp_path / "run.sqlite.retry").exists(), 30, "the request is answered")
     assert os.path.lexists(tmp_path / "run.sqlite")
@@ -97,9 +102,9 @@ def test_a_supervisor_starts_beside_what_is_no_journal(make: Callable[[Path], No
 @pytest.mark.parametrize("folder", [".", FINISHED_SUBDIRECTORY])
 @pytest.mark.parametrize("make", TROUBLES)
 def test_documents_for_what_is_no_journal_are_refused_with_the_reason(
-    make: Callable[[Path], None], folder: str, tmp_path: Path
+    make: Callable[[Path], None], folder: str, transport: Transport, tmp_path: Path
 ) -> None:
-    with supervising(tmp_path) as (_, dealer):
+    with supervising(tmp_path, transport) as (_, dealer):
         (tmp_path / folder).mkdir(exist_ok=True)
         make(tmp_path / folder / "run.sqlite")
         welcome = ask(dealer, messages.Hello("test", {"run": 1}, []))
@@ -121,8 +126,8 @@ def test_a_file_of_another_run_s_name_is_not_taken_for_that_run(tmp_path: Path) 
 class Unlucky(Supervisor):
     """Fails in one of its steps, whenever a certain run is concerned."""
 
-    def __init__(self, directory: Path, step: str, address: str) -> None:
-        super().__init__(directory, WorkerCommand(take_nothing), listen=address)
+    def __init__(self, directory: Path, step: str, make_source: Callable[[], Source]) -> None:
+        super().__init__(directory, WorkerCommand(take_nothing), make_source)
         whole: Callable[..., Any] = getattr(self, step)
 
         def broken(*arguments: Any) -> Any:
@@ -136,14 +141,14 @@ class Unlucky(Supervisor):
 @pytest.mark.parametrize(
     "step", ["_relay_message", "_describe_run", "_start_worker", "_handle_worker_end", "_request_retry"]
 )
-def test_an_exception_for_one_run_ends_no_loop(step: str, tmp_path: Path) -> None:
-    address = f"tcp://127.0.0.1:{free_port()}"
+def test_an_exception_for_one_run_ends_no_loop(step: str, transport: Transport, tmp_path: Path) -> None:
+    address = transport.new_address()
     request_retry(tmp_path / "unlucky.sqlite")
-    supervisor = Unlucky(tmp_path, step, address)
+    supervisor = Unlucky(tmp_path, step, partial(transport.source, address, ClientLimits()))
     thread = threading.Thread(target=supervisor.run)
     thread.start()
     try:
-        with zmq.Context() as context, dial(context, address) as dealer:
+        with transport.peer(address) as dealer:
             welcome = ask(dealer, messages.Hello("test", {"unlucky": 1}, []))
             assert isinstance(welcome, messages.Welcome)
             assert welcome.runs["unlucky"].next == 0
@@ -186,8 +191,8 @@ print(run.unusable, run.unavailable, run.reason)
     assert done.stdout.startswith("True True its journal cannot be used: ")
 
 
-def test_a_publisher_of_another_protocol_version_is_told_so(tmp_path: Path) -> None:
-    with supervising(tmp_path) as (_, dealer):
+def test_a_publisher_of_another_protocol_version_is_told_so(transport: Transport, tmp_path: Path) -> None:
+    with supervising(tmp_path, transport) as (_, dealer):
         preamble, header = messages.encode(messages.Hello("test", {}, []))
         dealer.send_multipart([preamble[:2] + b"\x02" + preamble[3:], header])
         refusal = messages.decode(dealer.recv_multipart())

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from faulty_proxy import CUT_AFTER, FaultyProxy, answer
 from paths import ROOT
+from tiled_users import KEY_SCOPES, WRITING_SCOPES, TiledWithUsers
 
 from tiledwriter._check_results import CheckState
 from tiledwriter.catalog import SERVER_CHECKS, PreflightOptions, ServerChecks, _preflight, _preflight_probe
@@ -118,7 +119,8 @@ def test_each_check_has_a_result_and_an_exit_code(check: Check) -> None:
     names = ["configuration", *HOST_CHECKS, *SERVER_CHECKS]
     for outcome in (check(), check("--tiled", "nowhere"), check(uri=f"http://127.0.0.1:{free_port()}")):
         assert list(outcome.results) == names
-    assert all(name.upper() in CheckCode.__members__ for name in names)
+    # The service works without a fence.
+    assert {name.upper() for name in names} - CheckCode.__members__.keys() == {"FENCE"}
 
 
 def test_a_file_that_tiled_can_open_passes(check: Check, readable: Path, contents: Callable[[], object]) -> None:
@@ -292,6 +294,34 @@ def test_a_key_without_deletion_is_warned_of() -> None:
 
 def test_scopes_that_nobody_tells_are_skipped() -> None:
     assert checks_of(None, None)["scopes"].state is CheckState.SKIPPED
+
+
+@pytest.fixture(scope="module")
+def server_with_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TiledWithUsers]:
+    with TiledWithUsers(tmp_path_factory.mktemp("tiled-with-users")) as server:
+        yield server
+
+
+@pytest.mark.parametrize("skip", ["files", "probe"])
+def test_a_key_that_may_make_and_revoke_keys_makes_a_fence(
+    server_with_users: TiledWithUsers, check: Check, monkeypatch: pytest.MonkeyPatch, skip: str
+) -> None:
+    monkeypatch.setenv("TILED_API_KEY", server_with_users.api_key)
+    before = server_with_users.list_keys()
+    outcome = check("--skip", skip, uri=server_with_users.uri)
+    assert (outcome.code, outcome.state("fence")) == (CheckCode.OK, "ok")
+    assert server_with_users.list_keys() == before
+
+
+@pytest.mark.parametrize("missing", KEY_SCOPES)
+def test_a_key_that_makes_no_fence_is_no_failure(
+    server_with_users: TiledWithUsers, check: Check, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    scopes = [scope for scope in (*WRITING_SCOPES, *KEY_SCOPES) if scope != missing]
+    monkeypatch.setenv("TILED_API_KEY", server_with_users.make_key(scopes))
+    outcome = check("--skip", "files", uri=server_with_users.uri)
+    assert (outcome.code, outcome.state("fence")) == (CheckCode.OK, "warn")
+    assert outcome.found("fence") == f"none: the key lacks {missing}"
 
 
 def test_a_key_that_expires_soon_is_warned_of() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._account import Account, AccountRequests, ApiKey
 from ._catalog import TiledCatalog
 from ._connection import Client, Connection, WriteSlot, check_version
 from ._known_nodes import LATE_AUDIT
@@ -15,6 +16,9 @@ from ._stored import StoredNodes
 __all__ = [
     "LATE_AUDIT",
     "SERVER_CHECKS",
+    "Account",
+    "AccountRequests",
+    "ApiKey",
     "ArrayCheck",
     "Client",
     "Connection",

@@ -471,7 +471,7 @@ class Connection:
                 check_version(client)
                 self._client = client
                 self.counts.address, self.counts.version = _describe_server(client)
-            except TiledTooOld:
+            except NotProcessed:
                 raise
             except httpx.HTTPStatusError as error:
                 try:

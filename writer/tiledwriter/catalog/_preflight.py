@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from .._check_results import CheckResult, CheckState
 from .._errors import NotTiled, Paused, Refused, ServerError
 from ..mapping import RUN_SPEC, MappedUri
+from ._account import DELETING_SCOPES, KEY_SCOPES, NEEDED_SCOPES, AccountRequests, parse_time
 from ._connection import OLDEST_TILED, Client, TiledTooOld, check_version, parse_version
 from ._preflight_probe import Leftover, ProbeContainer
 from ._preflight_requests import PreflightRequests
@@ -27,20 +28,16 @@ TILED: Final = "tiled"
 VERSION: Final = "version"
 KEY: Final = "key"
 SCOPES: Final = "scopes"
+FENCE: Final = "fence"
 CONTAINER: Final = "container"
 PROBE: Final = "probe"
 STORAGE: Final = "storage"
 FILES: Final = "files"
-SERVER_CHECKS: Final = (TILED, VERSION, KEY, SCOPES, CONTAINER, PROBE, STORAGE, FILES)
+SERVER_CHECKS: Final = (TILED, VERSION, KEY, SCOPES, FENCE, CONTAINER, PROBE, STORAGE, FILES)
 """Names of the checks, in their order."""
 
-_NEEDED_SCOPES: Final = (
-    *("read:metadata", "read:data", "write:metadata", "write:data"),
-    *("create:node", "register"),
-)
-# Tiled asks for both before it deletes a node.
-_DELETING_SCOPES: Final = ("delete:node", "delete:revision")
 _EXPIRES_SOON: Final = timedelta(days=14)
+_PROBE_KEY_SECONDS: Final = 60
 _NO_SCOPES_WORDS: Final = "Not enough permissions"
 
 
@@ -152,6 +149,7 @@ class ServerChecks:
             raise _Blocked from error
         yield from _and_stop_at_failure(self._check_key(client))
         yield from _and_stop_at_failure(self._check_scopes(client))
+        yield self._check_fence(client)
         yield from _and_stop_at_failure(_check_container(path, attributes))
 
     def _has_credentials(self, client: Client) -> bool:
@@ -179,7 +177,7 @@ class ServerChecks:
                 KEY, "a login that Tiled's client has stored is accepted; it expires", "Use an API key for a service."
             )
         facts = self._requests.ask_about_key()
-        expires = _parse_time((facts or {}).get("expiration_time"))
+        expires = parse_time((facts or {}).get("expiration_time"))
         if expires is not None and expires - datetime.now(timezone.utc) < _EXPIRES_SOON:
             return CheckResult.warn(
                 KEY, f"the key from {source} is accepted until {expires.isoformat(' ', 'minutes')}", "Renew it in time."
@@ -199,21 +197,49 @@ class ServerChecks:
         if scopes is None:
             return None
         self._scopes_known = True
-        missing = [scope for scope in _NEEDED_SCOPES if scope not in scopes]
+        missing = [scope for scope in NEEDED_SCOPES if scope not in scopes]
         if missing:
             return CheckResult.fail(
                 SCOPES,
                 f"the key lacks {', '.join(missing)}",
                 "Make a key with these scopes, or for a user who has them.",
             )
-        unable = [scope for scope in _DELETING_SCOPES if scope not in scopes]
+        unable = [scope for scope in DELETING_SCOPES if scope not in scopes]
         if unable:
             return CheckResult.warn(
                 SCOPES,
                 f"sufficient, but without {', '.join(unable)}",
                 "Add them: tables are repaired, and blocked keys of arrays freed, by deleting nodes.",
             )
-        return CheckResult.ok(SCOPES, ", ".join((*_NEEDED_SCOPES, *_DELETING_SCOPES)))
+        return CheckResult.ok(SCOPES, ", ".join((*NEEDED_SCOPES, *DELETING_SCOPES)))
+
+    def _check_fence(self, client: Client) -> CheckResult:
+        """Return whether the key may make and revoke keys, which is tried unless nothing may be made."""
+        context = client.context
+        if not context.server_info.authentication.providers:
+            return CheckResult.ok(FENCE, "none: the server has a single user, whose key cannot be revoked")
+        key = getattr(context, "api_key", None)
+        if key is None:
+            return CheckResult.warn(
+                FENCE, "none: a login that Tiled's client has stored makes no keys", "Use an API key for a service."
+            )
+        requests = AccountRequests(context.http_client, str(context.api_uri))
+        try:
+            account = requests.look_at_account(key)
+            if account is None:
+                return CheckResult.warn(FENCE, "Tiled does not say whether the key may make keys", _FENCE_ADVICE)
+            missing = [scope for scope in KEY_SCOPES if scope not in account.scopes]
+            if missing:
+                return CheckResult.warn(FENCE, f"none: the key lacks {', '.join(missing)}", _FENCE_ADVICE)
+            if PROBE in self._options.skip:
+                return CheckResult.ok(FENCE, f"the key has {' and '.join(KEY_SCOPES)}")
+            made = requests.make_key(account, key, note="tiledwriter check", lifetime=_PROBE_KEY_SECONDS)
+            requests.revoke_key(made.first_eight, key)
+        except ServerError as error:
+            return CheckResult.warn(
+                FENCE, f"none: Tiled makes and revokes no keys for the key ({error})", _FENCE_ADVICE
+            )
+        return CheckResult.ok(FENCE, "an API key was made and revoked")
 
     # The probe node.
 
@@ -304,6 +330,10 @@ class ServerChecks:
         return CheckResult.ok(FILES, f"Tiled opens {', '.join(file.uri for file in options.files)}")
 
 
+_FENCE_ADVICE: Final = (
+    "The service writes without it. To have requests of a killed supervisor refused once another has begun, make a key "
+    f"with {' and '.join(KEY_SCOPES)}, too."
+)
 _NO_KEY_ADVICE: Final = "Put the key into TILED_API_KEY, or into a file that api_key_file names."
 
 
@@ -438,11 +468,3 @@ def _scopes_shown_by_probe(*, failed: bool) -> CheckResult:
     if failed:
         return CheckResult.skip(SCOPES, "Tiled does not say which scopes the key has, and the probe failed")
     return CheckResult.ok(SCOPES, "Tiled does not list them, but the probe node was written and deleted")
-
-
-def _parse_time(text: object) -> datetime | None:
-    try:
-        parsed = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
-    except ValueError:
-        return None
-    return parsed.replace(tzinfo=timezone.utc) if parsed.tzinfo is None else parsed

@@ -11,6 +11,7 @@ import msgspec
 import tenacity
 
 from .._errors import Ambiguous, NotProcessed, Paused, Refused, ServerError, ServerFailed
+from ._account import effective_scopes
 from ._connection import Client, quote_segments, sort_transport_error
 from ._responses import raise_for_response
 
@@ -108,20 +109,12 @@ class PreflightRequests:
         return self._ask_auth("apikey")
 
     def ask_scopes(self) -> frozenset[str] | None:
-        """Return the scopes of the key; None if Tiled does not say.
-
-        A key has the scopes that it was made with as far as its owner has them, or, with "inherit", all of the owner.
-        """
+        """Return the scopes of the key; None if Tiled does not say."""
         key, owner = self._ask_auth("apikey"), self._ask_auth("whoami")
-        roles = (owner or {}).get("roles")
-        if not isinstance(roles, list):
+        if key is None and getattr(self._client.context, "api_key", None) is not None:
             return None
-        of_owner = {str(scope) for role in roles for scope in role.get("scopes") or ()}
-        if key is None:
-            # A stored login, not a key.
-            return frozenset(of_owner) if getattr(self._client.context, "api_key", None) is None else None
-        of_key = {str(scope) for scope in key.get("scopes") or ()}
-        return frozenset(of_owner if "inherit" in of_key else of_key & of_owner)
+        # Without a key there is a stored login.
+        return effective_scopes(key, owner)
 
     def _ask_auth(self, endpoint: str) -> dict[str, Any] | None:
         try:

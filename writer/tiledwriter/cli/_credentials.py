@@ -7,6 +7,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
 
 from .._config import Settings
 from ._sources import WrongConfiguration, suggest
@@ -40,6 +41,37 @@ def describe_key_source(settings: Settings) -> str | None:
     if settings.profile is not None and find_profile(settings.profile).get("api_key") is not None:
         return f"profile {settings.profile}"
     return None if os.environ.get(KEY_VARIABLE) is None else KEY_VARIABLE
+
+
+def find_account_key(settings: Settings) -> str | None:
+    """Return the API key that is configured; None if there is none, or one in the URI of a profile.
+
+    Raises
+    ------
+    WrongConfiguration
+        The key file does not hold a key, or there is no such profile.
+    """
+    profile = {} if settings.profile is None else find_profile(settings.profile)
+    if "api_key" in parse_qs(urlsplit(profile.get("uri") or "").query):
+        # Tiled's client takes no other key with such a URI.
+        return None
+    if settings.api_key_file is not None:
+        return read_key_file(settings.api_key_file)
+    return profile.get("api_key") or os.environ.get(KEY_VARIABLE)
+
+
+def find_server(settings: Settings) -> tuple[str | None, bool]:
+    """Return the URI of Tiled, None if it runs in the process of its client, and whether to check its certificate.
+
+    Raises
+    ------
+    WrongConfiguration
+        There is no such profile.
+    """
+    if settings.profile is None:
+        return settings.tiled, True
+    profile = find_profile(settings.profile)
+    return profile.get("uri"), bool(profile.get("verify", True))
 
 
 def find_profile(name: str) -> Mapping[str, Any]:

@@ -42,6 +42,7 @@ examples:
   tiledwriter-supervisor status --journal-dir /var/lib/tiledwriter
   tiledwriter-supervisor status --config /etc/tiledwriter/config.yaml --watch
   tiledwriter-supervisor status --journal-dir /var/lib/tiledwriter --json
+  tiledwriter-supervisor status --journal-dir /var/lib/tiledwriter --serves
 
 exit codes, as monitoring checks take them:
   0 well; 1 degraded: something needs attention, or Tiled is away; 2 failed: the service cannot do its work, or its
@@ -80,6 +81,11 @@ def add_command(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     command.add_argument("--json", action="store_true", help="print JSON instead of text")
     command.add_argument(
+        "--serves",
+        action="store_true",
+        help="say only whether this host serves, and exit with 1 if it stands by: for a check of a service address",
+    )
+    command.add_argument(
         "--watch", action="store_true", help=f"show it again every {REFRESH_SECONDS:g} seconds, until Ctrl-C"
     )
     command.set_defaults(command=show_status)
@@ -94,6 +100,8 @@ def show_status(arguments: argparse.Namespace) -> int:
         print(f"tiledwriter-supervisor status: {plain(str(error))}", file=sys.stderr)
         return ExitCode.USAGE
     try:
+        if arguments.serves:
+            return _print_whether_served(directories)
         if arguments.json:
             return _print_json(directories, repeat=arguments.watch)
         return _watch(directories) if arguments.watch else _print_once(directories)
@@ -189,6 +197,27 @@ def _look_at_all(directories: dict[str, Path]) -> tuple[StatusCode, RenderableTy
     pictures = [(f"target {name}: {directories[name]}", picture, "") for name, (_, picture, _) in looks.items()]
     found = {name: json.loads(text) if isinstance(text, bytes) else text for name, (_, _, text) in looks.items()}
     return code, Group(*(part for parts in pictures for part in parts)), {"schema": 1, "targets": found}
+
+
+def _print_whether_served(directories: dict[str, Path]) -> StatusCode:
+    """Print what keeps this host from serving, if something does."""
+    from tiledbroker._errors import NoSupervisor, SupervisorSilent
+    from tiledbroker.supervisor import read_snapshot
+
+    for directory in directories.values():
+        try:
+            lease = read_snapshot(directory).lease
+        except NoSupervisor as error:
+            print(plain(str(error)))
+            return StatusCode.NO_SUPERVISOR
+        except SupervisorSilent as error:
+            print(plain(str(error)))
+            return StatusCode.FAILED
+        if lease is not None and not lease.held:
+            print("This host stands by.")
+            return StatusCode.DEGRADED
+    print("This host serves.")
+    return StatusCode.WELL
 
 
 def _print_json(directories: dict[str, Path], *, repeat: bool) -> StatusCode:

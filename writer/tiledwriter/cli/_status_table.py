@@ -14,7 +14,7 @@ from rich.text import Text
 from ._terminal import count_of, plain
 
 if TYPE_CHECKING:
-    from tiledbroker.supervisor import DiskStatus, RunStatus, Snapshot, TiledLook, TiledStatus, Trouble
+    from tiledbroker.supervisor import DiskStatus, LeaseStatus, RunStatus, Snapshot, TiledLook, TiledStatus, Trouble
 
 _STYLES: Final = {"well": "bold green", "degraded": "bold yellow", "failed": "bold red"}
 _TROUBLED_STYLES: Final = {"failed": "red", "parked": "yellow"}
@@ -73,6 +73,8 @@ def _describe_totals(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
     yield "Tiled", _describe_tiled(snapshot.tiled, snapshot.now)
     for disk in snapshot.disks:
         yield disk.purpose.capitalize(), _describe_disk(disk)
+    if snapshot.lease is not None:
+        yield "Lease", _describe_lease(snapshot.lease, snapshot.now)
     yield "Publishers", _describe_publishers(snapshot)
     counts = snapshot.runs.counts
     now = ", ".join(f"{counts[state]} {state}" for state in ("starting", "open", "closing", "parked") if counts[state])
@@ -92,6 +94,13 @@ def _describe_totals(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
             f"{f'; refused: {refused}' if refused else ''}"
         ),
     )
+
+
+def _describe_lease(lease: LeaseStatus, now: float) -> str:
+    holder = "held by this host" if lease.held else f"held by {lease.host or 'nobody that is known yet'}"
+    epoch = "" if lease.epoch is None else f", epoch {lease.epoch}"
+    renewed = "" if lease.renewed is None else f", renewed {_ago(lease.renewed, now)}"
+    return f"{holder}{epoch}{renewed}; in {lease.place}"
 
 
 def _describe_finished(run: RunStatus, now: float) -> str:

@@ -14,7 +14,7 @@ import httpx
 from tiledbroker.supervisor import TILED_GRACE_SECONDS
 
 from .._config import Settings
-from ._credentials import find_profile
+from ._credentials import find_server
 
 log = logging.getLogger("tiledwriter.supervisor")
 
@@ -41,10 +41,7 @@ class TiledPresence:
     """
 
     def __init__(self, settings: Settings, note: Callable[[str], None], check_command: str) -> None:
-        self._uri, self._verify = settings.tiled, True
-        if settings.profile is not None:
-            profile = find_profile(settings.profile)
-            self._uri, self._verify = profile.get("uri"), bool(profile.get("verify", True))
+        self._uri, self._verify = find_server(settings)
         self._headers = {name: value.get_secret_value() for name, value in settings.headers.items()}
         self._note = note
         self._check_command = check_command

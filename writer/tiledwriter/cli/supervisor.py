@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tiledbroker._wording import format_command, format_install
 
-from . import _check, _keygen, _status
+from . import _check, _keygen, _lease_dir, _status
 from ._completion import answer_completion
 from ._exit import ExitCode
 from ._lifeline import end_with_parent
@@ -26,10 +26,11 @@ from ._parser import make_parser
 from ._terminal import count_of, discard_output, flush_output
 
 if TYPE_CHECKING:
-    from tiledbroker.supervisor import Supervisor, WorkerCommand
+    from tiledbroker.supervisor import Source, Supervisor, WorkerCommand
 
     from .._config import Settings
     from ._settings import LoadedSettings
+    from ._writing_key import WritingKey
 
 log = logging.getLogger("tiledwriter.supervisor")
 
@@ -46,10 +47,12 @@ examples:
   tiledwriter-supervisor --profile beamline --listen tcp://127.0.0.1:5579
   tiledwriter-supervisor --profile beamline --http 8080
   tiledwriter-supervisor --profile beamline --listen 'tcp://*:5579' --curve /etc/tiledwriter/keys
+  tiledwriter-supervisor --config /etc/tiledwriter/config.yaml --lease-dir /shared/tiledwriter --standby
   tiledwriter-supervisor --config /etc/tiledwriter/config.yaml --drain
   tiledwriter-supervisor --config /etc/tiledwriter/config.yaml --print-config
 
-exit codes: 0 ended as asked; 1 failed; 2 wrong usage; 3 another supervisor uses the journals;
+exit codes: 0 ended as asked; 1 failed, or the lease was lost; 2 wrong usage; 3 another supervisor uses the journals,
+  or another host holds the lease;
   4 no journal directory to drain; 5 after --drain, if runs remain that are not in Tiled
 """
 
@@ -85,6 +88,18 @@ def parser() -> argparse.ArgumentParser:
         help="directory of the journals, on a local disk (default: the user's state directory)",
     )
     result.add_argument(
+        "--lease-dir",
+        type=Path,
+        metavar="DIR",
+        help="directory that all ingest hosts of this service mount; who holds the lease in it, serves",
+    )
+    result.add_argument(
+        "--standby",
+        action="store_true",
+        default=None,
+        help="wait while another host holds the lease, and then take over",
+    )
+    result.add_argument(
         "--http",
         metavar="HOST:PORT",
         help="serve a status page and metrics; a port alone: to this host only",
@@ -106,6 +121,7 @@ def parser() -> argparse.ArgumentParser:
     commands = result.add_subparsers(title="other commands", metavar="COMMAND")
     _status.add_command(commands)
     _keygen.add_command(commands)
+    _lease_dir.add_command(commands)
     _check.add_command(commands)
     return result
 
@@ -129,18 +145,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def serve(arguments: argparse.Namespace) -> ExitCode:
     """Run the supervisor until it is stopped or, with `--drain`, until it has drained the journals."""
-    drain = arguments.drain
     try:
         import zmq
 
         from tiledbroker import JournalLocked, KeyFileError
-        from tiledbroker._errors import DirectoryUnusable, WorkersUnusable
+        from tiledbroker._errors import DirectoryUnusable, LeaseHeld, LeaseLost, WorkersUnusable
 
         from .._config import PluginCheck
         from ..status import HttpProcess, TokenFileError, find_missing_packages
         from ..worker import allow_open_files
         from ._credentials import require_credentials
-        from ._reload import ConfigurationReload
         from ._settings import (
             WrongConfiguration,
             config_schema,
@@ -150,6 +164,7 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
             setting_flags,
         )
         from ._tiled_presence import TiledPresence
+        from ._writing_key import WritingKey
     except ImportError as error:
         return _report_failure(ExitCode.FAILED, f"{error}. The ingest host needs: {format_install('ingest')}")
     if arguments.print_schema:
@@ -178,19 +193,19 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
     log.debug("Up to %d files may be open.", allow_open_files())
     try:
         check = _format_check_command(arguments.config, setting_flags(arguments), loaded)
-        supervisor = _make_supervisor(settings, drain=drain, relayed=arguments.relayed, check_command=check)
-        supervisor.stop_on_signals()
-        supervisor.reload_on_signal(
-            ConfigurationReload(arguments.config, setting_flags(arguments), settings, _make_command)
-        )
+        key = WritingKey(settings, settings.journal_dir)
+        supervisor = _make_supervisor(arguments, settings, key, check_command=check)
+        key.follow_lease(supervisor.lease)
         log.info("Starting %s.", loaded.describe())
         page = contextlib.nullcontext() if http is None else HttpProcess(http)
-        with TiledPresence(settings, supervisor.note_tiled_look, check), page:
-            left = supervisor.run()
+        with TiledPresence(settings, supervisor.note_tiled_look, check), page, key:
+            left = supervisor.run(key.revoke)
         rest = _describe_rest(supervisor.count_unwritten(), surveyed=supervisor.surveyed)
         log.info("Stopped %s; left: %s.", loaded.describe(), rest)
     except (KeyFileError, WorkersUnusable) as error:
         return _report_failure(ExitCode.USAGE, str(error))
+    except (LeaseHeld, LeaseLost) as error:
+        return _report_failure(ExitCode.LOCKED if isinstance(error, LeaseHeld) else ExitCode.FAILED, str(error))
     except JournalLocked:
         return _report_failure(ExitCode.LOCKED, f"another tiledwriter-supervisor uses {settings.journal_dir}")
     except DirectoryUnusable as error:
@@ -199,7 +214,7 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
         return _report_failure(ExitCode.FAILED, f"cannot listen at {settings.listen}: {error}")
     except OSError as error:
         return _report_failure(ExitCode.FAILED, f"cannot use {settings.journal_dir}: {error}")
-    if drain and left:
+    if arguments.drain and left:
         for run in left:
             log.error("Run %s is not completely in Tiled: %s.", run.uid, run.reason or run.state)
         return ExitCode.INCOMPLETE
@@ -240,14 +255,20 @@ def _serve_targets(arguments: argparse.Namespace, targets: Mapping[str, LoadedSe
         return _report_failure(ExitCode.FAILED, f"cannot serve: {error}")
 
 
-def _make_command(settings: Settings) -> WorkerCommand:
+def _make_command(settings: Settings, key: WritingKey) -> WorkerCommand:
+    """Return what workers run under some settings, which `key` uses from now on, too."""
     from tiledbroker.supervisor import WorkerCommand
 
     from ..worker import prepare_workers, run_worker
 
+    key.change_settings(settings)
     options = settings.worker_options()
+    options = replace(options, tiled=replace(options.tiled, key_page=key.page))
     return WorkerCommand(
-        partial(run_worker, options=options), ("tiledwriter.worker._preload",), partial(prepare_workers, options)
+        partial(run_worker, options=options),
+        ("tiledwriter.worker._preload",),
+        partial(prepare_workers, options),
+        (key.page.descriptor,),
     )
 
 
@@ -268,18 +289,33 @@ def _format_check_command(config: Path | None, flags: Mapping[str, Any], loaded:
     return format_command(*words)
 
 
-def _make_supervisor(settings: Settings, *, drain: bool, relayed: bool, check_command: str) -> Supervisor:
+def _choose_source(settings: Settings, *, drain: bool, relayed: bool) -> Callable[[], Source]:
+    """Return what makes the source of documents: the socket of publishers, or that of the relay."""
+    from tiledbroker.supervisor import Frontend, RelayedFrontend
+
+    listen = None if drain else settings.listen
+    if relayed:
+        return partial(RelayedFrontend, listen, settings.client_limits(), settings.journal_dir)
+    return partial(Frontend, listen, settings.client_limits(), settings.server_curve())
+
+
+def _make_supervisor(
+    arguments: argparse.Namespace, settings: Settings, key: WritingKey, *, check_command: str
+) -> Supervisor:
+    """Return the supervisor, which holds the journal directory and answers signals from now on."""
+    from tiledbroker.ownership import DirectoryStore, LeaseTiming
     from tiledbroker.supervisor import Supervisor
 
     from ..worker import Processes
+    from ._reload import ConfigurationReload
+    from ._settings import setting_flags
 
-    return Supervisor(
+    supervisor = Supervisor(
         settings.journal_dir,
-        _make_command(settings),
-        listen=None if drain else settings.listen,
-        drain=drain,
+        _make_command(settings, key),
+        _choose_source(settings, drain=arguments.drain, relayed=arguments.relayed),
+        drain=arguments.drain,
         clients=settings.client_limits(),
-        curve=None if relayed else settings.server_curve(),
         max_workers=settings.max_workers,
         max_resumed=settings.max_resumed,
         limits=settings.worker_limits(),
@@ -289,9 +325,15 @@ def _make_supervisor(settings: Settings, *, drain: bool, relayed: bool, check_co
         min_free=settings.min_free,
         keep_written=settings.keep_written,
         write_slots=settings.write_slots,
-        relayed=relayed,
         check_command=check_command,
+        lease_store=None if settings.lease_dir is None else DirectoryStore(settings.lease_dir),
+        lease_timing=LeaseTiming.of(settings.lease_seconds),
+        standby=settings.standby,
     )
+    supervisor.stop_on_signals()
+    make_command = partial(_make_command, key=key)
+    supervisor.reload_on_signal(ConfigurationReload(arguments.config, setting_flags(arguments), settings, make_command))
+    return supervisor
 
 
 def _describe_rest(counts: Mapping[str, int], *, surveyed: bool) -> str:

@@ -67,6 +67,8 @@ class SnapshotCollector(Collector):
             yield from _tiled_metrics(snapshot.tiled)
         yield from _worker_metrics(snapshot)
         yield from _disk_metrics(snapshot.disks)
+        if snapshot.lease is not None:
+            yield _gauge("lease_held", "1 if this host holds the lease, 0 if it stands by.", int(snapshot.lease.held))
 
 
 def _service_metrics(snapshot: Snapshot) -> Iterator[Metric]:

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Final
 
 from tiledbroker._wording import as_sentence, format_command
-from tiledbroker.supervisor import DiskStatus, RunStatus, Snapshot
+from tiledbroker.supervisor import DiskStatus, LeaseStatus, RunStatus, Snapshot
 
 from ._format import count_of, format_bytes, format_clock, format_count, format_duration, format_since
 from ._metrics import age_of_oldest, all_runs, count_unwritten
@@ -84,6 +84,8 @@ def overview_of(observation: Observation, journal_dir: str) -> Overview:
     if snapshot is None:
         return _overview_without_supervisor(observation, journal_dir)
     tasks = _tasks_of(snapshot, journal_dir)
+    if snapshot.lease is not None and not snapshot.lease.held:
+        return _overview_of_standby(snapshot, snapshot.lease, tasks)
     return Overview(_is_safe(snapshot), _is_written(snapshot), _needs_attention(snapshot, tasks), tasks)
 
 
@@ -104,6 +106,17 @@ def _overview_without_supervisor(observation: Observation, journal_dir: str) -> 
         ),
         Answer("Is it getting into Tiled?", Level.BAD, "NOT KNOWN", f"{silent}, so probably nothing is written."),
         Answer("What needs me?", Level.BAD, "THE SUPERVISOR", as_sentence(f"{silent}: {observation.problem}")),
+        tasks,
+    )
+
+
+def _overview_of_standby(snapshot: Snapshot, lease: LeaseStatus, tasks: tuple[str, ...]) -> Overview:
+    holder = f"{lease.host} holds the lease" if lease.host else "Who holds the lease is not known"
+    elsewhere = f"This host stands by. {holder}: the answer is on the status page of the host that serves."
+    return Overview(
+        Answer("Is data safe?", Level.UNKNOWN, "STANDBY", elsewhere),
+        Answer("Is it getting into Tiled?", Level.UNKNOWN, "STANDBY", elsewhere),
+        _needs_attention(snapshot, tasks),
         tasks,
     )
 

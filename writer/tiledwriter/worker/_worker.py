@@ -28,12 +28,14 @@ from tiledbroker._filesystem import explain_write_error
 from tiledbroker._outcomes import COMPLETE, FAILED
 from tiledbroker._rate_limited_log import RateLimitedLog
 from tiledbroker._wake_up import WakeUp
+from tiledbroker.ownership import DeadlinePage, boottime
 from tiledbroker.protocol import messages
 from tiledbroker.supervisor import WorkerTask
 
 from .._logging import LogOptions
 from ..catalog import Client
 from ..mapping import WritingOptions
+from ._key_page import KeyPage, PageAuth
 from ._plugin_modules import forget_changed_plugins, preload_plugins
 from ._processes import Processes
 from ._reporter import Reporter
@@ -96,12 +98,15 @@ class TiledAddress:
         HTTP headers of every request, in addition to those of the profile. They may be secrets, so `repr` omits them.
     api_key_file
         File with the API key, which is read at each connection.
+    key_page
+        Where the supervisor says which API key its workers use; None to use the credentials above.
     """
 
     uri: str | None = None
     profile: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     api_key_file: Path | None = None
+    key_page: KeyPage | None = None
 
     def connect(self) -> Client:
         """Connect and return a container client.
@@ -112,24 +117,32 @@ class TiledAddress:
         ------
         OSError
             The API key file cannot be read.
+        NotProcessed
+            The supervisor has not said yet which key to use.
         Exception
             Whatever Tiled's client raises.
         """
         import tiled.client
         import tiled.client.utils
 
+        own_key = None if self.key_page is None else self.key_page.find_key()
+
         tiled.client.utils.TILED_RETRY_ATTEMPTS = 1
         given = self._certificates()
         if self.headers:
             # A new dict, because the client changes it.
-            given["headers"] = {**self._profile_headers(), **self.headers}
-        if self.api_key_file is not None:
+            given["headers"] = self.all_headers()
+        if own_key is not None:
+            given["api_key"] = own_key
+        elif self.api_key_file is not None:
             given["api_key"] = self.api_key_file.read_text().strip()
         client: Client = (
             tiled.client.from_uri(self.uri, **given)
             if self.uri is not None
             else tiled.client.from_profile(self.profile, **given)
         )
+        if self.key_page is not None and own_key is not None:
+            client.context.http_client.auth = PageAuth(self.key_page)
         return client
 
     def open(self, timeout: float) -> Client:
@@ -162,7 +175,7 @@ class TiledAddress:
         if "direct" in profile:
             return self.connect()
         given = {**self._certificates(), **{name: profile[name] for name in _CONTEXT_OPTIONS if name in profile}}
-        given["headers"] = {**self._profile_headers(), **self.headers}
+        given["headers"] = self.all_headers()
         if self.api_key_file is not None:
             given["api_key"] = self.api_key_file.read_text().strip()
         uri = profile["uri"] if self.uri is None else self.uri
@@ -179,15 +192,16 @@ class TiledAddress:
             return {}
         return {"verify": load_certificates()}
 
-    def _profile_headers(self) -> dict[str, str]:
-        """Return the profile's headers that are not overridden: headers passed to the client replace all of them."""
+    def all_headers(self) -> dict[str, str]:
+        """Return the headers, with those of the profile that they do not override: a client takes either."""
+        if self.profile is None:
+            return dict(self.headers)
         from tiled.profiles import load_profiles
 
-        if self.profile is None:
-            return {}
         _, content = load_profiles().get(self.profile, (None, {}))
         given = {name.lower() for name in self.headers}
-        return {name: value for name, value in (content.get("headers") or {}).items() if name.lower() not in given}
+        kept = {name: value for name, value in (content.get("headers") or {}).items() if name.lower() not in given}
+        return {**kept, **self.headers}
 
 
 @dataclass(frozen=True)
@@ -254,7 +268,8 @@ class Worker:
         self._park_after = options.park_after
         self._outbox: queue.SimpleQueue[messages.Message] = queue.SimpleQueue()
         self._wake_up = WakeUp()
-        self._write_slot = WriteSlot(task.run_uid, self._queue_message)
+        self._lease = None if task.lease_page is None else DeadlinePage.open(task.lease_page)
+        self._write_slot = WriteSlot(task.run_uid, self._queue_message, self._lease)
         # Number of documents in Tiled; that which the supervisor was told last, and when (`time.monotonic`).
         self._written = self._told_written = 0
         self._told_written_at = float("-inf")
@@ -340,7 +355,7 @@ class Worker:
         deadline = time.monotonic() + timeout
         while (patience := deadline - time.monotonic()) > 0:
             events = dict(poller.poll(int(1000 * patience) + 1))
-            if self._task.lifeline in events:
+            if self._task.lifeline in events or self._has_lost_lease():
                 os._exit(ORPHANED_EXIT_CODE)
             if self._mailbox in events:
                 message = messages.decode(self._mailbox.recv_multipart(zmq.NOBLOCK))
@@ -368,7 +383,9 @@ class Worker:
         while not self._is_done():
             events = dict(poller.poll(int(1000 * REFUSAL_AFTER_DISK_FULL_SECONDS)))
             if self._task.lifeline in events:
-                self._end_as_orphan()
+                self._end_as_orphan("The supervisor is gone")
+            if self._has_lost_lease():
+                self._end_as_orphan("The lease of this host is over, so another one may serve")
             if self._mailbox in events:
                 self._take_in()
             if self._wake_up.fileno() in events:
@@ -400,9 +417,12 @@ class Worker:
             RunOutage(self._journal).note_parking()
         return True
 
-    def _end_as_orphan(self) -> None:
-        """End at once: the successor of the lost supervisor needs the journal, which has everything acknowledged."""
-        log.warning("The supervisor is gone; this worker ends.")
+    def _has_lost_lease(self) -> bool:
+        return self._lease is not None and self._lease.seconds_left(boottime()) <= 0.0
+
+    def _end_as_orphan(self, why: str) -> None:
+        """End at once: a successor of the supervisor writes the run, from this journal or one that it gets anew."""
+        log.warning("%s; this worker ends.", why)
         self._writing.stop(REQUEST_TIMEOUT_OF_ORPHAN_SECONDS)
         # The writing thread may still have a request in flight; its intent is recorded in the journal.
         os._exit(ORPHANED_EXIT_CODE)

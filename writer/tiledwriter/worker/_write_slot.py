@@ -8,11 +8,13 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
+from tiledbroker.ownership import DeadlinePage, boottime
 from tiledbroker.protocol import messages
 
 from .._errors import Stopped
 
 _POLL_SECONDS: Final = 0.5
+_LEASE_POLL_SECONDS: Final = 0.2
 # Seconds of writing after which a slot that others wait for is released between two requests.
 _LONGEST_TURN_SECONDS: Final = 0.5
 
@@ -37,6 +39,8 @@ class WriteSlot:
         Uid of the run.
     send
         Sends a message to the supervisor, from any thread.
+    lease
+        Deadline of the supervisor's lease; None if no other host can serve instead.
 
     Attributes
     ----------
@@ -44,8 +48,9 @@ class WriteSlot:
         Kind of the database that Tiled stores tables in; "" while it is not known.
     """
 
-    def __init__(self, run: str, send: Callable[[messages.Message], None]) -> None:
+    def __init__(self, run: str, send: Callable[[messages.Message], None], lease: DeadlinePage | None = None) -> None:
         self.storage = ""
+        self._lease = lease
         self._run = run
         self._send = send
         self._changed = threading.Condition()
@@ -54,13 +59,19 @@ class WriteSlot:
         self._acquired_at = 0.0
 
     def acquire(self, stopping: threading.Event) -> None:
-        """Wait for the slot, unless it is held.
+        """Wait for the slot, unless it is held, and then until a request that is sent at once is within the lease.
 
         Raises
         ------
         Stopped
             `stopping` was set meanwhile.
         """
+        self._acquire_slot(stopping)
+        while self._lease is not None and not self._lease.may_send(boottime()):
+            if stopping.wait(_LEASE_POLL_SECONDS):
+                raise Stopped("Stopped while waiting for the lease to be renewed.")
+
+    def _acquire_slot(self, stopping: threading.Event) -> None:
         with self._changed:
             if self._state is _State.USED:
                 return

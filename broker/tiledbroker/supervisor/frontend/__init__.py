@@ -1,15 +1,14 @@
-"""What publishers talk to: connections, handshakes, and the relay to several targets."""
+"""What publishers talk to over ZeroMQ: the source of the supervisor, its connections, and the relay to targets."""
 
 from __future__ import annotations
 
-from ._frontend import Frontend
-from ._handshake_queue import HandshakeQueue
+from ._frontend import DEFAULT_ADDRESS, Frontend
 from ._relay import Relay
 from ._relayed_frontend import RelayedFrontend
 
 __all__ = [
+    "DEFAULT_ADDRESS",
     "Frontend",
-    "HandshakeQueue",
     "Relay",
     "RelayedFrontend",
 ]

@@ -60,11 +60,9 @@ class Relay:
         self, listen: str, journal_dirs: Mapping[str, Path], clients: ClientLimits, curve: ServerCurve | None
     ) -> None:
         self.listening = False
-        self._listen = listen
-        self._clients = clients
         self._answers = TargetAnswers(list(journal_dirs))
         self._context: zmq.Context[_Socket] = zmq.Context()
-        self._frontend = Frontend(self._context, clients, curve)
+        self._frontend = Frontend(listen, clients, curve)
         self._paths = {name: SocketPath(directory, RELAY_SOCKET) for name, directory in journal_dirs.items()}
         self._links = {name: self._connect(path) for name, path in self._paths.items()}
         self._answered_at: dict[str, float] = {}
@@ -124,8 +122,8 @@ class Relay:
             self._receive_from_publishers()
 
     def _start_listening(self) -> None:
-        self._frontend.bind(self._listen)
-        self._poller.register(self._frontend.socket, zmq.POLLIN)
+        self._frontend.open()
+        self._poller.register(self._frontend.pollable, zmq.POLLIN)
         self.listening = True
 
     def _receive_from_publishers(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 import zmq
 
@@ -27,35 +27,30 @@ SENDER_FRAMES: Final = 3
 # The relay has enforced the limit.
 _NO_CONNECTION_LIMIT: Final = 2**31
 
-_Socket: TypeAlias = "zmq.Socket[bytes]"
-
 
 class RelayedFrontend(Frontend):
     """The frontend of a target's supervisor.
 
     Parameters
     ----------
-    context
-        ZeroMQ context of the socket.
+    listen
+        Where the relay listens for publishers; None accepts none.
     limits
         Limits for each client; that of connections is the relay's.
     journal_dir
         Directory of the target's journals, for the socket.
     """
 
-    def __init__(self, context: zmq.Context[_Socket], limits: ClientLimits, journal_dir: Path) -> None:
-        super().__init__(context, replace(limits, max_connections=_NO_CONNECTION_LIMIT), None)
+    def __init__(self, listen: str | None, limits: ClientLimits, journal_dir: Path) -> None:
+        super().__init__(listen, replace(limits, max_connections=_NO_CONNECTION_LIMIT))
         self._path = SocketPath(journal_dir, RELAY_SOCKET)
-        self._listen = ""
         self._relay = b""
         # One connection carries the messages of all publishers. The relay's windows bound the queues.
-        self.socket.setsockopt(zmq.RCVHWM, 0)
-        self.socket.setsockopt(zmq.SNDHWM, 0)
+        self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._socket.setsockopt(zmq.SNDHWM, 0)
 
-    def bind(self, address: str) -> None:
-        """Listen for the relay; `address` is where the relay listens for publishers."""
-        super().bind(f"ipc://{self._path.path}")
-        self._listen = address
+    def _bind(self, address: str) -> None:  # noqa: ARG002  the relay listens there
+        super()._bind(f"ipc://{self._path.path}")
 
     def close(self) -> None:
         """Close the socket; messages already queued get a moment to be sent."""
@@ -63,7 +58,7 @@ class RelayedFrontend(Frontend):
         self._path.close()
 
     @property
-    def endpoint(self) -> str:
+    def endpoint(self) -> str | None:
         """The address at which the relay listens for publishers."""
         return self._listen
 
@@ -81,7 +76,7 @@ class RelayedFrontend(Frontend):
 
     def _send_message(self, identity: bytes, message: messages.Message) -> bool:
         try:
-            self.socket.send_multipart([self._relay, identity, *messages.encode(message)], zmq.NOBLOCK)
+            self._socket.send_multipart([self._relay, identity, *messages.encode(message)], zmq.NOBLOCK)
         except zmq.ZMQError:
             return False
         return True

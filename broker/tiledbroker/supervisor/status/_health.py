@@ -11,7 +11,7 @@ import msgspec
 
 from ..._wording import as_sentence, format_command, format_run_command
 from .._lifecycle import State
-from ._snapshot import Health, RunStatus, Snapshot, TiledLook
+from ._snapshot import Health, LeaseStatus, RunStatus, Snapshot, TiledLook
 
 RECENT_SECONDS: Final = 300.0
 """Time for which the death of a worker or the refusal of a publisher counts as recent."""
@@ -76,7 +76,9 @@ def judge_service(snapshot: Snapshot, symptoms: Symptoms, check_command: str = "
     defects = [*_find_defects(snapshot, symptoms, advice)]
     state: Health = "failed" if failures else "degraded" if defects else "well"
     reasons = [*failures, *defects]
-    if snapshot.tiled.reachable is None and not symptoms.has_unwritten and not _is_unanswered(snapshot):
+    if snapshot.lease is not None and not snapshot.lease.held:
+        reasons.append(_describe_standby(snapshot.lease))
+    elif snapshot.tiled.reachable is None and not symptoms.has_unwritten and not _is_unanswered(snapshot):
         reasons.append(f"{_describe_look(snapshot.tiled.look)}{advice}")
     return msgspec.structs.replace(snapshot, state=state, reasons=reasons)
 
@@ -96,6 +98,28 @@ def _describe_look(look: TiledLook | None) -> str:
             "to write."
         )
     return f"Tiled has not answered yet ({look.problem}). It is asked again every few seconds."
+
+
+def _describe_lease_problem(lease: LeaseStatus) -> str:
+    if lease.held:
+        return (
+            f"The lease in {lease.place} cannot be renewed: {as_sentence(str(lease.problem))} In "
+            f"{max(lease.seconds_left or 0.0, 0.0):.0f} s this host stops, so that another one may take over; nothing "
+            "is lost."
+        )
+    return (
+        f"The lease in {lease.place} cannot be read: {as_sentence(str(lease.problem))} Until it can be, this host does "
+        "not take over."
+    )
+
+
+def _describe_standby(lease: LeaseStatus) -> str:
+    if lease.host is None:
+        return f"This host stands by. Who holds the lease in {lease.place} is not known yet."
+    return (
+        f"This host stands by: {lease.host} holds the lease in {lease.place} (epoch {lease.epoch}). This host takes "
+        "over by itself when that one stops or falls silent."
+    )
 
 
 def _find_failures(snapshot: Snapshot, symptoms: Symptoms, advice: str) -> Iterator[str]:
@@ -126,6 +150,8 @@ def _find_failures(snapshot: Snapshot, symptoms: Symptoms, advice: str) -> Itera
 
 def _find_defects(snapshot: Snapshot, symptoms: Symptoms, advice: str) -> Iterator[str]:
     """Yield the reasons why the service is degraded."""
+    if snapshot.lease is not None and snapshot.lease.problem is not None:
+        yield _describe_lease_problem(snapshot.lease)
     tiled = snapshot.tiled
     if tiled.reachable is False and not symptoms.tiled_needs_person:
         yield (

@@ -164,8 +164,25 @@ class Trouble(msgspec.Struct, frozen=True):
     text: str
 
 
+class LeaseStatus(msgspec.Struct, frozen=True):
+    """The lease of a service that several hosts can serve: the one that holds it does, the others stand by.
+
+    `held` tells whether this host holds it. `place` is where the lease is kept; `host`, `epoch` and `renewed` are those
+    of the lease as it was seen there last. `seconds_left` is the time until a lease that is held is lost if it is not
+    renewed. `problem` is the reason why it cannot be read or renewed.
+    """
+
+    held: bool
+    place: str
+    host: str | None
+    epoch: int | None
+    renewed: float | None
+    seconds_left: float | None
+    problem: str | None
+
+
 class Snapshot(msgspec.Struct, frozen=True):
-    """The service at one moment."""
+    """The service at one moment. `lease` is None if no other host can serve instead of this one."""
 
     schema: int
     state: Health
@@ -185,6 +202,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     workers: WorkersStatus
     totals: Totals
     trouble: list[Trouble]
+    lease: LeaseStatus | None = None
 
 
 MAX_LISTED_RUNS: Final = 1_000

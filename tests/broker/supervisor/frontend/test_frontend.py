@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import socket
 import time
@@ -33,9 +32,9 @@ def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
 
 
 @pytest.fixture
-def front(context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[Frontend]:
-    made = Frontend(context, LIMITS, None)
-    made.bind("tcp://127.0.0.1:*")
+def front() -> Iterator[Frontend]:
+    made = Frontend("tcp://127.0.0.1:*", LIMITS)
+    made.open()
     yield made
     made.close()
 
@@ -63,7 +62,7 @@ def hear(front: Frontend, seconds: float = 10.0) -> tuple[Publisher, messages.Me
     """The next that the supervisor is to hear, if there is any."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        front.socket.poll(50)
+        front.pollable.poll(50)
         for heard in front.receive():
             return heard
     return None
@@ -85,13 +84,6 @@ def documents(first: int, size: int, run: str = "r") -> messages.Documents:
     return messages.documents(run, first, [("event", 0, bytes(size))])
 
 
-def test_who_has_not_said_hello_is_asked_to(front: Frontend, dial: Callable[[], Any]) -> None:
-    dealer = dial()
-    send(dealer, documents(0, 1))
-    assert answer(front, dealer) == messages.Refused("", 0, "hello")
-    assert greeted(front, dealer).name == "test"
-
-
 @pytest.mark.parametrize("identity", [b"", b"\0\0\0\0\1", b"x" * 15, b"x" * 17], ids=len)
 def test_whoever_has_no_identity_of_its_own_is_told_so(
     front: Frontend, dial: Callable[..., Any], identity: bytes
@@ -111,49 +103,13 @@ def test_nobody_can_know_what_peers_without_an_identity_are_called() -> None:
     for _ in range(2):
         ctypes.CDLL(None).srand(1)  # what each process begins with
         with zmq.Context() as context:
-            front = Frontend(context, LIMITS, None)
-            front.bind("tcp://127.0.0.1:*")
+            front = Frontend("tcp://127.0.0.1:*", LIMITS)
+            front.open()
             with peers.dial(context, front.endpoint, identity=b"") as dealer:
                 dealer.send(b"")
-                given.add(front.socket.recv_multipart()[0])
+                given.add(front.pollable.recv_multipart()[0])
             front.close()
     assert len(given) == 2
-
-
-def test_a_ping_is_answered_at_once(front: Frontend, dial: Callable[[], Any]) -> None:
-    dealer = dial()
-    greeted(front, dealer)
-    send(dealer, messages.Ping(7))
-    assert answer(front, dealer) == messages.Pong(7)
-
-
-def test_what_was_refused_is_summed_up_once_a_minute(
-    front: Frontend, dial: Callable[[], Any], caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    dealer = dial()
-    greeted(front, dealer)
-    send(dealer, messages.Ready("r", 5, ended=True))
-    send(dealer, messages.Durable("r", 5, ended=True))
-    send(dealer, messages.Ping(7))
-    assert answer(front, dealer) == messages.Pong(7)
-    for _ in range(2):  # the second time, there is nothing new
-        front._next_report = 0.0
-        for _ in range(3):
-            front.check_connections()
-    assert [text for text in caplog.messages if "so far" in text] == ["Refused so far: protocol 2."]
-
-
-def test_what_only_workers_send_is_dropped_and_counted(front: Frontend, dial: Callable[[], Any]) -> None:
-    dealer = dial()
-    greeted(front, dealer)
-    send(dealer, messages.Ready("r", 5, ended=True))
-    send(dealer, messages.Durable("r", 5, ended=True))
-    send(dealer, documents(0, 1))
-    heard = hear(front)
-    assert heard is not None
-    assert isinstance(heard[1], messages.Documents)
-    assert front.refused == {"protocol": 2}
 
 
 @pytest.mark.parametrize(
@@ -170,40 +126,6 @@ def test_frames_that_are_no_message_are_dropped_and_counted(
     assert front.refused == {"protocol": 1}
 
 
-def test_more_than_the_window_has_to_come_again_later(front: Frontend, dial: Callable[[], Any]) -> None:
-    dealer = dial()
-    publisher = greeted(front, dealer)
-    for first in range(4):
-        send(dealer, documents(first, 400))
-    assert answer(front, dealer) == messages.Refused("r", 3, "later")
-    assert front.refused == {"window": 1}
-    # What it is told of the run it knows, and sends anew; nothing of it is under way any more.
-    assert publisher.bytes_in_flight == 0
-
-
-def test_what_is_durable_is_not_under_way(front: Frontend, dial: Callable[[], Any]) -> None:
-    dealer = dial()
-    publisher = greeted(front, dealer)
-    for run in ("r", "s"):
-        for first in range(2):
-            send(dealer, documents(first, 200, run))
-            assert hear(front) is not None
-    assert publisher.bytes_in_flight == 800
-    assert front.send(publisher, messages.Durable("r", 1, ended=False))
-    assert publisher.bytes_in_flight == 600
-    assert front.send(publisher, messages.Durable("r", 2, ended=True))
-    assert publisher.bytes_in_flight == 400
-    assert front.send(publisher, messages.Refused("s", 0, "gap"))
-    assert publisher.bytes_in_flight == 0
-
-
-def test_a_single_document_may_be_larger_than_the_window(front: Frontend, dial: Callable[[], Any]) -> None:
-    dealer = dial()
-    greeted(front, dealer)
-    send(dealer, documents(0, 50_000))
-    assert hear(front) is not None
-
-
 def test_a_message_beyond_the_largest_ends_its_connection_and_no_other(
     front: Frontend, dial: Callable[[], Any]
 ) -> None:
@@ -215,52 +137,6 @@ def test_a_message_beyond_the_largest_ends_its_connection_and_no_other(
     send(honest, documents(0, 10))
     heard = hear(front)
     assert heard is not None
-
-
-def test_a_client_has_so_many_connections_and_no_more(front: Frontend, dial: Callable[[], Any]) -> None:
-    for _ in range(LIMITS.max_connections):
-        greeted(front, dial())
-    one_more = dial()
-    send(one_more, messages.Hello("one more", {}, []))
-    refusal = answer(front, one_more)
-    assert isinstance(refusal, messages.Refused)
-    assert "which is the limit" in refusal.reason
-    assert front.refused == {"connections": 1}
-    for publisher in front.publishers.values():
-        publisher.heard -= 1000  # they fell silent
-    front.check_connections()
-    assert greeted(front, one_more).name == "test"
-
-
-def test_connections_that_have_ended_do_not_count(front: Frontend, dial: Callable[[], Any]) -> None:
-    for _ in range(LIMITS.max_connections):
-        dealer = dial()
-        greeted(front, dealer)
-        dealer.close(linger=0)
-    another = dial()
-
-    def let_in() -> bool:
-        send(another, messages.Hello("another", {}, []))
-        return hear(front, 0.2) is not None
-
-    wait_until(let_in, 10, "libzmq has noticed that they ended")
-
-
-def test_a_document_beyond_the_limit_is_refused_with_its_run(front: Frontend, dial: Callable[[], Any]) -> None:
-    front._limits = ClientLimits(max_document=1000)
-    dealer = dial()
-    greeted(front, dealer)
-    send(dealer, messages.documents("r", 0, [("start", 0, b"x"), ("event", 0, bytes(1001))]))
-    refusal = answer(front, dealer)
-    assert isinstance(refusal, messages.Refused)
-    assert "1001 bytes; the limit is 1000" in refusal.reason
-
-
-def test_a_hello_with_too_many_runs_is_no_message(front: Frontend, dial: Callable[[], Any]) -> None:
-    dealer = dial()
-    send(dealer, messages.Hello("greedy", {str(n): 0 for n in range(messages.MAX_RUNS + 1)}, []))
-    greeted(front, dealer)
-    assert front.refused == {"protocol": 1}
 
 
 # What is no ZeroMQ
@@ -364,22 +240,20 @@ def test_a_publisher_that_fell_silent_is_disconnected_in_the_end(front: Frontend
 def test_a_path_at_which_somebody_listens_is_not_taken_over(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(f"{tmp_path}/front")  # as a supervisor that is killed leaves it
-    with zmq.Context() as context, zmq.Context() as another_context:
-        front, other = Frontend(context, LIMITS, None), Frontend(another_context, LIMITS, None)
-        front.bind(f"ipc://{tmp_path}/front")
+    with zmq.Context() as context:
+        front, other = (Frontend(f"ipc://{tmp_path}/front", LIMITS) for _ in range(2))
+        front.open()
         with pytest.raises(zmq.ZMQError, match="Address already in use"):
-            other.bind(f"ipc://{tmp_path}/front")
+            other.open()
         with peers.dial(context, f"ipc://{tmp_path}/front") as dealer:
             assert greeted(front, dealer).name == "test"
         other.close()
         front.close()
 
 
-def test_a_connection_over_ipc_that_says_no_hello_is_ended(
-    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
-) -> None:
-    front = Frontend(context, LIMITS, None)
-    front.bind(f"ipc://{tmp_path}/front")
+def test_a_connection_over_ipc_that_says_no_hello_is_ended(tmp_path: Path) -> None:
+    front = Frontend(f"ipc://{tmp_path}/front", LIMITS)
+    front.open()
     with socket.socket(socket.AF_UNIX) as silent:
         silent.settimeout(20)
         silent.connect(f"{tmp_path}/front")

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from tiledbroker.protocol.messages import MAX_RUNS, Hello, RunState
+from tiledbroker.supervisor._handshake_queue import RUNS_PER_TURN, HandshakeQueue
 from tiledbroker.supervisor._publishers import Publisher
-from tiledbroker.supervisor.frontend._handshake_queue import RUNS_PER_TURN, HandshakeQueue
 
 STATE = RunState(3, ended=False, outcome="")
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from ...protocol import Hello, RunState
-from .._publishers import Publisher
+from ..protocol import messages
+from ._publishers import Publisher
 
 RUNS_PER_TURN: Final = 10
 """Runs looked up at a time. Each may open a journal, which takes about a millisecond."""
@@ -19,7 +19,7 @@ _MAX_QUEUED_UID_CHARACTERS: Final = 64 * 2**20
 @dataclass
 class _PendingHello:
     left: dict[str, None]
-    states: dict[str, RunState]
+    states: dict[str, messages.RunState]
     characters: int
 
 
@@ -32,7 +32,7 @@ class HandshakeQueue:
     def __bool__(self) -> bool:
         return bool(self._queue)
 
-    def add(self, publisher: Publisher, hello: Hello) -> None:
+    def add(self, publisher: Publisher, hello: messages.Hello) -> None:
         """Queue a Hello. It replaces an earlier one of this publisher and keeps the states already looked up."""
         before = self._queue.pop(publisher, None)
         states = {} if before is None else before.states
@@ -44,8 +44,8 @@ class HandshakeQueue:
             self._queue[publisher] = _PendingHello(left, known, characters)
 
     def look_up(
-        self, read_state: Callable[[Publisher, str], RunState], is_connected: Callable[[Publisher], bool]
-    ) -> Iterator[tuple[Publisher, dict[str, RunState]]]:
+        self, read_state: Callable[[Publisher, str], messages.RunState], is_connected: Callable[[Publisher], bool]
+    ) -> Iterator[tuple[Publisher, dict[str, messages.RunState]]]:
         """Look up the next runs, at most `RUNS_PER_TURN`, and yield the Hellos that are complete.
 
         Parameters

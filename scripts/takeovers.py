@@ -1,0 +1,290 @@
+"""Has two ingest hosts take over from each other again and again, and says what became of every row.
+
+Runs are published all the time to two real supervisors that share one address, one lease and one real Tiled server;
+each reaches Tiled through a proxy of its own. The host that serves is killed, killed with its disk, stopped and
+continued, cut from the lease, stopped in order, or killed while its last append is held on the way. Prints a line per
+kind of fault. Exits with 1 if a row is lost, doubled or out of order, or if a host writes after its lease.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import logging
+import random
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/support")]
+
+import psutil  # noqa: E402
+from cables import Cable  # noqa: E402
+from faulty_proxy import STALLED, FaultyProxy  # noqa: E402
+from runs import documents  # noqa: E402
+
+from tiledbroker import ZMQPublisher  # noqa: E402
+from tiledbroker.ownership import DirectoryStore  # noqa: E402
+from tiledbroker.supervisor import read_snapshot  # noqa: E402
+from tiledwriter.testing import SupervisorProcess, TiledServer, free_port, wait_until  # noqa: E402
+
+LEASE_SECONDS: Final = 3.0
+EVENTS: Final = 60
+PAUSE_SECONDS: Final = 0.1
+# A request of a host that is paused may have been sent just before.
+FLIGHT_SECONDS: Final = 0.5
+
+
+class Proxy(FaultyProxy):
+    """A host's way to Tiled, which notes when requests that change something begin, and can hold the next append."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self.written_at: list[float] = []
+
+    def record(self, request: Any) -> None:
+        if request.method != "GET":
+            self.written_at.append(time.monotonic())
+        super().record(request)
+        self.requests.clear()
+
+
+class Host(SupervisorProcess):
+    """An ingest host that stands by, or serves."""
+
+    def __init__(self, directory: Path, name: str, server: TiledServer, shared: Path) -> None:
+        self.proxy = Proxy(server.uri)
+        self.way_to_lease = directory / f"{name}-mount"
+        self.way_to_lease.symlink_to(shared)
+        environment = {
+            "TILEDWRITER_LEASE_DIR": str(self.way_to_lease),
+            "TILEDWRITER_LEASE_SECONDS": str(LEASE_SECONDS),
+            "TILEDWRITER_STANDBY": "1",
+            "TILEDWRITER_QUIET_PERIOD": "1",
+            "TILEDWRITER_LATE_AUDIT": "20",
+        }
+        reached = SimpleNamespace(uri=self.proxy.uri, api_key=server.api_key)
+        super().__init__(directory / name, reached, environment=environment)  # type: ignore[arg-type]
+
+    def ready(self) -> bool:
+        return self._ask() is not None
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+    def serves(self) -> bool:
+        lease = self._ask()
+        return lease is not None and lease.held
+
+    def signal_all(self, number: signal.Signals) -> None:
+        supervisor = psutil.Process(self.pid)
+        for process in [supervisor, *supervisor.children(recursive=True)]:
+            # A worker may just have ended.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    def _ask(self) -> Any:
+        try:
+            return read_snapshot(self.journal_dir, timeout=5).lease
+        except Exception:
+            return None
+
+
+class Acquisition(threading.Thread):
+    """Publishes one run after the other until it is told to end."""
+
+    def __init__(self, address: str, spool: Path, runs: dict[str, int]) -> None:
+        super().__init__(name=f"acquisition-{spool.name}")
+        self.publisher = ZMQPublisher(address, spool_dir=spool, on_error="raise")
+        self._runs = runs
+        self.ending = threading.Event()
+
+    def run(self) -> None:
+        while not self.ending.is_set():
+            emitted = documents(EVENTS)
+            self._runs[emitted[0][1]["uid"]] = EVENTS
+            for name, doc in emitted:
+                self.publisher(name, doc)
+                time.sleep(PAUSE_SECONDS)
+
+
+def kill(host: Host) -> None:
+    """Kill all processes of the host."""
+    host.signal_all(signal.SIGKILL)
+
+
+def kill_supervisor(host: Host) -> None:
+    """Kill the supervisor; its workers have to end by themselves."""
+    host.kill()
+
+
+def lose_disk(host: Host) -> None:
+    """Kill the host, and lose its journals."""
+    host.signal_all(signal.SIGKILL)
+    host.wait(30)
+    shutil.rmtree(host.journal_dir)
+
+
+def stop_in_order(host: Host) -> None:
+    """Stop the service as for maintenance."""
+    host.stop()
+
+
+def pause(host: Host) -> None:
+    """Stop all processes past the lease; they continue when the other host serves."""
+    host.signal_all(signal.SIGSTOP)
+
+
+def cut_from_lease(host: Host) -> None:
+    """Take the directory of the lease away."""
+    host.way_to_lease.unlink()
+
+
+def hold_append(host: Host) -> None:
+    """Kill the host while its last append is held on the way; it is carried out when the other host serves."""
+    host.proxy.script("PATCH", "table/partition", STALLED)
+    wait_until(lambda: host.proxy.all_played, 60, "an append is held")
+    host.signal_all(signal.SIGKILL)
+
+
+FAULTS: Final = (kill, kill_supervisor, lose_disk, stop_in_order, pause, cut_from_lease, hold_append)
+
+
+class Campaign:
+    """Takeovers between two hosts."""
+
+    def __init__(self, directory: Path, seed: int, storage: Any) -> None:
+        self._chance = random.Random(seed)
+        self._directory = directory
+        self._server = TiledServer(directory / "tiled", storage=storage)
+        self._runs: dict[str, int] = {}
+        self.pauses: dict[str, list[float]] = defaultdict(list)
+        self.late_writes = 0
+
+    def run(self, takeovers: int, tell: Callable[[str], None]) -> dict[str, int]:
+        shared = self._directory / "shared"
+        DirectoryStore.create(shared)
+        with self._server, Cable(free_port()) as address:
+            hosts = [Host(self._directory, name, self._server, shared) for name in "ab"]
+            for host in hosts:
+                host.proxy.__enter__()
+            sources = [
+                Acquisition(address.address, self._directory / f"spool-{number}", self._runs) for number in range(2)
+            ]
+            try:
+                for host in hosts:
+                    host.start()
+                for source in sources:
+                    source.start()
+                for number in range(takeovers):
+                    fault = FAULTS[number % len(FAULTS)]
+                    self._take_over(hosts, address, fault)
+                    tell(f"{number + 1} takeovers, {len(self._runs)} runs; {fault.__name__}")
+                return self._end(sources)
+            finally:
+                for source in sources:
+                    source.ending.set()
+                    source.join()
+                    source.publisher.close(timeout=0)
+                for host in hosts:
+                    host.stop()
+                    host.proxy.release_stalled()
+                    host.proxy.__exit__()
+
+    def _take_over(self, hosts: list[Host], address: Cable, fault: Callable[[Host], None]) -> None:
+        wait_until(lambda: any(host.serves() for host in hosts), 90, "a host serves")
+        holder, other = sorted(hosts, key=lambda host: not host.serves())
+        address.lead_to(holder.port)
+        wait_until(other.ready, 60, "the other host stands by")
+        before = len(holder.proxy.written_at)
+        wait_until(lambda: len(holder.proxy.written_at) > before + 2, 90, "the host writes")
+        time.sleep(self._chance.random())
+        fault(holder)
+        began = time.monotonic()
+        first = len(other.proxy.written_at)
+        wait_until(other.serves, 120, "the other host serves")
+        address.lead_to(other.port)
+        wait_until(lambda: len(other.proxy.written_at) > first, 120, "the other host writes")
+        self.pauses[fault.__name__].append(other.proxy.written_at[first] - began)
+        over = other.proxy.written_at[first] - FLIGHT_SECONDS
+        self._bring_back(holder)
+        if fault is not stop_in_order:
+            self.late_writes += sum(over < written < self._back_at for written in holder.proxy.written_at)
+
+    def _bring_back(self, host: Host) -> None:
+        """Make a host that was harmed stand by."""
+        if host.running and psutil.Process(host.pid).status() == psutil.STATUS_STOPPED:
+            host.signal_all(signal.SIGCONT)
+        if not host.way_to_lease.exists():
+            host.way_to_lease.symlink_to(self._directory / "shared")
+        host.wait(60)
+        self._back_at = time.monotonic()
+        host.proxy.release_stalled()
+        host.start()
+
+    def _end(self, sources: list[Acquisition]) -> dict[str, int]:
+        for source in sources:
+            source.ending.set()
+            source.join()
+        for source in sources:
+            assert source.publisher.flush(120), source.publisher.problem
+        client = self._server.client()
+
+        def unfinished() -> list[str]:
+            return [uid for uid in self._runs if uid not in client or client[uid].metadata.get("stop") is None]
+
+        with contextlib.suppress(TimeoutError):
+            wait_until(lambda: not unfinished(), 240, "all runs are written")
+        found = {"runs": len(self._runs), "unfinished": len(unfinished()), "lost": 0, "doubled": 0, "out of order": 0}
+        for uid, events in self._runs.items():
+            rows = [int(number) for number in client[uid]["primary"]["seq_num"].read()] if uid in client else []
+            found["lost"] += len(set(range(1, events + 1)) - set(rows))
+            found["doubled"] += len(rows) - len(set(rows))
+            found["out of order"] += sum(one > two for one, two in itertools.pairwise(rows))
+        return found
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        "takeovers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("--takeovers", type=int, default=200, help="default 200")
+    result.add_argument("--seed", type=int, default=1, help="of the moments (default 1)")
+    result.add_argument("--storage", choices=("sqlite", "postgresql"), default="postgresql", help="of Tiled's tables")
+    result.add_argument("--json", type=Path, metavar="FILE", help="where to write all figures")
+    return result
+
+
+def main() -> int:
+    given = parser().parse_args()
+    logging.getLogger("tiledbroker").setLevel(logging.CRITICAL)
+    began = time.monotonic()
+    campaign = Campaign(Path(tempfile.mkdtemp(prefix="takeovers-")), given.seed, given.storage)
+    result = campaign.run(
+        given.takeovers, lambda line: print(f"[{time.monotonic() - began:6.0f} s] {line}", flush=True)
+    )
+    print("| fault | takeovers | seconds to the successor's first write: median | longest |\n| --- | --- | --- | --- |")
+    for name, pauses in campaign.pauses.items():
+        print(f"| {name} | {len(pauses)} | {statistics.median(pauses):.1f} | {max(pauses):.1f} |")
+    result["written after the lease"] = campaign.late_writes
+    print(", ".join(f"{count} {what}" for what, count in result.items()))
+    if given.json:
+        given.json.write_text(json.dumps({"result": result, "pauses": campaign.pauses}, indent=1))
+    return int(any(count for what, count in result.items() if what != "runs"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
