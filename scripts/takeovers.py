@@ -247,7 +247,7 @@ class Campaign:
             return [uid for uid in self._runs if uid not in client or client[uid].metadata.get("stop") is None]
 
         with contextlib.suppress(TimeoutError):
-            wait_until(lambda: not unfinished(), 240, "all runs are written")
+            wait_until(lambda: not unfinished(), 600, "all runs are written")
         found = {"runs": len(self._runs), "unfinished": len(unfinished()), "lost": 0, "doubled": 0, "out of order": 0}
         for uid, events in self._runs.items():
             rows = [int(number) for number in client[uid]["primary"]["seq_num"].read()] if uid in client else []

@@ -225,3 +225,20 @@ def started() -> dict[str, Any]:
     result["runs"] |= {"counts": dict.fromkeys(result["runs"]["counts"], 0), "open": [], "troubled": []}
     result["totals"] = {"documents": 0, "bytes": 0, "written_documents": 0, "restarts": 0, "refused": {}}
     return result
+
+
+def standby() -> dict[str, Any]:
+    """This host stands by for another one."""
+    snapshot = well()
+    snapshot["listen"] = None
+    snapshot["reasons"] = ["This host stands by: ingest8 holds the lease in /shared/tiledwriter (epoch 3)."]
+    snapshot["lease"] = {
+        "held": False,
+        "place": "/shared/tiledwriter",
+        "host": "ingest8",
+        "epoch": 3,
+        "renewed": NOW - 1.2,
+        "seconds_left": None,
+        "problem": None,
+    }
+    return snapshot

@@ -143,8 +143,14 @@ def writes(proxy: FaultyProxy) -> int:
     return sum(request.method != "GET" for request in list(proxy.requests))
 
 
+def serves(host: Host) -> int:
+    """The exit code by which a service address is lead."""
+    command = [*host._command[:3], "status", "--serves", "--journal-dir", host.journal_dir]
+    return run_process(command, env=host._environment).returncode
+
+
 def test_a_standby_says_that_it_stands_by(host: Callable[..., Host]) -> None:
-    host("a")
+    first = host("a")
     standby = host("b", "--standby")
     snapshot = standby.snapshot()
     assert snapshot is not None
@@ -155,6 +161,8 @@ def test_a_standby_says_that_it_stands_by(host: Callable[..., Host]) -> None:
     )
     assert printed.returncode == 0
     assert "This host stands by" in printed.stdout
+    assert serves(standby) == 1
+    assert serves(first) == 0
     assert not snapshot.lease.held
     assert snapshot.listen is None
 
@@ -206,6 +214,7 @@ def test_a_host_that_is_stopped_past_its_lease_sends_nothing_any_more(
     a.stop_all(signal.SIGSTOP)
     hand_over(address, b)
     sent = writes(proxy)
+    assert serves(a) == 2
     a.stop_all(signal.SIGCONT)
     assert a.wait(30) == 1
     assert writes(proxy) == sent
@@ -268,6 +277,7 @@ def test_journals_of_a_host_that_comes_back_are_set_aside(
     assert "1 unfinished journals were set aside" in a.log.read_text()
     (old,) = a.journal_dir.glob("superseded/*")
     listed = run_process([sys.executable, "-m", "tiledwriter.cli.journal", "ls", old, "--json"])
+    assert "another host has served since" in json.loads(listed.stdout)[0]["why"]
     assert [run["documents"] for run in json.loads(listed.stdout)] == [{"start": 1, "descriptor": 1, "event": 18}]
 
 

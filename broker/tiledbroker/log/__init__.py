@@ -7,6 +7,7 @@ from ._identity import SessionIdentity, is_session_of, new_session
 from ._journal import (
     FINISHED_SUBDIRECTORY,
     SUFFIX,
+    SUPERSEDED_SUBDIRECTORY,
     HistoryEntry,
     Journal,
     NodeProgress,
@@ -46,6 +47,7 @@ __all__ = [
     "FINISHED_SUBDIRECTORY",
     "RECENT_ASSETS",
     "SUFFIX",
+    "SUPERSEDED_SUBDIRECTORY",
     "Encoder",
     "FileLock",
     "HistoryEntry",

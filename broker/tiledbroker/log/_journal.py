@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 SUFFIX: Final = ".sqlite"
 FINISHED_SUBDIRECTORY: Final = "finished"
 """Subdirectory of a journal directory for the files of runs that need no worker any more."""
+SUPERSEDED_SUBDIRECTORY: Final = "superseded"
+"""Subdirectory with a directory of unfinished journals for each turn of this host that another host has followed."""
 
 # Parts of SQLite's error messages. "Could not decode" is from the sqlite3 module, about text that is not UTF-8.
 _SIGNS_OF_DAMAGE: Final = (

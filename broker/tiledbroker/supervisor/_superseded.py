@@ -14,14 +14,11 @@ from typing import Final
 
 from .._errors import DirectoryUnusable
 from .._wording import format_command
-from ..log import is_run_file, sync_directory
+from ..log import SUPERSEDED_SUBDIRECTORY, is_run_file, sync_directory
 from ..ownership import Lease
 from ._journal_facts import read_facts
 
 log = logging.getLogger(__name__)
-
-SUPERSEDED_SUBDIRECTORY: Final = "superseded"
-"""Folder in the journal directory, with a folder for each turn of this host that another host has followed."""
 
 _HOLDERS_FILE: Final = ".lease-holders"
 _LOG_SUFFIXES: Final = ("-wal", "-shm", ".lock")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -213,3 +214,20 @@ def test_a_started_program_does_not_inherit_the_lock(path: Path) -> None:
 def test_a_directory_that_is_not_there_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         FileLock(tmp_path / "missing" / "run.lock").acquire()
+
+
+def test_a_lock_has_one_identity_as_long_as_its_file_is_the_same(path: Path) -> None:
+    with acquired(path) as first:
+        identity = first.identity
+    assert identity
+    assert first.identity == ""
+    with acquired(path) as second:
+        assert second.identity == identity
+
+
+def test_a_copy_of_a_directory_has_locks_of_other_identities(tmp_path: Path) -> None:
+    (tmp_path / "original").mkdir()
+    with acquired(tmp_path / "original/lock") as original:
+        shutil.copytree(tmp_path / "original", tmp_path / "copy")
+        with acquired(tmp_path / "copy/lock") as copy:
+            assert copy.identity != original.identity

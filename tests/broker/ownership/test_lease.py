@@ -15,6 +15,7 @@ from tiledbroker.ownership import (
     DEFAULT_TIMING,
     CompareAndSet,
     Lease,
+    LeaseTiming,
     Ownership,
     OwnershipState,
     Read,
@@ -448,6 +449,33 @@ def test_each_renewal_begins_the_wait_anew() -> None:
     watch(ownership, Stored(5, FOREIGN), NOW, 30)
     taken_at = watch(ownership, Stored(6, FOREIGN), NOW + 30, 60)
     assert taken_at >= NOW + 30 + 1.01 * LEASE_SECONDS + 1
+
+
+def test_who_has_the_lock_of_the_holder_need_not_wait_for_it() -> None:
+    ownership = Ownership("next start", "a", lock="this file")
+    assert watch(ownership, Stored(5, replace(FOREIGN, lock="this file")), NOW, 60) == NOW
+
+
+@pytest.mark.parametrize(("own", "other"), [("this file", "a copy of it"), ("this file", ""), ("", ""), ("", "a file")])
+def test_who_has_another_lock_than_the_holder_waits(own: str, other: str) -> None:
+    ownership = Ownership("own start", "a", lock=own)
+    assert watch(ownership, Stored(5, replace(FOREIGN, lock=other)), NOW, 60) > NOW + LEASE_SECONDS
+
+
+def test_a_successor_waits_for_as_long_as_the_holder_takes_its_lease_to_be_valid() -> None:
+    ownership = Ownership("own start", "a", timing=LeaseTiming.of(3.0))
+    taken_at = watch(ownership, Stored(5, replace(FOREIGN, lease_seconds=60.0)), NOW, 90)
+    assert taken_at >= NOW + 1.01 * 60 + 2
+
+
+def test_only_what_was_renewed_while_it_was_watched_counts_as_a_holder_that_lives() -> None:
+    ownership = Ownership("own start", "a")
+    watch(ownership, Stored(5, FOREIGN), NOW, 10)
+    assert not ownership.has_seen_renewal
+    watch(ownership, Stored(6, FOREIGN), NOW + 10, 3)
+    assert ownership.has_seen_renewal
+    watch(ownership, Stored(7, replace(FOREIGN, released=True)), NOW + 13, 3)
+    assert not ownership.has_seen_renewal
 
 
 @pytest.mark.parametrize("seconds", [2.1 * RENEWAL_SECONDS, 1e6])

@@ -16,6 +16,7 @@ from faulty_proxy import CUT_AFTER, FaultyProxy, answer
 from paths import ROOT
 from tiled_users import KEY_SCOPES, WRITING_SCOPES, TiledWithUsers
 
+from tiledbroker.ownership import DirectoryStore, Lease
 from tiledwriter._check_results import CheckState
 from tiledwriter.catalog import SERVER_CHECKS, PreflightOptions, ServerChecks, _preflight, _preflight_probe
 from tiledwriter.cli import supervisor
@@ -376,3 +377,22 @@ def test_the_json_is_what_is_documented(check: Check) -> None:
     printed = check("--tiled", "nowhere").printed
     assert list(printed) == [name for name, *_ in documented_rows("prints one object:")]
     assert all(list(result) == ["name", "state", "found", "advice"] for result in printed["checks"])
+
+
+# The lease
+
+
+def test_the_directory_of_the_lease_has_to_be_prepared(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    outcome = check("--lease-dir", tmp_path / "shared")
+    assert (outcome.code, outcome.state("lease")) == (CheckCode.LEASE, "fail")
+    assert f"tiledwriter-supervisor lease-dir {tmp_path / 'shared'}" in outcome.found("lease")
+
+
+def test_the_check_of_the_lease_names_who_held_it_last(check: Check, tmp_path: Path) -> None:
+    store = DirectoryStore.create(tmp_path / "shared")
+    assert "no host has served yet" in check("--lease-dir", tmp_path / "shared").found("lease")
+    store.compare_and_set(0, Lease("a start", "ingest1", 1, 1))
+    outcome = check("--lease-dir", tmp_path / "shared")
+    assert outcome.state("lease") == "ok"
+    assert "ingest1 was the last to hold the lease" in outcome.found("lease")

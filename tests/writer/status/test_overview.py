@@ -137,3 +137,15 @@ def test_before_the_first_run_the_look_of_the_supervisor_is_told(look, state, wo
     assert found.word == word
     assert text in found.text
     assert found.level is not Level.GOOD
+
+
+def test_a_host_that_stands_by_knows_nothing_of_the_data():
+    assert words(snapshots.standby()) == ["STANDBY", "STANDBY", "NOTHING"]
+    assert levels(snapshots.standby())[:2] == ["unknown", "unknown"]
+    assert "ingest8 holds the lease" in overview(snapshots.standby()).safe.text
+
+
+def test_the_host_that_holds_the_lease_answers_as_one_without():
+    snapshot = snapshots.standby()
+    snapshot["lease"]["held"] = True
+    assert words({**snapshot, "reasons": []}) == words(snapshots.well())

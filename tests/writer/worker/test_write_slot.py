@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tiledbroker.ownership import DeadlinePage, LeaseTiming, boottime
 from tiledbroker.protocol import messages
 from tiledbroker.protocol.messages import SlotGranted, SlotRecalled, SlotReleased, SlotWanted
 from tiledwriter._errors import Stopped
@@ -20,10 +22,10 @@ RELEASED = SlotReleased("run", "")
 class Bench:
     """A slot, and what it says to the supervisor."""
 
-    def __init__(self) -> None:
+    def __init__(self, lease: DeadlinePage | None = None) -> None:
         self.sent: list[messages.Message] = []
         self.wanted = threading.Event()
-        self.slot = WriteSlot("run", self._send)
+        self.slot = WriteSlot("run", self._send, lease)
         self.stopping = threading.Event()
 
     def _send(self, message: messages.Message) -> None:
@@ -112,4 +114,27 @@ def test_a_slot_that_is_recalled_before_its_thread_wakes_is_used_once_and_releas
 def test_who_waits_can_be_stopped(bench: Bench) -> None:
     bench.stopping.set()
     with pytest.raises(Stopped):
+        bench.slot.acquire(bench.stopping)
+
+
+def test_nothing_is_sent_until_the_lease_is_renewed(tmp_path: Path) -> None:
+    page = DeadlinePage.create(tmp_path / "page", timing=LeaseTiming.of(30.0))
+    page.write(boottime() + 4)
+    bench = Bench(DeadlinePage.open(tmp_path / "page"))
+    thread = threading.Thread(target=bench.slot.acquire, args=(bench.stopping,))
+    thread.start()
+    assert bench.wanted.wait(10)
+    bench.slot.receive(SlotGranted("run", shared=False))
+    thread.join(0.5)
+    assert thread.is_alive()
+    page.write(boottime() + 30)
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_a_worker_that_is_to_end_does_not_wait_for_the_lease(tmp_path: Path) -> None:
+    bench = Bench(DeadlinePage.open(tmp_path / "missing"))
+    bench.slot.receive(SlotGranted("run", shared=False))
+    bench.stopping.set()
+    with pytest.raises(Stopped, match="lease"):
         bench.slot.acquire(bench.stopping)

@@ -63,6 +63,7 @@ class CheckCode(IntEnum):
     CURVE = 13, "keys of supervisor and clients"
     PLUGINS = 14, "normalizer, patches or consolidators"
     PORT = 15, "address to listen on"
+    LEASE = 16, "directory of the lease"
     TILED = 20, "Tiled cannot be reached"
     VERSION = 21, "Tiled is too old"
     KEY = 22, "Tiled does not accept the key"
@@ -115,6 +116,7 @@ def add_command(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     server.add_argument("--tiled", metavar="URI", help="the Tiled server, or a container in it")
     server.add_argument("--profile", metavar="NAME", help="a profile of Tiled's client, instead of --tiled")
     command.add_argument("--journal-dir", type=Path, metavar="DIR", help="directory of the journals")
+    command.add_argument("--lease-dir", type=Path, metavar="DIR", help="directory of the lease of several hosts")
     command.add_argument(
         "--file",
         action="append",

@@ -15,9 +15,11 @@ from typing import Final
 import psutil
 
 from tiledbroker import KeyFileError
+from tiledbroker._errors import StoreUnavailable
 from tiledbroker._filesystem import network_filesystem
 from tiledbroker._wording import format_command
 from tiledbroker.log import FileLock
+from tiledbroker.ownership import DirectoryStore
 from tiledbroker.protocol import ServerCurve, is_local
 from tiledbroker.supervisor import LOW_FACTOR, SUPERVISOR_LOCK, find_min_free, format_bytes
 
@@ -31,10 +33,11 @@ from ._terminal import count_of
 CREDENTIALS: Final = "credentials"
 JOURNALS: Final = "journals"
 DISK: Final = "disk"
+LEASE: Final = "lease"
 CURVE: Final = "curve"
 PLUGINS: Final = "plugins"
 PORT: Final = "port"
-HOST_CHECKS: Final = (CREDENTIALS, JOURNALS, DISK, CURVE, PLUGINS, PORT)
+HOST_CHECKS: Final = (CREDENTIALS, JOURNALS, DISK, LEASE, CURVE, PLUGINS, PORT)
 """Names of the checks, in their order."""
 
 _FEW_BYTES: Final = 10 * 2**30
@@ -52,9 +55,10 @@ def check_host(settings: Settings) -> Iterator[CheckResult]:
         is_running = False
     yield _check_journals(settings.journal_dir, is_running=is_running)
     yield _check_disk(settings)
+    yield _check_lease(settings.lease_dir)
     yield _check_curve(settings)
     yield _check_plugins(settings)
-    yield _check_port(settings.listen, is_running=is_running)
+    yield _check_port(settings.listen, is_running=is_running, may_stand_by=settings.lease_dir is not None)
 
 
 def _check_credentials(settings: Settings) -> CheckResult:
@@ -165,6 +169,26 @@ def _user_name() -> str:
         return f"user {os.geteuid()}"
 
 
+# The lease.
+
+
+def _check_lease(directory: Path | None) -> CheckResult:
+    if directory is None:
+        return CheckResult.ok(LEASE, "no other host serves instead of this one")
+    try:
+        lease = DirectoryStore(directory).read().lease
+    except StoreUnavailable as error:
+        return CheckResult.fail(LEASE, str(error), "Correct this on every ingest host of the service.")
+    if not os.access(directory, os.W_OK | os.X_OK):
+        return CheckResult.fail(
+            LEASE, f"{_user_name()} cannot write in {directory}", "Run the service of all hosts as one user."
+        )
+    if lease is None:
+        return CheckResult.ok(LEASE, f"{directory} is prepared; no host has served yet")
+    verb = "has released" if lease.released else "was the last to hold"
+    return CheckResult.ok(LEASE, f"{lease.host} {verb} the lease in {directory}, epoch {lease.epoch}")
+
+
 # Keys and plugins.
 
 
@@ -208,7 +232,7 @@ def _check_plugins(settings: Settings) -> CheckResult:
 # The port.
 
 
-def _check_port(listen: str, *, is_running: bool) -> CheckResult:
+def _check_port(listen: str, *, is_running: bool, may_stand_by: bool) -> CheckResult:
     scheme, _, endpoint = listen.partition("://")
     if scheme == "ipc":
         return _check_ipc(endpoint, is_running=is_running)
@@ -219,6 +243,8 @@ def _check_port(listen: str, *, is_running: bool) -> CheckResult:
         _try_to_bind(host.strip("[]"), int(port))
     except OSError as error:
         return _explain_bind_error(listen, int(port), error, is_running=is_running)
+    if is_running and may_stand_by:
+        return CheckResult.ok(PORT, f"{listen} is free, as it is while the running supervisor stands by")
     if is_running:
         return CheckResult.warn(
             PORT, f"{listen} is free, so the running supervisor listens at another address", "See its configuration."

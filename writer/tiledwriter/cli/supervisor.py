@@ -282,7 +282,7 @@ def _format_check_command(config: Path | None, flags: Mapping[str, Any], loaded:
     given |= {name: value for name, value in flags.items() if value is not None}
     for name in ("tiled", "profile", "listen"):
         words += [f"--{name}", given[name]] if name in given else []
-    for name in ("journal_dir", "curve"):
+    for name in ("journal_dir", "lease_dir", "curve"):
         words += ["--" + name.replace("_", "-"), Path(given[name]).expanduser().absolute()] if name in given else []
     if "insecure" in given and loaded.values.insecure:
         words.append("--insecure")

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from tiledbroker import CodecError, HistoryEntry, RunReader, SpooledRun
 from tiledbroker._outcomes import FAILED, INTERRUPTED, WRITTEN
-from tiledbroker.log import read_outage
+from tiledbroker.log import SUPERSEDED_SUBDIRECTORY, read_outage
 
 from .._names import run_key
 from .._plain_text import text_of
@@ -191,6 +191,8 @@ def _state_reason(
         return "the acquisition process ended without a stop document"
     if state == WRITTEN:
         return ""
+    if Path(journal.path).parent.parent.name == SUPERSEDED_SUBDIRECTORY:
+        return "another host has served since this copy was made; nothing is written from it"
     if state == PARKED:
         return "Tiled was unavailable, and all documents are here; a supervisor will resume the run when Tiled is back"
     if worker is None:

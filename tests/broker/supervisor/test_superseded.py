@@ -1,0 +1,90 @@
+"""Journals are set aside if another holder of the lease has followed their own, and only then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tiledbroker import Journal, journal_filename
+from tiledbroker._errors import DirectoryUnusable
+from tiledbroker.ownership import Lease
+from tiledbroker.supervisor._superseded import record_holder, set_aside_superseded
+
+OWN = Lease("first start", "this host", 1, 1)
+OTHER = Lease("start of the other", "other host", 2, 1)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A journal directory in which the first start of this host has left a run."""
+    record_holder(tmp_path, OWN.holder)
+    set_aside_superseded(tmp_path, OWN.holder, None)
+    with Journal(tmp_path / journal_filename("run"), "create", run_uid="run"):
+        pass
+    record_holder(tmp_path, "next start")
+    return tmp_path
+
+
+def runs_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.sqlite"))
+
+
+@pytest.mark.parametrize("predecessor", [OWN, None])
+def test_journals_of_the_holder_before_are_gone_on_with(directory: Path, predecessor: Lease | None) -> None:
+    assert set_aside_superseded(directory, "next start", predecessor) == 0
+    assert runs_in(directory) == ["run.sqlite"]
+
+
+def test_journals_from_before_another_host_s_turn_are_set_aside(directory: Path) -> None:
+    assert set_aside_superseded(directory, "next start", OTHER) == 1
+    assert runs_in(directory) == []
+    assert runs_in(directory / "superseded" / OWN.holder) == ["run.sqlite"]
+
+
+def test_finished_journals_stay(directory: Path) -> None:
+    (directory / "finished").mkdir()
+    (directory / "run.sqlite").rename(directory / "finished/run.sqlite")
+    assert set_aside_superseded(directory, "next start", OTHER) == 0
+    assert runs_in(directory / "finished") == ["run.sqlite"]
+
+
+def test_what_a_start_that_never_held_the_lease_recorded_changes_nothing(directory: Path) -> None:
+    record_holder(directory, "a start after that")
+    assert set_aside_superseded(directory, "a start after that", OWN) == 0
+
+
+def test_a_start_that_died_before_it_could_say_that_it_holds_the_lease_has_held_it(directory: Path) -> None:
+    record_holder(directory, "a start after that")
+    died = Lease("next start", "this host", 2, 1)
+    assert set_aside_superseded(directory, "a start after that", died) == 0
+
+
+def test_an_interrupted_move_is_finished_by_the_next_start(directory: Path) -> None:
+    with Journal(directory / journal_filename("another"), "create", run_uid="another"):
+        pass
+    folder = directory / "superseded" / OWN.holder
+    folder.mkdir(parents=True)
+    (directory / "another.sqlite").rename(folder / "another.sqlite")
+    record_holder(directory, "a start after that")
+    assert set_aside_superseded(directory, "a start after that", OTHER) == 1
+    assert runs_in(folder) == ["another.sqlite", "run.sqlite"]
+
+
+def test_what_a_killed_worker_left_beside_its_journal_goes_with_it(directory: Path) -> None:
+    (directory / "run.sqlite").write_bytes(b"damaged")
+    (directory / "run.sqlite.lock").touch()
+    (directory / "notes.txt").touch()
+    set_aside_superseded(directory, "next start", OTHER)
+    folder = directory / "superseded" / OWN.holder
+    assert sorted(path.name for path in folder.iterdir()) == ["run.sqlite", "run.sqlite.lock"]
+    assert (folder / "run.sqlite").read_bytes() == b"damaged"
+    assert (directory / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '[""]', "\x00"])
+def test_a_record_that_cannot_be_read_is_no_permission_to_write(directory: Path, content: str) -> None:
+    (directory / ".lease-holders").write_text(content)
+    with pytest.raises(DirectoryUnusable, match="remove it"):
+        record_holder(directory, "a start after that")
+    assert runs_in(directory) == ["run.sqlite"]
