@@ -182,6 +182,8 @@ class PreparedHost:
         self._prepare_targets(config / "targets.yaml")
         for name in ("var/lib/tiledwriter-old", "var/lib/tiledwriter-new", "backup/tiledwriter", *TARGET_JOURNALS):
             shutil.copytree(self.journals, self.directory / name, ignore=shutil.ignore_patterns(".*"))
+        # As after another host's turn.
+        shutil.copytree(self.journals / "finished", self.journals / "superseded/ingest1")
         for place in ("var/spool/tiled-backups", "backups"):
             (self.directory / place).mkdir(parents=True)
             backup = self.directory / place / "run.jsonl"

@@ -43,10 +43,17 @@ def publisher_to(supervisor: SupervisorProcess, spool: Path) -> Iterator[ZMQPubl
         publisher.close(timeout=0)
 
 
+@pytest.fixture
+def server_for_two(tmp_path: Path) -> Iterator[TiledServer]:
+    """A Tiled server that takes the writes of two writers at a time: with SQLite, one of them may find it locked."""
+    with TiledServer(tmp_path / "tiled", storage="postgresql") as server:
+        yield server
+
+
 def test_the_old_writer_runs_beside_the_publisher(
-    engine: RunEngine, own_tiled_server: TiledServer, tmp_path: Path
+    engine: RunEngine, server_for_two: TiledServer, tmp_path: Path
 ) -> None:
-    tiled_server = own_tiled_server
+    tiled_server = server_for_two
     client = tiled_server.client()
     exec(
         block_with(SWITCH, "python", "create_container").replace(

@@ -52,7 +52,8 @@ def test_the_account_is_known_by_its_key(server: TiledWithUsers, requests: Accou
     assert limited.uuid == account.uuid
     assert not limited.may_manage_keys
     assert limited.expires is not None
-    assert timedelta(0) < limited.expires - limited.asked_at <= timedelta(seconds=100)
+    # A busy server's Date header may be a few seconds old.
+    assert timedelta(0) < limited.expires - limited.asked_at <= timedelta(seconds=160)
 
 
 def test_a_made_key_may_write_and_make_no_keys(
