@@ -17,6 +17,7 @@ from .._wording import format_command
 from ..log import SUPERSEDED_SUBDIRECTORY, is_run_file, sync_directory
 from ..ownership import Lease
 from ._journal_facts import read_facts
+from ._lifecycle import State
 
 log = logging.getLogger(__name__)
 
@@ -80,24 +81,25 @@ def set_aside_superseded(directory: Path, holder: str, predecessor: Lease | None
 
 
 def _move_journals(directory: Path, folder: Path) -> int:
-    names = sorted(entry.name for entry in directory.iterdir() if _is_part_of_journal(entry.name))
-    journals = [name for name in names if is_run_file(name)]
-    for name in journals:
-        # Opening a journal brings what is in its WAL file into it.
-        read_facts(directory / name)
-    if names:
-        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
-    for name in names:
+    present = sorted(entry.name for entry in directory.iterdir())
+    # Opening a journal brings what is in its WAL file into it. A written run waits for its late audit, and stays.
+    written = {name for name in present if is_run_file(name) and read_facts(directory / name).state is State.WRITTEN}
+    moved = [name for name in present if is_run_file(journal := _journal_of(name)) and journal not in written]
+    if not moved:
+        return 0
+    folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+    for name in moved:
         if (directory / name).exists():
             (directory / name).rename(folder / name)
-    if names:
-        sync_directory(folder)
-        sync_directory(directory)
-    return len(journals)
+    sync_directory(folder)
+    sync_directory(directory)
+    return sum(map(is_run_file, moved))
 
 
-def _is_part_of_journal(name: str) -> bool:
-    return is_run_file(name) or any(is_run_file(name.removesuffix(suffix)) for suffix in _LOG_SUFFIXES)
+def _journal_of(name: str) -> str:
+    """Return the name of the journal that a file beside it belongs to; a journal's own name as it is."""
+    suffix = next((suffix for suffix in _LOG_SUFFIXES if name.endswith(suffix)), "")
+    return name.removesuffix(suffix)
 
 
 def _read_holders(directory: Path) -> list[str]:

@@ -49,6 +49,14 @@ def test_finished_journals_stay(directory: Path) -> None:
     assert runs_in(directory / "finished") == ["run.sqlite"]
 
 
+def test_a_written_run_that_waits_for_its_late_audit_stays(directory: Path) -> None:
+    with Journal(directory / "run.sqlite", "write", run_uid="run") as journal:
+        journal.set("outcome", "written")
+        journal.set("audit_at", 1e12)
+    assert set_aside_superseded(directory, "next start", OTHER) == 0
+    assert runs_in(directory) == ["run.sqlite"]
+
+
 def test_what_a_start_that_never_held_the_lease_recorded_changes_nothing(directory: Path) -> None:
     record_holder(directory, "a start after that")
     assert set_aside_superseded(directory, "a start after that", OWN) == 0
