@@ -101,11 +101,6 @@ class LeaseKeeper:
             return self._ownership.state
 
     @property
-    def holder(self) -> str:
-        """Name of this supervisor start."""
-        return self._ownership.holder
-
-    @property
     def has_seen_renewal(self) -> bool:
         """Whether another holder has renewed the lease while this supervisor waited for it."""
         with self._condition:

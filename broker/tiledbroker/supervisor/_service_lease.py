@@ -20,7 +20,7 @@ from ..ownership import (
     OwnershipState,
     make_holder_name,
 )
-from ._superseded import record_holder, set_aside_superseded
+from ._superseded import record_start, set_aside_superseded
 from .status import LeaseStatus
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class ServiceLease:
         self._is_standby = standby
         self._is_started = False
         holder = make_holder_name()
-        record_holder(journal_dir, holder)
+        record_start(journal_dir, holder)
         try:
             page = DeadlinePage.create(self.page, timing=timing)
         except OSError as error:
@@ -113,7 +113,9 @@ class ServiceLease:
         if predecessor is not None:
             how = "has released the lease" if predecessor.released else "does not renew the lease any more"
             log.info("This host takes over from %s (epoch %d), which %s.", predecessor.host, predecessor.epoch, how)
-        set_aside_superseded(self._journal_dir, self._keeper.holder, predecessor)
+        if (own := self._keeper.lease) is None:
+            raise LeaseLost(self.describe())
+        set_aside_superseded(self._journal_dir, own, predecessor)
 
     def wait_until_held(self, timeout: float) -> bool:
         """Wait for up to `timeout` seconds; return whether this supervisor holds the lease. Thread-safe."""

@@ -1,16 +1,18 @@
 """Sets journals aside that another host's turn has made stale: they are kept to be looked at, and not written from.
 
-A journal directory remembers which holders of the lease have written into it. If somebody else has held the lease
-since, the publishers have sent their runs to that host, so what this directory has of unfinished runs is an old copy.
+A journal directory remembers in which epoch of the lease it was written, and which starts have asked for the lease
+since. If somebody else has held it meanwhile, the publishers have sent their runs to that host, so what this directory
+has of unfinished runs is an old copy.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from .._errors import DirectoryUnusable
 from .._wording import format_command
@@ -21,30 +23,38 @@ from ._lifecycle import State
 
 log = logging.getLogger(__name__)
 
-_HOLDERS_FILE: Final = ".lease-holders"
+_TURN_FILE: Final = ".lease-turn"
 _LOG_SUFFIXES: Final = ("-wal", "-shm", ".lock")
 
 
-def record_holder(directory: Path, holder: str) -> None:
-    """Record that a holder of the lease may write journals into a directory, before it does.
+class _Turn(msgspec.Struct, frozen=True):
+    """The last turn in which journals were written here: its epoch, 0 for none, and the starts from that one on."""
+
+    epoch: int
+    starts: list[str]
+
+
+def record_start(directory: Path, start: str) -> None:
+    """Record that a supervisor start is about to ask for the lease.
 
     Raises
     ------
     DirectoryUnusable
         The record cannot be read or written.
     """
-    _write_holders(directory, [*_read_holders(directory), holder])
+    turn = _read_turn(directory)
+    _write_turn(directory, _Turn(turn.epoch, [*turn.starts, start]))
 
 
-def set_aside_superseded(directory: Path, holder: str, predecessor: Lease | None) -> int:
+def set_aside_superseded(directory: Path, own: Lease, predecessor: Lease | None) -> int:
     """Move the unfinished journals of a directory aside if another one has held the lease since they were written.
 
     Parameters
     ----------
     directory
         The journal directory.
-    holder
-        The holder of the lease, which is the last one in the record.
+    own
+        The lease that is held now, by the last start in the record.
     predecessor
         The lease before this one; None if there was none.
 
@@ -58,26 +68,34 @@ def set_aside_superseded(directory: Path, holder: str, predecessor: Lease | None
     DirectoryUnusable
         A journal cannot be moved, or the record cannot be written.
     """
-    holders = _read_holders(directory)
+    turn = _read_turn(directory)
     moved = 0
-    if predecessor is not None and predecessor.holder not in holders:
+    if predecessor is not None and not _is_next(predecessor, turn):
         # If this is interrupted, the next attempt moves the rest to the same folder.
-        folder = directory / SUPERSEDED_SUBDIRECTORY / holders[0]
+        folder = directory / SUPERSEDED_SUBDIRECTORY / turn.starts[0]
         try:
             moved = _move_journals(directory, folder)
         except OSError as error:
             raise DirectoryUnusable(directory, f"journals cannot be set aside: {error.strerror}.") from error
         if moved:
             log.warning(
-                "%d unfinished journals were set aside in %s, as %s has served since they were written. Publishers "
-                "that keep runs until they are written send them again. What these journals have, shows: %s",
+                "%d unfinished journals were set aside in %s, as another host has served since they were written. "
+                "Publishers that keep runs until they are written send them again. What these journals have, shows: %s",
                 moved,
                 folder,
-                predecessor.host,
                 format_command("tiledwriter-journal", "ls", folder),
             )
-    _write_holders(directory, [holder])
+    _write_turn(directory, _Turn(own.epoch, [own.holder]))
     return moved
+
+
+def _is_next(predecessor: Lease, turn: _Turn) -> bool:
+    """Return whether nobody else can have held the lease between the turn and now.
+
+    A start may have obtained the lease, and died before it could record that. Of two such starts, only the second one
+    is known, and another host may have been between them.
+    """
+    return predecessor.holder in turn.starts and predecessor.epoch <= turn.epoch + 1
 
 
 def _move_journals(directory: Path, folder: Path) -> int:
@@ -102,29 +120,26 @@ def _journal_of(name: str) -> str:
     return name.removesuffix(suffix)
 
 
-def _read_holders(directory: Path) -> list[str]:
-    path = directory / _HOLDERS_FILE
+def _read_turn(directory: Path) -> _Turn:
+    path = directory / _TURN_FILE
     try:
-        holders = json.loads(path.read_text())
-        if not (isinstance(holders, list) and all(isinstance(holder, str) and holder for holder in holders)):
-            raise ValueError("it is no list of holders")
+        return msgspec.json.decode(path.read_bytes(), type=_Turn)
     except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
+        return _Turn(0, [])
+    except (OSError, msgspec.MsgspecError) as error:
         raise DirectoryUnusable(
             directory,
             f"{path.name}, which tells whose journals these are, cannot be read ({error}). If no other host has served "
             "since they were written, remove it.",
         ) from error
-    return holders
 
 
-def _write_holders(directory: Path, holders: list[str]) -> None:
-    path = directory / _HOLDERS_FILE
+def _write_turn(directory: Path, turn: _Turn) -> None:
+    path = directory / _TURN_FILE
     new = path.with_suffix(".new")
     try:
-        with new.open("w") as file:
-            json.dump(holders, file)
+        with new.open("wb") as file:
+            file.write(msgspec.json.encode(turn))
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)

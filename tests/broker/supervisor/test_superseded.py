@@ -9,20 +9,22 @@ import pytest
 from tiledbroker import Journal, journal_filename
 from tiledbroker._errors import DirectoryUnusable
 from tiledbroker.ownership import Lease
-from tiledbroker.supervisor._superseded import record_holder, set_aside_superseded
+from tiledbroker.supervisor._superseded import record_start, set_aside_superseded
 
 OWN = Lease("first start", "this host", 1, 1)
 OTHER = Lease("start of the other", "other host", 2, 1)
+NEXT = Lease("next start", "this host", 3, 1)
+AFTER = Lease("a start after that", "this host", 4, 1)
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """A journal directory in which the first start of this host has left a run."""
-    record_holder(tmp_path, OWN.holder)
-    set_aside_superseded(tmp_path, OWN.holder, None)
+    record_start(tmp_path, OWN.holder)
+    set_aside_superseded(tmp_path, OWN, None)
     with Journal(tmp_path / journal_filename("run"), "create", run_uid="run"):
         pass
-    record_holder(tmp_path, "next start")
+    record_start(tmp_path, "next start")
     return tmp_path
 
 
@@ -32,12 +34,12 @@ def runs_in(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("predecessor", [OWN, None])
 def test_journals_of_the_holder_before_are_gone_on_with(directory: Path, predecessor: Lease | None) -> None:
-    assert set_aside_superseded(directory, "next start", predecessor) == 0
+    assert set_aside_superseded(directory, NEXT, predecessor) == 0
     assert runs_in(directory) == ["run.sqlite"]
 
 
 def test_journals_from_before_another_host_s_turn_are_set_aside(directory: Path) -> None:
-    assert set_aside_superseded(directory, "next start", OTHER) == 1
+    assert set_aside_superseded(directory, NEXT, OTHER) == 1
     assert runs_in(directory) == []
     assert runs_in(directory / "superseded" / OWN.holder) == ["run.sqlite"]
 
@@ -45,7 +47,7 @@ def test_journals_from_before_another_host_s_turn_are_set_aside(directory: Path)
 def test_finished_journals_stay(directory: Path) -> None:
     (directory / "finished").mkdir()
     (directory / "run.sqlite").rename(directory / "finished/run.sqlite")
-    assert set_aside_superseded(directory, "next start", OTHER) == 0
+    assert set_aside_superseded(directory, NEXT, OTHER) == 0
     assert runs_in(directory / "finished") == ["run.sqlite"]
 
 
@@ -53,19 +55,25 @@ def test_a_written_run_that_waits_for_its_late_audit_stays(directory: Path) -> N
     with Journal(directory / "run.sqlite", "write", run_uid="run") as journal:
         journal.set("outcome", "written")
         journal.set("audit_at", 1e12)
-    assert set_aside_superseded(directory, "next start", OTHER) == 0
+    assert set_aside_superseded(directory, NEXT, OTHER) == 0
     assert runs_in(directory) == ["run.sqlite"]
 
 
 def test_what_a_start_that_never_held_the_lease_recorded_changes_nothing(directory: Path) -> None:
-    record_holder(directory, "a start after that")
-    assert set_aside_superseded(directory, "a start after that", OWN) == 0
+    record_start(directory, "a start after that")
+    assert set_aside_superseded(directory, AFTER, OWN) == 0
 
 
 def test_a_start_that_died_before_it_could_say_that_it_holds_the_lease_has_held_it(directory: Path) -> None:
-    record_holder(directory, "a start after that")
+    record_start(directory, "a start after that")
     died = Lease("next start", "this host", 2, 1)
-    assert set_aside_superseded(directory, "a start after that", died) == 0
+    assert set_aside_superseded(directory, AFTER, died) == 0
+
+
+def test_a_start_that_died_so_after_another_host_s_turn_does_not_hide_that(directory: Path) -> None:
+    record_start(directory, AFTER.holder)
+    assert set_aside_superseded(directory, AFTER, NEXT) == 1
+    assert runs_in(directory / "superseded" / OWN.holder) == ["run.sqlite"]
 
 
 def test_an_interrupted_move_is_finished_by_the_next_start(directory: Path) -> None:
@@ -74,8 +82,8 @@ def test_an_interrupted_move_is_finished_by_the_next_start(directory: Path) -> N
     folder = directory / "superseded" / OWN.holder
     folder.mkdir(parents=True)
     (directory / "another.sqlite").rename(folder / "another.sqlite")
-    record_holder(directory, "a start after that")
-    assert set_aside_superseded(directory, "a start after that", OTHER) == 1
+    record_start(directory, "a start after that")
+    assert set_aside_superseded(directory, AFTER, OTHER) == 1
     assert runs_in(folder) == ["another.sqlite", "run.sqlite"]
 
 
@@ -83,7 +91,7 @@ def test_what_a_killed_worker_left_beside_its_journal_goes_with_it(directory: Pa
     (directory / "run.sqlite").write_bytes(b"damaged")
     (directory / "run.sqlite.lock").touch()
     (directory / "notes.txt").touch()
-    set_aside_superseded(directory, "next start", OTHER)
+    set_aside_superseded(directory, NEXT, OTHER)
     folder = directory / "superseded" / OWN.holder
     assert sorted(path.name for path in folder.iterdir()) == ["run.sqlite", "run.sqlite.lock"]
     assert (folder / "run.sqlite").read_bytes() == b"damaged"
@@ -92,7 +100,7 @@ def test_what_a_killed_worker_left_beside_its_journal_goes_with_it(directory: Pa
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '[""]', "\x00"])
 def test_a_record_that_cannot_be_read_is_no_permission_to_write(directory: Path, content: str) -> None:
-    (directory / ".lease-holders").write_text(content)
+    (directory / ".lease-turn").write_text(content)
     with pytest.raises(DirectoryUnusable, match="remove it"):
-        record_holder(directory, "a start after that")
+        record_start(directory, "a start after that")
     assert runs_in(directory) == ["run.sqlite"]
