@@ -179,7 +179,7 @@ PROCESS = """
     class Store(DirectoryStore):
         def read(self):
             if hangs:
-                print("hanging", flush=True)
+                os.write(1, b"hanging\\n")  # no buffer, whose lock this thread could hold at the end
                 threading.Event().wait()
             return super().read()
     path = directory / "page"
