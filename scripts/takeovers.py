@@ -1,9 +1,10 @@
 """Has two ingest hosts take over from each other again and again, and says what became of every row.
 
 Runs are published all the time to two real supervisors that share one address, one lease and one real Tiled server;
-each reaches Tiled through a proxy of its own. The host that serves is killed, killed with its disk, stopped and
-continued, cut from the lease, stopped in order, or killed while its last append is held on the way. Prints a line per
-kind of fault. Exits with 1 if a row is lost, doubled or out of order, or if a host writes after its lease.
+each has a clock of its own, and reaches Tiled through a proxy of its own. The host that serves is killed, killed with
+its disk, stopped and continued, cut from the lease, stopped in order, or killed while its last append is held on the
+way. Prints a line per kind of fault. Exits with 1 if a row is lost, doubled or out of order, or if a host writes after
+its lease.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/support")]
 
 import psutil  # noqa: E402
 from cables import Cable  # noqa: E402
+from clocks import clock_ahead  # noqa: E402
 from faulty_proxy import STALLED, FaultyProxy  # noqa: E402
 from runs import documents  # noqa: E402
 
@@ -62,9 +64,9 @@ class Proxy(FaultyProxy):
 
 
 class Host(SupervisorProcess):
-    """An ingest host that stands by, or serves."""
+    """An ingest host that stands by, or serves, with a clock of its own."""
 
-    def __init__(self, directory: Path, name: str, server: TiledServer, shared: Path) -> None:
+    def __init__(self, directory: Path, name: str, server: TiledServer, shared: Path, ahead_seconds: int) -> None:
         self.proxy = Proxy(server.uri)
         self.way_to_lease = directory / f"{name}-mount"
         self.way_to_lease.symlink_to(shared)
@@ -77,6 +79,7 @@ class Host(SupervisorProcess):
         }
         reached = SimpleNamespace(uri=self.proxy.uri, api_key=server.api_key)
         super().__init__(directory / name, reached, environment=environment)  # type: ignore[arg-type]
+        self._command = [*clock_ahead(ahead_seconds), *self._command]
 
     def ready(self) -> bool:
         return self._ask() is not None
@@ -178,7 +181,10 @@ class Campaign:
         shared = self._directory / "shared"
         DirectoryStore.create(shared)
         with self._server, Cable(free_port()) as address:
-            hosts = [Host(self._directory, name, self._server, shared) for name in "ab"]
+            hosts = [
+                Host(self._directory, name, self._server, shared, ahead_seconds)
+                for name, ahead_seconds in (("a", 1_000), ("b", 86_400))
+            ]
             for host in hosts:
                 host.proxy.__enter__()
             sources = [

@@ -16,6 +16,7 @@ import httpx
 import psutil
 import pytest
 from cables import Cable
+from clocks import clock_ahead
 from faulty_proxy import STALLED, FaultyProxy
 from runs import documents, length_of, publish, seq_nums, wait_for_outcome
 from tiled_users import TiledWithUsers
@@ -35,7 +36,7 @@ Emitted = list[tuple[str, Any]]
 class Host(SupervisorProcess):
     """An ingest host: a supervisor that shares address, lease and Tiled with others, and is left to stand by."""
 
-    def __init__(self, directory: Path, name: str, server: Any, *options: str) -> None:
+    def __init__(self, directory: Path, name: str, server: Any, *options: str, ahead_seconds: int = 0) -> None:
         self._holds_by_itself = "--standby" not in options
         self.shared = directory / "shared"
         if not self.shared.exists():
@@ -46,6 +47,8 @@ class Host(SupervisorProcess):
             "TILEDWRITER_QUIET_PERIOD": "1",
         }
         super().__init__(directory / name, server, options=options, environment=environment)
+        if ahead_seconds:
+            self._command = [*clock_ahead(ahead_seconds), *self._command]
 
     @property
     def port(self) -> int:
@@ -82,8 +85,8 @@ def host(tmp_path: Path, tiled_server: TiledServer) -> Iterator[Callable[..., Ho
     """Makes and starts ingest hosts with one lease and one Tiled server."""
     made: list[Host] = []
 
-    def start(name: str, *options: str, server: Any = None) -> Host:
-        made.append(Host(tmp_path, name, server or tiled_server, *options))
+    def start(name: str, *options: str, server: Any = None, ahead_seconds: int = 0) -> Host:
+        made.append(Host(tmp_path, name, server or tiled_server, *options, ahead_seconds=ahead_seconds))
         made[-1].start()
         return made[-1]
 
@@ -210,7 +213,8 @@ def test_a_host_that_is_stopped_past_its_lease_sends_nothing_any_more(
     host: Callable[..., Host], publisher: ZMQPublisher, address: Cable, tiled_server: TiledServer, proxy: FaultyProxy
 ) -> None:
     first, rest = halves()
-    a, b = host("a", server=through(proxy, tiled_server)), host("b", "--standby")
+    # The hosts were started on different days: what their clocks say has nothing to do with each other.
+    a, b = host("a", server=through(proxy, tiled_server)), host("b", "--standby", ahead_seconds=86_400)
     uid = begin(publisher, address, a, first)
     a.stop_all(signal.SIGSTOP)
     hand_over(address, b)
