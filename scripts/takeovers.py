@@ -3,8 +3,9 @@
 Runs are published all the time to two real supervisors that share one address, one lease and one real Tiled server;
 each has a clock of its own, and reaches Tiled through a proxy of its own. The host that serves is killed, killed with
 its disk, stopped and continued, cut from the lease, stopped in order, or killed while its last append is held on the
-way. Prints a line per kind of fault. Exits with 1 if a row is lost, doubled or out of order, or if a host writes after
-its lease.
+way. Prints a line per kind of fault. With --handover, one host is stopped in order while so many runs are open, and the
+pause of each run is measured. Exits with 1 if a row is lost, doubled or out of order, or if a host writes after its
+lease.
 """
 
 from __future__ import annotations
@@ -47,18 +48,36 @@ EVENTS: Final = 60
 PAUSE_SECONDS: Final = 0.1
 # A request of a host that is paused may have been sent just before.
 FLIGHT_SECONDS: Final = 0.5
+# Of each of the open runs that are handed over.
+OPEN_RUN_EVENTS: Final = 120
+OPEN_RUN_PAUSE_SECONDS: Final = 1.0
+
+APPEND: Final = "table/partition/"
 
 
 class Proxy(FaultyProxy):
-    """A host's way to Tiled, which notes when requests that change something begin, and can hold the next append."""
+    """A host's way to Tiled, which notes when requests that change something begin, and can hold the next append.
+
+    Attributes
+    ----------
+    written_at
+        When each request that changes something began.
+    appended_at
+        When the first and the last append of rows began, by run.
+    """
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
         self.written_at: list[float] = []
+        self.appended_at: dict[str, tuple[float, float]] = {}
 
     def record(self, request: Any) -> None:
+        now = time.monotonic()
         if request.method != "GET":
-            self.written_at.append(time.monotonic())
+            self.written_at.append(now)
+        if request.is_for("PATCH", APPEND):
+            uid = request.path.removeprefix(APPEND).split("/")[0]
+            self.appended_at[uid] = (self.appended_at.get(uid, (now, now))[0], now)
         super().record(request)
         self.requests.clear()
 
@@ -109,19 +128,21 @@ class Host(SupervisorProcess):
 class Acquisition(threading.Thread):
     """Publishes one run after the other until it is told to end."""
 
-    def __init__(self, address: str, spool: Path, runs: dict[str, int]) -> None:
+    def __init__(self, address: str, spool: Path, runs: dict[str, int], events: int, pause_seconds: float) -> None:
         super().__init__(name=f"acquisition-{spool.name}")
         self.publisher = ZMQPublisher(address, spool_dir=spool, on_error="raise")
         self._runs = runs
+        self._events = events
+        self._pause_seconds = pause_seconds
         self.ending = threading.Event()
 
     def run(self) -> None:
         while not self.ending.is_set():
-            emitted = documents(EVENTS)
-            self._runs[emitted[0][1]["uid"]] = EVENTS
+            emitted = documents(self._events)
+            self._runs[emitted[0][1]["uid"]] = self._events
             for name, doc in emitted:
                 self.publisher(name, doc)
-                time.sleep(PAUSE_SECONDS)
+                time.sleep(self._pause_seconds)
 
 
 def kill(host: Host) -> None:
@@ -158,7 +179,7 @@ def cut_from_lease(host: Host) -> None:
 
 def hold_append(host: Host) -> None:
     """Kill the host while its last append is held on the way; it is carried out when the other host serves."""
-    host.proxy.script("PATCH", "table/partition", STALLED)
+    host.proxy.script("PATCH", APPEND, STALLED)
     wait_until(lambda: host.proxy.all_played, 60, "an append is held")
     host.signal_all(signal.SIGKILL)
 
@@ -177,7 +198,38 @@ class Campaign:
         self.pauses: dict[str, list[float]] = defaultdict(list)
         self.late_writes = 0
 
-    def run(self, takeovers: int, tell: Callable[[str], None]) -> dict[str, int]:
+    def take_over(self, takeovers: int, tell: Callable[[str], None]) -> dict[str, int]:
+        """Have the hosts take over from each other so many times, and return what became of the rows."""
+
+        def steps(hosts: list[Host], address: Cable) -> None:
+            for number in range(takeovers):
+                fault = FAULTS[number % len(FAULTS)]
+                self._take_over(hosts, address, fault)
+                tell(f"{number + 1} takeovers, {len(self._runs)} runs; {fault.__name__}")
+
+        return self._run(steps, sources=2, events=EVENTS, pause_seconds=PAUSE_SECONDS)
+
+    def hand_over(self, runs: int) -> dict[str, int]:
+        """Stop the host that serves in order while so many runs are open, and return what became of the rows."""
+
+        def steps(hosts: list[Host], address: Cable) -> None:
+            wait_until(lambda: any(host.serves() for host in hosts), 90, "a host serves")
+            holder, other = sorted(hosts, key=lambda host: not host.serves())
+            address.lead_to(holder.port)
+            wait_until(other.ready, 60, "the other host stands by")
+            wait_until(lambda: len(holder.proxy.appended_at) == runs, 300, "each run has rows in Tiled")
+            holder.stop()
+            wait_until(other.serves, 120, "the other host serves")
+            address.lead_to(other.port)
+            before = holder.proxy.appended_at
+            wait_until(lambda: before.keys() <= other.proxy.appended_at.keys(), 300, "each run goes on")
+            self.pauses["handover"] = [other.proxy.appended_at[uid][0] - last for uid, (_, last) in before.items()]
+
+        return self._run(steps, sources=runs, events=OPEN_RUN_EVENTS, pause_seconds=OPEN_RUN_PAUSE_SECONDS)
+
+    def _run(
+        self, steps: Callable[[list[Host], Cable], None], *, sources: int, events: int, pause_seconds: float
+    ) -> dict[str, int]:
         shared = self._directory / "shared"
         DirectoryStore.create(shared)
         with self._server, Cable(free_port()) as address:
@@ -187,24 +239,21 @@ class Campaign:
             ]
             for host in hosts:
                 host.proxy.__enter__()
-            sources = [
-                Acquisition(address.address, self._directory / f"spool-{number}", self._runs) for number in range(2)
+            acquisitions = [
+                Acquisition(address.address, self._directory / f"spool-{number}", self._runs, events, pause_seconds)
+                for number in range(sources)
             ]
             try:
                 for host in hosts:
                     host.start()
-                for source in sources:
-                    source.start()
-                for number in range(takeovers):
-                    fault = FAULTS[number % len(FAULTS)]
-                    self._take_over(hosts, address, fault)
-                    tell(f"{number + 1} takeovers, {len(self._runs)} runs; {fault.__name__}")
-                return self._end(sources)
+                for acquisition in acquisitions:
+                    acquisition.start()
+                steps(hosts, address)
+                return self._end(acquisitions)
             finally:
-                for source in sources:
-                    source.ending.set()
-                    source.join()
-                    source.publisher.close(timeout=0)
+                self._end_acquisitions(acquisitions)
+                for acquisition in acquisitions:
+                    acquisition.publisher.close(timeout=0)
                 for host in hosts:
                     host.stop()
                     host.proxy.release_stalled()
@@ -241,12 +290,16 @@ class Campaign:
         host.proxy.release_stalled()
         host.start()
 
-    def _end(self, sources: list[Acquisition]) -> dict[str, int]:
-        for source in sources:
-            source.ending.set()
-            source.join()
-        for source in sources:
-            assert source.publisher.flush(120), source.publisher.problem
+    def _end_acquisitions(self, acquisitions: list[Acquisition]) -> None:
+        for acquisition in acquisitions:
+            acquisition.ending.set()
+        for acquisition in acquisitions:
+            acquisition.join()
+
+    def _end(self, acquisitions: list[Acquisition]) -> dict[str, int]:
+        self._end_acquisitions(acquisitions)
+        for acquisition in acquisitions:
+            assert acquisition.publisher.flush(120), acquisition.publisher.problem
         client = self._server.client()
 
         def unfinished() -> list[str]:
@@ -268,6 +321,7 @@ def parser() -> argparse.ArgumentParser:
         "takeovers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.add_argument("--takeovers", type=int, default=200, help="default 200")
+    result.add_argument("--handover", type=int, metavar="RUNS", help="hand over so many open runs, once, instead")
     result.add_argument("--seed", type=int, default=1, help="of the moments (default 1)")
     result.add_argument("--storage", choices=("sqlite", "postgresql"), default="postgresql", help="of Tiled's tables")
     result.add_argument("--json", type=Path, metavar="FILE", help="where to write all figures")
@@ -279,10 +333,15 @@ def main() -> int:
     logging.getLogger("tiledbroker").setLevel(logging.CRITICAL)
     began = time.monotonic()
     campaign = Campaign(Path(tempfile.mkdtemp(prefix="takeovers-")), given.seed, given.storage)
-    result = campaign.run(
-        given.takeovers, lambda line: print(f"[{time.monotonic() - began:6.0f} s] {line}", flush=True)
-    )
-    print("| fault | takeovers | seconds to the successor's first write: median | longest |\n| --- | --- | --- | --- |")
+    if given.handover:
+        result = campaign.hand_over(given.handover)
+        print("| | runs | seconds from a run's last append to its next: median | longest |")
+    else:
+        result = campaign.take_over(
+            given.takeovers, lambda line: print(f"[{time.monotonic() - began:6.0f} s] {line}", flush=True)
+        )
+        print("| fault | takeovers | seconds to the successor's first write: median | longest |")
+    print("| --- | --- | --- | --- |")
     for name, pauses in campaign.pauses.items():
         print(f"| {name} | {len(pauses)} | {statistics.median(pauses):.1f} | {max(pauses):.1f} |")
     result["written after the lease"] = campaign.late_writes
