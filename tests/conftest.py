@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import threading
@@ -16,6 +17,7 @@ from transports import TRANSPORTS, Transport
 from warm import end_warm_process, forking, start_process, warm_pids
 
 from tiledbroker import ZMQPublisher
+from tiledwriter._journald import JournaldHandler
 from tiledwriter.testing import ServerProcess, SupervisorProcess, TiledServer
 
 # Files that take longest, the longest first. The processes of pytest-xdist begin with them, so that none is left alone
@@ -166,6 +168,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield mount
     finally:
         subprocess.run(["umount", "--lazy", mount], check=True)
+
+
+@pytest.fixture(autouse=True)
+def logging_is_put_back() -> Iterator[None]:
+    """Undo what a command has set up that was called in this process: its stream is closed after the test."""
+    root = logging.getLogger()
+    levels = {logger: logger.level for logger in (root, *map(logging.getLogger, ("tiledwriter", "tiledbroker")))}
+    yield
+    for handler in root.handlers[:]:
+        # Not those of pytest, which are of types of its own.
+        if type(handler) in {logging.StreamHandler, JournaldHandler}:
+            root.removeHandler(handler)
+    for logger, level in levels.items():
+        logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

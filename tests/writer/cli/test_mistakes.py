@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import getpass
-import logging
 import os
 import re
 import shlex
@@ -450,13 +449,10 @@ _answers: dict[int, Answer] = {}
 def bench(
     tiled_server: TiledServer, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Bench]:
-    """A place to make mistakes in, without settings in the environment, and with logging put back at the end."""
+    """A place to make mistakes in, without settings in the environment."""
     for name in list(os.environ):
         if name.startswith(("TILEDWRITER_", "TILED_API_KEY")) and not name.startswith("TILEDWRITER_TEST_"):
             monkeypatch.delenv(name)
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    levels = {name: logging.getLogger(name).level for name in ("tiledwriter", "tiledbroker")}
     bench = Bench(tiled_server, request, tmp_path, monkeypatch)
     with bench.stack:
         yield bench
@@ -464,10 +460,6 @@ def bench(
         # Tiled's client leaves its connection open when the first answer is not one of Tiled.
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name, own_level in levels.items():
-        logging.getLogger(name).setLevel(own_level)
 
 
 def documented() -> list[Answer]:
