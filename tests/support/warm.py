@@ -381,7 +381,7 @@ def become(task: list[Any], streams: Sequence[int]) -> NoReturn:
         os.close(stream)
     os.chdir(directory)
     set_environment(environment)
-    if command[:2] == ["-m", SUPERVISOR]:
+    if command[:2] == ["-m", SUPERVISOR] or Path(command[0]).stem.endswith("_supervisor"):
         fork_for_fork_server()
     end_with(lambda: run_python(command))
 

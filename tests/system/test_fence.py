@@ -68,11 +68,12 @@ class QuickSupervisor(SupervisorProcess):
 
     def __init__(self, *arguments: Any, lifetime: float = 3600.0, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        program = (
-            "import sys; from tiledwriter.cli import _writing_key as keys, supervisor; "
-            f"keys.LIFETIME_SECONDS = {lifetime}; keys.CHECK_SECONDS = 0.3; sys.exit(supervisor.main())"
+        program = self.journal_dir.with_name("quick_supervisor.py")
+        program.write_text(
+            "import sys; from tiledwriter.cli import _writing_key as keys, supervisor\n"
+            f"keys.LIFETIME_SECONDS = {lifetime}; keys.CHECK_SECONDS = 0.3; sys.exit(supervisor.main())\n"
         )
-        self._command = [sys.executable, "-c", program, *self._command[3:]]
+        self._command = [sys.executable, str(program), *self._command[3:]]
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,7 @@ def rest_is_written_once(
 
 
 MADE = "that this supervisor has made"
+KILLS = 6
 
 
 # The fence
@@ -152,13 +154,13 @@ def test_a_request_that_a_killed_supervisor_left_is_refused(
 def test_keys_of_killed_supervisors_do_not_pile_up(tmp_path: Path, server: TiledWithUsers) -> None:
     before = set(server.list_service_keys())
     process = supervisor_on(tmp_path, server)
-    for kill in range(20):
+    for kill in range(KILLS):
         with process:
             wait_for_log(process, MADE, times=kill + 1)
             assert len(set(server.list_service_keys()) - before) == 1
             process.kill()
     with process:
-        wait_for_log(process, MADE, times=21)
+        wait_for_log(process, MADE, times=KILLS + 1)
     assert set(server.list_service_keys()) == before
     assert not (process.journal_dir / KEY_LEDGER).exists()
 
