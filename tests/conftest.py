@@ -193,7 +193,7 @@ def nothing_is_left_behind() -> Iterator[None]:
     yield
     left = [thread for thread in threading.enumerate() if thread not in threads and _is_ours(thread)]
     for thread in left:
-        thread.join(5.0)
+        thread.join(60)
     assert not [thread for thread in left if thread.is_alive()]
     leaked = _strangers(before)
     for process in leaked:

@@ -22,10 +22,10 @@ def test_whoever_waits_gets_it_before_the_thread_that_released_it() -> None:
         other = threading.Thread(target=wait)
         with lock:
             other.start()
-            wait_until(lock._door.locked, 10, "the other waits")
+            wait_until(lock._door.locked, 60, "the other waits")
         with lock:
             order.append("who had it")
-        other.join(10)
+        other.join(60)
         assert order == ["who waits", "who had it"]
 
 
@@ -42,7 +42,7 @@ def test_it_is_reentrant() -> None:
         with lock:
             other.start()
         assert not entered.wait(0.05)
-    other.join(10)
+    other.join(60)
     assert entered.is_set()
 
 
@@ -52,5 +52,5 @@ def test_it_is_released_by_what_is_raised() -> None:
         _ = 1 / 0
     thread = threading.Thread(target=lock.__enter__)
     thread.start()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()

@@ -133,7 +133,7 @@ def test_a_plan_can_read_its_run_back(engine: RunEngine, publisher: ZMQPublisher
     assert publisher.wait_written(uid, timeout=60)
     assert tiled_server.client()[uid].primary["det"].read().shape == (3,)
     # Asked again, and by a publisher that did not make it.
-    assert publisher.wait_written(uid, timeout=10)
+    assert publisher.wait_written(uid, timeout=60)
 
 
 def test_internal_arrays_are_stored_on_sqlite_as_array_nodes(measure: Callable[[Any], list[Any]]) -> None:
@@ -174,7 +174,7 @@ def test_everything_published_before_a_supervisor_runs_arrives_when_one_does(
             assert publisher.flush(timeout=60)
             assert publisher.wait_written(uid, timeout=60)
             assert publisher.status().waiting == 0
-            wait_until(lambda: not run_files(tmp_path / "spool"), 10, "the spool is empty")
+            wait_until(lambda: not run_files(tmp_path / "spool"), 60, "the spool is empty")
         assert list(tiled_server.client()[uid].primary["seq_num"].read()) == list(range(1, 201))
     finally:
         publisher.close()

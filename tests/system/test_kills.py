@@ -226,7 +226,7 @@ def test_workers_end_when_their_supervisor_is_killed(tmp_path: Path, supervisor:
         wait_until(supervisor.workers, 60, "there is a worker")
         workers = supervisor.workers()
         supervisor.kill()
-        wait_until(lambda: all(map(has_ended, workers)), 2, "the workers have ended")
+        wait_until(lambda: all(map(has_ended, workers)), 60, "the workers have ended")
 
 
 def test_a_worker_that_outlives_its_supervisor_is_not_taken_for_one_of_the_next(

@@ -131,7 +131,7 @@ def test_each_run_is_written_to_both_targets_also_when_one_is_away_and_the_servi
 
     supervisors = service.supervisors()
     service.kill()
-    psutil.wait_procs(supervisors, timeout=10)
+    psutil.wait_procs(supervisors, timeout=60)
     assert not any(process.is_running() for process in supervisors)
     (tmp_path / "beamline").mkdir()
     with Acquisition(service.address, tmp_path / "beamline", events=200, delay=0.002) as acquisition:

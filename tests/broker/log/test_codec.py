@@ -583,7 +583,7 @@ class TestWhatIsReplacedByItsRepr:
         """
         command = [sys.executable, "-c", textwrap.dedent(code)]
         try:
-            answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=3).stdout.split()
+            answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split()
         except subprocess.TimeoutExpired:
             pytest.fail("The encoder follows a cycle for ever.")
         assert int(answer[0]) < 1_000_000

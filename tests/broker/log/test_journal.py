@@ -485,7 +485,7 @@ class TestSeveralProcesses:
         first = Journal(path, "create")
         timer = threading.Timer(0.05, first.close)
         timer.start()
-        with Journal(path, "write", lock_timeout=10) as second:
+        with Journal(path, "write", lock_timeout=60) as second:
             assert second.length == 0
         timer.join()
 

@@ -125,10 +125,10 @@ def test_a_disk_that_fails_costs_no_document(
             publish(publisher, documents(0))
         emitted = documents(4)
         publish(publisher, emitted)
-        wait_until(lambda: publisher.status().degraded, 10, "documents are in memory only")
+        wait_until(lambda: publisher.status().degraded, 60, "documents are in memory only")
         assert publisher.status().waiting == 3 + 3 * SPARE_SEGMENTS + 7
         assert "No space" in publisher.status().problem
-    wait_until(lambda: not publisher.status().degraded, 10, "they are in files")
+    wait_until(lambda: not publisher.status().degraded, 60, "they are in files")
     assert "No space" in caplog.text
 
 

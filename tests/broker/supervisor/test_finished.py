@@ -216,7 +216,7 @@ def test_a_survey_looks_at_what_is_most_likely_unfinished_first(tmp_path: Path) 
             raise RuntimeError("as the test wants it")
 
     survey = Survey(tmp_path, look)
-    wait_until(survey.proceed, 10, "it is done")
+    wait_until(survey.proceed, 60, "it is done")
     assert seen == ["in_use", "new", "old", "older"]
     assert survey.next_at() is None
 

@@ -242,11 +242,11 @@ def test_a_supervisor_answers_while_its_fork_server_hangs(tmp_path: Path) -> Non
 
         try:
             assert isinstance(ask(messages.Hello("test", {}, [])), messages.Welcome)
-            wait_until(lambda: supervisor._pool.fork_server.pid is not None, 10, "there is a fork server")
+            wait_until(lambda: supervisor._pool.fork_server.pid is not None, 60, "there is a fork server")
             assert supervisor._pool.fork_server.pid is not None
             os.kill(supervisor._pool.fork_server.pid, signal.SIGSTOP)
             peer.send_multipart(messages.encode(messages.documents("run", 0, [("start", 0, b"")])))
-            wait_until(lambda: supervisor._pool._workers, 10, "a worker is asked for")
+            wait_until(lambda: supervisor._pool._workers, 60, "a worker is asked for")
             for token in range(20):
                 assert ask(messages.Ping(token)) == messages.Pong(token)
         finally:

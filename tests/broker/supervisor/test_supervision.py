@@ -174,7 +174,7 @@ def test_a_supervisor_that_was_stopped_for_a_while_does_not_blame_its_workers(
         assert publisher.flush(timeout=60)
         supervisor.send(signal.SIGSTOP)
         stopped = time.monotonic()
-        wait_until(lambda: time.monotonic() - stopped > 4, 10, "it was stopped for longer than workers may be silent")
+        wait_until(lambda: time.monotonic() - stopped > 4, 60, "it was stopped for longer than workers may be silent")
         supervisor.send(signal.SIGCONT)
         # Longer than a worker may be silent, which one without documents is if nobody asks.
         wait_until(lambda: time.monotonic() - stopped > 10, 20, "time goes by")
@@ -222,7 +222,7 @@ def test_a_process_is_known_by_its_pid_and_the_time_of_its_creation(stranger: ps
     assert processes.memory(stranger.pid) == pytest.approx(stranger.memory_info().rss, rel=0.5)
     assert processes.is_alive(identity)
     assert processes.kill(identity)
-    wait_until(lambda: not processes.is_alive(identity), 10, "it ends")
+    wait_until(lambda: not processes.is_alive(identity), 60, "it ends")
     assert not processes.kill(identity)
 
 
@@ -342,7 +342,7 @@ def test_an_audit_that_kills_its_workers_is_given_up_until_the_next_supervisor(
         process = dying_audits()
         wait_until(lambda: happenings(journals, uid).count("audit given up") == times, 60, "it is given up")  # noqa: B023
         seen = time.monotonic()
-        wait_until(lambda: time.monotonic() - seen > 2, 10, "nobody tries again")  # noqa: B023
+        wait_until(lambda: time.monotonic() - seen > 2, 60, "nobody tries again")  # noqa: B023
         assert happenings(journals, uid).count("worker started") == times * MAX_DEATHS
         process.terminate()
         _, logged = process.communicate(timeout=30)

@@ -107,7 +107,7 @@ def test_a_key_ends_by_itself(server: TiledWithUsers, requests: AccountRequests,
             return True
         return False
 
-    wait_until(has_ended, 10, "the key has ended")
+    wait_until(has_ended, 60, "the key has ended")
 
 
 def test_a_user_cannot_revoke_the_key_of_another(server: TiledWithUsers, requests: AccountRequests) -> None:

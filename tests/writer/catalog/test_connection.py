@@ -301,9 +301,9 @@ def test_a_server_that_refuses_connections_is_waited_for(stopping, reports, wait
 
         sending = threading.Thread(target=send)
         sending.start()
-        wait_until(lambda: reports.events == ["waiting"], 5, "the connection waits")
+        wait_until(lambda: reports.events == ["waiting"], 60, "the connection waits")
         stopping.set()
-        sending.join(5)
+        sending.join(60)
     assert len(ends) == 1
     assert "ConnectError" in reports[0][1]["reason"]
 
@@ -446,9 +446,9 @@ def test_stopping_ends_a_long_wait_without_another_request(server, stopping, rep
     with server.client() as client:
         sending = threading.Thread(target=send, args=(Connection(lambda: client, stopping, reports),))
         sending.start()
-        wait_until(lambda: reports.events == ["waiting"], 5, "the connection waits")
+        wait_until(lambda: reports.events == ["waiting"], 60, "the connection waits")
         stopping.set()
-        sending.join(5)
+        sending.join(60)
     assert [type(end) for end in ends] == [Stopped]
     assert len(server.requests) == 1
 

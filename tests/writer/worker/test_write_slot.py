@@ -37,9 +37,9 @@ class Bench:
         """Have another thread acquire the slot, and grant it."""
         thread = threading.Thread(target=self.slot.acquire, args=(self.stopping,))
         thread.start()
-        assert self.wanted.wait(10)
+        assert self.wanted.wait(60)
         self.slot.receive(SlotGranted("run", shared=shared))
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -96,12 +96,12 @@ def test_work_that_takes_long_is_interrupted_between_two_requests(
 def test_a_slot_that_is_recalled_before_its_thread_wakes_is_used_once_and_released(bench: Bench) -> None:
     thread = threading.Thread(target=bench.slot.acquire, args=(bench.stopping,))
     thread.start()
-    assert bench.wanted.wait(10)
+    assert bench.wanted.wait(60)
     with bench.slot._changed:
         # The thread cannot wake in between.
         bench.slot.receive(SlotGranted("run", shared=False))
         bench.slot.receive(SlotRecalled("run"))
-    thread.join(10)
+    thread.join(60)
     assert bench.sent == [WANTED]
     bench.slot.rest()
     assert bench.sent == [WANTED, RELEASED]
@@ -123,12 +123,12 @@ def test_nothing_is_sent_until_the_lease_is_renewed(tmp_path: Path) -> None:
     bench = Bench(DeadlinePage.open(tmp_path / "page"))
     thread = threading.Thread(target=bench.slot.acquire, args=(bench.stopping,))
     thread.start()
-    assert bench.wanted.wait(10)
+    assert bench.wanted.wait(60)
     bench.slot.receive(SlotGranted("run", shared=False))
     thread.join(0.5)
     assert thread.is_alive()
     page.write(boottime() + 30)
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
 
 

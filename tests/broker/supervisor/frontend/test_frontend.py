@@ -69,7 +69,7 @@ def hear(front: Frontend, seconds: float = 10.0) -> tuple[Publisher, messages.Me
 
 
 def answer(front: Frontend, dealer: zmq.Socket[bytes]) -> messages.Message:
-    wait_until(lambda: not list(front.receive()) and dealer.poll(20), 10, "there is an answer")
+    wait_until(lambda: not list(front.receive()) and dealer.poll(20), 60, "there is an answer")
     return messages.decode(dealer.recv_multipart())
 
 
@@ -203,7 +203,7 @@ READY = b"\x04\x1c\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
 
 def grow_older(front: Frontend, connections: int, seconds: float) -> None:
     """Let time pass for so many connections, once they are known."""
-    wait_until(lambda: front.check_connections() or len(front._connections) == connections, 10, "they are accepted")
+    wait_until(lambda: front.check_connections() or len(front._connections) == connections, 60, "they are accepted")
     for connection in front._connections._connections.values():
         connection.since -= seconds
     front._connections._check_at = 0.0
@@ -269,7 +269,7 @@ def test_what_has_been_given_the_descriptor_of_a_connection_is_left_alone(
     ours, theirs = socket.socketpair()
     with ours, theirs:
         raw(GREETING + READY)
-        wait_until(lambda: front.check_connections() or len(front._connections) == 1, 10, "it is accepted")
+        wait_until(lambda: front.check_connections() or len(front._connections) == 1, 60, "it is accepted")
         connections = front._connections
         (connection,) = connections._connections.values()
         connections._connections = {theirs.fileno(): connection}
