@@ -865,13 +865,15 @@ class Scheduler:
         now
             The time.
         """
-        if self.is_stopping or not run.is_complete:
+        if not run.is_complete:
             return
         at = now.unix + PUT_OFF_SECONDS if facts.unavailable else facts.audit_at
         if at is None:
             self._audit_schedule.discard(run.uid)
             if facts.complete:
                 self._effects.append(FileJournal(run.journal))
+            return
+        if self.is_stopping:
             return
         pause: float | None = 0.0
         if auditor is not None:

@@ -730,6 +730,16 @@ def test_stop_waits_only_so_long_and_a_second_one_not_at_all(ingest: IngestModel
     assert ingest.scheduler.is_done(ingest.now)
 
 
+def test_journal_of_run_written_while_stopping_is_filed(ingest: IngestModel, alice: Publisher) -> None:
+    ingest.send(alice, whole("run"))
+    worker = ingest.start("run")
+    ingest.store(worker)
+    ingest.write(worker)
+    ingest.scheduler.stop(ingest.now)
+    ingest.end(worker)
+    assert [effect.journal.stem for effect in ingest.effects if isinstance(effect, FileJournal)] == ["run"]
+
+
 def test_draining_ends_when_nothing_is_left_and_names_what_is_not_written() -> None:
     ingest = IngestModel(drain=True)
     add_journals(ingest, "good", "bad")
