@@ -12,6 +12,7 @@ import pytest
 from runs import documents, publish
 
 from tiledbroker import ZMQPublisher
+from tiledbroker.supervisor import read_snapshot
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
 
 LAB = """
@@ -187,6 +188,8 @@ def test_documents_wait_for_space_and_user_is_told_once(
         assert publisher.wait_written(first, timeout=60)
         filling = fill(small_disk, leaving=100_000)
         wait_until(lambda: "No documents are accepted" in supervisor.log.read_text(), 30, "the disk is found full")
+        snapshot = read_snapshot(supervisor.journal_dir)
+        assert (snapshot.state, snapshot.disks[0].state, snapshot.disks[0].min_free) == ("failed", "full", 400 * 1024)
         second = publish(publisher, documents())
         why = "min_free is 400.0 KiB"
         wait_until(lambda: why in publisher.status().problem, 30, "the user is told")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import sys
 
+import msgspec
 import pytest
 from pydantic import ValidationError
 from warm import run_process
@@ -109,6 +110,12 @@ def test_mappings_in_the_environment_are_json_and_add_to_those_in_the_file(write
     settings = load_settings(config, {"tiled": TILED})
     assert settings.path_map == {"/a": "/1", "/b": "/3", "/c": "/4"}
     assert (settings.streams.include, settings.streams.exclude) == (["p*"], ["baseline"])
+
+
+@pytest.mark.parametrize(("given", "told"), [("2MiB", b"2097152"), ("0", b"0")])
+def test_a_size_is_a_plain_number_that_the_status_can_tell(write_yaml, given, told):
+    min_free = load_settings(write_yaml(f"tiled: {TILED}\nmin_free: {given}\n"), {}).min_free
+    assert msgspec.json.encode(min_free) == told
 
 
 def test_a_server_need_not_be_given_where_none_is_asked():

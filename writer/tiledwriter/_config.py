@@ -288,6 +288,12 @@ class Settings(BaseSettings):
     def _home_is_found(cls, path: Path | None) -> Path | None:
         return path and path.expanduser()
 
+    @field_validator("min_free")
+    @classmethod
+    def _size_is_a_plain_number(cls, size: int | None) -> int | None:
+        # msgspec, which encodes the status, takes no subclasses of int.
+        return None if size is None else int(size)
+
     @field_validator("listen")
     @classmethod
     def _address_in_one_form(cls, address: str) -> str:
