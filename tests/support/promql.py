@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -16,6 +17,10 @@ _COMPARISONS: Final[dict[str, Callable[[float, float], bool]]] = {
     "==": operator.eq,
     "<": operator.lt,
     ">": operator.gt,
+}
+_MATCHES: Final[dict[str, Callable[[str, str], bool]]] = {
+    "MatchOp.Equal": operator.eq,
+    "MatchOp.NotRe": lambda value, pattern: not re.fullmatch(pattern, value),
 }
 _ARITHMETIC: Final[dict[str, Callable[[float, float], float]]] = {"-": operator.sub, "/": operator.truediv}
 
@@ -36,8 +41,13 @@ class Scrape:
     def names(self) -> set[str]:
         return set(self._samples)
 
-    def select(self, name: str, wanted: Labels) -> Vector:
-        return {labels: value for labels, value in self._samples.get(name, {}).items() if wanted <= labels}
+    def select(self, selector: Any) -> Vector:
+        matchers = selector.matchers.matchers
+        return {
+            labels: value
+            for labels, value in self._samples.get(selector.name, {}).items()
+            if all(_MATCHES[str(each.op)](dict(labels).get(each.name, ""), each.value) for each in matchers)
+        }
 
 
 def metric_names(expression: str) -> set[str]:
@@ -74,15 +84,13 @@ def _evaluate(node: Any, now: Scrape, before: Scrape) -> Vector | float:
     if isinstance(node, promql_parser.ParenExpr):
         return _evaluate(node.expr, now, before)
     if isinstance(node, promql_parser.VectorSelector):
-        return now.select(node.name, _labels_of(node))
+        return now.select(node)
     if isinstance(node, promql_parser.Call):
         return _call(node, now, before)
+    if isinstance(node, promql_parser.AggregateExpr):
+        return _aggregate(node, now, before)
     assert isinstance(node, promql_parser.BinaryExpr), node
     return _combine(str(node.op), _evaluate(node.lhs, now, before), _evaluate(node.rhs, now, before))
-
-
-def _labels_of(selector: Any) -> Labels:
-    return frozenset((matcher.name, matcher.value) for matcher in selector.matchers.matchers)
 
 
 def _call(node: Any, now: Scrape, before: Scrape) -> Vector | float:
@@ -90,10 +98,19 @@ def _call(node: Any, now: Scrape, before: Scrape) -> Vector | float:
         return now.time
     assert node.func.name == "increase"
     selector = node.args[0].vector_selector
-    wanted = _labels_of(selector)
-    earlier = before.select(selector.name, wanted)
-    values = now.select(selector.name, wanted)
+    earlier, values = before.select(selector), now.select(selector)
     return {labels: value - earlier[labels] for labels, value in values.items() if labels in earlier}
+
+
+def _aggregate(node: Any, now: Scrape, before: Scrape) -> Vector:
+    assert str(node.op) == "max"
+    values = _evaluate(node.expr, now, before)
+    assert isinstance(values, dict)
+    groups: dict[Labels, list[float]] = {}
+    for labels, value in values.items():
+        kept = frozenset((name, text) for name, text in labels if name in node.modifier.labels)
+        groups.setdefault(kept, []).append(value)
+    return {labels: max(group) for labels, group in groups.items()}
 
 
 def _combine(operation: str, left: Vector | float, right: Vector | float) -> Vector:

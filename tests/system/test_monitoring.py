@@ -36,7 +36,7 @@ def metrics_of(snapshot: dict[str, Any] | None) -> str:
 def everything() -> dict[str, Any]:
     """A snapshot that has all there can be."""
     snapshot = snapshots.quarantine()
-    snapshot["totals"]["refused"] = {"key": 3}
+    snapshot["lease"] = snapshots.standby()["lease"]
     return snapshot
 
 
@@ -52,9 +52,15 @@ def strangers() -> dict[str, Any]:
     return snapshot
 
 
-def no_strangers() -> dict[str, Any]:
+def busy_workers() -> dict[str, Any]:
     snapshot = snapshots.well()
-    snapshot["totals"]["refused"] = {"key": 0}
+    snapshot["totals"]["refused"] = {"later": 3, "gap": 1, "window": 1, "disk": 1}
+    return snapshot
+
+
+def never_written() -> dict[str, Any]:
+    snapshot = snapshots.outage()
+    snapshot["tiled"] |= {"reachable": None, "last_write": None}
     return snapshot
 
 
@@ -70,13 +76,16 @@ DRILLS = {
     "away": (lambda: None, {"TiledwriterAway"}),
     "dying workers": (dying_workers, {"TiledwriterWorkersDie"}),
     "strangers": (strangers, {"TiledwriterRefused"}),
+    "busy workers": (busy_workers, set()),
+    "never written": (never_written, {"TiledwriterNotWritten"}),
+    "standby": (snapshots.standby, {"TiledwriterNobodyServes"}),
 }
 
 
 @pytest.mark.parametrize("drill", DRILLS)
 def test_alerts_fire_when_and_only_when_they_should(drill):
     snapshot, expected = DRILLS[drill]
-    before = Scrape(metrics_of(no_strangers()), snapshots.NOW - 900)
+    before = Scrape(metrics_of(snapshots.well()), snapshots.NOW - 900)
     now = Scrape(metrics_of(snapshot()), snapshots.NOW)
     assert {name for name, rule in RULES.items() if evaluate(rule["expr"], now, before)} == expected
 
@@ -88,6 +97,21 @@ def test_a_dead_http_process_is_an_alert_too():
 
 def test_every_alert_fires_in_some_drill():
     assert set.union(*(expected for _, expected in DRILLS.values())) == set(RULES)
+
+
+def test_the_first_refusal_of_every_kind_is_an_increase():
+    # Prometheus sees no increase from a series that is not there to a number.
+    sources = (ROOT / "broker" / "tiledbroker" / "supervisor").rglob("*.py")
+    calls = r'\b(?:refuse|_record_refusal|RefuseDocuments)\(\s*"(\w+)"'
+    topics = {topic for source in sources for topic in re.findall(calls, source.read_text())}
+    told = {
+        sample.labels["topic"]
+        for family in text_string_to_metric_families(metrics_of(snapshots.started()))
+        for sample in family.samples
+        if sample.name == "tiledwriter_refused_messages_total"
+    }
+    assert "key" in topics
+    assert topics <= told
 
 
 def test_every_alert_says_what_it_means_and_how_bad_it_is():
@@ -156,7 +180,7 @@ def test_promtool_accepts_the_rules():
 def test_promtool_fires_the_same_alerts(drill, tmp_path):
     snapshot, expected = DRILLS[drill]
     # Half an hour before, then a quarter of an hour of the drill, in minutes.
-    series = series_of(metrics_of(no_strangers()), metrics_of(snapshot()), 30, 15)
+    series = series_of(metrics_of(snapshots.well()), metrics_of(snapshot()), 30, 15)
     samples = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in sorted(expected)]
     test = {
         "rule_files": [str(ALERTS)],

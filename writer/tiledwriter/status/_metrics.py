@@ -29,6 +29,12 @@ STATES: Final = ("well", "degraded", "failed")
 # Runs that are finished are counted since the start, all others as they are now.
 _FINISHED: Final = ("written", "interrupted")
 _MAX_LABEL_CHARACTERS: Final = 200
+# Topics of refusals. Each is told from the start: Prometheus sees no increase in a counter that begins with a number.
+_REFUSAL_TOPICS: Final = (
+    *("key", "identity", "hello", "protocol", "version", "connections"),
+    *("document", "owner", "uid", "journal", "refused"),
+    *("later", "gap", "window", "disk"),
+)
 
 _Number = int | float | None
 
@@ -68,7 +74,8 @@ class SnapshotCollector(Collector):
         yield from _worker_metrics(snapshot)
         yield from _disk_metrics(snapshot.disks)
         if snapshot.lease is not None:
-            yield _gauge("lease_held", "1 if this host holds the lease, 0 if it stands by.", int(snapshot.lease.held))
+            held = {snapshot.lease.place: int(snapshot.lease.held)}
+            yield from _gauges("lease_held", "1 if this host holds the lease, 0 if it stands by.", "lease", held)
 
 
 def _service_metrics(snapshot: Snapshot) -> Iterator[Metric]:
@@ -81,9 +88,10 @@ def _service_metrics(snapshot: Snapshot) -> Iterator[Metric]:
     yield _gauge("start_timestamp_seconds", "Unix time at which the supervisor started.", snapshot.started)
     totals = snapshot.totals
     yield _counter("documents", "Documents made durable in journals.", totals.documents)
-    yield _counter("received_bytes", "Bytes of the documents made durable.", totals.bytes)
+    yield _counter("received_bytes", "Bytes of the documents received.", totals.bytes)
     yield _counter("written_documents", "Documents written to Tiled.", totals.written_documents)
-    yield from _counts("refused_messages", "Messages refused, by topic.", "topic", totals.refused)
+    refused = {**dict.fromkeys(_REFUSAL_TOPICS, 0), **totals.refused}
+    yield from _counts("refused_messages", "Messages refused, by topic.", "topic", refused)
 
 
 def _run_metrics(snapshot: Snapshot) -> Iterator[Metric]:
