@@ -19,7 +19,7 @@ from tiled_users import KEY_SCOPES, WRITING_SCOPES, TiledWithUsers
 from tiledbroker.ownership import DirectoryStore, Lease
 from tiledwriter._check_results import CheckState
 from tiledwriter.catalog import SERVER_CHECKS, PreflightOptions, ServerChecks, _preflight, _preflight_probe
-from tiledwriter.cli import supervisor
+from tiledwriter.cli import _host_checks, supervisor
 from tiledwriter.cli._check import CheckCode
 from tiledwriter.cli._exit import ExitCode, Terminated
 from tiledwriter.cli._host_checks import HOST_CHECKS
@@ -396,3 +396,21 @@ def test_the_check_of_the_lease_names_who_held_it_last(check: Check, tmp_path: P
     outcome = check("--lease-dir", tmp_path / "shared")
     assert outcome.state("lease") == "ok"
     assert "ingest1 was the last to hold the lease" in outcome.found("lease")
+
+
+def test_the_check_of_the_lease_does_not_wait_for_a_directory_that_hangs(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    DirectoryStore.create(tmp_path / "shared")
+    # Opening a pipe hangs until somebody writes to it, as reading from a network file system does whose server is away.
+    pipe = tmp_path / "shared" / f"lease-{1:020d}"
+    os.mkfifo(pipe)
+    monkeypatch.setattr(_host_checks, "_LEASE_SECONDS", 0.3)
+    try:
+        outcome = check("--lease-dir", tmp_path / "shared", "--skip", "probe")
+    finally:
+        # Let the thread end.
+        os.close(os.open(pipe, os.O_WRONLY))
+    assert (outcome.code, outcome.state("lease")) == (CheckCode.LEASE, "fail")
+    assert "has not answered for 0.3 s" in outcome.found("lease")
+    assert outcome.state("tiled") == "ok"

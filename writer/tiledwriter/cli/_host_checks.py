@@ -10,6 +10,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Final
 
 import psutil
@@ -42,6 +43,7 @@ HOST_CHECKS: Final = (CREDENTIALS, JOURNALS, DISK, LEASE, CURVE, PLUGINS, PORT)
 
 _FEW_BYTES: Final = 10 * 2**30
 _FEW_FILES: Final = 10_000
+_LEASE_SECONDS: Final = 10.0
 _PROGRAMS: Final = ("tiledwriter-supervisor", "tiledwriter.cli.supervisor", "tiledwriter/cli/supervisor.py")
 
 
@@ -175,6 +177,21 @@ def _user_name() -> str:
 def _check_lease(directory: Path | None) -> CheckResult:
     if directory is None:
         return CheckResult.ok(LEASE, "no other host serves instead of this one")
+    # It is on another host, and may hang as long as that one is away. The thread is left to itself then.
+    results: list[CheckResult] = []
+    thread = Thread(target=lambda: results.append(_look_at_lease(directory)), name="tiledwriter-lease", daemon=True)
+    thread.start()
+    thread.join(_LEASE_SECONDS)
+    if thread.is_alive():
+        return CheckResult.fail(
+            LEASE,
+            f"{directory} has not answered for {_LEASE_SECONDS:g} s",
+            "Look whether the server of its file system is there, and mount it anew.",
+        )
+    return results[0]
+
+
+def _look_at_lease(directory: Path) -> CheckResult:
     try:
         lease = DirectoryStore(directory).read().lease
     except StoreUnavailable as error:
