@@ -100,6 +100,18 @@ def test_the_last_finished_run_is_named() -> None:
     assert "Last run    count 17, d68cc6e1-1111: written 1 min 30 s ago, 24 documents" in text
 
 
+def test_an_old_answer_of_tiled_is_not_said_to_be_a_present_one() -> None:
+    tiled = msgspec.to_builtins(snapshot().tiled) | {
+        "since": NOW - 8000,
+        "last_write": NOW - 7200,
+        "retries": {"busy": 1},
+    }
+    present, old = (draw(snapshot(tiled=tiled | {"asked": asked}), width=200) for asked in (NOW - 100, NOW - 7200))
+    assert "0.2.20: accepts requests for 2 h 13 min, asked 1 min 40 s ago, last write 2 h ago; 4 answers," in present
+    assert "0.2.20: accepted requests when asked last, 2 h ago, last write 2 h ago; 4 answers," in old
+    assert ", 1 retry\n" in old.replace(" \n", "\n")
+
+
 def test_what_the_supervisor_found_at_the_start_is_said_until_a_worker_asks() -> None:
     asked = msgspec.to_builtins(snapshot().tiled) | {"reachable": None, "since": None, "asked": None}
     looks = {

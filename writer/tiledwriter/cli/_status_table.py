@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _STYLES: Final = {"well": "bold green", "degraded": "bold yellow", "failed": "bold red"}
 _TROUBLED_STYLES: Final = {"failed": "red", "parked": "yellow"}
+# Nobody asks Tiled while there is nothing to write, so its last answer may be old.
+_OLD_SIGN_SECONDS: Final = 120.0
 _SHOWN_RUNS: Final = 50
 _SHOWN_TROUBLE: Final = 5
 _UID_CHARACTERS: Final = 8
@@ -115,14 +117,22 @@ def _describe_tiled(tiled: TiledStatus, now: float) -> str:
     version = f", version {tiled.version}" if tiled.version else ""
     if tiled.reachable is None:
         return f"{address}{version}: {_describe_look(tiled.look, now)}"
+    written = "nothing written yet" if tiled.last_write is None else f"last write {_ago(tiled.last_write, now)}"
+    count, median = sum(tiled.retries.values()), _median_latency(tiled)
+    retries = f"{count} {'retry' if count == 1 else 'retries'}"
+    requests = (
+        f"{count_of(tiled.latency.count, 'answer')}{f', half of them within {median}' if median else ''}, {retries}"
+    )
+    return f"{address}{version}: {_describe_last_sign(tiled, now)}, {written}; {requests}"
+
+
+def _describe_last_sign(tiled: TiledStatus, now: float) -> str:
+    asked = _ago(tiled.asked, now)
+    if tiled.reachable and tiled.asked is not None and now - tiled.asked > _OLD_SIGN_SECONDS:
+        return f"accepted requests when asked last, {asked}"
     state = "accepts requests" if tiled.reachable else "does NOT accept requests"
     since = "" if tiled.since is None else f" for {_duration(now - tiled.since)}"
-    asked = _ago(tiled.asked, now)
-    written = "nothing written yet" if tiled.last_write is None else f"last write {_ago(tiled.last_write, now)}"
-    retries = sum(tiled.retries.values())
-    median = _median_latency(tiled)
-    requests = f"{tiled.latency.count} answers{f', half of them within {median}' if median else ''}, {retries} retries"
-    return f"{address}{version}: {state}{since}, asked {asked}, {written}; {requests}"
+    return f"{state}{since}, asked {asked}"
 
 
 def _describe_look(look: TiledLook | None, now: float) -> str:
