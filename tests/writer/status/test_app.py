@@ -36,6 +36,13 @@ def test_without_a_supervisor_nothing_is_ready(client, supervisor):
     assert "No supervisor uses" in response.text
 
 
+def test_a_host_that_stands_by_is_not_ready(client, supervisor):
+    supervisor.snapshot = snapshots.standby()
+    response = client.get("/readyz")
+    assert response.status_code == 503
+    assert response.text.startswith("standby: This host stands by: ingest8 holds the lease")
+
+
 def test_the_status_is_the_json_of_the_supervisor(client):
     assert client.get("/api/status").json() == snapshots.well()
 

@@ -145,9 +145,10 @@ class StatusApp:
         snapshot = observation.current
         if snapshot is None:
             return PlainTextResponse(f"The supervisor does not answer: {observation.problem}.\n", 503)
-        if snapshot.state not in {"well", "degraded"}:
+        stands_by = snapshot.lease is not None and not snapshot.lease.held
+        if stands_by or snapshot.state not in {"well", "degraded"}:
             reason = "; ".join(snapshot.reasons) or "the supervisor does not say why"
-            return PlainTextResponse(f"{snapshot.state}: {reason}\n", 503)
+            return PlainTextResponse(f"{'standby' if stands_by else snapshot.state}: {reason}\n", 503)
         return PlainTextResponse(f"{snapshot.state}\n")
 
     async def _metrics(self, request: Request) -> Response:
