@@ -74,7 +74,7 @@ from .scheduler import (
     WithdrawRetry,
     WorkerLimits,
 )
-from .status import PACKAGE, DiskStatus, RecentTrouble, TiledLook, TiledReports, encode_snapshot
+from .status import PACKAGE, DiskStatus, RecentTrouble, TiledReports, encode_snapshot
 
 log = logging.getLogger(__name__)
 
@@ -310,7 +310,12 @@ class Supervisor:
 
     def note_tiled_look(self, problem: str) -> None:
         """Note for the status that Tiled was asked for an answer: "", or the reason why there was none. Thread-safe."""
-        self._tiled_reports.look = TiledLook(time.time(), not problem, problem or None)
+        self._tiled_reports.note_look(problem, time.time())
+
+    @property
+    def tiled_asked_at(self) -> float | None:
+        """Unix time of the last sign of Tiled that a worker has had; None if there was none. Thread-safe."""
+        return self._tiled_reports.asked_at
 
     def stop_on_signals(self) -> None:
         """Make SIGTERM and SIGINT call `stop`."""

@@ -22,7 +22,6 @@ from tiledbroker.supervisor.status._snapshot import (
     DiskStatus,
     RunStatus,
     Snapshot,
-    TiledLook,
     decode_snapshot,
     encode_snapshot,
 )
@@ -110,17 +109,18 @@ def test_a_service_without_runs_is_well_and_says_that_tiled_was_not_asked(servic
 
 
 @pytest.mark.parametrize(
-    ("problem", "after", "state", "text"),
+    ("problem", "seconds", "state", "text"),
     [
         ("", 0.5, "well", "Tiled answered at "),
         ("ConnectError", 0.5, "well", "Tiled has not answered yet (ConnectError)."),
-        ("ConnectError", TILED_GRACE_SECONDS, "degraded", "Tiled has not answered since the start, at "),
+        ("ConnectError", TILED_GRACE_SECONDS, "degraded", "Tiled does not accept requests since "),
     ],
 )
 def test_the_status_does_not_say_that_tiled_was_not_asked_when_it_was(
-    service: Service, problem: str, after: float, state: str, text: str
+    service: Service, problem: str, seconds: float, state: str, text: str
 ) -> None:
-    service.reports.look = TiledLook(UNIX + after, not problem, problem or None)
+    service.reports.note_look(problem, UNIX)
+    service.reports.note_look(problem, UNIX + seconds)
     snapshot = service.look()
     assert snapshot.state == state
     (reason,) = snapshot.reasons
@@ -130,13 +130,33 @@ def test_the_status_does_not_say_that_tiled_was_not_asked_when_it_was(
 
 
 def test_what_workers_say_of_tiled_counts_more_than_the_first_look(service: Service) -> None:
-    service.reports.look = TiledLook(UNIX + 60, False, "ConnectError")
+    service.reports.note_look("ConnectError", UNIX - 60)
+    service.reports.note_look("ConnectError", UNIX - 30)
     service.send(service.alice, batch("run", 0, "start"))
     worker = service.start("run")
     service.store(worker)
     service.write(worker, 1)
     service.reach_tiled(worker)
     assert service.look().reasons == []
+
+
+def test_a_tiled_that_went_away_while_there_was_nothing_to_write_is_a_defect_until_it_answers(service: Service) -> None:
+    service.send(service.alice, whole("run"))
+    worker = service.start("run")
+    service.store(worker)
+    service.write(worker)
+    service.reach_tiled(worker)
+    service.end(worker)
+    gone = service.now.unix + 3600
+    for seconds in (0, TILED_GRACE_SECONDS - 1):
+        service.reports.note_look("ConnectError", gone + seconds)
+        assert service.look().tiled.reachable
+    service.reports.note_look("ConnectError", gone + TILED_GRACE_SECONDS)
+    snapshot = service.look()
+    assert (snapshot.state, snapshot.tiled.reachable, snapshot.tiled.since) == ("degraded", False, gone)
+    assert "ConnectError. Nothing waits;" in snapshot.reasons[0]
+    service.reports.note_look("", gone + 100)
+    assert service.look().state == "well"
 
 
 def test_an_open_run_is_described(service: Service) -> None:

@@ -1,9 +1,10 @@
-"""Tiled is asked from the start of the service until it answers, and nothing is said of one that was only slower."""
+"""Tiled is asked while no worker does: from the start until it answers, and then now and then."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -46,13 +47,14 @@ def answering(port: int) -> Iterator[None]:
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_tiled_presence, "_FIRST_PAUSE_SECONDS", 0.05)
     monkeypatch.setattr(_tiled_presence, "_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(_tiled_presence, "_IDLE_PAUSE_SECONDS", 0.1)
 
 
 @contextmanager
-def asking(port: int, found: list[str]) -> Iterator[None]:
+def asking(port: int, found: list[str], asked_at: Callable[[], float | None] = lambda: None) -> Iterator[None]:
     settings = load_settings(None, {"tiled": f"http://127.0.0.1:{port}"})
     before = set(threading.enumerate())
-    with TiledPresence(settings, found.append, CHECK):
+    with TiledPresence(settings, found.append, asked_at, CHECK):
         (thread,) = set(threading.enumerate()) - before or {None}
         yield
     if thread is not None:
@@ -85,3 +87,30 @@ def test_a_warning_is_taken_back_when_tiled_answers(
     assert f"Tiled at http://127.0.0.1:{port} cannot be reached (ConnectError" in said[0].getMessage()
     assert f"`{CHECK}`" in said[0].getMessage()
     assert said[1].getMessage() == f"Tiled at http://127.0.0.1:{port} answers now."
+
+
+def test_a_tiled_that_goes_away_while_there_is_nothing_to_write_is_warned_of(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_tiled_presence, "TILED_GRACE_SECONDS", 0.1)
+    port, found = free_port(), []
+    with caplog.at_level("INFO"), asking(port, found):
+        with answering(port):
+            wait_until(lambda: found.count("") > 2, 30, "it is asked now and then")
+        wait_until(lambda: "cannot be reached" in caplog.text, 30, "it is warned of")
+        with answering(port):
+            wait_until(lambda: "answers now" in caplog.text, 30, "that is taken back")
+
+
+def test_nobody_asks_while_workers_do() -> None:
+    port, found, looked, ended = free_port(), [], [], threading.Event()
+
+    def asked_at() -> float | None:
+        looked.append(None)
+        return None if ended.is_set() else time.time()
+
+    with answering(port), asking(port, found, asked_at):
+        wait_until(lambda: len(looked) > 3, 30, "it has looked whether workers ask")
+        assert found == []
+        ended.set()
+        wait_until(lambda: found, 30, "it is asked")

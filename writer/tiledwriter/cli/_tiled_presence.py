@@ -1,8 +1,9 @@
-"""The look at Tiled from the start of the service until it answers. The supervisor serves publishers meanwhile."""
+"""The look at Tiled while no worker asks it, so that an outage is noticed before the next run."""
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -21,14 +22,16 @@ log = logging.getLogger("tiledwriter.supervisor")
 _TIMEOUT_SECONDS: Final = 5.0
 _FIRST_PAUSE_SECONDS: Final = 1.0
 _PAUSE_SECONDS: Final = 5.0
+_IDLE_PAUSE_SECONDS: Final = 60.0
 
 
 class TiledPresence:
-    """Asks Tiled for an answer in a thread, again and again until there is one; also a context manager.
+    """Asks Tiled for an answer in a thread, as long as no worker does; also a context manager.
 
-    There is one warning if no answer has come within `TILED_GRACE_SECONDS`, and then one line when it comes. Any answer
-    counts, except one of a server that says that it is out of service (5xx): the key, the version and the container are
-    for `check` and for the workers to judge.
+    It asks once a second until there is an answer, and then once a minute, unless a worker has had one in the last
+    minute. There is one warning if no answer has come for `TILED_GRACE_SECONDS`, and then one line when it comes. Any
+    answer counts, except one of a server that says that it is out of service (5xx): the key, the version and the
+    container are for `check` and for the workers to judge.
 
     Parameters
     ----------
@@ -36,14 +39,23 @@ class TiledPresence:
         Address of Tiled. Nobody is asked if the profile runs Tiled in this process.
     note
         Is told what each request has found: "", or the reason why there was no answer.
+    asked_at
+        Returns the Unix time of the last sign of Tiled that a worker has had; None if there was none.
     check_command
         Command that says more, for the warning.
     """
 
-    def __init__(self, settings: Settings, note: Callable[[str], None], check_command: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        note: Callable[[str], None],
+        asked_at: Callable[[], float | None],
+        check_command: str,
+    ) -> None:
         self._uri, self._verify = find_server(settings)
         self._headers = {name: value.get_secret_value() for name, value in settings.headers.items()}
         self._note = note
+        self._asked_at = asked_at
         self._check_command = check_command
         self._stopping = threading.Event()
 
@@ -61,23 +73,38 @@ class TiledPresence:
     def _run(self, uri: str) -> None:
         # A profile's URI may hold a key.
         shown = uri.partition("?")[0]
-        warn_at, has_warned = time.monotonic() + TILED_GRACE_SECONDS, False
-        while problem := self._find_problem(uri):
-            self._note(problem)
-            if not has_warned and time.monotonic() >= warn_at and not self._stopping.is_set():
-                has_warned = True
-                log.warning(
-                    "Tiled at %s cannot be reached (%s). Documents are journaled meanwhile, and written once it can. "
-                    "More by: `%s`",
-                    shown,
-                    problem,
-                    self._check_command,
-                )
-            if self._stopping.wait(_PAUSE_SECONDS if has_warned else _FIRST_PAUSE_SECONDS):
-                return
-        self._note("")
-        if has_warned:
-            log.info("Tiled at %s answers now.", shown)
+        pause, failing_since, has_warned = _FIRST_PAUSE_SECONDS, time.monotonic(), False
+        while not self._stopping.is_set():
+            if not has_warned and self._is_asked_by_workers():
+                # They say what they find.
+                pause, failing_since = _IDLE_PAUSE_SECONDS, math.inf
+            elif problem := self._find_problem(uri):
+                self._note(problem)
+                if failing_since == math.inf:
+                    pause, failing_since = _PAUSE_SECONDS, time.monotonic()
+                if not has_warned and time.monotonic() - failing_since >= TILED_GRACE_SECONDS:
+                    pause, has_warned = _PAUSE_SECONDS, True
+                    self._warn(shown, problem)
+            else:
+                self._note("")
+                if has_warned:
+                    log.info("Tiled at %s answers now.", shown)
+                pause, failing_since, has_warned = _IDLE_PAUSE_SECONDS, math.inf, False
+            self._stopping.wait(pause)
+
+    def _is_asked_by_workers(self) -> bool:
+        asked_at = self._asked_at()
+        return asked_at is not None and time.time() - asked_at < _IDLE_PAUSE_SECONDS
+
+    def _warn(self, shown: str, problem: str) -> None:
+        if not self._stopping.is_set():
+            log.warning(
+                "Tiled at %s cannot be reached (%s). Documents are journaled meanwhile, and written once it can. "
+                "More by: `%s`",
+                shown,
+                problem,
+                self._check_command,
+            )
 
     def _find_problem(self, uri: str) -> str:
         """Ask once, and return "", or the reason why there was no answer."""

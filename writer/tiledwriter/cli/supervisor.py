@@ -198,7 +198,7 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
         key.follow_lease(supervisor.lease)
         log.info("Starting %s.", loaded.describe())
         page = contextlib.nullcontext() if http is None else HttpProcess(http)
-        with TiledPresence(settings, supervisor.note_tiled_look, check), page, key:
+        with TiledPresence(settings, supervisor.note_tiled_look, lambda: supervisor.tiled_asked_at, check), page, key:
             left = supervisor.run(key.revoke)
         rest = _describe_rest(supervisor.count_unwritten(), surveyed=supervisor.surveyed)
         log.info("Stopped %s; left: %s.", loaded.describe(), rest)

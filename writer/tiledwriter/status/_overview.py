@@ -217,9 +217,8 @@ def _is_written_unasked(snapshot: Snapshot, question: str, waiting: str) -> Answ
     if look.answers:
         text = f"Tiled answered {_ago(snapshot, look.at)} ago; nothing has been written since the start. {waiting}"
         return Answer(question, Level.UNKNOWN, "NOT TRIED", text)
-    text = f"Tiled has not answered since the start: {as_sentence(look.problem or 'the reason is not known')} {waiting}"
-    starting = snapshot.state == "well"
-    return Answer(question, Level.UNKNOWN if starting else Level.BAD, "NOT YET" if starting else "NO", text)
+    text = f"Tiled has not answered yet: {as_sentence(look.problem or 'the reason is not known')} {waiting}"
+    return Answer(question, Level.UNKNOWN, "NOT YET", text)
 
 
 def _is_written_in_time(snapshot: Snapshot, question: str, text: str) -> Answer:

@@ -18,7 +18,7 @@ RECENT_SECONDS: Final = 300.0
 START_GRACE_SECONDS: Final = 10.0
 """Time for which the service is only degraded while no worker can be started: a new fork server takes as long."""
 TILED_GRACE_SECONDS: Final = 20.0
-"""Time from the start for which an unreachable Tiled is not warned of: both may have been started together."""
+"""Time for which an idle service does not warn of an unreachable Tiled: that may be starting, too."""
 JOURNAL_GRACE_SECONDS: Final = 30.0
 """Time after which a refused write to a journal is taken for over if no other was tried."""
 LATE_SECONDS: Final = 60.0
@@ -78,15 +78,9 @@ def judge_service(snapshot: Snapshot, symptoms: Symptoms, check_command: str = "
     reasons = [*failures, *defects]
     if snapshot.lease is not None and not snapshot.lease.held:
         reasons.append(_describe_standby(snapshot.lease))
-    elif snapshot.tiled.reachable is None and not symptoms.has_unwritten and not _is_unanswered(snapshot):
+    elif snapshot.tiled.reachable is None and not symptoms.has_unwritten:
         reasons.append(f"{_describe_look(snapshot.tiled.look)}{advice}")
     return msgspec.structs.replace(snapshot, state=state, reasons=reasons)
-
-
-def _is_unanswered(snapshot: Snapshot) -> bool:
-    """Return whether Tiled should have answered the supervisor by now, and has not."""
-    look = snapshot.tiled.look
-    return look is not None and not look.answers and look.at - snapshot.started >= TILED_GRACE_SECONDS
 
 
 def _describe_look(look: TiledLook | None) -> str:
@@ -154,19 +148,15 @@ def _find_defects(snapshot: Snapshot, symptoms: Symptoms, advice: str) -> Iterat
         yield _describe_lease_problem(snapshot.lease)
     tiled = snapshot.tiled
     if tiled.reachable is False and not symptoms.tiled_needs_person:
-        yield (
-            f"Tiled does not accept requests since {_time(tiled.since)}: {tiled.problem}. {_backlog(snapshot)} "
-            "They will be written when Tiled is back."
-        )
+        if symptoms.has_unwritten:
+            rest = f"{_backlog(snapshot)} They will be written when Tiled is back."
+        else:
+            rest = f"Nothing waits; what comes is journaled, and written when Tiled is back.{advice}"
+        yield f"Tiled does not accept requests since {_time(tiled.since)}: {tiled.problem}. {rest}"
     elif tiled.reachable is None and symptoms.has_unwritten:
         yield f"No worker has had an answer of Tiled yet. {_backlog(snapshot)}"
     elif tiled.reachable:
         yield from _find_waiting_runs(snapshot)
-    elif _is_unanswered(snapshot) and tiled.look is not None:
-        yield (
-            f"Tiled has not answered since the start, at {_time(tiled.look.at)} last: {tiled.look.problem}. It is "
-            f"asked again, and documents are journaled meanwhile.{advice}"
-        )
     yield from _find_failed_runs(snapshot)
     for disk in snapshot.disks:
         if disk.state == "low":

@@ -30,19 +30,21 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class TiledLook(msgspec.Struct, frozen=True):
-    """What the supervisor itself found at Tiled's address. It asks from its start until there is an answer.
+    """What the supervisor itself found at Tiled's address. It asks while no worker does.
 
-    `at` is the time when it asked last. Any answer counts, except one that says that the server is out of service; it
-    does not tell whether Tiled accepts what workers write.
+    `at` is the time when it asked last, and `since` that of the first of the looks in a row that found the same. Any
+    answer counts, except one that says that the server is out of service; it does not tell whether Tiled accepts what
+    workers write.
     """
 
     at: float
     answers: bool
     problem: str | None
+    since: float | None = None
 
 
 class TiledStatus(msgspec.Struct, frozen=True):
-    """Tiled, as the workers have found it, and before that the supervisor; see `TiledLook`.
+    """Tiled, as the workers have found it, or else the supervisor, if it had no answer for a while; see `TiledLook`.
 
     `since` is the time since which `reachable` is what it is, `asked` that of the last sign of Tiled, good or bad,
     `last_write` that of the last write that was carried out. `problem` is the reason why it is not reachable.

@@ -7,6 +7,7 @@ from itertools import accumulate
 from typing import Final
 
 from ...protocol import messages
+from ._health import TILED_GRACE_SECONDS
 from ._snapshot import Latency, TiledLook, TiledStatus
 
 _BUCKETS: Final = len(messages.LATENCY_BOUNDS_SECONDS) + 1
@@ -33,7 +34,7 @@ class TiledReports:
     needs_person
         That reason will not pass by itself.
     look
-        What the supervisor itself found at the address; None if it has not asked. Set from another thread.
+        What the supervisor itself found at the address; None if it has not asked.
     """
 
     def __init__(self, address: str = "") -> None:
@@ -73,6 +74,12 @@ class TiledReports:
         elif self._failed_at is not None:
             self._note_reachable(report.failed_at or self._failed_at, reachable=False)
 
+    def note_look(self, problem: str, now: float) -> None:
+        """Note that the supervisor has asked: "", or the reason why there was no answer. Another thread may call it."""
+        before = self.look
+        lasts = before is not None and before.answers == (not problem)
+        self.look = TiledLook(now, not problem, problem or None, before.since if before is not None and lasts else now)
+
     def _note_problem(self, report: messages.Report) -> None:
         self.problem, self.needs_person = report.problem, report.needs_person
 
@@ -87,15 +94,16 @@ class TiledReports:
 
     def describe(self) -> TiledStatus:
         """Return the state for the snapshot."""
+        away = self._find_absence()
         cumulative = list(accumulate(self._latencies))
         return TiledStatus(
             address=self._address or None,
             version=self._version or None,
-            reachable=self.reachable,
-            since=self.since,
-            asked=self.asked_at,
+            reachable=self.reachable if away is None else False,
+            since=self.since if away is None else away.since,
+            asked=self.asked_at if away is None else away.at,
             last_write=self._written_at,
-            problem=self.problem or None,
+            problem=(self.problem or None) if away is None else away.problem,
             requests=dict(self._requests),
             retries=dict(self._retries),
             latency=Latency(
@@ -103,6 +111,13 @@ class TiledReports:
             ),
             look=self.look,
         )
+
+    def _find_absence(self) -> TiledLook | None:
+        """Return the supervisor's look if it has had no answer for a while, and no worker has had one since."""
+        look = self.look
+        if look is None or look.answers or look.since is None or look.at - look.since < TILED_GRACE_SECONDS:
+            return None
+        return look if self.asked_at is None or self.asked_at < look.since else None
 
 
 def _later(one: float | None, other: float | None) -> float | None:
