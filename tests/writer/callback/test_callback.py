@@ -9,7 +9,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qs
 
 import bluesky.plan_stubs as bps
@@ -580,6 +580,31 @@ def test_a_failure_in_the_normalizer_is_one_of_the_run(tiled: Any) -> None:
     send(writer, documents[:2])
     with pytest.raises(RuntimeError, match="as the test wants it"):
         writer(*documents[2])
+
+
+def test_a_run_whose_normalizer_cannot_be_made_is_backed_up(tiled: Any) -> None:
+    def fail(**_: Any) -> Any:
+        raise OSError("no such table of calibrations")
+
+    documents = a_run()
+    backup: dict[str, Any] = {}
+    send(TiledWriter(tiled, normalizer=fail, backup_dictionary=backup), documents)
+    assert [item["name"] for item in backup[uid_of(documents)[:8]]] == [name for name, _ in documents]
+    writer = TiledWriter(tiled, normalizer=fail)
+    with pytest.raises(OSError, match="no such table"):
+        writer(*documents[0])
+    send(writer, documents[1:])
+
+
+def test_arguments_that_are_empty_count_as_none(tiled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As startup files have them: `backup_directory=os.environ.get("BACKUPS", "")`."""
+    monkeypatch.chdir(tmp_path)
+    documents, none = a_run(), cast("None", False)
+    send(TiledWriter(tiled, normalizer=none, backup_directory=""), documents)
+    assert seq_nums(tiled, uid_of(documents)) == [1, 2, 3]
+    with pytest.raises(DocumentError):
+        send(TiledWriter(tiled, backup_directory=""), spoilt(a_run()))
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_server_refuses_is_a_failure(client_of_proxy: Any, proxy: FaultyProxy, tiled: Any) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
+from bluesky import consolidators as older
 from bluesky_tiled_plugins.writing import consolidators as peer
 
 from tiledwriter.mapping import GuestConsolidator, Region, RunWriter, registered_consolidators
 from tiledwriter.mapping._consolidators import REGISTRY
 from tiledwriter.mapping._guest_consolidator import adopt_consolidator
-from tiledwriter.mapping._operations import ExtendExternal, RegisterExternal
+from tiledwriter.mapping._operations import ExtendExternal, RegisterExternal, UpdateMetadata
 
 LAB = "application/x-lab"
 
@@ -32,17 +34,33 @@ class LabConsolidator(peer.ConsolidatorBase):
         self.assets.append(peer.Asset(stream_resource["uri"], False, "master", len(self.assets)))
 
 
+class CountingConsolidator(LabConsolidator):
+    """Files of a mimetype of the facility's own are HDF5 for Tiled; the number of frames is in the metadata."""
+
+    supported_mimetypes: ClassVar = "application/x-hdf5"
+
+    @classmethod
+    def get_supported_mimetype(cls, sres: Any) -> str:
+        return "application/x-hdf5"
+
+    def consume_stream_datum(self, doc: Any) -> Any:
+        patch = super().consume_stream_datum(doc)
+        self.metadata["frames"] = self.shape[0]
+        return patch
+
+
 class BrokenConsolidator(LabConsolidator):
     def consume_stream_datum(self, doc: Any) -> Any:
         raise ZeroDivisionError(doc["uid"])
 
 
-@pytest.fixture
-def registry() -> Iterator[dict[str, Any]]:
-    before = dict(peer.CONSOLIDATOR_REGISTRY)
-    yield peer.CONSOLIDATOR_REGISTRY
-    peer.CONSOLIDATOR_REGISTRY.clear()
-    peer.CONSOLIDATOR_REGISTRY.update(before)
+@pytest.fixture(params=[peer, older])
+def registry(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    registry = request.param.CONSOLIDATOR_REGISTRY
+    before = dict(registry)
+    yield registry
+    registry.clear()
+    registry.update(before)
 
 
 def documents_of_a_run(resources: int = 1) -> list[tuple[str, dict[str, Any]]]:
@@ -106,6 +124,34 @@ def test_an_error_costs_its_data_key_with_class_and_method_named() -> None:
     (note,) = writer.notes
     assert "'image' are left out" in note
     assert "BrokenConsolidator.consume_stream_datum failed (ZeroDivisionError: s0/0)" in note
+
+
+def test_the_class_itself_says_which_mimetypes_it_takes() -> None:
+    adopted = adopt_consolidator(CountingConsolidator)
+    assert adopted.handles(LAB)
+    assert not adopt_consolidator(LabConsolidator).handles("text/csv")
+    operations, writer = write_run({LAB: adopted})
+    operations += writer("stop", {"uid": "e", "run_start": "r", "time": 1.0, "exit_status": "success"})
+    (register,) = [operation for operation in operations if isinstance(operation, RegisterExternal)]
+    assert register.data_source["mimetype"] == "application/x-hdf5"
+    metadata = [operation.metadata for operation in operations if isinstance(operation, UpdateMetadata)]
+    assert {"frames": 2} in metadata
+
+
+def test_a_function_that_makes_consolidators_is_taken(registry: dict[str, Any]) -> None:
+    def make(device: str, stream_resource: Any, descriptor: Any) -> Any:
+        return LabConsolidator(stream_resource, descriptor)
+
+    registry[LAB] = functools.partial(make, "camera")
+    operations, _ = write_run(registered_consolidators())
+    (register,) = [operation for operation in operations if isinstance(operation, RegisterExternal)]
+    assert register.data_source["assets"][0]["parameter"] == "master"
+
+
+def test_a_class_of_the_package_is_found_in_another_place(registry: dict[str, Any]) -> None:
+    registry["application/octet-stream"] = peer.ConsolidatorBase
+    registry[LAB] = peer.HDF5Consolidator
+    assert registered_consolidators().keys() == {"application/octet-stream", LAB}
 
 
 def test_what_a_module_has_registered_is_found(registry: dict[str, Any]) -> None:

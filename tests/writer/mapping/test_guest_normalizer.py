@@ -10,6 +10,8 @@ import zlib
 from typing import Any
 
 import pytest
+from bluesky.callbacks import tiled_writer as older
+from bluesky_tiled_plugins.writing import tiled_writer as peer
 from bluesky_tiled_plugins.writing.tiled_writer import RunNormalizer as PeerNormalizer
 from event_model import DocumentRouter, compose_run
 
@@ -17,6 +19,7 @@ from tiledbroker import Encoder, Journal, Record
 from tiledwriter import RunNormalizer
 from tiledwriter._errors import PluginError
 from tiledwriter.mapping import GuestNormalizer, make_normalizer
+from tiledwriter.mapping._guest_normalizer import registered_mimetypes
 from tiledwriter.mapping._recorded_normalizer import RecordedNormalizer
 
 
@@ -194,6 +197,29 @@ def test_documents_of_old_kinds_come_in_pages_too() -> None:
 def test_what_is_emitted_is_taken_as_it_is_at_that_moment() -> None:
     normalizer = make(OldRouter)()
     assert normalizer("start", {"uid": "run", "time": 1.0}) == [("start", {"uid": "run", "time": 1.0})]
+
+
+def test_what_is_emitted_between_two_documents_comes_with_the_next() -> None:
+    guest = OldRouter()
+    normalizer = GuestNormalizer(guest)
+    guest.emit("start", {"uid": "run", "time": 1.0}, validate=True)
+    assert [name for name, _ in normalizer("stop", {"uid": "end", "run_start": "run"})] == ["start", "stop"]
+
+
+def test_resources_and_datums_that_are_passed_on_are_passed_over() -> None:
+    normalizer = make(OldRouter)()
+    datum = {"datum_id": "r/0", "resource": "r", "datum_kwargs": {}}
+    assert normalizer("datum", datum) == normalizer("resource", {"uid": "r"}) == []
+
+
+@pytest.mark.parametrize("module", [peer, older])
+def test_mimetypes_that_a_module_has_added_to_the_table_are_found(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert registered_mimetypes() == {}
+    monkeypatch.setitem(module.MIMETYPE_LOOKUP, "LAB", "application/x-hdf5")
+    assert make(RunNormalizer)().spec_to_mimetype["LAB"] == "application/x-hdf5"
+    given = make_normalizer(RunNormalizer, {}, {"LAB": "text/csv"})
+    assert isinstance(given, RunNormalizer)
+    assert given.spec_to_mimetype["LAB"] == "text/csv"
 
 
 def test_partials_and_other_routers_are_taken() -> None:

@@ -21,7 +21,7 @@ from tiledwriter._config import load_settings
 from tiledwriter._errors import PluginError
 from tiledwriter.mapping._consolidators import REGISTRY
 from tiledwriter.mapping._normalizer import RunNormalizer
-from tiledwriter.mapping._plugins import Plugins, installed_consolidators, may_exist
+from tiledwriter.mapping._plugins import Plugins, installed_consolidators, load_patches, may_exist
 from tiledwriter.mapping._sequence_consolidators import TIFFConsolidator
 from tiledwriter.testing import SupervisorProcess
 
@@ -55,6 +55,8 @@ def patch(document):
 
 class nested:
     patch = patch
+
+PATCHES = {"start": lambda document: {**document, "patched": "in a table"}}
 
 nothing = None
 """
@@ -101,6 +103,11 @@ def test_a_normalizer_is_made_with_its_patches(lab):
     assert normalizer.spec_to_mimetype["LAB"] == LAB
     ((name, document),) = normalizer("start", {"uid": "r", "time": 1.0})
     assert (name, document["patched"]) == ("start", True)
+
+
+def test_an_entry_of_a_table_of_patches_can_be_named(lab):
+    patches = load_patches({"start": f"{lab}:PATCHES.start"})
+    assert patches["start"]({}) == {"patched": "in a table"}
 
 
 def test_nothing_is_needed():

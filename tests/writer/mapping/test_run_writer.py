@@ -274,6 +274,15 @@ def test_an_abandoned_run_has_its_rows_and_no_stop_document(run):
     assert operations[-1].path == uid
 
 
+def test_a_run_whose_start_was_kept_back_touches_nothing(run):
+    writer = RunWriter()
+    writer.note("a note of the normalizer")
+    for name, document in small_run(run)[1:]:
+        with pytest.raises(DocumentError, match="no start before it"):
+            writer(name, document)
+    assert writer.abandon() == []
+
+
 def test_a_run_without_events_is_a_run(run):
     assert kinds(fold([("start", run.start_doc), ("stop", run.compose_stop())])) == [
         "CreateContainer",

@@ -45,7 +45,7 @@ class TiledWriter:
     normalizer
         A class that translates old documents into modern ones. For each run it is called with `patches` and
         `spec_to_mimetype`. It may be `RunNormalizer`, a subclass, or a class that emits documents to the function given
-        to its `subscribe`. None if the documents are modern already.
+        to its `subscribe`. None or False if the documents are modern already.
     patches, spec_to_mimetype
         See `RunNormalizer`.
     backup_directory
@@ -104,7 +104,7 @@ class TiledWriter:
             client = client.include_data_sources()
         if validate:
             _check_validation(client)
-        if backup_directory is not None:
+        if backup_directory:
             Path(backup_directory).mkdir(parents=True, exist_ok=True)
         self.client = client
         self.patches = patches or {}
@@ -205,7 +205,7 @@ class TiledWriter:
 
     def _make_backups(self, run_uid: str) -> list[Backup]:
         backups: list[Backup] = []
-        if self.backup_directory is not None:
+        if self.backup_directory:
             backups.append(JSONLinesBackup(Path(self.backup_directory), run_uid))
         if self.backup_dictionary is not None:
             backups.append(DictionaryBackup(self.backup_dictionary, run_uid))

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, TypeAlias
 
 from tiledbroker import Encoder, decode
@@ -73,7 +74,7 @@ class PassThrough:
 
 
 def _make_normalizer(options: RunOptions) -> RunNormalizer | GuestNormalizer | PassThrough:
-    if options.normalizer is None:
+    if not options.normalizer:
         return PassThrough()
     return make_normalizer(options.normalizer, options.patches, options.spec_to_mimetype)
 
@@ -93,7 +94,6 @@ class CallbackRun:
         self._options = options
         self._backups = backups
         self._recording: Recording | None = Recording() if backups else None
-        self._normalizer = _make_normalizer(options)
         self._normalized = Recording()
         self._encoder = Encoder()
         self._error: BaseException | None = None
@@ -106,6 +106,11 @@ class CallbackRun:
             self._connection, self._ledger, quiet_period=QUIET_PERIOD_SECONDS, audit_undisturbed=options.audit
         )
         self._writer: RunWriter | None = None
+
+    @cached_property
+    def _normalizer(self) -> RunNormalizer | GuestNormalizer | PassThrough:
+        # Made for the first document, so that the backups get the run if it cannot be made.
+        return _make_normalizer(self._options)
 
     def __call__(self, name: str, body: bytes) -> None:
         """Process the next document. An error is raised unless a backup has the whole run."""

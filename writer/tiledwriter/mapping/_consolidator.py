@@ -124,11 +124,16 @@ class Consolidator:
         """Return the class for a resource, because one mimetype may stand for several layouts."""
         return cls
 
+    @classmethod
+    def handles(cls, mimetype: str) -> bool:
+        """Return whether the class accepts files of a mimetype."""
+        return not cls.mimetypes or mimetype in cls.mimetypes
+
     def __init__(self, stream_resource: Document, descriptor: Document) -> None:
         self.data_key: str = stream_resource["data_key"]
         self.mimetype: str = stream_resource["mimetype"]
         self._described: Document = descriptor["data_keys"].get(self.data_key, {})
-        if self.mimetypes and self.mimetype not in self.mimetypes:
+        if not self.handles(self.mimetype):
             what = f"a data source of {self.mimetype} type can not be handled by {type(self).__name__}"
             raise self._registration_error(what)
         self.uri: str = stream_resource["uri"]

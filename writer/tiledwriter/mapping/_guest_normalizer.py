@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any, Final, TypeAlias, cast
 
 from .._errors import PluginError
-from ._normalizer import Check, declares_dtype
+from ._normalizer import MIMETYPES, Check, declares_dtype
 
 Documents: TypeAlias = list[tuple[str, dict[str, Any]]]
 
 # What that writer puts the notes of its normalizer under, in the stop document.
 _NOTES: Final = "_run_normalizer_notes"
+# The table of the older one comes first, as that of the newer one takes precedence.
+_TABLE_MODULES: Final = ("bluesky.callbacks.tiled_writer", "bluesky_tiled_plugins.writing.tiled_writer")
+_PASSED_OVER: Final = frozenset({"resource", "datum", "datum_page", "bulk_datum"})
 
 
 class GuestNormalizer:
@@ -67,10 +71,10 @@ class GuestNormalizer:
         """
         if name == "descriptor":
             self._note_declared(doc)
-        self._emitted = []
         for paged_name, paged in _as_pages(name, doc):
             self._guest(paged_name, paged)
-        documents = [document for emitted in self._emitted for document in unpack_pages(*emitted)]
+        emitted, self._emitted = self._emitted, []
+        documents = [document for item in emitted for document in unpack_pages(*item)]
         for modern_name, modern in documents:
             self._finish_document(modern_name, modern)
         return documents
@@ -80,8 +84,10 @@ class GuestNormalizer:
         self._take_notes(())
         return []
 
-    def _collect_emitted(self, name: str | Enum, doc: Mapping[str, Any]) -> None:
-        # A copy, because the normalizer may go on to change the document.
+    def _collect_emitted(self, name: str | Enum, doc: Mapping[str, Any], validate: bool = False) -> None:
+        # That writer is a router of event-model, and called like one. A copy, because the normalizer may go on to
+        # change the document.
+        del validate
         self._emitted.append((name if isinstance(name, str) else name.name, copy.deepcopy(dict(doc))))
 
     def _note_declared(self, doc: Mapping[str, Any]) -> None:
@@ -99,6 +105,18 @@ class GuestNormalizer:
         for note in [*of_stop, *(getattr(self._guest, "notes", None) or ())]:
             if str(note) not in self.notes:
                 self.notes.append(str(note))
+
+
+def registered_mimetypes() -> dict[str, str]:
+    """Return the mimetypes by spec that a facility's modules have put into `MIMETYPE_LOOKUP` of the packages.
+
+    If nothing has imported bluesky-tiled-plugins or its predecessor in bluesky, there are none; they are not imported
+    here.
+    """
+    found: dict[str, str] = {}
+    for module in _TABLE_MODULES:
+        found |= getattr(sys.modules.get(module), "MIMETYPE_LOOKUP", {})
+    return {spec: mimetype for spec, mimetype in found.items() if MIMETYPES.get(spec.upper()) != mimetype}
 
 
 def _as_pages(name: str, doc: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -119,11 +137,17 @@ def _as_pages(name: str, doc: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def unpack_pages(name: str, doc: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the events of an event page, since the run writer takes no pages; else the document itself."""
+    """Yield the events of a page, since the run writer takes no pages; else the document itself.
+
+    Resources and datums of the old kinds are passed over, as by bluesky-tiled-plugins' writer.
+    """
     import event_model
 
     if name == "event_page":
         for event in event_model.unpack_event_page(cast("Any", doc)):
             yield "event", dict(event)
-    else:
+    elif name == "bulk_events":
+        for page in event_model.bulk_events_to_event_pages(doc):
+            yield from unpack_pages("event_page", cast("Any", page))
+    elif name not in _PASSED_OVER:
         yield name, doc

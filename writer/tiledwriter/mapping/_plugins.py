@@ -10,15 +10,15 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from importlib import import_module, machinery, metadata
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from .._errors import PluginError
 from ._consolidator import Consolidator
 from ._guest_consolidator import adopt_consolidator, is_guest_consolidator, registered_consolidators
-from ._guest_normalizer import GuestNormalizer
+from ._guest_normalizer import GuestNormalizer, registered_mimetypes
 from ._normalizer import _REQUIRED, DocumentPatch, RunNormalizer
 
 ENTRY_POINTS: Final = "tiledwriter.consolidators"
@@ -68,8 +68,10 @@ class Plugins:
         Raises
         ------
         PluginError
-            The normalizer or a patch cannot be imported, the normalizer cannot be constructed, or is none.
+            The normalizer, a patch or a module cannot be imported, the normalizer cannot be constructed, or is none.
         """
+        for module in self.modules:
+            import_plugin_module(module)
         make = _load_function(self.normalizer) if self.normalizer else RunNormalizer
         patches = load_patches(self.patches)
         try:
@@ -126,7 +128,7 @@ def make_normalizer(
     Exception
         Whatever `make` raises.
     """
-    normalizer = make(patches=dict(patches), spec_to_mimetype=dict(spec_to_mimetype))
+    normalizer = make(patches=dict(patches), spec_to_mimetype={**registered_mimetypes(), **spec_to_mimetype})
     return normalizer if isinstance(normalizer, RunNormalizer) else GuestNormalizer(normalizer)
 
 
@@ -170,7 +172,7 @@ def load_consolidators(references: Mapping[str, str]) -> dict[str, type[Consolid
     consolidators: dict[str, type[Consolidator]] = {}
     for mimetype, reference in references.items():
         consolidator = _load_entry(mimetype, _load_consolidator, reference)
-        if consolidator.mimetypes and mimetype not in consolidator.mimetypes:
+        if not consolidator.handles(mimetype):
             raise PluginError(f"{mimetype!r} is not among the mimetypes of {reference}")
         consolidators[mimetype] = consolidator
     return consolidators
@@ -306,10 +308,15 @@ def _import_attribute(reference: str) -> Any:
         raise PluginError(f"{reference!r} is not of the form module:attribute")
     module, _, attribute = reference.partition(":")
     try:
-        return attrgetter(attribute)(import_module(module))
+        return reduce(_get_entry, attribute.split("."), import_module(module))
     except Exception as error:
         # The module's code runs on import and may raise anything.
         raise PluginError(f"{reference} cannot be imported ({type(error).__name__}: {error})") from error
+
+
+def _get_entry(owner: Any, name: str) -> Any:
+    """Return an attribute, or an entry of a dictionary: a table of patches has some without a name of their own."""
+    return owner[name] if isinstance(owner, Mapping) and name in owner else getattr(owner, name)
 
 
 def _load_entry(entry: str, load: Callable[[str], _Loaded], reference: str) -> _Loaded:

@@ -286,6 +286,8 @@ class RunWriter:
         handler = self._handlers.get(name)
         if handler is None:
             raise DocumentError(f"RunWriter takes no {name!r} documents; run them through RunNormalizer first.")
+        if not self._path and name != "start":
+            raise DocumentError(f"The {name} document has no start before it; the normalizer has kept that back.")
         try:
             return handler(document)
         except KeyError as error:
@@ -397,7 +399,9 @@ class RunWriter:
         )
 
     def abandon(self) -> list[Operation]:
-        """Return the operations that end a run without a stop document."""
+        """Return the operations that end a run without a stop document; none for one without a start."""
+        if not self._path:
+            return []
         operations = [*self.flush(), *self._finish_streams()]
         if self.notes:
             operations.append(UpdateMetadata(self._path, {"notes": list(self.notes)}))
