@@ -26,6 +26,10 @@ from tiledwriter.mapping._recorded_normalizer import RecordedNormalizer
 class AddingNormalizer(PeerNormalizer):
     """Adds a stream with a uid drawn by lot, and events with the time of day."""
 
+    @staticmethod
+    def draw() -> str:
+        return str(uuid.uuid4())
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.extra = ""
@@ -34,7 +38,7 @@ class AddingNormalizer(PeerNormalizer):
     def descriptor(self, doc: dict[str, Any]) -> Any:
         super().descriptor(doc)
         if not self.extra:
-            self.extra = str(uuid.uuid4())
+            self.extra = self.draw()
             keys = {"total": {"source": "sum", "dtype": "number", "shape": []}}
             super().descriptor({**doc, "uid": self.extra, "name": "extra", "data_keys": keys, "object_keys": {}})
 
@@ -44,7 +48,7 @@ class AddingNormalizer(PeerNormalizer):
         super().event(
             {
                 **doc,
-                "uid": f"{uuid.uuid4()}-added",
+                "uid": f"{self.draw()}-added",
                 "descriptor": self.extra,
                 "time": time.time(),
                 "data": {"total": self.total},
@@ -55,6 +59,14 @@ class AddingNormalizer(PeerNormalizer):
     def stop(self, doc: dict[str, Any]) -> Any:
         self.notes.append(f"the sum is {self.total}")
         super().stop(doc)
+
+
+class ShortNormalizer(AddingNormalizer):
+    """Draws ids that are no uids."""
+
+    @staticmethod
+    def draw() -> str:
+        return f"extra-{uuid.uuid4().hex[:6]}"
 
 
 class DrawingNormalizer(RunNormalizer):
@@ -122,7 +134,7 @@ def make(cls: type) -> Any:
     return lambda: make_normalizer(cls, {}, {})
 
 
-@pytest.mark.parametrize("cls", [AddingNormalizer, DrawingNormalizer])
+@pytest.mark.parametrize("cls", [AddingNormalizer, ShortNormalizer, DrawingNormalizer])
 def test_a_resumed_run_goes_on_with_its_own_uids(cls: type) -> None:
     documents = documents_of_a_run()
     for kill_at in range(len(documents)):
@@ -134,9 +146,9 @@ def test_a_resumed_run_goes_on_with_its_own_uids(cls: type) -> None:
         made = normalize_records(second, journal, len(documents))
         assert made[:kill_at] == before
         descriptors = {doc["uid"] for result in made for name, doc in result if name == "descriptor"}
-        assert len(descriptors) == (2 if cls is AddingNormalizer else 1)
+        assert len(descriptors) == (1 if cls is DrawingNormalizer else 2)
         assert {doc["descriptor"] for result in made for name, doc in result if name == "event"} == descriptors
-        assert second.notes == (["the sum is 6.0"] if cls is AddingNormalizer else [])
+        assert second.notes == ([] if cls is DrawingNormalizer else ["the sum is 6.0"])
         # A fold of what is recorded makes the same again, without the normalizer.
         journal.normalized |= dict(second.take_fresh())
         third = RecordedNormalizer(lambda: pytest.fail("the normalizer was made"), journal)
@@ -162,6 +174,24 @@ def test_a_mended_normalizer_keeps_the_uids_that_it_has_drawn() -> None:
         doc["uid"] for result in before for _, doc in result
     ]
     assert len(second.take_fresh()) == len(journal.records)
+
+
+def test_a_mended_normalizer_that_makes_a_further_document_mixes_no_ids_up() -> None:
+    class Mended(ShortNormalizer):
+        def event(self, doc: Any) -> Any:
+            super().event({**doc, "uid": "further"})
+            return PeerNormalizer.event(self, doc)
+
+    journal = FakeJournal(documents_of_a_run())
+    first = RecordedNormalizer(make(ShortNormalizer), journal)
+    before = normalize_records(first, journal, 4)
+    journal.normalized |= dict(first.take_fresh())
+    journal.revise_below = 4
+    after = normalize_records(RecordedNormalizer(make(Mended), journal), journal, len(journal.records))
+    assert [doc["uid"] for _, doc in after[1]] == [doc["uid"] for _, doc in before[1]]
+    events = [doc["uid"] for result in after[2:-1] for _, doc in result]
+    assert events[::3] == ["further"] * 4
+    assert events[2::3] == [record.document()["uid"] for record in journal.records[2:-1]]
 
 
 def test_events_and_datums_come_in_pages_and_leave_as_events() -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Results to read from the journal at once.
 _READ_RESULTS: Final = 1_000
+# The fields of modern documents that have an id or refer to one, but for the run's, which is not drawn.
+_IDS: Final = ("uid", "descriptor", "stream_resource")
 _UID: Final = re.compile(r"[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}")
 
 
@@ -100,7 +102,7 @@ class RecordedNormalizer:
         normalizer = self._catch_up(length)
         documents = normalizer.abandon()
         self.notes += [note for note in normalizer.notes if note not in self.notes]
-        return [(name, self._uids.replace(doc)) for name, doc in documents]
+        return [(name, self._uids.replace_in(doc)) for name, doc in documents]
 
     def take_fresh(self) -> list[tuple[int, bytes]]:
         """Return the results since the last call that the journal has to record, by index."""
@@ -148,31 +150,50 @@ class RecordedNormalizer:
         notes, guessed = len(self._normalizer.notes), set(self._normalizer.guessed_types)
         documents = self._normalizer(name, doc)
         result = {
-            "documents": [[modern_name, modern] for modern_name, modern in documents],
             "notes": self._normalizer.notes[notes:],
             "guessed": sorted([stream, key] for stream, key in self._normalizer.guessed_types - guessed),
         }
         if (recorded := self._recall(idx)) is not None:
-            self._uids.learn(result["documents"], recorded["documents"])
-        return self._uids.replace(result) if self._uids else result
+            self._uids.learn(documents, recorded["documents"])
+        if self._uids:
+            result = self._uids.replace(result)
+            documents = [(modern_name, self._uids.replace_in(modern)) for modern_name, modern in documents]
+        return {**result, "documents": [[modern_name, modern] for modern_name, modern in documents]}
 
 
 class _ReplacedUids:
-    """The uids that a normalizer has drawn anew, with the recorded ones that they stand for."""
+    """The uids that a normalizer has drawn anew, with the recorded ones that they stand for.
+
+    They are replaced wherever they stand in a text. Documents may also have ids of another form; these are replaced
+    where a document has or names an id, as the same text may mean something else in other places.
+    """
 
     def __init__(self) -> None:
         self._recorded: dict[str, str] = {}
+        self._recorded_ids: dict[str, str] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._recorded)
+        return bool(self._recorded or self._recorded_ids)
 
-    def learn(self, made: Any, recorded: Any) -> None:
-        """Learn from what was made now, and what was made of the same documents before."""
+    def learn(self, made: Sequence[Any], recorded: Sequence[Any]) -> None:
+        """Learn from the documents made now, and those made of the same document before."""
         for text, old in _text_pairs(made, recorded):
             if text != old:
                 uids, old_uids = _UID.findall(text), _UID.findall(old)
                 if len(uids) == len(old_uids) and _UID.sub("", text) == _UID.sub("", old):
                     self._recorded.update(pair for pair in zip(uids, old_uids, strict=True) if pair[0] != pair[1])
+        if [name for name, _ in made] != [name for name, _ in recorded]:
+            # A mended normalizer may make further documents, or fewer.
+            return
+        for (_, doc), (_, old_doc) in zip(made, recorded, strict=True):
+            uid, old_uid = doc.get("uid"), old_doc.get("uid")
+            if isinstance(uid, str) and isinstance(old_uid, str) and self.replace(uid) != old_uid:
+                self._recorded_ids[uid] = old_uid
+
+    def replace_in(self, doc: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a document with the recorded uids and ids."""
+        ids = {field: self._recorded_ids.get(str(doc.get(field))) for field in _IDS}
+        return {**self.replace(doc), **{field: uid for field, uid in ids.items() if uid is not None}}
 
     def replace(self, value: Any) -> Any:
         """Return a value with the recorded uids."""
