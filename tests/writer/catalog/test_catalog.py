@@ -1511,6 +1511,18 @@ def test_an_array_that_is_to_have_another_type_is_made_anew_by_the_journal_that_
     numpy.testing.assert_array_equal(found.read(), numpy.arange(4).reshape(2, 2))
 
 
+@pytest.mark.parametrize("rows_before", [1, 2])
+def test_an_array_of_another_host_is_made_anew_if_values_of_another_type_come(run, other, tiled, rows_before):
+    integers = numpy.arange(4).reshape(2, 2)
+    create = CreateArray(f"{run.uid}/primary/wave", "<i8", (2,), 2, ("time", "x"))
+    run.write(*run.containers(), create, WriteArray(create.path, 0, integers))
+    other.write(*other.containers(), create, WriteArray(create.path, 0, integers[:rows_before]))
+    values = numpy.arange(6).reshape(3, 2) / 2
+    create = replace(create, dtype="<f8")
+    other.write(*other.containers(), create, WriteArray(create.path, 0, values), Audit(create.path, 3))
+    numpy.testing.assert_array_equal(tiled.new_variation()[create.path].read(), values)
+
+
 def test_an_array_whose_values_are_in_a_column_now_is_deleted_whoever_made_it(run, other, tiled):
     wave = f"{run.uid}/primary/wave"
     run.apply(

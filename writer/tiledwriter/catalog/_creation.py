@@ -138,7 +138,7 @@ class NodeCreation:
             self._remake_array(node, operation)
 
     def _remake_array(self, node: KnownNode, operation: CreateArray) -> None:
-        """Delete an array that was created from this journal if its type or shape must change."""
+        """Delete an array of this run if its type or shape must change, unless it may have rows of another writer."""
         if node.array is None:
             return
         # Earlier versions created arrays with rows of zeros and recorded their number.
@@ -147,8 +147,8 @@ class NodeCreation:
             return
         found = extent(self._nodes.read(node.path)["data_sources"][0])
         if found > max(node.rows, node.intent or 0, *rows_of_zeros):
-            self._beyond.add_description(f"rows in {node.path_in_run}")
-            self._beyond.raise_tiled_has_more()
+            self._known.record_occupation(node, found)
+            return
         self._ledger.note("array made anew", node=node.path, type=operation.dtype, shape=list(operation.shape))
         self._rewrites.delete_node(node)
 
@@ -185,6 +185,8 @@ class NodeCreation:
             self._adopt_table(node, operation)
         else:
             node.initial_extent = _extent_of(operation, attributes)
+            if isinstance(operation, CreateArray):
+                self._known.record_array(node, operation.dtype, list(operation.shape))
             self._known.record_creation(node)
 
     def _adopt_table(self, node: KnownNode, operation: CreateTable) -> None:

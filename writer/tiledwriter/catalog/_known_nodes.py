@@ -100,8 +100,8 @@ class KnownNode:
     columns
         Names and Arrow types of a table's columns in Tiled; None if they are not known.
     array
-        Type and row shape of an array as created from this journal, and, from earlier versions, its number of rows of
-        zeros; None if it was not created from this journal.
+        Type and row shape of an array as created or taken over, and, from earlier versions, its number of rows of
+        zeros; None if they are not known.
     rewrite
         Rewrite that is not complete, if any.
     doubt
@@ -267,7 +267,9 @@ class KnownNodes:
 
     def record_occupation(self, node: KnownNode, rows: int) -> None:
         """Record that another writer's array with this number of rows is in the node's place."""
-        self._change(node, NodeEvent.OCCUPIED, occupying_rows=rows)
+        if node.exists:
+            self._ledger.drop_progress(node.path)
+        self._change(node, NodeEvent.OCCUPIED, progress=None, occupying_rows=rows)
 
     def _change(self, node: KnownNode, event: NodeEvent, **facts: Any) -> None:
         """Change the facts of a node, and record its progress if that is among them.
@@ -348,7 +350,7 @@ class KnownNodes:
         self._record(_COLUMNS_KEY, node.path, columns)
 
     def record_array(self, node: KnownNode, dtype: str, shape: list[int]) -> None:
-        """Record the type and row shape with which an array was created."""
+        """Record the type and row shape with which an array was created or taken over."""
         node.array = [dtype, shape]
         self._record(_ARRAYS_KEY, node.path, node.array)
 
