@@ -1258,6 +1258,17 @@ def test_a_table_that_somebody_else_made_with_other_columns_is_written_anew(run,
     assert shown(tiled, run) == ([0, 1, 2, 3], ["<0>", "<1>", "<2>", "<3>"])
 
 
+def test_a_copy_that_another_host_has_detached_is_made_anew(run, other, tiled):
+    run.apply(*run.with_table(), run.append(0, 3))
+    copy = run.table + "_rewrite"
+    run.apply(*run.containers(), CreateTable(copy, WIDER, BY_SEQ_NUM))
+    with run.catalog() as catalog:
+        catalog._nodes.detach(copy)
+    other.write(*widened(other, 3))
+    assert shown(tiled, run) == ([0, 1, 2], ["<0>", "<1>", "<2>"])
+    assert list(tiled[run.uid]["primary"]) == ["internal"]
+
+
 NEVER = 1_000_000  # requests
 
 

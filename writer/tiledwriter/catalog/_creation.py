@@ -14,7 +14,7 @@ from ._data_beyond_journal import DataBeyondJournal
 from ._growth import NodeGrowth
 from ._known_nodes import NEVER, KnownNode, KnownNodes
 from ._ledger import Ledger
-from ._nodes import Nodes, arrow_columns, difference, extent
+from ._nodes import Nodes, arrow_columns, difference, extent, is_detached
 from ._quiet import QuietPeriods
 from ._rewrites import TableRewrites
 
@@ -170,6 +170,11 @@ class NodeCreation:
             self._wait_until_unchanged(node, operation)
             self._known.record_occupation(node, extent(attributes["data_sources"][0]))
             self._ledger.note("another array", node=path, reason=reason)
+            return
+        if isinstance(operation, CreateTable) and is_detached(attributes):
+            # A copy whose host died before it had deleted the node. Tiled answers 500 to requests for its rows.
+            self._nodes.delete(path)
+            self._create_or_adopt(node, operation)
             return
         if "/" not in path:
             self._beyond.check_stop(attributes)

@@ -433,6 +433,11 @@ def difference(operation: Creation, existing: Mapping[str, Any]) -> str:
     return ""
 
 
+def is_detached(attributes: Mapping[str, Any]) -> bool:
+    """Return True if `Nodes.detach` has detached a table's node, with these attributes, from its rows."""
+    return attributes["data_sources"][0]["parameters"].get("dataset_id", 0) is None
+
+
 def _kind_of(structure: Mapping[str, Any]) -> str:
     """Return a description of an array's row type and shape, or of a table's columns."""
     if "shape" not in structure:
