@@ -17,8 +17,9 @@ import psutil
 import pytest
 from cables import Cable
 from clocks import clock_ahead
-from faulty_proxy import STALLED, FaultyProxy
-from runs import documents, length_of, publish, seq_nums, wait_for_outcome
+from event_model import compose_run
+from faulty_proxy import STALLED, FaultyProxy, late_answer
+from runs import documents, happenings, length_of, publish, seq_nums, wait_for_outcome
 from tiled_users import TiledWithUsers
 from warm import run_process
 
@@ -349,3 +350,106 @@ def test_a_host_that_takes_over_has_the_key_of_the_other_revoked(
         assert wait_for_outcome(b.journal_dir, uid) == "written"
         assert all_rows(server, uid)
         assert len(server.list_service_keys()) == 1
+
+
+# What was decided about a run goes with it.
+
+
+@pytest.fixture(scope="module")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TiledServer]:
+    with TiledServer(tmp_path_factory.mktemp("postgresql"), storage="postgresql") as server:
+        yield server
+
+
+@pytest.fixture
+def between(postgresql: TiledServer) -> Iterator[FaultyProxy]:
+    with FaultyProxy(postgresql.uri) as between:
+        yield between
+
+
+def widening_run() -> Emitted:
+    """A run with arrays, and with a number that is no integer as it should be."""
+    run = compose_run()
+    keys: Any = {
+        "x": {"source": "s", "dtype": "integer", "shape": []},
+        "wave": {"source": "s", "dtype": "array", "dtype_numpy": "<f8", "shape": [2]},
+    }
+    stream = run.compose_descriptor(name="primary", data_keys=keys)
+    data = [{"x": x, "wave": [float(x), 0.25]} for x in (0, 1, 2, 0.5, 4)]
+    events = [stream.compose_event(data=each, timestamps=dict.fromkeys(each, 0.0)) for each in data]
+    return [
+        ("start", run.start_doc),
+        ("descriptor", stream.descriptor_doc),
+        *(("event", event) for event in events),
+        ("stop", run.compose_stop()),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "endpoint", "records"),
+    [
+        pytest.param("PUT", "data_source/{table}", "kept", id="before the copy is shown"),
+        pytest.param("DELETE", "metadata/{table}_rewrite", "kept", id="before the copy is deleted"),
+        pytest.param("DELETE", "metadata/{table}_rewrite", "lost", id="records lost"),
+    ],
+)
+def test_a_standby_goes_on_with_what_was_decided_about_a_run(
+    *,
+    method: str,
+    endpoint: str,
+    records: str,
+    host: Callable[..., Host],
+    publisher: ZMQPublisher,
+    address: Cable,
+    postgresql: TiledServer,
+    between: FaultyProxy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    emitted = widening_run()
+    uid = emitted[0][1]["uid"]
+    table = f"{uid}/primary/internal"
+    a = host("a", server=through(between, postgresql))
+    monkeypatch.setenv("TILEDWRITER_MAX_ARRAY_SIZE", "0")  # of the other host, as after a change of the configuration
+    b = host("b", "--standby", server=through(between, postgresql))
+    begin(publisher, address, a, emitted[:5])
+    wait_until(lambda: between.count("PATCH", f"table/partition/{table}"), 60, "rows are written")
+    between.script(method, endpoint.format(table=table), STALLED)
+    publish(publisher, emitted[5:6])
+    wait_until(lambda: between.all_played, 60, "the rewrite is about to end")
+    a.stop_all(signal.SIGKILL)
+    (record,) = (a.shared / "runs").iterdir()
+    if records == "lost":
+        record.unlink()
+    before = len(between.requests)
+    hand_over(address, b)
+    publish(publisher, emitted[6:])
+    assert wait_for_outcome(b.journal_dir, uid) == "written"
+    stream = postgresql.client()[uid]["primary"].base
+    assert ("rewriting" in happenings(b.journal_dir, uid)) == (records == "lost")
+    assert list(stream) == (["internal", "wave"] if records == "lost" else ["internal"])
+    appends = [request for request in between.requests[before:] if request.is_for("PATCH", "table/partition")]
+    assert len(appends) == 1 or records == "lost"
+    between.release_stalled()
+    assert stream["internal"].read()["x"].tolist() == [0, 1, 2, 0.5, 4]
+    assert not list((a.shared / "runs").iterdir())
+
+
+def test_a_run_that_a_lost_host_has_finished_is_not_written_again(
+    host: Callable[..., Host], publisher: ZMQPublisher, address: Cable, postgresql: TiledServer, between: FaultyProxy
+) -> None:
+    emitted = widening_run()
+    a, b = host("a", server=through(between, postgresql)), host("b", "--standby", server=through(between, postgresql))
+    between.script("POST", "metadata/", late_answer(1.0))
+    uid = begin(publisher, address, a, emitted)
+    address.go_dead()
+    assert wait_for_outcome(a.journal_dir, uid) == "written"
+    assert a.stop() == 0
+    shutil.rmtree(a.journal_dir)
+    before = len(between.requests)
+    wait_until(b.serves, 60, "the other host has taken over")
+    address.lead_to(b.port)
+    address.come_back()
+    assert wait_for_outcome(b.journal_dir, uid) == "written"
+    assert publisher.wait_written(uid, 60)
+    assert not [request for request in between.requests[before:] if request.method in {"PATCH", "PUT", "DELETE"}]
+    assert postgresql.client()[uid]["primary"].base["internal"].read()["x"].tolist() == [0, 1, 2, 0.5, 4]

@@ -35,7 +35,7 @@ from pydantic_settings import (
 
 from tiledbroker import default_journal_dir
 from tiledbroker._wording import format_command
-from tiledbroker.ownership import DEFAULT_TIMING, SHORTEST_LEASE_SECONDS
+from tiledbroker.ownership import DEFAULT_TIMING, RUNS_SUBDIRECTORY, SHORTEST_LEASE_SECONDS
 from tiledbroker.protocol import ServerCurve, is_local, normalize_address
 from tiledbroker.supervisor import (
     DEFAULT_ADDRESS,
@@ -462,6 +462,7 @@ class Settings(BaseSettings):
             self.writing_options(),
             self.log_options(),
             self.park_after,
+            None if self.lease_dir is None else self.lease_dir / RUNS_SUBDIRECTORY,
         )
 
     def log_options(self) -> LogOptions:

@@ -1,8 +1,9 @@
-"""Which supervisor start may write to Tiled: one lease for all ingest hosts of a service, with a deadline."""
+"""Which supervisor start may write to Tiled, by a lease of all ingest hosts, and what it must know of earlier ones."""
 
 from __future__ import annotations
 
 from ._deadline_page import DeadlinePage, boottime
+from ._decision_file import RUNS_SUBDIRECTORY, DecisionFile
 from ._directory_store import DirectoryStore
 from ._keeper import LeaseFacts, LeaseKeeper, make_holder_name
 from ._lease import (
@@ -18,13 +19,18 @@ from ._lease import (
     Stored,
     Wait,
 )
+from ._run_decisions import DECISIONS, DecisionStore, RunDecisions, TableRewrite
 from ._store import LeaseStore
 
 __all__ = [
+    "DECISIONS",
     "DEFAULT_TIMING",
+    "RUNS_SUBDIRECTORY",
     "SHORTEST_LEASE_SECONDS",
     "CompareAndSet",
     "DeadlinePage",
+    "DecisionFile",
+    "DecisionStore",
     "DirectoryStore",
     "Lease",
     "LeaseFacts",
@@ -34,8 +40,10 @@ __all__ = [
     "Ownership",
     "OwnershipState",
     "Read",
+    "RunDecisions",
     "Step",
     "Stored",
+    "TableRewrite",
     "Wait",
     "boottime",
     "make_holder_name",

@@ -101,7 +101,7 @@ class DirectoryStore:
                     return None
             finally:
                 new.unlink(missing_ok=True)
-            _sync_directory(self.path)
+            sync_directory(self.path)
             is_newest = self._find_newest() == revision
         except OSError as error:
             raise StoreUnavailable(self.path, f"a lease cannot be stored: {error}") from error
@@ -178,7 +178,8 @@ def _checksum(stored: Stored) -> int:
     return zlib.crc32(msgspec.json.encode((_FORMAT_VERSION, stored.revision, stored.lease)))
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Make names in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -7,7 +7,7 @@ import json
 import threading
 import time
 import uuid
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from urllib.parse import quote
 
@@ -21,6 +21,7 @@ from faulty_proxy import CUT_AFTER, CUT_BEFORE, PASS, FaultyProxy, answer, late_
 from tiled.utils import safe_json_dump
 
 from tiledbroker import Journal
+from tiledbroker.ownership import RUNS_SUBDIRECTORY, DecisionFile, DirectoryStore
 from tiledwriter._errors import (
     AuditFailed,
     ColumnsRefused,
@@ -31,7 +32,7 @@ from tiledwriter._errors import (
     Stopped,
     TiledHasMore,
 )
-from tiledwriter.catalog import Nodes, _connection
+from tiledwriter.catalog import Decisions, Nodes, _connection
 from tiledwriter.catalog._catalog import TiledCatalog
 from tiledwriter.catalog._connection import Connection
 from tiledwriter.mapping._operations import (
@@ -78,9 +79,10 @@ def tiled(tiled_server):
 class Run:
     """A run of its own on the server, whose catalogs share one journal as those of one worker after another do."""
 
-    def __init__(self, proxy, api_key, journal):
+    def __init__(self, proxy, api_key, journal, decision_store=None):
         self.uid = journal.run_uid
         self.journal = journal
+        self.decisions = Decisions(journal, decision_store)
         self.table = f"{self.uid}/primary/internal"
         self.proxy = proxy
         self._api_key = api_key
@@ -90,7 +92,8 @@ class Run:
         with self.proxy.client(self._api_key) as client:
             stopping = stopping or threading.Event()
             connection = Connection(lambda: client, stopping, self.journal.note, poison_after=poison_after)
-            yield TiledCatalog(connection, self.journal, quiet_period=quiet_period)
+            self.decisions.load()
+            yield TiledCatalog(connection, self.journal, self.decisions, quiet_period=quiet_period)
 
     def apply(self, *operations, **options):
         """By a new catalog, until nothing waits."""
@@ -1321,6 +1324,26 @@ def test_a_rewrite_that_is_killed_at_any_request_is_finished_by_the_next(run, ti
     assert set(run.progress) == {run.uid, f"{run.uid}/primary", run.table}
 
 
+@pytest.mark.parametrize("mortal", [True], ids=["after it was answered"], indirect=True)
+def test_a_rewrite_that_is_killed_at_many_requests_is_finished_by_other_hosts(run, another_host, tiled, mortal):
+    mortal.requests_left = NEVER
+    host = another_host()
+    host.apply(*host.with_table(), host.append(0, 3))
+    deaths = 0
+    for mortal.requests_left in range(8, 100, 2):  # those before concern the containers
+        try:
+            host.write(*widened(host, 3), UpdateMetadata(run.uid, {"stop": {}}), quiet_period=0.01)
+            break
+        except Killed:
+            deaths += 1
+            assert len(shown(tiled, run)[0]) == 3
+            host = another_host()
+    assert deaths > 3
+    assert shown(tiled, run) == ([0, 1, 2], ["<0>", "<1>", "<2>"])
+    assert list(tiled[run.uid]["primary"]) == ["internal"]
+    assert appends(host.proxy) == 2 * [[0, 1, 2]]
+
+
 @pytest.mark.parametrize("same_host", [True, False], ids=["the same host", "another host"])
 def test_an_array_that_is_killed_at_any_request_is_finished_by_the_next(run, other, tiled, mortal, same_host):
     create = long_chunks(run)
@@ -1349,6 +1372,20 @@ def other(run, proxy, tiled_server, tmp_path):
     """The same run at another ingest host, which has a journal of its own."""
     with Journal(tmp_path / "other-host.sqlite", "create", run_uid=run.uid) as journal:
         yield Run(proxy, tiled_server.api_key, journal)
+
+
+@pytest.fixture
+def another_host(run, proxy, tiled_server, tmp_path):
+    """Makes hosts with empty journals for the same run, each of which takes it over with what was decided about it."""
+    path = DirectoryStore.create(tmp_path / "leases").path / RUNS_SUBDIRECTORY / f"{run.uid}.json"
+    with ExitStack() as journals:
+
+        def make():
+            number = len(list(tmp_path.glob("host-*.sqlite")))
+            journal = journals.enter_context(Journal(tmp_path / f"host-{number}.sqlite", "create", run_uid=run.uid))
+            return Run(proxy, tiled_server.api_key, journal, DecisionFile(path))
+
+        yield make
 
 
 def stopped(journal):

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from tiledbroker.ownership import TableRewrite
 from tiledwriter._errors import NodeStateError
-from tiledwriter.catalog import MemoryLedger
-from tiledwriter.catalog._known_nodes import KnownNode, KnownNodes, Rewrite
+from tiledwriter.catalog import Decisions, MemoryLedger
+from tiledwriter.catalog._known_nodes import KnownNode, KnownNodes
 from tiledwriter.catalog._node_states import TRANSITIONS, NodeEvent, NodeState, check_event
 from tiledwriter.mapping import Column
 
@@ -23,7 +24,7 @@ def ledger() -> MemoryLedger:
 
 @pytest.fixture
 def known(ledger: MemoryLedger) -> KnownNodes:
-    return KnownNodes(ledger)
+    return KnownNodes(ledger, Decisions(ledger))
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_rows_go_to_the_copy_while_a_table_is_rewritten(known: KnownNodes, node:
     rewrite = known.begin_rewrite(node, COLUMNS, until=3)
     assert node.state is NodeState.REWRITTEN
     assert known.target(PATH).path == rewrite.copy == f"{PATH}_rewrite"
-    known.show_rewrite(node, Rewrite(rewrite.copy, COLUMNS, 3, swapped=True))
+    known.show_rewrite(node, TableRewrite(rewrite.copy, COLUMNS, 3, swapped=True))
     assert node.state is NodeState.GROWING
     assert known.target(PATH) is node
     assert known.rewrites_in("run") == [node]
@@ -100,7 +101,7 @@ def test_the_next_process_finds_the_state_in_the_ledger(
     state: NodeState, ledger: MemoryLedger, known: KnownNodes
 ) -> None:
     set_state(known, known[PATH], state)
-    after = KnownNodes(ledger)[PATH]
+    after = KnownNodes(ledger, Decisions(ledger))[PATH]
     assert after.state is state
     assert after.unseen == after.of_others == (state is not NodeState.ABSENT)
 
@@ -115,7 +116,7 @@ def test_the_next_process_finds_all_facts_in_the_ledger(ledger: MemoryLedger, kn
     known.record_lost_response(image)
     known.mark_doubted(node, "")
     node.keys = (Column("seq_num", "int64"),)
-    again = KnownNodes(ledger)
+    again = KnownNodes(ledger, Decisions(ledger))
     kept: list[dict[str, Any]] = [
         {
             name: getattr(each, name)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from tiledbroker import Journal
+from tiledbroker.ownership import RunDecisions
 from tiledwriter._errors import ColumnsRefused, ColumnsTooNarrow, DocumentError, FoldAgain, NodeRewound
 from tiledwriter.mapping import FoldPlan, fold_until_planned
 
@@ -47,10 +45,8 @@ def test_other_errors_end_the_loop() -> None:
         fold_until_planned(FoldPlan(16), fold_run, lambda *_: None)
 
 
-def test_a_plan_is_read_from_the_journal_that_recorded_it(tmp_path: Path) -> None:
+def test_a_plan_is_what_was_decided() -> None:
     plan = FoldPlan(5, {("primary", "a"): "float64"})
-    with Journal(tmp_path / "run.sqlite", "create", run_uid="run") as journal:
-        assert FoldPlan.of(journal, 16) == FoldPlan(16)
-        journal.set("max_array_size", plan.max_array_size)
-        journal.set("column_types", plan.recorded_types)
-        assert FoldPlan.of(journal, 16) == plan
+    assert FoldPlan.of(RunDecisions(), 16) == FoldPlan(16)
+    assert FoldPlan.of(RunDecisions(max_array_size=5, column_types=plan.decided_types), 16) == plan
+    assert FoldPlan.of(RunDecisions(max_array_size=0), 16) == FoldPlan(0)

@@ -16,6 +16,8 @@ import pytest
 from event_model import compose_run
 
 from tiledbroker import Encoder, Journal
+from tiledbroker._errors import StoreUnavailable
+from tiledbroker.ownership import RUNS_SUBDIRECTORY, DecisionFile, DecisionStore, DirectoryStore, RunDecisions
 from tiledwriter.mapping import _fold as fold_module
 from tiledwriter.mapping._writing_options import WritingOptions
 from tiledwriter.testing import TiledServer, wait_until
@@ -56,7 +58,13 @@ def journal(tmp_path: Path, values: list[Any]) -> Iterator[Journal]:
 def write(journal: Journal, tiled_server: TiledServer) -> Callable[[], tuple[str, str]]:
     """Writes the run; gives back the outcome and its reason."""
 
-    def write(**options: Any) -> tuple[str, str]:
+    def write(
+        written: Journal = journal,
+        *,
+        drain: bool = False,
+        decision_store: DecisionStore | None = None,
+        **options: Any,
+    ) -> tuple[str, str]:
         ended = threading.Event()
         ends: list[tuple[str, str]] = []
 
@@ -65,12 +73,13 @@ def write(journal: Journal, tiled_server: TiledServer) -> Callable[[], tuple[str
             ended.set()
 
         writing = RunWriting(
-            journal,
+            written,
             tiled_server.client,
-            WritingOptions(quiet_period=0.2, **options),
-            drain=False,
+            WritingOptions(**{"quiet_period": 0.2, **options}),
+            drain=drain,
             on_progress=lambda _: None,
             on_end=on_end,
+            decision_store=decision_store,
         )
         writing.start()
         wait_until(ended.is_set, 60, "the run has been written")
@@ -108,6 +117,110 @@ def test_a_journal_disk_that_fails_for_a_while_costs_nothing(
     assert write() == ("written", "")
     assert calls > 0 or failing == "note"  # there may be nothing to note
     assert seq_nums(tiled_server, journal.run_uid) == list(range(1, 21))
+
+
+class Shared(DecisionFile):
+    """A store that is told to fail when it is to have column types."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.takes_types = False
+        self.stored: list[RunDecisions] = []
+
+    def store(self, decisions: RunDecisions) -> None:
+        if decisions.column_types and not self.takes_types:
+            raise StoreUnavailable(self.path, "it cannot be stored: Stale file handle")
+        super().store(decisions)
+        self.stored.append(decisions)
+
+
+def test_a_run_without_a_surprise_is_stored_at_its_beginning_and_its_end(
+    write: Callable[..., tuple[str, str]], tmp_path: Path
+) -> None:
+    store = Shared(DirectoryStore.create(tmp_path / "leases").path / RUNS_SUBDIRECTORY / "run.json")
+    # A slow append is a surprise if it makes the quiet period longer.
+    assert write(max_array_size=5, quiet_period=300.0, decision_store=store) == ("written", "")
+    assert store.stored == [RunDecisions(max_array_size=5), RunDecisions(max_array_size=5, outcome="written")]
+
+
+@pytest.mark.parametrize("values", [[0, 1, 0.5]])
+@pytest.mark.parametrize("failure", ["not mounted", "damaged", "at a decision"])
+def test_nothing_is_written_while_other_hosts_would_not_find_what_is_decided(
+    failure: str, journal: Journal, tiled_server: TiledServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing_module, "PAUSE_AFTER_DISK_FULL_SECONDS", 0.01)
+    leases = tmp_path / "leases"
+    path = leases / RUNS_SUBDIRECTORY / "run.json"
+    store = Shared(path)
+    if failure != "not mounted":
+        DirectoryStore.create(leases)
+    if failure == "damaged":
+        store.store(RunDecisions(max_array_size=0))
+        path.write_bytes(path.read_bytes()[:-10])
+    ended: list[tuple[str, str]] = []
+    writing = RunWriting(
+        journal,
+        tiled_server.client,
+        WritingOptions(quiet_period=0.2),
+        drain=False,
+        on_progress=lambda _: None,
+        on_end=lambda *end: ended.append(end),
+        decision_store=store,
+    )
+    writing.start()
+    try:
+        wait_until(lambda: str(leases) in writing.waits_for, 30, "it waits")
+        assert writing.waits_for.startswith(f"What is decided about run {journal.run_uid} cannot be kept")
+        assert journal.run_uid not in tiled_server.client()
+        assert not ended
+        if failure == "not mounted":
+            DirectoryStore.create(leases)
+        elif failure == "damaged":
+            path.unlink()
+        store.takes_types = True
+        wait_until(lambda: ended, 30, "the run has been written")
+    finally:
+        writing.stop(5.0)
+    assert ended == [("written", "")]
+    assert tiled_server.client()[journal.run_uid]["primary"]["x"].read().tolist() == [0.0, 1.0, 0.5]
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("values", [[0, 1, 2, 3, 4, 0.5]])
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_host_that_knows_what_was_decided_narrows_no_table(
+    journal: Journal,
+    write: Callable[..., tuple[str, str]],
+    tiled_server: TiledServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    knows: bool,
+) -> None:
+    monkeypatch.setattr(fold_module, "MAX_PENDING_EVENT_BYTES", 0)  # each host writes before it sees the next document
+    store = DecisionFile(DirectoryStore.create(tmp_path / "leases").path / RUNS_SUBDIRECTORY / "run.json")
+    store.store(RunDecisions(max_array_size=16, column_types=[("primary", "x", "float64")]))
+    with Journal(tmp_path / "killed.sqlite", "create", run_uid=journal.run_uid) as killed:
+        # The host dies when it has widened the table for a value that it has not written yet.
+        killed.append(0, [(record.name, record.crc, record.body) for record in journal.read(0, 5)])
+        assert write(killed, drain=True, decision_store=store) == ("", "")
+    if not knows:
+        store.path.unlink()
+    assert write(decision_store=DecisionFile(store.path)) == ("written", "")
+    rewrites = [entry.event for entry in journal.history()].count("rewriting")
+    assert rewrites == (0 if knows else 2)
+    stored = tiled_server.client()[journal.run_uid]["primary"]["x"].read().tolist()
+    assert stored == [0.0, 1.0, 2.0, 3.0, 4.0, 0.5]
+
+
+@pytest.mark.parametrize("values", [[[0.5, 1.5]]])
+def test_a_storage_without_lists_is_not_asked_again_by_another_host(
+    journal: Journal, write: Callable[..., tuple[str, str]], tmp_path: Path
+) -> None:
+    store = DecisionFile(DirectoryStore.create(tmp_path / "leases").path / RUNS_SUBDIRECTORY / "run.json")
+    store.store(RunDecisions(max_array_size=0))
+    assert write(decision_store=store) == ("written", "")
+    assert [entry.event for entry in journal.history()] == ["decisions taken over", "written"]
 
 
 def test_the_setting_for_arrays_holds_for_the_whole_run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ._account import Account, AccountRequests, ApiKey
 from ._catalog import TiledCatalog
 from ._connection import Client, Connection, WriteSlot, check_version
-from ._known_nodes import LATE_AUDIT
+from ._decisions import Decisions
 from ._ledger import MemoryLedger
 from ._node_checks import ArrayCheck, ExternalCheck, NodeCheck, TableCheck, same
 from ._nodes import Nodes, node_body
@@ -14,7 +14,6 @@ from ._request_counts import CountedRequests, RequestCounts
 from ._stored import StoredNodes
 
 __all__ = [
-    "LATE_AUDIT",
     "SERVER_CHECKS",
     "Account",
     "AccountRequests",
@@ -23,6 +22,7 @@ __all__ = [
     "Client",
     "Connection",
     "CountedRequests",
+    "Decisions",
     "ExternalCheck",
     "MemoryLedger",
     "NodeCheck",

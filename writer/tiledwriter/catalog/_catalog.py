@@ -33,15 +33,14 @@ from ._audits import NodeAudits
 from ._connection import Connection
 from ._creation import COMPLETE_BEFORE, NodeCreation
 from ._data_beyond_journal import DataBeyondJournal
+from ._decisions import Decisions
 from ._growth import NodeGrowth
-from ._known_nodes import LATE_AUDIT, KnownNodes, path_in_run
+from ._known_nodes import KnownNodes, path_in_run
 from ._ledger import Ledger
 from ._nodes import Nodes, order_of
 from ._quiet import QuietPeriods
 from ._rewrites import TableRewrites
 from ._row_proof import key_columns
-
-_PROBE_TABLE_KEY: Final = "probe_table"
 
 # The order of a table only moves to a later entry, never back.
 _ORDERS: Final = (("seq_num", "time"), ("time", "seq_num"), ())
@@ -62,6 +61,8 @@ class TiledCatalog:
     ledger
         Store of the rows that the server has confirmed for each node and of the requests in flight; a journal keeps
         them on disk.
+    decisions
+        Decisions about the run; None for those in the ledger.
     quiet_period
         Seconds for which a node's size must not change before an append with unknown outcome counts as not carried
         out.
@@ -76,6 +77,7 @@ class TiledCatalog:
         self,
         connection: Connection,
         ledger: Ledger,
+        decisions: Decisions | None = None,
         *,
         quiet_period: float = QUIET_PERIOD_SECONDS,
         audit_undisturbed: bool = True,
@@ -84,10 +86,11 @@ class TiledCatalog:
         self._connection = connection
         self._audit_undisturbed = audit_undisturbed
         self._nodes = Nodes(connection)
-        self._nodes.probe.on_table = lambda path: ledger.set(_PROBE_TABLE_KEY, path)
         self._ledger = ledger
-        self._known = KnownNodes(ledger)
-        self._quiet = QuietPeriods(ledger, quiet_period, clock)
+        self._decisions = decisions = decisions or Decisions(ledger)
+        self._nodes.probe.on_table = lambda path: decisions.record(probe_table=path)
+        self._known = KnownNodes(ledger, decisions)
+        self._quiet = QuietPeriods(decisions, quiet_period, clock)
         self._beyond = DataBeyondJournal(self._nodes, self._known, ledger)
         self._rewrites = TableRewrites(self._nodes, self._known, self._beyond, ledger)
         self._growth = NodeGrowth(self._nodes, self._known, self._rewrites, self._quiet, ledger)
@@ -103,7 +106,7 @@ class TiledCatalog:
         return self._beyond.waits_for_stop
 
     def _needs_audit(self) -> bool:
-        return self._audit_undisturbed or self._connection.was_disturbed or bool(self._ledger.get(LATE_AUDIT))
+        return self._audit_undisturbed or self._connection.was_disturbed or self._decisions.made.late_audit
 
     def raise_tiled_has_more(self) -> NoReturn:
         """Give up waiting for documents that Tiled has and the journal lacks.
@@ -252,7 +255,7 @@ class TiledCatalog:
 
     def _remove_probe_table(self) -> None:
         """Delete the table that a probe left because its deletion failed or its process was killed."""
-        if (path := self._ledger.get(_PROBE_TABLE_KEY)) is not None:
+        if (path := self._decisions.made.probe_table) is not None:
             self._nodes.detach(path)
             self._nodes.delete(path)
-            self._ledger.set(_PROBE_TABLE_KEY, None)
+            self._decisions.record(probe_table=None)

@@ -197,9 +197,15 @@ class NodeCreation:
     def _adopt_table(self, node: KnownNode, operation: CreateTable) -> None:
         columns = self._nodes.columns(node.path)
         self._known.record_columns(node, columns)
-        if self._nodes.size(f"{node.path}/{columns[0][0]}"):
+        rows = self._nodes.size(f"{node.path}/{columns[0][0]}")
+        if rows:
             self._known.mark_doubted(node, "")
         self._known.record_creation(node)
+        rewrite = node.rewrite
+        if rewrite is not None and not rewrite.swapped and rows != rewrite.until:
+            # Another host has begun it with other rows in the table, so whether the journal has them must be proved.
+            self._rewrites.discard_copy(rewrite.copy)
+            self._known.drop_rewrite(node)
         self._check_columns(operation)
 
     def _wait_until_unchanged(self, node: KnownNode, operation: Creation) -> None:
@@ -262,7 +268,8 @@ class NodeCreation:
             return
         if not node.exists:
             self._adopt_removed(node, operation)
-        self._rewrites.delete_node(node)
+        if node.exists:
+            self._rewrites.delete_node(node)
         node.removed = True
 
     def _adopt_removed(self, node: KnownNode, operation: RemoveNode) -> None:

@@ -3,57 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 from tiledbroker import NodeProgress
+from tiledbroker.ownership import TableRewrite
 
 from .._errors import NodeStateError
 from ..mapping import Column
+from ._decisions import Decisions
 from ._ledger import Ledger
 from ._node_states import NodeEvent, NodeState, check_event
 from ._row_proof import RowProof
 
 REWRITE_SUFFIX: Final = "_rewrite"
 NEVER: Final = 2**53
-"""Number of rows that no table has: see `Rewrite.until`."""
+"""Number of rows that no table has: see `TableRewrite.until`."""
 
-LATE_AUDIT: Final = "late_audit"
-"""Key of the ledger, set when a late audit is needed because a request may be carried out after the run's end."""
-
-# Each value in the ledger is a mapping by path, except that of `_DISTURBED_KEY`, which is a list of paths.
+# Each value in the ledger is a mapping by path. These are no decisions: another host reads columns and arrays from
+# Tiled, and doubts whatever it takes over.
 _COLUMNS_KEY: Final = "columns"
-_REWRITES_KEY: Final = "rewrites"
-_REPAIRS_KEY: Final = "repairs"
 _DOUBTED_KEY: Final = "doubted"
 _ARRAYS_KEY: Final = "arrays"
-_DISTURBED_KEY: Final = "disturbed"
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """Rewrite of a table whose column types must change or whose rows are wrong: its rows go to a copy beside it.
-
-    When the copy has as many rows as the table had, the data source of the table's node is replaced to show the copy's
-    rows, and the copy's node is deleted. The old rows stay in the database: Tiled stores all tables of one schema in
-    one SQL table and drops it when it becomes empty, even if another process is about to append to it.
-
-    Attributes
-    ----------
-    copy
-        Path of the copy.
-    columns
-        Names and Arrow types of the copy's columns.
-    until
-        Number of rows after which the table shows the copy; `NEVER` to wait for the audit or the end of the run.
-    swapped
-        True once the table shows the copy's rows.
-    """
-
-    copy: str
-    columns: list[list[str]]
-    until: int
-    swapped: bool = False
 
 
 @dataclass
@@ -141,7 +112,7 @@ class KnownNode:
     progress: NodeProgress | None = None
     columns: list[list[str]] | None = None
     array: list[Any] | None = None
-    rewrite: Rewrite | None = None
+    rewrite: TableRewrite | None = None
     doubt: str | None = None
     disturbed: bool = False
     repairs: int = 0
@@ -196,34 +167,38 @@ class KnownNode:
 
 
 class KnownNodes:
-    """All nodes of a run that are known. Each change of what the ledger keeps is recorded there at once.
+    """All nodes of a run that are known. Each change of what outlasts the process is recorded at once.
 
     Parameters
     ----------
     ledger
         Store of the run's progress.
+    decisions
+        Decisions about the run.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, decisions: Decisions) -> None:
         self._ledger = ledger
+        self._decisions = decisions
         self._nodes: dict[str, KnownNode] = {}
         self._last_recorded: dict[str, dict[str, Any]] = {
-            key: ledger.get(key, {}) for key in (_COLUMNS_KEY, _REWRITES_KEY, _REPAIRS_KEY, _DOUBTED_KEY, _ARRAYS_KEY)
+            key: ledger.get(key, {}) for key in (_COLUMNS_KEY, _DOUBTED_KEY, _ARRAYS_KEY)
         }
         for path, progress in ledger.progress().items():
             node = self[path]
             node.progress, node.of_others, node.unseen = progress, True, True
         for path, columns in self._last_recorded[_COLUMNS_KEY].items():
             self[path].columns = columns
-        for path, rewrite in self._last_recorded[_REWRITES_KEY].items():
-            self[path].rewrite = Rewrite(**rewrite)
-        for path, repairs in self._last_recorded[_REPAIRS_KEY].items():
-            self[path].repairs = repairs
         for path, reason in self._last_recorded[_DOUBTED_KEY].items():
             self[path].doubt = reason
         for path, array in self._last_recorded[_ARRAYS_KEY].items():
             self[path].array = array
-        for path in ledger.get(_DISTURBED_KEY, ()):
+        made = decisions.made
+        for path, rewrite in made.rewrites.items():
+            self[path].rewrite = rewrite
+        for path, repairs in made.repairs.items():
+            self[path].repairs = repairs
+        for path in made.disturbed:
             self[path].disturbed = True
 
     def __getitem__(self, path: str) -> KnownNode:
@@ -245,7 +220,7 @@ class KnownNodes:
 
     def rewrites_in(self, run: str) -> list[KnownNode]:
         """Return the run's tables whose rewrite is not complete, in the order in which it was last changed."""
-        return [self[path] for path in self._last_recorded[_REWRITES_KEY] if path.startswith(f"{run}/")]
+        return [self[path] for path in self._decisions.made.rewrites if path.startswith(f"{run}/")]
 
     def record_creation(self, node: KnownNode) -> None:
         """Record that this run has created the node or taken it over."""
@@ -310,14 +285,14 @@ class KnownNodes:
             node.doubt = None
             self._record(_DOUBTED_KEY, node.path, None)
 
-    def begin_rewrite(self, node: KnownNode, columns: list[list[str]], until: int) -> Rewrite:
-        """Record that a table is rewritten; see `Rewrite` for the arguments."""
-        rewrite = Rewrite(node.path + REWRITE_SUFFIX, columns, until)
+    def begin_rewrite(self, node: KnownNode, columns: list[list[str]], until: int) -> TableRewrite:
+        """Record that a table is rewritten; see `TableRewrite` for the arguments."""
+        rewrite = TableRewrite(node.path + REWRITE_SUFFIX, columns, until)
         self._change(node, NodeEvent.REWRITE_BEGUN, rewrite=rewrite)
         self._record_rewrite(node)
         return rewrite
 
-    def show_rewrite(self, node: KnownNode, rewrite: Rewrite) -> None:
+    def show_rewrite(self, node: KnownNode, rewrite: TableRewrite) -> None:
         """Record that a table shows the rows of its copy."""
         self._change(node, NodeEvent.REWRITE_SHOWN, rewrite=rewrite)
         self._record_rewrite(node)
@@ -334,15 +309,15 @@ class KnownNodes:
 
     def _record_rewrite(self, node: KnownNode) -> None:
         # A rewrite goes to the end of the mapping whenever it changes.
-        self._last_recorded[_REWRITES_KEY] = {
-            k: v for k, v in self._last_recorded[_REWRITES_KEY].items() if k != node.path
-        }
-        self._record(_REWRITES_KEY, node.path, None if node.rewrite is None else asdict(node.rewrite))
+        rewrites = {path: rewrite for path, rewrite in self._decisions.made.rewrites.items() if path != node.path}
+        if node.rewrite is not None:
+            rewrites[node.path] = node.rewrite
+        self._decisions.record(rewrites=rewrites)
 
     def count_repair(self, node: KnownNode) -> None:
         """Record one more repair of a node."""
         node.repairs += 1
-        self._record(_REPAIRS_KEY, node.path, node.repairs)
+        self._decisions.record(repairs={**self._decisions.made.repairs, node.path: node.repairs})
 
     def record_columns(self, node: KnownNode, columns: list[list[str]]) -> None:
         """Record the columns that a table has in Tiled."""
@@ -374,12 +349,12 @@ class KnownNodes:
 
     def _set_disturbed(self, node: KnownNode, disturbed: bool) -> None:
         node.disturbed = disturbed
-        self._ledger.set(_DISTURBED_KEY, sorted(node.path for node in self._nodes.values() if node.disturbed))
+        self._decisions.record(disturbed=sorted(node.path for node in self._nodes.values() if node.disturbed))
 
     def plan_late_audit(self) -> None:
         """Have the run audited again after its end."""
-        if not self._ledger.get(LATE_AUDIT):
-            self._ledger.set(LATE_AUDIT, True)
+        if not self._decisions.made.late_audit:
+            self._decisions.record(late_audit=True)
 
 
 def path_in_run(path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from tiledbroker import NodeProgress
@@ -21,6 +22,7 @@ class Ledger(Protocol):
     def note(self, event: str, **detail: Any) -> object: ...
     def get(self, key: str, default: Any = None) -> Any: ...
     def set(self, key: str, value: Any) -> None: ...
+    def atomic(self) -> AbstractContextManager[None]: ...
 
 
 class MemoryLedger:
@@ -86,3 +88,7 @@ class MemoryLedger:
     def set(self, key: str, value: Any) -> None:
         """Set a value of the run's state."""
         self._values[key] = value
+
+    def atomic(self) -> AbstractContextManager[None]:
+        """Return a context in which all changes succeed or fail together; in memory, none fails."""
+        return nullcontext()

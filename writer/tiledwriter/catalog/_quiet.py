@@ -6,11 +6,10 @@ from collections.abc import Callable
 from typing import Final
 
 from .._errors import NodeNotQuiet
+from ._decisions import Decisions
 from ._known_nodes import KnownNode, QuietWatch
-from ._ledger import Ledger
 
 _DECAY_PER_GROWTH: Final = 0.9
-_SLOWEST_APPEND_KEY: Final = "slowest_append"
 
 
 class QuietPeriods:
@@ -18,8 +17,8 @@ class QuietPeriods:
 
     Parameters
     ----------
-    ledger
-        Store of the run's progress.
+    decisions
+        Decisions about the run.
     quiet_period
         Minimum time, in seconds, for which a node's size must not have changed.
     clock
@@ -31,9 +30,9 @@ class QuietPeriods:
         Decaying maximum of the durations of growths, in seconds.
     """
 
-    def __init__(self, ledger: Ledger, quiet_period: float, clock: Callable[[], float]) -> None:
-        self.slowest_append = float(ledger.get(_SLOWEST_APPEND_KEY, 0.0))
-        self._ledger = ledger
+    def __init__(self, decisions: Decisions, quiet_period: float, clock: Callable[[], float]) -> None:
+        self.slowest_append = self._recorded = decisions.made.slowest_append
+        self._decisions = decisions
         self._quiet_period = quiet_period
         self._clock = clock
 
@@ -76,8 +75,12 @@ class QuietPeriods:
         return self._clock()
 
     def record_growth_since(self, started: float) -> None:
-        """Update the decaying maximum of growths' durations; store it if it determines the quiet period."""
-        seconds = self._clock() - started
-        before, self.slowest_append = self.slowest_append, max(seconds, _DECAY_PER_GROWTH * self.slowest_append)
-        if 3 * max(before, self.slowest_append) > self._quiet_period:
-            self._ledger.set(_SLOWEST_APPEND_KEY, self.slowest_append)
+        """Update the decaying maximum of growths' durations; record it if it determines the quiet period.
+
+        What is recorded may be up to twice as long, so that few of many slow growths cost a record.
+        """
+        self.slowest_append = max(self._clock() - started, _DECAY_PER_GROWTH * self.slowest_append)
+        matters = 3 * max(self._recorded, self.slowest_append) > self._quiet_period
+        if matters and not self._recorded / 2 <= self.slowest_append <= self._recorded:
+            self._decisions.record(slowest_append=self.slowest_append)
+            self._recorded = self.slowest_append

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import Final, NoReturn
+
+from msgspec.structs import replace
 
 from tiledbroker._crash_points import crash_point
 
@@ -167,6 +168,9 @@ class TableRewrites:
             self._known.record_columns(node, rewrite.columns)
             self._known.confirm_rows(node, rows)
             self._known.show_rewrite(node, replace(rewrite, swapped=True))
+            if node.doubt is not None:
+                # It was about rows that the table does not show any more.
+                self._known.clear_doubt(node)
             crash_point("catalog: rewrite recorded")
         self.discard_copy(rewrite.copy)
         self._known.end_rewrite(node)
@@ -189,8 +193,8 @@ class TableRewrites:
         self.delete_node(copy)
 
     def delete_node(self, node: KnownNode) -> None:
-        """Delete a node of this run, and what Tiled stores of it, if the node exists."""
+        """Delete a node of this run, and what Tiled stores of it; another host may have made it or deleted it."""
+        self._nodes.delete(node.path)
+        crash_point("catalog: node deleted")
         if node.exists:
-            self._nodes.delete(node.path)
-            crash_point("catalog: node deleted")
             self._known.record_deletion(node)

@@ -12,6 +12,7 @@ import numpy
 from tiled.structures.array import BuiltinDtype, StructDtype
 
 from tiledbroker import RunReader
+from tiledbroker.ownership import RunDecisions
 
 from .._errors import ColumnsTooNarrow, UnwritableDocument
 from ..mapping import (
@@ -93,7 +94,7 @@ class DryRun:
     def __init__(self, journal: RunReader, options: WritingOptions) -> None:
         self._journal = journal
         self._options = options
-        self._begin_fold(FoldPlan.of(journal, options.max_array_size))
+        self._begin_fold(FoldPlan.of(RunDecisions.of(journal.get), options.max_array_size))
 
     def _begin_fold(self, plan: FoldPlan) -> None:
         self._plan = plan

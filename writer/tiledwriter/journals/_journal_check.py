@@ -15,6 +15,7 @@ from tiledbroker import CodecError, JournalInvalid, NodeProgress, Record, Routin
 from tiledbroker._errors import DocumentsMissing
 from tiledbroker._outcomes import COMPLETE, WRITTEN
 from tiledbroker.log import RunRouting
+from tiledbroker.ownership import RunDecisions
 
 from .._findings import Finding, Tally
 from ..mapping import (
@@ -202,7 +203,7 @@ class ProgressCheck:
         # the progress are harmless.
         self.outcome: str | None = journal.get("outcome")
         self.confirmed: Mapping[str, NodeProgress] = journal.progress()
-        self._rewrites: Mapping[str, Mapping[str, Any]] = journal.get("rewrites", {})
+        self._rewrites = RunDecisions.of(journal.get).rewrites
         self._ends: dict[str, int] = {}
 
     @property
@@ -227,7 +228,7 @@ class ProgressCheck:
         stopped
             True if the documents include a stop document.
         """
-        copies = {rewrite["copy"] for rewrite in self._rewrites.values()}
+        copies = {rewrite.copy for rewrite in self._rewrites.values()}
         unknown, beyond, short, open_ = Tally(), Tally(), Tally(), Tally()
         for node, progress in self.confirmed.items():
             if node not in self._ends:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from .._errors import ColumnsRefused, ColumnsTooNarrow, FoldAgain
 
 if TYPE_CHECKING:
-    from tiledbroker import RunReader
+    from tiledbroker.ownership import RunDecisions
 
 _Result = TypeVar("_Result")
 
@@ -32,15 +32,16 @@ class FoldPlan:
     column_types: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, journal: RunReader, max_array_size: int) -> FoldPlan:
-        """Return the plan that a journal has recorded; `max_array_size` applies if it has recorded none."""
-        types = {(stream, key): kind for stream, key, kind in journal.get("column_types", [])}
-        return cls(int(journal.get("max_array_size", max_array_size)), types)
+    def of(cls, decisions: RunDecisions, max_array_size: int) -> FoldPlan:
+        """Return the plan that was decided; `max_array_size` applies if none was."""
+        types = {(stream, key): kind for stream, key, kind in decisions.column_types}
+        decided = decisions.max_array_size
+        return cls(max_array_size if decided is None else decided, types)
 
     @property
-    def recorded_types(self) -> list[list[str]]:
-        """The column types in the form that a journal records."""
-        return [[*where, kind] for where, kind in self.column_types.items()]
+    def decided_types(self) -> list[tuple[str, str, str]]:
+        """The column types in the form of `RunDecisions`."""
+        return [(*where, kind) for where, kind in self.column_types.items()]
 
     def revised_for(self, error: FoldAgain) -> FoldPlan:
         """Return the plan for the next fold, after an error of the last one."""

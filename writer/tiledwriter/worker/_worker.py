@@ -28,7 +28,7 @@ from tiledbroker._filesystem import explain_write_error
 from tiledbroker._outcomes import COMPLETE, FAILED
 from tiledbroker._rate_limited_log import RateLimitedLog
 from tiledbroker._wake_up import WakeUp
-from tiledbroker.ownership import DeadlinePage, boottime
+from tiledbroker.ownership import DeadlinePage, DecisionFile, boottime
 from tiledbroker.protocol import messages
 from tiledbroker.supervisor import WorkerTask
 
@@ -218,12 +218,15 @@ class WorkerOptions:
         Level and format of the log.
     park_after
         Seconds without Tiled after which a worker with nothing else to do ends.
+    decision_dir
+        Directory where other hosts find the decisions about runs; None if there are no such hosts.
     """
 
     tiled: TiledAddress
     writing: WritingOptions = field(default_factory=WritingOptions)
     logging: LogOptions = field(default_factory=LogOptions)
     park_after: float = PARK_AFTER_SECONDS
+    decision_dir: Path | None = None
 
 
 def prepare_workers(options: WorkerOptions) -> None:
@@ -266,6 +269,9 @@ class Worker:
         self._connect: Callable[[], Client] = options.tiled.connect
         self._options = options.writing
         self._park_after = options.park_after
+        self._decision_store: DecisionFile | None = None
+        if options.decision_dir is not None:
+            self._decision_store = DecisionFile(options.decision_dir / f"{task.journal.stem}.json")
         self._outbox: queue.SimpleQueue[messages.Message] = queue.SimpleQueue()
         self._wake_up = WakeUp()
         self._lease = None if task.lease_page is None else DeadlinePage.open(task.lease_page)
@@ -307,6 +313,7 @@ class Worker:
                     on_unreachable=self._on_unreachable,
                     on_end=self._on_end,
                     write_slot=self._write_slot,
+                    decision_store=self._decision_store,
                 )
                 self._reporter = Reporter(journal, self._writing)
                 self._serve_run()

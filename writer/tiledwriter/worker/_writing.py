@@ -14,11 +14,14 @@ from typing import Any, Final
 
 from tiledbroker import Journal, Record
 from tiledbroker._crash_points import crash_point
+from tiledbroker._errors import StoreUnavailable
 from tiledbroker._outcomes import FAILED, INTERRUPTED, WRITTEN
 from tiledbroker._rate_limited_log import RateLimitedLog
+from tiledbroker._wording import as_sentence
+from tiledbroker.ownership import DecisionStore
 
 from .._errors import ColumnsRefused, ColumnsTooNarrow, FoldAgain, Stopped, describe
-from ..catalog import LATE_AUDIT, Client, Connection, RequestCounts, TiledCatalog, WriteSlot
+from ..catalog import Client, Connection, Decisions, RequestCounts, TiledCatalog, WriteSlot
 from ..mapping import BATCH_BYTES, Fold, FoldPlan, Operation, WritingOptions, fold_until_planned
 from ._prefetch import FoldedBatch, FoldPrefetch
 from ._record_buffer import RecordBuffer
@@ -29,6 +32,7 @@ log = logging.getLogger(__name__)
 # Operations that may wait until a node is quiet while others continue; beyond this, no further documents are taken.
 MAX_BLOCKED_OPERATIONS: Final = 32
 PAUSE_AFTER_DISK_FULL_SECONDS: Final = 1.0
+"""Seconds after which the journal, or the store of decisions, is tried again."""
 STOP_WAIT_SECONDS: Final = 15.0
 """Seconds to wait for the journal's next document when Tiled already has the run's stop document."""
 
@@ -64,6 +68,8 @@ class RunWriting:
         time since which it does, the reason, and whether only a person can end this. If it is None, this is logged.
     write_slot
         Permission to write to Tiled, if other workers write, too.
+    decision_store
+        Where other hosts find the decisions about the run; None if none can take it over.
     """
 
     def __init__(
@@ -78,8 +84,10 @@ class RunWriting:
         on_reached: Callable[[], None] = lambda: None,
         on_unreachable: Callable[[float, str, bool], None] | None = None,
         write_slot: WriteSlot | None = None,
+        decision_store: DecisionStore | None = None,
     ) -> None:
         self._journal = journal
+        self._decisions = Decisions(journal, decision_store)
         self._options = options
         self._drain = drain
         self._on_progress = on_progress
@@ -160,21 +168,32 @@ class RunWriting:
                     if result is not None:
                         outcome, reason = result
                         break
-                except sqlite3.OperationalError as error:
+                except (sqlite3.OperationalError, StoreUnavailable) as error:
                     # Restart from the journal: progress that it could not record is determined again.
-                    self._limited_log.log(logging.ERROR, "disk", "%s cannot be written: %s", self._journal.path, error)
-                    self._stopping.wait(PAUSE_AFTER_DISK_FULL_SECONDS)
+                    self._wait_for_disk(error)
         except Stopped:
             pass
         finally:
             self._rest()
             self._on_end(outcome, reason)
 
+    def _wait_for_disk(self, error: sqlite3.OperationalError | StoreUnavailable) -> None:
+        if isinstance(error, StoreUnavailable):
+            text = (
+                f"What is decided about run {self._journal.run_uid} cannot be kept where other hosts find it: {error}"
+            )
+        else:
+            text = f"{self._journal.path} cannot be written: {error}"
+        self._limited_log.log(logging.ERROR, "disk", "%s", text)
+        self._blocked_by = as_sentence(text)
+        self._rest()
+        self._stopping.wait(PAUSE_AFTER_DISK_FULL_SECONDS)
+
     def _write_or_fail(self) -> tuple[str, str] | None:
         """Write, and return the outcome and its reason as recorded in the journal; None if there is more to write."""
         try:
             outcome, reason, detail = self._write_run(), "", {}
-        except (Stopped, sqlite3.OperationalError):
+        except (Stopped, sqlite3.OperationalError, StoreUnavailable):
             raise
         except Exception as error:
             if self._stopping.is_set():
@@ -188,6 +207,9 @@ class RunWriting:
 
     def _record_outcome(self, outcome: str, reason: str, **detail: Any) -> bool:
         """Record the outcome; return False if documents have come after the end, so that it is none."""
+        if outcome != FAILED:
+            # Not within the transaction, which keeps documents from being journaled.
+            self._decisions.share(outcome=outcome)
         with self._journal.atomic():
             self._outage.end_outage()
             if outcome == INTERRUPTED and self._journal.length > self._reported_cursor:
@@ -195,31 +217,35 @@ class RunWriting:
             self._journal.set("outcome", outcome)
             self._journal.set("reason", reason or None)
             # Requests whose answers were lost may still be carried out, so the run must be audited once more.
-            late = outcome != FAILED and self._journal.get(LATE_AUDIT)
+            late = outcome != FAILED and self._journal.get("late_audit")
             self._journal.set("audit_at", time.time() + self._options.late_audit if late else None)
-            self._journal.set(LATE_AUDIT, None)
+            self._journal.set("late_audit", None)
             self._journal.note(outcome, documents=self._journal.length, **detail)
         crash_point("writing: outcome recorded")
         return True
 
     def _write_run(self) -> str:
-        catalog = TiledCatalog(self._connection, self._journal, quiet_period=self._options.quiet_period)
-        # Record it in the journal: every replay must yield the same operations.
-        if self._journal.get("max_array_size") is None:
-            self._journal.set("max_array_size", self._options.max_array_size)
+        self._decisions.load()
+        self._blocked_by = ""
+        # Every replay must yield the same operations.
+        if self._decisions.made.max_array_size is None:
+            self._decisions.record(max_array_size=self._options.max_array_size)
+        catalog = TiledCatalog(
+            self._connection, self._journal, self._decisions, quiet_period=self._options.quiet_period
+        )
         return fold_until_planned(
-            FoldPlan.of(self._journal, self._options.max_array_size),
+            FoldPlan.of(self._decisions.made, self._options.max_array_size),
             lambda plan: self._follow_journal(Fold.of(self._journal, self._options, plan), catalog),
             self._record_plan,
         )
 
     def _record_plan(self, error: FoldAgain, plan: FoldPlan) -> None:
-        """Record in the journal what the next fold of the run needs."""
+        """Record what the next fold of the run needs."""
         if isinstance(error, ColumnsRefused):
-            self._journal.set("max_array_size", plan.max_array_size)
+            self._decisions.record(max_array_size=plan.max_array_size)
             self._journal.note("no list columns", reason=str(error))
         elif isinstance(error, ColumnsTooNarrow):
-            self._journal.set("column_types", plan.recorded_types)
+            self._decisions.record(column_types=plan.decided_types)
             crash_point("writing: columns to be widened")
             self._journal.note("wider columns", columns=[[*where, kind] for where, kind in error.needed.items()])
 
