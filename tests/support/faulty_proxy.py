@@ -23,7 +23,10 @@ from tiledwriter.testing import wait_until
 PREFIX = "/api/v1/"
 LOGIN = b"<html>Please log in.</html>"
 
-_NODE = b'{"data":{"attributes":{"structure":{"shape":[1]},"data_sources":[{"id":1,"parameters":{}}]}}}'
+_ANSWERS = {
+    "POST": b'{"id":"node","data_sources":[{"id":1,"parameters":{}}]}',
+    "GET": b'{"data":{"attributes":{"structure":{"shape":[1]},"data_sources":[{"id":1,"parameters":{}}]}}}',
+}
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ class ScriptedServer:
 
     def carry_out(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> tuple[int, Any, bytes]:
         """Status, headers and body for a request that nothing is wrong with."""
-        return 200, [("Content-Type", "application/json")], _NODE if method == "GET" else b"null"
+        return 200, [("Content-Type", "application/json")], _ANSWERS.get(method, b"null")
 
     def stall(self, carry_out: Callable[[], tuple[int, Any, bytes]]) -> None:
         with self._mutex:
@@ -196,7 +199,14 @@ class FaultyProxy(ScriptedServer):
         self._upstream = urlsplit(uri).netloc
 
     def carry_out(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> tuple[int, Any, bytes]:
-        connection = http.client.HTTPConnection(self._upstream, timeout=30)
+        return self.forward(self._upstream, method, target, headers, body)
+
+    @staticmethod
+    def forward(
+        server: str, method: str, target: str, headers: Mapping[str, str], body: bytes
+    ) -> tuple[int, Any, bytes]:
+        """What the server at this address (host and port) answers."""
+        connection = http.client.HTTPConnection(server, timeout=30)
         try:
             # The host is kept: links in answers are to lead here, and not past us.
             kept = {key: value for key, value in headers.items() if key.lower() != "connection"}

@@ -7,7 +7,7 @@ import json
 import threading
 import time
 import uuid
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from urllib.parse import quote
 
@@ -17,6 +17,7 @@ import pandas
 import pyarrow
 import pytest
 import zarr
+from catalog_runs import BY_SEQ_NUM, COLUMNS, QUIET_PERIOD_SECONDS, STOP, Run, finish, rows, stopped
 from faulty_proxy import CUT_AFTER, CUT_BEFORE, PASS, FaultyProxy, answer, late_answer, page, zombie
 from tiled.utils import safe_json_dump
 
@@ -32,7 +33,7 @@ from tiledwriter._errors import (
     Stopped,
     TiledHasMore,
 )
-from tiledwriter.catalog import Decisions, Nodes, _connection
+from tiledwriter.catalog import Nodes, _connection
 from tiledwriter.catalog._catalog import TiledCatalog
 from tiledwriter.catalog._connection import Connection
 from tiledwriter.mapping._operations import (
@@ -40,7 +41,6 @@ from tiledwriter.mapping._operations import (
     Audit,
     CloseStream,
     Column,
-    ColumnDigest,
     CreateArray,
     CreateContainer,
     CreateTable,
@@ -52,10 +52,6 @@ from tiledwriter.mapping._operations import (
     WriteArray,
 )
 from tiledwriter.testing import wait_until
-
-QUIET_PERIOD_SECONDS = 0.3
-COLUMNS = (Column("seq_num", "int64"), Column("time", "float64"), Column("x", "float64"))
-BY_SEQ_NUM = ("seq_num", "time")
 
 
 @pytest.fixture(autouse=True)
@@ -76,88 +72,11 @@ def tiled(tiled_server):
     return tiled_server.client()
 
 
-class Run:
-    """A run of its own on the server, whose catalogs share one journal as those of one worker after another do."""
-
-    def __init__(self, proxy, api_key, journal, decision_store=None):
-        self.uid = journal.run_uid
-        self.journal = journal
-        self.decisions = Decisions(journal, decision_store)
-        self.table = f"{self.uid}/primary/internal"
-        self.proxy = proxy
-        self._api_key = api_key
-
-    @contextmanager
-    def catalog(self, *, poison_after=5.0, quiet_period=QUIET_PERIOD_SECONDS, stopping=None):
-        with self.proxy.client(self._api_key) as client:
-            stopping = stopping or threading.Event()
-            connection = Connection(lambda: client, stopping, self.journal.note, poison_after=poison_after)
-            self.decisions.load()
-            yield TiledCatalog(connection, self.journal, self.decisions, quiet_period=quiet_period)
-
-    def apply(self, *operations, **options):
-        """By a new catalog, until nothing waits."""
-        with self.catalog(**options) as catalog:
-            finish(catalog, operations)
-
-    def write(self, *operations, **options):
-        """By a new catalog, from the beginning again whenever a node is rewound, as the writing thread does."""
-        with self.catalog(**options) as catalog:
-            while True:
-                try:
-                    finish(catalog, operations)
-                except NodeRewound:
-                    continue
-                return
-
-    def audit(self, stop):
-        digest = ColumnDigest()
-        digest.add(pyarrow.array(range(stop), pyarrow.int64()))
-        return Audit(self.table, stop, (("seq_num", digest.value), ("time", None)))
-
-    def containers(self):
-        start = {"uid": self.uid, "time": 0.0}
-        return [
-            CreateContainer(self.uid, {"start": start}, (("BlueskyRun", "3.0"),), None, ("start", "uid")),
-            CreateContainer(f"{self.uid}/primary", {"uid": f"descriptor-{self.uid}"}, (), None, ("uid",)),
-        ]
-
-    def with_table(self):
-        return [*self.containers(), CreateTable(self.table, COLUMNS, BY_SEQ_NUM)]
-
-    def append(self, first, stop):
-        return rows(self.table, first, stop)
-
-    def events(self):
-        return [entry.event for entry in self.journal.history()]
-
-    @property
-    def progress(self):
-        return self.journal.progress()
-
-
 @pytest.fixture
 def run(proxy, tiled_server, tmp_path):
     uid = str(uuid.uuid4())
     with Journal(tmp_path / "run.sqlite", "create", run_uid=uid) as journal:
         yield Run(proxy, tiled_server.api_key, journal)
-
-
-def rows(path, first, stop):
-    """Rows of a table, each with its number in every column."""
-    numbers = list(range(first, stop))
-    return AppendRows(path, first, COLUMNS, (numbers, [float(n) for n in numbers], [n / 2 for n in numbers]))
-
-
-def finish(catalog, operations):
-    """Apply operations until none waits, as the writing thread does."""
-    waiting = catalog.apply(operations)
-
-    def done():
-        waiting[:] = catalog.apply(waiting) if waiting else []
-        return not waiting
-
-    wait_until(done, 120, "nothing waits")
 
 
 def sent_rows(request):
@@ -1386,14 +1305,6 @@ def another_host(run, proxy, tiled_server, tmp_path):
             return Run(proxy, tiled_server.api_key, journal, DecisionFile(path))
 
         yield make
-
-
-def stopped(journal):
-    """Give a journal documents that end with a stop."""
-    journal.append_one("stop", b"")
-
-
-STOP = {"stop": {"uid": "the stop", "exit_status": "success"}}
 
 
 def changes(proxy, start):
