@@ -218,7 +218,8 @@ class Settings(BaseSettings):
         MAX_ARRAY_SIZE, ge=0, description="Arrays in events of up to this many numbers become list columns."
     )
     quiet_period: PositiveFloat = Field(
-        QUIET_PERIOD_SECONDS, description="Seconds without change of a table before a lost append is sent again."
+        QUIET_PERIOD_SECONDS,
+        description="Seconds without change of a table before a lost append is sent again; reads must lag by less.",
     )
     poison_after: PositiveFloat = Field(
         POISON_AFTER_SECONDS,

@@ -120,7 +120,10 @@ class BackupUnreadable(WriterError):
 
 
 class NodeNotQuiet(WriterError):
-    """Raised when an operation must wait until the node is quiet: an earlier request may still change it."""
+    """Raised when an operation must wait until it is certain what Tiled has of the node.
+
+    An earlier request may still change it, or what was read may be older than the last write.
+    """
 
 
 class NodeStateError(WriterError):

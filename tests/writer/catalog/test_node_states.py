@@ -55,7 +55,7 @@ def test_a_node_is_unsure_from_the_intent_to_its_outcome(known: KnownNodes, node
 
 
 def test_a_doubted_table_does_not_grow(known: KnownNodes, node: KnownNode) -> None:
-    known.mark_doubted(node, "")
+    known.mark_doubted(node, "", 3)
     assert node.state is NodeState.DOUBTED
     with pytest.raises(NodeStateError, match="is doubted"):
         known.record_intent(node, 3)
@@ -91,7 +91,7 @@ def set_state(known: KnownNodes, node: KnownNode, state: NodeState) -> None:
     if state is NodeState.UNSURE:
         known.record_intent(node, 2)
     elif state is NodeState.DOUBTED:
-        known.mark_doubted(node, "reason")
+        known.mark_doubted(node, "reason", 3)
     elif state is NodeState.REWRITTEN:
         known.begin_rewrite(node, COLUMNS, 2)
 
@@ -114,7 +114,7 @@ def test_the_next_process_finds_all_facts_in_the_ledger(ledger: MemoryLedger, kn
     known.record_array(image, "<f8", [2])
     known.count_repair(node)
     known.record_lost_response(image)
-    known.mark_doubted(node, "")
+    known.mark_doubted(node, "", 3)
     node.keys = (Column("seq_num", "int64"),)
     again = KnownNodes(ledger, Decisions(ledger))
     kept: list[dict[str, Any]] = [
@@ -134,7 +134,7 @@ def test_the_ledger_has_what_earlier_versions_have_recorded_in_the_same_form(
     known.record_lost_response(known["run/primary/b"])
     known.record_lost_response(known["run/primary/a"])
     known.begin_rewrite(node, COLUMNS, 3)
-    known.mark_doubted(known[f"{PATH}_rewrite"], "reason")
+    known.mark_doubted(known[f"{PATH}_rewrite"], "reason", 3)
     known.count_repair(node)
     keys = ("disturbed", "late_audit", "columns", "rewrites", "doubted", "repairs")
     assert {key: ledger.get(key) for key in keys} == {

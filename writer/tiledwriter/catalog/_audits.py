@@ -11,6 +11,7 @@ from ._data_beyond_journal import DataBeyondJournal
 from ._known_nodes import KnownNode, KnownNodes
 from ._node_states import NodeState
 from ._nodes import Nodes
+from ._quiet import QuietPeriods
 from ._rewrites import TableRewrites
 
 
@@ -27,6 +28,8 @@ class NodeAudits:
         What Tiled has of the run beyond its journal.
     rewrites
         Rewrites of the run's tables.
+    quiet
+        Quiet periods of the run's nodes.
     is_needed
         Returns whether nodes have to be compared.
     """
@@ -37,21 +40,27 @@ class NodeAudits:
         known: KnownNodes,
         beyond: DataBeyondJournal,
         rewrites: TableRewrites,
+        *,
+        quiet: QuietPeriods,
         is_needed: Callable[[], bool],
     ) -> None:
         self._nodes = nodes
         self._known = known
         self._beyond = beyond
         self._rewrites = rewrites
+        self._quiet = quiet
         self._is_needed = is_needed
 
     def audit_node(self, operation: Audit) -> None:
         """Compare a node with the rows that were sent, and have it rewritten if it differs.
 
-        The server may have carried out a request with a lost response after the quiet period.
+        The server may have carried out a request with a lost response after the quiet period. A difference counts only
+        once it has stayed the same for the quiet period, because what is read may be older than the last write.
 
         Raises
         ------
+        NodeNotQuiet
+            The node differs, and it is not certain yet that this remains so.
         NodeRewound
             The node is rewritten.
         AuditFailed
@@ -69,13 +78,16 @@ class NodeAudits:
 
     def _compare_node(self, node: KnownNode, shown: KnownNode, operation: Audit) -> None:
         if operation.columns:
-            if reason := self._compare_rows(node, operation):
-                self._rewrites.reject_rows(node, shown, reason)
+            (reason, rows), _ = self._quiet.wait_until_quiet(
+                node, lambda: self._compare_rows(node, operation), is_current=lambda found: not found[0]
+            )
+            if reason:
+                self._rewrites.reject_rows(node, shown, reason, rows)
         elif reason := self._compare_shape(node, operation):
             self._rewrites.send_again(shown, reason)
 
-    def _compare_rows(self, node: KnownNode, operation: Audit) -> str:
-        """Return how a table differs from the audit; "" if it does not."""
+    def _compare_rows(self, node: KnownNode, operation: Audit) -> tuple[str, int]:
+        """Return how a table differs from the audit, "" if it does not, and the number of rows that were read."""
         for name, digest in operation.columns:
             if digest is None:
                 rows, found = self._nodes.size(f"{node.path}/{name}"), None
@@ -86,17 +98,19 @@ class NodeAudits:
                     rows += len(content) // 8
                 found = read.value
             if rows != operation.rows:
-                return f"has {rows} rows where {operation.rows} are expected"
+                return f"has {rows} rows where {operation.rows} are expected", rows
             if found != digest:
-                return f"has other values of {name!r}, or in another order"
-        return ""
+                return f"has other values of {name!r}, or in another order", rows
+        return "", operation.rows
 
     def _compare_shape(self, node: KnownNode, operation: Audit) -> str:
         """Return how an array or external data differ from the audit; "" if they do not."""
         if node.disturbed:
             self._known.forget_lost_response(node)
             return "may have been written to by a request whose answer was lost"
-        rows = self._nodes.size(node.path)
+        rows, _ = self._quiet.wait_until_quiet(
+            node, lambda: self._nodes.size(node.path), is_current=lambda found: found == operation.rows
+        )
         if rows > operation.rows:
             if self._nodes.trim_first_chunk(node.path, operation.rows):
                 return ""

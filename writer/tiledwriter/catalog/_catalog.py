@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -85,19 +85,21 @@ class TiledCatalog:
     ) -> None:
         self._connection = connection
         self._audit_undisturbed = audit_undisturbed
-        self._nodes = Nodes(connection)
         self._ledger = ledger
         self._decisions = decisions = decisions or Decisions(ledger)
+        self._quiet = QuietPeriods(decisions, quiet_period, clock)
+        self._nodes = Nodes(connection, self._quiet)
         self._nodes.probe.on_table = lambda path: decisions.record(probe_table=path)
         self._known = KnownNodes(ledger, decisions)
-        self._quiet = QuietPeriods(decisions, quiet_period, clock)
         self._beyond = DataBeyondJournal(self._nodes, self._known, ledger)
-        self._rewrites = TableRewrites(self._nodes, self._known, self._beyond, ledger)
+        self._rewrites = TableRewrites(self._nodes, self._known, self._beyond, self._quiet, ledger)
         self._growth = NodeGrowth(self._nodes, self._known, self._rewrites, self._quiet, ledger)
         self._creation = NodeCreation(
             self._nodes, self._known, self._beyond, self._rewrites, self._growth, quiet=self._quiet, ledger=ledger
         )
-        self._audits = NodeAudits(self._nodes, self._known, self._beyond, self._rewrites, self._needs_audit)
+        self._audits = NodeAudits(
+            self._nodes, self._known, self._beyond, self._rewrites, quiet=self._quiet, is_needed=self._needs_audit
+        )
         self._journal_has_all = False
 
     @property
@@ -147,6 +149,9 @@ class TiledCatalog:
         waiting: list[Operation] = []
         blocked: set[str] = set()
         for operation in operations:
+            # Also if it waits: what follows it must not be taken for the end of a run without a stop document.
+            if isinstance(operation, UpdateMetadata) and "stop" in operation.metadata:
+                self._journal_has_all = True
             if not self._must_wait(operation, blocked):
                 try:
                     self._apply_operation(operation)
@@ -160,7 +165,8 @@ class TiledCatalog:
 
     @staticmethod
     def _must_wait(operation: Operation, blocked: set[str]) -> bool:
-        if operation.path in blocked:
+        # A node is used only after what it is in, such as a run that may be complete in Tiled.
+        if any(operation.path == path or operation.path.startswith(path + "/") for path in blocked):
             return True
         # An operation that ends a run or a stream must follow all operations in it.
         final = isinstance(operation, UpdateMetadata | CloseStream)
@@ -210,8 +216,13 @@ class TiledCatalog:
     def _set_order(self, operation: OrderTable) -> None:
         target = self._known.target(operation.path)
         if target.of_others:
-            found = order_of(self._nodes.data_source(target.path))
-            if found == operation.order or _ORDERS.index(found) > _ORDERS.index(operation.order):
+            # All of the data source is sent back, so it must not be that from before the table was rewritten.
+            found, _ = self._quiet.wait_until_quiet(
+                target,
+                lambda: self._nodes.read(target.path)["data_sources"][0],
+                is_current=lambda source: _is_ordered(source, operation.order),
+            )
+            if _is_ordered(found, operation.order):
                 return
         self._nodes.set_order(target.path, operation.order)
         crash_point("catalog: order set")
@@ -226,7 +237,6 @@ class TiledCatalog:
             metadata = {key: value for key, value in wanted.items() if not self._is_known(path, value, found.get(key))}
         if metadata:
             self._nodes.set_metadata(path, metadata)
-        self._journal_has_all = self._journal_has_all or "stop" in operation.metadata
         crash_point("catalog: metadata set")
 
     def _is_known(self, path: str, wanted: Any, found: Any) -> bool:
@@ -256,6 +266,12 @@ class TiledCatalog:
     def _remove_probe_table(self) -> None:
         """Delete the table that a probe left because its deletion failed or its process was killed."""
         if (path := self._decisions.made.probe_table) is not None:
-            self._nodes.detach(path)
+            self._nodes.detach(path, may_be_absent=True)
             self._nodes.delete(path)
             self._decisions.record(probe_table=None)
+
+
+def _is_ordered(source: Mapping[str, Any], order: tuple[str, ...]) -> bool:
+    """Return True if a table, by its data source, has this order or a later one."""
+    found = order_of(source)
+    return found == order or _ORDERS.index(found) > _ORDERS.index(order)

@@ -167,8 +167,7 @@ class NodeCreation:
         if reason := difference(operation, attributes):
             if not (isinstance(operation, CreateArray) and _is_stored_array(attributes)):
                 raise NotOurs(describe_operation(operation), f"the node exists and {reason}")
-            self._wait_until_unchanged(node, operation)
-            self._known.record_occupation(node, extent(attributes["data_sources"][0]))
+            self._known.record_occupation(node, self._read_quiet_size(node, operation, made_here=False))
             self._ledger.note("another array", node=path, reason=reason)
             return
         if isinstance(operation, CreateTable) and is_detached(attributes):
@@ -180,27 +179,26 @@ class NodeCreation:
             self._beyond.check_stop(attributes)
             if self._beyond.has_stop:
                 self._ledger.set(COMPLETE_BEFORE, True)
-        elif not made_here and not isinstance(operation, CreateContainer):
-            self._wait_until_unchanged(node, operation)
+        size = self._read_quiet_size(node, operation, made_here=made_here)
         if not made_here:
             self._known.plan_late_audit()
         node.of_others = True
         self._ledger.note("adopted", node=path)
         if isinstance(operation, CreateTable):
-            self._adopt_table(node, operation)
+            self._adopt_table(node, operation, size)
         else:
-            node.initial_extent = _extent_of(operation, attributes)
+            node.initial_extent = size
             if isinstance(operation, CreateArray):
                 self._known.record_array(node, operation.dtype, list(operation.shape))
             self._known.record_creation(node)
 
-    def _adopt_table(self, node: KnownNode, operation: CreateTable) -> None:
-        columns = self._nodes.columns(node.path)
-        self._known.record_columns(node, columns)
-        rows = self._nodes.size(f"{node.path}/{columns[0][0]}")
+    def _adopt_table(self, node: KnownNode, operation: CreateTable, rows: int) -> None:
+        self._known.record_columns(node, self._nodes.columns(node.path))
         if rows:
-            self._known.mark_doubted(node, "")
+            self._known.mark_doubted(node, "", rows)
         self._known.record_creation(node)
+        # Its size was believed at once; see `_read_quiet_size`.
+        node.unseen = self._beyond.has_stop
         rewrite = node.rewrite
         if rewrite is not None and not rewrite.swapped and rows != rewrite.until:
             # Another host has begun it with other rows in the table, so whether the journal has them must be proved.
@@ -208,20 +206,27 @@ class NodeCreation:
             self._known.drop_rewrite(node)
         self._check_columns(operation)
 
-    def _wait_until_unchanged(self, node: KnownNode, operation: Creation) -> None:
-        """Raise `NodeNotQuiet` until a node that another process has written is quiet: a request may be in flight.
+    def _read_quiet_size(self, node: KnownNode, operation: Creation, *, made_here: bool) -> int:
+        """Return the number of rows of a table, or the extent of other data, of a node that exists.
 
-        A run with a stop document is complete, so there is no need to wait.
+        Another process may have a request in flight, unless this process has just made the node. A run with a stop
+        document is complete, so there is no need to wait before something of it is to be changed.
+
+        Raises
+        ------
+        NodeNotQuiet
+            The size has not been the same for the quiet period.
         """
-        if self._beyond.has_stop:
-            return
 
         def read_size() -> int:
             if isinstance(operation, CreateTable):
                 return self._nodes.size(f"{node.path}/{self._nodes.columns(node.path)[0][0]}")
-            return _extent_of(operation, self._nodes.read(node.path))
+            return extent(self._nodes.read(node.path)["data_sources"][0])
 
-        self._quiet.wait_until_quiet(node, read_size)
+        if isinstance(operation, CreateContainer):
+            return 0
+        complete = made_here or self._beyond.has_stop
+        return self._quiet.wait_until_quiet(node, read_size, is_current=lambda _: complete)[0]
 
     def _check_columns(self, operation: CreateTable) -> None:
         """Start or continue the rewrite of an existing table if its columns must change."""
@@ -275,7 +280,7 @@ class NodeCreation:
     def _adopt_removed(self, node: KnownNode, operation: RemoveNode) -> None:
         """Take over another host's array, if there is one, to delete it."""
         try:
-            attributes = self._nodes.read(node.path)
+            attributes = self._nodes.read(node.path, may_be_absent=True)
         except Refused as error:
             if error.status != 404:
                 raise
@@ -300,8 +305,3 @@ def _is_stored_array(attributes: Mapping[str, Any]) -> bool:
     if attributes["structure_family"] != "array":
         return False
     return bool(attributes["data_sources"][0]["management"] == "writable")
-
-
-def _extent_of(operation: Creation, attributes: Mapping[str, Any]) -> int:
-    """Return the extent of a node's data (see `extent`); 0 for a container."""
-    return 0 if isinstance(operation, CreateContainer) else extent(attributes["data_sources"][0])

@@ -75,7 +75,8 @@ class DataBeyondJournal:
             Tiled has a stop document, or nodes or configuration changes that the journal does not lead to.
         """
         self.has_stop = self._nodes.read(run)["metadata"].get("stop") is not None
-        planned = [node.path for node in self._known if node.planned]
+        # What is read may be older than the removal of a node.
+        planned = [node.path for node in self._known if node.planned or node.removed]
         ours = {*planned, *(path + REWRITE_SUFFIX for path in planned), f"{run}/{PROBE_KEY}"}
         if unknown := sorted(path for path in self._nodes.below(run) if path not in ours):
             self.add_description(f"{len(unknown)} nodes, such as {path_in_run(unknown[0])}")
@@ -100,4 +101,4 @@ class DataBeyondJournal:
 
     def _read_size(self, node: KnownNode) -> int:
         keys = self._known[node.path.removesuffix(REWRITE_SUFFIX)].keys or node.keys
-        return self._nodes.size(f"{node.path}/{keys[0].name}" if keys else node.path)
+        return self._nodes.size(f"{node.path}/{keys[0].name}" if keys else node.path, may_be_absent=True)

@@ -194,7 +194,8 @@ class NodeGrowth:
         An append whose rows are present cannot be carried out again. An append whose rows are missing may still be in
         flight, because a request lives on in the server after its client is gone. Only a row count that stays the same
         for the quiet period shows that the append was not carried out. No append is in flight if Tiled itself
-        answered that it has failed, as it does while SQLite is locked.
+        answered that it has failed, as it does while SQLite is locked. Any other row count may be older than the last
+        confirmed append.
 
         Parameters
         ----------
@@ -217,19 +218,20 @@ class NodeGrowth:
         table = bool(columns)
         # Only a table's size proves arrival: an array gets its shape before its content, and the size of external data
         # counts frames while `intent` counts datums.
-        expected = intent if table else None
-        sized = f"{node.path}/{columns[0].name}" if columns else node.path
+        proving = {intent} if table else set()
         if node.has_answer:
-            size, quiet = self._nodes.size(sized), 0.0
-            node.has_answer = False
-        else:
-            size, quiet = self._quiet.wait_until_quiet(node, lambda: self._nodes.size(sized), expected=expected)
+            proving.add(rows)
+        sized = f"{node.path}/{columns[0].name}" if columns else node.path
+        size, quiet = self._quiet.wait_until_quiet(
+            node, lambda: self._nodes.size(sized), is_current=lambda found: found in proving
+        )
+        node.has_answer = False
         if table and size not in (rows, intent):
             shown = self._known[operation.path]
-            self._rewrites.reject_rows(node, shown, f"has {size} rows where {rows} or {intent} are expected")
+            self._rewrites.reject_rows(node, shown, f"has {size} rows where {rows} or {intent} are expected", size)
         if table:
             node.unseen = False
         self._ledger.note(
             "reconciled", node=node.path, found=size, confirmed=rows, intent=intent, quiet=round(quiet, 3)
         )
-        self._known.confirm_rows(node, intent if size == expected else rows)
+        self._known.confirm_rows(node, intent if table and size == intent else rows)

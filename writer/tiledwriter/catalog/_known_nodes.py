@@ -29,31 +29,31 @@ _ARRAYS_KEY: Final = "arrays"
 
 @dataclass
 class QuietWatch:
-    """Observed size of a node that a request may still be changing.
+    """What was last read of a node that a request may still be changing.
 
     Attributes
     ----------
-    size
-        Last observed size; None before the first observation.
+    reading
+        Last reading, such as a size; None before the first one.
     since
-        Time at which this size was first observed, in seconds.
+        Time at which it was first read, in seconds.
     """
 
-    size: int | None = None
+    reading: object = None
     since: float = 0.0
 
-    def observe(self, size: int, asked: float, answered: float) -> float:
-        """Record an observation and return the seconds for which the node has certainly had this size.
+    def observe(self, reading: object, asked: float, answered: float) -> float:
+        """Record a reading and return the seconds for which it has certainly not changed.
 
         Parameters
         ----------
-        size
-            Observed size.
+        reading
+            What was read.
         asked, answered
-            Times in seconds just before the request for the size and just after its response.
+            Times in seconds just before the request and just after its response.
         """
-        if size != self.size:
-            self.size, self.since = size, answered
+        if reading != self.reading:
+            self.reading, self.since = reading, answered
         return max(0.0, asked - self.since)
 
 
@@ -78,6 +78,8 @@ class KnownNode:
     doubt
         Reason for which an unproved table must be rewritten; "" if it only must be proved; None if nothing is to be
         proved.
+    doubted_rows
+        Number of rows that a doubted table was seen to have; None if an earlier process saw it.
     disturbed
         True while a request with a lost response may still change the node.
     repairs
@@ -114,6 +116,7 @@ class KnownNode:
     array: list[Any] | None = None
     rewrite: TableRewrite | None = None
     doubt: str | None = None
+    doubted_rows: int | None = None
     disturbed: bool = False
     repairs: int = 0
     of_others: bool = False
@@ -229,6 +232,7 @@ class KnownNodes:
     def record_intent(self, node: KnownNode, stop: int) -> None:
         """Record, before a request, that the node will have `stop` rows after it."""
         self._change(node, NodeEvent.INTENDED, progress=NodeProgress(node.rows, stop))
+        node.quiet_watch = None
 
     def confirm_rows(self, node: KnownNode, rows: int) -> None:
         """Record that the node has this number of the journal's rows, and that no request is in flight."""
@@ -265,11 +269,12 @@ class KnownNodes:
             synced = event is not NodeEvent.CONFIRMED
             self._ledger.set_progress(node.path, progress.rows, progress.intent, synced=synced)
 
-    def mark_doubted(self, node: KnownNode, reason: str) -> None:
-        """Suspend changes to a table until the journal is proved to contain all of its rows.
+    def mark_doubted(self, node: KnownNode, reason: str, rows: int) -> None:
+        """Suspend changes to a table with this number of rows until the journal is proved to contain all of them.
 
         With a reason other than "" the table is rewritten after the proof.
         """
+        node.doubted_rows = rows
         self._change(node, NodeEvent.DOUBTED, doubt=reason, proof=None)
         self._record(_DOUBTED_KEY, node.path, reason)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import quote_plus
 
+import httpx
 import msgspec
 import numpy
 import pyarrow
@@ -35,6 +36,7 @@ from ..mapping import (
 )
 from ._connection import Connection, storage_of
 from ._probe import ARROW_FILE, SQL_TABLE, DatabaseProbe, without_rows
+from ._quiet import QuietPeriods
 from ._row_proof import row_keys
 
 # All columns that are read back have 8-byte values.
@@ -48,14 +50,20 @@ _FIRST_CHUNK_ROWS_PROPERTY: Final = "rows"
 class Nodes:
     """Nodes on the server, accessed by path; all methods that send a request raise the errors of `Connection.send`.
 
+    With `quiet`, methods that read a node raise `NodeNotQuiet` while Tiled says that it is absent, until that has been
+    so for the quiet period: reads may lag behind its creation.
+
     Parameters
     ----------
     connection
         Connection to the server.
+    quiet
+        Quiet periods of the run's nodes; None to believe Tiled at once that a node is absent.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, quiet: QuietPeriods | None = None) -> None:
         self._connection = connection
+        self._quiet = quiet
         self._data_sources: dict[str, dict[str, Any]] = {}
         # By path of a node for external files: a checksum of what Tiled was last told of how to read them.
         self._told_readings: dict[str, int] = {}
@@ -88,20 +96,36 @@ class Nodes:
         )
         self._cache_data_source(operation.path, response.json().get("data_sources"))
 
-    def read(self, path: str) -> dict[str, Any]:
-        """Return a node's attributes, including its data sources."""
-        response = self._connection.send("GET", "metadata", path, params={"include_data_sources": True})
+    def read(self, path: str, *, may_be_absent: bool = False) -> dict[str, Any]:
+        """Return a node's attributes, including its data sources; if it may be absent, believe that at once."""
+        response = self._get("metadata", path, {"include_data_sources": True}, may_be_absent=may_be_absent)
         attributes: dict[str, Any] = response.json()["data"]["attributes"]
         self._cache_data_source(path, attributes.get("data_sources"))
         return attributes
 
-    def detach(self, path: str) -> None:
+    def _get(
+        self, endpoint: str, path: str, params: Mapping[str, Any], *, may_be_absent: bool = False
+    ) -> httpx.Response:
+        quiet = None if may_be_absent else self._quiet
+        if quiet is None:
+            return self._connection.send("GET", endpoint, path, params=params)
+        asked = quiet.read_clock()
+        try:
+            response = self._connection.send("GET", endpoint, path, params=params)
+        except Refused as error:
+            if error.status == 404:
+                quiet.check_absence(path, asked)
+            raise
+        quiet.note_presence(path)
+        return response
+
+    def detach(self, path: str, *, may_be_absent: bool) -> None:
         """Detach a table's node from its rows so that deleting the node deletes no rows; ignore a missing node.
 
-        Tiled finds the rows by `dataset_id`; without one it deletes none. See `Rewrite` for the reason.
+        Tiled finds the rows by `dataset_id`; without one it deletes none. See `Rewrite` for the reason, and `read`.
         """
         try:
-            self.put_data_source(path, without_rows(self.data_source(path)), repeat=True)
+            self.put_data_source(path, without_rows(self.data_source(path, may_be_absent=may_be_absent)), repeat=True)
         except Refused as error:
             if error.status != 404:
                 raise
@@ -130,10 +154,10 @@ class Nodes:
             if error.status != 404:
                 raise
 
-    def data_source(self, path: str) -> Mapping[str, Any]:
+    def data_source(self, path: str, *, may_be_absent: bool = False) -> Mapping[str, Any]:
         """Return the node's data source as last created, read or replaced here; read it if it is not known."""
         if path not in self._data_sources:
-            self.read(path)
+            self.read(path, may_be_absent=may_be_absent)
         return self._data_sources[path]
 
     def put_data_source(
@@ -141,6 +165,14 @@ class Nodes:
     ) -> None:
         """Replace the node's data source; `repeat` and `params` are those of `Connection.send`."""
         self._connection.send("PUT", "data_source", path, json={"data_source": source}, repeat=repeat, params=params)
+
+    def show_rows_of(self, path: str, copy: str) -> None:
+        """Make a table's node show the rows of another table."""
+        shown = {name: self.data_source(copy)[name] for name in ("structure", "parameters")}
+        source = {**self.data_source(path), **shown}
+        self.put_data_source(path, source, repeat=True)
+        # What was sent, because what is read back may be older.
+        self._data_sources[path] = source
 
     def set_order(self, path: str, order: tuple[str, ...]) -> None:
         """Make Tiled return a table's rows ordered by these columns, ascending."""
@@ -155,9 +187,9 @@ class Nodes:
         structure = TableStructure.from_json(self.data_source(path)["structure"])
         return [[field.name, str(field.type)] for field in structure.arrow_schema_decoded]
 
-    def size(self, path: str) -> int:
-        """Return the length of a node's first dimension; for a table's column, the number of rows."""
-        response = self._connection.send("GET", "metadata", path, params={"fields": "structure"})
+    def size(self, path: str, *, may_be_absent: bool = False) -> int:
+        """Return the length of a node's first dimension; for a table's column, the number of rows. See `read`."""
+        response = self._get("metadata", path, {"fields": "structure"}, may_be_absent=may_be_absent)
         structure = response.json()["data"]["attributes"]["structure"] or {}
         return int((structure.get("shape") or [0])[0])
 
@@ -168,7 +200,7 @@ class Nodes:
             rows = self._rows_per_slice
             params = {"slice": f"{first}:{first + rows}", "format": "application/octet-stream"}
             try:
-                content = self._connection.send("GET", "array/full", f"{path}/{name}", params=params).content
+                content = self._get("array/full", f"{path}/{name}", params).content
             except Refused as error:
                 if error.status != 400 or rows == 1:
                     raise
@@ -195,7 +227,7 @@ class Nodes:
     def rows_of_array(self, path: str, first: int, stop: int) -> bytes:
         """Return rows `first` to `stop` of an array as raw bytes."""
         params = {"slice": f"{first}:{stop}", "format": "application/octet-stream"}
-        return self._connection.send("GET", "array/full", path, params=params).content
+        return self._get("array/full", path, params).content
 
     def below(self, path: str) -> Iterator[str]:
         """Yield the paths of all nodes below a container, at any depth."""
@@ -215,7 +247,7 @@ class Nodes:
         offset = 0
         while True:
             params = {"fields": fields, "page[offset]": offset, "page[limit]": _NODES_PER_PAGE}
-            nodes = self._connection.send("GET", "search", path, params=params).json()["data"]
+            nodes = self._get("search", path, params).json()["data"]
             yield from nodes
             if len(nodes) < _NODES_PER_PAGE:
                 return

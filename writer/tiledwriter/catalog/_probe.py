@@ -2,7 +2,8 @@
 
 Tiled's `/healthz` returns a constant and reports success even while a database is down. The probe therefore reads a
 node from the catalog database and a row count from the table storage. To detect databases that can only be read (full
-disk, read-only replica), it also creates a table, appends a row, counts it and deletes the table's node.
+disk, read-only replica), it also creates a table, appends a row and deletes the table's node. It reads nothing of that
+table, because reads may lag behind writes.
 """
 
 from __future__ import annotations
@@ -60,32 +61,33 @@ class DatabaseProbe:
         path = f"{self.run}/{PROBE_KEY}" if self.run else PROBE_KEY
         self.on_table(path)
         try:
-            self._create_table(ask, path)
+            source = self._create_table(ask, path)
             ask("PATCH", "table/partition", path, params={"partition": 0}, **_one_row())
-            found = _row_count(ask("GET", "metadata", f"{path}/{_COLUMN}", params={"fields": "structure"}))
-            self._delete_node(ask, path)
+            self._delete_node(ask, path, source)
         except ServerError:
             return False
         self.on_table(None)
-        return found == 1
+        return True
 
-    def _create_table(self, ask: Ask, path: str) -> None:
-        """Create the table; if an earlier probe left one, delete that first."""
+    def _create_table(self, ask: Ask, path: str) -> dict[str, Any]:
+        """Create the table and return its data source; if an earlier probe left a table, delete that first."""
         parent, _, key = path.rpartition("/")
         try:
-            ask("POST", "metadata", parent, json=_table_body(key))
+            created = ask("POST", "metadata", parent, json=_table_body(key))
         except Refused as error:
             if error.status != 409:
                 raise
             # Do not read that table: it may be detached already, and Tiled answers 500 to requests for the rows of a
             # table without a `dataset_id`.
-            self._delete_node(ask, path)
-            ask("POST", "metadata", parent, json=_table_body(key))
+            node = ask("GET", "metadata", path, params={"include_data_sources": True}).json()["data"]
+            self._delete_node(ask, path, node["attributes"]["data_sources"][0])
+            created = ask("POST", "metadata", parent, json=_table_body(key))
+        source: dict[str, Any] = created.json()["data_sources"][0]
+        return source
 
-    def _delete_node(self, ask: Ask, path: str) -> None:
-        """Delete the node but not its row; see `Rewrite` for the reason."""
-        attributes = ask("GET", "metadata", path, params={"include_data_sources": True}).json()["data"]["attributes"]
-        ask("PUT", "data_source", path, json={"data_source": without_rows(attributes["data_sources"][0])})
+    def _delete_node(self, ask: Ask, path: str, source: Mapping[str, Any]) -> None:
+        """Delete the node, which has this data source, but not its row; see `Rewrite` for the reason."""
+        ask("PUT", "data_source", path, json={"data_source": without_rows(source)})
         ask("DELETE", "metadata", path, params={"external_only": False})
 
 
@@ -129,8 +131,3 @@ def _one_row() -> dict[str, Any]:
     with pyarrow.ipc.new_file(sink, _probe_schema()) as writer:
         writer.write_table(pyarrow.table({_COLUMN: [1]}, schema=_probe_schema()))
     return {"content": bytes(sink.getvalue()), "content_type": ARROW_FILE}
-
-
-def _row_count(answer: httpx.Response) -> int:
-    structure = answer.json()["data"]["attributes"]["structure"] or {}
-    return int((structure.get("shape") or [0])[0])

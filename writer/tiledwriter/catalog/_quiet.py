@@ -1,9 +1,15 @@
-"""Wait until nodes are quiet: the server may still carry out a request whose client is gone."""
+"""Wait until it is certain what Tiled has of a node.
+
+The server may still carry out a request whose client is gone. Moreover, a read may lag behind writes: there may be
+several server processes behind one address, some of which read from a replica of the database, or a proxy that keeps
+answers. A reading that agrees with what answered writes prove is therefore believed at once, and any other one only
+after it has stayed the same for the quiet period. This includes the answer that a node is absent.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
 from .._errors import NodeNotQuiet
 from ._decisions import Decisions
@@ -11,16 +17,18 @@ from ._known_nodes import KnownNode, QuietWatch
 
 _DECAY_PER_GROWTH: Final = 0.9
 
+_Reading = TypeVar("_Reading")
+
 
 class QuietPeriods:
-    """Time for which the size of nodes has not changed, and the time for which it must not have changed.
+    """Time for which what is read of nodes has not changed, and the time for which it must not have changed.
 
     Parameters
     ----------
     decisions
         Decisions about the run.
     quiet_period
-        Minimum time, in seconds, for which a node's size must not have changed.
+        Minimum time, in seconds, for which a reading must not have changed.
     clock
         Returns monotonic time in seconds.
 
@@ -35,40 +43,66 @@ class QuietPeriods:
         self._decisions = decisions
         self._quiet_period = quiet_period
         self._clock = clock
+        # By path of what Tiled said is absent: the time at which it first did.
+        self._absent_since: dict[str, float] = {}
 
     @property
     def needed_seconds(self) -> float:
-        """Seconds for which a node's size must not have changed."""
+        """Seconds for which a reading must not have changed."""
         return max(self._quiet_period, 3 * self.slowest_append)
 
     def wait_until_quiet(
-        self, node: KnownNode, read_size: Callable[[], int], *, expected: int | None = None
-    ) -> tuple[int, float]:
-        """Return a node's size and the seconds for which it has not changed, if the node is quiet.
+        self, node: KnownNode, read: Callable[[], _Reading], *, is_current: Callable[[_Reading], bool] = lambda _: False
+    ) -> tuple[_Reading, float]:
+        """Return what is read of a node and the seconds for which it has not changed, if it can be believed.
 
         Parameters
         ----------
         node
             The node.
-        read_size
-            Reads its size.
-        expected
-            Size that ends the wait at once; None if no size does.
+        read
+            Reads something of it, such as its size.
+        is_current
+            Returns True for a reading that is believed at once.
 
         Raises
         ------
         NodeNotQuiet
-            The size has not been the same for long enough.
+            The reading has not been the same for long enough.
         """
         asked = self._clock()
-        size = read_size()
+        reading = read()
         if node.quiet_watch is None:
             node.quiet_watch = QuietWatch()
-        quiet = node.quiet_watch.observe(size, asked, self._clock())
-        if size != expected and quiet < self.needed_seconds:
+        quiet = node.quiet_watch.observe(reading, asked, self._clock())
+        if not is_current(reading) and quiet < self.needed_seconds:
             raise NodeNotQuiet
         node.quiet_watch = None
-        return size, quiet
+        return reading, quiet
+
+    def check_absence(self, path: str, asked: float) -> None:
+        """Return if something that should be there can be believed to be absent.
+
+        Parameters
+        ----------
+        path
+            Path of what Tiled says is absent.
+        asked
+            Time just before the request, by `read_clock`.
+
+        Raises
+        ------
+        NodeNotQuiet
+            It has not been absent for long enough.
+        """
+        since = self._absent_since.setdefault(path, self._clock())
+        if asked - since < self.needed_seconds:
+            raise NodeNotQuiet
+        del self._absent_since[path]
+
+    def note_presence(self, path: str) -> None:
+        """Forget that Tiled said that something is absent."""
+        self._absent_since.pop(path, None)
 
     def read_clock(self) -> float:
         """Return monotonic time in seconds."""

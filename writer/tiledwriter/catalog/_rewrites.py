@@ -10,11 +10,12 @@ from msgspec.structs import replace
 from tiledbroker._crash_points import crash_point
 
 from .._errors import AuditFailed, NodeRewound
-from ..mapping import AppendRows, CreateTable
+from ..mapping import AppendRows, Array, CreateTable
 from ._data_beyond_journal import DataBeyondJournal
 from ._known_nodes import NEVER, KnownNode, KnownNodes
 from ._ledger import Ledger
 from ._nodes import Nodes, arrow_columns
+from ._quiet import QuietPeriods
 from ._row_proof import RowProof, key_columns, keys_of_append
 
 log = logging.getLogger(__name__)
@@ -33,17 +34,22 @@ class TableRewrites:
         What is known of the run's nodes.
     beyond
         What Tiled has of the run beyond its journal.
+    quiet
+        Quiet periods of the run's nodes.
     ledger
         Store of the run's progress.
     """
 
-    def __init__(self, nodes: Nodes, known: KnownNodes, beyond: DataBeyondJournal, ledger: Ledger) -> None:
+    def __init__(
+        self, nodes: Nodes, known: KnownNodes, beyond: DataBeyondJournal, quiet: QuietPeriods, ledger: Ledger
+    ) -> None:
         self._nodes = nodes
         self._known = known
         self._beyond = beyond
+        self._quiet = quiet
         self._ledger = ledger
 
-    def reject_rows(self, node: KnownNode, shown: KnownNode, reason: str) -> NoReturn:
+    def reject_rows(self, node: KnownNode, shown: KnownNode, reason: str, rows: int) -> NoReturn:
         """Have a wrong table rewritten: a copy at once, as readers do not see it, the shown table only after a proof.
 
         The shown table must not be rewritten if it has rows that the journal does not have.
@@ -56,6 +62,8 @@ class TableRewrites:
             The table that readers see.
         reason
             Difference, for the history.
+        rows
+            Number of rows that the wrong table has.
 
         Raises
         ------
@@ -66,7 +74,7 @@ class TableRewrites:
         """
         if node is not shown:
             self._start_rewrite(shown, reason)
-        self._known.mark_doubted(node, reason)
+        self._known.mark_doubted(node, reason, rows)
         raise NodeRewound(node.path, reason)
 
     def send_again(self, node: KnownNode, reason: str) -> NoReturn:
@@ -102,6 +110,8 @@ class TableRewrites:
 
         Raises
         ------
+        NodeNotQuiet
+            It is not certain yet which rows the table has.
         NodeRewound
             The rows must be passed from the first one, or the table is rewritten.
         """
@@ -109,8 +119,7 @@ class TableRewrites:
         if proof is None:
             if operation.first:
                 raise NodeRewound(node.path, "is compared with the journal")
-            found = self._nodes.row_keys(node.path, [column.name for column in key_columns(operation.columns)])
-            proof = node.proof = RowProof(found)
+            proof = node.proof = RowProof(self._read_doubted_keys(node, operation))
         if operation.first != proof.journaled:
             raise NodeRewound(node.path, "is compared with the journal")
         proof.add_keys(keys_of_append(operation))
@@ -126,20 +135,40 @@ class TableRewrites:
         if node.columns != arrow_columns(operation.columns):
             raise NodeRewound(node.path, "needs other columns")
 
+    def _read_doubted_keys(self, node: KnownNode, operation: AppendRows) -> Array:
+        """Return the keys of all rows of a table, not fewer than it was seen to have."""
+        keys: list[Array] = []
+
+        def read_keys() -> int:
+            keys[:] = [self._nodes.row_keys(node.path, [column.name for column in key_columns(operation.columns)])]
+            return len(keys[0])
+
+        seen = node.doubted_rows
+        self._quiet.wait_until_quiet(node, read_keys, is_current=lambda rows: seen is not None and rows >= seen)
+        return keys[0]
+
     def check_foreign_rows(self, node: KnownNode, operation: AppendRows | CreateTable) -> None:
         """Before the first change to an earlier process's table, check that no other writer has added rows since.
 
         Raises
         ------
+        NodeNotQuiet
+            The run is complete in Tiled, and it is not certain yet that the table lacks rows.
         NodeRewound
             The table has more rows than confirmed; the journal must be proved to contain them.
         """
         if not node.unseen:
             return
+        column = f"{node.path}/{key_columns(operation.columns)[0].name}"
+        confirmed = node.rows
+        found, _ = self._quiet.wait_until_quiet(
+            node,
+            lambda: self._nodes.size(column),
+            is_current=lambda rows: rows > confirmed or not self._beyond.has_stop,
+        )
         node.unseen = False
-        found = self._nodes.size(f"{node.path}/{key_columns(operation.columns)[0].name}")
-        if found > (confirmed := node.rows):
-            self._known.mark_doubted(node, "")
+        if found > confirmed:
+            self._known.mark_doubted(node, "", found)
             raise NodeRewound(node.path, f"has {found} rows where {confirmed} are expected")
 
     def finish_all_rewrites(self, run: str) -> None:
@@ -164,7 +193,8 @@ class TableRewrites:
                 return
             if rows < rewrite.until < NEVER:
                 self._beyond.raise_tiled_has_more()
-            self._show_copy(node, rewrite.copy)
+            self._nodes.show_rows_of(node.path, rewrite.copy)
+            crash_point("catalog: rewrite shown")
             self._known.record_columns(node, rewrite.columns)
             self._known.confirm_rows(node, rows)
             self._known.show_rewrite(node, replace(rewrite, swapped=True))
@@ -172,23 +202,15 @@ class TableRewrites:
                 # It was about rows that the table does not show any more.
                 self._known.clear_doubt(node)
             crash_point("catalog: rewrite recorded")
-        self.discard_copy(rewrite.copy)
+        self.discard_copy(rewrite.copy, shown=True)
         self._known.end_rewrite(node)
         self._ledger.note("rewritten", node=node.path, rows=node.rows)
 
-    def _show_copy(self, node: KnownNode, path: str) -> None:
-        """Replace the data source of a table's node by that of the copy at `path`."""
-        copy = self._nodes.data_source(path)
-        shown = {"structure": copy["structure"], "parameters": copy["parameters"]}
-        self._nodes.put_data_source(node.path, {**self._nodes.data_source(node.path), **shown}, repeat=True)
-        crash_point("catalog: rewrite shown")
-        self._nodes.read(node.path)
-
-    def discard_copy(self, path: str) -> None:
-        """Delete the node of a copy but not its rows."""
-        self._nodes.detach(path)
-        crash_point("catalog: copy detached")
+    def discard_copy(self, path: str, *, shown: bool = False) -> None:
+        """Delete the node of a copy but not its rows; a table may be `shown` that has them now."""
         copy = self._known[path]
+        self._nodes.detach(path, may_be_absent=not (shown or copy.exists))
+        crash_point("catalog: copy detached")
         self._known.forget_doubt(copy)
         self.delete_node(copy)
 

@@ -32,7 +32,8 @@ class WritingOptions:
         The largest array in an event, in numbers, that becomes a list column, if the server's table storage has list
         columns. Larger arrays become array nodes. 0: no list columns; negative: no limit.
     quiet_period
-        Seconds without a change to a node before `TiledCatalog` treats an append with an unknown outcome as lost.
+        Seconds without a change to a node before `TiledCatalog` treats an append with an unknown outcome as lost, or
+        believes a reading that contradicts answered writes.
     poison_after
         Seconds for which one operation gets only HTTP 500, while the databases are healthy, before `Connection` treats
         it as poison.

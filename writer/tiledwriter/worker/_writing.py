@@ -309,7 +309,7 @@ def _describe_blocks(waiting: Sequence[Operation], catalog: TiledCatalog) -> str
     """Return why the catalog does not apply operations, as a sentence; "" if it applies all of them."""
     if waiting:
         path = waiting[0].path
-        return f"An answer about {path} was lost; it is continued once Tiled has not changed it for a while."
+        return f"It is not certain what Tiled has of {path}; it is continued once that has not changed for a while."
     if catalog.waits_for_stop:
         return "Tiled has a stop document of this run that the journal lacks; further documents may bring it."
     return ""
