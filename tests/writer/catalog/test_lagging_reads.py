@@ -19,6 +19,8 @@ from tiledbroker import Journal
 from tiledwriter._errors import NodeRewound, TiledHasMore
 from tiledwriter.catalog import _connection, _rewrites
 from tiledwriter.catalog._connection import Connection
+from tiledwriter.catalog._preflight_probe import ProbeContainer
+from tiledwriter.catalog._preflight_requests import PreflightRequests
 from tiledwriter.mapping._operations import (
     Audit,
     CloseStream,
@@ -225,6 +227,15 @@ def test_a_node_that_is_still_to_be_seen_although_it_was_removed_is_not_of_other
     with proxy.lagging(group):
         run.apply(*run.with_table(), run.append(0, 2), RemoveNode(wave), CloseStream(run.uid))
     assert list(tiled[f"{run.uid}/primary"]) == ["internal"]
+
+
+def test_check_says_how_far_reads_lag(run, proxy, group):
+    with proxy.lagging(group, seconds=1.0), proxy.client(group.api_key) as client:
+        probe = ProbeContainer(PreflightRequests(client))
+        probe.create()
+        assert probe.remove() == []
+    assert 0.0 < probe.lag < 5.0
+    assert probe.is_shared
 
 
 def test_databases_count_as_writable_although_reads_lag(run, proxy, group):

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from faulty_proxy import CUT_AFTER, FaultyProxy, answer
 from paths import ROOT
+from tiled_group import SpreadingProxy
 from tiled_users import KEY_SCOPES, WRITING_SCOPES, TiledWithUsers
 
 from tiledbroker.ownership import DirectoryStore, Lease
@@ -223,6 +224,20 @@ def test_an_interrupted_probe_is_deleted(
     monkeypatch.setattr(_preflight_probe.ProbeContainer, "_try_array", interrupt)
     assert supervisor.main(["check", "--tiled", tiled_server.uri]) == ExitCode.TERMINATED
     assert contents() == before
+
+
+def test_servers_that_do_not_share_their_databases_are_found_out(
+    check: Check, tiled_server: TiledServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_preflight_probe, "_READ_BACK_SECONDS", 0.5)
+    second = TiledServer(tmp_path / "tiled")
+    second._environment["TILED_SINGLE_USER_API_KEY"] = tiled_server.api_key
+    with second, SpreadingProxy([tiled_server.uri, second.uri]) as proxy:
+        outcome = check("--skip", "files", uri=proxy.uri)
+    assert (outcome.code, outcome.state("probe")) == (CheckCode.PROBE, "fail"), outcome.printed
+    assert "Several servers answer at this address" in outcome.results["probe"]["advice"]
+    # It deletes what the other one could not.
+    assert check("--skip", "files").code == CheckCode.OK
 
 
 def test_a_key_that_may_not_delete_makes_no_probe(check: Check, proxy: FaultyProxy) -> None:

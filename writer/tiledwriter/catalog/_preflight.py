@@ -289,7 +289,14 @@ class ServerChecks:
 
     def _describe_probe(self, probe: ProbeContainer) -> CheckResult:
         removed = f"; {probe.removed_leftovers} left by an earlier check deleted" if probe.removed_leftovers else ""
-        return CheckResult.ok(PROBE, f"a table and an array were created, appended to, read back and deleted{removed}")
+        found = f"a table and an array were created, appended to, read back and deleted{removed}"
+        if probe.lag:
+            return CheckResult.warn(
+                PROBE,
+                f"{found}, but not to be read for up to {probe.lag:.1f} s after they were written",
+                "Reads that lag behind writes are waited for, within quiet_period. It has to be longer than they lag.",
+            )
+        return CheckResult.ok(PROBE, found)
 
     def _check_files(self, probe: ProbeContainer) -> CheckResult:
         options = self._options
@@ -450,6 +457,8 @@ def _explain_probe_failure(probe: ProbeContainer, error: ServerError) -> CheckRe
         advice = "Make a key with the scopes that the answer names."
     elif isinstance(error, Refused) and error.status == 409:
         advice = f"Rename the node {probe.path}, or delete it: `check` did not make it, and needs its name."
+    elif not probe.is_shared:
+        advice = "Several servers answer at this address. Let them share their databases (PostgreSQL) and directories."
     elif probe.step.startswith("create the array"):
         advice = "Give Tiled a directory for arrays (--write DIRECTORY); see also the log of the Tiled server."
     elif probe.step.startswith("create the table"):

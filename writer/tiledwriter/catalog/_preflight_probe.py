@@ -10,14 +10,15 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy
 import psutil
 import pyarrow
 
-from .._errors import Ambiguous, Refused, ServerError, ServerFailed
+from .._errors import Refused, ServerError, ServerFailed
 from ..mapping import AppendRows, Column, CreateArray, CreateContainer, CreateTable, Creation, RegisterExternal
 from ._nodes import arrow_file, node_body
 from ._preflight_requests import PreflightRequests
@@ -33,6 +34,12 @@ _VALUE: Final = 5579
 _OCTETS: Final = "application/octet-stream"
 _CSV: Final = "text/csv"
 _CHILDREN_LIMIT: Final = 100
+# Several servers may answer at one address in turn. As many readings in a row have to find what was written.
+_READINGS_IN_A_ROW: Final = 4
+_READ_BACK_SECONDS: Final = 10.0
+_READ_BACK_PAUSE_SECONDS: Final = 0.1
+
+_Reading = TypeVar("_Reading")
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,10 @@ class Leftover:
 
     path: str
     problem: str
+
+
+class _WrongValues(ServerError):
+    """Raised when what is read back is not what was sent."""
 
 
 class ProbeContainer:
@@ -61,6 +72,10 @@ class ProbeContainer:
         URI of the database that holds the table; "" until it is known. It may hold a password.
     removed_leftovers
         Number of nodes of killed checks that were deleted.
+    lag
+        Longest time, in seconds, after which something that was written was not to be read yet.
+    is_shared
+        False if some readings found what was written, but never several in a row.
     """
 
     def __init__(self, requests: PreflightRequests) -> None:
@@ -74,6 +89,8 @@ class ProbeContainer:
         self.step = ""
         self.storage = ""
         self.removed_leftovers = 0
+        self.lag = 0.0
+        self.is_shared = True
 
     def create(self) -> None:
         """Create, append to and read back a table and an array, and delete what killed checks left.
@@ -96,6 +113,7 @@ class ProbeContainer:
         """
         self.step = f"register a file in {uri}"
         path = self._register_file(f"{uri.rstrip('/')}/tiledwriter_check_{self._token}")
+        self._read_back(lambda: self._read(path))
         try:
             self._requests.ask("GET", "metadata", f"{path}/no_such_column")
         except Refused as error:
@@ -109,7 +127,7 @@ class ProbeContainer:
         """Return whether Tiled can open a file; None if the server does not let files be downloaded."""
         self.step = f"open {uri}"
         path = self._register_file(uri)
-        number = self._read(path)["data_sources"][0]["assets"][0]["id"]
+        number = self._read_back(lambda: self._read(path))["data_sources"][0]["assets"][0]["id"]
         status = self._requests.ask_status(
             "GET", "asset/bytes", path, params={"id": number}, headers={"Range": "bytes=0-0"}
         )
@@ -140,6 +158,8 @@ class ProbeContainer:
                 # It is not ours to delete.
                 self._made.remove(self.path)
                 raise
+        self.step = f"read back the container {self.path}"
+        self._read_back(lambda: self._read(self.path))
 
     def _try_table(self) -> None:
         path = self._add("table")
@@ -147,7 +167,8 @@ class ProbeContainer:
         columns = (Column(column, "int64"),)
         self.step = f"create the table {path}"
         self._create(CreateTable(path, columns, (column,), self._metadata()))
-        source = self._read(path)["data_sources"][0]
+        self.step = f"read back the table {path}"
+        source = self._read_back(lambda: self._read(path))["data_sources"][0]
         self.storage = str(source["assets"][0]["data_uri"])
         self.step = f"append to the table {path}"
         rows = AppendRows(path, 0, columns, (pyarrow.array([_VALUE], pyarrow.int64()),))
@@ -158,7 +179,7 @@ class ProbeContainer:
             content_type=ARROW_FILE,
         )
         self.step = f"read back the table {path}"
-        self._require_values(f"{path}/{column}")
+        self._read_back(lambda: self._require_values(f"{path}/{column}"))
         self.step = f"change the data source of the table {path}"
         self._requests.ask("PUT", "data_source", path, json={"data_source": source})
 
@@ -176,7 +197,7 @@ class ProbeContainer:
             content_type=_OCTETS,
         )
         self.step = f"read back the array {path}"
-        self._require_values(path)
+        self._read_back(lambda: self._require_values(path))
 
     def _register_file(self, uri: str) -> str:
         path = self._add("file")
@@ -230,12 +251,40 @@ class ProbeContainer:
         attributes: dict[str, Any] = response.json()["data"]["attributes"]
         return attributes
 
+    def _read_back(self, read: Callable[[], _Reading]) -> _Reading:
+        """Read what was written, again and again until several readings in a row have found it.
+
+        Raises
+        ------
+        ServerError
+            They have not within `_READ_BACK_SECONDS`.
+        """
+        began = time.monotonic()
+        found = in_a_row = 0
+        while True:
+            asked = time.monotonic()
+            try:
+                reading = read()
+            except (Refused, _WrongValues) as error:
+                if isinstance(error, Refused) and error.status != 404:
+                    raise
+                if asked - began > _READ_BACK_SECONDS:
+                    self.is_shared = not found
+                    raise
+                self.lag = max(self.lag, time.monotonic() - began)
+                in_a_row = 0
+                time.sleep(_READ_BACK_PAUSE_SECONDS)
+                continue
+            found, in_a_row = found + 1, in_a_row + 1
+            if in_a_row == _READINGS_IN_A_ROW:
+                return reading
+
     def _require_values(self, path: str) -> None:
-        """Raise `Ambiguous` if what is read back is not what was sent; an append may have been done twice."""
+        """Raise `_WrongValues` if what is read back is not what was sent; an append may have been done twice."""
         content = self._requests.ask("GET", "array/full", path, params={"format": _OCTETS}, media_type=_OCTETS).content
         found = numpy.frombuffer(content, "<i8") if len(content) % 8 == 0 else numpy.array([])
         if not len(found) or set(found.tolist()) != {_VALUE}:
-            raise Ambiguous(f"{len(found)} values came back, not the one that was sent")
+            raise _WrongValues(f"{len(found)} values came back, not the one that was sent")
 
     def _delete(self, path: str) -> str:
         """Delete a node that may not exist, and see that it is gone; return the problem, or ""."""
