@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--runs", type=int, default=4, help="runs that are open at a time (default 4)")
     result.add_argument("--minutes", type=float, default=20.0, help="for which faults are injected (default 20)")
     result.add_argument("--storage", choices=("sqlite", "postgresql"), default="sqlite", help="of Tiled's tables")
+    result.add_argument("--servers", type=int, default=1, help="Tiled processes, with PostgreSQL (default 1)")
     result.add_argument("--interval", type=float, default=2.5, help="seconds between two faults (default 2.5)")
     result.add_argument("--only", action="append", choices=sorted(KINDS), metavar="KIND", help="kinds of faults")
     result.add_argument("--http", type=int, metavar="PORT", help="where the supervisor has its status page")
@@ -43,9 +44,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     given = parser().parse_args()
+    if given.servers > 1 and given.storage != "postgresql":
+        parser().error("several servers need --storage postgresql")
     logging.getLogger("tiledbroker").setLevel(logging.CRITICAL)
     directory = given.directory or Path(tempfile.mkdtemp(prefix="chaos-")) / "campaign"
-    setting = Setting(directory.absolute(), given.seed, given.runs, given.storage, http=given.http)
+    setting = Setting(directory.absolute(), given.seed, given.runs, given.storage, given.servers, http=given.http)
     options = Options(setting, 60 * given.minutes, given.interval, tuple(given.only or KINDS))
     began = time.monotonic()
 

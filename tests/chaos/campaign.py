@@ -133,7 +133,7 @@ class Campaign:
                     verdicts = self._judge(site, referee, keeper)
         return Report(
             setting.seed,
-            setting.storage,
+            setting.storage if setting.servers == 1 else f"{setting.storage}, {setting.servers} Tiled processes",
             self._options.seconds,
             sorted(self._injected, key=lambda fault: fault.number),
             verdicts,

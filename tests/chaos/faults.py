@@ -15,7 +15,7 @@ import psutil
 from faulty_proxy import CUT_AFTER, CUT_BEFORE, Fault, answer, half_closed, late_answer, zombie
 
 from tiledbroker import ZMQPublisher
-from tiledwriter.testing import ServerProcess, wait_until
+from tiledwriter.testing import ServerProcess, TiledServer, wait_until
 
 from .databases import tables_locked
 from .gateway import LOGIN, html
@@ -33,6 +33,8 @@ def why_not(name: str, site: Site) -> str:
     """Why faults of this kind are not possible here; "" if they are."""
     if name.startswith("PostgreSQL") and site.postgresql is None:
         return f"storage is {site.setting.storage}"
+    if name == "reads lag" and site.group is None:
+        return "there is one Tiled process, and no replica"
     if name == "journal disk full":
         return site.journal_disk.problem
     if name == "spool disk full":
@@ -109,16 +111,38 @@ def _(site: Site, planned: Planned) -> str:
 
 @kind("Tiled killed")
 def _(site: Site, planned: Planned) -> str:
+    server = _server(site, planned)
     with held(site.locks["tiled"], site.locks["postgresql"]):
-        site.server.kill()
+        server.kill()
         site.pause(planned.seconds(0, 2))
-        site.bring_up(site.server)
-    return "killed"
+        site.bring_up(server)
+    return f"server {site.servers.index(server)}"
 
 
 @kind("Tiled stopped")
 def _(site: Site, planned: Planned) -> str:
-    return _stop(site, "tiled", site.server, planned.seconds(0.5, 4))
+    server = _server(site, planned)
+    return f"server {site.servers.index(server)}, {_stop(site, 'tiled', server, planned.seconds(0.5, 4))}"
+
+
+def _server(site: Site, planned: Planned) -> TiledServer:
+    """One of the Tiled processes."""
+    return site.servers[int(planned.victim * len(site.servers))]
+
+
+@kind("reads lag")
+def _(site: Site, planned: Planned) -> str:
+    """What is read is old, again and again, by up to three quarters of the quiet period."""
+    assert site.group is not None
+    lag = (0.2 + 0.55 * planned.amount) * site.setting.quiet_period
+    times = 0
+    with site.locks["postgresql"]:
+        deadline = time.monotonic() + planned.seconds(4, 12)
+        while time.monotonic() < deadline and not site.ending.is_set():
+            with site.gateway.lagging(site.group, seconds=lag):
+                site.pause(lag)
+            times += 1
+    return f"{times} times, {lag:.1f} s" if times else ""
 
 
 @kind("PostgreSQL killed")

@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from faulty_proxy import PASS, Fault, FaultyProxy, Request
+from faulty_proxy import PASS, Fault, Request
+from tiled_group import SpreadingProxy
 
 LOGIN: Final = "/login"
 
@@ -23,11 +24,14 @@ def html(status: int, text: str, location: str | None = None) -> Fault:
 _LOGIN_PAGE: Final = html(200, "Please log in.")
 
 
-class Gateway(FaultyProxy):
-    """Does to the next writing requests what it is told; keeps no record of what passes."""
+class Gateway(SpreadingProxy):
+    """Does to the next writing requests what it is told; keeps no record of what passes.
 
-    def __init__(self, uri: str) -> None:
-        super().__init__(uri)
+    It is in front of one server or of several.
+    """
+
+    def __init__(self, *uris: str) -> None:
+        super().__init__(uris)
         self._due: list[Fault] = []
         self._changed = threading.Condition()
         self._by_itself: Fault | None = None

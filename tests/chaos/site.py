@@ -20,6 +20,7 @@ from typing import IO, Any, Final
 
 import psutil
 from paths import SUPPORT, TESTS, search_path
+from tiled_group import TiledGroup
 from warm import ForkedProcess, run_process, start_process
 
 from tiledbroker import Journal, JournalError
@@ -52,6 +53,8 @@ class Setting:
     ----------
     runs
         Open at a time, all publishers together.
+    servers
+        Tiled processes behind one address; more than one of them need PostgreSQL.
     quiet_period, late_audit
         Of the supervisor's workers, in seconds; the audit comes after the latest zombie.
     poison_after
@@ -68,6 +71,7 @@ class Setting:
     seed: int = 1
     runs: int = 4
     storage: Storage = "sqlite"
+    servers: int = 1
     quiet_period: float = 1.5
     late_audit: float = 15.0
     poison_after: float = 12.0
@@ -274,6 +278,8 @@ class Site:
         self.retired: list[Path] = []  # journal directories of ingest hosts that are gone, the newest last
         self.snapshots: list[Snapshot] = []
         self.complaints: list[str] = []  # what no run shows, and should not have been
+        self.group: TiledGroup | None = None  # of several Tiled processes and a replica
+        self.servers: list[TiledServer] = []
         self._retired_outcomes: dict[str, str] = {}
         self._said: dict[str, str] = {}
         self._journals_stay = threading.RLock()  # held by this process's readers, and while the directory is replaced
@@ -289,10 +295,14 @@ class Site:
             enter = self._stack.enter_context
             self.journal_disk = enter(SmallDisk(directory / "journal-disk", JOURNAL_DISK))
             self.spool_disk = enter(SmallDisk(directory / "spool-disk", SPOOL_DISK))
-            self.server = TiledServer(directory / "tiled", readable=[self.files], storage=self.setting.storage)
-            self._stack.callback(self.server.stop)
-            self.bring_up(self.server)
-            self.gateway = enter(Gateway(self.server.uri))
+            if self.setting.servers > 1:
+                self.group = enter(TiledGroup(directory / "tiled", servers=self.setting.servers, readable=[self.files]))
+                self.servers = self.group.servers
+            else:
+                self.servers = [TiledServer(directory / "tiled", readable=[self.files], storage=self.setting.storage)]
+                self._stack.callback(self.server.stop)
+                self.bring_up(self.server)
+            self.gateway = enter(Gateway(*(server.uri for server in self.servers)))
             port = free_port()
             self.journal_dir = self.journal_disk.directory / "journals"
             # Short, since sockets are in there.
@@ -337,6 +347,11 @@ class Site:
         seat = Seat(number, self, spool, self.setting.directory / f"seat-{number}", at_once=at_once)
         self._stack.callback(seat.close)
         return seat
+
+    @property
+    def server(self) -> TiledServer:
+        """The only Tiled process, or the first one, which PostgreSQL belongs to."""
+        return self.servers[0]
 
     @property
     def postgresql(self) -> ServerProcess | None:
@@ -491,8 +506,9 @@ class Site:
     def _watch(self) -> None:
         """Start again what has ended without a fault of ours."""
         while not self._watch_ends.wait(0.5):
-            for name, process in (("supervisor", self.supervisor), ("tiled", self.server)):
-                self._revive(name, process)
+            self._revive("supervisor", self.supervisor)
+            for server in self.servers:
+                self._revive("tiled", server)
             for seat in self.seats:
                 if seat.mutex.acquire(blocking=False):
                     try:
