@@ -230,8 +230,9 @@ def _strangers(known: set[int]) -> list[psutil.Process]:
 def _descendants(pid: int | None = None) -> list[int]:
     """Pids of all processes below this one, parents before their children; psutil takes twenty times as long."""
     children: list[int] = []
-    for path in Path(f"/proc/{pid or os.getpid()}/task").glob("*/children"):
-        # The process, or the thread, may end meanwhile.
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            children += map(int, path.read_text().split())
+    # The process, or a thread of it, may end meanwhile.
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for path in Path(f"/proc/{pid or os.getpid()}/task").glob("*/children"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                children += map(int, path.read_text().split())
     return [each for child in children for each in (child, *_descendants(child))]
