@@ -65,13 +65,24 @@ class Acquisition:
         named = [known for (of, _, what), known in self.named.items() if (of, what) == (run, kind)]
         return max((number + 1 for known in named for _, where, number in known if where == file), default=0)
 
-    def misleads(self, run: int, kind: str, named: list[tuple[int, int, int]]) -> bool:
+    def misleads(self, run: int, stream: str, kind: str, named: list[tuple[int, int, int]]) -> bool:
         """Whether a file has more frames than a run's documents tell: one that others follow, or is read as a whole."""
         files = list(dict.fromkeys(file for _, file, _ in named))
         if kind not in {HDF5, CSV, LEGACY}:
             return False
-        files = files if kind == CSV else files[:-1]
+        files = files if kind == CSV else sorted(files, key=lambda file: self.joined_at(run, stream, kind, file))[:-1]
         return any(self.announced(run, kind, file) < self.frames[kind, file] for file in files)
+
+    def joined_at(self, run: int, stream: str, kind: str, file: int) -> int:
+        """The number of the document with which a file is joined to a node: its resource and a datum must be there."""
+        uid, descriptor = f"{run}-{KEYS[kind]}-{file}", f"{run}-{stream}"
+        seen: dict[str, int] = {}
+        for number, (name, doc) in enumerate(self.runs[run]):
+            is_resource = name == "stream_resource" and doc["uid"] == uid
+            is_datum = name == "stream_datum" and (doc["stream_resource"], doc["descriptor"]) == (uid, descriptor)
+            if is_resource or is_datum:
+                seen.setdefault(name, number)
+        return max(seen.values(), default=0)
 
     def write_files(self) -> None:
         for (kind, file), count in self.frames.items():
@@ -246,7 +257,7 @@ def check(acquisition: Acquisition, batches: list[int], prefix: int, others: lis
                 left_out = [note for note in about if f"{stream!r}: the frames" in note and "left out" in note]
                 if node is None:
                     assert left_out
-                elif not acquisition.misleads(run, kind, named):
+                elif not acquisition.misleads(run, stream, kind, named):
                     found = read(node.source).reshape(-1, *FRAME[kind])
                     in_order = not any(f"Stream {stream!r}" in note and "in another order" in note for note in about)
                     assert in_order or node.source["structure"]["dims"][0] == f"{KEYS[kind]}_frame"
