@@ -34,7 +34,7 @@ class Passed:
 def run(arguments: list[str]) -> int:
     """Return the exit code."""
     code = subprocess.run([sys.executable, "-m", "pytest", "--cache-clear", *arguments], check=False).returncode
-    if code != pytest.ExitCode.TESTS_FAILED:
+    if code != pytest.ExitCode.TESTS_FAILED or not LAST_FAILED.exists():
         return code
     failed = sorted(json.loads(LAST_FAILED.read_text()))
     if len(failed) > MAX_REPEATED:
