@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-LAST_FAILED: Final = Path(".pytest_cache/v/cache/lastfailed")
 MAX_REPEATED: Final = 5
 
 
@@ -31,12 +31,15 @@ class Passed:
             self.tests.add(report.nodeid)
 
 
-def run(arguments: list[str]) -> int:
-    """Return the exit code."""
-    code = subprocess.run([sys.executable, "-m", "pytest", "--cache-clear", *arguments], check=False).returncode
-    if code != pytest.ExitCode.TESTS_FAILED or not LAST_FAILED.exists():
+def run(arguments: list[str], cache: Path) -> int:
+    """Return the exit code. The cache, a new directory, is where pytest keeps the list of what failed."""
+    # By itself, pytest keeps it in other places within tox and outside.
+    arguments = [*arguments, "-o", f"cache_dir={cache}"]
+    code = subprocess.run([sys.executable, "-m", "pytest", *arguments], check=False).returncode
+    last_failed = cache / "v" / "cache" / "lastfailed"
+    if code != pytest.ExitCode.TESTS_FAILED or not last_failed.exists():
         return code
-    failed = sorted(json.loads(LAST_FAILED.read_text()))
+    failed = sorted(json.loads(last_failed.read_text()))
     if len(failed) > MAX_REPEATED:
         return code
     print(f"\n{len(failed)} failed beside others. Once more, each by itself:", flush=True)
@@ -49,4 +52,5 @@ def run(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    with tempfile.TemporaryDirectory() as directory:
+        sys.exit(run(sys.argv[1:], Path(directory)))

@@ -34,6 +34,7 @@ IS_SKIPPED_ALONE = "def test_that_is_skipped_alone(): assert not is_first('skipp
 MANY = "@pytest.mark.parametrize('number', range(6))\ndef test_of_many(number): assert not is_first(f'many-{number}')"
 
 
+@pytest.mark.parametrize("is_within_tox", [False, True])
 @pytest.mark.parametrize(
     ("more", "code", "said"),
     [
@@ -44,12 +45,19 @@ MANY = "@pytest.mark.parametrize('number', range(6))\ndef test_of_many(number): 
     ],
     ids=["late", "fails", "skipped alone", "many"],
 )
-def test_only_what_passes_alone_is_forgiven(more: str, code: int, said: str, tmp_path: Path) -> None:
+def test_only_what_passes_alone_is_forgiven(
+    more: str, code: int, said: str, is_within_tox: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "pytest.ini").touch()  # so that no other configuration above it is found
     (tmp_path / "test_some.py").write_text(TESTS.format(more=more))
     command = [sys.executable, str(ROOT / "scripts" / "run_tests.py"), "-p", "xdist.plugin", "-n", "1"]
     # It must not take itself for a part of the run that this test is in.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("PYTEST_") and name != "TOX_ENV_DIR"
+    }
     environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    if is_within_tox:
+        environment["TOX_ENV_DIR"] = str(tmp_path / "tox")  # pytest has its cache there
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250, check=False
     )
