@@ -500,6 +500,29 @@ def test_a_file_that_tiled_reads_as_a_whole_is_left_out_of_the_streams_that_shar
     assert not [operation for operation in operations[removed + 1 :] if operation.path == "r/dark/rows"]
 
 
+@pytest.mark.parametrize(
+    "dark",
+    [
+        [stream_datum(1, 2, of="dark"), stream_datum(2, 4, of="dark", seq_num=2)],
+        [stream_datum(2, 4, of="never described")],
+        [stream_datum(0, 1, uid="images", of="dark"), stream_datum(2, 4, of="dark")],
+        [stream_datum(1, 2, of="dark"), stream_datum(3, 4, uid="again", of="dark", seq_num=2)],
+    ],
+    ids=["whose first rows are", "that never came", "of another mimetype", "of another resource"],
+)
+@pytest.mark.parametrize("order", [1, -1])
+def test_rows_that_are_left_out_of_a_stream_count_for_the_file_that_others_have(dark, order):
+    table = {**CAM, "dtype_numpy": "<f8", "shape": [1, 3]}
+    documents = [start(), *(descriptor({"rows": table}, uid, uid) for uid in ("d", "dark"))]
+    _, resource = stream_resource("rows", mimetype="text/csv;header=absent")
+    documents += [("stream_resource", {**resource, "uid": uid}) for uid in ("res", "again")]
+    documents += [stream_resource("rows", "images", mimetype="multipart/related;type=image/tiff", template="%d.tif")]
+    parts = [[stream_datum(0, 2)], dark][::order]
+    operations = fold([*documents, *parts[0], *parts[1], STOP])
+    assert at(operations, "r/d/rows", RemoveNode)
+    assert any("has 4 datums, of which 2 are named" in note for note in notes(operations))
+
+
 def test_a_key_that_a_further_descriptor_declares_has_its_files_and_is_in_the_metadata():
     documents = [start(), descriptor({"x": NUMBER}), event(1, {"x": 1.0}), descriptor({"x": NUMBER, "cam": CAM}, "d2")]
     documents += [stream_resource(), event(2, {"x": 2.0}, "d2"), stream_datum(0, 1, of="d2", seq_num=2), STOP]

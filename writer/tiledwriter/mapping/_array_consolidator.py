@@ -12,7 +12,7 @@ from tiled.structures.array import ArrayStructure, BuiltinDtype, StructDtype
 
 from ._consolidator import Consolidator, Document, first_seq_num
 from ._dtypes import declared_dtype
-from ._frames import FrameOrder, Region, Shape
+from ._frames import FrameOrder, Region, Shape, file_of
 
 MAX_CHUNKS: Final = 10_000_000
 """The largest number of chunks along one dimension."""
@@ -189,10 +189,10 @@ class ArrayConsolidator(Consolidator):
 
     def _check_place(self, stream_datum: Document, indices: range, place: int, seq_num: int | None) -> None:
         """Refuse frames that Tiled's adapter cannot serve at their position in the array."""
-        file = self._file_of_resource.get(stream_datum["stream_resource"])
+        file = self._file_of(stream_datum)
         if file in self._joined and not self._has_room(file, place + len(indices)):
             raise self._registration_error(
-                f"frames {format_range(indices)} of {file} come after those of further files"
+                f"frames {format_range(indices)} of {file[0]} come after those of further files"
             )
         frames = self.frames
         follows = frames.is_next(place, seq_num)
@@ -229,7 +229,7 @@ class ArrayConsolidator(Consolidator):
 
     def _add_resource_files(self, stream_resource: Document) -> None:
         uri = stream_resource["uri"]
-        self._file_of_resource[stream_resource["uid"]] = uri, stream_resource["parameters"].get("dataset")
+        self._file_of_resource[stream_resource["uid"]] = file_of(stream_resource)
         self._add_assets([uri])
         if len(self._assets) > 1:
             self._add_note(

@@ -16,7 +16,7 @@ from tiled.structures.core import StructureFamily
 from tiled.structures.data_source import Asset, DataSource, Management
 
 from .._errors import DocumentError
-from ._frames import AnnouncedFrames, Region
+from ._frames import AnnouncedFrames, File, Region, are_indices, file_of
 
 Document: TypeAlias = Mapping[str, Any]
 
@@ -48,11 +48,6 @@ class _Files:
 
     uri: str
     template: str
-
-    @property
-    def file(self) -> tuple[str, str]:
-        """The key by which these files are known, as if they were one file."""
-        return self.uri, self.template
 
     def name(self, number: int) -> str:
         """Return the URI of the file with this number."""
@@ -145,11 +140,10 @@ class Consolidator:
         self.announced = AnnouncedFrames()
         self._rows = 0
         self._assets: dict[str, dict[str, Any]] = {}
-        self._files: dict[tuple[str, str], _Files] = {}
-        self._files_of: dict[str, _Files] = {}
-        self._file_of_resource: dict[str, Any] = {}
+        self._files: dict[File, _Files] = {}
+        self._file_of_resource: dict[str, File] = {}
         # By file, in the order in which they are joined.
-        self._joined: dict[Any, _Joined] = {}
+        self._joined: dict[File, _Joined] = {}
 
     @property
     def rows(self) -> int:
@@ -221,7 +215,7 @@ class Consolidator:
 
     def _checked_indices(self, stream_datum: Document) -> range:
         indices = stream_datum["indices"]
-        if not {"start", "stop"} <= indices.keys() or not 0 <= indices["start"] <= indices["stop"]:
+        if not are_indices(indices):
             # The message does not name the document: of documents decoded by column, only the first is available.
             raise self._registration_error(f"a stream_datum has {indices!r} as indices")
         return range(indices["start"], indices["stop"])
@@ -232,9 +226,7 @@ class Consolidator:
         Some detectors number the frames of each file from 0, others continue from file to file. The latter is assumed
         if the first frame of a file has the number of frames in all files before.
         """
-        file = self._file_of_resource.get(stream_datum.get("stream_resource", ""))
-        if file is None:
-            file = next(reversed(self._file_of_resource.values()), None)
+        file = self._file_of(stream_datum)
         self.announced.add_frames(file, numbers)
         joined = self._joined.get(file)
         if joined is None:
@@ -250,14 +242,12 @@ class Consolidator:
             raise self._registration_error(f"frame {numbers.start} comes before the first of its file, {joined.base}")
         return number, joined.place + number
 
-    def announce(self, stream_datum: Document) -> None:
-        """Record frames that a file contains but that are left out of the data source."""
-        file = self._file_of_resource.get(stream_datum["stream_resource"])
-        indices = stream_datum["indices"]
-        if file is not None and {"start", "stop"} <= indices.keys():
-            self.announced.add_frames(file, range(indices["start"], indices["stop"]))
+    def _file_of(self, stream_datum: Document) -> File:
+        """Return the file of a StreamDatum's resource; that of the latest resource if the datum names none."""
+        file = self._file_of_resource.get(stream_datum.get("stream_resource", ""))
+        return next(reversed(self._file_of_resource.values())) if file is None else file
 
-    def _has_room(self, file: Any, stop: int) -> bool:
+    def _has_room(self, file: File, stop: int) -> bool:
         """Return whether the frames of a file can extend to position `stop` without overlapping the next file."""
         place = self._joined[file].place
         return all(where.place <= place or where.place >= stop for where in self._joined.values())
@@ -297,13 +287,13 @@ class Consolidator:
             raise self._registration_error(
                 f"template {template!r} cannot be filled in with a number ({error})"
             ) from error
-        self._files_of[stream_resource["uid"]] = self._files.setdefault(files.file, files)
-        self._file_of_resource[stream_resource["uid"]] = files.file
+        file = self._file_of_resource[stream_resource["uid"]] = file_of(stream_resource)
+        self._files[file] = files
 
     def _numbered_uris(self, stream_datum: Document, numbers: range) -> list[str]:
         if numbers.stop - numbers.start > MAX_FILES:
             raise self._registration_error(f"stream_datum {stream_datum.get('uid')!r} has more than {MAX_FILES} files")
-        files = self._files_of.get(stream_datum.get("stream_resource", "")) or next(reversed(self._files_of.values()))
+        files = self._files[self._file_of(stream_datum)]
         return [files.name(number) for number in numbers]
 
     def _data_source(

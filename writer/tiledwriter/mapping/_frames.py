@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, TypeAlias
@@ -170,21 +170,36 @@ def _first_event(run: _Run) -> int:
     return -1 if run.seq_num is None else run.seq_num
 
 
+File: TypeAlias = tuple[str, ...]
+"""What tells the file of a StreamResource, or its numbered files, from others; the URI comes first. See `file_of`."""
+
+
+def file_of(stream_resource: Mapping[str, Any]) -> File:
+    """Return what tells the file of a StreamResource from others. Several resources may name one file."""
+    parameters = stream_resource["parameters"]
+    return stream_resource["uri"], *(str(parameters.get(name, "")) for name in ("dataset", "template", "filename"))
+
+
+def are_indices(indices: Mapping[str, Any]) -> bool:
+    """Return whether these are indices of frames: a start, and a stop that does not come before it."""
+    return {"start", "stop"} <= indices.keys() and 0 <= indices["start"] <= indices["stop"]
+
+
 class AnnouncedFrames:
     """The frames that the documents of a run have named, by file, over all streams.
 
     Tiled joins the files of an array with all frames that they contain. The position of a frame therefore depends on
-    the number of frames in the files before, which only the documents tell.
+    the number of frames in the files before, which only the documents tell: also those that no node has.
     """
 
     def __init__(self) -> None:
-        self._files: dict[Any, range] = {}
+        self._files: dict[File, range] = {}
 
-    def add_frames(self, file: Any, numbers: range) -> None:
+    def add_frames(self, file: File, numbers: range) -> None:
         """Record that a file contains these frames."""
         known = self._files.get(file, numbers)
         self._files[file] = range(known.start, max(known.stop, numbers.stop))
 
-    def frames_of(self, file: Any) -> range:
+    def frames_of(self, file: File) -> range:
         """Return the range from the first to the last frame named for a file; an empty range if there is none."""
         return self._files.get(file, range(0))

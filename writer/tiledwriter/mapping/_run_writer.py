@@ -14,7 +14,7 @@ from ._array_consolidator import ArrayConsolidator
 from ._columnar import EventBatch
 from ._consolidator import Consolidator
 from ._consolidators import consolidator_for
-from ._frames import AnnouncedFrames, Region
+from ._frames import AnnouncedFrames, Region, are_indices, file_of
 from ._operations import (
     Audit,
     CloseStream,
@@ -513,6 +513,7 @@ class RunWriter:
         return operations
 
     def _stream_datum(self, document: Mapping[str, Any]) -> list[Operation]:
+        self._announce_frames(document)
         for uid, known in (
             (document["descriptor"], self._streams_by_descriptor),
             (document["stream_resource"], self._resources),
@@ -524,14 +525,18 @@ class RunWriter:
         resource = self._resources[document["stream_resource"]]
         key = resource["data_key"]
         if key in stream.left_out:
-            if key in stream.external:
-                stream.external[key].consolidator.announce(document)
             return []
         try:
             return self._add_stream_datum(stream, key, resource, document)
         except DocumentError as error:
             self._leave_out(stream, key, document, str(error))
             return []
+
+    def _announce_frames(self, stream_datum: Mapping[str, Any]) -> None:
+        """Record that a file has these frames, whether or not a node will: other nodes may have the same file."""
+        resource, indices = self._resources.get(stream_datum["stream_resource"]), stream_datum["indices"]
+        if resource is not None and are_indices(indices):
+            self._announced.add_frames(file_of(resource), range(indices["start"], indices["stop"]))
 
     def _add_stream_datum(
         self, stream: Stream, key: str, resource: Mapping[str, Any], document: Mapping[str, Any]
