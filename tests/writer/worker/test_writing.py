@@ -102,7 +102,7 @@ def test_a_journal_disk_that_fails_for_a_while_costs_nothing(
     tiled_server: TiledServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(writing_module, "PAUSE_AFTER_DISK_FULL_SECONDS", 0.01)
+    monkeypatch.setattr(writing_module, "STORE_RETRY_PAUSE_SECONDS", 0.01)
     works = getattr(journal, failing)
     calls = 0
 
@@ -148,7 +148,7 @@ def test_a_run_without_a_surprise_is_stored_at_its_beginning_and_its_end(
 def test_nothing_is_written_while_other_hosts_would_not_find_what_is_decided(
     failure: str, journal: Journal, tiled_server: TiledServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing_module, "PAUSE_AFTER_DISK_FULL_SECONDS", 0.01)
+    monkeypatch.setattr(writing_module, "STORE_RETRY_PAUSE_SECONDS", 0.01)
     leases = tmp_path / "leases"
     path = leases / RUNS_SUBDIRECTORY / "run.json"
     store = Shared(path)

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 # Operations that may wait until a node is quiet while others continue; beyond this, no further documents are taken.
 MAX_BLOCKED_OPERATIONS: Final = 32
-PAUSE_AFTER_DISK_FULL_SECONDS: Final = 1.0
+STORE_RETRY_PAUSE_SECONDS: Final = 1.0
 """Seconds after which the journal, or the store of decisions, is tried again."""
 STOP_WAIT_SECONDS: Final = 15.0
 """Seconds to wait for the journal's next document when Tiled already has the run's stop document."""
@@ -170,14 +170,14 @@ class RunWriting:
                         break
                 except (sqlite3.OperationalError, StoreUnavailable) as error:
                     # Restart from the journal: progress that it could not record is determined again.
-                    self._wait_for_disk(error)
+                    self._wait_for_store(error)
         except Stopped:
             pass
         finally:
             self._rest()
             self._on_end(outcome, reason)
 
-    def _wait_for_disk(self, error: sqlite3.OperationalError | StoreUnavailable) -> None:
+    def _wait_for_store(self, error: sqlite3.OperationalError | StoreUnavailable) -> None:
         if isinstance(error, StoreUnavailable):
             text = (
                 f"What is decided about run {self._journal.run_uid} cannot be kept where other hosts find it: {error}"
@@ -187,7 +187,7 @@ class RunWriting:
         self._limited_log.log(logging.ERROR, "disk", "%s", text)
         self._blocked_by = as_sentence(text)
         self._rest()
-        self._stopping.wait(PAUSE_AFTER_DISK_FULL_SECONDS)
+        self._stopping.wait(STORE_RETRY_PAUSE_SECONDS)
 
     def _write_or_fail(self) -> tuple[str, str] | None:
         """Write, and return the outcome and its reason as recorded in the journal; None if there is more to write."""
