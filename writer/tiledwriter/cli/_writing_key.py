@@ -71,10 +71,14 @@ class WritingKey:
     ----------
     page
         What workers read.
+    uri
+        The URI of Tiled, None if it runs in the process of its client. It stays when the profile that named it changes,
+        because runs under way must not be continued on another server.
     """
 
     def __init__(self, settings: Settings, journal_dir: Path) -> None:
         self.page = KeyPage.make()
+        self.uri, self._verify = find_server(settings)
         self._settings = settings
         self._journal_dir = journal_dir
         self._holder = describe_holder(socket.gethostname(), journal_dir.absolute())
@@ -130,8 +134,7 @@ class WritingKey:
 
     def _open_client(self, timeout: float) -> httpx.Client:
         headers = self._settings.worker_options().tiled.all_headers()
-        _, verify = find_server(self._settings)
-        return httpx.Client(headers=headers, timeout=timeout, verify=verify and load_certificates())
+        return httpx.Client(headers=headers, timeout=timeout, verify=self._verify and load_certificates())
 
     def _next_pause(self, pause: float) -> float:
         if self._lease is not None and not self._lease.wait_until_held(0.0):
@@ -159,11 +162,10 @@ class WritingKey:
         """Do what is due: make the first key, or look whether it is accepted, renew it, revoke the one before."""
         if self._lease is not None and not self._lease.wait_until_held(_LEASE_WAIT_SECONDS):
             return
-        uri, _ = find_server(self._settings)
-        if uri is None:
+        if self.uri is None:
             self._use_configured(logging.DEBUG, "Tiled runs within the workers", "")
             return
-        requests = AccountRequests(http_client, uri)
+        requests = AccountRequests(http_client, self.uri)
         has_users = requests.ask_for_users()
         if self._key is not None:
             try:
@@ -311,7 +313,7 @@ class WritingKey:
         ledger = self._open_ledger()
         try:
             with self._open_client(_TIMEOUT_AT_END_SECONDS) as http_client:
-                requests = AccountRequests(http_client, str(find_server(self._settings)[0]))
+                requests = AccountRequests(http_client, str(self.uri))
                 requests.ask_for_users()
                 for first_eight in ledger.keys:
                     requests.revoke_key(first_eight, self._require_configured_key())

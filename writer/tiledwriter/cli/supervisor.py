@@ -263,7 +263,7 @@ def _make_command(settings: Settings, key: WritingKey) -> WorkerCommand:
 
     key.change_settings(settings)
     options = settings.worker_options()
-    options = replace(options, tiled=replace(options.tiled, key_page=key.page))
+    options = replace(options, tiled=replace(options.tiled, uri=key.uri, key_page=key.page))
     return WorkerCommand(
         partial(run_worker, options=options),
         ("tiledwriter.worker._preload",),

@@ -91,9 +91,9 @@ class TiledAddress:
     Attributes
     ----------
     uri
-        URI of the container to write into; None to use `profile`.
+        URI of the container to write into; None for that of `profile`.
     profile
-        Name of a profile of Tiled's client.
+        Name of a profile of Tiled's client, which says all else. The URI wins over that of the profile.
     headers
         HTTP headers of every request, in addition to those of the profile. They may be secrets, so `repr` omits them.
     api_key_file
@@ -138,8 +138,8 @@ class TiledAddress:
             given["api_key"] = self.api_key_file.read_text().strip()
         client: Client = (
             tiled.client.from_uri(self.uri, **given)
-            if self.uri is not None
-            else tiled.client.from_profile(self.profile, **given)
+            if self.profile is None
+            else tiled.client.from_profile(self.profile, **given, **({} if self.uri is None else {"uri": self.uri}))
         )
         if self.key_page is not None and own_key is not None:
             client.context.http_client.auth = PageAuth(self.key_page)
