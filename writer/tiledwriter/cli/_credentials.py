@@ -25,21 +25,20 @@ def require_credentials(settings: Settings) -> None:
     WrongConfiguration
         The profile is unknown, the key file cannot be read, or what it or `TILED_API_KEY` holds is not one key.
     """
-    profile = {} if settings.profile is None else find_profile(settings.profile)
+    if settings.profile is not None:
+        find_profile(settings.profile)
     if settings.api_key_file is not None:
         read_key_file(settings.api_key_file)
-    elif (key := profile.get("api_key")) is not None:
-        _require_one_key(str(key), f"api_key of profile {settings.profile}")
     elif (key := os.environ.get(KEY_VARIABLE)) is not None:
         _require_one_key(key, f"{KEY_VARIABLE} in the environment")
 
 
 def describe_key_source(settings: Settings) -> str | None:
     """Return where the API key comes from, for people; None if there is none."""
+    if _has_key_in_uri(settings):
+        return f"the URI of profile {settings.profile}"
     if settings.api_key_file is not None:
         return str(settings.api_key_file)
-    if settings.profile is not None and find_profile(settings.profile).get("api_key") is not None:
-        return f"profile {settings.profile}"
     return None if os.environ.get(KEY_VARIABLE) is None else KEY_VARIABLE
 
 
@@ -51,13 +50,17 @@ def find_account_key(settings: Settings) -> str | None:
     WrongConfiguration
         The key file does not hold a key, or there is no such profile.
     """
-    profile = {} if settings.profile is None else find_profile(settings.profile)
-    if "api_key" in parse_qs(urlsplit(profile.get("uri") or "").query):
+    if _has_key_in_uri(settings):
         # Tiled's client takes no other key with such a URI.
         return None
     if settings.api_key_file is not None:
         return read_key_file(settings.api_key_file)
-    return profile.get("api_key") or os.environ.get(KEY_VARIABLE)
+    return os.environ.get(KEY_VARIABLE)
+
+
+def _has_key_in_uri(settings: Settings) -> bool:
+    uri = None if settings.profile is None else find_profile(settings.profile).get("uri")
+    return "api_key" in parse_qs(urlsplit(uri or "").query)
 
 
 def find_server(settings: Settings) -> tuple[str | None, bool]:

@@ -61,10 +61,6 @@ PROGRESS_SECONDS: Final = 1.0
 ORPHANED_EXIT_CODE: Final = 3
 
 
-# Options of a profile that concern the connection.
-_CONTEXT_OPTIONS: Final = ("api_key", "verify", "trust_env")
-
-
 @cache
 def load_certificates() -> ssl.SSLContext:
     """Return the certificate authorities that httpx trusts.
@@ -174,7 +170,7 @@ class TiledAddress:
         profile = {} if self.profile is None else load_profiles()[self.profile][1]
         if "direct" in profile:
             return self.connect()
-        given = {**self._certificates(), **{name: profile[name] for name in _CONTEXT_OPTIONS if name in profile}}
+        given = self._certificates()
         given["headers"] = self.all_headers()
         if self.api_key_file is not None:
             given["api_key"] = self.api_key_file.read_text().strip()
@@ -185,12 +181,11 @@ class TiledAddress:
         return OpenedServer(context, tuple(path_parts))
 
     def _certificates(self) -> dict[str, Any]:
-        """Return the certificate authorities to trust, as an option of Tiled's client, unless the profile says."""
+        """Return what the profile says of certificates, or the authorities to trust, as an option of Tiled's client."""
         from tiled.profiles import load_profiles
 
-        if self.profile is not None and "verify" in load_profiles().get(self.profile, (None, {}))[1]:
-            return {}
-        return {"verify": load_certificates()}
+        content = {} if self.profile is None else load_profiles().get(self.profile, (None, {}))[1]
+        return {"verify": content["verify"] if "verify" in content else load_certificates()}
 
     def all_headers(self) -> dict[str, str]:
         """Return the headers, with those of the profile that they do not override: a client takes either."""
