@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 
@@ -123,7 +124,19 @@ class NodeNotQuiet(WriterError):
     """Raised when an operation must wait until it is certain what Tiled has of the node.
 
     An earlier request may still change it, or what was read may be older than the last write.
+
+    Attributes
+    ----------
+    decided_at
+        Time at which the quiet period ends if nothing changes, in seconds of the catalog's clock.
+    may_be_sooner
+        True if an earlier reading can decide; False if none can, so that there is no use in reading before.
     """
+
+    def __init__(self, decided_at: float = math.inf, *, may_be_sooner: bool = True) -> None:
+        super().__init__()
+        self.decided_at = decided_at
+        self.may_be_sooner = may_be_sooner
 
 
 class NodeStateError(WriterError):

@@ -1370,6 +1370,74 @@ def test_an_adopted_table_is_waited_for_until_it_is_quiet(run, other, proxy, til
     assert appends(proxy)[-1] == [6, 7]
 
 
+@pytest.fixture
+def now():
+    """What the clock of `taking_over` says, in a list."""
+    return [0.0]
+
+
+@pytest.fixture
+def taking_over(other, now):
+    """The catalog of the other host, with a quiet period of 5 s and a clock that a test sets."""
+    with other.proxy.client(other._api_key) as client:
+        connection = Connection(lambda: client, threading.Event(), other.journal.note)
+        yield TiledCatalog(connection, other.journal, quiet_period=5.0, clock=lambda: now[0])
+
+
+@pytest.mark.parametrize("tables", [1, 3])
+def test_all_tables_of_a_run_that_is_taken_over_are_looked_at_twice_and_share_one_quiet_period(
+    run, taking_over, now, tiled, tables
+):
+    proxy = run.proxy
+    paths = [f"{run.table}{number}" for number in range(tables)]
+    creations = [*run.containers(), *(CreateTable(path, COLUMNS, BY_SEQ_NUM) for path in paths)]
+    run.apply(*creations, *(rows(path, 0, 3) for path in paths))
+    before = len(proxy.requests)
+
+    def requests():
+        sent = [(request.method, request.path) for request in proxy.requests[before:]]
+        return [sent.count(("GET", path)) for path in paths_read], len(sent)
+
+    paths_read = [f"metadata/{path}{end}" for path in paths for end in ("", "/seq_num")]
+    waiting = taking_over.apply([*creations, *(rows(path, 0, 4) for path in paths)])
+    assert len(waiting) == 2 * tables
+    # The run and its stream are asked for, too; each creation is refused, because the node exists.
+    assert requests() == ([1, 1] * tables, 4 + 3 * tables)
+    assert taking_over.choose_pause(0.25) == 5.0
+    now[0] = 4.9
+    assert taking_over.apply(waiting) == waiting
+    assert requests() == ([1, 1] * tables, 4 + 3 * tables)
+    now[0] = 5.0
+    assert taking_over.apply(waiting) == []
+    # After the second look, the two columns that prove which rows there are, and an append.
+    assert requests() == ([2, 2] * tables, 4 + 8 * tables)
+    assert [read_column(tiled, path) for path in paths] == [[0, 1, 2, 3]] * tables
+
+
+def test_a_table_that_shows_the_rows_of_its_copy_only_now_is_not_quiet(run, other, taking_over, now, proxy):
+    run.apply(*run.with_table(), run.append(0, 4))
+    waiting = taking_over.apply(widened(other, 4))
+    assert waiting
+    run.write(*widened(run, 4))
+    before = len(proxy.requests)
+    now[0] = 5.0
+    assert taking_over.apply(waiting) == waiting
+    assert taking_over.choose_pause(0.25) == 5.0
+    now[0] = 10.0
+    assert taking_over.apply(waiting) == []
+    assert {method for method, _ in changes(proxy, before)} == set()
+    assert dict(other.journal.get("columns")[run.table])["x"] == "string"
+
+
+def test_a_reading_that_may_come_at_any_time_is_asked_for_again_within_the_quiet_period(run, proxy):
+    proxy.script("PATCH", "table/partition", CUT_BEFORE)
+    with run.catalog(quiet_period=600) as catalog:
+        waiting = catalog.apply([*run.with_table(), run.append(0, 3)])
+        assert catalog.choose_pause(0.25) == 0.25
+        catalog.apply(waiting)
+        assert catalog.choose_pause(0.25) == 0.25
+
+
 def test_a_node_that_this_process_made_is_not_waited_for(run, proxy):
     proxy.script("POST", f"metadata/{run.uid}/primary", CUT_AFTER)
     run.apply(*run.with_table(), quiet_period=600)

@@ -217,7 +217,7 @@ class CallbackRun:
                 raise TiledUnavailable(
                     f"After {limit:.0f} s it is unknown whether Tiled did {len(waiting)} operations."
                 )
-            time.sleep(_OUTCOME_POLL_SECONDS)
+            time.sleep(self._catalog.choose_pause(_OUTCOME_POLL_SECONDS))
             waiting = self._catalog.apply(waiting)
             if len(waiting) < left:
                 since, left = time.monotonic(), len(waiting)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import msgspec
 
@@ -44,6 +45,13 @@ from ._row_proof import key_columns
 
 # The order of a table only moves to a later entry, never back.
 _ORDERS: Final = (("seq_num", "time"), ("time", "seq_num"), ())
+
+
+class _Wait(NamedTuple):
+    """What is known of the next reading of a node that is not quiet; see `NodeNotQuiet`."""
+
+    decided_at: float
+    may_be_sooner: bool
 
 
 class TiledCatalog:
@@ -87,6 +95,10 @@ class TiledCatalog:
         self._audit_undisturbed = audit_undisturbed
         self._ledger = ledger
         self._decisions = decisions = decisions or Decisions(ledger)
+        self._clock = clock
+        # By path of a node that waits: what its last reading said of the next one.
+        self._waits: dict[str, _Wait] = {}
+        self._last_waits: list[_Wait] = []
         self._quiet = QuietPeriods(decisions, quiet_period, clock)
         self._nodes = Nodes(connection, self._quiet)
         self._nodes.probe.on_table = lambda path: decisions.record(probe_table=path)
@@ -120,13 +132,25 @@ class TiledCatalog:
         """
         self._beyond.raise_tiled_has_more()
 
+    def choose_pause(self, poll_seconds: float) -> float:
+        """Return the seconds after which operations that wait should be passed again.
+
+        That is when the first of their quiet periods ends, or `poll_seconds` if a reading may decide sooner.
+        """
+        seconds = min((wait.decided_at for wait in self._last_waits), default=math.inf) - self._clock()
+        if any(wait.may_be_sooner for wait in self._last_waits):
+            seconds = min(seconds, poll_seconds)
+        return max(0.0, seconds)
+
     def apply(self, operations: Iterable[Operation]) -> list[Operation]:
         """Carry out operations in order.
+
+        Nodes that wait do so at the same time, and are not read again before this can decide anything.
 
         Returns
         -------
         list
-            Operations that must wait until their node is quiet; pass them again, before later ones.
+            Operations that must wait until their node is quiet; pass them again, before later ones. See `choose_pause`.
 
         Raises
         ------
@@ -148,20 +172,35 @@ class TiledCatalog:
             raise NodeRewound("The run", "has its stop document in the journal now")
         waiting: list[Operation] = []
         blocked: set[str] = set()
+        self._last_waits = []
         for operation in operations:
             # Also if it waits: what follows it must not be taken for the end of a run without a stop document.
             if isinstance(operation, UpdateMetadata) and "stop" in operation.metadata:
                 self._journal_has_all = True
             if not self._must_wait(operation, blocked):
                 try:
-                    self._apply_operation(operation)
-                    continue
-                except NodeNotQuiet:
-                    blocked.add(operation.path)
+                    wait = self._apply_if_quiet(operation)
                 except Refused as error:
                     raise OperationRefused(describe_operation(operation), str(error)) from error
+                if wait is None:
+                    continue
+                self._last_waits.append(wait)
+                blocked.add(operation.path)
             waiting.append(operation)
         return waiting
+
+    def _apply_if_quiet(self, operation: Operation) -> _Wait | None:
+        """Carry out an operation; if its node is not quiet, return what is known of the next reading of it."""
+        path = operation.path
+        wait = self._waits.pop(path, None)
+        if wait is None or wait.may_be_sooner or self._clock() >= wait.decided_at:
+            try:
+                self._apply_operation(operation)
+                return None
+            except NodeNotQuiet as error:
+                wait = _Wait(error.decided_at, error.may_be_sooner)
+        self._waits[path] = wait
+        return wait
 
     @staticmethod
     def _must_wait(operation: Operation, blocked: set[str]) -> bool:

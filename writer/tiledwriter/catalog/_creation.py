@@ -14,7 +14,7 @@ from ._data_beyond_journal import DataBeyondJournal
 from ._growth import NodeGrowth
 from ._known_nodes import NEVER, KnownNode, KnownNodes
 from ._ledger import Ledger
-from ._nodes import Nodes, arrow_columns, difference, extent, is_detached
+from ._nodes import Nodes, arrow_columns, columns_of, difference, extent, is_detached
 from ._quiet import QuietPeriods
 from ._rewrites import TableRewrites
 
@@ -162,12 +162,12 @@ class NodeCreation:
         NodeNotQuiet
             Another process may still be writing to the node.
         """
-        path = operation.path
+        path, asked = operation.path, self._quiet.read_clock()
         attributes = self._nodes.read(path)
         if reason := difference(operation, attributes):
             if not (isinstance(operation, CreateArray) and _is_stored_array(attributes)):
                 raise NotOurs(describe_operation(operation), f"the node exists and {reason}")
-            self._known.record_occupation(node, self._read_quiet_size(node, operation, made_here=False))
+            self._known.record_occupation(node, self._find_quiet_size(node, attributes, asked))
             self._ledger.note("another array", node=path, reason=reason)
             return
         if isinstance(operation, CreateTable) and is_detached(attributes):
@@ -179,25 +179,28 @@ class NodeCreation:
             self._beyond.check_stop(attributes)
             if self._beyond.has_stop:
                 self._ledger.set(COMPLETE_BEFORE, True)
-        size = self._read_quiet_size(node, operation, made_here=made_here)
+        size = 0
+        if not isinstance(operation, CreateContainer):
+            # A complete run need not be waited for before something of it is to be changed.
+            size = self._find_quiet_size(node, attributes, asked, is_quiet=made_here or self._beyond.has_stop)
         if not made_here:
             self._known.plan_late_audit()
         node.of_others = True
         self._ledger.note("adopted", node=path)
         if isinstance(operation, CreateTable):
-            self._adopt_table(node, operation, size)
+            self._adopt_table(node, operation, columns_of(attributes["data_sources"][0]), size)
         else:
             node.initial_extent = size
             if isinstance(operation, CreateArray):
                 self._known.record_array(node, operation.dtype, list(operation.shape))
             self._known.record_creation(node)
 
-    def _adopt_table(self, node: KnownNode, operation: CreateTable, rows: int) -> None:
-        self._known.record_columns(node, self._nodes.columns(node.path))
+    def _adopt_table(self, node: KnownNode, operation: CreateTable, columns: list[list[str]], rows: int) -> None:
+        self._known.record_columns(node, columns)
         if rows:
             self._known.mark_doubted(node, "", rows)
         self._known.record_creation(node)
-        # Its size was believed at once; see `_read_quiet_size`.
+        # Its size was believed at once; see `_adopt_node`.
         node.unseen = self._beyond.has_stop
         rewrite = node.rewrite
         if rewrite is not None and not rewrite.swapped and rows != rewrite.until:
@@ -206,27 +209,39 @@ class NodeCreation:
             self._known.drop_rewrite(node)
         self._check_columns(operation)
 
-    def _read_quiet_size(self, node: KnownNode, operation: Creation, *, made_here: bool) -> int:
+    def _find_quiet_size(
+        self, node: KnownNode, attributes: Mapping[str, Any], asked: float, *, is_quiet: bool = False
+    ) -> int:
         """Return the number of rows of a table, or the extent of other data, of a node that exists.
 
-        Another process may have a request in flight, unless this process has just made the node. A run with a stop
-        document is complete, so there is no need to wait before something of it is to be changed.
+        Another process may have a request in flight. That may also be one that makes a table show the rows of its copy,
+        so the data source must not change either.
+
+        Parameters
+        ----------
+        node
+            The node.
+        attributes, asked
+            The node's attributes, and the time just before they were read, by `QuietPeriods.read_clock`.
+        is_quiet
+            True if the reading is believed at once.
 
         Raises
         ------
         NodeNotQuiet
-            The size has not been the same for the quiet period.
+            The data source and the size have not been the same for the quiet period.
         """
+        source = attributes["data_sources"][0]
 
-        def read_size() -> int:
-            if isinstance(operation, CreateTable):
-                return self._nodes.size(f"{node.path}/{self._nodes.columns(node.path)[0][0]}")
-            return extent(self._nodes.read(node.path)["data_sources"][0])
+        def read_size() -> tuple[Any, int]:
+            if attributes["structure_family"] == "table":
+                return source, self._nodes.size(f"{node.path}/{columns_of(source)[0][0]}")
+            return source, extent(source)
 
-        if isinstance(operation, CreateContainer):
-            return 0
-        complete = made_here or self._beyond.has_stop
-        return self._quiet.wait_until_quiet(node, read_size, is_current=lambda _: complete)[0]
+        (_, size), _ = self._quiet.wait_until_quiet(
+            node, read_size, is_current=(lambda _: True) if is_quiet else None, asked=asked
+        )
+        return size
 
     def _check_columns(self, operation: CreateTable) -> None:
         """Start or continue the rewrite of an existing table if its columns must change."""

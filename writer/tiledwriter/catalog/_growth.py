@@ -223,7 +223,7 @@ class NodeGrowth:
             proving.add(rows)
         sized = f"{node.path}/{columns[0].name}" if columns else node.path
         size, quiet = self._quiet.wait_until_quiet(
-            node, lambda: self._nodes.size(sized), is_current=lambda found: found in proving
+            node, lambda: self._nodes.size(sized), is_current=proving.__contains__ if proving else None
         )
         node.has_answer = False
         if table and size not in (rows, intent):

@@ -42,19 +42,19 @@ class QuietWatch:
     reading: object = None
     since: float = 0.0
 
-    def observe(self, reading: object, asked: float, answered: float) -> float:
-        """Record a reading and return the seconds for which it has certainly not changed.
+    def observe(self, reading: object, answered: float) -> float:
+        """Record a reading and return the time since which it has not changed.
 
         Parameters
         ----------
         reading
             What was read.
-        asked, answered
-            Times in seconds just before the request and just after its response.
+        answered
+            Time in seconds just after its response.
         """
         if reading != self.reading:
             self.reading, self.since = reading, answered
-        return max(0.0, asked - self.since)
+        return self.since
 
 
 @dataclass(slots=True)

@@ -183,9 +183,7 @@ class Nodes:
 
     def columns(self, path: str) -> list[list[str]]:
         """Read the names and Arrow types of a table's columns from the server."""
-        self._data_sources.pop(path, None)
-        structure = TableStructure.from_json(self.data_source(path)["structure"])
-        return [[field.name, str(field.type)] for field in structure.arrow_schema_decoded]
+        return columns_of(self.read(path)["data_sources"][0])
 
     def size(self, path: str, *, may_be_absent: bool = False) -> int:
         """Return the length of a node's first dimension; for a table's column, the number of rows. See `read`."""
@@ -215,7 +213,7 @@ class Nodes:
 
     def row_keys(self, path: str, names: Sequence[str]) -> Array:
         """Return the keys of a table's rows, made from these one or two columns; see `RowProof`."""
-        types = {column[0]: column[1] for column in self.columns(path)}
+        types = dict(columns_of(self.data_source(path)))
         columns = []
         for name in names:
             dtype = numpy.dtype(pyarrow.type_for_alias(types[name]).to_pandas_dtype())
@@ -509,6 +507,12 @@ def with_rows(source: Mapping[str, Any], rows: int) -> dict[str, Any]:
 def order_of(source: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the columns by which Tiled orders a table's rows."""
     return tuple(item["column"] for item in source["parameters"].get("order_by_args") or ())
+
+
+def columns_of(source: Mapping[str, Any]) -> list[list[str]]:
+    """Return the names and Arrow types of the columns of a table's data source."""
+    structure = TableStructure.from_json(source["structure"])
+    return [[field.name, str(field.type)] for field in structure.arrow_schema_decoded]
 
 
 def _encode_specs(specs: Specs) -> list[dict[str, str | None]]:

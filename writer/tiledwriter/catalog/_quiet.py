@@ -52,9 +52,16 @@ class QuietPeriods:
         return max(self._quiet_period, 3 * self.slowest_append)
 
     def wait_until_quiet(
-        self, node: KnownNode, read: Callable[[], _Reading], *, is_current: Callable[[_Reading], bool] = lambda _: False
+        self,
+        node: KnownNode,
+        read: Callable[[], _Reading],
+        *,
+        is_current: Callable[[_Reading], bool] | None = None,
+        asked: float | None = None,
     ) -> tuple[_Reading, float]:
         """Return what is read of a node and the seconds for which it has not changed, if it can be believed.
+
+        Two readings are enough if none can be believed at once: one at the beginning of the quiet period, one after it.
 
         Parameters
         ----------
@@ -63,22 +70,29 @@ class QuietPeriods:
         read
             Reads something of it, such as its size.
         is_current
-            Returns True for a reading that is believed at once.
+            Returns True for a reading that is believed at once; None if there is no such reading.
+        asked
+            Time just before the first request of the reading, by `read_clock`; None if `read` sends all of them.
 
         Raises
         ------
         NodeNotQuiet
             The reading has not been the same for long enough.
         """
-        asked = self._clock()
+        asked = self._clock() if asked is None else asked
         reading = read()
         if node.quiet_watch is None:
             node.quiet_watch = QuietWatch()
-        quiet = node.quiet_watch.observe(reading, asked, self._clock())
-        if not is_current(reading) and quiet < self.needed_seconds:
-            raise NodeNotQuiet
+        since = node.quiet_watch.observe(reading, self._clock())
+        if is_current is None or not is_current(reading):
+            self._check_quiet_since(since, asked, may_be_sooner=is_current is not None)
         node.quiet_watch = None
-        return reading, quiet
+        return reading, max(0.0, asked - since)
+
+    def _check_quiet_since(self, since: float, asked: float, *, may_be_sooner: bool) -> None:
+        decided_at = since + self.needed_seconds
+        if asked < decided_at:
+            raise NodeNotQuiet(decided_at, may_be_sooner=may_be_sooner)
 
     def check_absence(self, path: str, asked: float) -> None:
         """Return if something that should be there can be believed to be absent.
@@ -96,8 +110,7 @@ class QuietPeriods:
             It has not been absent for long enough.
         """
         since = self._absent_since.setdefault(path, self._clock())
-        if asked - since < self.needed_seconds:
-            raise NodeNotQuiet
+        self._check_quiet_since(since, asked, may_be_sooner=True)
         del self._absent_since[path]
 
     def note_presence(self, path: str) -> None:

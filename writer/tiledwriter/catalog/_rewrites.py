@@ -144,7 +144,7 @@ class TableRewrites:
             return len(keys[0])
 
         seen = node.doubted_rows
-        self._quiet.wait_until_quiet(node, read_keys, is_current=lambda rows: seen is not None and rows >= seen)
+        self._quiet.wait_until_quiet(node, read_keys, is_current=None if seen is None else lambda rows: rows >= seen)
         return keys[0]
 
     def check_foreign_rows(self, node: KnownNode, operation: AppendRows | CreateTable) -> None:

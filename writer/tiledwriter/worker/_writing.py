@@ -38,6 +38,8 @@ STOP_WAIT_SECONDS: Final = 15.0
 
 _SHORTEST_POLL_SECONDS: Final = 0.25
 _LONGEST_POLL_SECONDS: Final = 2.0
+# While some nodes wait until they are quiet, others continue with documents that arrive meanwhile.
+_LONGEST_PAUSE_SECONDS: Final = 0.5
 
 
 class RunWriting:
@@ -271,7 +273,7 @@ class RunWriting:
                 self._blocked_by = _describe_blocks(waiting, catalog)
                 self._rest()
                 if waiting:
-                    self._stopping.wait(poll)
+                    self._stopping.wait(min(catalog.choose_pause(poll), _LONGEST_PAUSE_SECONDS))
                     poll = min(_LONGEST_POLL_SECONDS, 1.5 * poll) if len(waiting) == before else _SHORTEST_POLL_SECONDS
                     continue
                 poll = _SHORTEST_POLL_SECONDS
