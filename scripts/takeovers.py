@@ -64,15 +64,19 @@ class Proxy(FaultyProxy):
         When each request that changes something began.
     appended_at
         When the first and the last append of rows began, by run.
+    preparations
+        Number of requests that neither append rows nor set metadata: those before the first append of a run.
     """
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
         self.written_at: list[float] = []
         self.appended_at: dict[str, tuple[float, float]] = {}
+        self.preparations = 0
 
     def record(self, request: Any) -> None:
         now = time.monotonic()
+        self.preparations += request.method != "PATCH"
         if request.method != "GET":
             self.written_at.append(now)
         if request.is_for("PATCH", APPEND):
@@ -197,6 +201,8 @@ class Campaign:
         self._runs: dict[str, int] = {}
         self.pauses: dict[str, list[float]] = defaultdict(list)
         self.late_writes = 0
+        # Requests of the successor until all runs that were handed over go on.
+        self.preparations = 0
 
     def take_over(self, takeovers: int, tell: Callable[[str], None]) -> dict[str, int]:
         """Have the hosts take over from each other so many times, and return what became of the rows."""
@@ -223,6 +229,7 @@ class Campaign:
             address.lead_to(other.port)
             before = holder.proxy.appended_at
             wait_until(lambda: before.keys() <= other.proxy.appended_at.keys(), 300, "each run goes on")
+            self.preparations = other.proxy.preparations
             self.pauses["handover"] = [other.proxy.appended_at[uid][0] - last for uid, (_, last) in before.items()]
 
         return self._run(steps, sources=runs, events=OPEN_RUN_EVENTS, pause_seconds=OPEN_RUN_PAUSE_SECONDS)
@@ -335,6 +342,7 @@ def main() -> int:
     campaign = Campaign(Path(tempfile.mkdtemp(prefix="takeovers-")), given.seed, given.storage)
     if given.handover:
         result = campaign.hand_over(given.handover)
+        print(f"{campaign.preparations / given.handover:.1f} requests per run before its first append")
         print("| | runs | seconds from a run's last append to its next: median | longest |")
     else:
         result = campaign.take_over(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ._account import Account, AccountRequests, ApiKey
 from ._catalog import TiledCatalog
-from ._connection import Client, Connection, WriteSlot, check_version
+from ._connection import Client, Connection, KnownServer, WriteSlot, check_version
 from ._decisions import Decisions
 from ._ledger import MemoryLedger
 from ._node_checks import ArrayCheck, ExternalCheck, NodeCheck, TableCheck, same
@@ -24,6 +24,7 @@ __all__ = [
     "CountedRequests",
     "Decisions",
     "ExternalCheck",
+    "KnownServer",
     "MemoryLedger",
     "NodeCheck",
     "Nodes",

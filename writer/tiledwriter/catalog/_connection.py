@@ -6,7 +6,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, Protocol, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -92,6 +92,23 @@ class Client(Protocol):
     def path_parts(self) -> Any: ...
 
 
+@dataclass(frozen=True)
+class KnownServer:
+    """A client that was made of what another process has learnt of the server, which need not answer at present.
+
+    Attributes
+    ----------
+    context, path_parts
+        As those of `Client`.
+    connect_anew
+        Returns a client that has asked the server itself.
+    """
+
+    context: Any
+    path_parts: Sequence[str]
+    connect_anew: Callable[[], Client]
+
+
 class TiledTooOld(Paused):
     """Raised when the server's version is older than `OLDEST_TILED`."""
 
@@ -171,8 +188,8 @@ class Connection:
     Parameters
     ----------
     connect
-        Returns a `tiled.client` container to write into. Called on first use, again until it succeeds, and again
-        after a response that asks for other credentials.
+        Returns a `tiled.client` container to write into, or a `KnownServer`. Called on first use, again until it
+        succeeds, and again after a response that asks for other credentials.
     stopping
         Ends all waiting when set.
     report
@@ -349,6 +366,14 @@ class Connection:
         if self._client is None:
             self._send_with_retries("the connection", self._connect_once, _is_not_processed, failures_expected=False)
 
+    def distrust_server(self) -> bool:
+        """Ask the server again for what it has told another process; return False if this process has asked itself."""
+        if not isinstance(self._client, KnownServer):
+            return False
+        self._client.context.http_client.close()
+        self._connect, self._client = self._client.connect_anew, None
+        return True
+
     def note_storage(self, source: Mapping[str, Any]) -> None:
         """Note the kind of database that a table's data source is in; other data sources tell nothing."""
         if self.write_slot is not None and (storage := storage_of(source)):
@@ -461,7 +486,8 @@ class Connection:
             self.counts.count_attempt(error, is_write=False)
             self._note_answer("the connection", error)
             raise
-        self._note_answer("the connection")
+        if not isinstance(client, KnownServer):
+            self._note_answer("the connection")
         return client
 
     def _ensure_client(self) -> Client:
@@ -507,6 +533,7 @@ class Connection:
             self.counts.count_attempt(error, is_write=is_write)
             if isinstance(error, Paused):
                 # The next attempt makes a new client, with the credentials valid by then.
+                self.distrust_server()
                 self._client = None
             self._note_answer(what, error)
             raise

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tiledbroker.supervisor import Source, Supervisor, WorkerCommand
 
     from .._config import Settings
+    from ..worker import ServerPage
     from ._settings import LoadedSettings
     from ._writing_key import WritingKey
 
@@ -153,7 +154,7 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
 
         from .._config import PluginCheck
         from ..status import HttpProcess, TokenFileError, find_missing_packages
-        from ..worker import allow_open_files
+        from ..worker import ServerPage, allow_open_files
         from ._credentials import require_credentials
         from ._settings import (
             WrongConfiguration,
@@ -194,7 +195,7 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
     try:
         check = _format_check_command(arguments.config, setting_flags(arguments), loaded)
         key = WritingKey(settings, settings.journal_dir)
-        supervisor = _make_supervisor(arguments, settings, key, check_command=check)
+        supervisor = _make_supervisor(arguments, settings, key, ServerPage.make(), check_command=check)
         key.follow_lease(supervisor.lease)
         log.info("Starting %s.", loaded.describe())
         page = contextlib.nullcontext() if http is None else HttpProcess(http)
@@ -255,7 +256,7 @@ def _serve_targets(arguments: argparse.Namespace, targets: Mapping[str, LoadedSe
         return _report_failure(ExitCode.FAILED, f"cannot serve: {error}")
 
 
-def _make_command(settings: Settings, key: WritingKey) -> WorkerCommand:
+def _make_command(settings: Settings, key: WritingKey, server_page: ServerPage) -> WorkerCommand:
     """Return what workers run under some settings, which `key` uses from now on, too."""
     from tiledbroker.supervisor import WorkerCommand
 
@@ -263,12 +264,13 @@ def _make_command(settings: Settings, key: WritingKey) -> WorkerCommand:
 
     key.change_settings(settings)
     options = settings.worker_options()
-    options = replace(options, tiled=replace(options.tiled, uri=key.uri, key_page=key.page))
+    tiled = replace(options.tiled, uri=key.uri, key_page=key.page, server_page=server_page)
+    options = replace(options, tiled=tiled)
     return WorkerCommand(
         partial(run_worker, options=options),
         ("tiledwriter.worker._preload",),
         partial(prepare_workers, options),
-        (key.page.descriptor,),
+        (key.page.descriptor, server_page.descriptor),
     )
 
 
@@ -300,7 +302,7 @@ def _choose_source(settings: Settings, *, drain: bool, relayed: bool) -> Callabl
 
 
 def _make_supervisor(
-    arguments: argparse.Namespace, settings: Settings, key: WritingKey, *, check_command: str
+    arguments: argparse.Namespace, settings: Settings, key: WritingKey, server_page: ServerPage, *, check_command: str
 ) -> Supervisor:
     """Return the supervisor, which holds the journal directory and answers signals from now on."""
     from tiledbroker.ownership import DirectoryStore, LeaseTiming
@@ -310,9 +312,10 @@ def _make_supervisor(
     from ._reload import ConfigurationReload
     from ._settings import setting_flags
 
+    make_command = partial(_make_command, key=key, server_page=server_page)
     supervisor = Supervisor(
         settings.journal_dir,
-        _make_command(settings, key),
+        make_command(settings),
         _choose_source(settings, drain=arguments.drain, relayed=arguments.relayed),
         drain=arguments.drain,
         clients=settings.client_limits(),
@@ -331,7 +334,6 @@ def _make_supervisor(
         standby=settings.standby,
     )
     supervisor.stop_on_signals()
-    make_command = partial(_make_command, key=key)
     supervisor.reload_on_signal(ConfigurationReload(arguments.config, setting_flags(arguments), settings, make_command))
     return supervisor
 

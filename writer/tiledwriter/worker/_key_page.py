@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -13,12 +12,12 @@ import httpx
 import msgspec
 
 from .._errors import NotProcessed, Paused
+from ._line_page import LinePage
 
 _FIRST_ANSWER_SECONDS: Final = 2.0
 _POLL_SECONDS: Final = 0.02
+# A character takes six bytes at most.
 _MAX_TEXT_CHARACTERS: Final = 500
-# Longer than any line: a character takes six bytes at most.
-_TAIL_BYTES: Final = 4096
 
 
 class KeyState(str, Enum):
@@ -32,32 +31,16 @@ class KeyState(str, Enum):
 
 
 @dataclass(frozen=True)
-class KeyPage:
-    """A file without a name, in memory only, that a supervisor and its workers share by its descriptor.
-
-    Lines are appended to it, of which the last complete one counts: a reader never sees a part of a key.
-    """
-
-    descriptor: int
-
-    @classmethod
-    def make(cls) -> KeyPage:
-        """Return a new page. It exists until the last process that has it open has ended."""
-        return cls(os.memfd_create("tiledwriter-key"))
-
-    def close(self) -> None:
-        """Close the page in this process."""
-        os.close(self.descriptor)
+class KeyPage(LinePage):
+    """What workers are to do, and the key that they use."""
 
     def publish(self, state: KeyState, text: str = "") -> None:
         """Tell the workers what to do: with `OWN` the key to use, else why they have to wait."""
-        os.write(self.descriptor, msgspec.json.encode((state.value, text[:_MAX_TEXT_CHARACTERS])) + b"\n")
+        self.append_line(msgspec.json.encode((state.value, text[:_MAX_TEXT_CHARACTERS])))
 
     def read(self) -> tuple[KeyState, str]:
         """Return what was published last."""
-        size = os.fstat(self.descriptor).st_size
-        tail = os.pread(self.descriptor, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
-        line = tail[: tail.rfind(b"\n") + 1].rstrip(b"\n").rpartition(b"\n")[2]
+        line = self.read_last_line()
         if not line:
             return KeyState.ASKING, ""
         state, text = msgspec.json.decode(line, type=tuple[str, str])

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
 
 import zmq
 
@@ -33,13 +34,14 @@ from tiledbroker.protocol import messages
 from tiledbroker.supervisor import WorkerTask
 
 from .._logging import LogOptions
-from ..catalog import Client
+from ..catalog import Client, KnownServer
 from ..mapping import WritingOptions
 from ._key_page import KeyPage, PageAuth
 from ._plugin_modules import forget_changed_plugins, preload_plugins
 from ._processes import Processes
 from ._reporter import Reporter
 from ._run_outage import RunOutage
+from ._server_page import LearntServer, ServerPage
 from ._write_slot import WriteSlot
 from ._writing import RunWriting
 
@@ -81,6 +83,22 @@ class OpenedServer:
 
 
 @dataclass(frozen=True)
+class _LearntVersion:
+    """What `Connection` reads of a server's information."""
+
+    library_version: str
+
+
+@dataclass(frozen=True)
+class _LearntContext:
+    """What `Connection` reads of the HTTP context of Tiled's client."""
+
+    http_client: Any
+    api_uri: str
+    server_info: _LearntVersion
+
+
+@dataclass(frozen=True)
 class TiledAddress:
     """Address of the Tiled server: a URI, or a profile of Tiled's client. Credentials are those of Tiled's client.
 
@@ -96,6 +114,8 @@ class TiledAddress:
         File with the API key, which is read at each connection.
     key_page
         Where the supervisor says which API key its workers use; None to use the credentials above.
+    server_page
+        Where workers say what they have learnt of the server; None if there are no others.
     """
 
     uri: str | None = None
@@ -103,9 +123,23 @@ class TiledAddress:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     api_key_file: Path | None = None
     key_page: KeyPage | None = None
+    server_page: ServerPage | None = None
 
     def connect(self) -> Client:
-        """Connect and return a container client.
+        """Return a client for the server that another worker has connected to lately, or else connect.
+
+        For what it raises see `connect_anew`.
+        """
+        uri = self._find_shared_uri()
+        own_key = None if self.key_page is None else self.key_page.find_key()
+        key = own_key or self._find_configured_key()
+        if self.server_page is None or uri is None or key is None:
+            return self.connect_anew()
+        with self.server_page.learning(uri) as learnt:
+            return self.connect_anew() if learnt is None else self._make_client(learnt, key, renews=own_key is not None)
+
+    def connect_anew(self) -> Client:
+        """Connect, tell other workers what Tiled says, and return a container client.
 
         It fails at once where Tiled's own client would retry for long.
 
@@ -124,6 +158,7 @@ class TiledAddress:
         own_key = None if self.key_page is None else self.key_page.find_key()
 
         tiled.client.utils.TILED_RETRY_ATTEMPTS = 1
+        began = time.monotonic()
         given = self._certificates()
         if self.headers:
             # A new dict, because the client changes it.
@@ -139,7 +174,42 @@ class TiledAddress:
         )
         if self.key_page is not None and own_key is not None:
             client.context.http_client.auth = PageAuth(self.key_page)
+        uri = self._find_shared_uri()
+        if self.server_page is not None and uri is not None:
+            context = client.context
+            version = str(context.server_info.library_version)
+            self.server_page.publish(
+                LearntServer(uri, str(context.api_uri), list(client.path_parts), version, learnt_at=began)
+            )
         return client
+
+    def _find_shared_uri(self) -> str | None:
+        """Return the configured address; None if it has an API key, or if Tiled runs in this process."""
+        uri: str | None = self._read_profile().get("uri") if self.uri is None else self.uri
+        return None if uri is None or "api_key" in parse_qs(urlsplit(uri).query) else uri
+
+    def _find_configured_key(self) -> str | None:
+        """Return the configured API key that Tiled's client would use; None if there is none."""
+        if self.api_key_file is not None:
+            return self.api_key_file.read_text().strip()
+        return self._read_profile().get("api_key") or os.environ.get("TILED_API_KEY")
+
+    def _make_client(self, learnt: LearntServer, key: str, *, renews: bool) -> KnownServer:
+        """Return a client that sends what Tiled's client would send; with `renews`, the key is that of the page."""
+        import httpx
+        from tiled.client.context import USER_AGENT
+        from tiled.client.transport import Transport
+
+        profile = self._read_profile()
+        verify = profile["verify"] if "verify" in profile else load_certificates()
+        http_client = httpx.Client(
+            transport=Transport(verify=verify, trust_env=profile.get("trust_env", True)),
+            headers={"User-Agent": USER_AGENT, **self.all_headers(), "Authorization": f"Apikey {key}"},
+        )
+        if self.key_page is not None and renews:
+            http_client.auth = PageAuth(self.key_page)
+        context = _LearntContext(http_client, learnt.api_uri, _LearntVersion(learnt.version))
+        return KnownServer(context, tuple(learnt.path_parts), self.connect_anew)
 
     def open(self, timeout: float) -> Client:
         """Connect without reading a node, and without asking anybody for credentials.
@@ -180,23 +250,25 @@ class TiledAddress:
             context.use_cached_tokens()
         return OpenedServer(context, tuple(path_parts))
 
-    def _certificates(self) -> dict[str, Any]:
-        """Return what the profile says of certificates, or the authorities to trust, as an option of Tiled's client."""
+    def _read_profile(self) -> Mapping[str, Any]:
+        """Return the content of the profile, if there is one."""
+        if self.profile is None:
+            return {}
         from tiled.profiles import load_profiles
 
-        content = {} if self.profile is None else load_profiles().get(self.profile, (None, {}))[1]
+        content: Mapping[str, Any] = load_profiles().get(self.profile, (None, {}))[1]
+        return content
+
+    def _certificates(self) -> dict[str, Any]:
+        """Return what the profile says of certificates, or the authorities to trust, as an option of Tiled's client."""
+        content = self._read_profile()
         return {"verify": content["verify"] if "verify" in content else load_certificates()}
 
     def all_headers(self) -> dict[str, str]:
         """Return the headers, with those of the profile that they do not override: a client takes either."""
-        if self.profile is None:
-            return dict(self.headers)
-        from tiled.profiles import load_profiles
-
-        _, content = load_profiles().get(self.profile, (None, {}))
         given = {name.lower() for name in self.headers}
-        kept = {name: value for name, value in (content.get("headers") or {}).items() if name.lower() not in given}
-        return {**kept, **self.headers}
+        of_profile = self._read_profile().get("headers") or {}
+        return {**{name: value for name, value in of_profile.items() if name.lower() not in given}, **self.headers}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from tiledbroker._rate_limited_log import RateLimitedLog
 from tiledbroker._wording import as_sentence
 from tiledbroker.ownership import DecisionStore
 
-from .._errors import ColumnsRefused, ColumnsTooNarrow, FoldAgain, Stopped, describe
+from .._errors import ColumnsRefused, ColumnsTooNarrow, FoldAgain, OperationRefused, Stopped, describe
 from ..catalog import Client, Connection, Decisions, RequestCounts, TiledCatalog, WriteSlot
 from ..mapping import BATCH_BYTES, Fold, FoldPlan, Operation, WritingOptions, fold_until_planned
 from ._prefetch import FoldedBatch, FoldPrefetch
@@ -201,6 +201,11 @@ class RunWriting:
             if self._stopping.is_set():
                 # The main thread may have closed the journal during this, so the error says nothing about the run.
                 raise Stopped(str(error)) from error
+            if isinstance(error, OperationRefused) and self._connection.distrust_server():
+                # Since another worker connected, the server may have been replaced, or the container removed. That is
+                # for a person to fix, as the connection says, and not the run's fault.
+                log.warning("%s This worker connects to Tiled by itself and tries again.", as_sentence(str(error)))
+                return None
             log.exception("Run %s cannot be written.", self._journal.run_uid)
             outcome, reason, detail = FAILED, f"{type(error).__name__}: {error}", describe(error)
         if outcome and not self._record_outcome(outcome, reason, **detail):
