@@ -213,11 +213,12 @@ class CallbackRun:
         limit = self._options.patience + QUIET_PERIOD_SECONDS
         since, left = time.monotonic(), len(waiting)
         while waiting:
-            if time.monotonic() - since > limit:
+            seconds_left = since + limit - time.monotonic()
+            if seconds_left <= 0:
                 raise TiledUnavailable(
                     f"After {limit:.0f} s it is unknown whether Tiled did {len(waiting)} operations."
                 )
-            time.sleep(self._catalog.choose_pause(_OUTCOME_POLL_SECONDS))
+            time.sleep(min(seconds_left, self._catalog.choose_pause(_OUTCOME_POLL_SECONDS)))
             waiting = self._catalog.apply(waiting)
             if len(waiting) < left:
                 since, left = time.monotonic(), len(waiting)
