@@ -184,9 +184,13 @@ class TiledAddress:
         return client
 
     def _find_shared_uri(self) -> str | None:
-        """Return the configured address; None if it has an API key, or if Tiled runs in this process."""
-        uri: str | None = self._read_profile().get("uri") if self.uri is None else self.uri
-        return None if uri is None or "api_key" in parse_qs(urlsplit(uri).query) else uri
+        """Return the configured address; None if it has an API key, or none can be used."""
+        profile = self._read_profile()
+        uri: str | None = profile.get("uri") if self.uri is None else self.uri
+        # A profile that is gone is for Tiled's client to report.
+        if (self.profile is not None and not profile) or uri is None:
+            return None
+        return None if "api_key" in parse_qs(urlsplit(uri).query) else uri
 
     def _find_configured_key(self) -> str | None:
         """Return the configured API key that Tiled's client would use; None if there is none."""
