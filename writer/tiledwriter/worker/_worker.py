@@ -196,7 +196,7 @@ class TiledAddress:
         """Return the configured API key that Tiled's client would use; None if there is none."""
         if self.api_key_file is not None:
             return self.api_key_file.read_text().strip()
-        return self._read_profile().get("api_key") or os.environ.get("TILED_API_KEY")
+        return os.environ.get("TILED_API_KEY")
 
     def _make_client(self, learnt: LearntServer, key: str, *, renews: bool) -> KnownServer:
         """Return a client that sends what Tiled's client would send; with `renews`, the key is that of the page."""
@@ -204,10 +204,8 @@ class TiledAddress:
         from tiled.client.context import USER_AGENT
         from tiled.client.transport import Transport
 
-        profile = self._read_profile()
-        verify = profile["verify"] if "verify" in profile else load_certificates()
         http_client = httpx.Client(
-            transport=Transport(verify=verify, trust_env=profile.get("trust_env", True)),
+            transport=Transport(**self._certificates()),
             headers={"User-Agent": USER_AGENT, **self.all_headers(), "Authorization": f"Apikey {key}"},
         )
         if self.key_page is not None and renews:
