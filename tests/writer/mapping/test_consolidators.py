@@ -240,10 +240,44 @@ def test_a_file_that_is_announced_again_is_there_once() -> None:
     assert files(consolidator.data_source()) == ["1.h5"]
 
 
-def test_files_that_do_not_fit_together_are_refused() -> None:
-    consolidator = consolidator_for(resource(HDF5), descriptor([4]))
-    with pytest.raises(DocumentError, match="dataset"):
-        consolidator.add_resource(resource(HDF5, "two", dataset="/other"))
+@pytest.mark.parametrize(
+    ("mimetype", "parameters"),
+    [
+        (HDF5, {"dataset": "/other"}),
+        (HDF5, {"dataset": "/other", "template": "%d.h5"}),
+        (HDF5, {"slice": ":,2:4"}),
+        (HDF5, {"multiplier": 3}),
+        (TIFF, {"multiplier": 3}),
+        (TIFF, {"join_method": "concat"}),
+        (CSV, {"skiprows": 2}),
+    ],
+)
+def test_files_that_would_be_read_as_the_first_are_refused(mimetype: str, parameters: dict[str, Any]) -> None:
+    template = {"template": "%d"} if mimetype == TIFF or "template" in parameters else {}
+    consolidator = consolidator_for(resource(mimetype, **template), descriptor([4]))
+    consolidator.consume(datum(0, 1))
+    before = consolidator.data_source()
+    with pytest.raises(DocumentError, match=f"different {next(iter(parameters))}s"):
+        consolidator.add_resource(resource(mimetype, "two", **{**template, **parameters}))
+    assert consolidator.data_source() == before
+
+
+@pytest.mark.parametrize("mimetype", [HDF5, CSV, BYTES, TIFF])
+@pytest.mark.parametrize("name", ["scan#3", "scan?3"])
+def test_a_file_that_tiled_would_look_for_under_another_name_is_refused(mimetype: str, name: str) -> None:
+    template = {"template": "_%d.tiff"} if mimetype == TIFF else {}
+    with pytest.raises(DocumentError, match="opens the file named before it"):
+        filled(mimetype, [4], uri=f"file://localhost/d/{name}", **template)
+
+
+def test_what_tiled_does_not_decode_is_noted() -> None:
+    consolidator = consolidator_for(resource(HDF5, uri="file://localhost/a%20b.h5"), descriptor([4]))
+    assert consolidator.notes == ["Data key 'img': Tiled takes '%20' in its URIs for a part of the file's name."]
+
+
+def test_an_hdf5_resource_without_a_dataset_is_refused() -> None:
+    with pytest.raises(DocumentError, match="no 'dataset'"):
+        consolidator_for(resource(HDF5, dataset=""), descriptor([4])).data_source()
 
 
 @pytest.mark.parametrize("given", [1, 0, [0], [-1], "1", [1.5], {"a": 1}])

@@ -182,6 +182,86 @@ def test_a_reserved_name_whose_substitute_is_taken_gets_another_one() -> None:
     assert normalizer.notes == ["Stream 'primary': data key 'time' is reserved and was renamed to 'time__'."]
 
 
+def test_the_new_name_of_a_reserved_data_key_stays_its_own_in_further_descriptors() -> None:
+    normalizer = RunNormalizer()
+    documents: Documents = [
+        descriptor({"time": NUMBER}, uid="first"),
+        event(1, {"time": 1}, uid="first"),
+        descriptor({"time_": NUMBER, "time": NUMBER}, uid="second"),
+        event(2, {"time_": 20, "time": 2}, uid="second"),
+        descriptor({"time_": NUMBER}, uid="third"),
+        event(3, {"time_": 30}, uid="third"),
+    ]
+    modern = normalize(documents, normalizer)
+    assert [doc["data"] for doc in of("event", modern)] == [{"time_": 1}, {"time_": 2, "time__": 20}, {"time__": 30}]
+    assert normalizer.notes == [
+        "Stream 'primary': data key 'time' is reserved and was renamed to 'time_'.",
+        "Stream 'primary': data key 'time_' has the new name of another one and was renamed to 'time__'.",
+    ]
+
+
+def test_a_reserved_data_key_of_a_further_descriptor_gets_no_name_of_an_earlier_one() -> None:
+    documents: Documents = [descriptor({"time_": NUMBER}), descriptor({"time": NUMBER}, uid="second")]
+    assert [list(doc["data_keys"]) for doc in of("descriptor", normalize(documents))] == [["time_"], ["time__"]]
+
+
+def test_files_of_a_reserved_data_key_go_to_the_name_that_it_has_in_the_stream() -> None:
+    def announced(uid: str, data_key: str) -> tuple[str, dict]:
+        where = {"mimetype": "image/odd", "uri": f"file://localhost/{uid}", "parameters": {}}
+        return "stream_resource", {"uid": uid, "data_key": data_key, **where}
+
+    def of_frames(uid: str, of: str, first: int) -> tuple[str, dict]:
+        indices = {"start": first, "stop": first + 1}
+        about = {"uid": f"{uid}/{first}", "stream_resource": uid, "descriptor": of}
+        return "stream_datum", {**about, "indices": indices, "seq_nums": indices}
+
+    documents: Documents = [
+        descriptor({"time": IMAGE, "time_": IMAGE}, uid="both"),
+        descriptor({"time": IMAGE}, uid="one", name="other"),
+        announced("a", "time"),
+        announced("b", "time_"),
+        *(of_frames(uid, "both", first) for uid in "ab" for first in range(2)),
+        of_frames("a", "one", 2),
+    ]
+    modern = normalize(documents)
+    data_keys = {doc["uid"]: (doc["data_key"], doc["uri"][-1]) for doc in of("stream_resource", modern)}
+    assert [data_keys[doc["stream_resource"]] for doc in of("stream_datum", modern)] == [
+        *[("time__", "a")] * 2,
+        *[("time_", "b")] * 2,
+        ("time_", "a"),
+    ]
+    assert len(data_keys) == 3
+
+
+def test_a_datum_in_another_dataset_or_file_of_its_resource_has_a_stream_resource_of_its_own() -> None:
+    documents: Documents = [descriptor({"img": IMAGE}), resource(spec="AD_HDF5")]
+    for number, path in enumerate(["/a", "/a", "/b", "/a"]):
+        documents += [datum(f"d{number}", point_number=number, path=path), event(number + 1, {"img": f"d{number}"})]
+    documents += [resource(spec="AD_HDF5", swmr=True), datum("d4", point_number=4, path="/a"), event(5, {"img": "d4"})]
+    moved = resource(spec="AD_HDF5")
+    moved[1]["root"] = "/elsewhere"
+    documents += [moved, datum("d5", point_number=0, path="/a"), event(6, {"img": "d5"})]
+    modern = normalize(documents)
+    places = {doc["uid"]: (doc["uri"], doc["parameters"]["dataset"]) for doc in of("stream_resource", modern)}
+    here, there = "file://localhost/data/a/", "file://localhost/elsewhere/a/"
+    assert [places[doc["stream_resource"]] for doc in of("stream_datum", modern)] == [
+        *[(here, "/a")] * 2,
+        (here, "/b"),
+        *[(here, "/a")] * 2,
+        (there, "/a"),
+    ]
+    assert len(places) == 3
+
+
+def test_datums_of_several_data_keys_that_do_not_name_their_frames_are_noted() -> None:
+    normalizer = RunNormalizer()
+    keys = {"img": IMAGE, "second": IMAGE}
+    documents: Documents = [descriptor(keys), resource(), datum("res/0"), datum("res/1")]
+    normalize([*documents, event(1, {"img": "res/0", "second": "res/1"})], normalizer)
+    (note,) = normalizer.notes
+    assert "the datums of 'img', 'second' are of one resource and do not say which of its frames they are" in note
+
+
 def test_events_keep_internal_data_only() -> None:
     keys = {"x": NUMBER, "img": IMAGE}
     documents: Documents = [descriptor(keys), event(1, {"x": 1, "img": "later"}, filled={"img": False})]
@@ -200,9 +280,17 @@ def test_a_filled_external_key_is_internal_data_of_that_event() -> None:
     assert not normalizer.notes
 
 
-def test_an_internal_key_that_is_not_filled_is_left_out() -> None:
-    documents: Documents = [descriptor({"x": NUMBER, "y": NUMBER}), event(1, {"x": 1, "y": 2}, filled={"x": False})]
-    assert of("event", normalize(documents))[0]["data"] == {"y": 2}
+def test_an_internal_key_that_is_not_filled_is_noted_and_its_data_kept_unless_it_may_be_the_id_of_a_datum() -> None:
+    normalizer = RunNormalizer()
+    data = {"x": 1, "y": 2, "img": "datum", "nothing": None}
+    events = [event(1, data, filled={"x": False, "img": False, "nothing": False})]
+    modern = normalize([descriptor(dict.fromkeys(data, NUMBER)), *events], normalizer)
+    assert of("event", modern)[0]["data"] == {"x": 1, "y": 2}
+    said = "is said not to be filled, but is not external"
+    assert normalizer.notes == [
+        f"Stream 'primary': data key 'x' {said}; its data is kept.",
+        f"Stream 'primary': data key 'img' {said}; the text that it has is left out.",
+    ]
 
 
 def test_data_in_place_of_a_datum_id_is_kept_as_internal_data() -> None:

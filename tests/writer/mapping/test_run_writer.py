@@ -426,6 +426,97 @@ def test_files_that_are_announced_in_another_order_than_the_events_are_set_apart
     )
 
 
+@pytest.mark.parametrize(
+    ("seq_nums", "frames_of", "named"),
+    [
+        ([1, 2, 3], [2, 3, 4], "2 to 4"),
+        ([1, 2, 3], [1, 3, 4], "1, 3 to 4"),
+        ([1, 3, 2], [1, 3, 2], "1 to 3"),
+    ],
+    ids=["later events", "one lost and one more", "events out of order"],
+)
+def test_frames_as_many_as_the_events_but_of_others_are_set_apart_and_noted(seq_nums, frames_of, named):
+    events = [event(number, {"x": 0.5}) for number in seq_nums]
+    for time, (_, document) in enumerate(events):
+        document["time"] = float(time)
+    datums = [stream_datum(index, index + 1, seq_num=number) for index, number in enumerate(frames_of)]
+    documents = [start(), descriptor({"cam": CAM, "x": NUMBER}), stream_resource(), *events, *datums, STOP]
+    operations = fold(documents)
+    (described,) = at(operations, "r/primary/cam", DescribeExternal)
+    assert described.data_source["structure"]["dims"] == ["cam_frame", "cam_dim1", "cam_dim2"]
+    assert notes(operations) == [
+        (
+            "Stream 'primary': 'cam' has 3 frames for 3 events, but not one for each in their order, and a dimension "
+            f"'cam_frame' of its own. They belong to sequence numbers {named}."
+        )
+    ]
+
+
+def test_of_detectors_without_events_that_of_other_sequence_numbers_is_set_apart():
+    keys = dict.fromkeys(("one", "two", "three"), CAM)
+    documents = [start(), descriptor(keys)]
+    for key in keys:
+        first = 3 if key == "two" else 1
+        documents += [stream_resource(key, key), stream_datum(0, 3, uid=key, seq_num=first)]
+    (note,) = notes(fold([*documents, STOP]))
+    assert "'two' has 3 frames for 3 events, but not one for each" in note
+
+
+def test_frames_of_rewound_events_are_those_of_the_rows():
+    documents = [start(), descriptor({"cam": CAM, "x": NUMBER}), stream_resource()]
+    for row, number in enumerate([1, 2, 3, 2, 3, 4]):
+        documents += [event(number, {"x": 0.5}), stream_datum(row, row + 1, seq_num=number)]
+        documents[-2][1]["time"] = float(row)
+    assert notes(fold([*documents, STOP])) == []
+
+
+@pytest.mark.parametrize(
+    ("counted", "note"),
+    [
+        ({"primary": 3}, ["Stream 'primary': 3 events in the count of the stop document, of which 2 came."]),
+        ({"primary": 2, "baseline": 1}, []),
+        ({"primary": 1}, []),
+        ({}, []),
+        (None, []),
+    ],
+)
+def test_events_that_the_stop_document_counts_and_that_never_came_are_noted(counted, note):
+    documents = [start(), descriptor({"x": NUMBER}), event(1, {"x": 0.5}), event(3, {"x": 0.5})]
+    assert notes(fold([*documents, ("stop", {**STOP[1], "num_events": counted})])) == note
+
+
+def test_a_stream_resource_whose_uid_comes_again_for_another_file_is_another_file():
+    again = stream_resource()
+    again[1]["uri"] = "file://localhost/other.h5"
+    documents = [start(), descriptor({"cam": CAM}), stream_resource(), stream_datum(0, 2), stream_resource()]
+    operations = fold([*documents, stream_datum(2, 3), again, stream_datum(0, 1, seq_num=4), STOP])
+    assert frames(operations) == (4, None)
+    assets = at(operations, "r/primary/cam", ExtendExternal)[-1].data_source["assets"]
+    assert [asset["data_uri"] for asset in assets] == ["file://localhost/res.h5", "file://localhost/other.h5"]
+
+
+def test_what_a_further_descriptor_declares_otherwise_is_in_the_metadata_and_noted():
+    first, second = {**NUMBER, "units": "keV"}, {**NUMBER, "units": "eV", "precision": 3}
+    documents = [start(), descriptor({"x": first, "y": NUMBER}), event(1, {"x": 1.0, "y": 0.5})]
+    changed = descriptor({"x": second, "y": NUMBER}, "d2")
+    changed[1]["hints"] = {"device": {"fields": ["x"]}}
+    documents += [changed, event(2, {"x": 1000.0, "y": 0.5}, "d2"), descriptor({"x": second}, "d3"), STOP]
+    documents[-2][1]["hints"] = changed[1]["hints"]
+    operations = fold(documents)
+    (update, same) = at(operations, "r/primary", UpdateMetadata)[-1].metadata["_config_updates"]
+    assert {key: update["data_keys"]["x"][key] for key in ("units", "precision")} == {"units": "eV", "precision": 3}
+    assert list(update["data_keys"]) == ["x"]
+    assert update["hints"] == {"device": {"fields": ["x"]}}
+    assert same == {"uid": "d3"}
+    assert notes(operations) == [
+        (
+            "Stream 'primary': a further descriptor has another precision and another units of 'x', which is in "
+            "'_config_updates'."
+        ),
+        "Stream 'primary': a further descriptor has other hints, which are in '_config_updates'.",
+    ]
+
+
 def test_a_key_of_which_nothing_can_be_served_has_no_node():
     documents = [start(), descriptor({"cam": {**CAM, "shape": [None, 6]}, "x": NUMBER}), stream_resource()]
     operations = fold([*documents, stream_datum(0, 1), event(1, {"x": 1.0}), STOP])

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final
 import numpy
 from tiled.structures.array import ArrayStructure, BuiltinDtype, StructDtype
 
-from ._consolidator import Consolidator, Document, first_seq_num
+from ._consolidator import Consolidator, Document, first_seq_num, json_value
 from ._dtypes import declared_dtype
 from ._frames import FrameOrder, Region, Shape, file_of
 
@@ -39,6 +39,8 @@ class ArrayConsolidator(Consolidator):
         Whether chunks may span several datums when they are joined by 'concat'.
     selects_rows
         Whether the adapter accepts a selection of rows.
+    shared_parameters
+        The parameters that all resources of a data key must share, because Tiled reads all files with those of one.
     in_order_of_events
         Whether the frames are in the order of their events.
     datum_shape
@@ -56,6 +58,7 @@ class ArrayConsolidator(Consolidator):
     join_method: str = "stack"
     join_chunks: bool = True
     selects_rows: ClassVar[bool] = False
+    shared_parameters: ClassVar[tuple[str, ...]] = ("multiplier", "join_method")
 
     def __init__(self, stream_resource: Document, descriptor: Document) -> None:
         super().__init__(stream_resource, descriptor)
@@ -111,6 +114,7 @@ class ArrayConsolidator(Consolidator):
 
     def add_resource(self, stream_resource: Document) -> None:
         """Add another file; the chunk shape of the first resource stays valid."""
+        self._check_shared_parameters(stream_resource)
         chunk_shape = self._as_chunk_shape(stream_resource["parameters"].get("chunk_shape"))
         if chunk_shape != self._declared_chunk:
             self._add_note(f"chunk_shape differs between its resources; {self._declared_chunk} counts.")
@@ -177,6 +181,13 @@ class ArrayConsolidator(Consolidator):
         if self.join_method == "concat" or self.parameters.get("multiplier") or dimensions == len(shape):
             return shape[0], True
         return 1, dimensions == len(shape) + 1 or (not dimensions and len(shape) == 2)
+
+    def _check_shared_parameters(self, stream_resource: Document) -> None:
+        """Refuse a further resource whose frames would be read as those of the resources before are."""
+        for name in self.shared_parameters:
+            first, other = (given.get(name) or None for given in (self.parameters, stream_resource["parameters"]))
+            if json_value(first) != json_value(other):
+                raise self._registration_error(f"its resources have different {name}s: {first!r}, {other!r}")
 
     def _check_size(self, more: int) -> None:
         """Refuse frames that would need more than `MAX_CHUNKS` chunks, before they are counted."""

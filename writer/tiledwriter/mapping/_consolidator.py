@@ -31,6 +31,7 @@ _PEER_NAMES: Final = {
 }
 """Names of attributes in the `ConsolidatorBase` of bluesky-tiled-plugins, by those here."""
 
+_QUOTED: Final = re.compile("%[0-9A-Fa-f]{2}")
 _WIDE_NUMBER: Final = re.compile(r"\{[^{}]*[0-9]{4}")
 
 
@@ -258,9 +259,22 @@ class Consolidator:
         for uri in uris:
             if uri in self._assets:
                 continue
+            self._check_uri(uri)
             if len(self._assets) >= MAX_FILES:
                 raise self._registration_error(f"it has more than {MAX_FILES} files")
             self._assets[uri] = {"data_uri": uri, **common, "num": len(self._assets)}
+
+    def _check_uri(self, uri: str) -> None:
+        """Refuse the URI of a file that Tiled would look for under another name: it splits off queries and fragments.
+
+        Tiled does not decode a URI either, which is noted, because the name may be meant as it is.
+        """
+        if not uri.startswith("file:"):
+            return
+        if "#" in uri or "?" in uri:
+            raise self._registration_error(f"{uri} has a '#' or '?', and Tiled opens the file named before it")
+        if quoted := _QUOTED.search(uri):
+            self._add_note(f"Tiled takes {quoted[0]!r} in its URIs for a part of the file's name.")
 
     def _add_repeated_assets(self, uris: list[str]) -> None:
         """Add files, repeating those that are already known.
@@ -301,7 +315,7 @@ class Consolidator:
     ) -> dict[str, Any]:
         layout = {"structure_family": family, "structure": structure, "mimetype": self.mimetype}
         reading = {
-            "parameters": _json_value(parameters),
+            "parameters": json_value(parameters),
             "properties": properties,
             "assets": list(self._assets.values()),
         }
@@ -388,13 +402,13 @@ def _as_json(value: Any) -> Any:
         return {str(key): _as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_as_json(item) for item in value]
-    return _json_value(value)
+    return json_value(value)
 
 
-def _json_value(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """Convert a parameter to JSON types."""
     if isinstance(value, Mapping):
-        return {str(key): _json_value(item) for key, item in value.items()}
+        return {str(key): json_value(item) for key, item in value.items()}
     if isinstance(value, numpy.ndarray | numpy.generic):
         return value.tolist()
-    return [_json_value(item) for item in value] if isinstance(value, list | tuple) else value
+    return [json_value(item) for item in value] if isinstance(value, list | tuple) else value

@@ -178,7 +178,7 @@ class Fold:
                 break
             at += 1
             if self._can_decode_by_column(record.name, document, translated):
-                taken = self._feed_batch(record, document, records, at)
+                taken = self._feed_batch(record, translated[0][1], records, at)
                 self.cursor += taken
                 at += taken
         return operations
@@ -223,7 +223,7 @@ class Fold:
         Parameters
         ----------
         model, document
-            The record before `start`, and its document.
+            The record before `start`, and the modern document that was made of it.
         records, start
             The records, and the position of the first one to decode.
 

@@ -153,6 +153,11 @@ class FrameOrder:
         return ranges
 
     @property
+    def has_seq_nums(self) -> bool:
+        """Whether the sequence numbers of all frames are known."""
+        return all(run.seq_num is not None for run in self._runs)
+
+    @property
     def seq_nums(self) -> list[range]:
         """The known sequence numbers of the frames' events, in the order of the rows."""
         ranges: list[range] = []

@@ -13,11 +13,12 @@ class _HDF5Dataset(ArrayConsolidator):
     """Base class for datasets in HDF5 files: the parameters of the adapter and the selection of rows."""
 
     mimetypes = frozenset({"application/x-hdf5"})
+    shared_parameters = (*ArrayConsolidator.shared_parameters, "dataset", "slice", "squeeze")
 
     def adapter_parameters(self) -> dict[str, Any]:
         """Return the path of the dataset in the files, the selection of rows, and the options to open the files."""
         given = self.parameters
-        if "dataset" not in given:
+        if not given.get("dataset"):
             raise self._registration_error("its StreamResource has no 'dataset' among its parameters")
         optional = {name: given[name] for name in ("slice", "squeeze") if given.get(name)}
         if selected := self._combined_slice(self.selected_rows()):
@@ -63,13 +64,6 @@ class HDF5Consolidator(_HDF5Dataset):
     def variant(cls, stream_resource: Document) -> type[Consolidator]:
         """Return the class for a resource: the sequence class if the resource has a template."""
         return HDF5SequenceConsolidator if stream_resource["parameters"].get("template") else cls
-
-    def add_resource(self, stream_resource: Document) -> None:
-        """Add another file with the same dataset."""
-        first, dataset = self.parameters.get("dataset"), stream_resource["parameters"].get("dataset")
-        if dataset != first:
-            raise self._registration_error(f"its resources have different datasets: {first!r}, {dataset!r}")
-        super().add_resource(stream_resource)
 
 
 class HDF5SequenceConsolidator(_HDF5Dataset, SequenceConsolidator):

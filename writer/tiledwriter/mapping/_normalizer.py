@@ -37,7 +37,7 @@ _DATASETS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("XSP", "XSP3", "TPX_HDF5"), "/entry/instrument/detector/data"),
 }
 _DTYPES: Final = {"array": "<f8", "boolean": "|b1", "integer": "<i8", "number": "<f8", "string": "<U0"}
-_RENAMED: Final[Mapping[str, str]] = {"time": "time_", "seq_num": "seq_num_"}
+_RESERVED: Final = frozenset({"time", "seq_num"})
 _NUMBERED_ID: Final = re.compile(r".*/(\d{1,9})", re.DOTALL)
 
 _LEGACY_RESOURCE: Final = frozenset({"uid", "spec", "root", "resource_path", "resource_kwargs"})
@@ -59,6 +59,9 @@ _REQUIRED: Final[Mapping[str, frozenset[str]]] = {
 _SEQ_NUMS_IN_A_NOTE: Final = 10
 _POSITIONS: Final = ("point_number", "index")
 
+# The parameters that say where the frames of a resource are, and which of its datums may give.
+_PLACE_PARAMETERS: Final = ("dataset", "template", "filename", "slice", "squeeze", "multiplier", "join_method")
+
 MAX_USED_DATUMS: Final = 10_000
 """The number of used datums to keep, in case later events refer to them again; the most recently used ones are kept."""
 
@@ -68,6 +71,31 @@ class _Stream(NamedTuple):
     internal: frozenset[str]
     external: frozenset[str]
     renamed: Mapping[str, str]
+
+
+class _KeyNames:
+    """The names of a stream's data keys over all its descriptors: those that a reserved name gets stay its own.
+
+    Attributes
+    ----------
+    renamed
+        The new names, by old name, of the data keys that are renamed.
+    """
+
+    def __init__(self) -> None:
+        self.renamed: dict[str, str] = {}
+        self._declared: set[str] = set()
+
+    def declare(self, keys: Document) -> dict[str, str]:
+        """Add the data keys of a descriptor; return the new names of those that are renamed."""
+        self._declared |= keys.keys()
+        for name in keys:
+            if name not in self.renamed and (name in _RESERVED or name in self.renamed.values()):
+                other = f"{name}_"
+                while other in self._declared or other in self.renamed.values():
+                    other += "_"
+                self.renamed[name] = other
+        return {name: other for name, other in self.renamed.items() if name in keys}
 
 
 class _Datum(NamedTuple):
@@ -87,12 +115,19 @@ class _Reference(NamedTuple):
 
 
 class _ResourceCounts:
-    """Counters for one resource: its datums, and the frames used so far for each data key."""
+    """Counters for one resource: its datums, and the frames used so far for each data key.
+
+    Attributes
+    ----------
+    counted_keys
+        The data keys with datums that do not say which frames they are.
+    """
 
     def __init__(self) -> None:
         self._datums = 0
         self._first: int | None = None
         self._frames: dict[str, int] = {}
+        self.counted_keys: set[str] = set()
 
     def number(self, datum_id: str) -> int:
         """Return the number of a new datum.
@@ -156,13 +191,17 @@ class RunNormalizer:
         self._emitted: list[tuple[str, dict[str, Any]]] = []
         self._streams_by_descriptor: dict[str, _Stream] = {}
         self._latest_streams_by_name: dict[str, _Stream] = {}
+        self._key_names: dict[str, _KeyNames] = {}
+        # Modern resources whose data key may have another name in some streams.
+        self._renamed_resources: dict[str, dict[str, Any]] = {}
         self._specs: dict[str, str] = {}
         self._resources: dict[str, dict[str, Any]] = {}
         self._unused_datums: dict[str, _Datum] = {}
         # The least recently used one comes first, so that it can be forgotten first.
         self._used_datums: OrderedDict[str, _Datum] = OrderedDict()
         self._has_forgotten = False
-        self._announced: set[str] = set()
+        # What was announced of each stream resource, and its uid, by the uid that it has at first.
+        self._announced: dict[str, dict[str, str]] = {}
         self._run_uid = ""
         self._resources_of_other_runs: set[str] = set()
         self._counts: dict[str, _ResourceCounts] = {}
@@ -203,9 +242,11 @@ class RunNormalizer:
     def descriptor(self, doc: Document) -> None:
         """Translate the data keys, remember which of them are external, and emit the descriptor."""
         modern = dict(self._patch_and_check("descriptor", doc))
-        renamed = _rename_reserved_keys(modern)
+        renamed = self._key_names.setdefault(modern["name"], _KeyNames()).declare(modern["data_keys"])
+        _rename_data_keys(modern, renamed)
         for name, other in renamed.items():
-            self._add_note(f"Stream '{modern['name']}': data key '{name}' is reserved and was renamed to '{other}'.")
+            why = "is reserved" if name in _RESERVED else "has the new name of another one"
+            self._add_note(f"Stream '{modern['name']}': data key '{name}' {why} and was renamed to '{other}'.")
         self.guessed_types |= {
             (modern["name"], name) for name, key in modern["data_keys"].items() if not declares_dtype(key)
         }
@@ -296,13 +337,26 @@ class RunNormalizer:
 
     def stream_resource(self, doc: Document) -> None:
         """Emit a stream resource in its modern form."""
-        self.emit(
-            "stream_resource", self._modern_resource("stream_resource", self._patch_and_check("stream_resource", doc))
-        )
+        modern = self._modern_resource("stream_resource", self._patch_and_check("stream_resource", doc))
+        data_key = modern["data_key"]
+        if data_key.rstrip("_") in _RESERVED:
+            self._renamed_resources[modern["uid"]] = dict(modern)
+            modern["data_key"] = f"{data_key}_" if data_key in _RESERVED else data_key
+        self.emit("stream_resource", modern)
 
     def stream_datum(self, doc: Document) -> None:
-        """Emit a stream datum."""
-        self.emit("stream_datum", dict(self._patch_and_check("stream_datum", doc)))
+        """Emit a stream datum; before it, its stream resource once more if its data key has another name here."""
+        modern = dict(self._patch_and_check("stream_datum", doc))
+        resource = self._renamed_resources.get(modern["stream_resource"])
+        stream = self._streams_by_descriptor.get(modern["descriptor"])
+        if resource is not None and stream is not None:
+            data_key = resource["data_key"]
+            name = self._key_names[stream.name].renamed.get(data_key, data_key)
+            if name != (f"{data_key}_" if data_key in _RESERVED else data_key):
+                modern["stream_resource"] = self._announce_resource(
+                    f"{resource['uid']}-{name}", {**resource, "data_key": name}
+                )
+        self.emit("stream_datum", modern)
 
     def stop(self, doc: Document) -> None:
         """Resolve the remaining references, note those that cannot be resolved, and emit the stop document."""
@@ -351,6 +405,14 @@ class RunNormalizer:
                     f"Stream '{stream.name}': external data key '{key}' has data in events; it is kept as such."
                 )
                 internal |= {key}
+            elif key not in internal and key in stream.internal and value is not None:
+                # Text may be the id of a datum, of a data key that nothing declares to be external.
+                kept = not isinstance(value, str)
+                self._add_note(
+                    f"Stream '{stream.name}': data key '{key}' is said not to be filled, but is not external; "
+                    f"{'its data is kept' if kept else 'the text that it has is left out'}."
+                )
+                internal |= {key} if kept else set()
         return internal
 
     def _modern_resource(self, name: str, doc: Document) -> dict[str, Any]:
@@ -371,9 +433,8 @@ class RunNormalizer:
         if mimetype == _HDF5:
             dataset = parameters.pop("dataset", "")
             parameters["dataset"] = parameters.pop("path", dataset)
-        data_key = doc.get("data_key", "")
-        data_key = _RENAMED.get(data_key, data_key)
-        return {"uid": doc["uid"], "data_key": data_key, "mimetype": mimetype, "uri": uri, "parameters": parameters}
+        where = {"mimetype": mimetype, "uri": uri, "parameters": parameters}
+        return {"uid": doc["uid"], "data_key": doc.get("data_key", ""), **where}
 
     def _queue_reference(self, reference: _Reference) -> None:
         queue = self._queues.setdefault((reference.stream, reference.data_key), deque())
@@ -424,17 +485,33 @@ class RunNormalizer:
             )
             return
         (start, stop), parameters = self._rows_of(reference, datum)
-        uid = f"{datum.resource}-{reference.descriptor}-{reference.data_key}"
-        if uid not in self._announced:
-            self._announced.add(uid)
-            resource = self._resources[datum.resource]
-            parameters = {**resource["parameters"], **parameters}
-            own = {"uid": uid, "data_key": reference.data_key, "parameters": parameters}
-            self.emit("stream_resource", {**resource, **own})
+        resource = self._resources[datum.resource]
+        parameters = {**resource["parameters"], **parameters}
+        if resource["mimetype"] == _HDF5 and "path" in parameters:
+            parameters["dataset"] = parameters.pop("path")
+        uid = self._announce_resource(
+            f"{datum.resource}-{reference.descriptor}-{reference.data_key}",
+            {**resource, "data_key": reference.data_key, "parameters": parameters},
+        )
         indices = {"start": start, "stop": stop}
         seq_nums = {"start": reference.seq_num, "stop": reference.seq_num + 1}
         ids = {"uid": reference.datum_id, "stream_resource": uid, "descriptor": reference.descriptor}
         self.emit("stream_datum", {**ids, "indices": indices, "seq_nums": seq_nums})
+
+    def _announce_resource(self, uid: str, resource: dict[str, Any]) -> str:
+        """Emit a stream resource unless it was emitted before; return its uid.
+
+        If the uid stands for other files already, because a resource came again or its datums are not in one place of
+        it, the resource gets another uid.
+        """
+        announced = self._announced.setdefault(uid, {})
+        given = resource["parameters"]
+        place = repr((resource["mimetype"], resource["uri"], [given.get(name) for name in _PLACE_PARAMETERS]))
+        known = announced.get(place)
+        if known is None:
+            known = announced[place] = f"{uid}-{len(announced)}" if announced else uid
+            self.emit("stream_resource", {**resource, "uid": known})
+        return known
 
     def _rows_of(self, reference: _Reference, datum: _Datum) -> tuple[tuple[int, int], dict[str, Any]]:
         """Return the start and stop of a datum's frames in the resource, and the arguments that do not concern them."""
@@ -450,6 +527,14 @@ class RunNormalizer:
             return (points[0], points[0] + 1), kwargs
         if frame is not None:
             return self._counts[datum.resource].frames(reference.data_key, frame), kwargs
+        counts = self._counts[datum.resource]
+        counts.counted_keys.add(reference.data_key)
+        if len(counts.counted_keys) > 1:
+            keys = ", ".join(map(repr, sorted(counts.counted_keys)))
+            self._add_note(
+                f"Stream '{reference.stream}': the datums of {keys} are of one resource and do not say which of its "
+                "frames they are; they are taken to be numbered over all of these data keys."
+            )
         return (datum.number, datum.number + 1), kwargs
 
     def _settle_all(self) -> None:
@@ -543,16 +628,11 @@ def _without_reserved_names(values: Document, renamed: Mapping[str, str]) -> Doc
     return kept | {other: values[name] for name, other in renamed.items() if name in values}
 
 
-def _rename_reserved_keys(descriptor: dict[str, Any]) -> dict[str, str]:
-    """Rename reserved data keys throughout a descriptor, in new dicts; return the new names by old name."""
-    keys = descriptor["data_keys"]
-    renamed: dict[str, str] = {}
-    for name in [name for name in _RENAMED if name in keys]:
-        renamed[name] = _RENAMED[name]
-        while renamed[name] in keys:
-            renamed[name] += "_"
+def _rename_data_keys(descriptor: dict[str, Any], renamed: Mapping[str, str]) -> None:
+    """Rename data keys throughout a descriptor, in new dicts."""
     if not renamed:
-        return renamed
+        return
+    keys = descriptor["data_keys"]
     descriptor["data_keys"] = _without_reserved_names(keys, renamed)
     if descriptor.get("object_keys"):
         descriptor["object_keys"] = {
@@ -561,7 +641,6 @@ def _rename_reserved_keys(descriptor: dict[str, Any]) -> dict[str, str]:
         }
     if descriptor.get("hints"):
         descriptor["hints"] = {owner: _renamed_hint(hint, renamed) for owner, hint in descriptor["hints"].items()}
-    return renamed
 
 
 def _renamed_hint(hint: Document, renamed: Mapping[str, str]) -> Document:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+import numpy
 
 from .._errors import DocumentError
 from .._json import to_json
@@ -18,6 +21,7 @@ from ._frames import AnnouncedFrames, Region, are_indices, file_of
 from ._operations import (
     Audit,
     CloseStream,
+    ColumnDigest,
     CreateContainer,
     DescribeExternal,
     ExtendExternal,
@@ -61,7 +65,7 @@ class ExternalData:
     described
         The descriptor's entry for the data key.
     resources
-        The uids of the StreamResources.
+        The StreamResources, by uid.
     dims
         The names of the dimensions in the stream, or None.
     registered
@@ -80,7 +84,7 @@ class ExternalData:
     mimetype: str
     consolidator: Consolidator
     described: Mapping[str, Any]
-    resources: set[str]
+    resources: dict[str, Mapping[str, Any]]
     dims: list[str] | None = None
     registered: dict[str, Any] = field(default_factory=dict)
     reported_rows: int = 0
@@ -105,6 +109,17 @@ class ExternalData:
         if not isinstance(consolidator, ArrayConsolidator):
             return True
         return consolidator.in_order_of_events and not (self.late and consolidator.frames.repeats)
+
+    @property
+    def seq_nums_digest(self) -> str | None:
+        """The digest of the sequence numbers of the frames, by row; None unless they are known for all frames."""
+        consolidator = self.consolidator
+        if not isinstance(consolidator, ArrayConsolidator) or not consolidator.frames.has_seq_nums:
+            return None
+        digest = ColumnDigest()
+        for part in consolidator.frames.seq_nums:
+            digest.add_bytes(numpy.arange(part.start, part.stop, dtype=numpy.int64).tobytes())
+        return digest.value
 
     @property
     def takes_ranges(self) -> bool:
@@ -168,8 +183,8 @@ class Stream:
         Its first descriptor.
     data_keys
         The data keys of all its descriptors.
-    latest_keys
-        The data keys of its latest descriptor.
+    latest_keys, latest_hints
+        The data keys and the hints of its latest descriptor.
     internal
         The data in its events.
     names
@@ -199,6 +214,7 @@ class Stream:
         self.descriptor = descriptor
         self.data_keys: dict[str, Any] = dict(descriptor["data_keys"])
         self.latest_keys: Mapping[str, Any] = descriptor["data_keys"]
+        self.latest_hints: Mapping[str, Any] = descriptor.get("hints") or {}
         self.internal = internal
         self.names = names
         self.external: dict[str, ExternalData] = {}
@@ -479,16 +495,40 @@ class RunWriter:
         self, stream: Stream, document: Mapping[str, Any], metadata: dict[str, Any]
     ) -> list[Operation]:
         """Add a further descriptor of a stream, with a changed configuration or changed data keys."""
-        self._add_descriptor(stream, document)
         further = {key: data_key for key, data_key in document["data_keys"].items() if key not in stream.data_keys}
         stream.data_keys |= further
         stream.internal.declare(document["data_keys"])
         update = {key: metadata[key] for key in ("uid", "time", "configuration") if metadata.get(key)}
+        update |= self._changed_declarations(stream, document, metadata)
+        self._add_descriptor(stream, document)
         stream.updates.append(update)
         stream.changes["_config_updates"] = stream.updates
         if further:
             stream.changes["data_keys"] = to_json(stream.data_keys, self.note, f"descriptor {stream.name!r}.data_keys")
         return self._end_waiting(document["uid"])
+
+    def _changed_declarations(
+        self, stream: Stream, document: Mapping[str, Any], metadata: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return, and note, what a further descriptor declares otherwise than the one before: units, limits, hints."""
+        changed: dict[str, Any] = {}
+        for key, now in document["data_keys"].items():
+            before = stream.latest_keys.get(key) or stream.data_keys[key]
+            if _values_equal(before, now):
+                continue
+            changed.setdefault("data_keys", {})[key] = metadata["data_keys"][key]
+            fields = {field for field in {*before, *now} if not _values_equal(before.get(field), now.get(field))}
+            # Data of another shape or type is noted where it does not fit.
+            if others := sorted(fields.difference(_LAYOUT, ("dtype",))):
+                self.note(
+                    f"Stream {stream.name!r}: a further descriptor has another {' and another '.join(others)} of "
+                    f"{key!r}, which is in '_config_updates'."
+                )
+        if not _values_equal(stream.latest_hints, hints := document.get("hints") or {}):
+            stream.latest_hints = hints
+            changed["hints"] = metadata.get("hints") or {}
+            self.note(f"Stream {stream.name!r}: a further descriptor has other hints, which are in '_config_updates'.")
+        return changed
 
     def _handle_event(self, document: Mapping[str, Any]) -> list[Operation]:
         stream = self._streams_by_descriptor[document["descriptor"]]
@@ -562,9 +602,12 @@ class RunWriter:
             raise DocumentError(f"Files of {resource['mimetype']} follow files of {external.mimetype}.")
         if any(described.get(field) != external.described.get(field) for field in _LAYOUT):
             raise DocumentError("A further descriptor gives its frames another shape or type.")
-        if resource["uid"] not in external.resources:
-            external.consolidator.add_resource(resource)
-            external.resources.add(resource["uid"])
+        known = external.resources.get(resource["uid"])
+        if known is not resource:
+            # A uid may come again for another file.
+            if not _values_equal(known, resource):
+                external.consolidator.add_resource(resource)
+            external.resources[resource["uid"]] = resource
         external.consume(document)
         external.last_document = stream.documents
         return []
@@ -578,7 +621,7 @@ class RunWriter:
         source = consolidator.data_source()
         name = stream.names.name_for_files(key)
         path, mimetype = f"{stream.path}/{name}", resource["mimetype"]
-        external = ExternalData(path, mimetype, consolidator, described, {resource["uid"]})
+        external = ExternalData(path, mimetype, consolidator, described, {resource["uid"]: resource})
         if dims := source["structure"].get("dims"):
             external.dims = stream.names.of_dimensions(name, dims, source["structure"]["shape"])
         external.registered = external.data_source()
@@ -592,10 +635,24 @@ class RunWriter:
 
     def _handle_stop(self, document: Mapping[str, Any]) -> list[Operation]:
         operations = [*self.flush(), *self._finish_streams()]
+        self._note_missing_events(document.get("num_events"))
         metadata = {"stop": to_json(document, self.note, "stop")}
         if self.notes:
             metadata["notes"] = list(self.notes)
         return [*operations, UpdateMetadata(self._path, metadata), *self._close_operations()]
+
+    def _note_missing_events(self, counts: Any) -> None:
+        """Note the streams of which the stop document counts more events than came. After a rewind, it counts fewer."""
+        for name, stream in self._streams.items():
+            counted = counts.get(name) if isinstance(counts, Mapping) else None
+            if not isinstance(counted, int) or (stream.left_out and not stream.internal.rows):
+                continue
+            came = stream.internal.rows or max((data.consolidator.rows for data in stream.external.values()), default=0)
+            if came < counted:
+                self.note(
+                    f"Stream {name!r}: {_format_count(counted, 'event')} in the count of the stop document, of which "
+                    f"{came} came."
+                )
 
     def _finish_streams(self) -> list[Operation]:
         """Return the operations that require all documents of the run, and add the notes on them."""
@@ -634,17 +691,26 @@ class RunWriter:
         arrays = {key: external for key, external in stream.external.items() if external.shape}
         lengths = [external.shape[0] for external in arrays.values()]
         events = stream.internal.rows or max(lengths, key=lambda length: (lengths.count(length), length), default=0)
+        digests = {key: external.seq_nums_digest for key, external in arrays.items()}
+        of_events = stream.internal.seq_nums_digest or _most_common(
+            [digest for key, digest in digests.items() if digest and arrays[key].shape[0] == events]
+        )
         operations = []
         for key, external in arrays.items():
             rows, *rest = external.shape
             in_order = external.in_order_of_events
-            apart = rows != events or not in_order
+            # Frames as many as the events may still be those of other events.
+            of_others = bool(of_events and digests[key] and digests[key] != of_events)
+            apart = rows != events or not in_order or of_others
             if apart:
                 name = external.path.rpartition("/")[2]
                 own = stream.names.own_dimensions(name, 1 + len(rest))
                 external.dims = [own[0], *(external.dims or own)[1:]]
                 counts = f"{_format_count(rows, 'frame')} for {_format_count(events, 'event')}"
-                counts += "" if in_order else ", in another order"
+                if not in_order:
+                    counts += ", in another order"
+                elif rows == events:
+                    counts += ", but not one for each in their order"
                 belong = _seq_nums_sentence(external.consolidator)
                 self.note(
                     f"Stream {stream.name!r}: {key!r} has {counts}, and a dimension {own[0]!r} of its own.{belong}"
@@ -681,6 +747,10 @@ def _values_equal(one: Any, other: Any) -> bool:
     except ValueError:
         # The values contain NumPy arrays, whose comparison has no single truth value.
         return False
+
+
+def _most_common(values: list[str]) -> str | None:
+    return Counter(values).most_common(1)[0][0] if values else None
 
 
 def _format_count(count: int, what: str) -> str:

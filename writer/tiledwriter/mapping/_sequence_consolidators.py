@@ -30,6 +30,7 @@ class SequenceConsolidator(ArrayConsolidator):
 
     def add_resource(self, stream_resource: Document) -> None:
         """Add the files of another resource, which has its own template."""
+        self._check_shared_parameters(stream_resource)
         before, self.parameters = self.parameters, dict(stream_resource["parameters"])
         try:
             self._add_resource_files(stream_resource)

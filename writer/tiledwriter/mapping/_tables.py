@@ -344,6 +344,11 @@ class InternalData:
         """The number of events since the last flush."""
         return self.rows - self.tables[0].rows if self.tables else 0
 
+    @property
+    def seq_nums_digest(self) -> str | None:
+        """The digest of the sequence numbers of the events flushed so far; None without any, or if one is missing."""
+        return self.tables[0].digests["seq_num"].value if self.tables else None
+
     def declare(self, data_keys: Mapping[str, Mapping[str, Any]]) -> None:
         """Add the data keys of a further descriptor.
 

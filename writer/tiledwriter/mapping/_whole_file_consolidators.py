@@ -24,6 +24,7 @@ class CSVConsolidator(ArrayConsolidator):
         *("assume_missing", "comment", "delimiter", "dtype", "encoding", "header"),
         *("names", "nrows", "sep", "skipfooter", "skiprows", "usecols"),
     )
+    shared_parameters = (*ArrayConsolidator.shared_parameters, *_READER_OPTIONS)
 
     @property
     def chunks(self) -> tuple[Shape, ...]:
