@@ -74,6 +74,10 @@ class JournalInvalid(JournalError):
     """Raised when a file is not a journal, is damaged, or was written by a newer version."""
 
 
+class JournalTooNew(JournalInvalid):
+    """Raised when a newer version wrote the journal; it may be in order."""
+
+
 class DocumentsMissing(JournalInvalid):
     """Raised when a journal lacks the documents from index `first` up to, not including, index `following`."""
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from .._errors import DocumentsMissing, JournalGap, JournalInvalid
+from .._errors import DocumentsMissing, JournalGap, JournalInvalid, JournalTooNew
 from .._fair_lock import FairLock
 from ._codec import Encoder, decode
 from ._journal_schema import (
@@ -755,7 +755,7 @@ class Journal:
             raise JournalInvalid(self.path, "this file is not a tiledwriter journal.")
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
-            raise JournalInvalid(
+            raise JournalTooNew(
                 self.path, f"it has format {version}; this version reads up to {SCHEMA_VERSION}. Upgrade tiledwriter."
             )
         # Reject foreign views and triggers, which could do anything or run for ever.

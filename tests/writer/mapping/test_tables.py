@@ -194,6 +194,13 @@ def test_small_arrays_are_list_columns_and_may_differ_in_length():
     assert table(operations)["v"] == [[1.0, 2.0, 3.0], [4.0], []]
 
 
+@pytest.mark.parametrize(("values", "noted"), [([2**53 + 1, None], True), ([2**53 + 1], False), ([5, None], False)])
+def test_large_integers_beside_missing_ones_are_noted_since_readers_make_floats_of_them(values, noted):
+    notes = []
+    fold({"n": {"dtype": "integer", "shape": []}}, [event(i, {"n": n}) for i, n in enumerate(values)], notes=notes)
+    assert any("'n' has integers beyond 2**53 and missing values" in note for note in notes) == noted
+
+
 def test_a_ragged_value_in_a_list_column_does_not_fail_the_run():
     notes = []
     operations = fold({"v": array_key(2)}, [event(1, {"v": [1, 2]}), event(2, {"v": [[1, 2], [3]]})], notes=notes)
@@ -456,7 +463,9 @@ def test_keys_of_a_further_descriptor_get_columns_and_nodes_of_all_events():
     assert table(operations)["n"] == [None, 2**60]
     assert numpy.isnan(array(operations, "run/primary/wave")[0]).all()
     assert array(operations, "run/primary/wave")[1].tolist() == [1.0] * 20
-    assert notes == ["Stream 'primary': 'wave' is stored as an array of its own."]
+    own_array, large = notes
+    assert own_array == "Stream 'primary': 'wave' is stored as an array of its own."
+    assert "'n' has integers beyond 2**53 and missing values" in large
 
 
 def test_keys_that_are_declared_before_the_first_event_need_nothing_else():

@@ -191,11 +191,14 @@ def test_a_file_that_is_no_journal_is_named(contents: bytes, tmp_path: Path) -> 
     assert finding.where == "file"
 
 
-def test_a_journal_of_a_newer_version_is_refused(path: Path) -> None:
+def test_a_journal_of_a_newer_version_is_unreadable_and_not_called_damaged(path: Path) -> None:
     with open_run_file(path) as connection:
         connection.execute("PRAGMA user_version = 99")
-    (finding,) = verify(path, OPTIONS, None).findings
+    result = verify(path, OPTIONS, None)
+    assert result.state == "unreadable"
+    (finding,) = result.findings
     assert "format 99" in finding.problem
+    assert not finding.advice
 
 
 def test_nothing_is_wrong_with_an_open_run(tmp_path: Path) -> None:

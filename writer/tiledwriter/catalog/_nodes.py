@@ -531,10 +531,27 @@ def arrow_file(operation: AppendRows) -> bytes:
     """Return the rows as the bytes of an Arrow file."""
     schema = _arrow_schema(operation.columns)
     arrays = [pyarrow.array(values, field.type) for values, field in zip(operation.values, schema, strict=True)]
+    gaps = [field.name for field, values in zip(schema, arrays, strict=True) if values.null_count]
+    schema = _with_nullable_integers(schema, gaps)
     sink = pyarrow.BufferOutputStream()
     with pyarrow.ipc.new_file(sink, schema) as writer:
         writer.write_batch(pyarrow.RecordBatch.from_arrays(arrays, schema=schema))
     return bytes(sink.getvalue())
+
+
+def _with_nullable_integers(schema: pyarrow.Schema, gaps: Iterable[str]) -> pyarrow.Schema:
+    """Have pandas keep integer columns with missing values as integers.
+
+    Tiled's server reads the rows with pandas, which makes floats of such columns: integers beyond 2**53 would lose
+    digits, and those near 2**63 fail.
+    """
+    columns = [
+        {"name": name, "field_name": name, "pandas_type": "int64", "numpy_type": "Int64", "metadata": None}
+        for name in gaps
+        if schema.field(name).type == pyarrow.int64()
+    ]
+    described = {"index_columns": [], "column_indexes": [], "columns": columns}
+    return schema.with_metadata({"pandas": msgspec.json.encode(described)}) if columns else schema
 
 
 def _escape_key(key: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tiledbroker import JournalError, JournalInvalid, RunReader, SpooledRun
+from tiledbroker import JournalError, JournalInvalid, JournalTooNew, RunReader, SpooledRun
 from tiledbroker._outcomes import FAILED
 from tiledbroker.log import FileLock, journal_lock_path
 
@@ -131,6 +131,8 @@ def _verify_file(path: Path, options: WritingOptions, connection: Connection | N
             damage = [Example(None, found=line) for line in journal.damage()]
             state = SPOOLED if isinstance(journal, SpooledRun) else _state_of(journal)
             findings, comparison = _check_journal(journal, options, connection)
+    except JournalTooNew as error:
+        return Verification(uid, str(path), UNREADABLE, None, (Finding("file", f"it cannot be read: {error}"),))
     except (JournalInvalid, ValueError) as error:
         unusable = Finding("file", f"it cannot be used: {error}", advice=RECOVERY_ADVICE)
         return Verification(uid, str(path), state, length, (unusable,))
