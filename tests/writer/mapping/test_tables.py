@@ -201,6 +201,12 @@ def test_large_integers_beside_missing_ones_are_noted_since_readers_make_floats_
     assert any("'n' has integers beyond 2**53 and missing values" in note for note in notes) == noted
 
 
+def test_a_time_stamp_that_is_none_is_noted_as_such_and_not_as_a_value():
+    notes = []
+    fold({"x": NUMBER}, [{**event(1, {"x": 0.5}), "timestamps": {"x": "noon"}}], notes=notes)
+    assert notes == ["Stream 'primary': 1 values of 'ts_x' do not fit its type and are not here as they were."]
+
+
 def test_a_ragged_value_in_a_list_column_does_not_fail_the_run():
     notes = []
     operations = fold({"v": array_key(2)}, [event(1, {"v": [1, 2]}), event(2, {"v": [[1, 2], [3]]})], notes=notes)

@@ -626,7 +626,7 @@ class InternalData:
                     break
             if self._exceeds_float(source, fitted):
                 self._keys_with_widest_integers.add(source.key)
-        self._count_misfits(source.key or source.column.name, len(misfits))
+        self._count_misfits(source.key if source.kind in ("value", "text") else source.column.name, len(misfits))
         return fitted
 
     def _look_for_types(self, key: str, values: Values) -> None:
