@@ -145,6 +145,12 @@ class RunLog:
         return [segment.path for segment in self._segments.copy() if segment.path is not None]
 
     @property
+    def final_files(self) -> list[Path]:
+        """Paths of the log's files as they are called once they have their final names, sorted by first index."""
+        segments = [segment for segment in self._segments.copy() if segment.path is not None]
+        return [segment_path(self._directory, segment.header) for segment in segments if segment.header is not None]
+
+    @property
     def size(self) -> int:
         """Size of the files in bytes. Files of a durable run count without the space that sealing will truncate."""
         return sum(

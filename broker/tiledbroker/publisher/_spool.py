@@ -202,7 +202,7 @@ class Spool:
             "unrouted",
             "%s It is kept in %s and not shipped.",
             error,
-            next(iter(self._unrouted_log.files), "memory"),
+            next(iter(self._unrouted_log.final_files), "memory"),
         )
 
     # Methods for any thread.

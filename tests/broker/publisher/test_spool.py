@@ -348,6 +348,8 @@ class TestDocumentsOfNoKnownRun:
         (run,) = spool._others
         assert seq_nums(run) == [7, 8]
         assert "belongs to no known run" in caplog.text
+        named = re.findall(r"It is kept in (\S+) and", caplog.text)
+        assert set(map(Path, named)) == set(run.files)
 
     def test_are_no_run(self, spool: Spool, directory: Path) -> None:
         event(spool, "never started", 7)
