@@ -14,6 +14,7 @@ from typing import IO, Any
 import psutil
 import pytest
 from bluesky import RunEngine
+from log_site import LogSite
 from transports import TRANSPORTS, Transport
 from warm import end_warm_process, forking, start_process, warm_pids
 
@@ -144,6 +145,13 @@ def transport(request: pytest.FixtureRequest, tmp_path: Path) -> Transport:
     """Each transport, one after the other, for what must not depend on it."""
     made: Transport = TRANSPORTS[request.param](tmp_path)
     return made
+
+
+@pytest.fixture
+def log_site(tmp_path: Path) -> Iterator[LogSite]:
+    """A site's log on one node."""
+    with LogSite(tmp_path / "log") as site:
+        yield site
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ from .log import (
     run_files,
 )
 from .protocol import ClientCurve
-from .publisher import PublisherStatus, ZMQPublisher
+from .publisher import JetStreamPublisher, PublisherStatus, ZMQPublisher
 
 __all__ = [
     "AddressError",
@@ -45,6 +45,7 @@ __all__ = [
     "CodecError",
     "Encoder",
     "HistoryEntry",
+    "JetStreamPublisher",
     "Journal",
     "JournalError",
     "JournalGap",

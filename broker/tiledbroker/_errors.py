@@ -12,7 +12,7 @@ class BrokerError(Exception):
 
 
 class AddressError(BrokerError, ValueError):
-    """Raised when a ZeroMQ address cannot be parsed."""
+    """Raised when an address cannot be parsed."""
 
 
 class KeyFileError(BrokerError, ValueError):
@@ -165,3 +165,11 @@ class RunNotWritten(BrokerError):
         super().__init__(f"Run {run_uid} was not written to Tiled: {as_sentence(reason)} {advice}")
         self.run_uid = run_uid
         self.reason = reason
+
+
+class LogUnavailable(BrokerError):
+    """Raised when the servers of a site's log give no answer, or refuse what was asked for."""
+
+
+class AppendRefused(BrokerError):
+    """Raised when a subject of a site's log has another last message than was expected."""

@@ -35,6 +35,7 @@ from pydantic_settings import (
 
 from tiledbroker import default_journal_dir
 from tiledbroker._wording import format_command
+from tiledbroker.jetstream import LogAddress
 from tiledbroker.ownership import DEFAULT_TIMING, RUNS_SUBDIRECTORY, SHORTEST_LEASE_SECONDS
 from tiledbroker.protocol import ServerCurve, is_local, normalize_address
 from tiledbroker.supervisor import (
@@ -171,7 +172,19 @@ class Settings(BaseSettings):
         ge=SHORTEST_LEASE_SECONDS,
         description="Seconds without a renewal after which the lease is lost, and another host takes over.",
     )
-    standby: bool = Field(False, description="Wait while another host holds the lease in lease_dir, instead of ending.")
+    standby: bool = Field(False, description="Wait while another host holds the lease, instead of ending.")
+    source: str | None = Field(
+        None, description="Servers of a site's log in NATS JetStream to read, as nats://a,b,c, instead of listening."
+    )
+    source_credentials: Path | None = Field(
+        None, description="File with NAME:PASSWORD, or with the credentials of a NATS user, for the servers of source."
+    )
+    source_tls: Path | None = Field(
+        None, description="File with the certificates that those of the servers of source are signed with."
+    )
+    keep_in_log: Annotated[PositiveFloat, BeforeValidator(parse_duration), _DURATION_SCHEMA] = Field(
+        86_400.0, description="Age, such as 1d or 12h, at which written runs are removed from the log of source."
+    )
     min_free: ByteSize | None = Field(
         None,
         description="Free bytes, such as 500MB, of the journals' disk below which no documents are accepted.",
@@ -284,7 +297,9 @@ class Settings(BaseSettings):
             values["log_level"] = values["log_level"].upper()
         return values
 
-    @field_validator("curve", "api_key_file", "http_token_file", "journal_dir", "lease_dir")
+    @field_validator(
+        "curve", "api_key_file", "http_token_file", "journal_dir", "lease_dir", "source_credentials", "source_tls"
+    )
     @classmethod
     def _home_is_found(cls, path: Path | None) -> Path | None:
         return path and path.expanduser()
@@ -407,9 +422,24 @@ class Settings(BaseSettings):
             )
         return self
 
+    @field_validator("source")
+    @classmethod
+    def _source_in_one_form(cls, source: str | None) -> str | None:
+        return None if source is None else str(LogAddress.parse(source))
+
+    @model_validator(mode="after")
+    def _source_alone(self) -> Settings:
+        if self.source is None and (self.source_credentials or self.source_tls):
+            raise ValueError("source_credentials and source_tls are for source, which is not set")
+        if self.source is not None and (self.targets or self._target):
+            raise ValueError("source is for a service with one target; it cannot be used with targets")
+        if self.source is not None and self.lease_dir is not None:
+            raise ValueError("with source, the lease is kept beside the log; remove lease_dir")
+        return self
+
     @model_validator(mode="after")
     def _standby_for_a_lease(self) -> Settings:
-        if self.standby and self.lease_dir is None:
+        if self.standby and self.lease_dir is None and self.source is None:
             raise ValueError(
                 "standby needs lease_dir: a directory that this host and the one that it stands by for both mount"
             )
@@ -463,8 +493,14 @@ class Settings(BaseSettings):
             self.writing_options(),
             self.log_options(),
             self.park_after,
-            None if self.lease_dir is None else self.lease_dir / RUNS_SUBDIRECTORY,
+            self.log_address() if self.lease_dir is None else self.lease_dir / RUNS_SUBDIRECTORY,
         )
+
+    def log_address(self) -> LogAddress | None:
+        """Return the servers of the site's log; None if the service listens for publishers."""
+        if self.source is None:
+            return None
+        return LogAddress.parse(self.source, credentials=self.source_credentials, tls_ca=self.source_tls)
 
     def log_options(self) -> LogOptions:
         """Return the level and format of the log."""

@@ -53,6 +53,9 @@ class DirectoryStore:
         A directory that `create` has prepared. It is not looked at before the first call.
     """
 
+    # A directory that was restored shows lower revisions than running supervisors know, which they do not trust.
+    is_forgetful = False
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -78,6 +81,9 @@ class DirectoryStore:
         finally:
             new.unlink()
         return store
+
+    def close(self) -> None:
+        """Do nothing: nothing is held between two calls."""
 
     def read(self) -> Stored:
         """Return the newest lease; see `LeaseStore.read`."""

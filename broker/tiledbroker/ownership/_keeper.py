@@ -244,6 +244,7 @@ class LeaseKeeper:
                 self._page.write(self._ownership.deadline)
                 self._asked_at, self._problem = None, problem
                 self._condition.notify_all()
+        self._store.close()
 
     def _perform(self, step: Read | CompareAndSet) -> Callable[[float], None]:
         """Ask the store, and return the method that notes its answer."""

@@ -13,7 +13,8 @@ The rules:
    holder continues from its revision, with the deadline of that renewal; the lease of another holder means lost.
 3. A successor takes over when it has seen one revision unchanged for `takeover_seconds`, by a compare-and-set at
    exactly that revision. It takes over at once if the lease was released, if there has never been one, or if it has the
-   lock that the holder has as long as its process lives: this is then another start on the same journals.
+   lock that the holder has as long as its process lives: this is then another start on the same journals. Only the last
+   of these counts if the store may have been set back, and its newest leases be lost.
 
 Why two holders never send at once: each renewal is in the store later than its time of sending, and the successor sees
 it later still. So the successor waits longer than the holder may send, even if one clock gains and the other loses one
@@ -104,7 +105,11 @@ class Lease:
     @property
     def takeover_seconds(self) -> float:
         """Time for which a successor must have seen one revision unchanged."""
-        return _FASTEST_CLOCK * self.lease_seconds + self.lease_seconds / 30.0
+        return _find_takeover_seconds(self.lease_seconds)
+
+
+def _find_takeover_seconds(lease_seconds: float) -> float:
+    return _FASTEST_CLOCK * lease_seconds + lease_seconds / 30.0
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,9 @@ class Ownership:
         The lock that this process holds until it ends, as `FileLock.identity`; "" if it has none.
     timing
         Times of the lease.
+    distrusts_store
+        The store may have been set back: a lease that it shows as free is taken over like one that is held, and another
+        revision, whichever, is a renewal.
 
     Attributes
     ----------
@@ -179,7 +187,14 @@ class Ownership:
     """
 
     def __init__(
-        self, holder: str, host: str, *, key: str = "", lock: str = "", timing: LeaseTiming = DEFAULT_TIMING
+        self,
+        holder: str,
+        host: str,
+        *,
+        key: str = "",
+        lock: str = "",
+        timing: LeaseTiming = DEFAULT_TIMING,
+        distrusts_store: bool = False,
     ) -> None:
         self.holder = holder
         self.host = host
@@ -189,6 +204,7 @@ class Ownership:
         self._timing = timing
         self._key = key
         self._lock = lock
+        self._distrusts_store = distrusts_store
         self.has_seen_renewal = False
         self._unrevoked: tuple[str, ...] = ()
         # Newest lease that is known, whoever holds it. Before the first read, "never stored" is safe: if it is wrong,
@@ -375,20 +391,23 @@ class Ownership:
         """Count for how long a lease has not changed, and take it over when its holder can no longer use it."""
         pause_seconds = self._timing.renewal_seconds
         since_last_answer = self._asked_at - self._answered_at
-        if stored.revision > self._stored.revision or self._stored_at == _NEVER:
-            self.has_seen_renewal = self._stored_at != _NEVER and stored.lease is not None and not stored.lease.released
+        is_newer = stored.revision > self._stored.revision
+        is_other = stored.revision != self._stored.revision and self._distrusts_store
+        if is_newer or is_other or self._stored_at == _NEVER:
+            self.has_seen_renewal = (
+                is_newer and self._stored_at != _NEVER and stored.lease is not None and not stored.lease.released
+            )
             self._stored, self._stored_at = stored, now
             self._unchanged_seconds = 0.0
         elif stored.revision == self._stored.revision and since_last_answer <= 2 * pause_seconds:
             self._unchanged_seconds += min(since_last_answer, pause_seconds)
         self._answered_at = now
         found = self._stored.lease
-        is_free = (
-            found is None
-            or found.released
-            or self._unchanged_seconds >= found.takeover_seconds
-            or (self._lock != "" and found.lock == self._lock)
-        )
+        seems_free = found is None or found.released
+        is_next_start = found is not None and self._lock != "" and found.lock == self._lock
+        wait_seconds = _find_takeover_seconds(self._timing.lease_seconds if found is None else found.lease_seconds)
+        has_run_out = self._unchanged_seconds >= wait_seconds
+        is_free = is_next_start or has_run_out or (seems_free and not self._distrusts_store)
         self._must_read = not is_free
         self._due = now if is_free else now + pause_seconds
 

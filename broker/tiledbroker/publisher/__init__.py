@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from ._jetstream_publisher import JetStreamPublisher
 from ._publisher import PublisherStatus
 from ._zmq_publisher import ZMQPublisher
 
-__all__ = ["PublisherStatus", "ZMQPublisher"]
+__all__ = ["JetStreamPublisher", "PublisherStatus", "ZMQPublisher"]

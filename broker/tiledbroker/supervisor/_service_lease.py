@@ -76,7 +76,9 @@ class ServiceLease:
             page = DeadlinePage.create(self.page, timing=timing)
         except OSError as error:
             raise DirectoryUnusable(journal_dir, f"{self.page.name} cannot be made: {error.strerror}.") from error
-        ownership = Ownership(holder, socket.gethostname(), lock=lock.identity, timing=timing)
+        ownership = Ownership(
+            holder, socket.gethostname(), lock=lock.identity, timing=timing, distrusts_store=store.is_forgetful
+        )
         self._keeper = LeaseKeeper(store, ownership, page, on_change=on_change)
 
     def start(self) -> None:

@@ -36,6 +36,8 @@ LONG_SECONDS = 60.0
 class FaultyStore:
     """A directory whose calls hang while `is_open` is not set, and fail while `problem` is."""
 
+    is_forgetful = False
+
     def __init__(self, path: Path) -> None:
         self.inner = DirectoryStore(path)
         self.is_open = threading.Event()
@@ -53,6 +55,9 @@ class FaultyStore:
     def read(self) -> Stored:
         self._meet_fault()
         return self.inner.read()
+
+    def close(self) -> None:
+        self.inner.close()
 
     def compare_and_set(self, expected_revision: int, lease: Lease) -> int | None:
         self._meet_fault()

@@ -63,7 +63,7 @@ class CheckCode(IntEnum):
     CURVE = 13, "keys of supervisor and clients"
     PLUGINS = 14, "normalizer, patches or consolidators"
     PORT = 15, "address to listen on"
-    LEASE = 16, "directory of the lease"
+    LEASE = 16, "directory of the lease, or the log of the site"
     TILED = 20, "Tiled cannot be reached"
     VERSION = 21, "Tiled is too old"
     KEY = 22, "Tiled does not accept the key"
@@ -110,6 +110,7 @@ def add_command(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     command.add_argument("--config", type=Path, metavar="FILE", help="YAML file with the settings of the service")
     command.add_argument("--listen", metavar="ADDRESS", help="address for publishers")
+    command.add_argument("--source", metavar="SERVERS", help="servers of a site's log in NATS JetStream")
     command.add_argument("--curve", type=Path, metavar="DIR", help="keys made by keygen")
     command.add_argument("--insecure", action="store_true", help="listen to other hosts without keys")
     server = command.add_mutually_exclusive_group()

@@ -16,9 +16,10 @@ from typing import Final
 import psutil
 
 from tiledbroker import KeyFileError
-from tiledbroker._errors import StoreUnavailable
+from tiledbroker._errors import LogUnavailable, StoreUnavailable
 from tiledbroker._filesystem import network_filesystem
 from tiledbroker._wording import format_command
+from tiledbroker.jetstream import Connection, JetStreamLeaseStore, LogAddress, LogLayout, find_problems
 from tiledbroker.log import FileLock
 from tiledbroker.ownership import DirectoryStore
 from tiledbroker.protocol import ServerCurve, is_local
@@ -29,6 +30,7 @@ from .._config import Settings
 from .._errors import PluginError
 from ._credentials import describe_key_source, is_readable_by_others, require_credentials
 from ._settings import WrongConfiguration
+from ._stream import ask
 from ._terminal import count_of
 
 CREDENTIALS: Final = "credentials"
@@ -57,10 +59,14 @@ def check_host(settings: Settings) -> Iterator[CheckResult]:
         is_running = False
     yield _check_journals(settings.journal_dir, is_running=is_running)
     yield _check_disk(settings)
-    yield _check_lease(settings.lease_dir)
+    address = settings.log_address()
+    yield _check_lease(settings.lease_dir) if address is None else _check_log(address)
     yield _check_curve(settings)
     yield _check_plugins(settings)
-    yield _check_port(settings.listen, is_running=is_running, may_stand_by=settings.lease_dir is not None)
+    if address is not None:
+        yield CheckResult.ok(PORT, "documents come from the log; this host does not listen for publishers")
+    else:
+        yield _check_port(settings.listen, is_running=is_running, may_stand_by=settings.lease_dir is not None)
 
 
 def _check_credentials(settings: Settings) -> CheckResult:
@@ -204,6 +210,32 @@ def _look_at_lease(directory: Path) -> CheckResult:
         return CheckResult.ok(LEASE, f"{directory} is prepared; no host has served yet")
     verb = "has released" if lease.released else "was the last to hold"
     return CheckResult.ok(LEASE, f"{lease.host} {verb} the lease in {directory}, epoch {lease.epoch}")
+
+
+def _check_log(address: LogAddress) -> CheckResult:
+    async def find(connection: Connection) -> list[str]:
+        return await find_problems(connection, LogLayout(replicas=1))
+
+    try:
+        problems = ask(address.with_inbox("_INBOX.supervisor"), find)
+        lease = JetStreamLeaseStore(address)
+        try:
+            holder = lease.read().lease
+        finally:
+            lease.close()
+    except (LogUnavailable, StoreUnavailable) as error:
+        return CheckResult.fail(
+            LEASE, f"the log gives no answer: {error}", "Correct the servers, or their credentials."
+        )
+    if problems:
+        command = format_command("tiledwriter-supervisor", "stream", "check", "--source", str(address))
+        return CheckResult.fail(LEASE, " ".join(problems), f"Make what is missing; see `{command}`.")
+    if holder is None:
+        return CheckResult.ok(LEASE, f"the log at {address} is as it must be; no host has served yet")
+    verb = "has released" if holder.released else "was the last to hold"
+    return CheckResult.ok(
+        LEASE, f"the log at {address} is as it must be; {holder.host} {verb} the lease, epoch {holder.epoch}"
+    )
 
 
 # Keys and plugins.

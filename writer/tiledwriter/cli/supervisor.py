@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tiledbroker._wording import format_command, format_install
 
-from . import _check, _keygen, _lease_dir, _status
+from . import _check, _keygen, _lease_dir, _status, _stream
 from ._completion import answer_completion
 from ._exit import ExitCode
 from ._lifeline import end_with_parent
@@ -26,6 +26,7 @@ from ._parser import make_parser
 from ._terminal import count_of, discard_output, flush_output
 
 if TYPE_CHECKING:
+    from tiledbroker.ownership import LeaseStore
     from tiledbroker.supervisor import Source, Supervisor, WorkerCommand
 
     from .._config import Settings
@@ -49,6 +50,7 @@ examples:
   tiledwriter-supervisor --profile beamline --http 8080
   tiledwriter-supervisor --profile beamline --listen 'tcp://*:5579' --curve /etc/tiledwriter/keys
   tiledwriter-supervisor --config /etc/tiledwriter/config.yaml --lease-dir /shared/tiledwriter --standby
+  tiledwriter-supervisor --config /etc/tiledwriter/config.yaml --source nats://log1,log2,log3 --standby
   tiledwriter-supervisor --config /etc/tiledwriter/config.yaml --drain
   tiledwriter-supervisor --config /etc/tiledwriter/config.yaml --print-config
 
@@ -72,6 +74,9 @@ def parser() -> argparse.ArgumentParser:
         "--relayed", action="store_true", help="used by the service itself, to start the supervisor of each target"
     )
     result.add_argument("--listen", metavar="ADDRESS", help="address for publishers (default tcp://127.0.0.1:5579)")
+    result.add_argument(
+        "--source", metavar="SERVERS", help="read a site's log in NATS JetStream, nats://a,b,c, instead of listening"
+    )
     result.add_argument("--curve", type=Path, metavar="DIR", help="keys made by keygen; reject clients without one")
     result.add_argument(
         "--insecure",
@@ -123,6 +128,7 @@ def parser() -> argparse.ArgumentParser:
     _status.add_command(commands)
     _keygen.add_command(commands)
     _lease_dir.add_command(commands)
+    _stream.add_command(commands)
     _check.add_command(commands)
     return result
 
@@ -268,7 +274,7 @@ def _make_command(settings: Settings, key: WritingKey, server_page: ServerPage) 
     options = replace(options, tiled=tiled)
     return WorkerCommand(
         partial(run_worker, options=options),
-        ("tiledwriter.worker._preload",),
+        ("tiledwriter.worker._preload", *(() if settings.source is None else ("nats",))),
         partial(prepare_workers, options),
         (key.page.descriptor, server_page.descriptor),
     )
@@ -282,7 +288,7 @@ def _format_check_command(config: Path | None, flags: Mapping[str, Any], loaded:
     # As they were given: a target adds its name to the journal directory.
     given = {name: os.environ[variable] for name, variable in loaded.sources.variables.items()}
     given |= {name: value for name, value in flags.items() if value is not None}
-    for name in ("tiled", "profile", "listen"):
+    for name in ("tiled", "profile", "listen", "source"):
         words += [f"--{name}", given[name]] if name in given else []
     for name in ("journal_dir", "lease_dir", "curve"):
         words += ["--" + name.replace("_", "-"), Path(given[name]).expanduser().absolute()] if name in given else []
@@ -292,20 +298,34 @@ def _format_check_command(config: Path | None, flags: Mapping[str, Any], loaded:
 
 
 def _choose_source(settings: Settings, *, drain: bool, relayed: bool) -> Callable[[], Source]:
-    """Return what makes the source of documents: the socket of publishers, or that of the relay."""
+    """Return what makes the source of documents: a site's log, the socket of publishers, or that of the relay."""
     from tiledbroker.supervisor import Frontend, RelayedFrontend
 
-    listen = None if drain else settings.listen
+    if (address := settings.log_address()) is not None and not drain:
+        from tiledbroker.supervisor.jetstream_source import JetStreamSource
+
+        return partial(JetStreamSource, address, settings.client_limits(), keep_in_log=settings.keep_in_log)
+    listen = None if drain or address is not None else settings.listen
     if relayed:
         return partial(RelayedFrontend, listen, settings.client_limits(), settings.journal_dir)
     return partial(Frontend, listen, settings.client_limits(), settings.server_curve())
+
+
+def _choose_lease_store(settings: Settings) -> LeaseStore | None:
+    """Return where the hosts of the service keep their lease; None if there is only this one."""
+    from tiledbroker.jetstream import JetStreamLeaseStore
+    from tiledbroker.ownership import DirectoryStore
+
+    if (address := settings.log_address()) is not None:
+        return JetStreamLeaseStore(address)
+    return None if settings.lease_dir is None else DirectoryStore(settings.lease_dir)
 
 
 def _make_supervisor(
     arguments: argparse.Namespace, settings: Settings, key: WritingKey, server_page: ServerPage, *, check_command: str
 ) -> Supervisor:
     """Return the supervisor, which holds the journal directory and answers signals from now on."""
-    from tiledbroker.ownership import DirectoryStore, LeaseTiming
+    from tiledbroker.ownership import LeaseTiming
     from tiledbroker.supervisor import Supervisor
 
     from ..worker import Processes
@@ -329,7 +349,7 @@ def _make_supervisor(
         keep_written=settings.keep_written,
         write_slots=settings.write_slots,
         check_command=check_command,
-        lease_store=None if settings.lease_dir is None else DirectoryStore(settings.lease_dir),
+        lease_store=_choose_lease_store(settings),
         lease_timing=LeaseTiming.of(settings.lease_seconds),
         standby=settings.standby,
     )

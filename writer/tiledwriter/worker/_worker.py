@@ -29,7 +29,8 @@ from tiledbroker._filesystem import explain_write_error
 from tiledbroker._outcomes import COMPLETE, FAILED
 from tiledbroker._rate_limited_log import RateLimitedLog
 from tiledbroker._wake_up import WakeUp
-from tiledbroker.ownership import DeadlinePage, DecisionFile, boottime
+from tiledbroker.jetstream import JetStreamDecisionStore, LogAddress
+from tiledbroker.ownership import DeadlinePage, DecisionFile, DecisionStore, boottime
 from tiledbroker.protocol import messages
 from tiledbroker.supervisor import WorkerTask
 
@@ -287,15 +288,15 @@ class WorkerOptions:
         Level and format of the log.
     park_after
         Seconds without Tiled after which a worker with nothing else to do ends.
-    decision_dir
-        Directory where other hosts find the decisions about runs; None if there are no such hosts.
+    decisions
+        Directory, or site's log, where other hosts find the decisions about runs; None if there are no such hosts.
     """
 
     tiled: TiledAddress
     writing: WritingOptions = field(default_factory=WritingOptions)
     logging: LogOptions = field(default_factory=LogOptions)
     park_after: float = PARK_AFTER_SECONDS
-    decision_dir: Path | None = None
+    decisions: Path | LogAddress | None = None
 
 
 def prepare_workers(options: WorkerOptions) -> None:
@@ -330,6 +331,12 @@ def run_worker(task: WorkerTask, *, options: WorkerOptions) -> None:
     Worker(task, options).run()
 
 
+def _open_decisions(place: Path | LogAddress | None, task: WorkerTask) -> DecisionStore | None:
+    if isinstance(place, LogAddress):
+        return JetStreamDecisionStore(place, task.run_uid)
+    return None if place is None else DecisionFile(place / f"{task.journal.stem}.json")
+
+
 class Worker:
     """Intake of one run in the main thread: receives, journals and acknowledges documents."""
 
@@ -338,9 +345,7 @@ class Worker:
         self._connect: Callable[[], Client] = options.tiled.connect
         self._options = options.writing
         self._park_after = options.park_after
-        self._decision_store: DecisionFile | None = None
-        if options.decision_dir is not None:
-            self._decision_store = DecisionFile(options.decision_dir / f"{task.journal.stem}.json")
+        self._decision_store = _open_decisions(options.decisions, task)
         self._outbox: queue.SimpleQueue[messages.Message] = queue.SimpleQueue()
         self._wake_up = WakeUp()
         self._lease = None if task.lease_page is None else DeadlinePage.open(task.lease_page)

@@ -1,0 +1,79 @@
+"""A site's log in NATS JetStream: names, messages, receipts and connections, for both ends and for the leases."""
+
+from __future__ import annotations
+
+from ._address import LogAddress
+from ._connection import CallFailed, Connection, LoopThread, StoredMessage
+from ._log_message import (
+    HEADER_ROOM_BYTES,
+    EntryReader,
+    LogEntry,
+    LogMessage,
+    Tail,
+    compose_messages,
+    parse_tail,
+    slice_documents,
+)
+from ._names import (
+    DOCUMENTS,
+    HOSTS_BUCKET,
+    RUNS_BUCKET,
+    SERVICE_LEASE,
+    STREAM,
+    bucket_stream,
+    bucket_subject,
+    check_beamline,
+    decisions_key,
+    documents_subject,
+    parse_documents_subject,
+    receipt_key,
+)
+from ._receipt import Receipt, decode_receipt, encode_receipt
+from ._setup import (
+    LogLayout,
+    beamline_permissions,
+    create_streams,
+    find_configuration,
+    find_problems,
+    supervisor_permissions,
+)
+from ._stores import JetStreamDecisionStore, JetStreamLeaseStore
+
+__all__ = [
+    "DOCUMENTS",
+    "HEADER_ROOM_BYTES",
+    "HOSTS_BUCKET",
+    "RUNS_BUCKET",
+    "SERVICE_LEASE",
+    "STREAM",
+    "CallFailed",
+    "Connection",
+    "EntryReader",
+    "JetStreamDecisionStore",
+    "JetStreamLeaseStore",
+    "LogAddress",
+    "LogEntry",
+    "LogLayout",
+    "LogMessage",
+    "LoopThread",
+    "Receipt",
+    "StoredMessage",
+    "Tail",
+    "beamline_permissions",
+    "bucket_stream",
+    "bucket_subject",
+    "check_beamline",
+    "compose_messages",
+    "create_streams",
+    "decisions_key",
+    "decode_receipt",
+    "documents_subject",
+    "encode_receipt",
+    "find_configuration",
+    "find_problems",
+    "parse_documents_subject",
+    "parse_tail",
+    "receipt_key",
+    "slice_documents",
+    "supervisor_permissions",
+]

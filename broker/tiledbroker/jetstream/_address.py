@@ -1,0 +1,124 @@
+"""Where a site's log is, and how to log in there."""
+
+from __future__ import annotations
+
+import re
+import ssl
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from .._errors import AddressError, KeyFileError
+
+DEFAULT_PORT: Final = 4222
+_NAME_AND_PASSWORD: Final = re.compile(r"([^\s:]+):(\S+)")
+
+
+@dataclass(frozen=True)
+class LogAddress:
+    """Servers of a site's log, which are nodes of one cluster, and what a client shows them.
+
+    Attributes
+    ----------
+    servers
+        URLs of the servers, sorted.
+    credentials
+        File with `name:password`, or a credentials file of NATS (JWT and key); None to log in without.
+    tls_ca
+        File with the certificates that the servers' certificates are signed with. With it, connections are encrypted,
+        as they are if the servers ask for it.
+    inbox
+        Prefix of the subjects that answers go to.
+    """
+
+    servers: tuple[str, ...]
+    credentials: Path | None = None
+    tls_ca: Path | None = None
+    inbox: str = "_INBOX"
+
+    @classmethod
+    def parse(
+        cls,
+        servers: str | Sequence[str],
+        *,
+        credentials: str | Path | None = None,
+        tls_ca: str | Path | None = None,
+        inbox: str = "_INBOX",
+    ) -> LogAddress:
+        """Return the address of `"nats://a,b,c"`, or of a list of such texts.
+
+        Raises
+        ------
+        AddressError
+            It is no such address, or contains a password.
+        """
+        texts = [servers] if isinstance(servers, str) else list(servers)
+        urls = sorted({_normalize_server(part) for text in texts for part in _split(text)})
+        if not urls:
+            raise AddressError("No server is given; give nats://HOST, or nats://HOST,HOST,HOST.")
+        return cls(tuple(urls), _absolute(credentials), _absolute(tls_ca), inbox)
+
+    def with_inbox(self, inbox: str) -> LogAddress:
+        """Return the address with another prefix of the subjects that answers go to."""
+        return replace(self, inbox=inbox)
+
+    def __str__(self) -> str:
+        return "nats://" + ",".join(url.removeprefix("nats://") for url in self.servers)
+
+    def connect_options(self) -> dict[str, Any]:
+        """Return the options of a connection that log in.
+
+        Raises
+        ------
+        KeyFileError
+            A file cannot be used.
+        """
+        options: dict[str, Any] = {"inbox_prefix": self.inbox}
+        if self.tls_ca is not None:
+            try:
+                options["tls"] = ssl.create_default_context(cafile=str(self.tls_ca))
+            except OSError as error:
+                raise KeyFileError(self.tls_ca, f"it cannot be used as certificates: {error}") from error
+        if self.credentials is not None:
+            options |= _read_credentials(self.credentials)
+        return options
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _normalize_server(text: str) -> str:
+    try:
+        parts = urlsplit(text if "://" in text else f"nats://{text}")
+        host, port = parts.hostname, parts.port or DEFAULT_PORT
+    except ValueError as error:
+        raise AddressError(f"{text!r} is not the address of a NATS server: {error}") from error
+    if parts.username is not None or parts.password is not None:
+        raise AddressError("An address is shown in logs, so it must not have a password: give a file with credentials.")
+    if parts.scheme not in ("nats", "tls") or not host or parts.path not in ("", "/") or parts.query:
+        raise AddressError(f"{text!r} is not the address of a NATS server; give nats://HOST:PORT.")
+    return f"nats://[{host}]:{port}" if ":" in host else f"nats://{host}:{port}"
+
+
+def _absolute(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path).expanduser().absolute()
+
+
+def _read_credentials(path: Path) -> dict[str, Any]:
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise KeyFileError(path, f"it cannot be read: {error}") from error
+    if stat.S_IMODE(mode) & 0o077:
+        raise KeyFileError(path, "other users can read it. Run `chmod 600` on it.")
+    if "BEGIN NATS USER JWT" in text:
+        return {"user_credentials": str(path)}
+    found = _NAME_AND_PASSWORD.fullmatch(text)
+    if found is None:
+        raise KeyFileError(path, "it has neither one line NAME:PASSWORD nor the credentials of a NATS user.")
+    return {"user": found[1], "password": found[2]}

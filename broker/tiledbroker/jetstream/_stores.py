@@ -1,0 +1,218 @@
+"""Lease and decisions in a bucket of JetStream, behind the interfaces of `tiledbroker.ownership`.
+
+Each key is replaced by compare-and-set on its revision, which is its message's number in the stream. Reads are those of
+the leader of the replicas, which may have been deposed: only a compare-and-set decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from .._errors import AppendRefused, KeyFileError, LogUnavailable, StoreUnavailable
+from .._outcomes import COMPLETE
+from ..ownership import Lease, RunDecisions, Stored
+from ._address import LogAddress
+from ._connection import CONNECT_SECONDS, REQUEST_SECONDS, Connection, LoopThread, StoredMessage
+from ._names import HOSTS_BUCKET, RUNS_BUCKET, SERVICE_LEASE, bucket_subject, decisions_key
+
+_VERSION: Final = 1
+
+T = TypeVar("T")
+
+
+class _LeaseRecord(msgspec.Struct, frozen=True):
+    version: int
+    lease: Lease
+    crc32: int
+
+
+class _DecisionsRecord(msgspec.Struct, frozen=True):
+    version: int
+    decisions: RunDecisions
+    crc32: int
+
+
+def _checksum(value: object) -> int:
+    return zlib.crc32(msgspec.json.encode((_VERSION, value)))
+
+
+class KeyStore:
+    """One key of a bucket, for a thread that may wait. It connects when it is first used, and again after an error.
+
+    Parameters
+    ----------
+    address
+        The servers.
+    bucket, key
+        The bucket and its key.
+    """
+
+    def __init__(self, address: LogAddress, bucket: str, key: str) -> None:
+        self._address = address.with_inbox("_INBOX.supervisor")
+        self._bucket = bucket
+        self._key = key
+        self._loop: LoopThread | None = None
+        self._connection: Connection | None = None
+
+    def __str__(self) -> str:
+        return f"{self._address} {self._bucket}"
+
+    def read(self) -> StoredMessage | None:
+        """Return the key's value; None if it has none.
+
+        Raises
+        ------
+        StoreUnavailable
+            There is no answer.
+        """
+        return self._ask(lambda connection: connection.read_key(self._bucket, self._key))
+
+    def replace(self, value: bytes, expected_revision: int) -> int | None:
+        """Replace the value of a revision; return the new revision, or None if it is not the newest.
+
+        Raises
+        ------
+        StoreUnavailable
+            There is no answer. The value may be stored nevertheless, also later.
+        """
+        subject = bucket_subject(self._bucket, self._key)
+        try:
+            return self._ask(lambda connection: connection.append(subject, value, {}, expected_revision))
+        except AppendRefused:
+            return None
+
+    def _ask(self, question: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
+        if self._loop is None:
+            self._loop = LoopThread("tiledbroker-jetstream-store")
+        try:
+            return self._loop.run(self._answer(question), REQUEST_SECONDS + CONNECT_SECONDS * 5)
+        except (LogUnavailable, KeyFileError) as error:
+            raise StoreUnavailable(self, str(error)) from error
+
+    async def _answer(self, question: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
+        connection = self._connection
+        if connection is None or connection.lost.is_set():
+            connection = self._connection = await Connection.open(self._address, name="tiledwriter store")
+        try:
+            return await question(connection)
+        except LogUnavailable:
+            # Another server may answer.
+            self._connection = None
+            await connection.close()
+            raise
+
+    def close(self) -> None:
+        """End the connection and its thread."""
+        if self._loop is None:
+            return
+        loop, self._loop = self._loop, None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(LogUnavailable):
+                loop.run(connection.close(), REQUEST_SECONDS)
+        loop.close()
+
+
+class JetStreamLeaseStore:
+    """Lease store in the bucket of hosts; see `LeaseStore`.
+
+    Its servers can lose what they have acknowledged last, such as if all of them are set back. So a lease that is free
+    is no proof that nobody holds it.
+    """
+
+    is_forgetful = True
+
+    def __init__(self, address: LogAddress) -> None:
+        self._store = KeyStore(address, HOSTS_BUCKET, SERVICE_LEASE)
+
+    def __str__(self) -> str:
+        return str(self._store)
+
+    def read(self) -> Stored:
+        """Return the newest lease; see `LeaseStore.read`."""
+        found = self._store.read()
+        if found is None:
+            return Stored(0, None)
+        try:
+            record = msgspec.json.decode(found.body, type=_LeaseRecord)
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise StoreUnavailable(self, f"the lease is damaged: {error}") from error
+        if record.version != _VERSION or record.crc32 != _checksum(record.lease):
+            raise StoreUnavailable(self, "the lease is damaged, or another version of tiledwriter wrote it")
+        return Stored(found.seq, record.lease)
+
+    def compare_and_set(self, expected_revision: int, lease: Lease) -> int | None:
+        """Store a lease if the newest revision is the expected one; see `LeaseStore.compare_and_set`."""
+        value = msgspec.json.encode(_LeaseRecord(_VERSION, lease, _checksum(lease)))
+        return self._store.replace(value, expected_revision)
+
+    def close(self) -> None:
+        """End the connection and its thread."""
+        self._store.close()
+
+
+class JetStreamDecisionStore:
+    """Decision store in the bucket of runs; see `DecisionStore`. It is used rarely, and connects each time.
+
+    Parameters
+    ----------
+    address
+        The servers.
+    run_uid
+        Uid of the run.
+    """
+
+    def __init__(self, address: LogAddress, run_uid: str) -> None:
+        self._store = KeyStore(address, RUNS_BUCKET, decisions_key(run_uid))
+        self._run_uid = run_uid
+        # Of the record as this object knows it; 0 if there is none.
+        self._revision = 0
+
+    def load(self) -> RunDecisions | None:
+        """Return the decisions; see `DecisionStore.load`."""
+        try:
+            found = self._store.read()
+        finally:
+            self._store.close()
+        decisions = None if found is None or not found.body else self._decode(found.body)
+        self._revision = 0 if found is None else found.seq
+        return decisions
+
+    def store(self, decisions: RunDecisions) -> None:
+        """Replace the record, by an empty one if the run is complete; see `DecisionStore.store`."""
+        is_complete = decisions.outcome in COMPLETE
+        record = _DecisionsRecord(_VERSION, decisions, _checksum(decisions))
+        try:
+            self._revision = self._replace(b"" if is_complete else msgspec.json.encode(record))
+        finally:
+            self._store.close()
+
+    def _replace(self, value: bytes) -> int:
+        revision = self._store.replace(value, self._revision)
+        if revision is not None:
+            return revision
+        # An earlier attempt may have been stored without an answer.
+        found = self._store.read()
+        if found is None or found.body != value or found.seq <= self._revision:
+            raise StoreUnavailable(
+                self._store, f"another process has changed the decisions about run {self._run_uid} meanwhile"
+            )
+        return found.seq
+
+    def _decode(self, value: bytes) -> RunDecisions:
+        try:
+            record = msgspec.json.decode(value, type=_DecisionsRecord)
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise StoreUnavailable(
+                self._store, f"the decisions about run {self._run_uid} are damaged, or of a newer version: {error}"
+            ) from error
+        if record.version != _VERSION or record.crc32 != _checksum(record.decisions):
+            raise StoreUnavailable(
+                self._store, f"the decisions about run {self._run_uid} are damaged, or of a newer version"
+            )
+        return record.decisions

@@ -1,0 +1,673 @@
+"""The source over a site's log in JetStream: it reads each run from where the journals end, and writes receipts.
+
+A thread with an event loop follows the tails of all runs, which a consumer without bodies tells, and reads documents
+of a run as far ahead of its journal as its window allows. What it says to the supervisor is what publishers say: for
+each run that is new or changed it asks with a Hello, as the proxy of a beamline's publishers, and learns from the
+Welcome where to begin. Whatever was read is checked by index, so a log that has lost its newest messages, and has got
+them anew, is noticed: the run is then read from its beginning, and documents that the journal has are skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import math
+import secrets
+import socket
+import time
+from collections import Counter, deque
+from collections.abc import Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from ..._errors import AppendRefused, KeyFileError, LogUnavailable, ProtocolError
+from ..._outcomes import COMPLETE, FAILED
+from ..._rate_limited_log import RateLimitedLog
+from ..._wake_up import WakeUp
+from ...jetstream import (
+    DOCUMENTS,
+    RUNS_BUCKET,
+    STREAM,
+    Connection,
+    LogAddress,
+    LoopThread,
+    Receipt,
+    StoredMessage,
+    Tail,
+    bucket_stream,
+    bucket_subject,
+    decode_receipt,
+    documents_subject,
+    encode_receipt,
+    parse_documents_subject,
+    parse_tail,
+    receipt_key,
+)
+from ...protocol import messages
+from .._publishers import ClientLimits, Publisher
+from ._log_run import LogRun
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+
+log = logging.getLogger(__name__)
+
+RUN_WINDOW_BYTES: Final = 2 * 2**20
+"""Bytes of one run that may be on their way to its journal."""
+MESSAGES_PER_TURN: Final = 200
+RECEIPT_SECONDS: Final = 0.5
+"""Pause between two receipts of a run, unless it has ended."""
+ASK_AGAIN_SECONDS: Final = 30.0
+"""Pause between two questions about a run that has ended and has no outcome, or has failed."""
+LATER_SECONDS: Final = 1.0
+RECONNECT_SECONDS: Final = 0.5
+_HEARTBEAT_SECONDS: Final = 2.0
+_SILENCE_SECONDS: Final = 10.0
+"""Time without a heartbeat after which the tails are followed anew."""
+_QUERIES_AT_ONCE: Final = 32
+_RUNS_PER_HELLO: Final = 200
+_REMOVE_SECONDS: Final = 30.0
+_MAX_QUEUED: Final = 1_000
+_CLOSE_SECONDS: Final = 3.0
+_NANOSECONDS: Final = 10**9
+
+
+class JetStreamSource:
+    """A `Source` that reads a site's log.
+
+    Parameters
+    ----------
+    address
+        The servers of the log.
+    limits
+        Limits for each beamline.
+    keep_in_log
+        Seconds for which a run stays in the log after it is complete in Tiled.
+    """
+
+    def __init__(
+        self,
+        address: LogAddress,
+        limits: ClientLimits,
+        *,
+        keep_in_log: float,
+    ) -> None:
+        self.publishers: dict[bytes, Publisher] = {}
+        self.refused: Counter[str] = Counter()
+        self.refused_at: dict[str, float] = {}
+        self.problem = "the log has not been reached yet"
+        self._address = address.with_inbox("_INBOX.supervisor")
+        self._limits = limits
+        self._keep_in_log = keep_in_log
+        self._host = socket.gethostname()
+        self._wake_up = WakeUp()
+        self._loop: LoopThread | None = None
+        self._queue: deque[tuple[Publisher, messages.Message]] = deque()
+        self._runs: dict[str, LogRun] = {}
+        # Runs that are not complete, or whose receipts are not stored.
+        self._active: dict[str, LogRun] = {}
+        # Runs to ask the supervisor for, by beamline, and when the Hello was sent that is not answered.
+        self._to_ask: dict[str, dict[str, LogRun]] = {}
+        self._asked_at: dict[str, float] = {}
+        self._remove_at = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._connection: Connection | None = None
+        self._limited_log = RateLimitedLog(log)
+
+    # Methods for the supervisor's thread.
+
+    @property
+    def endpoint(self) -> str:
+        """The servers of the log."""
+        return str(self._address)
+
+    @property
+    def pollable(self) -> int:
+        """Readable while messages are queued."""
+        return self._wake_up.fileno()
+
+    def open(self) -> None:
+        """Begin to read the log. The servers need not be there yet."""
+        self._loop = LoopThread("tiledbroker-jetstream-source")
+        self._submit(self._serve())
+
+    def _submit(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine in the loop. It has to handle its errors itself."""
+        if self._loop is None:
+            coroutine.close()
+            return
+        self._loop.submit(self._guard(coroutine))
+
+    async def _guard(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        try:
+            await coroutine
+        except asyncio.CancelledError:
+            raise
+        except LogUnavailable as error:
+            self._limited_log.log(logging.WARNING, "unavailable", "The log gives no answer: %s.", error)
+        except Exception:
+            self._limited_log.log(logging.ERROR, "source", "There is trouble with the log.", exc_info=True)
+
+    def receive(self) -> Iterator[tuple[Publisher, messages.Message]]:
+        """Yield what was read, a limited number of messages."""
+        self._wake_up.clear()
+        for _ in range(MESSAGES_PER_TURN):
+            try:
+                yield self._queue.popleft()
+            except IndexError:
+                return
+        if self._queue:
+            self._wake_up.wake()
+
+    def send(self, publisher: Publisher, message: messages.Message) -> bool:
+        """Note for a receipt what the supervisor tells the publishers of a beamline."""
+        self._submit(self._hear(publisher.client, message))
+        return True
+
+    def has(self, publisher: Publisher) -> bool:
+        """Return True: a beamline's documents are in the log, whether it is connected or not."""
+        return self.publishers.get(publisher.identity) is publisher
+
+    def refuse(self, topic: str, publisher: Publisher, refusal: messages.Refused) -> None:
+        """Refuse a message, and note the reason for a receipt; see `Source`."""
+        self.refused[topic] += 1
+        self.refused_at[topic] = time.time()
+        if topic != "disk":
+            why = refusal.detail or refusal.reason
+            self._limited_log.log(
+                logging.WARNING, topic, "Run %s of %s is refused: %s.", refusal.run, publisher.client, why
+            )
+        self.send(publisher, refusal)
+
+    def take_gone(self) -> list[Publisher]:
+        """Return an empty list: nobody is connected to the source itself."""
+        return []
+
+    def check_connections(self) -> None:
+        """Do nothing: the loop looks after its connection itself."""
+
+    def close(self) -> None:
+        """Store the last receipts, and end the thread."""
+        if self._loop is not None:
+            loop, self._loop = self._loop, None
+            with contextlib.suppress(LogUnavailable):
+                loop.run(self._finish(), _CLOSE_SECONDS)
+            loop.close()
+        self._wake_up.close()
+
+    async def _finish(self) -> None:
+        if self._connection is not None and not self._connection.lost.is_set():
+            for run in list(self._active.values()):
+                if run.known and self._needs_receipt(run):
+                    await self._store_receipt(run)
+            await self._connection.close()
+
+    # The loop: connection and tails.
+
+    async def _serve(self) -> None:
+        """Follow the log over one connection after the other."""
+        while True:
+            try:
+                await self._serve_connection()
+            except (LogUnavailable, KeyFileError) as error:
+                self._note_problem(str(error))
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                log.exception("The log cannot be read.")
+                self._note_problem(f"{type(error).__name__}: {error}")
+            finally:
+                if (connection := self._connection) is not None:
+                    self._connection = None
+                    await connection.close()
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+    def _note_problem(self, problem: str) -> None:
+        if problem and not self.problem and self._loop is not None:
+            log.warning("The log is not read: %s.", problem)
+        self.problem = problem
+
+    async def _serve_connection(self) -> None:
+        connection = await Connection.open(self._address, name=f"tiledwriter supervisor on {self._host}")
+        self._connection = connection
+        self._queries = asyncio.Semaphore(_QUERIES_AT_ONCE)
+        # Documents that were read, and receipts that were stored, may not be there any more, if the servers were set
+        # back. So all is asked anew: the log, the receipts and, unless these are complete, the supervisor.
+        self._runs.clear()
+        self._active.clear()
+        self._to_ask.clear()
+        self._asked_at.clear()
+        tails: asyncio.Queue[Msg] = asyncio.Queue()
+        inbox = connection.new_inbox()
+        await connection.subscribe(inbox, tails.put)
+        await connection.call(
+            f"CONSUMER.CREATE.{STREAM}.{(name := 'tails-' + secrets.token_hex(8))}.{DOCUMENTS}.*.*",
+            {
+                "stream_name": STREAM,
+                "action": "create",
+                "config": {
+                    "name": name,
+                    "deliver_subject": inbox,
+                    "deliver_policy": "last_per_subject",
+                    "filter_subject": f"{DOCUMENTS}.*.*",
+                    "ack_policy": "none",
+                    "headers_only": True,
+                    "idle_heartbeat": int(_HEARTBEAT_SECONDS * _NANOSECONDS),
+                    "inactive_threshold": int(4 * _SILENCE_SECONDS * _NANOSECONDS),
+                    "mem_storage": True,
+                    "num_replicas": 1,
+                },
+            },
+        )
+        if self.problem:
+            log.info("Reading the log at %s.", connection.server)
+        self._note_problem("")
+        lost = asyncio.ensure_future(connection.lost.wait())
+        upkeep = asyncio.ensure_future(self._keep_up(connection))
+        try:
+            await self._follow_tails(tails, lost, upkeep)
+        finally:
+            lost.cancel()
+            upkeep.cancel()
+            for task in list(self._tasks):
+                task.cancel()
+
+    async def _follow_tails(
+        self, tails: asyncio.Queue[Msg], lost: asyncio.Future[Any], upkeep: asyncio.Future[None]
+    ) -> None:
+        """Take in tails until the connection is lost, or a message of the consumer was, or the upkeep has failed."""
+        count = 0
+        while True:
+            message = asyncio.ensure_future(tails.get())
+            await asyncio.wait({message, lost, upkeep}, timeout=_SILENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if not message.done():
+                message.cancel()
+                if upkeep.done():
+                    upkeep.result()
+                if lost.done():
+                    raise LogUnavailable("the connection was lost")
+                raise LogUnavailable(f"the log's servers have been silent for {_SILENCE_SECONDS:g} s")
+            found = message.result()
+            if (found.headers or {}).get("Status"):
+                if int((found.headers or {}).get("Nats-Last-Consumer", count)) != count:
+                    raise LogUnavailable("the news of some runs were lost on their way")
+                continue
+            place = found.metadata.sequence
+            count += 1
+            if place.consumer != count:
+                raise LogUnavailable("the news of some runs were lost on their way")
+            await self._note_tail(found.subject, parse_tail(place.stream, found.headers))
+
+    async def _note_tail(self, subject: str, tail: Tail) -> None:
+        run = self._runs.get(subject)
+        if run is None:
+            try:
+                beamline, uid = parse_documents_subject(subject)
+            except ValueError as error:
+                self._limited_log.log(logging.WARNING, "subject", "A message of the log is ignored: %s", error)
+                return
+            run = self._runs[subject] = self._active[subject] = LogRun(beamline, uid, tail)
+            self._start(self._begin(run))
+            return
+        run.tail = tail
+        self._active[subject] = run
+        if not run.known:
+            if not run.asking:
+                self._start(self._begin(run))
+            return
+        if tail.seq < run.position or (tail.seq == run.position and run.tail.next not in (0, run.next)):
+            log.warning("The log has lost documents of run %s, which is read anew.", run.uid)
+            run.position = 0
+            run.in_flight.clear()
+            run.reader.forget()
+        if run.told.start_crc != tail.start_crc and tail.start_crc is not None:
+            # Another run with the same uid, which the supervisor refuses.
+            run.told = msgspec.structs.replace(run.told, start_crc=tail.start_crc)
+            run.known = False
+            self._start(self._begin(run))
+        elif run.told.refused:
+            # The reason may be gone.
+            self._ask(run)
+        else:
+            self._pump(run)
+
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(self._guard(coroutine))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # The loop: what the supervisor has of a run.
+
+    async def _begin(self, run: LogRun) -> None:
+        """Read the run's receipt; ask the supervisor for the run, unless the receipt says that it is complete."""
+        run.asking = True
+        try:
+            async with self._queries:
+                await self._read_receipt(run)
+        except BaseException:
+            # It is tried again, perhaps over another connection.
+            run.asking = False
+            raise
+        if run.receipt is not None:
+            run.told = run.receipt
+            if run.is_settled:
+                run.known, run.asking = True, False
+                return
+        self._ask(run)
+
+    async def _read_receipt(self, run: LogRun) -> None:
+        assert self._connection is not None
+        key = bucket_subject(RUNS_BUCKET, receipt_key(run.beamline, run.uid))
+        found = await self._connection.read_last(bucket_stream(RUNS_BUCKET), key)
+        run.receipt, run.revision = None, 0 if found is None else found.seq
+        if found is not None and found.body:
+            try:
+                run.receipt = decode_receipt(found.body)
+            except ProtocolError as error:
+                self._limited_log.log(
+                    logging.WARNING, "receipt", "The receipt of run %s is made anew: %s", run.uid, error
+                )
+
+    def _ask(self, run: LogRun) -> None:
+        """Ask the supervisor for a run, as soon as it has answered what it was asked before."""
+        run.asking = True
+        run.ask_at = math.inf
+        self._to_ask.setdefault(run.beamline, {})[run.uid] = run
+        if run.beamline not in self._asked_at:
+            self._say_hello(run.beamline)
+
+    def _say_hello(self, beamline: str) -> None:
+        """Say Hello for the runs to ask for. A Hello replaces an earlier one, so there is one at a time."""
+        runs = list(itertools.islice(self._to_ask.get(beamline, {}).values(), _RUNS_PER_HELLO))
+        if not runs:
+            self._asked_at.pop(beamline, None)
+            return
+        self._asked_at[beamline] = time.monotonic()
+        publisher = self._find_publisher(beamline)
+        for run in runs:
+            publisher.refused.pop(run.uid, None)
+        self._enqueue(publisher, messages.Hello(publisher.name, {run.uid: run.tail.next for run in runs}, []))
+
+    def _find_publisher(self, beamline: str) -> Publisher:
+        identity = beamline.encode()
+        publisher = self.publishers.get(identity)
+        if publisher is None:
+            publisher = Publisher(identity, beamline, "", name=beamline, connected_at=time.time())
+            # Replaced as a whole, since the supervisor's thread may be reading it.
+            self.publishers = {**self.publishers, identity: publisher}
+        publisher.heard = time.monotonic()
+        return publisher
+
+    def _enqueue(self, publisher: Publisher, message: messages.Message) -> None:
+        self._queue.append((publisher, message))
+        self._wake_up.wake()
+
+    async def _hear(self, beamline: str, message: messages.Message) -> None:
+        """Take in an answer of the supervisor."""
+        if isinstance(message, messages.Welcome):
+            for uid, state in message.runs.items():
+                if (asked := self._to_ask.get(beamline, {}).pop(uid, None)) is not None:
+                    self._note_state(asked, state)
+            self._say_hello(beamline)
+            return
+        if not isinstance(message, messages.Durable | messages.Written | messages.Refused):
+            return
+        run = self._runs.get(documents_subject(beamline, message.run))
+        if run is None or not run.known:
+            return
+        match message:
+            case messages.Durable():
+                self._note_durable(run, message.next, ended=message.ended)
+            case messages.Written():
+                self._note_outcome(run, message.outcome, message.reason)
+            case messages.Refused():
+                self._note_refusal(run, message)
+        self._store_soon(run)
+        self._pump(run)
+
+    def _note_state(self, run: LogRun, state: messages.RunState) -> None:
+        """Begin where the journal ends."""
+        run.known, run.asking = True, False
+        before, tail = run.receipt, run.tail
+        start_crc = tail.start_crc if tail.start_crc is not None else state.start_crc
+        run.told = Receipt(
+            next=state.next,
+            ended=state.ended,
+            outcome=state.outcome,
+            reason=state.reason,
+            start_crc=start_crc,
+            end_crc=state.end_crc,
+            seq=0 if before is None else before.seq,
+            host=self._host,
+        )
+        is_other = None not in (state.start_crc, tail.start_crc) and state.start_crc != tail.start_crc
+        if is_other:
+            # The supervisor refuses the start document, and says why.
+            run.told = Receipt(start_crc=start_crc, host=self._host)
+            run.next = run.position = 0
+        else:
+            run.next = state.next
+            hint = 0 if before is None or before.next > state.next or before.start_crc != start_crc else before.seq
+            run.position = min(hint, max(0, tail.seq - 1))
+        run.in_flight.clear()
+        run.reader.forget()
+        if state.ended and not is_other and state.next >= tail.next:
+            run.next = max(run.next, tail.next)
+            if tail.next == state.next and None not in (state.end_crc, tail.end_crc) and state.end_crc != tail.end_crc:
+                reason = "its last document in the log is another one than in the journal of the ingest host"
+                run.told = msgspec.structs.replace(run.told, refused=reason)
+        self._await_outcome(run)
+        self._store_soon(run)
+        self._pump(run)
+
+    def _note_durable(self, run: LogRun, next_: int, *, ended: bool) -> None:
+        seq = run.told.seq
+        while run.in_flight and run.in_flight[0][0] <= next_:
+            seq = run.in_flight.popleft()[2]
+        end_crc = run.tail.end_crc if ended and next_ == run.tail.next else None
+        run.told = msgspec.structs.replace(
+            run.told,
+            next=max(run.told.next, next_),
+            ended=ended,
+            start_crc=run.tail.start_crc if run.told.start_crc is None else run.told.start_crc,
+            end_crc=end_crc,
+            delayed="",
+            seq=seq,
+        )
+        run.next = max(run.next, next_)
+        run.rereads = 0
+        self._await_outcome(run)
+
+    def _note_outcome(self, run: LogRun, outcome: str, reason: str) -> None:
+        run.told = msgspec.structs.replace(run.told, outcome=outcome, reason=reason)
+        self._await_outcome(run)
+
+    def _await_outcome(self, run: LogRun) -> None:
+        """Ask again later for a run whose outcome may become known in another way than by a message."""
+        waits = run.told.ended and run.told.outcome not in COMPLETE
+        run.ask_at = time.monotonic() + ASK_AGAIN_SECONDS if waits or run.told.outcome == FAILED else math.inf
+
+    def _note_refusal(self, run: LogRun, refusal: messages.Refused) -> None:
+        if refusal.reason == messages.NO_HELLO:
+            self._ask(run)
+        elif refusal.reason in (messages.GAP, messages.LATER):
+            run.rewind(refusal.index)
+            if refusal.reason == messages.LATER:
+                run.told = msgspec.structs.replace(run.told, delayed=refusal.detail)
+                run.not_before = time.monotonic() + LATER_SECONDS
+        else:
+            run.told = msgspec.structs.replace(run.told, refused=refusal.reason)
+            run.in_flight.clear()
+
+    # The loop: reading documents.
+
+    def _pump(self, run: LogRun) -> None:
+        """Read on, if there is something to read and room for it."""
+        if run.known and not run.asking and not run.is_reading and self._may_read(run):
+            run.is_reading = True
+            self._start(self._read(run))
+
+    def _may_read(self, run: LogRun) -> bool:
+        if run.told.refused or run.position >= run.tail.seq or time.monotonic() < run.not_before:
+            return False
+        if run.next >= run.tail.next and not self._wants_end(run) and run.tail.next > 0:
+            return False
+        # The first message alone: a run that waits for a worker must not fill the memory.
+        limit = RUN_WINDOW_BYTES if run.told.next else 1
+        return run.bytes_in_flight < limit and len(self._queue) < _MAX_QUEUED
+
+    def _wants_end(self, run: LogRun) -> bool:
+        """Return whether the run's end is in the log and not in the journal: an abandonment has no document."""
+        return run.tail.ended and not run.told.ended
+
+    async def _read(self, run: LogRun) -> None:
+        try:
+            while self._may_read(run) and self._connection is not None:
+                async with self._queries:
+                    found = await self._connection.read_next(STREAM, run.subject, run.position + 1)
+                if found is None:
+                    # The tail is known, and the replica that was asked does not have it yet; or it was removed.
+                    run.not_before = time.monotonic() + LATER_SECONDS
+                    return
+                self._hand_on(run, found)
+                if run.position >= run.tail.seq and run.next < run.tail.next and not run.told.refused:
+                    self._read_anew(run, f"to {run.tail.next - 1}")
+        except LogUnavailable as error:
+            self._limited_log.log(logging.WARNING, "read", "Run %s cannot be read: %s.", run.uid, error)
+            run.not_before = time.monotonic() + LATER_SECONDS
+        finally:
+            run.is_reading = False
+
+    def _hand_on(self, run: LogRun, found: StoredMessage) -> None:
+        if not run.reader.has_parts:
+            run.entry_start = run.position
+        run.position = found.seq
+        try:
+            entry = run.reader.read(found.headers, found.body)
+        except ProtocolError as error:
+            self._record_refusal("protocol", "A message of run %s in the log is ignored: %s", run.uid, error)
+            return
+        if entry is None:
+            return
+        if entry.run != run.uid:
+            self._record_refusal("protocol", "A message of run %s says that it is of run %s.", run.uid, entry.run)
+            return
+        if isinstance(entry, messages.Documents):
+            if entry.next <= run.next:
+                return
+            if max(entry.sizes) > self._limits.max_document:
+                run.told = msgspec.structs.replace(
+                    run.told,
+                    refused=f"a document of it has {max(entry.sizes)} bytes; the limit is {self._limits.max_document}",
+                )
+                self._store_soon(run)
+                return
+        elif entry.length < run.tail.next or run.told.ended:
+            # It went on after that.
+            return
+        if entry.first > run.next:
+            self._read_anew(run, f"to {entry.first - 1}")
+            return
+        run.rereads = 0
+        run.next = max(run.next, entry.next)
+        size = len(entry.body) if isinstance(entry, messages.Documents) else 0
+        run.in_flight.append((entry.next, max(size, 1), run.entry_start))
+        self._enqueue(self._find_publisher(run.beamline), entry)
+
+    def _read_anew(self, run: LogRun, missing: str) -> None:
+        """Read the run from its beginning, because documents are missing; refuse it if that did not help."""
+        if not run.rereads:
+            run.rereads = 1
+            run.position = 0
+            run.reader.forget()
+            return
+        run.rereads = 0
+        reason = f"the log lacks its documents from {run.next} {missing}, and this ingest host does, too"
+        log.error("Run %s cannot be read from the log: %s.", run.uid, reason)
+        run.told = msgspec.structs.replace(run.told, refused=reason)
+        self._store_soon(run)
+
+    def _record_refusal(self, topic: str, text: str, *arguments: object) -> None:
+        self.refused[topic] += 1
+        self.refused_at[topic] = time.time()
+        self._limited_log.log(logging.WARNING, topic, text, *arguments)
+
+    # The loop: receipts, and what is due now and then.
+
+    def _store_soon(self, run: LogRun) -> None:
+        if not run.is_storing and self._needs_receipt(run):
+            run.is_storing = True
+            self._start(self._store_later(run))
+
+    def _needs_receipt(self, run: LogRun) -> bool:
+        stored = run.receipt or Receipt()
+        return msgspec.structs.replace(run.told, at=0.0, seq=0) != msgspec.structs.replace(stored, at=0.0, seq=0)
+
+    async def _store_later(self, run: LogRun) -> None:
+        try:
+            while self._needs_receipt(run):
+                pause = 0.0 if run.told.ended else run.receipt_at + RECEIPT_SECONDS - time.monotonic()
+                await asyncio.sleep(max(0.0, pause))
+                await self._store_receipt(run)
+        finally:
+            run.is_storing = False
+
+    async def _store_receipt(self, run: LogRun) -> None:
+        assert self._connection is not None
+        receipt = msgspec.structs.replace(run.told, at=time.time(), host=self._host)
+        subject = bucket_subject(RUNS_BUCKET, receipt_key(run.beamline, run.uid))
+        run.receipt_at = time.monotonic()
+        try:
+            run.revision = await self._connection.append(subject, encode_receipt(receipt), {}, run.revision)
+        except AppendRefused:
+            # An earlier attempt was stored without an answer, or the host before this one was slow to end.
+            await asyncio.sleep(RECEIPT_SECONDS)
+            await self._read_receipt(run)
+            return
+        run.receipt = receipt
+
+    async def _keep_up(self, connection: Connection) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            now = time.monotonic()
+            behind: Counter[str] = Counter()
+            for subject, run in list(self._active.items()):
+                if not run.known:
+                    if not run.asking:
+                        self._start(self._begin(run))
+                    continue
+                if now >= run.ask_at and not run.asking:
+                    self._ask(run)
+                self._pump(run)
+                self._store_soon(run)
+                behind[run.beamline] += max(0, run.tail.next - run.told.next)
+                if run.is_settled and not self._needs_receipt(run):
+                    del self._active[subject]
+            for beamline in [each for each, asked in self._asked_at.items() if now >= asked + ASK_AGAIN_SECONDS]:
+                self._say_hello(beamline)
+            for publisher in self.publishers.values():
+                publisher.lag_documents = behind[publisher.client]
+                publisher.heard = now
+            if now >= self._remove_at:
+                self._remove_at = now + min(_REMOVE_SECONDS, max(1.0, self._keep_in_log))
+                await self._remove_old(connection)
+
+    async def _remove_old(self, connection: Connection) -> None:
+        limit = time.time() - self._keep_in_log
+        for subject, run in list(self._runs.items()):
+            is_done = subject not in self._active and run.receipt is not None and run.is_settled
+            if is_done and run.receipt is not None and run.receipt.at <= limit:
+                await self._remove(connection, subject, run)
+
+    async def _remove(self, connection: Connection, subject: str, run: LogRun) -> None:
+        """Remove a complete run from the log, up to the message that is known to be its last one."""
+        try:
+            await connection.call(f"STREAM.PURGE.{STREAM}", {"filter": subject, "seq": run.tail.seq + 1})
+        except LogUnavailable as error:
+            self._limited_log.log(logging.WARNING, "purge", "Run %s stays in the log: %s.", run.uid, error)
+            return
+        log.debug("Run %s was removed from the log.", run.uid)
+        del self._runs[subject]

@@ -1,0 +1,151 @@
+"""`tiledwriter-supervisor stream`: make and check the stream and buckets of a site's log, and print permissions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from tiledbroker import AddressError
+from tiledbroker._errors import LogUnavailable
+from tiledbroker.jetstream import (
+    Connection,
+    LogAddress,
+    LogLayout,
+    LoopThread,
+    beamline_permissions,
+    create_streams,
+    find_problems,
+    supervisor_permissions,
+)
+
+from ._exit import ExitCode
+from ._terminal import print_json
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+T = TypeVar("T")
+
+_TIMEOUT_SECONDS: Final = 60.0
+_GIB: Final = 2**30
+
+_DESCRIPTION = """\
+Make or check what a site's log in NATS JetStream consists of: the stream TW of documents, and the buckets TW_RUNS and
+TW_HOSTS. Or print the permissions of the users that publish to it and read it.
+"""
+_EXAMPLES = """\
+examples:
+  tiledwriter-supervisor stream create --source nats://log1,log2,log3 --credentials admin.credentials --max-gib 500
+  tiledwriter-supervisor stream check --source nats://log1,log2,log3 --credentials supervisor.credentials
+  tiledwriter-supervisor stream permissions csx hxn
+"""
+
+
+def add_command(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the command line."""
+    command = commands.add_parser(
+        "stream",
+        help="make and check the log of a site in NATS JetStream",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument(
+        "action", choices=("create", "check", "permissions"), help="what to do; create leaves what exists as it is"
+    )
+    command.add_argument("beamlines", nargs="*", metavar="BEAMLINE", help="with permissions: names of beamlines")
+    command.add_argument("--source", metavar="SERVERS", help="servers of the log, nats://a,b,c")
+    command.add_argument("--credentials", type=Path, metavar="FILE", help="file with NAME:PASSWORD, or of a NATS user")
+    command.add_argument("--tls", type=Path, metavar="FILE", help="certificates of the servers' authority")
+    command.add_argument(
+        "--replicas", type=int, default=3, metavar="N", help="nodes that have each message (default 3)"
+    )
+    command.add_argument(
+        "--max-gib", type=float, default=100.0, metavar="N", help="size of the log on each node in GiB (default 100)"
+    )
+    command.add_argument("--json", action="store_true", help="print JSON instead of text")
+    command.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> ExitCode:
+    """Run the command and return its exit code."""
+    try:
+        if arguments.action == "permissions":
+            return _print_permissions(arguments.beamlines)
+        if not arguments.source or arguments.beamlines:
+            return _fail(ExitCode.USAGE, "give --source SERVERS, and names of beamlines with permissions only")
+        address = LogAddress.parse(
+            arguments.source, credentials=arguments.credentials, tls_ca=arguments.tls, inbox="_INBOX.supervisor"
+        )
+        layout = LogLayout(arguments.replicas, int(arguments.max_gib * _GIB))
+        if arguments.action == "create":
+            return _create(address, layout, as_json=arguments.json)
+        return _check(address, layout, as_json=arguments.json)
+    except (AddressError, ValueError) as error:
+        return _fail(ExitCode.USAGE, str(error))
+    except LogUnavailable as error:
+        return _fail(ExitCode.FAILED, f"the log gives no answer, or refuses: {error}")
+
+
+def ask(address: LogAddress, question: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
+    """Return the answer to a question to the servers of a log.
+
+    Raises
+    ------
+    LogUnavailable
+        There is none.
+    """
+
+    async def answer() -> T:
+        connection = await Connection.open(address, name="tiledwriter stream")
+        try:
+            return await question(connection)
+        finally:
+            await connection.close()
+
+    loop = LoopThread("tiledwriter-stream")
+    try:
+        return loop.run(answer(), _TIMEOUT_SECONDS)
+    finally:
+        loop.close()
+
+
+def _create(address: LogAddress, layout: LogLayout, *, as_json: bool) -> ExitCode:
+    made = ask(address, lambda connection: create_streams(connection, layout))
+    if as_json:
+        print_json({"made": made})
+    else:
+        print(f"Made: {', '.join(made)}." if made else "Everything is there; nothing was made.")
+    return ExitCode.OK
+
+
+def _check(address: LogAddress, layout: LogLayout, *, as_json: bool) -> ExitCode:
+    problems = ask(address, lambda connection: find_problems(connection, layout))
+    if as_json:
+        print_json({"problems": problems})
+    else:
+        for problem in problems:
+            print(problem)
+        if not problems:
+            print(f"OK: the log at {address} is as it must be.")
+            print("sync_interval cannot be seen from here; it should be always in the configuration of each server.")
+    return ExitCode.DIFFERS if problems else ExitCode.OK
+
+
+def _print_permissions(beamlines: list[str]) -> ExitCode:
+    permissions = {"supervisor": supervisor_permissions(), **{name: beamline_permissions(name) for name in beamlines}}
+    users = [
+        {"user": name, "password": f"PASSWORD OF {name}", "permissions": allowed}
+        for name, allowed in permissions.items()
+    ]
+    print(json.dumps({"authorization": {"users": users}}, indent=2))
+    return ExitCode.OK
+
+
+def _fail(code: ExitCode, message: str) -> ExitCode:
+    print(f"tiledwriter-supervisor stream: {message}", file=sys.stderr)
+    return code
