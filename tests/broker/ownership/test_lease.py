@@ -556,3 +556,26 @@ def test_a_standby_describes_who_holds_the_lease() -> None:
 def test_only_revision_0_has_no_lease(revision: int, lease: Lease | None) -> None:
     with pytest.raises(ValueError, match="revision"):
         Stored(revision, lease)
+
+
+@pytest.mark.parametrize("stored", [Stored(0, None), Stored(5, Lease("old", "b", 3, 9, released=True))])
+def test_a_free_lease_is_watched_if_the_store_may_have_been_set_back(stored: Stored) -> None:
+    trusting = Ownership("own", "a")
+    assert watch(trusting, stored, NOW, 100) == NOW
+    distrusting = Ownership("own", "a", distrusts_store=True)
+    assert watch(distrusting, stored, NOW, 100) >= NOW + 1.01 * LEASE_SECONDS + 1
+
+
+def test_the_next_start_on_the_same_journals_does_not_watch() -> None:
+    ownership = Ownership("own", "a", lock="journals", distrusts_store=True)
+    assert watch(ownership, Stored(5, Lease("old", "a", 3, 9, lock="journals")), NOW, 100) == NOW
+
+
+def test_a_lower_revision_of_a_store_that_was_set_back_is_watched_from_its_beginning() -> None:
+    ownership = Ownership("own", "a", distrusts_store=True)
+    assert watch(ownership, Stored(9, FOREIGN), NOW, 20) >= NOW + 20
+    asked_at = watch(ownership, Stored(5, FOREIGN), NOW + 22, 200)
+    assert NOW + 22 + 1.01 * LEASE_SECONDS + 1 <= asked_at < NOW + 200
+    step = ownership.next_step(asked_at)
+    assert isinstance(step, CompareAndSet)
+    assert step.expected_revision == 5

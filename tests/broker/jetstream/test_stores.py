@@ -1,0 +1,101 @@
+"""Lease and decisions in JetStream: only a compare-and-set decides, and no answer is never taken for an empty store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from log_site import LogSite
+
+from tiledbroker._errors import StoreUnavailable
+from tiledbroker.jetstream import (
+    HOSTS_BUCKET,
+    Connection,
+    JetStreamDecisionStore,
+    JetStreamLeaseStore,
+    bucket_stream,
+    bucket_subject,
+)
+from tiledbroker.ownership import Lease, RunDecisions, Stored
+
+LEASE = Lease("a", "host", 1, 1)
+
+
+@pytest.fixture
+def store(log_site: LogSite) -> Iterator[JetStreamLeaseStore]:
+    made = JetStreamLeaseStore(log_site.address)
+    yield made
+    made.close()
+
+
+def test_a_lease_is_read_as_it_was_stored(store: JetStreamLeaseStore) -> None:
+    assert store.read() == Stored(0, None)
+    revision = store.compare_and_set(0, LEASE)
+    assert revision is not None
+    assert store.read() == Stored(revision, LEASE)
+
+
+def test_of_two_who_expect_one_revision_one_is_accepted(log_site: LogSite, store: JetStreamLeaseStore) -> None:
+    other = JetStreamLeaseStore(log_site.address)
+    try:
+        first = store.compare_and_set(0, LEASE)
+        assert other.compare_and_set(0, Lease("b", "other", 1, 1)) is None
+        assert first is not None
+        second = other.compare_and_set(first, Lease("b", "other", 2, 1))
+        assert second is not None
+        assert second > first
+        assert store.compare_and_set(first, LEASE) is None
+    finally:
+        other.close()
+
+
+def test_servers_that_are_away_are_no_free_lease(log_site: LogSite, store: JetStreamLeaseStore) -> None:
+    revision = store.compare_and_set(0, LEASE)
+    (node,) = log_site.nodes
+    node.kill()
+    with pytest.raises(StoreUnavailable, match=r"can be used|lost"):
+        store.read()
+    with pytest.raises(StoreUnavailable):
+        store.compare_and_set(revision or 0, LEASE)
+    node.start()
+    assert store.read() == Stored(revision or 0, LEASE)
+
+
+def test_a_bucket_that_is_missing_is_no_free_lease(log_site: LogSite, store: JetStreamLeaseStore) -> None:
+    async def delete(connection: Connection) -> None:
+        await connection.call(f"STREAM.DELETE.{bucket_stream(HOSTS_BUCKET)}")
+
+    log_site.ask(delete)
+    with pytest.raises(StoreUnavailable, match="not found"):
+        store.read()
+
+
+def test_a_damaged_lease_is_no_free_lease(log_site: LogSite, store: JetStreamLeaseStore) -> None:
+    async def spoil(connection: Connection) -> None:
+        await connection.append(bucket_subject(HOSTS_BUCKET, "service"), b"{", {}, 0)
+
+    log_site.ask(spoil)
+    with pytest.raises(StoreUnavailable, match="damaged"):
+        store.read()
+
+
+def test_decisions_are_read_as_they_were_stored_until_the_run_is_complete(log_site: LogSite) -> None:
+    store = JetStreamDecisionStore(log_site.address, "run.of / many *")
+    assert store.load() is None
+    store.store(RunDecisions(max_array_size=7))
+    store.store(RunDecisions(max_array_size=0, late_audit=True))
+    successor = JetStreamDecisionStore(log_site.address, "run.of / many *")
+    assert successor.load() == RunDecisions(max_array_size=0, late_audit=True)
+    successor.store(RunDecisions(outcome="written"))
+    assert JetStreamDecisionStore(log_site.address, "run.of / many *").load() is None
+
+
+def test_what_another_process_has_decided_since_is_not_replaced(log_site: LogSite) -> None:
+    first = JetStreamDecisionStore(log_site.address, "run")
+    assert first.load() is None
+    second = JetStreamDecisionStore(log_site.address, "run")
+    assert second.load() is None
+    second.store(RunDecisions(max_array_size=2))
+    with pytest.raises(StoreUnavailable, match="another process"):
+        first.store(RunDecisions(max_array_size=1))
+    assert JetStreamDecisionStore(log_site.address, "run").load() == RunDecisions(max_array_size=2)
