@@ -36,6 +36,8 @@ REQUEST_SECONDS: Final = 5.0
 """Time for an answer. An election of a leader takes about as long."""
 _PING_SECONDS: Final = 2
 _CLOSE_SECONDS: Final = 2.0
+_CANCEL_SECONDS: Final = 0.5
+"""Time after which tasks that have not ended are cancelled again."""
 _UNLIMITED: Final = -1
 
 _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
@@ -72,10 +74,11 @@ class LoopThread:
         asyncio.set_event_loop(self.loop)
         try:
             self.loop.run_forever()
-            tasks = asyncio.all_tasks(self.loop)
-            for task in tasks:
-                task.cancel()
-            self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            # Up to Python 3.11, `asyncio.wait_for` loses a cancellation that comes as its task ends (bpo-37658).
+            while tasks := asyncio.all_tasks(self.loop):
+                for task in tasks:
+                    task.cancel()
+                self.loop.run_until_complete(asyncio.wait(tasks, timeout=_CANCEL_SECONDS))
         finally:
             self.loop.close()
 

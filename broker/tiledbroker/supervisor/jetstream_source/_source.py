@@ -209,7 +209,7 @@ class JetStreamSource:
 
     async def _serve(self) -> None:
         """Follow the log over one connection after the other."""
-        while True:
+        while self._loop is not None:
             try:
                 await self._serve_connection()
             except (LogUnavailable, KeyFileError) as error:

@@ -1,0 +1,287 @@
+"""What an ingest host gets of a site's log, and what it tells publishers through it."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from log_site import LogSite
+from memory_host import MemoryHost
+from runs import documents, publish
+
+from tiledbroker import JetStreamPublisher
+from tiledbroker.jetstream import (
+    RUNS_BUCKET,
+    STREAM,
+    Connection,
+    Receipt,
+    Tail,
+    bucket_subject,
+    compose_messages,
+    decode_receipt,
+    documents_subject,
+    parse_tail,
+    receipt_key,
+)
+from tiledbroker.protocol import messages
+from tiledbroker.supervisor import ClientLimits
+from tiledbroker.supervisor.jetstream_source import JetStreamSource
+from tiledwriter.testing import wait_until
+
+
+def make_source(site: LogSite, *, keep_in_log: float = 3600.0, **limits: Any) -> JetStreamSource:
+    return JetStreamSource(site.address, ClientLimits(**limits), keep_in_log=keep_in_log)
+
+
+@pytest.fixture
+def publisher(log_site: LogSite, tmp_path: Path) -> Iterator[JetStreamPublisher]:
+    made = JetStreamPublisher(log_site.address.servers, beamline="csx", spool_dir=tmp_path / "spool")
+    with closing(made):
+        yield made
+
+
+def uid_of(emitted: list[tuple[str, Any]]) -> str:
+    return str(emitted[0][1]["uid"])
+
+
+def length_in(host: MemoryHost, uid: str) -> int:
+    journal = host.journals.get(uid)
+    return 0 if journal is None else len(journal.documents)
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    wait_until(lambda: bool(condition()), 60, what)
+
+
+def receipt_of(site: LogSite, uid: str) -> Receipt | None:
+    async def read(connection: Connection) -> Receipt | None:
+        found = await connection.read_key(RUNS_BUCKET, receipt_key("csx", uid))
+        return None if found is None else decode_receipt(found.body)
+
+    found: Receipt | None = site.ask(read)
+    return found
+
+
+def append(site: LogSite, uid: str, first: int, *names: str) -> None:
+    """Append documents to the log without looking whether they continue the run."""
+    records = [(name, zlib.crc32(body), body) for name in names for body in [f"{name} of {uid}".encode()]]
+    entry = messages.documents(uid, first, records)
+
+    async def store(connection: Connection) -> None:
+        subject = documents_subject("csx", uid)
+        found = await connection.read_last(STREAM, subject)
+        tail = Tail() if found is None else parse_tail(found.seq, found.headers)
+        (message,), _ = compose_messages(entry, tail, connection.max_payload)
+        await connection.append(subject, message.body, message.headers, tail.seq)
+
+    site.ask(store)
+
+
+def test_runs_are_read_once_and_receipts_let_the_spool_go(log_site: LogSite, publisher: JetStreamPublisher) -> None:
+    runs = [documents(200) for _ in range(3)]
+    publish(publisher, runs[0])
+    with MemoryHost(make_source(log_site)) as host:
+        publish(publisher, runs[1][:100])
+        publish(publisher, runs[2])
+        publish(publisher, runs[1][100:])
+        assert all(publisher.wait_written(uid_of(emitted), 60) for emitted in runs)
+        wait_for(lambda: not publisher.status().kept, "the spool is empty")
+        assert all(host.received[uid_of(emitted)] == list(range(203)) for emitted in runs)
+
+
+def test_the_next_start_goes_on_where_its_journals_end(log_site: LogSite, publisher: JetStreamPublisher) -> None:
+    emitted = documents(200)
+    with MemoryHost(make_source(log_site)) as first:
+        publish(publisher, emitted[:100])
+        assert publisher.flush(60)
+    publish(publisher, emitted[100:])
+    with MemoryHost(make_source(log_site), first.journals) as second:
+        assert publisher.wait_written(uid_of(emitted), 60)
+        # At most the message in which the journal ends comes again.
+        assert len(second.received[uid_of(emitted)]) < 203
+
+
+def test_a_host_without_journals_gets_all_that_is_not_complete(
+    log_site: LogSite, publisher: JetStreamPublisher
+) -> None:
+    complete, rest = documents(10), documents(200)
+    with MemoryHost(make_source(log_site)):
+        publish(publisher, complete)
+        assert publisher.wait_written(uid_of(complete), 60)
+        publish(publisher, rest[:100])
+        assert publisher.flush(60)
+    publish(publisher, rest[100:])
+    with MemoryHost(make_source(log_site)) as host:
+        assert publisher.wait_written(uid_of(rest), 60)
+        assert host.received == {uid_of(rest): list(range(203))}
+        assert all(uid_of(complete) not in hello.runs for hello in host.hellos)
+
+
+@pytest.mark.parametrize("has_journals", [True, False])
+def test_a_log_that_is_set_back_loses_nothing(
+    has_journals: bool, log_site: LogSite, publisher: JetStreamPublisher, tmp_path: Path
+) -> None:
+    runs = [documents(60) for _ in range(3)]
+    uids = list(map(uid_of, runs))
+    (node,) = log_site.nodes
+    with MemoryHost(make_source(log_site)) as host:
+        for emitted in runs:
+            publish(publisher, emitted[:20])
+        assert publisher.flush(60)
+        node.kill()
+        log_site.save(tmp_path / "saved")
+        node.start()
+        # One run ends, one goes on, one does not.
+        publish(publisher, runs[0][20:])
+        publish(publisher, runs[1][20:40])
+        assert publisher.flush(60)
+        node.kill()
+        log_site.set_back(tmp_path / "saved")
+        if not has_journals:
+            host.journals.clear()
+        node.start()
+        publish(publisher, runs[1][40:])
+        publish(publisher, runs[2][20:])
+        assert all(publisher.wait_written(uid, 60) for uid in uids[1:])
+        wait_for(lambda: not publisher.status().kept, "the spool is empty")
+        assert all(length_in(host, uid) == 63 for uid in uids[1:])
+    assert all(log_site.indexes("csx", uid) == list(range(63)) for uid in uids[1:])
+
+
+def test_what_is_refused_for_now_comes_again(log_site: LogSite, publisher: JetStreamPublisher) -> None:
+    emitted = documents(50)
+    with MemoryHost(make_source(log_site)) as host:
+        host.is_refusing = True
+        publish(publisher, emitted)
+        wait_for(lambda: "the disk is full" in publisher.status().problem, "the publisher knows the reason")
+        host.is_refusing = False
+        assert publisher.wait_written(uid_of(emitted), 60)
+        wait_for(lambda: not publisher.status().problem, "the problem is gone")
+
+
+def test_a_run_without_answers_does_not_fill_the_memory(log_site: LogSite, publisher: JetStreamPublisher) -> None:
+    silent, other = documents(5000), documents(10)
+    with MemoryHost(make_source(log_site)) as host:
+        host.is_silent = True
+        publish(publisher, silent)
+        wait_for(lambda: len(log_site.indexes("csx", uid_of(silent))) == 5003, "the run is in the log")
+        wait_for(lambda: host.received.get(uid_of(silent)), "the first message has come")
+        host.is_silent = False
+        publish(publisher, other)
+        assert publisher.wait_written(uid_of(other), 60)
+        assert len(host.received[uid_of(silent)]) < 5003
+
+
+def test_a_hole_in_the_log_is_said_and_stops_no_other_run(log_site: LogSite, publisher: JetStreamPublisher) -> None:
+    append(log_site, "holed", 0, "start", "descriptor")
+    append(log_site, "holed", 5, "event", "stop")
+    with MemoryHost(make_source(log_site)) as host:
+        emitted = documents(10)
+        publish(publisher, emitted)
+        assert publisher.wait_written(uid_of(emitted), 60)
+        wait_for(lambda: (found := receipt_of(log_site, "holed")) and found.refused, "the hole is said")
+        found = receipt_of(log_site, "holed")
+        assert found is not None
+        assert "lacks its documents from 2 to 4" in found.refused
+        assert length_in(host, "holed") == 2
+
+
+def test_documents_that_come_twice_are_handed_on_once(log_site: LogSite) -> None:
+    append(log_site, "run", 0, "start", "descriptor", "event")
+    append(log_site, "run", 0, "start", "descriptor", "event")
+    append(log_site, "run", 1, "descriptor", "event", "stop")
+    with MemoryHost(make_source(log_site)) as host:
+        wait_for(lambda: length_in(host, "run") == 4, "the run is read")
+        assert host.journals["run"].documents[-1][0] == "stop"
+
+
+def test_what_is_no_message_of_ours_is_ignored(log_site: LogSite, publisher: JetStreamPublisher) -> None:
+    emitted = documents(10)
+    uid = uid_of(emitted)
+
+    async def spoil(connection: Connection) -> None:
+        await connection.append("tw.docs.csx.=zz", b"", {}, 0)
+        await connection.append(documents_subject("csx", "other"), b"nonsense", {}, 0)
+        await connection.append(documents_subject("csx", uid), b"nonsense", {}, 0)
+
+    log_site.ask(spoil)
+    source = make_source(log_site)
+    with MemoryHost(source) as host:
+        publish(publisher, emitted)
+        assert publisher.wait_written(uid, 60)
+        assert length_in(host, uid) == 13
+        assert source.refused["protocol"]
+
+
+def test_a_message_of_another_run_is_not_taken(log_site: LogSite) -> None:
+    entry = messages.documents("victim", 0, [("start", zlib.crc32(b""), b"")])
+
+    async def forge(connection: Connection) -> None:
+        (message,), _ = compose_messages(entry, Tail(), connection.max_payload)
+        await connection.append(documents_subject("csx", "own"), message.body, message.headers, 0)
+
+    log_site.ask(forge)
+    source = make_source(log_site)
+    with MemoryHost(source) as host:
+        wait_for(lambda: source.refused["protocol"], "the message is refused")
+        assert not host.received
+
+
+def test_another_run_with_the_uid_of_a_complete_one_is_refused(
+    log_site: LogSite, publisher: JetStreamPublisher, tmp_path: Path
+) -> None:
+    emitted = documents(10)
+    with MemoryHost(make_source(log_site, keep_in_log=0.2)) as host:
+        uid = publish(publisher, emitted)
+        assert publisher.wait_written(uid, 60)
+        wait_for(lambda: not log_site.entries("csx", uid), "the run leaves the log")
+        other = JetStreamPublisher(log_site.address.servers, beamline="csx", spool_dir=tmp_path / "other")
+        with closing(other):
+            publish(other, [("start", {**emitted[0][1], "time": 1.0}), *emitted[1:]])
+            wait_for(lambda: uid in other.status().refused, "the run is refused")
+            assert other.status().waiting
+        assert length_in(host, uid) == 13
+
+
+def test_a_document_above_the_limit_is_refused_with_the_reason(
+    log_site: LogSite, publisher: JetStreamPublisher
+) -> None:
+    emitted = documents(3, remark="x" * 5000)
+    with MemoryHost(make_source(log_site, max_document=4000)) as host:
+        uid = publish(publisher, emitted)
+        wait_for(lambda: "limit is 4000" in publisher.status().refused.get(uid, ""), "the reason is known")
+        assert not host.received
+
+
+def test_documents_larger_than_a_message_are_whole(log_site: LogSite, publisher: JetStreamPublisher) -> None:
+    emitted = documents(3, remark="x" * 3_000_000)
+    with MemoryHost(make_source(log_site)) as host:
+        uid = publish(publisher, emitted)
+        assert publisher.wait_written(uid, 60)
+        assert host.received[uid] == list(range(6))
+
+
+def test_many_runs_are_asked_for_together(log_site: LogSite) -> None:
+    uids = [f"run-{number}" for number in range(450)]
+
+    async def fill(connection: Connection) -> None:
+        for uid in uids:
+            records = [(name, zlib.crc32(name.encode()), name.encode()) for name in ("start", "stop")]
+            (message,), _ = compose_messages(messages.documents(uid, 0, records), Tail(), connection.max_payload)
+            await connection.append(documents_subject("csx", uid), message.body, message.headers, 0)
+
+    log_site.ask(fill)
+    with MemoryHost(make_source(log_site)) as host:
+        wait_for(lambda: all(length_in(host, uid) == 2 for uid in uids), "all runs are read")
+        assert len(host.hellos) < 50
+        expected = bucket_subject(RUNS_BUCKET, "receipt.csx.>")
+
+        async def count(connection: Connection) -> int:
+            found = await connection.call("STREAM.INFO.KV_TW_RUNS", {"subjects_filter": expected})
+            return len(found["state"].get("subjects") or {})
+
+        wait_for(lambda: log_site.ask(count) == len(uids), "all have receipts")
