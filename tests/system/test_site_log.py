@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -186,16 +186,28 @@ def test_a_node_and_a_host_die_during_a_scan(engine: RunEngine, tiled_server: Ti
     assert seq_nums(tiled_server, uid) == list(range(1, 31))
 
 
+def wait_with_restarts(hosts: tuple[Host, Host], condition: Callable[[], bool], what: str) -> None:
+    """Wait for something; start hosts again that have lost the lease, as systemd does."""
+
+    def is_met() -> bool:
+        for host in hosts:
+            if not host.running:
+                host.start()
+        return condition()
+
+    wait_until(is_met, 240, what)
+
+
 def test_a_log_that_is_set_back_loses_and_doubles_nothing(tiled_server: TiledServer, tmp_path: Path) -> None:
     runs = [documents(60) for _ in range(3)]
     with (
         LogSite(tmp_path / "log", nodes=3) as site,
-        two_hosts(tmp_path, tiled_server, site),
+        two_hosts(tmp_path, tiled_server, site) as hosts,
         closing(publisher_to(site, tmp_path / "spool")) as publisher,
     ):
         for emitted in runs:
             publish(publisher, emitted[:20])
-        assert publisher.flush(60)
+        assert publisher.flush(120)
         for node in site.nodes:
             node.kill()
         site.save(tmp_path / "saved")
@@ -203,7 +215,7 @@ def test_a_log_that_is_set_back_loses_and_doubles_nothing(tiled_server: TiledSer
         # One run ends, one goes on, one does not.
         publish(publisher, runs[0][20:])
         publish(publisher, runs[1][20:40])
-        assert publisher.flush(120)
+        wait_with_restarts(hosts, lambda: publisher.flush(0.5), "the documents are durable")
         for node in site.nodes:
             node.kill()
         site.set_back(tmp_path / "saved")
@@ -211,8 +223,9 @@ def test_a_log_that_is_set_back_loses_and_doubles_nothing(tiled_server: TiledSer
         publish(publisher, runs[1][40:])
         publish(publisher, runs[2][20:])
         uids = [str(emitted[0][1]["uid"]) for emitted in runs]
-        assert all(publisher.wait_written(uid, 120) for uid in uids)
-        wait_until(lambda: not publisher.status().kept, 120, "the spool is empty")
+        for uid in uids:
+            wait_with_restarts(hosts, partial(publisher.wait_written, uid, 0.5), "the run is written")
+        wait_with_restarts(hosts, lambda: not publisher.status().kept, "the spool is empty")
         for uid in uids[1:]:
             assert site.indexes("csx", uid) == list(range(63))
     for uid in uids:
