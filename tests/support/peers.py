@@ -29,7 +29,7 @@ def dial(
     """A socket that connects, under an identity of its own unless another one is given."""
     dealer = context.socket(zmq.DEALER)
     dealer.setsockopt(zmq.LINGER, 0)
-    dealer.setsockopt(zmq.RCVTIMEO, 20_000)
+    dealer.setsockopt(zmq.RCVTIMEO, 60_000)
     if identity != b"":
         dealer.setsockopt(zmq.ROUTING_ID, identity or new_identity())
     if keys is not None:

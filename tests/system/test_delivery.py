@@ -131,7 +131,7 @@ def test_a_connection_that_is_half_open_is_noticed_and_made_anew(
 def test_each_connection_has_an_identity_that_nobody_can_know(publish_to: Callable[..., ZMQPublisher]) -> None:
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.setsockopt(zmq.LINGER, 0)
-        router.setsockopt(zmq.RCVTIMEO, 30_000)
+        router.setsockopt(zmq.RCVTIMEO, 60_000)
         port = router.bind_to_random_port("tcp://127.0.0.1")
         heard = []
         with Cable(port) as cable:

@@ -247,7 +247,7 @@ def working(directory: Path) -> Iterator[tuple[Callable[[messages.Message], None
     from tiledwriter.worker._worker import TiledAddress, Worker, WorkerOptions
 
     with zmq.Context() as context, context.socket(zmq.ROUTER) as mailbox:
-        mailbox.setsockopt(zmq.RCVTIMEO, 20_000)
+        mailbox.setsockopt(zmq.RCVTIMEO, 60_000)
         mailbox.bind(f"ipc://{directory}/workers.ipc")
         task = WorkerTask(f"ipc://{directory}/workers.ipc", b"token", "run", directory / "run.sqlite", drain=False)
         options = WorkerOptions(TiledAddress(f"http://127.0.0.1:{free_port()}"))
