@@ -1249,7 +1249,7 @@ def test_a_rewrite_that_is_killed_at_many_requests_is_finished_by_other_hosts(ru
     host = another_host()
     host.apply(*host.with_table(), host.append(0, 3))
     deaths = 0
-    for mortal.requests_left in range(8, 100, 2):  # those before concern the containers
+    for mortal.requests_left in range(3, 100):  # those before concern the containers
         try:
             host.write(*widened(host, 3), UpdateMetadata(run.uid, {"stop": {}}), quiet_period=0.01)
             break
