@@ -8,6 +8,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,8 +20,11 @@ from transports import TRANSPORTS, Transport
 from warm import end_warm_process, forking, start_process, warm_pids
 
 from tiledbroker import ZMQPublisher
+from tiledbroker.supervisor import WorkerCommand
 from tiledwriter._journald import JournaldHandler
+from tiledwriter.mapping import WritingOptions
 from tiledwriter.testing import ServerProcess, SupervisorProcess, TiledServer
+from tiledwriter.worker import TiledAddress, WorkerOptions, run_worker
 
 # Files that take longest, the longest first. The processes of pytest-xdist begin with them, so that none is left alone
 # with one of them at the end.
@@ -145,6 +149,14 @@ def transport(request: pytest.FixtureRequest, tmp_path: Path) -> Transport:
     """Each transport, one after the other, for what must not depend on it."""
     made: Transport = TRANSPORTS[request.param](tmp_path)
     return made
+
+
+@pytest.fixture
+def worker_command(tiled_server: TiledServer, monkeypatch: pytest.MonkeyPatch) -> WorkerCommand:
+    """What workers run that write to the server."""
+    monkeypatch.setenv("TILED_API_KEY", tiled_server.api_key)
+    options = WorkerOptions(TiledAddress(tiled_server.uri), WritingOptions(quiet_period=1.0))
+    return WorkerCommand(partial(run_worker, options=options), ("tiledwriter.worker._preload",))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -11,20 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from bluesky import RunEngine
 from bluesky.plans import scan
 from log_site import LogSite
 from ophyd.sim import det, motor
 from runs import documents, publish, seq_nums
+from sharing_hosts import SharingHost
 
 from tiledbroker import JetStreamPublisher
-from tiledbroker.supervisor import ClientLimits, Snapshot, Supervisor, WorkerCommand, read_snapshot
+from tiledbroker.supervisor import ClientLimits, Supervisor, WorkerCommand
 from tiledbroker.supervisor.jetstream_source import JetStreamSource
-from tiledwriter.mapping import WritingOptions
-from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
-from tiledwriter.worker import TiledAddress, WorkerOptions, run_worker
+from tiledwriter.testing import TiledServer, journal_of, wait_until
 
 # A busy machine must not lose it by being late.
 LEASE_SECONDS = 6.0
@@ -32,22 +29,14 @@ LEASE_SECONDS = 6.0
 pytestmark = [pytest.mark.filterwarnings("default:::tiled")]
 
 
-@pytest.fixture
-def command(tiled_server: TiledServer, monkeypatch: pytest.MonkeyPatch) -> WorkerCommand:
-    """What workers run that write to the server."""
-    monkeypatch.setenv("TILED_API_KEY", tiled_server.api_key)
-    options = WorkerOptions(TiledAddress(tiled_server.uri), WritingOptions(quiet_period=1.0))
-    return WorkerCommand(partial(run_worker, options=options), ("tiledwriter.worker._preload",))
-
-
 @contextmanager
 def supervising(
-    journals: Path, command: WorkerCommand, site: LogSite, *, keep_in_log: float = 3600.0
+    journals: Path, worker_command: WorkerCommand, site: LogSite, *, keep_in_log: float = 3600.0
 ) -> Iterator[Supervisor]:
     """A supervisor in a thread of this process."""
     limits = ClientLimits()
     source = partial(JetStreamSource, site.address, limits, keep_in_log=keep_in_log)
-    supervisor = Supervisor(journals, command, source, clients=limits)
+    supervisor = Supervisor(journals, worker_command, source, clients=limits)
     thread = threading.Thread(target=supervisor.run)
     thread.start()
     try:
@@ -63,7 +52,7 @@ def publisher_to(site: LogSite, directory: Path, beamline: str = "csx", **option
 
 
 def test_runs_are_written_whole_though_the_supervisor_ends_in_the_middle(
-    log_site: LogSite, command: WorkerCommand, tiled_server: TiledServer, tmp_path: Path
+    log_site: LogSite, worker_command: WorkerCommand, tiled_server: TiledServer, tmp_path: Path
 ) -> None:
     runs = [documents(300) for _ in range(3)]
     uids = [str(emitted[0][1]["uid"]) for emitted in runs]
@@ -71,7 +60,7 @@ def test_runs_are_written_whole_though_the_supervisor_ends_in_the_middle(
     with closing(publisher_to(log_site, tmp_path / "spool")) as publisher:
         for emitted in runs:
             publish(publisher, emitted[:100])
-        with supervising(journals, command, log_site):
+        with supervising(journals, worker_command, log_site):
             assert publisher.flush(60)
             for emitted in runs:
                 publish(publisher, emitted[100:200])
@@ -80,7 +69,7 @@ def test_runs_are_written_whole_though_the_supervisor_ends_in_the_middle(
         # The log takes them while nobody reads it; the spool keeps them.
         wait_until(lambda: all(len(log_site.indexes("csx", uid)) == 303 for uid in uids), 60, "all are in the log")
         assert publisher.status().waiting
-        with supervising(journals, command, log_site):
+        with supervising(journals, worker_command, log_site):
             assert all(publisher.wait_written(uid, 60) for uid in uids)
             wait_until(lambda: not publisher.status().kept, 60, "the spool is empty")
     for uid in uids:
@@ -92,11 +81,11 @@ def test_runs_are_written_whole_though_the_supervisor_ends_in_the_middle(
 
 
 def test_a_complete_run_leaves_the_log(
-    log_site: LogSite, command: WorkerCommand, tiled_server: TiledServer, tmp_path: Path
+    log_site: LogSite, worker_command: WorkerCommand, tiled_server: TiledServer, tmp_path: Path
 ) -> None:
     with (
         closing(publisher_to(log_site, tmp_path / "spool")) as publisher,
-        supervising(tmp_path / "journals", command, log_site, keep_in_log=0.5),
+        supervising(tmp_path / "journals", worker_command, log_site, keep_in_log=0.5),
     ):
         uid = publish(publisher, documents(10))
         assert publisher.wait_written(uid, 60)
@@ -105,10 +94,10 @@ def test_a_complete_run_leaves_the_log(
 
 
 def test_a_run_that_was_abandoned_is_interrupted(
-    log_site: LogSite, command: WorkerCommand, tiled_server: TiledServer, tmp_path: Path
+    log_site: LogSite, worker_command: WorkerCommand, tiled_server: TiledServer, tmp_path: Path
 ) -> None:
     emitted = documents(10)[:-1]
-    with supervising(tmp_path / "journals", command, log_site):
+    with supervising(tmp_path / "journals", worker_command, log_site):
         publisher = publisher_to(log_site, tmp_path / "spool")
         uid = publish(publisher, emitted)
         assert publisher.close(60)
@@ -122,7 +111,7 @@ def _outcome(publisher: JetStreamPublisher, uid: str) -> str | None:
     return None if found is None else found[0]
 
 
-class Host(SupervisorProcess):
+class Host(SharingHost):
     """An ingest host that reads a site's log, or stands by."""
 
     def __init__(self, directory: Path, server: TiledServer, site: LogSite) -> None:
@@ -132,22 +121,6 @@ class Host(SupervisorProcess):
 
     def ready(self) -> bool:
         return self.snapshot() is not None
-
-    def snapshot(self) -> Snapshot | None:
-        try:
-            return read_snapshot(self.journal_dir, timeout=5)
-        except Exception:
-            return None
-
-    def serves(self) -> bool:
-        snapshot = self.snapshot()
-        return snapshot is not None and snapshot.lease is not None and snapshot.lease.held
-
-    def signal_all(self, number: signal.Signals) -> None:
-        """Send a signal to the supervisor and all processes that it has started."""
-        for process in [*psutil.Process(self.pid).children(recursive=True), psutil.Process(self.pid)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(number)
 
 
 @contextmanager

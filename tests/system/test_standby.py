@@ -13,20 +13,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 from cables import Cable
 from clocks import clock_ahead
 from event_model import compose_run
 from faulty_proxy import STALLED, FaultyProxy, late_answer
 from runs import documents, happenings, length_of, publish, seq_nums, wait_for_outcome
+from sharing_hosts import SharingHost
 from tiled_users import TiledWithUsers
 from warm import run_process
 
 from tiledbroker import ZMQPublisher
 from tiledbroker.ownership import DirectoryStore
-from tiledbroker.supervisor import Snapshot, read_snapshot
-from tiledwriter.testing import SupervisorProcess, TiledServer, free_port, wait_until
+from tiledwriter.testing import TiledServer, free_port, wait_until
 
 # A busy machine must not lose it by being late.
 LEASE_SECONDS = 6.0
@@ -34,7 +33,7 @@ LEASE_SECONDS = 6.0
 Emitted = list[tuple[str, Any]]
 
 
-class Host(SupervisorProcess):
+class Host(SharingHost):
     """An ingest host: a supervisor that shares address, lease and Tiled with others, and is left to stand by."""
 
     def __init__(self, directory: Path, name: str, server: Any, *options: str, ahead_seconds: int = 0) -> None:
@@ -57,21 +56,6 @@ class Host(SupervisorProcess):
 
     def ready(self) -> bool:
         return super().ready() if self._holds_by_itself else self.snapshot() is not None
-
-    def snapshot(self) -> Snapshot | None:
-        try:
-            return read_snapshot(self.journal_dir, timeout=5)
-        except Exception:
-            return None
-
-    def serves(self) -> bool:
-        snapshot = self.snapshot()
-        return snapshot is not None and snapshot.lease is not None and snapshot.lease.held
-
-    def stop_all(self, number: signal.Signals) -> None:
-        """Send a signal to the supervisor and all processes that it has started."""
-        for process in [*psutil.Process(self.pid).children(recursive=True), psutil.Process(self.pid)]:
-            process.send_signal(number)
 
 
 @pytest.fixture
@@ -217,11 +201,11 @@ def test_a_host_that_is_stopped_past_its_lease_sends_nothing_any_more(
     # The hosts were started on different days: what their clocks say has nothing to do with each other.
     a, b = host("a", server=through(proxy, tiled_server)), host("b", "--standby", ahead_seconds=86_400)
     uid = begin(publisher, address, a, first)
-    a.stop_all(signal.SIGSTOP)
+    a.signal_all(signal.SIGSTOP)
     hand_over(address, b)
     sent = writes(proxy)
     assert serves(a) == 2
-    a.stop_all(signal.SIGCONT)
+    a.signal_all(signal.SIGCONT)
     assert a.wait(30) == 1
     assert writes(proxy) == sent
     assert "lost the lease" in a.log.read_text()
@@ -254,7 +238,7 @@ def test_a_last_append_that_is_carried_out_late_is_in_tiled_once(
     proxy.script("PATCH", "table/partition", STALLED)
     publish(publisher, rest[:-1])
     wait_until(lambda: proxy.all_played, 60, "an append is held")
-    a.stop_all(signal.SIGKILL)
+    a.signal_all(signal.SIGKILL)
     hand_over(address, b)
     wait_until(lambda: all_rows(tiled_server, uid), 60, "the other host has written the rows")
     proxy.release_stalled()
@@ -340,7 +324,7 @@ def test_a_host_that_takes_over_has_the_key_of_the_other_revoked(
         between.script("PATCH", "table/partition", STALLED)
         publish(publisher, rest[:-1])
         wait_until(lambda: between.all_played, 60, "an append is held")
-        a.stop_all(signal.SIGKILL)
+        a.signal_all(signal.SIGKILL)
         hand_over(address, b)
         wait_until(lambda: all_rows(server, uid), 60, "the other host has written the rows")
         between.release_stalled()
@@ -416,7 +400,7 @@ def test_a_standby_goes_on_with_what_was_decided_about_a_run(
     between.script(method, endpoint.format(table=table), STALLED)
     publish(publisher, emitted[5:6])
     wait_until(lambda: between.all_played, 60, "the rewrite is about to end")
-    a.stop_all(signal.SIGKILL)
+    a.signal_all(signal.SIGKILL)
     (record,) = (a.shared / "runs").iterdir()
     if records == "lost":
         record.unlink()

@@ -13,27 +13,17 @@ from runs import documents, publish, seq_nums
 from transports import Transport
 
 from tiledbroker.supervisor import ClientLimits, Supervisor, WorkerCommand
-from tiledwriter.mapping import WritingOptions
 from tiledwriter.testing import TiledServer, journal_of, wait_until
-from tiledwriter.worker import TiledAddress, WorkerOptions, run_worker
 
 pytestmark = [pytest.mark.filterwarnings("default:::tiled")]
 
 
-@pytest.fixture
-def command(tiled_server: TiledServer, monkeypatch: pytest.MonkeyPatch) -> WorkerCommand:
-    """What workers run that write to the server."""
-    monkeypatch.setenv("TILED_API_KEY", tiled_server.api_key)
-    options = WorkerOptions(TiledAddress(tiled_server.uri), WritingOptions(quiet_period=1.0))
-    return WorkerCommand(partial(run_worker, options=options), ("tiledwriter.worker._preload",))
-
-
 @contextmanager
 def supervising(
-    journals: Path, command: WorkerCommand, transport: Transport, address: str, limits: ClientLimits
+    journals: Path, worker_command: WorkerCommand, transport: Transport, address: str, limits: ClientLimits
 ) -> Iterator[Supervisor]:
     """A supervisor in a thread of this process."""
-    supervisor = Supervisor(journals, command, partial(transport.source, address, limits), clients=limits)
+    supervisor = Supervisor(journals, worker_command, partial(transport.source, address, limits), clients=limits)
     thread = threading.Thread(target=supervisor.run)
     thread.start()
     try:
@@ -45,7 +35,7 @@ def supervising(
 
 
 def test_runs_are_written_whole_though_the_supervisor_ends_in_the_middle(
-    transport: Transport, command: WorkerCommand, tiled_server: TiledServer, tmp_path: Path
+    transport: Transport, worker_command: WorkerCommand, tiled_server: TiledServer, tmp_path: Path
 ) -> None:
     # A few documents fill the window.
     address, limits = transport.new_address(), ClientLimits(window=20_000)
@@ -56,7 +46,7 @@ def test_runs_are_written_whole_though_the_supervisor_ends_in_the_middle(
         for emitted in runs:
             publish(publisher, emitted[:100])
         assert publisher.status().problem
-        with supervising(journals, command, transport, address, limits):
+        with supervising(journals, worker_command, transport, address, limits):
             assert publisher.flush(60)
             assert publisher.status().connected
             for emitted in runs:
@@ -64,7 +54,7 @@ def test_runs_are_written_whole_though_the_supervisor_ends_in_the_middle(
         wait_until(lambda: not publisher.status().connected, 60, "the end is noticed")
         for emitted in runs:
             publish(publisher, emitted[200:])
-        with supervising(journals, command, transport, address, limits):
+        with supervising(journals, worker_command, transport, address, limits):
             assert all(publisher.wait_written(uid, 60) for uid in uids)
             wait_until(lambda: not publisher.status().kept, 60, "the spool is empty")
     for uid in uids:
@@ -74,11 +64,11 @@ def test_runs_are_written_whole_though_the_supervisor_ends_in_the_middle(
 
 
 def test_several_publishers_are_told_apart(
-    transport: Transport, command: WorkerCommand, tiled_server: TiledServer, tmp_path: Path
+    transport: Transport, worker_command: WorkerCommand, tiled_server: TiledServer, tmp_path: Path
 ) -> None:
     address = transport.new_address()
     with (
-        supervising(tmp_path / "journals", command, transport, address, ClientLimits()) as supervisor,
+        supervising(tmp_path / "journals", worker_command, transport, address, ClientLimits()) as supervisor,
         ExitStack() as publishers,
     ):
         made = [

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from log_site import LogSite
 
 from tiledbroker.jetstream import RUNS_BUCKET, Connection, bucket_stream
+from tiledwriter._check_results import CheckResult
+from tiledwriter._config import Settings
 from tiledwriter.cli._exit import ExitCode
+from tiledwriter.cli._host_checks import LEASE, check_host
 from tiledwriter.cli.supervisor import main
 from tiledwriter.testing import free_port
 
@@ -45,6 +49,28 @@ def test_a_stream_of_another_kind_is_found(log_site: LogSite, capsys: pytest.Cap
 def test_too_few_replicas_are_found(log_site: LogSite, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["stream", "check", "--source", str(log_site.address)]) == ExitCode.DIFFERS
     assert "TW has 1 replicas, and should have 3." in capsys.readouterr().out
+
+
+def check_log(source: str, journal_dir: Path) -> CheckResult:
+    """What `check` of an ingest host says of the log."""
+    settings = Settings(tiled="http://localhost:8000", source=source, journal_dir=journal_dir)
+    return next(result for result in check_host(settings) if result.name == LEASE)
+
+
+def test_check_says_whether_the_log_is_there_and_whether_one_node_alone_has_it(
+    log_site: LogSite, tmp_path: Path
+) -> None:
+    away = check_log(f"nats://127.0.0.1:{free_port()}", tmp_path)
+    assert (away.state.value, "gives no answer" in away.found) == ("fail", True)
+    alone = check_log(str(log_site.address), tmp_path)
+    assert (alone.state.value, "TW has 1 replicas, and should have 3." in alone.found) == ("warn", True)
+
+    async def delete(connection: Connection) -> None:
+        await connection.call(f"STREAM.DELETE.{bucket_stream(RUNS_BUCKET)}")
+
+    log_site.ask(delete)
+    missing = check_log(str(log_site.address), tmp_path)
+    assert (missing.state.value, missing.found) == ("fail", "There is no stream KV_TW_RUNS.")
 
 
 def test_servers_that_are_away_are_said(capsys: pytest.CaptureFixture[str]) -> None:

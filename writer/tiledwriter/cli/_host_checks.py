@@ -213,11 +213,11 @@ def _look_at_lease(directory: Path) -> CheckResult:
 
 
 def _check_log(address: LogAddress) -> CheckResult:
-    async def find(connection: Connection) -> list[str]:
-        return await find_problems(connection, LogLayout(replicas=1))
+    async def find(connection: Connection) -> tuple[list[str], list[str]]:
+        return await find_problems(connection, LogLayout(replicas=1)), await find_problems(connection, LogLayout())
 
     try:
-        problems = ask(address.with_inbox("_INBOX.supervisor"), find)
+        problems, with_replicas = ask(address.with_inbox("_INBOX.supervisor"), find)
         lease = JetStreamLeaseStore(address)
         try:
             holder = lease.read().lease
@@ -230,6 +230,9 @@ def _check_log(address: LogAddress) -> CheckResult:
     if problems:
         command = format_command("tiledwriter-supervisor", "stream", "check", "--source", str(address))
         return CheckResult.fail(LEASE, " ".join(problems), f"Make what is missing; see `{command}`.")
+    if with_replicas:
+        # One node is enough to try it; its loss is the loss of the log.
+        return CheckResult.warn(LEASE, " ".join(with_replicas), "Let three nodes have each message.")
     if holder is None:
         return CheckResult.ok(LEASE, f"the log at {address} is as it must be; no host has served yet")
     verb = "has released" if holder.released else "was the last to hold"

@@ -228,6 +228,7 @@ class Consolidator:
         if the first frame of a file has the number of frames in all files before.
         """
         file = self._file_of(stream_datum)
+        # The run writer has done so already; a consolidator may also be used without one.
         self.announced.add_frames(file, numbers)
         joined = self._joined.get(file)
         if joined is None:

@@ -157,6 +157,7 @@ class TiledAddress:
         import tiled.client.utils
 
         own_key = None if self.key_page is None else self.key_page.find_key()
+        key = own_key or self._read_key_file()
 
         tiled.client.utils.TILED_RETRY_ATTEMPTS = 1
         began = time.monotonic()
@@ -164,10 +165,8 @@ class TiledAddress:
         if self.headers:
             # A new dict, because the client changes it.
             given["headers"] = self.all_headers()
-        if own_key is not None:
-            given["api_key"] = own_key
-        elif self.api_key_file is not None:
-            given["api_key"] = self.api_key_file.read_text().strip()
+        if key is not None:
+            given["api_key"] = key
         client: Client = (
             tiled.client.from_uri(self.uri, **given)
             if self.profile is None
@@ -195,9 +194,11 @@ class TiledAddress:
 
     def _find_configured_key(self) -> str | None:
         """Return the configured API key that Tiled's client would use; None if there is none."""
-        if self.api_key_file is not None:
-            return self.api_key_file.read_text().strip()
-        return os.environ.get("TILED_API_KEY")
+        return self._read_key_file() or os.environ.get("TILED_API_KEY")
+
+    def _read_key_file(self) -> str | None:
+        """Return the API key in the file; None if no file is given."""
+        return None if self.api_key_file is None else self.api_key_file.read_text().strip()
 
     def _make_client(self, learnt: LearntServer, key: str, *, renews: bool) -> KnownServer:
         """Return a client that sends what Tiled's client would send; with `renews`, the key is that of the page."""
@@ -245,8 +246,8 @@ class TiledAddress:
             return self.connect()
         given = self._certificates()
         given["headers"] = self.all_headers()
-        if self.api_key_file is not None:
-            given["api_key"] = self.api_key_file.read_text().strip()
+        if (key := self._read_key_file()) is not None:
+            given["api_key"] = key
         uri = profile["uri"] if self.uri is None else self.uri
         context, path_parts = Context.from_any_uri(uri, timeout=httpx.Timeout(timeout), **given)
         if not context.authenticated and context.server_info.authentication.providers:
