@@ -59,7 +59,7 @@ NAMES = "run-with-hostile-names"
 STREAM = "../../etc/\x1b[31m\u202e" + "s" * 1000
 DATA_KEY = "'; DROP TABLE documents; --\n2026 forged\x9b" + "k" * 1000
 REFUSED = {"empty": "", "surrogate": "run-\ud800"}
-LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]{12}Z [A-Z]+ +\[(supervisor|worker .{,40}?)\] .*|    .*")
+LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]{12}Z [A-Z]+ +\[(supervisor|worker( .{,40}?)?)\] .*|    .*")
 
 
 def a_run(uid: str, stream: str = "primary", data_key: str = "x") -> Documents:
