@@ -883,7 +883,7 @@ def test_a_copy_that_is_wrong_itself_is_not_shown(run, tiled, proxy):
     copy = replace(rows(run.table, 7, 8), path=f"{run.table}_rewrite")
     table = pyarrow.table(dict(zip([column.name for column in COLUMNS], copy.values, strict=True)))
     tiled[copy.path].append_partition(0, table)
-    with pytest.raises(NodeRewound, match="has 4 rows where 3"):
+    with pytest.raises(NodeRewound, match="has a copy with 4 rows where 3"):
         run.apply(*operations)
     assert len(read_column(tiled, run.table)) == 6
     run.write(*operations)

@@ -38,6 +38,7 @@ from ._decisions import Decisions
 from ._growth import NodeGrowth
 from ._known_nodes import KnownNodes, path_in_run
 from ._ledger import Ledger
+from ._missing_nodes import MissingNodes
 from ._nodes import Nodes, order_of
 from ._quiet import QuietPeriods
 from ._rewrites import TableRewrites
@@ -112,7 +113,9 @@ class TiledCatalog:
         self._audits = NodeAudits(
             self._nodes, self._known, self._beyond, self._rewrites, quiet=self._quiet, is_needed=self._needs_audit
         )
+        self._missing = MissingNodes(self._nodes, self._known, self._beyond, self._rewrites, ledger)
         self._journal_has_all = False
+        self._absences = connection.absences
 
     @property
     def waits_for_stop(self) -> bool:
@@ -178,10 +181,7 @@ class TiledCatalog:
             if isinstance(operation, UpdateMetadata) and "stop" in operation.metadata:
                 self._journal_has_all = True
             if not self._must_wait(operation, blocked):
-                try:
-                    wait = self._apply_if_quiet(operation)
-                except Refused as error:
-                    raise OperationRefused(describe_operation(operation), str(error)) from error
+                wait = self._apply_if_quiet(operation)
                 if wait is None:
                     continue
                 self._last_waits.append(wait)
@@ -195,7 +195,7 @@ class TiledCatalog:
         wait = self._waits.pop(path, None)
         if wait is None or wait.may_be_sooner or self._clock() >= wait.decided_at:
             try:
-                self._apply_operation(operation)
+                self._apply_or_write_again(operation)
                 return None
             except NodeNotQuiet as error:
                 wait = _Wait(error.decided_at, error.may_be_sooner)
@@ -211,6 +211,18 @@ class TiledCatalog:
         final = isinstance(operation, UpdateMetadata | CloseStream)
         return final and any(path.startswith(operation.path + "/") for path in blocked)
 
+    def _apply_or_write_again(self, operation: Operation) -> None:
+        if self._absences != self._connection.absences:
+            # While Tiled was away, somebody may have put back a backup of its databases.
+            self._absences = self._connection.absences
+            self._known.mark_all_unseen()
+        try:
+            self._apply_operation(operation)
+        except Refused as error:
+            if error.status == 404:
+                self._missing.write_again(operation)
+            raise OperationRefused(describe_operation(operation), str(error)) from error
+
     def _apply_operation(self, operation: Operation) -> None:
         self._take_note(operation)
         if self._beyond.waits_for_stop:
@@ -223,6 +235,7 @@ class TiledCatalog:
         elif isinstance(operation, OrderTable):
             self._set_order(operation)
         elif isinstance(operation, DescribeExternal):
+            self._growth.check_files(operation)
             self._nodes.describe_external(operation)
         elif isinstance(operation, Audit):
             self._audits.audit_node(operation)
@@ -244,6 +257,8 @@ class TiledCatalog:
         node = self._known[operation.path]
         if isinstance(operation, AppendRows | WriteArray | ExtendExternal):
             node.journaled = operation.stop
+            if isinstance(operation, ExtendExternal):
+                node.journaled_assets = operation.data_source["assets"]
         elif isinstance(operation, CreateContainer | CreateTable | CreateArray | RegisterExternal):
             node.planned = True
         if isinstance(operation, CreateTable | AppendRows):

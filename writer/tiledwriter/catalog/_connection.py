@@ -222,6 +222,8 @@ class Connection:
         Why a request is repeated although the server accepts others, as a sentence; "" if there is no such request.
     was_disturbed
         Whether any request so far had no answer of Tiled that says that it was carried out or refused.
+    absences
+        Number of times that the server became unavailable.
     """
 
     def __init__(
@@ -251,6 +253,7 @@ class Connection:
         self.counts = RequestCounts(messages.LATENCY_BOUNDS_SECONDS)
         self.stuck = ""
         self.was_disturbed = False
+        self.absences = 0
         self._failing: dict[str, _Failing] = {}
         self._away_since: float | None = None
         self._present = False
@@ -275,6 +278,7 @@ class Connection:
         path: str,
         *,
         repeat: bool = True,
+        before_reconnection: Callable[[], None] = lambda: None,
         tolerated_failures: int | None = None,
         json: Any = None,
         content: bytes | None = None,
@@ -291,6 +295,8 @@ class Connection:
             As in `/api/v1/<endpoint>/<path>`; `path` is relative to the container that runs are written to.
         repeat
             Send the request again if its outcome is unknown.
+        before_reconnection
+            Called before the request is sent again because there was no connection; what it raises ends this.
         tolerated_failures
             Number of 500 responses to tolerate; the next one raises `ServerFailed` if other writes work. None: keep
             retrying until the operation counts as poisoned.
@@ -325,8 +331,11 @@ class Connection:
         what = f"{method} {endpoint}/{path}"
         failures = 0
         may_be_done = False
+        was_connected = True
 
         def once() -> httpx.Response:
+            if not was_connected:
+                before_reconnection()
             try:
                 return self._send_once(
                     what,
@@ -344,7 +353,8 @@ class Connection:
                 raise
 
         def again(error: BaseException) -> bool:
-            nonlocal failures, may_be_done
+            nonlocal failures, may_be_done, was_connected
+            was_connected = not isinstance(error.__cause__, _NEVER_SENT)
             may_be_done = may_be_done or isinstance(error, Ambiguous)
             failures += isinstance(error, ServerFailed)
             if tolerated_failures is not None and failures > tolerated_failures:
@@ -616,6 +626,7 @@ class Connection:
                 self._on_reached()
         elif self._away_since is None:
             self._away_since = time.monotonic()
+            self.absences += 1
         self._present = well
 
     def _tell_of(self, error: BaseException | None) -> None:

@@ -245,7 +245,9 @@ class NodeCreation:
 
     def _check_columns(self, operation: CreateTable) -> None:
         """Start or continue the rewrite of an existing table if its columns must change."""
-        node, target = self._known[operation.path], self._known.target(operation.path)
+        node = self._known[operation.path]
+        self._rewrites.check_copy(node, operation)
+        target = self._known.target(operation.path)
         if target.doubt is not None:
             # The rows come again from the first one, so the proof starts again.
             target.proof = None
@@ -264,7 +266,7 @@ class NodeCreation:
         if rewrite is None or rewrite.columns != wanted:
             if node.intent is not None:
                 self._growth.determine_outcome(node, operation, node.rows, node.intent)
-            self._rewrites.check_foreign_rows(node, operation)
+            self._rewrites.check_table(node, operation)
             if rewrite is not None:
                 self._rewrites.discard_copy(rewrite.copy)
             self._ledger.note("rewriting", node=node.path, rows=node.rows)

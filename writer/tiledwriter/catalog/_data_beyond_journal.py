@@ -95,7 +95,7 @@ class DataBeyondJournal:
                 if error.status != 404:
                     raise
                 continue
-            if found > node.journaled or node.doubt is not None:
+            if found > node.journaled or node.doubt is not None or node.proof is not None:
                 beyond.append(f"{found} rows in {node.path_in_run.removesuffix('/internal')}, {node.journaled} here")
         return beyond
 

@@ -11,7 +11,7 @@ import numpy
 from tiledbroker._crash_points import crash_point
 
 from .._errors import Ambiguous, NodeNotQuiet, NodeRewound, NotTiled, Refused, ServerFailed, Stopped, WriterError
-from ..mapping import AppendRows, CreateTable, ExtendExternal, Growth, WriteArray, describe_operation
+from ..mapping import AppendRows, CreateTable, DescribeExternal, ExtendExternal, Growth, WriteArray, describe_operation
 from ._known_nodes import KnownNode, KnownNodes
 from ._ledger import Ledger
 from ._nodes import Nodes, extent
@@ -66,6 +66,8 @@ class NodeGrowth:
         Refused
             Tiled rejects the rows.
         """
+        if isinstance(operation, AppendRows):
+            self._rewrites.extend_proof_of_shown(operation)
         node = self._known.target(operation.path)
         if isinstance(operation, WriteArray) and node.occupying_rows is not None:
             self._delete_other_array(node, operation, node.occupying_rows)
@@ -83,9 +85,9 @@ class NodeGrowth:
                 f"{describe_operation(operation)} does not continue at row {node.rows}; this is a defect."
             )
         if isinstance(operation, AppendRows):
-            self._rewrites.check_foreign_rows(node, operation)
+            self._rewrites.check_table(node, operation)
         else:
-            self._record_initial_extent(node)
+            self._check_extent(node, operation)
         if isinstance(operation, ExtendExternal):
             self._extend_external(node, operation)
             return
@@ -103,11 +105,74 @@ class NodeGrowth:
             self._known.record_deletion(node)
             raise NodeRewound(node.path, "is created again")
 
-    def _record_initial_extent(self, node: KnownNode) -> None:
-        """Before the first change to an earlier process's array or files, remember their extent."""
-        if node.unseen:
-            node.unseen = False
-            node.initial_extent = extent(self._nodes.read(node.path)["data_sources"][0])
+    def check_files(self, operation: DescribeExternal) -> None:
+        """Before files are described, have them sent again if some of them are missing in Tiled.
+
+        Raises
+        ------
+        NodeNotQuiet
+            It is not certain yet which files Tiled has.
+        NodeRewound
+            The files are sent again.
+        """
+        self._check_extent(self._known[operation.path], operation)
+
+    def _check_extent(self, node: KnownNode, operation: WriteArray | ExtendExternal | DescribeExternal) -> None:
+        """Before the first change to an array or files that others may have changed, read their extent.
+
+        Tiled fills a gap between the rows that an array has and those that are written with zeros.
+
+        Parameters
+        ----------
+        node
+            The node.
+        operation
+            The next operation on it.
+
+        Raises
+        ------
+        NodeNotQuiet
+            It is not certain yet that rows or files are missing.
+        NodeRewound
+            Rows or files are missing; what Tiled has is compared, and the rest is sent again.
+        """
+        if not node.unseen:
+            return
+        # The rows of files are frames in Tiled, and datums here.
+        rows = node.rows if isinstance(operation, WriteArray) else 0
+        assets = node.journaled_assets
+        if isinstance(operation, ExtendExternal):
+            assets = assets[: operation.known_assets]
+        # Tiled stores a file that is given twice once.
+        files = len({asset["data_uri"] for asset in assets})
+        self._nodes.forget(node.path)
+        source, _ = self._quiet.wait_until_quiet(
+            node,
+            lambda: self._nodes.read(node.path)["data_sources"][0],
+            is_current=lambda source: extent(source) >= rows and len(source["assets"]) >= files,
+        )
+        node.unseen = False
+        if node.of_others:
+            node.initial_extent = extent(source)
+        if len(source["assets"]) < files:
+            # Its length may be that of all files all the same.
+            node.initial_extent = None
+            self._rewrites.send_again(node, f"has {len(source['assets'])} files where {files} are expected")
+        if extent(source) < rows:
+            node.initial_extent = extent(source)
+            self._rewrites.send_again(node, f"has a length of {extent(source)} where {rows} is expected")
+
+    def _check_after_reconnection(self, node: KnownNode) -> None:
+        """Before rows of an array are sent again after Tiled was away: it may have been put back to an earlier state.
+
+        Raises
+        ------
+        NodeNotQuiet
+            The array may lack rows.
+        """
+        if extent(self._nodes.read(node.path)["data_sources"][0]) < node.rows:
+            node.unseen = True
+            raise NodeNotQuiet
 
     def _extend_external(self, node: KnownNode, operation: ExtendExternal) -> None:
         known_extent = -1 if node.initial_extent is None else node.initial_extent
@@ -154,7 +219,7 @@ class NodeGrowth:
         crash_point("catalog: growth intended")
         started = self._quiet.read_clock()
         try:
-            self._nodes.grow(node.path, operation)
+            self._nodes.grow(node.path, operation, lambda: self._check_after_reconnection(node))
         except Ambiguous as error:
             if isinstance(error, NotTiled) and self._can_be_split(error.status, operation):
                 # A gateway does not forward a request that is too large for it, so nothing was carried out.
@@ -169,8 +234,8 @@ class NodeGrowth:
                 "It is unknown whether Tiled did %s (%s); the node is read back.", describe_operation(operation), error
             )
             raise NodeNotQuiet from error
-        except Stopped:
-            # It is raised only between two attempts, and only an attempt that was not processed is repeated.
+        except (Stopped, NodeNotQuiet):
+            # They are raised only between two attempts, and only an attempt that was not processed is repeated.
             self._known.confirm_rows(node, rows)
             raise
         except Refused as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -87,13 +87,16 @@ class KnownNode:
     of_others
         True if another process has written to the node.
     unseen
-        True if an earlier process wrote to the node and this one has not read its state in Tiled yet.
+        True if an earlier process wrote to the node, or Tiled was away, and the node's state in Tiled has not been read
+        since.
     planned
         True if the journal's operations create the node.
     removed
         True if the node's removal was carried out in this process.
     journaled
         Number of the node's rows in the journal so far; None if no rows have come.
+    journaled_assets
+        Files of external data in the journal so far, in Tiled's terms.
     keys
         Key columns of a table.
     initial_extent
@@ -124,6 +127,7 @@ class KnownNode:
     planned: bool = False
     removed: bool = False
     journaled: int | None = None
+    journaled_assets: Sequence[Mapping[str, Any]] = ()
     keys: tuple[Column, ...] = ()
     initial_extent: int | None = None
     occupying_rows: int | None = None
@@ -240,9 +244,18 @@ class KnownNodes:
 
     def record_deletion(self, node: KnownNode) -> None:
         """Record that the server no longer has the node."""
+        if node.state is NodeState.ABSENT:
+            return
         if node.exists:
             self._ledger.drop_progress(node.path)
         self._change(node, NodeEvent.DELETED, progress=None, occupying_rows=None)
+
+    def mark_all_unseen(self) -> None:
+        """Have the state in Tiled of each node read before it is changed again: Tiled may have been put back."""
+        for node in self:
+            # The copy of a rewrite is read instead of the table, which is replaced.
+            if node.exists and (node.rewrite is None or node.rewrite.swapped):
+                node.unseen = True
 
     def record_occupation(self, node: KnownNode, rows: int) -> None:
         """Record that another writer's array with this number of rows is in the node's place."""
@@ -269,10 +282,17 @@ class KnownNodes:
             synced = event is not NodeEvent.CONFIRMED
             self._ledger.set_progress(node.path, progress.rows, progress.intent, synced=synced)
 
-    def mark_doubted(self, node: KnownNode, reason: str, rows: int) -> None:
-        """Suspend changes to a table with this number of rows until the journal is proved to contain all of them.
+    def mark_doubted(self, node: KnownNode, reason: str, rows: int | None) -> None:
+        """Suspend changes to a table until the journal is proved to contain all of its rows.
 
-        With a reason other than "" the table is rewritten after the proof.
+        Parameters
+        ----------
+        node
+            The table.
+        reason
+            Reason for which the table is rewritten after the proof; "" if it is not.
+        rows
+            Number of rows that it was seen to have; None to believe no number before it has stayed.
         """
         node.doubted_rows = rows
         self._change(node, NodeEvent.DOUBTED, doubt=reason, proof=None)
@@ -284,7 +304,7 @@ class KnownNodes:
         self._record(_DOUBTED_KEY, node.path, None)
 
     def forget_doubt(self, node: KnownNode) -> None:
-        """Forget the doubt, if any, about a copy that is deleted next."""
+        """Forget the doubt, if any, about a table that is deleted next, or is missing."""
         node.proof = None
         if node.doubt is not None:
             node.doubt = None
@@ -308,7 +328,7 @@ class KnownNodes:
         self._record_rewrite(node)
 
     def end_rewrite(self, node: KnownNode) -> None:
-        """Forget the rewrite of a table that shows its copy's rows."""
+        """Forget the rewrite of a table that shows its copy's rows, or is missing."""
         node.rewrite = None
         self._record_rewrite(node)
 

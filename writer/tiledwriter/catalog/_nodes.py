@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import quote_plus
@@ -139,6 +139,12 @@ class Nodes:
                 raise
         self._data_sources.pop(path, None)
 
+    def forget(self, path: str) -> None:
+        """Forget what was read of, or sent to, a node and those below it, because somebody else has changed them."""
+        for cache in (self._data_sources, self._told_readings):
+            for known in [known for known in cache if known == path or known.startswith(f"{path}/")]:
+                del cache[known]
+
     def set_metadata(self, path: str, metadata: Mapping[str, Any]) -> None:
         """Set these top-level keys of a node's metadata."""
         patch = [{"op": "add", "path": "/" + _escape_key(key), "value": value} for key, value in metadata.items()]
@@ -251,8 +257,17 @@ class Nodes:
                 return
             offset += len(nodes)
 
-    def grow(self, path: str, operation: Growth) -> None:
+    def grow(self, path: str, operation: Growth, before_reconnection: Callable[[], None] = lambda: None) -> None:
         """Send rows or new files to a node, without repeating a request whose outcome is unknown.
+
+        Parameters
+        ----------
+        path
+            The node's path.
+        operation
+            Has the rows or files.
+        before_reconnection
+            Called before rows of an array are sent again because there was no connection.
 
         Raises
         ------
@@ -270,7 +285,7 @@ class Nodes:
                 repeat=False,
             )
         elif isinstance(operation, WriteArray):
-            self._write_rows(path, operation)
+            self._write_rows(path, operation, before_reconnection)
         else:
             source = {**operation.new_data_source, "id": self.data_source(path)["id"]}
             params = {"patch_offset": _join_numbers(operation.offset), "patch_shape": _join_numbers(operation.shape)}
@@ -283,7 +298,7 @@ class Nodes:
         if self._told_readings.get(path) != _checksum_of_reading(source):
             self.put_data_source(path, {**source, "id": self.data_source(path)["id"]}, repeat=True)
 
-    def _write_rows(self, path: str, operation: WriteArray) -> None:
+    def _write_rows(self, path: str, operation: WriteArray, before_reconnection: Callable[[], None]) -> None:
         """Send rows of an array, and their total number as long as the array has only one chunk.
 
         Zarr allocates a whole chunk, and Tiled reports all of it as rows as soon as the first ones are written.
@@ -298,6 +313,7 @@ class Nodes:
             content=values.tobytes(),
             content_type="application/octet-stream",
             repeat=False,
+            before_reconnection=before_reconnection,
         )
         structure = response.json()
         crash_point("catalog: rows of an array written")

@@ -14,7 +14,7 @@ from ..mapping import AppendRows, Array, CreateTable
 from ._data_beyond_journal import DataBeyondJournal
 from ._known_nodes import NEVER, KnownNode, KnownNodes
 from ._ledger import Ledger
-from ._nodes import Nodes, arrow_columns
+from ._nodes import Nodes, arrow_columns, columns_of, is_detached
 from ._quiet import QuietPeriods
 from ._row_proof import RowProof, key_columns, keys_of_append
 
@@ -83,6 +83,11 @@ class TableRewrites:
         self._known.confirm_rows(node, 0)
         raise NodeRewound(node.path, reason)
 
+    def rewind(self, node: KnownNode, reason: str, *, event: str) -> NoReturn:
+        """Have the run folded again because of a node, with this event in the history; raises as `reject_rows`."""
+        self._count_repair(node, reason, event)
+        raise NodeRewound(node.path, reason)
+
     def _start_rewrite(self, node: KnownNode, reason: str) -> NoReturn:
         """Have a table's rows sent again, to a copy; raises as `reject_rows`."""
         self._count_repair(node, reason)
@@ -95,12 +100,12 @@ class TableRewrites:
         self._known.begin_rewrite(node, columns, NEVER)
         raise NodeRewound(node.path, reason)
 
-    def _count_repair(self, node: KnownNode, reason: str) -> None:
+    def _count_repair(self, node: KnownNode, reason: str, event: str = "repairing") -> None:
         if node.repairs >= MAX_REPAIRS_PER_NODE:
             raise AuditFailed(node.path, reason)
         self._known.count_repair(node)
-        self._ledger.note("repairing", node=node.path, reason=reason)
-        log.warning("%s %s; its rows are written again.", node.path, reason)
+        self._ledger.note(event, node=node.path, reason=reason)
+        log.warning("%s %s; it is compared with the journal, and what it lacks is written again.", node.path, reason)
 
     def extend_proof(self, node: KnownNode, operation: AppendRows) -> None:
         """Add the journal's next rows to the proof of a table; return if the table is proved, or not yet.
@@ -119,7 +124,7 @@ class TableRewrites:
         if proof is None:
             if operation.first:
                 raise NodeRewound(node.path, "is compared with the journal")
-            proof = node.proof = RowProof(self._read_doubted_keys(node, operation))
+            proof = node.proof = RowProof(self._read_keys(node, operation, node.doubted_rows))
         if operation.first != proof.journaled:
             raise NodeRewound(node.path, "is compared with the journal")
         proof.add_keys(keys_of_append(operation))
@@ -130,44 +135,132 @@ class TableRewrites:
             reason = f"has {proof.found} rows, some of them more than once"
         self._known.clear_doubt(node)
         if reason:
+            node.unseen = False
             self._start_rewrite(self._known[operation.path], reason)
         self._known.confirm_rows(node, proof.found)
         if node.columns != arrow_columns(operation.columns):
             raise NodeRewound(node.path, "needs other columns")
 
-    def _read_doubted_keys(self, node: KnownNode, operation: AppendRows) -> Array:
-        """Return the keys of all rows of a table, not fewer than it was seen to have."""
+    def _read_keys(self, node: KnownNode, operation: AppendRows, at_least: int | None) -> Array:
+        """Return the keys of all rows of a table; believe at once only what has so many rows."""
         keys: list[Array] = []
 
         def read_keys() -> int:
             keys[:] = [self._nodes.row_keys(node.path, [column.name for column in key_columns(operation.columns)])]
             return len(keys[0])
 
-        seen = node.doubted_rows
-        self._quiet.wait_until_quiet(node, read_keys, is_current=None if seen is None else lambda rows: rows >= seen)
+        is_current = None if at_least is None else at_least.__le__
+        self._quiet.wait_until_quiet(node, read_keys, is_current=is_current)
         return keys[0]
 
-    def check_foreign_rows(self, node: KnownNode, operation: AppendRows | CreateTable) -> None:
-        """Before the first change to an earlier process's table, check that no other writer has added rows since.
+    def extend_proof_of_shown(self, operation: AppendRows) -> None:
+        """Add the journal's next rows to the proof of a table that an earlier process has begun to rewrite.
+
+        Another host may have finished the rewrite and have added rows, which the copy must have before it is shown.
 
         Raises
         ------
         NodeNotQuiet
-            The run is complete in Tiled, and it is not certain yet that the table lacks rows.
+            It is not certain yet which rows the table has.
         NodeRewound
-            The table has more rows than confirmed; the journal must be proved to contain them.
+            The rows must be passed from the first one.
+        """
+        shown = self._known[operation.path]
+        if not _is_unproved(shown):
+            return
+        if shown.proof is None:
+            if operation.first:
+                raise NodeRewound(shown.path, "is compared with the journal")
+            shown.proof = RowProof(self._read_keys(shown, operation, shown.rows))
+        if operation.first > shown.proof.journaled:
+            raise NodeRewound(shown.path, "is compared with the journal")
+        # The operation may have been applied in part, and wait for the rest.
+        if operation.first == shown.proof.journaled:
+            shown.proof.add_keys(keys_of_append(operation))
+        if shown.proof.explained:
+            shown.unseen, shown.proof = False, None
+
+    def check_copy(self, node: KnownNode, operation: CreateTable) -> None:
+        """Before the copy of an earlier process is used, check that it is as that process has left it.
+
+        Raises
+        ------
+        NodeNotQuiet
+            It is not certain yet what Tiled has.
+        NodeRewound
+            The copy is of no use any more, or the journal must be proved to have its rows.
+        """
+        rewrite = node.rewrite
+        if rewrite is None or rewrite.swapped:
+            return
+        if node.unseen:
+            # The rows are passed from the first one, and so is the proof.
+            node.proof = None
+            column = key_columns(operation.columns)[0].name
+            node.unseen = node.rows > 0 or self._nodes.size(f"{node.path}/{column}") > 0
+        copy = self._known[rewrite.copy]
+        if not copy.exists or not copy.unseen:
+            return
+        attributes = self._nodes.read(copy.path)
+        if is_detached(attributes):
+            self.abandon_rewrite(node, "has a copy without rows")
+        if copy.rewrite is None and columns_of(attributes["data_sources"][0]) != rewrite.columns:
+            self.abandon_rewrite(node, "has a copy with other columns")
+        if copy.intent is None and copy.doubt is None:
+            column = key_columns(operation.columns)[0].name
+            found, _ = self._quiet.wait_until_quiet(
+                copy, lambda: self._nodes.size(f"{copy.path}/{column}"), is_current=lambda rows: rows == copy.rows
+            )
+            if found != copy.rows:
+                self.abandon_rewrite(node, f"has a copy with {found} rows where {copy.rows} are expected")
+        copy.unseen = False
+
+    def abandon_rewrite(self, node: KnownNode, reason: str) -> NoReturn:
+        """Forget the unfinished rewrite of a table, and have the table compared with the journal as it is.
+
+        Raises
+        ------
+        NodeRewound
+            Unless the table was repaired too often.
+        AuditFailed
+            The table was repaired `MAX_REPAIRS_PER_NODE` times already.
+        """
+        assert node.rewrite is not None
+        self._count_repair(node, reason, "rewrite abandoned")
+        self.discard_copy(node.rewrite.copy)
+        self._known.drop_rewrite(node)
+        self._known.mark_doubted(node, "", None)
+        raise NodeRewound(node.path, reason)
+
+    def check_table(self, node: KnownNode, operation: AppendRows | CreateTable) -> None:
+        """Before the first change to an earlier process's table, check that nobody has changed it since.
+
+        Raises
+        ------
+        NodeNotQuiet
+            It is not certain yet what the table has.
+        NodeRewound
+            The table has other columns or another number of rows; the journal must be proved to contain them.
         """
         if not node.unseen:
             return
+        expected, confirmed = node.columns, node.rows
+        columns, _ = self._quiet.wait_until_quiet(
+            node, lambda: self._nodes.columns(node.path), is_current=lambda columns: expected in (None, columns)
+        )
+        if columns != expected:
+            self._known.record_columns(node, columns)
+            if expected is not None:
+                raise NodeRewound(node.path, "has other columns")
         column = f"{node.path}/{key_columns(operation.columns)[0].name}"
-        confirmed = node.rows
+        has_stop = self._beyond.has_stop
         found, _ = self._quiet.wait_until_quiet(
             node,
             lambda: self._nodes.size(column),
-            is_current=lambda rows: rows > confirmed or not self._beyond.has_stop,
+            is_current=lambda rows: rows > confirmed or (rows == confirmed and not has_stop),
         )
         node.unseen = False
-        if found > confirmed:
+        if found != confirmed:
             self._known.mark_doubted(node, "", found)
             raise NodeRewound(node.path, f"has {found} rows where {confirmed} are expected")
 
@@ -182,12 +275,20 @@ class TableRewrites:
         Raises
         ------
         TiledHasMore
-            The run is complete, but the table has more rows than the copy.
+            The run is complete, but the table has rows that the copy lacks.
+        NodeRewound
+            The run is complete, and the table is to be compared with the journal.
         """
         rewrite = node.rewrite
         if rewrite is None:
             return
         if not rewrite.swapped:
+            if _is_unproved(node):
+                if not complete:
+                    return
+                if node.proof is None and node.journaled:
+                    raise NodeRewound(node.path, "is compared with the journal")
+                self._beyond.raise_tiled_has_more()
             rows = self._known[rewrite.copy].rows
             if rows < rewrite.until and not complete:
                 return
@@ -209,6 +310,9 @@ class TableRewrites:
     def discard_copy(self, path: str, *, shown: bool = False) -> None:
         """Delete the node of a copy but not its rows; a table may be `shown` that has them now."""
         copy = self._known[path]
+        if copy.rewrite is not None:
+            self.discard_copy(copy.rewrite.copy)
+            self._known.end_rewrite(copy)
         self._nodes.detach(path, may_be_absent=not (shown or copy.exists))
         crash_point("catalog: copy detached")
         self._known.forget_doubt(copy)
@@ -218,5 +322,9 @@ class TableRewrites:
         """Delete a node of this run, and what Tiled stores of it; another host may have made it or deleted it."""
         self._nodes.delete(node.path)
         crash_point("catalog: node deleted")
-        if node.exists:
-            self._known.record_deletion(node)
+        self._known.record_deletion(node)
+
+
+def _is_unproved(shown: KnownNode) -> bool:
+    """Return True if a table may have rows that the copy of its rewrite lacks."""
+    return shown.unseen and shown.rewrite is not None and not shown.rewrite.swapped
