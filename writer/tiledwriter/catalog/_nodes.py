@@ -91,6 +91,8 @@ class Nodes:
         """
         parent, _, key = operation.path.rpartition("/")
         endpoint = "register" if isinstance(operation, RegisterExternal) else "metadata"
+        if self._quiet is not None:
+            self._quiet.note_creation(operation.path)
         response = self._connection.send(
             "POST", endpoint, parent, json=node_body(operation, key), tolerated_failures=tolerated_failures
         )

@@ -111,11 +111,15 @@ class QuietPeriods:
         """
         since = self._absent_since.setdefault(path, self._clock())
         self._check_quiet_since(since, asked, may_be_sooner=True)
-        del self._absent_since[path]
 
     def note_presence(self, path: str) -> None:
         """Forget that Tiled said that something is absent."""
         self._absent_since.pop(path, None)
+
+    def note_creation(self, path: str) -> None:
+        """Forget that Tiled said that a node, or something in it, is absent: from now on it may be there."""
+        for absent in [absent for absent in self._absent_since if absent == path or absent.startswith(f"{path}/")]:
+            del self._absent_since[absent]
 
     def read_clock(self) -> float:
         """Return monotonic time in seconds."""
