@@ -245,9 +245,10 @@ class TableRewrites:
         if not node.unseen:
             return
         expected, confirmed = node.columns, node.rows
-        columns, _ = self._quiet.wait_until_quiet(
-            node, lambda: self._nodes.columns(node.path), is_current=lambda columns: expected in (None, columns)
-        )
+        columns = self._nodes.columns(node.path)
+        if expected not in (None, columns):
+            # Otherwise the node is not watched, because the watch on its rows would begin anew.
+            columns, _ = self._quiet.wait_until_quiet(node, lambda: self._nodes.columns(node.path))
         if columns != expected:
             self._known.record_columns(node, columns)
             if expected is not None:
