@@ -170,9 +170,8 @@ class NodeCreation:
             self._known.record_occupation(node, self._find_quiet_size(node, attributes, asked))
             self._ledger.note("another array", node=path, reason=reason)
             return
-        if isinstance(operation, CreateTable) and is_detached(attributes):
-            # A copy whose host died before it had deleted the node. Tiled answers 500 to requests for its rows.
-            self._nodes.delete(path)
+        if isinstance(operation, CreateTable) and self._is_of_no_use(operation, attributes):
+            self._rewrites.discard_copy(path)
             self._create_or_adopt(node, operation)
             return
         if "/" not in path:
@@ -194,6 +193,17 @@ class NodeCreation:
             if isinstance(operation, CreateArray):
                 self._known.record_array(node, operation.dtype, list(operation.shape))
             self._known.record_creation(node)
+
+    def _is_of_no_use(self, operation: CreateTable, attributes: Mapping[str, Any]) -> bool:
+        """Return True for the copy of another host's rewrite if this host's rows must not be added to it.
+
+        That host may have died before it had deleted the node, so that the copy has no rows any more, and Tiled answers
+        500 to requests for them. Or the copy is for other columns, to which Tiled would convert the values.
+        """
+        if is_detached(attributes):
+            return True
+        columns = columns_of(attributes["data_sources"][0])
+        return self._known.is_copy(operation.path) and columns != arrow_columns(operation.columns)
 
     def _adopt_table(self, node: KnownNode, operation: CreateTable, columns: list[list[str]], rows: int) -> None:
         self._known.record_columns(node, columns)

@@ -225,6 +225,10 @@ class KnownNodes:
             return node
         return self[node.rewrite.copy]
 
+    def is_copy(self, path: str) -> bool:
+        """Return True if a table's rows are being written to this node, to be shown in the table later."""
+        return any(node.rewrite is not None and node.rewrite.copy == path for node in self)
+
     def rewrites_in(self, run: str) -> list[KnownNode]:
         """Return the run's tables whose rewrite is not complete, in the order in which it was last changed."""
         return [self[path] for path in self._decisions.made.rewrites if path.startswith(f"{run}/")]

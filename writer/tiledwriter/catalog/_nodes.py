@@ -91,11 +91,17 @@ class Nodes:
         """
         parent, _, key = operation.path.rpartition("/")
         endpoint = "register" if isinstance(operation, RegisterExternal) else "metadata"
-        if self._quiet is not None:
-            self._quiet.note_creation(operation.path)
-        response = self._connection.send(
-            "POST", endpoint, parent, json=node_body(operation, key), tolerated_failures=tolerated_failures
-        )
+        may_be_made = True
+        try:
+            response = self._connection.send(
+                "POST", endpoint, parent, json=node_body(operation, key), tolerated_failures=tolerated_failures
+            )
+        except Refused as error:
+            may_be_made = error.may_be_ours
+            raise
+        finally:
+            if may_be_made and self._quiet is not None:
+                self._quiet.note_creation(operation.path)
         self._cache_data_source(operation.path, response.json().get("data_sources"))
 
     def read(self, path: str, *, may_be_absent: bool = False) -> dict[str, Any]:
