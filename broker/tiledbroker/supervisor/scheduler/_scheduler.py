@@ -8,7 +8,6 @@ restarted or its run is put in quarantine.
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -21,6 +20,7 @@ from .._clock import Instant
 from .._lifecycle import Event, State
 from .._publishers import DEFAULT_MAX_OPEN_RUNS, Publisher
 from ..status import Backlog, Tally, TiledOutage, format_time
+from ._admission import find_refusal
 from ._audit_schedule import PUT_OFF_SECONDS, AuditSchedule
 from ._disk_space import DiskSpace, Space
 from ._effects import (
@@ -41,6 +41,7 @@ from ._pacing import Pacing
 from ._resume_queue import ResumeQueue
 from ._runs import MAX_DEATHS, Purpose, Run, RunMessage, Worker
 from ._worker_monitor import FINISH_TIMEOUT_SECONDS, WorkerLimits, WorkerMonitor
+from ._worker_roster import WorkerRoster
 from ._write_slots import WriteSlots
 
 if TYPE_CHECKING:
@@ -61,9 +62,6 @@ SURVEY_LEAD_SECONDS: Final = 1.0
 """Time of the survey before the first run is resumed, so that unfinished runs are resumed in their order."""
 STOP_TIMEOUT_SECONDS: Final = 10.0
 """Time that workers have to end when the supervisor stops."""
-
-# A run is active if documents came for it in this time.
-_ACTIVE_SECONDS: Final = 1.0
 
 # Two runs that arrive at the same reading of the clock are this far apart, so that their order is defined.
 _ORDER_STEP_SECONDS: Final = 1e-6
@@ -123,12 +121,9 @@ class Scheduler:
         # Runs whose journals could not be read, and that are counted as failed until they can.
         self._unavailable: set[str] = set()
         self._began = now.monotonic
-        self._max_workers = max_workers
         self._max_open_runs = max_open_runs
         self._drain = drain
-        # Runs by the number of their worker.
-        self._workers: dict[int, Run] = {}
-        self._numbers = itertools.count(1)
+        self._roster = WorkerRoster(max_workers)
         # Runs that have documents for a worker, in order of arrival.
         self._waiting: dict[str, None] = {}
         # Runs with something left to write.
@@ -137,7 +132,7 @@ class Scheduler:
         self._audit_schedule = AuditSchedule()
         self._monitor = WorkerMonitor(limits, now.monotonic)
         self.write_slots = WriteSlots(write_slots)
-        self._pacing = Pacing(self._count_active)
+        self._pacing = Pacing(self._roster.count_active)
         self.outage = TiledOutage()
         self._survey_done = False
         self._stop_deadline: float | None = None
@@ -164,20 +159,20 @@ class Scheduler:
     @property
     def max_workers(self) -> int:
         """Worker processes at a time."""
-        return self._max_workers
+        return self._roster.max_workers
 
     @property
     def running_workers(self) -> int:
         """Number of workers, also of those that are being started."""
-        return len(self._workers)
+        return len(self._roster)
 
     def is_done(self, now: Instant) -> bool:
         """Return whether there is nothing left to do: after a stop, or when draining."""
         if self._stop_deadline is not None:
             # A worker that is still being forked ends by itself when the fork server ends.
-            forked = any(worker.forked for worker in self._all_workers())
+            forked = any(worker.forked for worker in self._roster.workers)
             return not forked or now.monotonic >= self._stop_deadline
-        left = self._waiting or self._resume_queue or self._audit_schedule or self._workers
+        left = self._waiting or self._resume_queue or self._audit_schedule or self._roster
         return self._drain and self._survey_done and not left
 
     def unwritten_runs(self) -> list[Run]:
@@ -196,7 +191,7 @@ class Scheduler:
 
     def run_of(self, number: int) -> Run:
         """Return the run of a worker."""
-        return self._workers[number]
+        return self._roster[number]
 
     def describe_run(self, uid: str, client: str, facts: JournalFacts | None) -> messages.RunState:
         """Return the state of a run as a client is told it; an empty state if the client must not know it.
@@ -217,7 +212,7 @@ class Scheduler:
 
     def is_waiting_for_room(self, run: Run) -> bool:
         """Return whether a run has documents to store, and no worker because too many are running."""
-        return run.uid in self._waiting and len(self._workers) >= self._max_workers
+        return run.uid in self._waiting and not self._roster.has_room
 
     def describe_wait(self, run: Run, now: Instant) -> str:
         """Return why a run does not go on, as a sentence; "" if it does, or has nothing to wait for."""
@@ -227,7 +222,7 @@ class Scheduler:
         if seconds > 0 and run.deaths_without_writes:
             return f"Its worker died {run.deaths_without_writes} times; the next one starts in {seconds:.0f} s."
         if run.uid in self._waiting:
-            return f"All {self._max_workers} workers are busy." if self.is_waiting_for_room(run) else ""
+            return f"All {self._roster.max_workers} workers are busy." if self.is_waiting_for_room(run) else ""
         if run.uid not in self._resume_queue:
             return ""
         if self._resume_queue.away:
@@ -252,11 +247,11 @@ class Scheduler:
 
     def next_at(self, now: Instant) -> float:
         """Return the time (`time.monotonic`) at which `schedule` has something to do if nothing happens before."""
-        if self.is_stopping or len(self._workers) >= self._max_workers:
+        if self.is_stopping or not self._roster.has_room:
             return float("inf")
         due = [self.runs[uid].start_at for uid in self._waiting]
         if self._resume_queue and self._may_resume(now):
-            parked = self._resume_queue.next_at(self._count_catching_up())
+            parked = self._resume_queue.next_at(self._roster.count_catching_up())
             due += [] if parked is None else [parked]
         return min(due, default=float("inf"))
 
@@ -266,12 +261,12 @@ class Scheduler:
         """Start the workers that are due, as far as there is room, and end idle ones to make room."""
         if self.is_stopping:
             # Repeated each time, since a worker that was just started does not listen yet.
-            for worker in self._all_workers():
+            for worker in self._roster.workers:
                 self._send(worker, messages.Finish())
             return self._take_effects()
         due = [self.runs[uid] for uid in self._waiting if self.runs[uid].start_at <= now.monotonic]
         for number, run in enumerate(due):
-            if not self._has_room():
+            if not self._has_room:
                 self._make_room(len(due) - number, now)
                 return self._take_effects()
             del self._waiting[run.uid]
@@ -289,7 +284,7 @@ class Scheduler:
         now
             The time.
         """
-        self._effects += self._monitor.check_workers(self._workers.values(), memory, now.monotonic)
+        self._effects += self._monitor.check_workers(self._roster.runs, memory, now.monotonic)
         self.outage.report(now, self.measure_backlog)
         self._effects += self.write_slots.grant(now.monotonic)
         return self._take_effects()
@@ -322,7 +317,7 @@ class Scheduler:
             The time.
         """
         run = self.runs[message.run] if facts is None else Run.from_facts(facts)
-        if (refusal := self._find_refusal(run, publisher, message)) is not None:
+        if (refusal := find_refusal(run, publisher, message, self.runs, self._max_open_runs)) is not None:
             self._effects.append(refusal)
         elif run.ended and message.next <= run.next:
             self._answer_known(run, publisher, message)
@@ -364,7 +359,7 @@ class Scheduler:
 
     def fail_start(self, number: int, error: str, now: Instant) -> list[Effect]:
         """Try again later to start a worker that could not be started."""
-        run = self._workers[number]
+        run = self._roster[number]
         self.tally.start_problem.note(error, now.unix)
         self._postpone_start(run, FORK_PAUSE_SECONDS, now)
         self._tell_publishers(run, messages.Refused(run.uid, run.next, messages.LATER, error))
@@ -375,7 +370,7 @@ class Scheduler:
 
         Workers of a killed supervisor end by themselves unless they hang.
         """
-        run = self._workers[number]
+        run = self._roster[number]
         if run.orphan is not None and now.monotonic >= self._began + ORPHAN_GRACE_SECONDS:
             log.warning(
                 "Process %d, a worker of run %s without a supervisor, hangs; killing it.", run.orphan[0], run.uid
@@ -387,14 +382,15 @@ class Scheduler:
 
     def move_journal(self, number: int, journal: Path) -> None:
         """Note the new path of the journal of a worker's run."""
-        self._workers[number].journal = journal
+        self._roster[number].journal = journal
 
     def confirm_fork(self, number: int, now: Instant) -> None:
         """Note that a worker process exists."""
-        if (worker := self._find_worker(number)) is not None:
-            worker.forked = True
+        run = self._roster.get(number)
+        if run is not None and run.worker is not None:
+            run.worker.forked = True
             self.tally.start_problem.clear()
-            worker.answered_at = worker.pinged_at = now.monotonic
+            run.worker.answered_at = run.worker.pinged_at = now.monotonic
 
     def receive_message(self, number: int, message: messages.Message, now: Instant) -> list[Effect]:
         """Take a message of a worker. One from a worker that was replaced is ignored.
@@ -404,7 +400,7 @@ class Scheduler:
         LifecycleError
             The message is not possible in the state of its run.
         """
-        run = self._workers.get(number)
+        run = self._roster.get(number)
         if run is None or run.worker is None:
             return []
         run.worker.answered_at = now.monotonic
@@ -458,7 +454,7 @@ class Scheduler:
         now
             The time.
         """
-        run = self._workers[number]
+        run = self._roster[number]
         worker = run.worker
         assert worker is not None
         if not worker.forked:
@@ -561,7 +557,7 @@ class Scheduler:
             return self.add_journal(facts, now)
         run = self.runs.get(facts.uid) or Run.from_facts(facts)
         # Otherwise new documents have arrived for it, and the audit comes after these are written.
-        if run.is_complete and run.worker is None and self._has_room():
+        if run.is_complete and run.worker is None and self._has_room:
             self._register_run(run, now)
             self._start_worker(run, Purpose.AUDIT, now)
         elif run.is_complete and run.worker is None:
@@ -613,35 +609,6 @@ class Scheduler:
 
     # Decisions about documents.
 
-    def _find_refusal(self, run: Run, publisher: Publisher, message: RunMessage) -> RefuseDocuments | None:
-        """Return the refusal of a message that must not go to a worker; None if it may."""
-
-        def refuse(topic: str, index: int, reason: str, detail: str = "") -> RefuseDocuments:
-            return RefuseDocuments(topic, publisher, messages.Refused(run.uid, index, reason, detail))
-
-        if not run.belongs_to(publisher.client):
-            return refuse("owner", 0, "a run of this uid belongs to another client")
-        if run.unavailable:
-            return refuse("later", message.first, messages.LATER, run.reason)
-        if run.unusable:
-            return refuse("journal", run.next, run.reason)
-        if run.is_another_run(message):
-            return refuse("uid", 0, messages.ANOTHER_RUN)
-        if run.uid not in self.runs and not run.next:
-            if message.first > 0 or isinstance(message, messages.Abandoned):
-                return refuse("gap", 0, messages.GAP)
-            if (count := self._count_open_runs(publisher.quota_key)) >= self._max_open_runs:
-                detail = f"{count} runs of this client are open, which is the limit"
-                return refuse("later", message.first, messages.LATER, detail)
-        return None
-
-    def _count_open_runs(self, quota_key: str) -> int:
-        """Count the open runs of a client that has publishers connected."""
-        return sum(
-            not (run.ended or run.is_final) and any(each.quota_key == quota_key for each in run.publishers)
-            for run in self.runs.values()
-        )
-
     def _answer_known(self, run: Run, publisher: Publisher, message: RunMessage) -> None:
         """Answer a message whose documents an ended run should have already."""
         if isinstance(message, messages.Documents):
@@ -660,22 +627,9 @@ class Scheduler:
 
     # Decisions about workers.
 
-    def _all_workers(self) -> list[Worker]:
-        return [run.worker for run in self._workers.values() if run.worker is not None]
-
-    def _find_worker(self, number: int) -> Worker | None:
-        run = self._workers.get(number)
-        return None if run is None else run.worker
-
-    def _count_catching_up(self) -> int:
-        return sum(run.is_catching_up for run in self._workers.values())
-
-    def _count_active(self, now: float) -> int:
-        """Return how many runs got documents a moment ago."""
-        return sum(now - run.heard_at < _ACTIVE_SECONDS for run in self._workers.values())
-
+    @property
     def _has_room(self) -> bool:
-        return not self.is_stopping and len(self._workers) < self._max_workers
+        return not self.is_stopping and self._roster.has_room
 
     def _may_resume(self, now: Instant) -> bool:
         """Return whether the survey knows which runs to resume first, or has had enough time."""
@@ -692,8 +646,8 @@ class Scheduler:
         """Start workers for what earlier workers left, a few at a time. Parked runs come before audits."""
         if not self._resume_queue and not self._audit_schedule.may_have_due(now.unix):
             return
-        while self._may_resume(now) and self._resume_queue.may_resume(self._count_catching_up(), now.monotonic):
-            if not self._has_room():
+        while self._may_resume(now) and self._resume_queue.may_resume(self._roster.count_catching_up(), now.monotonic):
+            if not self._has_room:
                 self._make_room(min(1, len(self._resume_queue)), now, idle_only=True)
                 return
             run = self._resume_queue.pop_next(now.monotonic)
@@ -705,8 +659,8 @@ class Scheduler:
 
     def _start_audits(self, now: Instant) -> None:
         """Have the journals read of runs whose audit is due, as long as at most half of all workers would be busy."""
-        busy, workers = self._count_catching_up(), len(self._workers)
-        while self._resume_queue.may_resume(busy, now.monotonic) and workers < max(1, self._max_workers // 2):
+        busy, workers = self._roster.count_catching_up(), len(self._roster)
+        while self._resume_queue.may_resume(busy, now.monotonic) and workers < max(1, self._roster.max_workers // 2):
             uid = self._audit_schedule.pop_due(now.unix)
             if uid is None:
                 return
@@ -714,36 +668,24 @@ class Scheduler:
             busy, workers = busy + 1, workers + 1
 
     def _make_room(self, places: int, now: Instant, *, idle_only: bool = False) -> None:
-        """End idle workers to make room for others.
-
-        Audits end first, then workers of ended runs (latest run first), then those of open runs (longest idle first).
-        """
-        places -= sum(worker.finish_by is not None for worker in self._all_workers())
-        away = self._resume_queue.away
-        others = [run for run in self._workers.values() if run.worker_may_end(now.monotonic, away=away)]
-        if idle_only:
-            others = [run for run in others if run.state is State.OPEN]
-        others.sort(key=_order_of_ending, reverse=True)
-        for run in others[: max(places, 0)]:
+        """End idle workers to make room for others, with `idle_only` none that may have something to write."""
+        places -= sum(worker.finish_by is not None for worker in self._roster.workers)
+        idle = self._roster.find_idle(now.monotonic, away=self._resume_queue.away, open_only=idle_only)
+        for run in idle[: max(places, 0)]:
             log.debug("Run %s is parked to make room.", run.uid)
             assert run.worker is not None
             self._tell_to_finish(run.worker, now)
 
     def _start_worker(self, run: Run, purpose: Purpose, now: Instant) -> None:
         is_probe = purpose is not Purpose.STORE and self._resume_queue.away
-        worker = Worker(next(self._numbers), purpose, is_probe, now.monotonic, now.monotonic, started=now.unix)
-        run.worker = worker
-        self._workers[worker.number] = run
+        worker = self._roster.add_worker(run, purpose, now, is_probe=is_probe)
         self.tally.note_state(run, now)
         self._effects.append(StartWorker(worker.number, run.uid, run.journal, run.order, run.client, run.orphan))
 
     def _forget_worker(self, run: Run, now: Instant) -> None:
-        assert run.worker is not None
-        number = run.worker.number
-        del self._workers[number]
+        number = self._roster.remove_worker(run).number
         self._pacing.forget(number)
         self._effects += self.write_slots.forget(number, now.monotonic)
-        run.worker = None
 
     def _postpone_start(self, run: Run, pause_seconds: float, now: Instant) -> None:
         """Start the worker of a run later, since no process came about."""
@@ -916,8 +858,3 @@ class Scheduler:
     def _take_effects(self) -> list[Effect]:
         effects, self._effects = self._effects, []
         return effects
-
-
-def _order_of_ending(run: Run) -> tuple[bool, bool, float]:
-    is_audit = run.worker is not None and run.worker.purpose is Purpose.AUDIT
-    return is_audit, run.ended, run.order if run.ended else -run.heard_at
