@@ -308,13 +308,18 @@ class Campaign:
         for acquisition in acquisitions:
             assert acquisition.publisher.flush(120), acquisition.publisher.problem
         client = self._server.client()
+        unfinished = set(self._runs)
 
-        def unfinished() -> list[str]:
-            return [uid for uid in self._runs if uid not in client or client[uid].metadata.get("stop") is None]
+        def all_finished() -> bool:
+            # Runs that are finished are not asked for again: Tiled is to write the others.
+            unfinished.difference_update(
+                [uid for uid in unfinished if uid in client and client[uid].metadata.get("stop")]
+            )
+            return not unfinished
 
         with contextlib.suppress(TimeoutError):
-            wait_until(lambda: not unfinished(), 600, "all runs are written")
-        found = {"runs": len(self._runs), "unfinished": len(unfinished()), "lost": 0, "doubled": 0, "out of order": 0}
+            wait_until(all_finished, 1200, "all runs are written")
+        found = {"runs": len(self._runs), "unfinished": len(unfinished), "lost": 0, "doubled": 0, "out of order": 0}
         for uid, events in self._runs.items():
             rows = [int(number) for number in client[uid]["primary"]["seq_num"].read()] if uid in client else []
             found["lost"] += len(set(range(1, events + 1)) - set(rows))
