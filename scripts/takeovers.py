@@ -25,6 +25,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -51,6 +52,8 @@ FLIGHT_SECONDS: Final = 0.5
 # Of each of the open runs that are handed over.
 OPEN_RUN_EVENTS: Final = 120
 OPEN_RUN_PAUSE_SECONDS: Final = 1.0
+# Most of the time of a read is spent waiting.
+READERS: Final = 8
 
 APPEND: Final = "table/partition/"
 
@@ -320,8 +323,14 @@ class Campaign:
         with contextlib.suppress(TimeoutError):
             wait_until(all_finished, 1200, "all runs are written")
         found = {"runs": len(self._runs), "unfinished": len(unfinished), "lost": 0, "doubled": 0, "out of order": 0}
+
+        def read_rows(uid: str) -> list[int]:
+            return [int(number) for number in client[uid]["primary"]["seq_num"].read()] if uid in client else []
+
+        with ThreadPoolExecutor(READERS) as threads:
+            rows_by_run = dict(zip(self._runs, threads.map(read_rows, self._runs), strict=True))
         for uid, events in self._runs.items():
-            rows = [int(number) for number in client[uid]["primary"]["seq_num"].read()] if uid in client else []
+            rows = rows_by_run[uid]
             found["lost"] += len(set(range(1, events + 1)) - set(rows))
             found["doubled"] += len(rows) - len(set(rows))
             found["out of order"] += sum(one > two for one, two in itertools.pairwise(rows))
