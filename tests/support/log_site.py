@@ -63,7 +63,7 @@ class LogSite:
         Number of nodes.
     configuration
         More of the nodes' configuration.
-    credentials, tls_ca
+    credentials, tls_ca, tls_client
         For the connections of the test itself, as in `LogAddress`.
     """
 
@@ -75,6 +75,7 @@ class LogSite:
         configuration: dict[str, Any] | None = None,
         credentials: Path | None = None,
         tls_ca: Path | None = None,
+        tls_client: Path | None = None,
     ) -> None:
         self.layout = LogLayout(replicas=nodes, max_bytes=2**30)
         routes = [free_port() for _ in range(nodes)]
@@ -94,6 +95,7 @@ class LogSite:
             [f"nats://127.0.0.1:{node.port}" for node in self.nodes],
             credentials=credentials,
             tls_ca=tls_ca,
+            tls_client=tls_client,
             inbox="_INBOX.supervisor",
         )
         self._loop: LoopThread | None = None

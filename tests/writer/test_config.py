@@ -158,6 +158,45 @@ def test_values_that_make_no_sense_are_refused(write_yaml, line):
     assert raised.value.errors()[0]["loc"][0] == line.partition(":")[0]
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["listen: localhost:5580", "curve: /keys", "insecure: true", "window: 1000", "max_connections: 3"],
+)
+def test_what_has_no_effect_with_a_log_is_refused(write_yaml, line):
+    name = line.partition(":")[0]
+    with pytest.raises(ValidationError, match=f"with source, .*: {name} would have no effect; remove it"):
+        load_settings(write_yaml(f"source: nats://log\n{line}\n"), {"tiled": TILED})
+    load_settings(write_yaml(f"{line}\n"), {"tiled": TILED})
+
+
+@pytest.mark.parametrize(
+    "line", ["source_credentials: /c", "source_tls: /t", "source_tls_client: /t", "keep_in_log: 2d"]
+)
+def test_what_is_for_a_log_is_refused_without_one(write_yaml, line):
+    name = line.partition(":")[0]
+    with pytest.raises(ValidationError, match=f"{name} is for source, which is not set"):
+        load_settings(write_yaml(f"{line}\n"), {"tiled": TILED})
+    load_settings(write_yaml(f"source: nats://log\n{line}\n"), {"tiled": TILED})
+
+
+def test_defaults_that_are_written_down_are_taken_with_a_log(write_yaml):
+    text = "source: tls://b,a\ninsecure: false\ncurve: null\nlisten: tcp://127.0.0.1:5579\n"
+    settings = load_settings(write_yaml(text), {"tiled": TILED, "listen": None})
+    assert settings.source == "tls://a:4222,b:4222"
+    assert settings.log_address().must_be_encrypted
+
+
+@pytest.mark.parametrize("line", ["source: nats://log", "lease_dir: /shared"])
+def test_several_targets_have_neither_a_log_nor_a_lease(write_yaml, line):
+    sections = "targets:\n  old: {tiled: http://old:8000}\n  new: {tiled: http://new:8000}\n"
+    file = write_yaml(f"{line}\n{sections}")
+    for given in (file, f"{file}:new"):
+        result = supervisor("--config", given)
+        assert result.returncode == 2
+        assert "it cannot be used with targets" in result.stderr
+        assert f"{line.partition(':')[0]} comes from {file}, line 1" in result.stderr
+
+
 # The command
 
 
@@ -169,10 +208,11 @@ def test_values_that_make_no_sense_are_refused(write_yaml, line):
         ("max_workers: 3\n", "either --tiled URI or --profile NAME"),
         (f"tiled: {TILED}\nmax_workers: many\n", "max_workers"),
         (f"tiled: {TILED}\nlisten: 'udp://x:1'\n", "udp://x:1"),
+        (f"tiled: {TILED}\nsource: nats://log\ncurve: /keys\n", "(curve comes from"),
         ("tiled: [unclosed\n", "config.yml"),
         ("- a list\n", "config.yml"),
     ],
-    ids=["unknown key", "both servers", "no server", "no number", "no address", "no YAML", "no mapping"],
+    ids=["unknown key", "both servers", "no server", "no number", "no address", "no effect", "no YAML", "no mapping"],
 )
 def test_the_command_refuses_a_wrong_configuration_in_one_line(write_yaml, tmp_path, text, said):
     result = supervisor("--config", write_yaml(text), "--journal-dir", tmp_path)

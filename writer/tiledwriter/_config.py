@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
@@ -124,6 +125,9 @@ _NOT_OF_A_TARGET: Final = frozenset(
         *("window", "max_document", "max_connections", "max_open_runs"),
     }
 )
+# Publishers that connect to this host have these; those of a site's log do not.
+_NOT_WITH_A_LOG: Final = ("listen", "curve", "insecure", "window", "max_connections")
+_FOR_A_LOG: Final = ("source_credentials", "source_tls", "source_tls_client", "keep_in_log")
 _RESERVED_NAMES: Final = frozenset({"finished", "retry"})
 
 
@@ -177,10 +181,14 @@ class Settings(BaseSettings):
         None, description="Servers of a site's log in NATS JetStream to read, as nats://a,b,c, instead of listening."
     )
     source_credentials: Path | None = Field(
-        None, description="File with NAME:PASSWORD, or with the credentials of a NATS user, for the servers of source."
+        None,
+        description="File with NAME:PASSWORD, or with the seed or credentials of a NATS user, for source.",
     )
     source_tls: Path | None = Field(
         None, description="File with the certificates that those of the servers of source are signed with."
+    )
+    source_tls_client: Path | None = Field(
+        None, description="File with the certificate of this host and its key, if the servers of source ask for one."
     )
     keep_in_log: Annotated[PositiveFloat, BeforeValidator(parse_duration), _DURATION_SCHEMA] = Field(
         86_400.0, description="Age, such as 1d or 12h, at which written runs are removed from the log of source."
@@ -298,7 +306,14 @@ class Settings(BaseSettings):
         return values
 
     @field_validator(
-        "curve", "api_key_file", "http_token_file", "journal_dir", "lease_dir", "source_credentials", "source_tls"
+        "curve",
+        "api_key_file",
+        "http_token_file",
+        "journal_dir",
+        "lease_dir",
+        "source_credentials",
+        "source_tls",
+        "source_tls_client",
     )
     @classmethod
     def _home_is_found(cls, path: Path | None) -> Path | None:
@@ -429,13 +444,24 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _source_alone(self) -> Settings:
-        if self.source is None and (self.source_credentials or self.source_tls):
-            raise ValueError("source_credentials and source_tls are for source, which is not set")
+        # What has no effect must not seem to have one.
+        if self.source is None and (unused := self._find_changed(_FOR_A_LOG)):
+            raise ValueError(f"{_join(unused)} {_be(unused)} for source, which is not set")
+        if self.source is not None and (unused := self._find_changed(_NOT_WITH_A_LOG)):
+            them = "it" if len(unused) == 1 else "them"
+            raise ValueError(
+                f"with source, documents come from the log, and publishers do not connect to this host: "
+                f"{_join(unused)} would have no effect; remove {them}"
+            )
         if self.source is not None and (self.targets or self._target):
             raise ValueError("source is for a service with one target; it cannot be used with targets")
         if self.source is not None and self.lease_dir is not None:
             raise ValueError("with source, the lease is kept beside the log; remove lease_dir")
         return self
+
+    def _find_changed(self, names: Sequence[str]) -> list[str]:
+        """Return those of some settings that are no defaults. What is printed for a configuration has all of them."""
+        return [name for name in names if not self.has_default(name)]
 
     @model_validator(mode="after")
     def _standby_for_a_lease(self) -> Settings:
@@ -500,7 +526,9 @@ class Settings(BaseSettings):
         """Return the servers of the site's log; None if the service listens for publishers."""
         if self.source is None:
             return None
-        return LogAddress.parse(self.source, credentials=self.source_credentials, tls_ca=self.source_tls)
+        return LogAddress.parse(
+            self.source, credentials=self.source_credentials, tls_ca=self.source_tls, tls_client=self.source_tls_client
+        )
 
     def log_options(self) -> LogOptions:
         """Return the level and format of the log."""
@@ -540,6 +568,15 @@ class Settings(BaseSettings):
             PathMap.of(self.path_map),
             AccessTagLimits({client: tuple(tags) for client, tags in self.access_tags.items()}),
         )
+
+
+def _join(names: Sequence[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _be(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
 
 
 def _require_web_address(uri: str) -> None:

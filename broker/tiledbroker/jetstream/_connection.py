@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import re
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
@@ -44,6 +45,8 @@ _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 _WRONG_LAST_SEQUENCE: Final = 10071
 _IN_PROCESS: Final = 10164
 _NOT_FOUND: Final = 10037
+_NOT_TRUSTED: Final = "the server's certificate is not accepted"
+_NOT_AUTHORIZED: Final = "the server does not accept these credentials"
 _WITHOUT_ANSWER: Final = re.compile(r"nats: no responders")
 
 T = TypeVar("T")
@@ -135,11 +138,8 @@ class Connection:
         KeyFileError
             The credentials cannot be used.
         """
-        try:
-            from nats.aio.client import Client
-        except ImportError as error:
-            raise LogUnavailable(f"{error}. A log in JetStream needs: {format_install('nats')}") from error
         connection = cls()
+        problems: list[str] = []
 
         async def note_lost() -> None:
             connection.lost.set()
@@ -147,10 +147,11 @@ class Connection:
                 on_lost()
 
         async def note_error(error: Exception) -> None:
-            connection.problem = str(error) or type(error).__name__
+            connection.problem = _describe_error(error)
+            problems.append(connection.problem)
 
         options = address.connect_options()
-        connection._client = Client()
+        connection._client = _make_client(must_be_encrypted=address.must_be_encrypted)
         try:
             # It tries the servers in an order of its own. `wait_for` bounds also what its own timeouts do not.
             await asyncio.wait_for(
@@ -169,10 +170,17 @@ class Connection:
                 ),
                 CONNECT_SECONDS * (len(address.servers) + 1),
             )
+        except ImportError as error:
+            await connection.close()
+            raise LogUnavailable(f"{error}. A log in JetStream needs: {format_install('nats')}") from error
         except Exception as error:
-            reason = connection.problem or str(error) or type(error).__name__
+            # Each server may have another one.
+            reasons = dict.fromkeys(problems or [_describe_error(error)])
+            reason = "; ".join([*reasons, *_explain_certificates(connection._client, address, list(reasons))])
             await connection.close()
             raise LogUnavailable(f"no server of {address} can be used: {reason}") from error
+        # Of servers that were tried before.
+        connection.problem = ""
         return connection
 
     _client: Client
@@ -186,7 +194,8 @@ class Connection:
     @property
     def server_version(self) -> str:
         """The version of the server."""
-        return str(self._client.connected_server_version)
+        found = re.search(r"\d[\w.+-]*", str(self._client.connected_server_version))
+        return found[0] if found else ""
 
     @property
     def max_payload(self) -> int:
@@ -333,6 +342,53 @@ class Connection:
             await self._client.flush(round(REQUEST_SECONDS))
         except Exception as error:
             raise LogUnavailable(str(error) or type(error).__name__) from error
+
+
+def _make_client(*, must_be_encrypted: bool) -> Client:
+    """Return a client that is not connected yet.
+
+    Raises
+    ------
+    LogUnavailable
+        The NATS client is not installed.
+    """
+    try:
+        from nats.aio.client import Client
+    except ImportError as error:
+        raise LogUnavailable(f"{error}. A log in JetStream needs: {format_install('nats')}") from error
+
+    class EncryptedClient(Client):
+        """A client that logs in over encrypted connections only. The NATS client encrypts if the server says that it
+        wants that, and somebody else could answer in its place.
+        """
+
+        def _connect_command(self) -> bytes:
+            if not self._server_info.get("tls_required"):
+                raise LogUnavailable("the server does not encrypt connections, and this address asks for it")
+            return super()._connect_command()
+
+    return EncryptedClient() if must_be_encrypted else Client()
+
+
+def _explain_certificates(client: Client, address: LogAddress, reasons: list[str]) -> list[str]:
+    """Return what is to be added to the reasons if a server asks for certificates of its clients: it ends connections
+    without a word.
+    """
+    is_explained = any(text in reason for reason in reasons for text in (_NOT_TRUSTED, _NOT_AUTHORIZED))
+    if is_explained or not client._server_info.get("tls_verify"):
+        return []
+    shown = "none is given" if address.tls_client is None else f"that in {address.tls_client} may not be one"
+    return [f"the server asks for a client's certificate that it accepts, and {shown}"]
+
+
+def _describe_error(error: Exception) -> str:
+    """Return the reason of an error of the NATS client, without secrets."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"{_NOT_TRUSTED}: {error.verify_message}"
+    text = str(error).removeprefix("nats: ").strip("'") or type(error).__name__
+    if "authorization violation" in text.lower():
+        return f"{_NOT_AUTHORIZED} ({text})"
+    return text
 
 
 class CallFailed(LogUnavailable):

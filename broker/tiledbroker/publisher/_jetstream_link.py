@@ -251,7 +251,8 @@ class _Tenure:
             await asyncio.wait({lost}, timeout=_POLL_SECONDS)
             if not lost.done():
                 await self._read_receipts(list(self._awaited))
-        self._break(f"the connection to {self._address} was lost")
+        reason = f": {connection.problem}" if connection.problem else ""
+        self._break(f"the connection to {self._address} was lost{reason}")
 
     async def end(self, linger_seconds: float) -> None:
         """End the connection after what is on its way has been answered, or after some time."""

@@ -31,9 +31,13 @@ class JetStreamPublisher(SpoolPublisher):
         Name of the beamline: letters, digits, - and _. Its runs have subjects of their own in the log, which its
         credentials may be limited to.
     credentials
-        File with one line `NAME:PASSWORD`, or with the credentials of a NATS user, which only its owner can read.
+        File with one line `NAME:PASSWORD`, or with the seed or the credentials of a NATS user, which only its owner can
+        read.
     tls
         File with the certificates of the authority that has signed those of the servers. Connections are encrypted.
+        With an address `tls://a,b,c` they are, too; without this file, the system's authorities are trusted.
+    tls_client
+        File with the certificate of this client and its key, for servers that ask for one.
     spool_dir, name, on_error, keep_until, spool_limit, adopt
         As in `ZMQPublisher`.
 
@@ -58,6 +62,7 @@ class JetStreamPublisher(SpoolPublisher):
         beamline: str,
         credentials: str | Path | None = None,
         tls: str | Path | None = None,
+        tls_client: str | Path | None = None,
         spool_dir: str | Path | None = None,
         name: str | None = None,
         on_error: Literal["log", "raise"] = "log",
@@ -66,11 +71,13 @@ class JetStreamPublisher(SpoolPublisher):
         adopt: Adoption = "own",
     ) -> None:
         check_beamline(beamline)
-        address = LogAddress.parse(servers, credentials=credentials, tls_ca=tls, inbox=f"_INBOX.{beamline}")
+        address = LogAddress.parse(
+            servers, credentials=credentials, tls_ca=tls, tls_client=tls_client, inbox=f"_INBOX.{beamline}"
+        )
         if find_spec("nats") is None:
             raise BrokerError(f"The NATS client is not installed: {format_install('nats')}")
         super().__init__(
-            f"{address}/{beamline}",
+            f"{address.destination}/{beamline}",
             partial(JetStreamLink, address, beamline),
             spool_dir=spool_dir,
             name=name,

@@ -40,9 +40,19 @@ def test_a_beamline_is_one_plain_word(name: str) -> None:
 def test_servers_are_one_address_in_whatever_order_they_are_given() -> None:
     address = LogAddress.parse("nats://b,a:4333, c")
     assert address.servers == ("nats://a:4333", "nats://b:4222", "nats://c:4222")
-    assert LogAddress.parse(["c", "nats://b:4222", "tls://a:4333"]) == address
+    assert LogAddress.parse(["c", "nats://b:4222", "a:4333"]) == address
     assert str(address) == "nats://a:4333,b:4222,c:4222"
     assert str(LogAddress.parse("nats://[::1]:7")) == "nats://[::1]:7"
+
+
+def test_an_address_that_asks_for_encryption_keeps_that() -> None:
+    address = LogAddress.parse("nats://b,tls://a:4333")
+    assert address.must_be_encrypted
+    assert str(address) == "tls://a:4333,b:4222"
+    assert LogAddress.parse(str(address)) == address
+    # What was published for these servers goes there however they are connected to.
+    assert address.destination == LogAddress.parse("a:4333,b").destination
+    assert not LogAddress.parse("a:4333,b").must_be_encrypted
 
 
 @pytest.mark.parametrize("servers", ["", "http://a", "nats://me:secret@a", "nats://a:x", "nats://a/b", []])

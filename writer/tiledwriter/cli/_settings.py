@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,8 +197,9 @@ def _format_problem(sources: SettingSources, item: dict[str, Any]) -> str:
     message = str(item.get("msg", "")).removeprefix("Value error, ")
     message = message.replace("Input should be", "must be", 1) if message.startswith("Input should be") else message
     if not location:
-        given = [f"{name} comes from {origin}" for name in ("tiled", "profile") for origin in sources.origins((name,))]
-        return f"{message} ({', '.join(given)})" if given and "--profile" in message else message
+        named = [name for name in Settings.model_fields if re.search(rf"\b{name}\b", message)]
+        given = [f"{name} comes from {origin}" for name in named for origin in sources.origins((name,))]
+        return f"{message} ({', '.join(given)})" if given else message
     name = ".".join(map(str, location))
     if any(origin.startswith("--") for origin in sources.origins(location)):
         # The option names the setting.
