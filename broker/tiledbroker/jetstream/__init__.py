@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ._address import LogAddress
-from ._connection import CallFailed, Connection, LoopThread, StoredMessage
+from ._connection import CallFailed, Connection, LoopThread, PermissionMissing, StoredMessage
 from ._log_message import (
     HEADER_ROOM_BYTES,
     EntryReader,
@@ -28,6 +28,7 @@ from ._names import (
     parse_documents_subject,
     receipt_key,
 )
+from ._probe import LogSpace, find_account_space, parse_space, try_requests
 from ._receipt import Receipt, decode_receipt, encode_receipt
 from ._setup import (
     LogLayout,
@@ -55,7 +56,9 @@ __all__ = [
     "LogEntry",
     "LogLayout",
     "LogMessage",
+    "LogSpace",
     "LoopThread",
+    "PermissionMissing",
     "Receipt",
     "StoredMessage",
     "Tail",
@@ -69,11 +72,14 @@ __all__ = [
     "decode_receipt",
     "documents_subject",
     "encode_receipt",
+    "find_account_space",
     "find_configuration",
     "find_problems",
     "parse_documents_subject",
+    "parse_space",
     "parse_tail",
     "receipt_key",
     "slice_documents",
     "supervisor_permissions",
+    "try_requests",
 ]

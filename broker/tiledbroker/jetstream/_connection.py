@@ -48,6 +48,7 @@ _NOT_FOUND: Final = 10037
 _NOT_TRUSTED: Final = "the server's certificate is not accepted"
 _NOT_AUTHORIZED: Final = "the server does not accept these credentials"
 _WITHOUT_ANSWER: Final = re.compile(r"nats: no responders")
+_FORBIDDEN: Final = re.compile(r"permissions violation for (publish|subscription) to \"([^\"]*)\"", re.IGNORECASE)
 
 T = TypeVar("T")
 
@@ -126,6 +127,9 @@ class Connection:
     def __init__(self) -> None:
         self.lost = asyncio.Event()
         self.problem = ""
+        # Subjects of the requests that wait for an answer, by what ends them if they are refused.
+        self._waiting: dict[asyncio.Future[None], str] = {}
+        self._inbox_refusal: PermissionMissing | None = None
 
     @classmethod
     async def open(cls, address: LogAddress, *, name: str, on_lost: Callable[[], None] | None = None) -> Connection:
@@ -147,10 +151,13 @@ class Connection:
                 on_lost()
 
         async def note_error(error: Exception) -> None:
+            if connection._take_refusal(str(error)):
+                return
             connection.problem = _describe_error(error)
             problems.append(connection.problem)
 
         options = address.connect_options()
+        connection._inbox = address.inbox
         connection._client = _make_client(must_be_encrypted=address.must_be_encrypted)
         try:
             # It tries the servers in an order of its own. `wait_for` bounds also what its own timeouts do not.
@@ -184,12 +191,25 @@ class Connection:
         return connection
 
     _client: Client
+    _inbox: str
 
     @property
     def server(self) -> str:
         """The server's name in its cluster, or its address."""
         url = self._client.connected_url
         return "" if url is None else url.netloc
+
+    @property
+    def is_encrypted(self) -> bool:
+        """True if nobody between this host and the server can read what is sent."""
+        # The client encrypts whenever the server says that it wants that.
+        return bool(self._client._server_info.get("tls_required"))
+
+    @property
+    def is_local(self) -> bool:
+        """True if the server is on this host."""
+        url = self._client.connected_url
+        return url is not None and url.hostname in ("localhost", "127.0.0.1", "::1")
 
     @property
     def server_version(self) -> str:
@@ -220,15 +240,22 @@ class Connection:
         """
         if self.lost.is_set():
             raise LogUnavailable(self.problem or "the connection is lost")
+        if self._inbox_refusal is not None:
+            raise self._inbox_refusal
         request = asyncio.ensure_future(
             self._client.request(
                 subject, body, timeout=timeout or REQUEST_SECONDS, headers=None if headers is None else dict(headers)
             )
         )
         lost = asyncio.ensure_future(self.lost.wait())
+        refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[refused] = subject
         try:
-            # The client leaves requests unanswered when its connection ends.
-            await asyncio.wait({request, lost}, return_when=asyncio.FIRST_COMPLETED)
+            # The client leaves requests unanswered when its connection ends, or when they are refused.
+            ends: list[asyncio.Future[Any]] = [request, lost, refused]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if refused.done():
+                refused.result()
             if not request.done():
                 raise LogUnavailable(self.problem or "the connection was lost")
             return request.result()
@@ -239,12 +266,31 @@ class Connection:
             if _WITHOUT_ANSWER.search(text):
                 text = "nobody answers there: no such stream, or it has no leader at the moment"
             elif self.problem:
-                # A refusal by permissions comes beside the request, which then runs out of time.
                 text = f"{text}; {self.problem}"
             raise LogUnavailable(text) from error
         finally:
             request.cancel()
             lost.cancel()
+            refused.cancel()
+            del self._waiting[refused]
+
+    def _take_refusal(self, text: str) -> bool:
+        """If an error of the client says that a subject is refused, tell those who wait; return whether it does."""
+        found = _FORBIDDEN.search(text)
+        if found is None:
+            return False
+        # The client tells it in lower case.
+        verb, subject = found[1].lower(), found[2].lower()
+        concerned = {waiting: name for waiting, name in self._waiting.items() if name.lower() == subject}
+        if verb == "subscription" and subject.startswith(self._inbox.lower()):
+            self._inbox_refusal = PermissionMissing("subscribe", f"{self._inbox}.>")
+            concerned = dict.fromkeys(self._waiting, self._inbox)
+        for waiting, name in concerned.items():
+            if not waiting.done():
+                waiting.set_exception(self._inbox_refusal or PermissionMissing("publish", name))
+        if not concerned:
+            self.problem = str(PermissionMissing("subscribe" if verb == "subscription" else verb, found[2]))
+        return True
 
     async def call(self, name: str, arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the answer of JetStream to a call of its interface, such as "STREAM.INFO.TW".
@@ -389,6 +435,15 @@ def _describe_error(error: Exception) -> str:
     if "authorization violation" in text.lower():
         return f"{_NOT_AUTHORIZED} ({text})"
     return text
+
+
+class PermissionMissing(LogUnavailable):
+    """Raised when a server refuses to let this user "publish" or "subscribe" (`verb`) to a `subject`."""
+
+    def __init__(self, verb: str, subject: str) -> None:
+        super().__init__(f"this user lacks the permission to {verb} to {subject}")
+        self.verb = verb
+        self.subject = subject
 
 
 class CallFailed(LogUnavailable):

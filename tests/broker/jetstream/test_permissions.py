@@ -17,6 +17,7 @@ from tiledbroker.jetstream import (
     Connection,
     LogAddress,
     LoopThread,
+    PermissionMissing,
     beamline_permissions,
     bucket_stream,
     bucket_subject,
@@ -55,8 +56,8 @@ def site(tmp_path: Path) -> Iterator[LogSite]:
 
 @pytest.fixture
 def loop(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopThread]:
-    # A refusal by permissions is no answer.
-    monkeypatch.setattr(connection_module, "REQUEST_SECONDS", 2.0)
+    # A refusal by permissions is said beside the request, and ends it.
+    monkeypatch.setattr(connection_module, "REQUEST_SECONDS", 600.0)
     made = LoopThread("test")
     yield made
     made.close()
@@ -94,20 +95,35 @@ def test_a_beamline_reaches_nothing_of_another(site: LogSite, loop: LoopThread, 
             "purge": lambda: connection.call(f"STREAM.PURGE.{STREAM}"),
             "make a consumer": lambda: connection.call(f"CONSUMER.CREATE.{STREAM}"),
         }
-        reached = []
+        reached, refused = [], []
         for name, attempt in attempts.items():
             try:
                 await attempt()
                 reached.append(name)
-            except LogUnavailable:
-                pass
+            except PermissionMissing as error:
+                refused.append(error.subject)
         # This is what it may do.
         await connection.append(documents_subject("csx", "run"), b"", {}, 0)
         await connection.read_last(STREAM, documents_subject("csx", "run"))
         await connection.close()
+        assert refused[:2] == [other, f"$JS.API.DIRECT.GET.{STREAM}.{other}"]
+        assert len(refused) == len(attempts)
         return reached
 
     assert loop.run(try_all(), 60) == []
+
+
+def test_an_inbox_of_somebody_else_is_refused_at_once(site: LogSite, loop: LoopThread, tmp_path: Path) -> None:
+    address = LogAddress.parse(site.address.servers, credentials=credentials(tmp_path, "csx"), inbox="_INBOX.hxn")
+
+    async def ask_twice() -> None:
+        connection = await Connection.open(address, name="test")
+        for _ in range(2):
+            with pytest.raises(PermissionMissing, match=r"lacks the permission to subscribe to _INBOX\.hxn"):
+                await connection.read_last(STREAM, documents_subject("csx", "run"))
+        await connection.close()
+
+    loop.run(ask_twice(), 60)
 
 
 def test_a_wrong_password_is_said_without_it(site: LogSite, loop: LoopThread, tmp_path: Path) -> None:

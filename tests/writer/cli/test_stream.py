@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from log_site import LogSite
 
-from tiledbroker.jetstream import RUNS_BUCKET, Connection, bucket_stream
+from tiledbroker.jetstream import RUNS_BUCKET, Connection, bucket_stream, supervisor_permissions
 from tiledwriter._check_results import CheckResult
 from tiledwriter._config import Settings
 from tiledwriter.cli._exit import ExitCode
@@ -51,9 +53,11 @@ def test_too_few_replicas_are_found(log_site: LogSite, capsys: pytest.CaptureFix
     assert "TW has 1 replicas, and should have 3." in capsys.readouterr().out
 
 
-def check_log(source: str, journal_dir: Path) -> CheckResult:
+def check_log(source: str, journal_dir: Path, credentials: Path | None = None) -> CheckResult:
     """What `check` of an ingest host says of the log."""
-    settings = Settings(tiled="http://localhost:8000", source=source, journal_dir=journal_dir)
+    settings = Settings(
+        tiled="http://localhost:8000", source=source, source_credentials=credentials, journal_dir=journal_dir
+    )
     return next(result for result in check_host(settings) if result.name == LEASE)
 
 
@@ -71,6 +75,95 @@ def test_check_says_whether_the_log_is_there_and_whether_one_node_alone_has_it(
     log_site.ask(delete)
     missing = check_log(str(log_site.address), tmp_path)
     assert (missing.state.value, missing.found) == ("fail", "There is no stream KV_TW_RUNS.")
+
+
+def supervisors_user(directory: Path, password: str = "secret") -> Path:
+    path = directory / f"supervisor-{password}.credentials"
+    path.touch(mode=0o600)
+    path.write_text(f"supervisor:{password}")
+    return path
+
+
+def site_with(directory: Path, permissions: dict[str, Any]) -> LogSite:
+    """A log whose user for supervisors has these permissions, and an administrator."""
+    users = [
+        {"user": "supervisor", "password": "secret", "permissions": permissions},
+        {"user": "admin", "password": "secret-of-admin"},
+    ]
+    admin = directory / "admin.credentials"
+    admin.touch(mode=0o600)
+    admin.write_text("admin:secret-of-admin")
+    return LogSite(directory / "log", configuration={"authorization": {"users": users}}, credentials=admin)
+
+
+def test_check_tries_what_the_service_does_and_leaves_nothing(tmp_path: Path) -> None:
+    with site_with(tmp_path, supervisor_permissions()) as site:
+        found = check_log(str(site.address), tmp_path, supervisors_user(tmp_path))
+        assert found.state.value == "warn"
+        assert "version 2." in found.found
+        assert "messages of up to 1.0 MiB; 0 bytes of 1.0 GiB): no host has served yet" in found.found
+        left = {
+            name: (info["state"]["messages"], info["state"]["consumer_count"])
+            for name in site.layout.streams()
+            for info in [site.ask(lambda connection, name=name: connection.call(f"STREAM.INFO.{name}"))]
+        }
+        assert set(left.values()) == {(0, 0)}
+        wrong = check_log(str(site.address), tmp_path, supervisors_user(tmp_path, "other-secret"))
+        assert wrong.state.value == "fail"
+        assert "does not accept these credentials" in wrong.found
+        assert "other-secret" not in wrong.found.replace(str(tmp_path), "")
+
+
+@pytest.mark.parametrize(
+    ("removed", "said"),
+    [
+        (
+            "$KV.TW_RUNS.>",
+            "Receipts cannot be written: {} publish to $KV.TW_RUNS.check.",
+        ),
+        ("$KV.TW_HOSTS.>", "The lease cannot be written: {} publish to $KV.TW_HOSTS.check."),
+        (
+            "$JS.API.>",
+            "Streams cannot be looked at: {} publish to $JS.API.STREAM.INFO.TW.",
+        ),
+        (
+            "_INBOX.supervisor.>",
+            "Streams cannot be looked at: {} subscribe to _INBOX.supervisor",
+        ),
+    ],
+)
+def test_check_says_which_permission_is_missing(removed: str, said: str, tmp_path: Path) -> None:
+    permissions = {
+        verb: {"allow": [subject for subject in rules["allow"] if subject != removed] or ["none"]}
+        for verb, rules in supervisor_permissions().items()
+    }
+    with site_with(tmp_path, permissions) as site:
+        found = check_log(str(site.address), tmp_path, supervisors_user(tmp_path))
+    assert found.state.value == "fail"
+    assert said.format("this user lacks the permission to") in found.found
+    assert "stream permissions" in found.advice
+
+
+def test_check_says_that_written_runs_cannot_be_removed(tmp_path: Path) -> None:
+    permissions = supervisor_permissions()
+    permissions["publish"]["deny"] = ["$JS.API.STREAM.PURGE.TW"]
+    with site_with(tmp_path, permissions) as site:
+        found = check_log(str(site.address), tmp_path, supervisors_user(tmp_path))
+    assert found.found == (
+        "Written runs cannot be removed: this user lacks the permission to publish to $JS.API.STREAM.PURGE.TW."
+    )
+
+
+def test_check_says_that_the_log_is_almost_full(log_site: LogSite, tmp_path: Path) -> None:
+    async def fill(connection: Connection) -> None:
+        found = await connection.call("STREAM.INFO.TW")
+        await connection.call("STREAM.UPDATE.TW", {**found["config"], "max_bytes": 10_000})
+        await connection.append("tw.docs.csx.run", bytes(9_200), {}, 0)
+
+    log_site.ask(fill)
+    found = check_log(str(log_site.address), tmp_path)
+    assert found.state.value == "warn"
+    assert re.search(r"The log is almost full: 9\.\d KiB of 9\.8 KiB\. Beyond that, documents stay", found.found)
 
 
 def test_servers_that_are_away_are_said(capsys: pytest.CaptureFixture[str]) -> None:

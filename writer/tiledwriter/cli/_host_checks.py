@@ -16,10 +16,9 @@ from typing import Final
 import psutil
 
 from tiledbroker import KeyFileError
-from tiledbroker._errors import LogUnavailable, StoreUnavailable
+from tiledbroker._errors import StoreUnavailable
 from tiledbroker._filesystem import network_filesystem
 from tiledbroker._wording import format_command
-from tiledbroker.jetstream import Connection, JetStreamLeaseStore, LogAddress, LogLayout, find_problems
 from tiledbroker.log import FileLock
 from tiledbroker.ownership import DirectoryStore
 from tiledbroker.protocol import ServerCurve, is_local
@@ -28,9 +27,9 @@ from tiledbroker.supervisor import LOW_FACTOR, SUPERVISOR_LOCK, find_min_free, f
 from .._check_results import CheckResult
 from .._config import Settings
 from .._errors import PluginError
+from ._checks_of_log import check_log
 from ._credentials import describe_key_source, is_readable_by_others, require_credentials
 from ._settings import WrongConfiguration
-from ._stream import ask
 from ._terminal import count_of
 
 CREDENTIALS: Final = "credentials"
@@ -60,7 +59,7 @@ def check_host(settings: Settings) -> Iterator[CheckResult]:
     yield _check_journals(settings.journal_dir, is_running=is_running)
     yield _check_disk(settings)
     address = settings.log_address()
-    yield _check_lease(settings.lease_dir) if address is None else _check_log(address)
+    yield _check_lease(settings.lease_dir) if address is None else check_log(LEASE, address)
     yield _check_curve(settings)
     yield _check_plugins(settings)
     if address is not None:
@@ -210,35 +209,6 @@ def _look_at_lease(directory: Path) -> CheckResult:
         return CheckResult.ok(LEASE, f"{directory} is prepared; no host has served yet")
     verb = "has released" if lease.released else "was the last to hold"
     return CheckResult.ok(LEASE, f"{lease.host} {verb} the lease in {directory}, epoch {lease.epoch}")
-
-
-def _check_log(address: LogAddress) -> CheckResult:
-    async def find(connection: Connection) -> tuple[list[str], list[str]]:
-        return await find_problems(connection, LogLayout(replicas=1)), await find_problems(connection, LogLayout())
-
-    try:
-        problems, with_replicas = ask(address.with_inbox("_INBOX.supervisor"), find)
-        lease = JetStreamLeaseStore(address)
-        try:
-            holder = lease.read().lease
-        finally:
-            lease.close()
-    except (LogUnavailable, StoreUnavailable) as error:
-        return CheckResult.fail(
-            LEASE, f"the log gives no answer: {error}", "Correct the servers, or their credentials."
-        )
-    if problems:
-        command = format_command("tiledwriter-supervisor", "stream", "check", "--source", str(address))
-        return CheckResult.fail(LEASE, " ".join(problems), f"Make what is missing; see `{command}`.")
-    if with_replicas:
-        # One node is enough to try it; its loss is the loss of the log.
-        return CheckResult.warn(LEASE, " ".join(with_replicas), "Let three nodes have each message.")
-    if holder is None:
-        return CheckResult.ok(LEASE, f"the log at {address} is as it must be; no host has served yet")
-    verb = "has released" if holder.released else "was the last to hold"
-    return CheckResult.ok(
-        LEASE, f"the log at {address} is as it must be; {holder.host} {verb} the lease, epoch {holder.epoch}"
-    )
 
 
 # Keys and plugins.

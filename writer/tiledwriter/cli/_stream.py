@@ -5,17 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Coroutine
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from tiledbroker import AddressError
 from tiledbroker._errors import LogUnavailable
 from tiledbroker.jetstream import (
-    Connection,
     LogAddress,
     LogLayout,
-    LoopThread,
     beamline_permissions,
     create_streams,
     find_problems,
@@ -23,14 +19,12 @@ from tiledbroker.jetstream import (
 )
 
 from ._exit import ExitCode
+from ._site_log import add_log, ask, log_of
 from ._terminal import print_json
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-T = TypeVar("T")
-
-_TIMEOUT_SECONDS: Final = 60.0
 _GIB: Final = 2**30
 
 _DESCRIPTION = """\
@@ -58,9 +52,7 @@ def add_command(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "action", choices=("create", "check", "permissions"), help="what to do; create leaves what exists as it is"
     )
     command.add_argument("beamlines", nargs="*", metavar="BEAMLINE", help="with permissions: names of beamlines")
-    command.add_argument("--source", metavar="SERVERS", help="servers of the log, nats://a,b,c")
-    command.add_argument("--credentials", type=Path, metavar="FILE", help="file with NAME:PASSWORD, or of a NATS user")
-    command.add_argument("--tls", type=Path, metavar="FILE", help="certificates of the servers' authority")
+    add_log(command, "servers of the log, nats://a,b,c")
     command.add_argument(
         "--replicas", type=int, default=3, metavar="N", help="nodes that have each message (default 3)"
     )
@@ -78,9 +70,7 @@ def run(arguments: argparse.Namespace) -> ExitCode:
             return _print_permissions(arguments.beamlines)
         if not arguments.source or arguments.beamlines:
             return _fail(ExitCode.USAGE, "give --source SERVERS, and names of beamlines with permissions only")
-        address = LogAddress.parse(
-            arguments.source, credentials=arguments.credentials, tls_ca=arguments.tls, inbox="_INBOX.supervisor"
-        )
+        address = log_of(arguments)
         layout = LogLayout(arguments.replicas, int(arguments.max_gib * _GIB))
         if arguments.action == "create":
             return _create(address, layout, as_json=arguments.json)
@@ -89,29 +79,6 @@ def run(arguments: argparse.Namespace) -> ExitCode:
         return _fail(ExitCode.USAGE, str(error))
     except LogUnavailable as error:
         return _fail(ExitCode.FAILED, f"the log gives no answer, or refuses: {error}")
-
-
-def ask(address: LogAddress, question: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
-    """Return the answer to a question to the servers of a log.
-
-    Raises
-    ------
-    LogUnavailable
-        There is none.
-    """
-
-    async def answer() -> T:
-        connection = await Connection.open(address, name="tiledwriter stream")
-        try:
-            return await question(connection)
-        finally:
-            await connection.close()
-
-    loop = LoopThread("tiledwriter-stream")
-    try:
-        return loop.run(answer(), _TIMEOUT_SECONDS)
-    finally:
-        loop.close()
 
 
 def _create(address: LogAddress, layout: LogLayout, *, as_json: bool) -> ExitCode:
