@@ -171,5 +171,14 @@ class LogUnavailable(BrokerError):
     """Raised when the servers of a site's log give no answer, or refuse what was asked for."""
 
 
+class RunNotWhole(BrokerError):
+    """Raised when documents of run `run_uid` are missing or damaged in a site's log; `reason` says which."""
+
+    def __init__(self, run_uid: str, reason: str) -> None:
+        super().__init__(f"Run {run_uid} is not whole: {as_sentence(reason)}")
+        self.run_uid = run_uid
+        self.reason = reason
+
+
 class AppendRefused(BrokerError):
     """Raised when a subject of a site's log has another last message than was expected."""

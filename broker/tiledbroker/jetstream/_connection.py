@@ -353,18 +353,27 @@ class Connection:
 
         A leader that was deposed answers, too, so what is returned may be old.
         """
-        stream = bucket_stream(bucket)
+        return await self.read_last_from_leader(bucket_stream(bucket), bucket_subject(bucket, key))
+
+    async def read_last_from_leader(self, stream: str, subject: str) -> StoredMessage | None:
+        """Return the last message of a subject from the leader of the replicas; see `read_key`."""
+        return await self._get_message(stream, {"last_by_subj": subject})
+
+    async def read_from_leader(self, stream: str, subject: str, seq: int) -> StoredMessage | None:
+        """Return the first message of a subject from a number on from the leader of the replicas; see `read_key`."""
+        return await self._get_message(stream, {"next_by_subj": subject, "seq": seq})
+
+    async def _get_message(self, stream: str, query: Mapping[str, Any]) -> StoredMessage | None:
         try:
-            found = await self.call(f"STREAM.MSG.GET.{stream}", {"last_by_subj": bucket_subject(bucket, key)})
+            found = await self.call(f"STREAM.MSG.GET.{stream}", query)
         except CallFailed as error:
             if error.code == _NOT_FOUND:
                 return None
             raise
         message = found["message"]
         headers = _parse_headers(message.get("hdrs", ""))
-        if "KV-Operation" in headers:
-            return StoredMessage(message["subject"], int(message["seq"]), headers, b"")
-        return StoredMessage(message["subject"], int(message["seq"]), headers, _decode_base64(message.get("data", "")))
+        body = b"" if "KV-Operation" in headers else _decode_base64(message.get("data", ""))
+        return StoredMessage(message["subject"], int(message["seq"]), headers, body)
 
     async def subscribe(self, subject: str, callback: Callable[[Msg], Awaitable[None]]) -> None:
         """Have a callback called with each message of a subject."""

@@ -6,7 +6,9 @@ import argparse
 import os
 import sqlite3
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tiledbroker import CodecError, RunReader
@@ -18,6 +20,7 @@ from ._exit import CommandFailed, ExitCode, without_extra
 from ._parser import Subcommands, add_command
 from ._progress import shown_progress
 from ._run_lookup import find
+from ._site_log import add_beamline, add_log, copy_logged, find_logged, log_of, refuse_log_options
 from ._terminal import count_of, plain, print_json
 
 _STANDARD_OUTPUT = Path("-")
@@ -33,6 +36,7 @@ def add_commands(commands: Subcommands) -> None:
             "tiledwriter-journal export 3f2b -o run.jsonl",
             "tiledwriter-journal export 3f2b /var/lib/tiledwriter -o run.sqlite --format sqlite",
             "tiledwriter-journal export 3f2b -o - | head -n 1",
+            "tiledwriter-journal export 3f2b -o run.jsonl --source nats://log1 --config /etc/tiledwriter/config.yaml",
         ),
     )
     add_run(export)
@@ -53,14 +57,17 @@ def add_commands(commands: Subcommands) -> None:
         default="jsonl",
         help="JSON lines that can be replayed (default), or a database with a table for each kind of documents",
     )
+    add_log(export, "read the run from a site's log in NATS JetStream, nats://a,b,c, as the user of the ingest hosts")
+    add_beamline(export)
     add_config(export)
     add_json(export)
     export.set_defaults(command=_export_run)
 
 
 def _export_run(arguments: argparse.Namespace) -> ExitCode:
+    refuse_log_options(arguments)
     try:
-        from ..journals import export_json_lines
+        from ..journals import export_json_lines  # noqa: F401  its packages may be missing here
     except ImportError as error:
         raise without_extra(error) from error
     out = _sort_arguments(arguments)
@@ -68,7 +75,41 @@ def _export_run(arguments: argparse.Namespace) -> ExitCode:
         raise CommandFailed(ExitCode.USAGE, "a database cannot go to standard output")
     if out == _STANDARD_OUTPUT and arguments.json:
         raise CommandFailed(ExitCode.USAGE, "with -o - the documents go to standard output, so there can be no --json")
-    path = find(*run_and_place(arguments))
+    with _found_run(arguments) as (path, shown):
+        return _export_from(path, shown, out, arguments)
+
+
+@contextmanager
+def _found_run(arguments: argparse.Namespace) -> Iterator[tuple[Path, str]]:
+    """Find the run's file, or make one from the log until the end of the context; yield it, and its name for people.
+
+    Raises
+    ------
+    CommandFailed
+        There is no such run, or it is not whole.
+    LogUnavailable
+        The log gives no answer.
+    """
+    if not arguments.source:
+        path = find(*run_and_place(arguments))
+        yield path, str(path)
+        return
+    from tiledbroker.jetstream import LogReader
+
+    if arguments.directory is not None:
+        raise CommandFailed(ExitCode.USAGE, "with --source there is no directory")
+    address = log_of(arguments)
+    with LogReader(address) as reader, tempfile.TemporaryDirectory(prefix="tiledwriter-export-") as directory:
+        run = find_logged(reader, arguments.run, arguments.beamline, address)
+        copy = Path(directory) / "run.sqlite"
+        with shown_progress("reading", "document", total=run.tail.next) as progress:
+            copy_logged(reader, run, copy, progress.show)
+        yield copy, f"{address} {run.subject}"
+
+
+def _export_from(path: Path, shown: str, out: Path, arguments: argparse.Namespace) -> ExitCode:
+    from ..journals import export_json_lines
+
     try:
         with open_run_file(path) as journal, shown_progress("exporting", "document", total=journal.length) as progress:
             if out == _STANDARD_OUTPUT:
@@ -78,9 +119,9 @@ def _export_run(arguments: argparse.Namespace) -> ExitCode:
             ended, uid = journal.ended, journal.run_uid
     except CodecError as error:
         command = format_command("tiledwriter-journal", "verify", path)
-        raise CommandFailed(ExitCode.FAILED, f"{path} is damaged ({error}). `{command}` says how far.") from error
+        raise CommandFailed(ExitCode.FAILED, f"{shown} is damaged ({error}). `{command}` says how far.") from error
     if arguments.json:
-        result = {"uid": uid, "file": str(path), "output": str(out), "format": arguments.format, "documents": count}
+        result = {"uid": uid, "file": shown, "output": str(out), "format": arguments.format, "documents": count}
         print_json({**result, "ended": ended})
     elif out != _STANDARD_OUTPUT:
         print(plain(f"Wrote {count_of(count, 'document')} to {out}."))

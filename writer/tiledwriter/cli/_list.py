@@ -27,6 +27,7 @@ from ..journals import (
 from ._arguments import add_config, add_json, is_directory
 from ._completion import complete_states, complete_with
 from ._exit import CommandFailed, ExitCode
+from ._list_log import list_log, unreadable_log
 from ._parser import Subcommands, add_command
 from ._run_filter import RunFilter, parse_count, parse_since, parse_states
 from ._run_lookup import (
@@ -40,6 +41,7 @@ from ._run_lookup import (
     target_configs,
     unrouted_in,
 )
+from ._site_log import add_beamline, add_log, refuse_log_options
 from ._spool_lookup import SpoolDirectories, default_spools, spools_below
 from ._terminal import count_of, fail, local, plain, print_json, print_table, size_of
 
@@ -87,6 +89,7 @@ def add_commands(commands: Subcommands) -> None:
             "tiledwriter-journal ls /var/lib/tiledwriter --since 2h -n 20",
             "tiledwriter-journal ls --since 2026-03-02T09:15 --json /var/lib/tiledwriter",
             "tiledwriter-journal ls --spool",
+            "tiledwriter-journal ls --source nats://log1 --config /etc/tiledwriter/config.yaml",
         ),
     )
     ls.add_argument(
@@ -113,12 +116,18 @@ def add_commands(commands: Subcommands) -> None:
         "or in the last 90s, 30min, 2h, 3d, 1w",
     )
     ls.add_argument("-n", "--latest", type=parse_count, metavar="N", help="only the N runs that started last")
-    add_config(ls)
+    add_log(ls, "list the runs in a site's log in NATS JetStream, nats://a,b,c, as the user of the ingest hosts")
+    add_beamline(ls)
+    ls.add_argument("--all", action="store_true", help="with --source: also runs of which only the receipt is left")
+    add_config(ls, "the supervisor's configuration; with --source, credentials that are not given come from it")
     add_json(ls, _failure_entries)
     ls.set_defaults(command=_list_runs)
 
 
 def _list_runs(arguments: argparse.Namespace) -> ExitCode:
+    refuse_log_options(arguments)
+    if arguments.source:
+        return list_log(arguments)
     targets = [] if arguments.places or arguments.spool else target_configs(arguments.config)
     if not targets or arguments.json:
         return _list_once(arguments, targets)
@@ -144,6 +153,8 @@ def _list_once(arguments: argparse.Namespace, configs: Sequence[Path]) -> ExitCo
 
 def _failure_entries(arguments: argparse.Namespace, message: str) -> list[dict[str, Any]]:
     """Return the JSON output of a command that could read nothing."""
+    if arguments.source:
+        return unreadable_log(arguments.source, message)
     places = arguments.places or ["" if arguments.spool else str(place_of(None).path)]
     return [unreadable("", place, message).as_dict() for place in places]
 

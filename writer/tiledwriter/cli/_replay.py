@@ -6,9 +6,9 @@ import logging
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ def run(
     tiled: str | None,
     profile: str | None,
     as_json: bool,
+    names: Mapping[Path, str],
 ) -> ExitCode:
     """Replay files and report the result of each run.
 
@@ -39,6 +40,8 @@ def run(
         URI of the Tiled server, or name of a profile; None to use the configuration.
     as_json
         Print all results as JSON at the end.
+    names
+        What the files are called in the results.
 
     Raises
     ------
@@ -57,7 +60,10 @@ def run(
         def show(state: ReplayProgress) -> None:
             progress.show(state.documents, state.total, f"run {state.run} of {state.runs}")
 
-        for result in replay(files, options.tiled.connect, options.writing, Path(directory), ending, on_progress=show):
+        for replayed in replay(
+            files, options.tiled.connect, options.writing, Path(directory), ending, on_progress=show
+        ):
+            result = replace(replayed, file=names.get(Path(replayed.file), replayed.file))
             results.append(result)
             if not as_json:
                 progress.print_line(_result_line(result))

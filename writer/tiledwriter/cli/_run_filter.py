@@ -8,14 +8,27 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
-from ..journals import STATES, UNREADABLE, RunSummary
+from ..journals import STATES, UNREADABLE
 from ._parser import suggestion_for
 from ._terminal import local
 
 _UNIT_SECONDS: Final = {"s": 1, "min": 60, "m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
 _AGE: Final = re.compile(r"(\d+(?:\.\d+)?) ?(s|min|m|h|d|w)")
+
+
+class _Run(Protocol):
+    """What a selection depends on: the summary of a run in a file or in a log."""
+
+    @property
+    def state(self) -> str: ...
+
+    @property
+    def started(self) -> float | None: ...
+
+
+R = TypeVar("R", bound=_Run)
 
 
 @dataclass(frozen=True)
@@ -36,14 +49,14 @@ class RunFilter:
     since: float | None = None
     latest: int | None = None
 
-    def select_runs(self, runs: Sequence[RunSummary]) -> list[RunSummary]:
+    def select_runs(self, runs: Sequence[R]) -> list[R]:
         """Return the selected runs, sorted by the time of their start."""
         ordered = sorted(runs, key=lambda run: run.started or 0.0)
         unknown = [run for run in ordered if run.state == UNREADABLE]
         known = [run for run in ordered if run.state != UNREADABLE and self._matches(run)]
         return [*unknown, *(known if self.latest is None else known[len(known) - min(self.latest, len(known)) :])]
 
-    def _matches(self, run: RunSummary) -> bool:
+    def _matches(self, run: _Run) -> bool:
         if self.states and run.state not in self.states:
             return False
         return self.since is None or run.started is None or run.started >= self.since

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import stat
+import tempfile
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tiledbroker import JournalError, PublisherStatus, ZMQPublisher, default_spool_dir
 from tiledbroker._paths import fallback_spool_dir
@@ -20,7 +22,11 @@ from ._exit import CommandFailed, ExitCode, without_extra
 from ._parser import Subcommands, add_command
 from ._progress import shown_progress
 from ._run_lookup import Place, labelled_runs_in, no_runs_in, unrouted_in
+from ._site_log import add_beamline, add_log, copy_logged, find_logged, log_of, refuse_log_options
 from ._terminal import count_of, fail, plain, print_json
+
+if TYPE_CHECKING:
+    from tiledbroker.jetstream import LoggedRun
 
 _POLL_SECONDS: Final = 0.05
 
@@ -57,16 +63,24 @@ def add_commands(commands: Subcommands) -> None:
     replay = add_command(
         commands,
         "replay",
-        "write runs from backups, exported documents or journals to Tiled",
+        "write runs from backups, exported documents, journals or a site's log to Tiled",
         examples=(
             "tiledwriter-journal replay backups/*.jsonl --config /etc/tiledwriter/config.yaml",
             "tiledwriter-journal replay run.jsonl --config /etc/tiledwriter/config.yaml --json",
+            "tiledwriter-journal replay 3f2b --source nats://log1 --config /etc/tiledwriter/config.yaml",
         ),
     )
-    replay.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON lines, a JSON array, or a journal")
+    replay.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="JSON lines, a JSON array, or a journal; with --source, the uid of a run in the log, or a prefix of it",
+    )
     server = replay.add_mutually_exclusive_group()
     server.add_argument("--tiled", metavar="URI", help="the Tiled server, or a container in it")
     server.add_argument("--profile", metavar="NAME", help="a profile of Tiled's client, instead of --tiled")
+    add_log(replay, "read the runs from a site's log in NATS JetStream, nats://a,b,c, as the user of the ingest hosts")
+    add_beamline(replay)
     add_config(replay)
     add_json(replay, _replay_failure)
     replay.set_defaults(command=_replay)
@@ -217,23 +231,69 @@ def _unshipped_reasons(left: Sequence[Path], status: PublisherStatus, timeout: f
 
 
 def _replay(arguments: argparse.Namespace) -> ExitCode:
+    refuse_log_options(arguments)
     try:
         from . import _replay as replaying
         from ._settings import WrongConfiguration
     except ImportError as error:
         raise without_extra(error) from error
-    for file in arguments.files:
-        _require_file(file)
     try:
-        return replaying.run(
-            arguments.files,
-            config=arguments.config,
-            tiled=arguments.tiled,
-            profile=arguments.profile,
-            as_json=arguments.json,
-        )
+        with _found_files(arguments) as files:
+            return replaying.run(
+                list(files),
+                config=arguments.config,
+                tiled=arguments.tiled,
+                profile=arguments.profile,
+                as_json=arguments.json,
+                names=files,
+            )
     except WrongConfiguration as error:
         raise CommandFailed(ExitCode.USAGE, str(error)) from error
+
+
+@contextmanager
+def _found_files(arguments: argparse.Namespace) -> Iterator[dict[Path, str]]:
+    """Find the files to replay, or make them from the log until the end of the context; yield them with their names.
+
+    Raises
+    ------
+    CommandFailed
+        One is not there, or not whole, or an ingest host is not through with it.
+    LogUnavailable
+        The log gives no answer.
+    """
+    if not arguments.source:
+        files = {Path(file): file for file in arguments.files}
+        for file in files:
+            _require_file(file)
+        yield files
+        return
+    from tiledbroker.jetstream import LogReader
+
+    address = log_of(arguments)
+    with LogReader(address) as reader, tempfile.TemporaryDirectory(prefix="tiledwriter-replay-") as directory:
+        copies = {}
+        for number, uid in enumerate(arguments.files):
+            run = find_logged(reader, uid, arguments.beamline, address)
+            _require_concluded(run)
+            copy = Path(directory) / f"{number}.sqlite"
+            with shown_progress("reading", "document", total=run.tail.next) as progress:
+                copy_logged(reader, run, copy, progress.show)
+            copies[copy] = f"{address} {run.subject}"
+        yield copies
+
+
+def _require_concluded(run: LoggedRun) -> None:
+    """Raise `CommandFailed` if an ingest host writes a run, or will: two writers of one run would double its rows."""
+    receipt = run.own_receipt
+    if receipt is not None and (receipt.outcome or receipt.refused):
+        return
+    whose = "the ingest hosts" if receipt is None else receipt.host
+    raise CommandFailed(
+        ExitCode.LOCKED,
+        f"run {run.uid} is not concluded: {whose} will write it. It can be replayed once it is written, interrupted, "
+        "refused or in quarantine",
+    )
 
 
 def _require_file(file: Path) -> None:

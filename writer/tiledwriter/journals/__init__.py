@@ -6,24 +6,28 @@ from typing import TYPE_CHECKING
 
 from .._lazy import lazy_attributes
 from ._run_files import gone, open_run_file, open_run_file_for_writing, reason_of, status_of
-from ._summary import DAMAGED, SPOOLED, STATES, UNREADABLE, RunSummary, summarize, unreadable
+from ._summary import DAMAGED, REFUSED, SPOOLED, STATES, UNREADABLE, RunSummary, summarize, unreadable
 from ._timeline import Timeline, TimelineEntry
 
 if TYPE_CHECKING:
     from ._dry_run import DryRun, ResourcePaths, summary_of
     from ._export import export_json_lines, export_sqlite
     from ._journal_check import CHECK_OPTIONS, RECOVERY_ADVICE, DocumentsCheck, ProgressCheck
+    from ._log_copy import copy_from_log
+    from ._log_summary import LoggedSummary, summarize_logged
     from ._replay import Replayed, ReplayProgress, replay
 
 __all__ = [
     "CHECK_OPTIONS",
     "DAMAGED",
     "RECOVERY_ADVICE",
+    "REFUSED",
     "SPOOLED",
     "STATES",
     "UNREADABLE",
     "DocumentsCheck",
     "DryRun",
+    "LoggedSummary",
     "ProgressCheck",
     "ReplayProgress",
     "Replayed",
@@ -31,6 +35,7 @@ __all__ = [
     "RunSummary",
     "Timeline",
     "TimelineEntry",
+    "copy_from_log",
     "export_json_lines",
     "export_sqlite",
     "gone",
@@ -40,6 +45,7 @@ __all__ = [
     "replay",
     "status_of",
     "summarize",
+    "summarize_logged",
     "summary_of",
     "unreadable",
 ]
@@ -51,14 +57,17 @@ __getattr__ = lazy_attributes(
         "CHECK_OPTIONS": "_journal_check",
         "DocumentsCheck": "_journal_check",
         "DryRun": "_dry_run",
+        "LoggedSummary": "_log_summary",
         "RECOVERY_ADVICE": "_journal_check",
         "ProgressCheck": "_journal_check",
         "ReplayProgress": "_replay",
         "Replayed": "_replay",
         "ResourcePaths": "_dry_run",
+        "copy_from_log": "_log_copy",
         "export_json_lines": "_export",
         "export_sqlite": "_export",
         "replay": "_replay",
+        "summarize_logged": "_log_summary",
         "summary_of": "_dry_run",
     },
 )

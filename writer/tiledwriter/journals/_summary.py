@@ -21,8 +21,12 @@ PARKED: Final = "parked"
 UNREADABLE: Final = "unreadable"
 DAMAGED: Final = "damaged"
 SPOOLED: Final = "spooled"
-STATES: Final = (WRITTEN, INTERRUPTED, FAILED, PARKED, "closing", "open", SPOOLED, DAMAGED, UNREADABLE)
-"""All states of a run, in the order in which totals list them; of a journal, only `verify` reports "damaged"."""
+REFUSED: Final = "refused"
+STATES: Final = (WRITTEN, INTERRUPTED, FAILED, REFUSED, PARKED, "closing", "open", SPOOLED, DAMAGED, UNREADABLE)
+"""All states of a run, in the order in which totals list them; of a journal, only `verify` reports "damaged".
+
+Only runs in a site's log are "refused".
+"""
 
 _MAX_NUMBER: Final = 2**63
 
