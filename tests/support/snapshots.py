@@ -227,6 +227,30 @@ def started() -> dict[str, Any]:
     return result
 
 
+def with_log(**changes: Any) -> dict[str, Any]:
+    """All is well, and documents come from a site's log."""
+    snapshot = well()
+    snapshot["log"] = {
+        "address": "nats://log1:4222,log2:4222,log3:4222",
+        "reachable": True,
+        "since": NOW - 86_000.0,
+        "asked": NOW - 3.0,
+        "problem": None,
+        "read_problem": None,
+        "server": "log2:4222",
+        "version": "2.12.1",
+        "bytes": 40 * GIB,
+        "max_bytes": 500 * GIB,
+        "messages": 120_000,
+        "replicas": 3,
+        "replicas_current": 3,
+        "lag": {"bl7": 12, "bl8": 0},
+        "unfinished_runs": {"ingest7": 2, "": 1},
+        **changes,
+    }
+    return snapshot
+
+
 def standby() -> dict[str, Any]:
     """This host stands by for another one."""
     snapshot = well()

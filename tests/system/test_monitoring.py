@@ -37,6 +37,7 @@ def everything() -> dict[str, Any]:
     """A snapshot that has all there can be."""
     snapshot = snapshots.quarantine()
     snapshot["lease"] = snapshots.standby()["lease"]
+    snapshot["log"] = snapshots.with_log()["log"]
     return snapshot
 
 
@@ -64,6 +65,19 @@ def never_written() -> dict[str, Any]:
     return snapshot
 
 
+def log_away() -> dict[str, Any]:
+    values = dict.fromkeys(("server", "version", "bytes", "max_bytes", "messages", "replicas", "replicas_current"))
+    return snapshots.with_log(**values, reachable=False, problem="no answer", lag={}, unfinished_runs=None)
+
+
+def log_almost_full() -> dict[str, Any]:
+    return snapshots.with_log(bytes=460 * snapshots.GIB)
+
+
+def log_on_two_nodes() -> dict[str, Any]:
+    return snapshots.with_log(replicas_current=2)
+
+
 DRILLS = {
     "well": (snapshots.well, set()),
     "started": (snapshots.started, set()),
@@ -78,6 +92,10 @@ DRILLS = {
     "strangers": (strangers, {"TiledwriterRefused"}),
     "busy workers": (busy_workers, set()),
     "never written": (never_written, {"TiledwriterNotWritten"}),
+    "with a log": (snapshots.with_log, set()),
+    "log away": (log_away, {"TiledwriterLogAway"}),
+    "log almost full": (log_almost_full, {"TiledwriterLogAlmostFull"}),
+    "log on two nodes": (log_on_two_nodes, {"TiledwriterLogReplicaLost"}),
     "standby": (snapshots.standby, {"TiledwriterNobodyServes"}),
 }
 

@@ -29,7 +29,7 @@ from ._names import (
     receipt_key,
 )
 from ._probe import LogSpace, find_account_space, parse_space, try_requests
-from ._reader import LoggedNames, LoggedRun, LogReader
+from ._reader import LoggedNames, LoggedRun, LogMeasure, LogReader
 from ._receipt import Receipt, decode_receipt, encode_receipt
 from ._setup import (
     LogLayout,
@@ -56,6 +56,7 @@ __all__ = [
     "LogAddress",
     "LogEntry",
     "LogLayout",
+    "LogMeasure",
     "LogMessage",
     "LogReader",
     "LogSpace",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import zlib
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, TypeVar
@@ -21,6 +21,7 @@ from ._connection import CONNECT_SECONDS, Connection, LoopThread, StoredMessage
 from ._log_message import EntryReader, LogEntry, Tail, parse_tail, slice_documents
 from ._names import (
     DOCUMENTS,
+    HOSTS_BUCKET,
     RUNS_BUCKET,
     STREAM,
     bucket_stream,
@@ -29,6 +30,7 @@ from ._names import (
     parse_documents_subject,
     receipt_key,
 )
+from ._probe import LogSpace, parse_space
 from ._receipt import Receipt, decode_receipt
 
 _QUESTIONS_AT_ONCE: Final = 16
@@ -111,6 +113,32 @@ class LoggedNames:
         return self.receipts - self.runs.keys()
 
 
+@dataclass(frozen=True)
+class LogMeasure:
+    """How a log is.
+
+    Attributes
+    ----------
+    server, version
+        The server that has answered.
+    space
+        Bytes of all documents on each node, and their limit.
+    messages
+        Number of their messages.
+    replicas
+        Nodes that should have each message; the fewest of all streams.
+    replicas_current
+        Nodes that have all messages; the fewest of all streams.
+    """
+
+    server: str
+    version: str
+    space: LogSpace
+    messages: int
+    replicas: int
+    replicas_current: int
+
+
 class LogReader:
     """Reads a log, over one connection, from its making until `close`.
 
@@ -164,6 +192,35 @@ class LogReader:
             with contextlib.suppress(ValueError):
                 names.receipts.add(parse_documents_subject(subject.replace(_RECEIPTS, DOCUMENTS, 1)))
         return names
+
+    def measure(self) -> LogMeasure:
+        """Return how the log is."""
+        streams = {
+            name: self._ask(self._connection.call(f"STREAM.INFO.{name}"), _ANSWER_SECONDS)
+            for name in (STREAM, bucket_stream(RUNS_BUCKET), bucket_stream(HOSTS_BUCKET))
+        }
+        return LogMeasure(
+            self._connection.server,
+            self._connection.server_version,
+            parse_space(streams[STREAM]),
+            int(streams[STREAM]["state"]["messages"]),
+            min(int(info["config"].get("num_replicas", 1)) for info in streams.values()),
+            min(map(_count_current, streams.values())),
+        )
+
+    def read_receipts(self, names: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Receipt | None]:
+        """Return the receipts of runs, given by beamline and uid; None for those that have none, or a damaged one."""
+
+        async def read_all() -> dict[tuple[str, str], Receipt | None]:
+            limit = asyncio.Semaphore(_QUESTIONS_AT_ONCE)
+
+            async def read(name: tuple[str, str]) -> tuple[tuple[str, str], Receipt | None]:
+                async with limit:
+                    return name, (await _read_receipt(self._connection, LoggedRun(*name)))[0]
+
+            return dict(await asyncio.gather(*map(read, names)))
+
+        return self._ask(read_all(), _LIST_SECONDS)
 
     def describe_runs(self, runs: dict[tuple[str, str], int]) -> list[LoggedRun]:
         """Return what is known of runs, given by beamline and uid with their numbers of messages.
@@ -223,6 +280,16 @@ class LogReader:
 
     def _ask(self, question: Coroutine[Any, Any, T], seconds: float) -> T:
         return self._loop.run(question, seconds)
+
+
+def _count_current(info: Mapping[str, Any]) -> int:
+    """Return how many nodes have all messages of a stream."""
+    cluster = info.get("cluster") or {}
+    if int(info["config"].get("num_replicas", 1)) == 1:
+        return 1
+    others = cluster.get("replicas") or []
+    current = sum(bool(other.get("current")) and not other.get("offline") for other in others)
+    return current + bool(cluster.get("leader"))
 
 
 async def _describe_run(connection: Connection, run: LoggedRun) -> LoggedRun:

@@ -17,6 +17,7 @@ from .status import (
     SCHEMA,
     DiskStatus,
     LeaseStatus,
+    LogStatus,
     PublisherConnection,
     RunsStatus,
     RunStatus,
@@ -63,6 +64,8 @@ class Surroundings:
         Recent warnings and errors.
     lease
         The lease; None if no other host can serve instead.
+    log
+        The site's log; None if documents do not come from one.
     """
 
     listen: str | None
@@ -74,6 +77,7 @@ class Surroundings:
     disks: Sequence[DiskStatus]
     trouble: Sequence[Trouble] = field(default=())
     lease: LeaseStatus | None = None
+    log: LogStatus | None = None
 
 
 def make_snapshot(
@@ -107,6 +111,7 @@ def make_snapshot(
         totals=Totals(tally.documents, tally.bytes, tally.written_documents, tally.deaths, dict(around.refused)),
         trouble=list(around.trouble),
         lease=around.lease,
+        log=around.log,
     )
     return judge_service(snapshot, _find_symptoms(scheduler, reports, around), identity.check_command)
 

@@ -39,6 +39,10 @@ class Source(Protocol):
         """Address that publishers connect to, for the log and the status; None if it takes none."""
 
     @property
+    def problem(self) -> str:
+        """Reason why no documents can come at the moment; "" if there is none that is known."""
+
+    @property
     def pollable(self) -> Pollable:
         """What is readable while `receive` has something to do."""
 

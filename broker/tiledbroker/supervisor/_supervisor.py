@@ -74,7 +74,7 @@ from .scheduler import (
     WithdrawRetry,
     WorkerLimits,
 )
-from .status import PACKAGE, DiskStatus, RecentTrouble, TiledReports, encode_snapshot
+from .status import PACKAGE, DiskStatus, LogStatus, RecentTrouble, TiledReports, encode_snapshot
 
 log = logging.getLogger(__name__)
 
@@ -214,6 +214,7 @@ class Supervisor:
             check_command=check_command,
         )
         self._tiled_reports = TiledReports(tiled_address)
+        self._log_status: LogStatus | None = None
         self._trouble = RecentTrouble()
         self._memory: dict[int, int] = {}
         self._status_socket: StatusSocket | None = None
@@ -312,6 +313,10 @@ class Supervisor:
         """Note for the status that Tiled was asked for an answer: "", or the reason why there was none. Thread-safe."""
         self._tiled_reports.note_look(problem, time.time())
 
+    def note_log(self, log_status: LogStatus) -> None:
+        """Note for the status how the site's log was found. Thread-safe."""
+        self._log_status = log_status
+
     @property
     def tiled_asked_at(self) -> float | None:
         """Unix time of the last sign of Tiled that a worker has had; None if there was none. Thread-safe."""
@@ -399,8 +404,17 @@ class Supervisor:
             disks=[self._describe_disk()],
             trouble=list(self._trouble.entries),
             lease=None if self.lease is None else self.lease.status(),
+            log=self._describe_log(),
         )
         return encode_snapshot(make_snapshot(self._identity, self._scheduler, self._tiled_reports, around, now))
+
+    def _describe_log(self) -> LogStatus | None:
+        found, source = self._log_status, self._source
+        if found is None:
+            return None
+        lags = [(publisher.client, publisher.lag_documents) for publisher in source.publishers.values()]
+        lag = {beamline: documents for beamline, documents in lags if documents is not None}
+        return msgspec.structs.replace(found, read_problem=source.problem or None, lag=lag)
 
     def _describe_disk(self) -> DiskStatus:
         disk = self._scheduler.disk

@@ -45,6 +45,7 @@ class WireSource(ABC):
         self.publishers: dict[bytes, Publisher] = {}
         self.refused: Counter[str] = Counter()
         self.refused_at: dict[str, float] = {}
+        self.problem = ""
         self._gone: list[Publisher] = []
         self._limits = limits
         self._limited_log = RateLimitedLog(log)

@@ -14,7 +14,16 @@ from rich.text import Text
 from ._terminal import count_of, plain
 
 if TYPE_CHECKING:
-    from tiledbroker.supervisor import DiskStatus, LeaseStatus, RunStatus, Snapshot, TiledLook, TiledStatus, Trouble
+    from tiledbroker.supervisor import (
+        DiskStatus,
+        LeaseStatus,
+        LogStatus,
+        RunStatus,
+        Snapshot,
+        TiledLook,
+        TiledStatus,
+        Trouble,
+    )
 
 _STYLES: Final = {"well": "bold green", "degraded": "bold yellow", "failed": "bold red"}
 _TROUBLED_STYLES: Final = {"failed": "red", "parked": "yellow"}
@@ -77,6 +86,9 @@ def _describe_totals(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
         yield disk.purpose.capitalize(), _describe_disk(disk)
     if snapshot.lease is not None:
         yield "Lease", _describe_lease(snapshot.lease, snapshot.now)
+    if snapshot.log is not None:
+        yield "Log", _describe_log(snapshot.log, snapshot.now)
+        yield from _describe_log_runs(snapshot.log)
     yield "Publishers", _describe_publishers(snapshot)
     counts = snapshot.runs.counts
     now = ", ".join(f"{counts[state]} {state}" for state in ("starting", "open", "closing", "parked") if counts[state])
@@ -103,6 +115,31 @@ def _describe_lease(lease: LeaseStatus, now: float) -> str:
     epoch = "" if lease.epoch is None else f", epoch {lease.epoch}"
     renewed = "" if lease.renewed is None else f", renewed {_ago(lease.renewed, now)}"
     return f"{holder}{epoch}{renewed}; in {lease.place}"
+
+
+def _describe_log(log: LogStatus, now: float) -> str:
+    if log.reachable is None:
+        return f"{log.address}: not asked yet"
+    if not log.reachable:
+        return f"{log.address}: gives NO answer for {_ago(log.since, now).removesuffix(' ago')}"
+    size = _size(log.bytes) if log.bytes is not None else _UNKNOWN
+    limit = "" if log.max_bytes is None else f" of {_size(log.max_bytes)}"
+    read = "" if log.read_problem is None else f"; not read: {log.read_problem}"
+    return (
+        f"{log.address}: answered {_ago(log.asked, now)} ({log.server}, version {log.version}); {size}{limit}, "
+        f"{count_of(log.messages or 0, 'message')}; {log.replicas_current} of {count_of(log.replicas or 0, 'replica')} "
+        f"current{read}"
+    )
+
+
+def _describe_log_runs(log: LogStatus) -> Iterator[tuple[str, str]]:
+    """Yield what is behind, and which hosts have the runs that are not complete."""
+    behind = [f"{beamline} {count_of(count, 'document')}" for beamline, count in sorted(log.lag.items()) if count]
+    if log.reachable and log.read_problem is None:
+        yield "Log's lag", ", ".join(behind) or "none"
+    if log.unfinished_runs is not None:
+        hosts = [f"{host or 'no host yet'} {count}" for host, count in sorted(log.unfinished_runs.items())]
+        yield "Log's runs", f"not complete in Tiled: {', '.join(hosts) or 'none'}"
 
 
 def _describe_finished(run: RunStatus, now: float) -> str:

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -170,7 +170,6 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
             read_targets,
             setting_flags,
         )
-        from ._tiled_presence import TiledPresence
         from ._writing_key import WritingKey
     except ImportError as error:
         return _report_failure(ExitCode.FAILED, f"{error}. The ingest host needs: {format_install('ingest')}")
@@ -205,7 +204,7 @@ def serve(arguments: argparse.Namespace) -> ExitCode:
         key.follow_lease(supervisor.lease)
         log.info("Starting %s.", loaded.describe())
         page = contextlib.nullcontext() if http is None else HttpProcess(http)
-        with TiledPresence(settings, supervisor.note_tiled_look, lambda: supervisor.tiled_asked_at, check), page, key:
+        with _watch_surroundings(settings, supervisor, check, drain=arguments.drain), page, key:
             left = supervisor.run(key.revoke)
         rest = _describe_rest(supervisor.count_unwritten(), surveyed=supervisor.surveyed)
         log.info("Stopped %s; left: %s.", loaded.describe(), rest)
@@ -260,6 +259,21 @@ def _serve_targets(arguments: argparse.Namespace, targets: Mapping[str, LoadedSe
         return _report_failure(ExitCode.FAILED, f"cannot listen at {first.listen}: {error}")
     except OSError as error:
         return _report_failure(ExitCode.FAILED, f"cannot serve: {error}")
+
+
+@contextlib.contextmanager
+def _watch_surroundings(settings: Settings, supervisor: Supervisor, check: str, *, drain: bool) -> Iterator[None]:
+    """Have threads look at Tiled and at the site's log until the end of the context."""
+    from ._log_watch import LogWatch
+    from ._tiled_presence import TiledPresence
+
+    with contextlib.ExitStack() as threads:
+        threads.enter_context(
+            TiledPresence(settings, supervisor.note_tiled_look, lambda: supervisor.tiled_asked_at, check)
+        )
+        if (address := settings.log_address()) is not None and not drain:
+            threads.enter_context(LogWatch(address, supervisor.note_log))
+        yield
 
 
 def _make_command(settings: Settings, key: WritingKey, server_page: ServerPage) -> WorkerCommand:

@@ -20,7 +20,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from tiledbroker import __version__
-from tiledbroker.supervisor import DiskStatus, Latency, PublisherConnection, RunStatus, Snapshot, TiledStatus
+from tiledbroker.supervisor import DiskStatus, Latency, LogStatus, PublisherConnection, RunStatus, Snapshot, TiledStatus
 
 from ._source import Observation
 
@@ -76,6 +76,22 @@ class SnapshotCollector(Collector):
         if snapshot.lease is not None:
             held = {snapshot.lease.place: int(snapshot.lease.held)}
             yield from _gauges("lease_held", "1 if this host holds the lease, 0 if it stands by.", "lease", held)
+        if snapshot.log is not None:
+            yield from _log_metrics(snapshot.log)
+
+
+def _log_metrics(log: LogStatus) -> Iterator[Metric]:
+    up = None if log.reachable is None else int(log.reachable)
+    yield from _present(_gauge, "log_up", "1 if the site's log answered when it was asked last, else 0.", up)
+    yield from _present(_gauge, "log_bytes", "Bytes of documents in the log, on each node.", log.bytes)
+    yield from _present(_gauge, "log_max_bytes", "Bytes at which the log takes no more.", log.max_bytes)
+    yield from _present(_gauge, "log_messages", "Messages in the log.", log.messages)
+    yield from _present(_gauge, "log_replicas", "Nodes that should have each message.", log.replicas)
+    yield from _present(_gauge, "log_replicas_current", "Nodes that have all messages.", log.replicas_current)
+    text = "Documents of a beamline that are in the log and not in journals here."
+    yield from _gauges("log_lag_documents", text, "beamline", log.lag)
+    text = "Runs in the log that are not complete in Tiled, by the host that has told of them."
+    yield from _gauges("log_unfinished_runs", text, "host", log.unfinished_runs or {})
 
 
 def _service_metrics(snapshot: Snapshot) -> Iterator[Metric]:

@@ -11,7 +11,7 @@ import msgspec
 
 from ..._wording import as_sentence, format_command, format_run_command
 from .._lifecycle import State
-from ._snapshot import Health, LeaseStatus, RunStatus, Snapshot, TiledLook
+from ._snapshot import Health, LeaseStatus, LogStatus, RunStatus, Snapshot, TiledLook
 
 RECENT_SECONDS: Final = 300.0
 """Time for which the death of a worker or the refusal of a publisher counts as recent."""
@@ -19,6 +19,8 @@ START_GRACE_SECONDS: Final = 10.0
 """Time for which the service is only degraded while no worker can be started: a new fork server takes as long."""
 TILED_GRACE_SECONDS: Final = 20.0
 """Time for which an idle service does not warn of an unreachable Tiled: that may be starting, too."""
+LOG_ALMOST_FULL: Final = 0.9
+"""Part of its limit from which on a site's log is almost full."""
 JOURNAL_GRACE_SECONDS: Final = 30.0
 """Time after which a refused write to a journal is taken for over if no other was tried."""
 LATE_SECONDS: Final = 60.0
@@ -146,6 +148,8 @@ def _find_defects(snapshot: Snapshot, symptoms: Symptoms, advice: str) -> Iterat
     """Yield the reasons why the service is degraded."""
     if snapshot.lease is not None and snapshot.lease.problem is not None:
         yield _describe_lease_problem(snapshot.lease)
+    if snapshot.log is not None:
+        yield from _find_log_defects(snapshot.log, advice, serves=snapshot.lease is None or snapshot.lease.held)
     tiled = snapshot.tiled
     if tiled.reachable is False and not symptoms.tiled_needs_person:
         if symptoms.has_unwritten:
@@ -178,6 +182,31 @@ def _find_defects(snapshot: Snapshot, symptoms: Symptoms, advice: str) -> Iterat
         )
     if not symptoms.survey_done:
         yield "The journals of earlier supervisors are still being read; this snapshot may lack runs."
+
+
+def _find_log_defects(log: LogStatus, advice: str, *, serves: bool) -> Iterator[str]:
+    if log.reachable is False:
+        yield (
+            f"The log at {log.address} gives no answer since {_time(log.since)}: {as_sentence(log.problem or '')} "
+            f"Documents stay in it, and in the publishers' spools. It is asked again by itself.{advice}"
+        )
+        return
+    if serves and log.read_problem is not None:
+        yield (
+            f"The log at {log.address} is not read: {as_sentence(log.read_problem)} Documents stay in it. It is tried "
+            f"again by itself.{advice}"
+        )
+    if log.max_bytes and (log.bytes or 0) >= LOG_ALMOST_FULL * log.max_bytes:
+        yield (
+            f"The log at {log.address} is almost full: {_bytes(log.bytes)} of {_bytes(log.max_bytes)}. When it is "
+            "full, documents stay in the publishers' spools. Runs leave it after they were written; raise its "
+            "max_bytes if that takes too long."
+        )
+    if log.replicas is not None and log.replicas_current is not None and log.replicas_current < log.replicas:
+        yield (
+            f"Only {log.replicas_current} of {log.replicas} nodes of the log at {log.address} have all of it. "
+            "Start the one that is missing, or put another one in its place."
+        )
 
 
 def _find_waiting_runs(snapshot: Snapshot) -> Iterator[str]:

@@ -183,8 +183,38 @@ class LeaseStatus(msgspec.Struct, frozen=True):
     problem: str | None
 
 
+class LogStatus(msgspec.Struct, frozen=True):
+    """A site's log that documents are read from, as a thread of this host finds it every few seconds.
+
+    `reachable` tells whether it gave an answer when it was `asked` last, `since` when that changed, and `problem` why
+    there was none. `read_problem` is the reason why the supervisor does not read it at the moment, also while this host
+    stands by. `bytes` and `messages` are those of all documents in it, on each node, and `max_bytes` is the limit.
+    `replicas` are the nodes that should have each message; `replicas_current` do. `lag` has the documents by beamline
+    that are in the log and not in journals here. `unfinished_runs` counts the runs in the log that are not complete in
+    Tiled by the host that has told of them, "" if none has; it is None until they were counted.
+    """
+
+    address: str
+    reachable: bool | None = None
+    since: float | None = None
+    asked: float | None = None
+    problem: str | None = None
+    read_problem: str | None = None
+    server: str | None = None
+    version: str | None = None
+    bytes: int | None = None
+    max_bytes: int | None = None
+    messages: int | None = None
+    replicas: int | None = None
+    replicas_current: int | None = None
+    lag: dict[str, int] = {}
+    unfinished_runs: dict[str, int] | None = None
+
+
 class Snapshot(msgspec.Struct, frozen=True):
-    """The service at one moment. `lease` is None if no other host can serve instead of this one."""
+    """The service at one moment. `lease` is None if no other host can serve instead of this one, and `log` if documents
+    do not come from a site's log.
+    """
 
     schema: int
     state: Health
@@ -205,6 +235,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     totals: Totals
     trouble: list[Trouble]
     lease: LeaseStatus | None = None
+    log: LogStatus | None = None
 
 
 MAX_LISTED_RUNS: Final = 1_000
