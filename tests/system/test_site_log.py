@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -19,7 +20,7 @@ from runs import documents, publish, seq_nums
 from sharing_hosts import SharingHost
 
 from tiledbroker import JetStreamPublisher
-from tiledbroker.supervisor import ClientLimits, Supervisor, WorkerCommand
+from tiledbroker.supervisor import ClientLimits, LogStatus, Supervisor, WorkerCommand
 from tiledbroker.supervisor.jetstream_source import JetStreamSource
 from tiledwriter.testing import TiledServer, journal_of, wait_until
 
@@ -114,9 +115,11 @@ def _outcome(publisher: JetStreamPublisher, uid: str) -> str | None:
 class Host(SharingHost):
     """An ingest host that reads a site's log, or stands by."""
 
-    def __init__(self, directory: Path, server: TiledServer, site: LogSite) -> None:
+    def __init__(self, directory: Path, server: TiledServer, site: LogSite, *, credentials: Path | None = None) -> None:
         options = ["--source", str(site.address), "--standby"]
         environment = {"TILEDWRITER_LEASE_SECONDS": str(LEASE_SECONDS), "TILEDWRITER_QUIET_PERIOD": "1"}
+        if credentials is not None:
+            environment["TILEDWRITER_SOURCE_CREDENTIALS"] = str(credentials)
         super().__init__(directory, server, options=options, environment=environment)
 
     def ready(self) -> bool:
@@ -130,6 +133,49 @@ def two_hosts(directory: Path, server: TiledServer, site: LogSite) -> Iterator[t
         wait_until(first.serves, 60, "the first host serves")
         with Host(directory / "second", server, site) as second:
             yield first, second
+
+
+def test_hosts_tell_of_the_log_and_of_refused_credentials(tiled_server: TiledServer, tmp_path: Path) -> None:
+    secret = tmp_path / "credentials"
+    secret.touch(mode=0o600)
+    secret.write_text("supervisor:secret-of-supervisor")
+    users = [{"user": "supervisor", "password": "secret-of-supervisor"}]
+
+    def log_of(host: Host) -> LogStatus | None:
+        snapshot = host.snapshot()
+        return None if snapshot is None else snapshot.log
+
+    configuration = {"authorization": {"users": users}}
+    with LogSite(tmp_path / "log", configuration=configuration, credentials=secret) as site:
+        wrong = tmp_path / "wrong"
+        wrong.touch(mode=0o600)
+        wrong.write_text("supervisor:secret-that-is-wrong")
+        with Host(tmp_path / "host", tiled_server, site, credentials=wrong) as host:
+            wait_until(lambda: (found := log_of(host)) and found.reachable is False, 60, "the log is out of reach")
+            found = log_of(host)
+            assert found is not None
+            assert "does not accept these credentials" in (found.problem or "")
+            # What is corrected is taken without a restart.
+            wrong.write_bytes(secret.read_bytes())
+            wait_until(lambda: (found := log_of(host)) and found.reachable is True, 60, "the log is reached")
+            wait_until(host.serves, 60, "the host serves")
+            wait_until(lambda: (found := log_of(host)) and found.read_problem is None, 60, "the log is read")
+            with closing(publisher_to(site, tmp_path / "spool", credentials=secret)) as publisher:
+                uid = publish(publisher, documents(10)[:-1])
+                assert publisher.flush(60)
+                wait_until(
+                    lambda: (found := log_of(host)) and found.unfinished_runs == {socket.gethostname(): 1},
+                    90,
+                    "the owner of the run is told",
+                )
+            found = log_of(host)
+            assert found is not None
+            assert found.lag == {"csx": 0}
+            assert (found.replicas, found.replicas_current) == (1, 1)
+            assert uid not in (found.problem or "")
+        said = host.log.read_text()
+        assert "does not accept these credentials" in said
+        assert "secret-" not in said
 
 
 def test_a_node_and_a_host_die_during_a_scan(engine: RunEngine, tiled_server: TiledServer, tmp_path: Path) -> None:

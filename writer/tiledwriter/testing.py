@@ -449,7 +449,7 @@ class SupervisorProcess(ServerProcess):
     server
         Where the supervisor writes.
     port
-        TCP port for publishers; None for a free one.
+        TCP port for publishers; None for a free one. With the option `--source`, nobody connects to it.
     options
         Further command line arguments.
     environment
@@ -470,7 +470,8 @@ class SupervisorProcess(ServerProcess):
         self._ready_before = 0
         command = [
             *(sys.executable, "-m", "tiledwriter.cli.supervisor"),
-            *("--listen", self.address, "--tiled", server.uri, "--journal-dir", str(journal_dir)),
+            *(() if "--source" in options else ("--listen", self.address)),
+            *("--tiled", server.uri, "--journal-dir", str(journal_dir)),
             *options,
         ]
         log = journal_dir.with_name(journal_dir.name + "-supervisor.log")

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from log_site import LogSite
+from logged_runs import log_run, tell
 from runs import supervisor_without_tiled
 from stored_runs import a_run, journaled, write
 
@@ -43,6 +45,7 @@ class Host:
         self.keys = home / "keys"
         self.tiled = tiled
         self.address = "tcp://127.0.0.1:1"
+        self.log = "nats://127.0.0.1:1"
         self.config = home / "config.yaml"
         self.config.write_text(f"tiled: {tiled.uri}\njournal_dir: {self.journals}\n")
 
@@ -74,6 +77,7 @@ class Host:
             "/etc/tiledwriter/config.yaml": str(self.config),
             "/etc/tiledwriter/keys": str(self.keys),
             "/var/lib/tiledwriter": str(self.journals),
+            "nats://log1": self.log,
             "~/spool": str(self.home / "spool"),
         }
         words = shlex.split(line.partition(" | ")[0])[1:]
@@ -113,7 +117,12 @@ def prepared(host: Host, tmp_path: Path) -> Iterator[Callable[[str, str], Host]]
                 running.enter_context(supervisor_without_tiled(tmp_path / "received", port=port))
             if "--wait" in line:
                 running.enter_context(SupervisorProcess(host.journals, host.tiled))
-            if name == "replay":
+            if "--source" in line:
+                site = running.enter_context(LogSite(tmp_path / "log"))
+                host.log = str(site.address)
+                documents = named_run(f"3f2b{str(uuid.uuid4())[4:]}")
+                tell(site, str(documents[0][1]["uid"]), log_run(site, documents), outcome="written")
+            elif name == "replay":
                 (host.home / "backups").mkdir()
                 for file in (host.home / "run.jsonl", host.home / "backups" / "a.jsonl"):
                     assert command.main(["export", "3f2b", "-o", str(file)]) == 0

@@ -55,8 +55,8 @@ def test_a_log_is_told_with_its_space_and_the_owners_of_its_runs(log_site: LogSi
         wait_until(lambda: told[-1].unfinished_runs == {"ingest1": 1, "ingest2": 1}, 60, "a run has left the log")
 
 
-def test_of_a_log_that_is_away_nothing_is_told_but_that(log_site: LogSite) -> None:
-    with watching(log_site) as told:
+def test_of_a_log_that_is_away_nothing_is_told_but_that(log_site: LogSite, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "tiledwriter.supervisor"), watching(log_site) as told:
         wait_until(lambda: told[-1].unfinished_runs is not None, 60, "the log is there")
         log_site.nodes[0].kill()
         wait_until(lambda: told[-1].reachable is False, 60, "the log is away")
@@ -69,6 +69,11 @@ def test_of_a_log_that_is_away_nothing_is_told_but_that(log_site: LogSite) -> No
         log_site.start()
         wait_until(lambda: told[-1].reachable is True, 60, "the log is back")
         assert (told[-1].since or 0) > away.since
+    said = [record.getMessage() for record in caplog.records if record.name == "tiledwriter.supervisor"]
+    assert [text.partition(": ")[0].removeprefix(f"The log at {log_site.address} ") for text in said] == [
+        "gives no answer",
+        "answers now.",
+    ]
 
 
 def test_a_lost_node_of_three_is_told(tmp_path: Path) -> None:

@@ -97,7 +97,9 @@ def test_a_supervisor_that_never_answered_leaves_no_numbers(client, supervisor):
     assert "Runs in flight" not in page
 
 
-@pytest.mark.parametrize("kind", [snapshots.well, snapshots.outage, snapshots.started, snapshots.disk_full])
+@pytest.mark.parametrize(
+    "kind", [snapshots.well, snapshots.outage, snapshots.started, snapshots.disk_full, snapshots.with_log]
+)
 def test_every_kind_of_snapshot_can_be_shown(client, supervisor, kind):
     supervisor.snapshot = kind()
     response = client.get("/")
@@ -141,7 +143,21 @@ def infect(value):
     )
 
 
-@pytest.mark.parametrize("kind", [snapshots.outage, snapshots.quarantine])
+def test_a_site_s_log_is_on_the_page(client, supervisor):
+    supervisor.snapshot = snapshots.with_log(read_problem="the connection was lost", replicas_current=2)
+    text = " ".join(Reader(client.get("/").text).text.split())
+    assert "log2:4222, version 2.12.1" in text
+    assert "read hereno: the connection was lost" in text
+    assert "2 of 3 current" in text
+    assert "bl7: 12, bl8: 0" in text
+    assert "ingest7: 2, no host yet: 1" in text
+    supervisor.snapshot = snapshots.with_log(reachable=False, problem="no servers", unfinished_runs=None, lag={})
+    text = " ".join(Reader(client.get("/").text).text.split())
+    assert "no servers" in text
+    assert "version 2.12.1" not in text
+
+
+@pytest.mark.parametrize("kind", [snapshots.outage, snapshots.quarantine, snapshots.with_log])
 def test_hostile_text_is_text(serve, supervisor, token_file, kind):
     client = serve(token_file)
     clean = kind()

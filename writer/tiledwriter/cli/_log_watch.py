@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -15,6 +16,8 @@ from tiledbroker import KeyFileError
 from tiledbroker._errors import LogUnavailable
 from tiledbroker.jetstream import LogAddress, LogReader
 from tiledbroker.supervisor import LogStatus
+
+log = logging.getLogger("tiledwriter.supervisor")
 
 _PAUSE_SECONDS: Final = 5.0
 _COUNT_SECONDS: Final = 30.0
@@ -92,11 +95,22 @@ class LogWatch:
         hosts = ("" if receipt is None else receipt.host for name, receipt in receipts.items() if name not in complete)
         return dict(Counter(hosts))
 
+    def _log_change(self, problem: object, *, is_first: bool) -> None:
+        """Say that the log is away or back: a host that stands by, or waits for its lease, has no other who does."""
+        if self._stopping.is_set():
+            return
+        if problem is not None:
+            log.warning("The log at %s gives no answer: %s. It is asked again by itself.", self._address, problem)
+        elif not is_first:
+            log.info("The log at %s answers now.", self._address)
+
     def _tell(self, *, reachable: bool, **found: object) -> None:
         """Note what was found. Of a log that gives no answer nothing is known but that."""
         before, now = self._status, time.time()
         status = before if reachable else LogStatus(before.address)
         since = before.since if before.reachable is reachable else now
+        if before.reachable is not reachable:
+            self._log_change(found.get("problem"), is_first=before.reachable is None)
         self._status = msgspec.structs.replace(status, reachable=reachable, since=since, asked=now, **found)
         if not self._stopping.is_set():
             self._note(self._status)
