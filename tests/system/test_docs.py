@@ -255,7 +255,7 @@ def defined_names(path: Path) -> set[str]:
         if isinstance(node, ast.ClassDef):
             members = [item.name for item in node.body if isinstance(item, ast.FunctionDef)]
             names |= {node.name, *(f"{node.name}.{member}" for member in members)}
-        elif isinstance(node, ast.FunctionDef):
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             names.add(node.name)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
