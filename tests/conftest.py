@@ -16,7 +16,7 @@ import psutil
 import pytest
 from bluesky import RunEngine
 from log_site import LogSite
-from transports import TRANSPORTS, Transport
+from transports import TRANSPORTS, WIRES, Transport
 from warm import end_warm_process, forking, start_process, warm_pids
 
 from tiledbroker import ZMQPublisher
@@ -145,10 +145,17 @@ def publisher_to(tmp_path: Path) -> Iterator[Callable[[SupervisorProcess], ZMQPu
 
 
 @pytest.fixture(params=TRANSPORTS)
-def transport(request: pytest.FixtureRequest, tmp_path: Path) -> Transport:
+def transport(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Transport]:
     """Each transport, one after the other, for what must not depend on it."""
-    made: Transport = TRANSPORTS[request.param](tmp_path)
-    return made
+    with contextlib.closing(TRANSPORTS[request.param](tmp_path)) as made:
+        yield made
+
+
+@pytest.fixture(params=WIRES)
+def wire(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Transport]:
+    """Each transport on which publishers and ingest hosts are connected to each other."""
+    with contextlib.closing(WIRES[request.param](tmp_path)) as made:
+        yield made
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A supervisor's end of the wire, in the hands of a test: it says what the test wants, and nothing by itself."""
+"""An ingest host in the hands of a test: it says what the test wants, and nothing by itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import select
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -21,12 +22,12 @@ M = TypeVar("M", bound=messages.Message)
 
 
 class IngestHost(ABC):
-    """Listens at an address of its own; answers Pings while it waits for what a test wants to see.
+    """What a test says to publishers, and what it hears of them.
 
     Attributes
     ----------
     address
-        Where it listens.
+        Where publishers find it.
     documents
         The documents that have come, by run: index, name and body of each.
     """
@@ -49,12 +50,34 @@ class IngestHost(ABC):
         """End all connections."""
 
     @abstractmethod
-    def _receive_frames(self, seconds: float) -> list[bytes] | None:
-        """Take the frames of the next message of any publisher; None if there is none in time."""
+    def receive(self, seconds: float) -> messages.Message | None:
+        """Take the next message of any publisher, if one comes in time."""
 
     @abstractmethod
-    def say_frames(self, *frames: bytes) -> None:
-        """Send frames to the publisher that was heard last."""
+    def say(self, message: messages.Message) -> None:
+        """Tell the publisher of a run, or the one that was heard last."""
+
+    @abstractmethod
+    def welcome(self, *uids: str) -> None:
+        """Say that it has nothing of a publisher's runs, once it has asked for these."""
+
+    @abstractmethod
+    def await_greeting(self) -> None:
+        """Wait until a publisher has connected, if it connects to this host."""
+
+    @abstractmethod
+    def await_question(self, uid: str) -> None:
+        """Wait until a publisher asks for the outcome of a run, if it has to ask."""
+
+    @abstractmethod
+    def ignoring(self) -> AbstractContextManager[None]:
+        """Hear nothing of a publisher that is made and closed meanwhile."""
+
+    def note_documents(self, message: messages.Documents) -> None:
+        """Add documents that have come."""
+        known = self.documents.setdefault(message.run, [])
+        for idx, (name, _, body) in enumerate(message.unpack(), message.first):
+            known.append((idx, name, body))
 
     def expect(self, kind: type[M], condition: Callable[[M], bool] = lambda _: True, *, seconds: float = 60.0) -> M:
         """Wait for a message; documents that come meanwhile are kept."""
@@ -65,19 +88,6 @@ class IngestHost(ABC):
                 return message
         raise TimeoutError(f"no {kind.__name__} came within {seconds:g} s")
 
-    def receive(self, seconds: float) -> messages.Message | None:
-        """Take the next message, if one comes in time."""
-        if (frames := self._receive_frames(max(seconds, 0.0))) is None:
-            return None
-        message = messages.decode(frames)
-        if isinstance(message, messages.Ping):
-            self.say(messages.Pong(message.token))
-        elif isinstance(message, messages.Documents):
-            known = self.documents.setdefault(message.run, [])
-            for idx, (name, _, body) in enumerate(message.unpack(), message.first):
-                known.append((idx, name, body))
-        return message
-
     def serve_until(self, condition: Callable[[], object], seconds: float, what: str) -> None:
         """Take messages until something has come about."""
 
@@ -86,22 +96,6 @@ class IngestHost(ABC):
             return bool(condition())
 
         wait_until(is_over, seconds, what)
-
-    def welcome(self, runs: dict[str, messages.RunState] | None = None) -> messages.Hello:
-        """Answer the next Hello: I have nothing of your runs but this."""
-        hello = self.expect(messages.Hello)
-        states = {uid: messages.RunState(0, ended=False, outcome="") for uid in (*hello.runs, *hello.awaited)}
-        self.say(messages.Welcome(2**23, 2**28, {**states, **(runs or {})}))
-        return hello
-
-    def forget_session(self) -> None:
-        """Drop what a publisher that is closed has said, so that the next answer goes to its successor."""
-        while self.receive(0.5) is not None:
-            pass
-
-    def say(self, message: messages.Message) -> None:
-        """Tell the publisher that was heard last."""
-        self.say_frames(*messages.encode(message))
 
     def take_in(self, uid: str, count: int, *, seconds: float = 60.0) -> list[str]:
         """Wait until so many documents of a run have come; their names, in the order of their indexes."""
@@ -113,7 +107,50 @@ class IngestHost(ABC):
         return [name for _, name, _ in self.documents[uid]]
 
 
-class ZMQIngestHost(IngestHost):
+class WireIngestHost(IngestHost):
+    """A supervisor's end of the wire. It answers Pings while it waits for what a test wants to see."""
+
+    @abstractmethod
+    def _receive_frames(self, seconds: float) -> list[bytes] | None:
+        """Take the frames of the next message of any publisher; None if there is none in time."""
+
+    @abstractmethod
+    def say_frames(self, *frames: bytes) -> None:
+        """Send frames to the publisher that was heard last."""
+
+    def receive(self, seconds: float) -> messages.Message | None:
+        if (frames := self._receive_frames(max(seconds, 0.0))) is None:
+            return None
+        message = messages.decode(frames)
+        if isinstance(message, messages.Ping):
+            self.say(messages.Pong(message.token))
+        elif isinstance(message, messages.Documents):
+            self.note_documents(message)
+        return message
+
+    def say(self, message: messages.Message) -> None:
+        self.say_frames(*messages.encode(message))
+
+    def welcome(self, *uids: str) -> None:
+        hello = self.expect(messages.Hello, lambda hello: hello.runs.keys() >= set(uids))
+        states = {uid: messages.RunState(0, ended=False, outcome="") for uid in (*hello.runs, *hello.awaited)}
+        self.say(messages.Welcome(2**23, 2**28, states))
+
+    def await_greeting(self) -> None:
+        self.expect(messages.Hello)
+
+    def await_question(self, uid: str) -> None:
+        self.expect(messages.Hello, lambda hello: uid in hello.awaited)
+
+    @contextmanager
+    def ignoring(self) -> Iterator[None]:
+        yield
+        while self.receive(0.5) is not None:
+            pass
+        self.documents.clear()
+
+
+class ZMQIngestHost(WireIngestHost):
     """An ingest host at a port of its own."""
 
     def __init__(self, host: str = "127.0.0.1") -> None:
@@ -141,7 +178,7 @@ class ZMQIngestHost(IngestHost):
         self._socket.send_multipart([self._publisher, *frames])
 
 
-class UnixIngestHost(IngestHost):
+class UnixIngestHost(WireIngestHost):
     """An ingest host at a Unix socket."""
 
     def __init__(self, path: Path) -> None:

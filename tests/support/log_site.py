@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from tiledbroker._errors import LogUnavailable, ProtocolError
 from tiledbroker.jetstream import (
+    RUNS_BUCKET,
     STREAM,
     Connection,
     EntryReader,
@@ -19,8 +20,13 @@ from tiledbroker.jetstream import (
     LogEntry,
     LogLayout,
     LoopThread,
+    Receipt,
+    bucket_stream,
+    bucket_subject,
     create_streams,
     documents_subject,
+    encode_receipt,
+    receipt_key,
 )
 from tiledwriter.testing import ServerProcess, free_port, wait_until
 
@@ -159,6 +165,16 @@ class LogSite:
     def indexes(self, beamline: str, uid: str) -> list[int]:
         """Indexes of all documents of a run in the log, in the order in which they are there."""
         return [index for entry in self.entries(beamline, uid) for index in range(entry.first, entry.next)]
+
+    def store_receipt(self, beamline: str, uid: str, receipt: Receipt) -> None:
+        """Store what an ingest host says of a run."""
+
+        async def store(connection: Connection) -> None:
+            subject = bucket_subject(RUNS_BUCKET, receipt_key(beamline, uid))
+            found = await connection.read_last(bucket_stream(RUNS_BUCKET), subject)
+            await connection.append(subject, encode_receipt(receipt), {}, 0 if found is None else found.seq)
+
+        self.ask(store)
 
     def save(self, directory: Path) -> None:
         """Keep a copy of what the nodes, which must not run, have stored."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import zmq
 
 from tiledbroker.protocol import messages
 from tiledbroker.protocol._security import Keys
 from tiledbroker.publisher._zmq_link import new_identity
+
+M = TypeVar("M", bound=messages.Message)
 
 
 class Peer(Protocol):
@@ -42,3 +44,10 @@ def ask(peer: Peer, message: messages.Message) -> messages.Message:
     """Say something, and wait for the answer."""
     peer.send_multipart(messages.encode(message))
     return messages.decode(peer.recv_multipart())
+
+
+def hear(peer: Peer, kind: type[M]) -> M:
+    """Wait for a message of a kind; drop others."""
+    while not isinstance(message := messages.decode(peer.recv_multipart()), kind):
+        pass
+    return message

@@ -17,14 +17,10 @@ from log_site import LogSite
 from tiledbroker import JetStreamPublisher, RunNotWritten
 from tiledbroker._errors import AppendRefused, LogUnavailable
 from tiledbroker.jetstream import (
-    RUNS_BUCKET,
     STREAM,
     Connection,
     Receipt,
-    bucket_subject,
     documents_subject,
-    encode_receipt,
-    receipt_key,
 )
 from tiledbroker.protocol import messages
 from tiledwriter.testing import wait_until
@@ -78,13 +74,7 @@ def tell(site: LogSite, uid: str, **values: Any) -> Receipt:
     first = next(iter(site.entries("csx", uid)), None)
     crc = first.crcs[0] if isinstance(first, messages.Documents) else None
     receipt = msgspec.structs.replace(Receipt(start_crc=crc, host="ingest", at=time.time()), **values)
-
-    async def store(connection: Connection) -> None:
-        subject = bucket_subject(RUNS_BUCKET, receipt_key("csx", uid))
-        found = await connection.read_last(f"KV_{RUNS_BUCKET}", subject)
-        await connection.append(subject, encode_receipt(receipt), {}, 0 if found is None else found.seq)
-
-    site.ask(store)
+    site.store_receipt("csx", uid, receipt)
     return receipt
 
 

@@ -13,29 +13,33 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import pytest
 from bluesky import RunEngine
 from bluesky.plans import count
-from ingest_host import IngestHost, ZMQIngestHost
+from ingest_host import IngestHost, WireIngestHost, ZMQIngestHost
 from ophyd.sim import det
 from runs import documents, publish
 from transports import Transport
 
 from tiledbroker import RunNotWritten, ZMQPublisher, open_run, run_files
 from tiledbroker.protocol import messages
-from tiledbroker.protocol.messages import RunState
 from tiledbroker.publisher import _session as session_module
 from tiledwriter.testing import free_port, wait_until
-
-NOTHING = RunState(0, ended=False, outcome="")
 
 
 @pytest.fixture
 def ingest(transport: Transport) -> Iterator[IngestHost]:
     with transport.ingest_host() as host:
+        yield host
+
+
+@pytest.fixture
+def wire_host(wire: Transport) -> Iterator[WireIngestHost]:
+    with wire.ingest_host() as host:
+        assert isinstance(host, WireIngestHost)
         yield host
 
 
@@ -47,11 +51,10 @@ def spool(tmp_path: Path) -> Path:
 def left_run(transport: Transport, spool: Path, ingest: IngestHost | None, events: int = 3) -> str:
     """Leave a run by a session that ends before it hears anything of its ingest host, if there is one; its uid."""
     address = transport.new_address() if ingest is None else ingest.address
-    with closing(transport.publisher(address, spool_dir=spool)) as publisher:
+    with nullcontext() if ingest is None else ingest.ignoring():
+        publisher = transport.publisher(address, spool_dir=spool)
         uid = publish(publisher, documents(events))
         publisher.close(0.0)
-    if ingest is not None:
-        ingest.forget_session()
     return uid
 
 
@@ -101,7 +104,7 @@ class TestARunIsKept:
             ingest.say(messages.Durable(uid, 6, ended=True))
             with ThreadPoolExecutor() as threads:
                 waiting = threads.submit(publisher.wait_written, uid, 60)
-                ingest.expect(messages.Hello, lambda hello: uid in hello.awaited)
+                ingest.await_question(uid)
                 ingest.say(messages.Written(uid, "failed", "of all things"))
                 with pytest.raises(RunNotWritten, match="of all things"):
                     waiting.result()
@@ -132,8 +135,7 @@ class TestADamagedRun:
         (file,) = spool.glob(f"{damaged}*.segment")
         flip_a_bit(file, file.stat().st_size // 2)
         with closing(transport.publisher(ingest.address, spool_dir=spool)) as publisher:
-            ingest.expect(messages.Hello, lambda hello: {damaged, whole} <= hello.runs.keys())
-            ingest.say(messages.Welcome(2**23, 2**28, {damaged: NOTHING, whole: NOTHING}))
+            ingest.welcome(damaged, whole)
             ingest.take_in(whole, 6)
             ingest.say(messages.Durable(whole, 6, ended=True))
             ingest.serve_until(lambda: damaged in publisher.status().refused, 60, "it is refused")
@@ -175,23 +177,25 @@ class TestWaiting:
 
 class TestAProblem:
     def test_is_a_host_that_does_not_answer(
-        self, transport: Transport, ingest: IngestHost, spool: Path, monkeypatch: pytest.MonkeyPatch
+        self, wire: Transport, wire_host: WireIngestHost, spool: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(session_module, "SILENCE_SECONDS", 2.0)
-        with closing(transport.publisher(ingest.address, spool_dir=spool)) as publisher:
+        with closing(wire.publisher(wire_host.address, spool_dir=spool)) as publisher:
             wait_until(lambda: "does not answer" in publisher.status().problem, 60, "it is said")
             hellos = 0
             while hellos < 3:  # of three connections, on each of which it goes on being said
-                hellos += isinstance(ingest.receive(10), messages.Hello)
+                hellos += isinstance(wire_host.receive(10), messages.Hello)
                 assert "does not answer" in publisher.status().problem
             # A connection that has begun waits for no name server any more.
             wait_until(lambda: publisher._shipper._session._silence_timeout == 2.0, 60, "it is soon replaced")
             publisher.close(0.0)
 
-    def test_is_a_host_of_another_protocol_version(self, transport: Transport, ingest: IngestHost, spool: Path) -> None:
-        with closing(transport.publisher(ingest.address, spool_dir=spool)) as publisher:
-            ingest.expect(messages.Hello)
-            ingest.say_frames(b"TW\x07\x02", b"\x93\x00\x00\x80")
+    def test_is_a_host_of_another_protocol_version(
+        self, wire: Transport, wire_host: WireIngestHost, spool: Path
+    ) -> None:
+        with closing(wire.publisher(wire_host.address, spool_dir=spool)) as publisher:
+            wire_host.expect(messages.Hello)
+            wire_host.say_frames(b"TW\x07\x02", b"\x93\x00\x00\x80")
             wait_until(lambda: "version 7" in publisher.status().problem, 60, "it is said")
             publisher.close(0.0)
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import zmq
 from disks import fill
-from peers import Peer, ask
+from peers import Peer, ask, hear
 from runs import documents, length_of, publish, supervisor_without_tiled
 from stored_runs import journaled, records_of
 from transports import Transport
@@ -43,7 +43,7 @@ def take_nothing(task: WorkerTask) -> None:
 @contextmanager
 def supervising(directory: Path, transport: Transport) -> Iterator[tuple[Supervisor, Peer]]:
     """A supervisor in a thread of this process, and a publisher that it has welcomed."""
-    address = transport.new_address()
+    address = transport.new_site()
     supervisor = Supervisor(directory, WorkerCommand(take_nothing), partial(transport.source, address, ClientLimits()))
     thread = threading.Thread(target=supervisor.run)
     thread.start()
@@ -51,7 +51,8 @@ def supervising(directory: Path, transport: Transport) -> Iterator[tuple[Supervi
         with transport.peer(address) as dealer:
             assert isinstance(ask(dealer, messages.Hello("test", {}, [])), messages.Welcome)
             yield supervisor, dealer
-            assert ask(dealer, messages.Ping(7)) == messages.Pong(7)
+            dealer.send_multipart(messages.encode(messages.Ping(7)))
+            assert hear(dealer, messages.Pong) == messages.Pong(7)
             assert thread.is_alive()
     finally:
         supervisor.stop()
@@ -109,8 +110,8 @@ def test_documents_for_what_is_no_journal_are_refused_with_the_reason(
         make(tmp_path / folder / "run.sqlite")
         welcome = ask(dealer, messages.Hello("test", {"run": 1}, []))
         assert isinstance(welcome, messages.Welcome)
-        refusal = ask(dealer, documents_of("run"))
-        assert isinstance(refusal, messages.Refused)
+        dealer.send_multipart(messages.encode(documents_of("run")))
+        refusal = hear(dealer, messages.Refused)
         assert refusal.reason not in (messages.LATER, messages.GAP)
         assert "run.sqlite" in refusal.reason
 
@@ -142,7 +143,7 @@ class Unlucky(Supervisor):
     "step", ["_relay_message", "_describe_run", "_start_worker", "_handle_worker_end", "_request_retry"]
 )
 def test_an_exception_for_one_run_ends_no_loop(step: str, transport: Transport, tmp_path: Path) -> None:
-    address = transport.new_address()
+    address = transport.new_site()
     request_retry(tmp_path / "unlucky.sqlite")
     supervisor = Unlucky(tmp_path, step, partial(transport.source, address, ClientLimits()))
     thread = threading.Thread(target=supervisor.run)
@@ -154,21 +155,17 @@ def test_an_exception_for_one_run_ends_no_loop(step: str, transport: Transport, 
             assert welcome.runs["unlucky"].next == 0
             dealer.send_multipart(messages.encode(documents_of("unlucky")))
             if step in ("_relay_message", "_start_worker"):
-                refusal = messages.decode(dealer.recv_multipart())
-                assert isinstance(refusal, messages.Refused)
+                refusal = hear(dealer, messages.Refused)
                 assert (refusal.run, refusal.reason) == ("unlucky", messages.LATER)
                 assert "Permission denied" in refusal.detail
             dealer.send_multipart(messages.encode(documents_of("lucky")))
             wait_until(lambda: "lucky" in supervisor._scheduler.runs, 20, "it is taken")
             if step == "_handle_worker_end":
-                while not isinstance(message := messages.decode(dealer.recv_multipart()), messages.Refused):
-                    pass
-                assert "there was an error" in message.detail
+                assert "there was an error" in hear(dealer, messages.Refused).detail
                 run = supervisor._scheduler.runs.get("unlucky")
                 assert run is None or run.worker is None
             dealer.send_multipart(messages.encode(messages.Ping(7)))
-            while messages.decode(dealer.recv_multipart()) != messages.Pong(7):
-                pass
+            assert hear(dealer, messages.Pong) == messages.Pong(7)
             assert thread.is_alive()
     finally:
         supervisor.stop()
@@ -191,8 +188,8 @@ print(run.unusable, run.unavailable, run.reason)
     assert done.stdout.startswith("True True its journal cannot be used: ")
 
 
-def test_a_publisher_of_another_protocol_version_is_told_so(transport: Transport, tmp_path: Path) -> None:
-    with supervising(tmp_path, transport) as (_, dealer):
+def test_a_publisher_of_another_protocol_version_is_told_so(wire: Transport, tmp_path: Path) -> None:
+    with supervising(tmp_path, wire) as (_, dealer):
         preamble, header = messages.encode(messages.Hello("test", {}, []))
         dealer.send_multipart([preamble[:2] + b"\x02" + preamble[3:], header])
         refusal = messages.decode(dealer.recv_multipart())

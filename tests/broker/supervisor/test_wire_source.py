@@ -1,4 +1,4 @@
-"""What a source lets through, and what each client may have, over each transport."""
+"""What a source lets through, and what each client may have, over each transport that connects clients to it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ LIMITS = ClientLimits(window=1000, max_document=20 * 2**20, max_connections=3)
 
 
 @pytest.fixture
-def source(transport: Transport) -> Iterator[WireSource]:
-    made = transport.source(transport.new_address(), LIMITS)
+def source(wire: Transport) -> Iterator[WireSource]:
+    made = wire.source(wire.new_address(), LIMITS)
     assert isinstance(made, WireSource)
     made.open()
     yield made
@@ -30,10 +30,10 @@ def source(transport: Transport) -> Iterator[WireSource]:
 
 
 @pytest.fixture
-def dial(transport: Transport, source: WireSource) -> Iterator[Callable[[], Peer]]:
+def dial(wire: Transport, source: WireSource) -> Iterator[Callable[[], Peer]]:
     """Connects, as a publisher would."""
     with ExitStack() as peers:
-        yield lambda: peers.enter_context(transport.peer(source.endpoint))
+        yield lambda: peers.enter_context(wire.peer(source.endpoint))
 
 
 def send(peer: Peer, message: messages.Message) -> None:
