@@ -186,6 +186,10 @@ class Connection:
             reason = "; ".join([*reasons, *_explain_certificates(connection._client, address, list(reasons))])
             await connection.close()
             raise LogUnavailable(f"no server of {address} can be used: {reason}") from error
+        except BaseException:
+            # The caller was cancelled. The client leaves a socket open on which a server has not answered yet.
+            await connection.close()
+            raise
         # Of servers that were tried before.
         connection.problem = ""
         return connection
