@@ -166,7 +166,9 @@ def lose_disk(host: Host) -> None:
     """Kill the host, and lose its journals."""
     host.signal_all(signal.SIGKILL)
     host.wait(30)
-    shutil.rmtree(host.journal_dir)
+    while host.journal_dir.exists():
+        # A worker that was being forked meanwhile writes until it notices that its supervisor is gone.
+        shutil.rmtree(host.journal_dir, ignore_errors=True)
 
 
 def stop_in_order(host: Host) -> None:
@@ -187,7 +189,7 @@ def cut_from_lease(host: Host) -> None:
 def hold_append(host: Host) -> None:
     """Kill the host while its last append is held on the way; it is carried out when the other host serves."""
     host.proxy.script("PATCH", APPEND, STALLED)
-    wait_until(lambda: host.proxy.all_played, 60, "an append is held")
+    wait_until(lambda: host.proxy.all_played, 180, "an append is held")
     host.signal_all(signal.SIGKILL)
 
 
