@@ -206,7 +206,11 @@ def test_a_worker_of_a_killed_supervisor_that_hangs_is_ended_by_the_next(
 @pytest.fixture
 def stranger() -> Iterator[psutil.Process]:
     """A process that is none of ours."""
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
+    code = "import time; print(flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        # Until then it grows.
+        process.stdout.readline()
         yield psutil.Process(process.pid)
         process.kill()
 
