@@ -187,8 +187,18 @@ def _put_back_spool(site: Site, seat: Seat, snapshot: Snapshot, *, stale: bool =
 
 def _put_back_journals(site: Site, copy: Path) -> int:
     """Put the journal directory back; runs that it has, and that were not at their end, may be behind Tiled then."""
-    site.replace_journals(copy)
+    _replace_journals(site, copy)
     return _note_stale(site, runs_in(site.journal_dir, site.emitted()))
+
+
+def _replace_journals(site: Site, copy: Path | None) -> None:
+    """Replace the journal directory, and note what that costs runs whose spools have lost documents before."""
+    site.replace_journals(copy)
+    cut = [run_uid for run_uid, harm in site.harms.items() if harm.safe is not None]
+    spools = [documents_in(seat.spool) for seat in site.seats] if cut else []
+    for run_uid in cut:
+        left = max([site.journaled(run_uid), *(spool.get(run_uid, 0) for spool in spools)])
+        site.harm(run_uid, Harm(left))
 
 
 def _note_stale(site: Site, run_uids: Iterable[str]) -> int:
@@ -208,7 +218,7 @@ def _(site: Site, planned: Planned) -> str:
     with held(site.locks["journals"], site.locks["supervisor"], site.locks["worker"]):
         site.kill_ingest_host()
         try:
-            site.replace_journals(None)
+            _replace_journals(site, None)
             first = site.retired[-1]
             site.pause(planned.seconds(0, 3))
         finally:

@@ -236,6 +236,22 @@ def test_spools_and_journals_of_one_moment_are_put_back(site: IdleSite) -> None:
     }
 
 
+@pytest.mark.parametrize(("kind", "left"), [("old journals put back", 15), ("second ingest host", 10)])
+def test_what_neither_spool_nor_journals_have_any_more_is_not_asked_for(site: IdleSite, kind: str, left: int) -> None:
+    site.publish("a", 10)
+    site.publish("b", 10)
+    site.journal_run("a", 15)
+    site.take_snapshot()
+    site.journal_run("a", 25)
+    site.journal_run("b", 25)
+    site.publish("c", 10, seat=1)
+    assert KINDS["old spool put back"](site, planned("old spool put back"))
+    assert site.harms["a"].safe == 25
+    assert KINDS[kind](site, planned(kind, victim=0.9 if kind == "second ingest host" else 0.0))
+    assert (site.harms["a"].safe, site.harms["b"].safe) == (left, 10)
+    assert site.harms.get("c", Harm()).safe is None
+
+
 def test_a_copy_is_taken_while_all_processes_stand_still(site: IdleSite, monkeypatch: pytest.MonkeyPatch) -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         standing: list[str] = []
