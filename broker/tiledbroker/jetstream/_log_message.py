@@ -39,6 +39,8 @@ class _Fields(msgspec.Struct, frozen=True, array_like=True):
 
 
 _VERSION: Final = 1
+# Made here: msgspec must not look at a type in two threads at once.
+_fields_decoder: Final = msgspec.json.Decoder(_Fields)
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def parse_tail(seq: int, headers: Mapping[str, str] | None) -> Tail:
     publisher sends the run again. Readers ignore the documents that they have.
     """
     try:
-        fields = msgspec.json.decode((headers or {}).get(_FIELDS, ""), type=_Fields)
+        fields = _fields_decoder.decode((headers or {}).get(_FIELDS, ""))
     except msgspec.MsgspecError:
         return Tail(seq)
     if fields.version != _VERSION or not 0 <= fields.next <= messages.MAX_INDEX:

@@ -69,6 +69,10 @@ class _Record(msgspec.Struct, frozen=True):
     crc32: int
 
 
+# Made here: msgspec must not look at a type in two threads at once.
+_decoder: Final = msgspec.json.Decoder(_Record)
+
+
 def encode_receipt(receipt: Receipt) -> bytes:
     """Return the value of a receipt's key."""
     return msgspec.json.encode(_Record(_VERSION, receipt, _checksum(receipt)))
@@ -83,7 +87,7 @@ def decode_receipt(value: bytes) -> Receipt:
         It is damaged, or of a newer version.
     """
     try:
-        record = msgspec.json.decode(value, type=_Record)
+        record = _decoder.decode(value)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ProtocolError(f"A receipt cannot be read: {error}") from error
     if record.version != _VERSION or record.crc32 != _checksum(record.receipt):

@@ -37,6 +37,11 @@ class _DecisionsRecord(msgspec.Struct, frozen=True):
     crc32: int
 
 
+# Made here: msgspec must not look at a type in two threads at once.
+_lease_decoder: Final = msgspec.json.Decoder(_LeaseRecord)
+_decisions_decoder: Final = msgspec.json.Decoder(_DecisionsRecord)
+
+
 def _checksum(value: object) -> int:
     return zlib.crc32(msgspec.json.encode((_VERSION, value)))
 
@@ -139,7 +144,7 @@ class JetStreamLeaseStore:
         if found is None:
             return Stored(0, None)
         try:
-            record = msgspec.json.decode(found.body, type=_LeaseRecord)
+            record = _lease_decoder.decode(found.body)
         except (msgspec.MsgspecError, ValueError) as error:
             raise StoreUnavailable(self, f"the lease is damaged: {error}") from error
         if record.version != _VERSION or record.crc32 != _checksum(record.lease):
@@ -206,7 +211,7 @@ class JetStreamDecisionStore:
 
     def _decode(self, value: bytes) -> RunDecisions:
         try:
-            record = msgspec.json.decode(value, type=_DecisionsRecord)
+            record = _decisions_decoder.decode(value)
         except (msgspec.MsgspecError, ValueError) as error:
             raise StoreUnavailable(
                 self._store, f"the decisions about run {self._run_uid} are damaged, or of a newer version: {error}"

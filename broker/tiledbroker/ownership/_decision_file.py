@@ -41,6 +41,10 @@ class _Record(msgspec.Struct, frozen=True):
     crc32: int
 
 
+# Made here: msgspec must not look at a type in two threads at once.
+_decoder: Final = msgspec.json.Decoder(_Record)
+
+
 class DecisionFile:
     """Decision store in a file; see the module and `DecisionStore`.
 
@@ -109,7 +113,7 @@ class DecisionFile:
                 raise StoreUnavailable(
                     self.path, "a newer version of tiledwriter wrote it. Use that version on all ingest hosts"
                 )
-            record = msgspec.json.decode(contents, type=_Record)
+            record = _decoder.decode(contents)
             is_sound = record.crc32 == _checksum(record.revision, record.decisions)
         except (msgspec.MsgspecError, ValueError) as error:
             raise self._damaged(str(error)) from error

@@ -44,6 +44,10 @@ class _LeaseFile(msgspec.Struct, frozen=True):
     crc32: int
 
 
+# Made here: msgspec must not look at a type in two threads at once.
+_decoder: Final = msgspec.json.Decoder(_LeaseFile)
+
+
 class DirectoryStore:
     """Lease store in a directory; see the module.
 
@@ -160,7 +164,7 @@ class DirectoryStore:
     def _decode(self, contents: bytes, revision: int) -> Stored:
         path = self._path_of(revision)
         try:
-            found = msgspec.json.decode(contents, type=_LeaseFile)
+            found = _decoder.decode(contents)
             stored = Stored(found.revision, found.lease)
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
             raise StoreUnavailable(path, f"it is damaged, or is not a lease: {error}") from error
