@@ -81,6 +81,35 @@ def rows(path, first, stop):
     return AppendRows(path, first, COLUMNS, (numbers, [float(n) for n in numbers], [n / 2 for n in numbers]))
 
 
+def npy_files(directory, count, *, row_length):
+    """The data source of a sequence of NumPy files, 00000.npy and so on, each with one row of numbers."""
+    structure = {
+        "data_type": {"endianness": "little", "kind": "f", "itemsize": 8, "dt_units": None},
+        "shape": [count, row_length],
+        "chunks": [[1] * count, [row_length]],
+        "dims": None,
+        "resizable": False,
+    }
+    assets = [
+        {
+            "data_uri": f"file://localhost{directory}/{i:05}.npy",
+            "is_directory": False,
+            "parameter": "data_uris",
+            "num": i,
+        }
+        for i in range(count)
+    ]
+    return {
+        "structure_family": "array",
+        "mimetype": "multipart/related;type=application/x-npy",
+        "structure": structure,
+        "parameters": {},
+        "properties": {},
+        "assets": assets,
+        "management": "external",
+    }
+
+
 def finish(catalog, operations):
     """Apply operations until none waits, as the writing thread does."""
     waiting = catalog.apply(operations)

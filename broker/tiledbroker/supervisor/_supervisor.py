@@ -412,9 +412,12 @@ class Supervisor:
         found, source = self._log_status, self._source
         if found is None:
             return None
+        if source.problem:
+            # What was behind when the log was read last says nothing about now.
+            return msgspec.structs.replace(found, read_problem=source.problem, lag={})
         lags = [(publisher.client, publisher.lag_documents) for publisher in source.publishers.values()]
         lag = {beamline: documents for beamline, documents in lags if documents is not None}
-        return msgspec.structs.replace(found, read_problem=source.problem or None, lag=lag)
+        return msgspec.structs.replace(found, read_problem=None, lag=lag)
 
     def _describe_disk(self) -> DiskStatus:
         disk = self._scheduler.disk

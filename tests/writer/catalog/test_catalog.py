@@ -17,7 +17,7 @@ import pandas
 import pyarrow
 import pytest
 import zarr
-from catalog_runs import BY_SEQ_NUM, COLUMNS, QUIET_PERIOD_SECONDS, STOP, Run, finish, rows, stopped
+from catalog_runs import BY_SEQ_NUM, COLUMNS, QUIET_PERIOD_SECONDS, STOP, Run, finish, npy_files, rows, stopped
 from faulty_proxy import CUT_AFTER, CUT_BEFORE, PASS, FaultyProxy, answer, late_answer, page, zombie
 from tiled.utils import safe_json_dump
 
@@ -428,31 +428,7 @@ class External:
             numpy.save(directory / f"{i:05}.npy", numpy.arange(4.0) + i)
 
     def data_source(self, count):
-        structure = {
-            "data_type": {"endianness": "little", "kind": "f", "itemsize": 8, "dt_units": None},
-            "shape": [count, 4],
-            "chunks": [[1] * count, [4]],
-            "dims": None,
-            "resizable": False,
-        }
-        assets = [
-            {
-                "data_uri": f"file://localhost{self._directory}/{i:05}.npy",
-                "is_directory": False,
-                "parameter": "data_uris",
-                "num": i,
-            }
-            for i in range(count)
-        ]
-        return {
-            "structure_family": "array",
-            "mimetype": "multipart/related;type=application/x-npy",
-            "structure": structure,
-            "parameters": {},
-            "properties": {},
-            "assets": assets,
-            "management": "external",
-        }
+        return npy_files(self._directory, count, row_length=4)
 
     def register(self):
         return [*self._run.containers(), RegisterExternal(self.path, self.data_source(0))]

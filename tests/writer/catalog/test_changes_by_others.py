@@ -16,7 +16,7 @@ import httpx
 import numpy
 import pyarrow
 import pytest
-from catalog_runs import BY_SEQ_NUM, COLUMNS, STOP, Run, finish, rows, stopped, write
+from catalog_runs import BY_SEQ_NUM, COLUMNS, STOP, Run, finish, npy_files, rows, stopped, write
 from faulty_proxy import CUT_BEFORE, FaultyProxy, answer, page
 
 from tiledbroker import Journal
@@ -135,31 +135,7 @@ class Whole:
         assert tiled[self.run.uid].metadata["stop"] == STOP["stop"]
 
     def _source(self, count):
-        structure = {
-            "data_type": {"endianness": "little", "kind": "f", "itemsize": 8, "dt_units": None},
-            "shape": [count, 2],
-            "chunks": [[1] * count, [2]],
-            "dims": None,
-            "resizable": False,
-        }
-        assets = [
-            {
-                "data_uri": f"file://localhost{self._directory}/{i:05}.npy",
-                "is_directory": False,
-                "parameter": "data_uris",
-                "num": i,
-            }
-            for i in range(count)
-        ]
-        return {
-            "structure_family": "array",
-            "mimetype": "multipart/related;type=application/x-npy",
-            "structure": structure,
-            "parameters": {},
-            "properties": {},
-            "assets": assets,
-            "management": "external",
-        }
+        return npy_files(self._directory, count, row_length=2)
 
 
 @pytest.fixture

@@ -144,10 +144,10 @@ def infect(value):
 
 
 def test_a_site_s_log_is_on_the_page(client, supervisor):
-    supervisor.snapshot = snapshots.with_log(read_problem="the connection was lost", replicas_current=2)
+    supervisor.snapshot = snapshots.with_log(replicas_current=2)
     text = " ".join(Reader(client.get("/").text).text.split())
     assert "log2:4222, version 2.12.1" in text
-    assert "read hereno: the connection was lost" in text
+    assert "read hereyes" in text
     assert "2 of 3 current" in text
     assert "bl7: 12, bl8: 0" in text
     assert "ingest7: 2, no host yet: 1" in text
@@ -155,6 +155,14 @@ def test_a_site_s_log_is_on_the_page(client, supervisor):
     text = " ".join(Reader(client.get("/").text).text.split())
     assert "no servers" in text
     assert "version 2.12.1" not in text
+
+
+@pytest.mark.parametrize("lag", [{}, {"bl7": 12}])
+def test_the_lag_of_a_log_that_is_not_read_is_not_known(client, supervisor, lag):
+    supervisor.snapshot = snapshots.with_log(read_problem="the connection was lost", lag=lag)
+    text = " ".join(Reader(client.get("/").text).text.split())
+    assert "read hereno: the connection was lost" in text
+    assert "lagnot known" in text
 
 
 @pytest.mark.parametrize("kind", [snapshots.outage, snapshots.quarantine, snapshots.with_log])
