@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from ._address import LogAddress
+from ._claim_keeper import ClaimKeeper
 from ._connection import CallFailed, Connection, LoopThread, PermissionMissing, StoredMessage
+from ._follower import Follower, follow
+from ._host_records import claim_subject, decode_claim, decode_host_lease, lease_subject
 from ._log_message import (
     HEADER_ROOM_BYTES,
     EntryReader,
@@ -39,7 +42,7 @@ from ._setup import (
     find_problems,
     supervisor_permissions,
 )
-from ._stores import JetStreamDecisionStore, JetStreamLeaseStore
+from ._stores import HostLeaseStore, JetStreamDecisionStore, JetStreamLeaseStore
 
 __all__ = [
     "DOCUMENTS",
@@ -49,8 +52,11 @@ __all__ = [
     "SERVICE_LEASE",
     "STREAM",
     "CallFailed",
+    "ClaimKeeper",
     "Connection",
     "EntryReader",
+    "Follower",
+    "HostLeaseStore",
     "JetStreamDecisionStore",
     "JetStreamLeaseStore",
     "LogAddress",
@@ -71,15 +77,20 @@ __all__ = [
     "bucket_stream",
     "bucket_subject",
     "check_beamline",
+    "claim_subject",
     "compose_messages",
     "create_streams",
     "decisions_key",
+    "decode_claim",
+    "decode_host_lease",
     "decode_receipt",
     "documents_subject",
     "encode_receipt",
     "find_account_space",
     "find_configuration",
     "find_problems",
+    "follow",
+    "lease_subject",
     "parse_documents_subject",
     "parse_space",
     "parse_tail",

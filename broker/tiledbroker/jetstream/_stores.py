@@ -13,11 +13,12 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from .._errors import AppendRefused, KeyFileError, LogUnavailable, StoreUnavailable
+from .._errors import AppendRefused, KeyFileError, LogUnavailable, ProtocolError, StoreUnavailable
 from .._outcomes import COMPLETE
-from ..ownership import Lease, RunDecisions, Stored
+from ..ownership import HostLease, Lease, RunDecisions, Stored
 from ._address import LogAddress
 from ._connection import CONNECT_SECONDS, REQUEST_SECONDS, Connection, LoopThread, StoredMessage
+from ._host_records import decode_host_lease, encode_host_lease, lease_subject
 from ._names import HOSTS_BUCKET, RUNS_BUCKET, SERVICE_LEASE, bucket_subject, decisions_key
 
 _VERSION: Final = 1
@@ -155,6 +156,50 @@ class JetStreamLeaseStore:
         """Store a lease if the newest revision is the expected one; see `LeaseStore.compare_and_set`."""
         value = msgspec.json.encode(_LeaseRecord(_VERSION, lease, _checksum(lease)))
         return self._store.replace(value, expected_revision)
+
+    def close(self) -> None:
+        """End the connection and its thread."""
+        self._store.close()
+
+
+class HostLeaseStore:
+    """Store of the lease of one supervisor start, under a key that no other start writes but to end it.
+
+    Parameters
+    ----------
+    address
+        The servers.
+    holder
+        The start.
+    compose
+        Returns what is stored for a lease.
+    """
+
+    # Nobody else has ever had this key, whatever the servers have lost.
+    is_forgetful = False
+
+    def __init__(self, address: LogAddress, holder: str, compose: Callable[[Lease], HostLease]) -> None:
+        self._store = KeyStore(
+            address, HOSTS_BUCKET, lease_subject(holder).removeprefix(bucket_subject(HOSTS_BUCKET, ""))
+        )
+        self._compose = compose
+
+    def __str__(self) -> str:
+        return str(self._store)
+
+    def read(self) -> Stored:
+        """Return the newest lease; see `LeaseStore.read`."""
+        found = self._store.read()
+        if found is None:
+            return Stored(0, None)
+        try:
+            return Stored(found.seq, decode_host_lease(found.body).lease)
+        except ProtocolError as error:
+            raise StoreUnavailable(self, str(error)) from error
+
+    def compare_and_set(self, expected_revision: int, lease: Lease) -> int | None:
+        """Store a lease if the newest revision is the expected one; see `LeaseStore.compare_and_set`."""
+        return self._store.replace(encode_host_lease(self._compose(lease)), expected_revision)
 
     def close(self) -> None:
         """End the connection and its thread."""

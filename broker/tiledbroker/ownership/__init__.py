@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._claims import Claim, ClaimStep, EndLease, HostLease, Inheritance, PutClaim, RunClaims
 from ._deadline_page import DeadlinePage, boottime
 from ._decision_file import RUNS_SUBDIRECTORY, DecisionFile
 from ._directory_store import DirectoryStore
@@ -27,11 +28,16 @@ __all__ = [
     "DEFAULT_TIMING",
     "RUNS_SUBDIRECTORY",
     "SHORTEST_LEASE_SECONDS",
+    "Claim",
+    "ClaimStep",
     "CompareAndSet",
     "DeadlinePage",
     "DecisionFile",
     "DecisionStore",
     "DirectoryStore",
+    "EndLease",
+    "HostLease",
+    "Inheritance",
     "Lease",
     "LeaseFacts",
     "LeaseKeeper",
@@ -39,7 +45,9 @@ __all__ = [
     "LeaseTiming",
     "Ownership",
     "OwnershipState",
+    "PutClaim",
     "Read",
+    "RunClaims",
     "RunDecisions",
     "Step",
     "Stored",

@@ -1,9 +1,9 @@
 """The deadline page: tells workers, for less than a microsecond a time, whether their supervisor still holds the lease.
 
 A file of one page, which the supervisor and its workers map. Bytes 0 to 7 are a mark; then come doubles in the
-host's byte order: the deadline in seconds of `CLOCK_BOOTTIME`, the time for which a lease is valid, and the margin
-before the deadline. Being aligned, the deadline is written and read whole. The page belongs on a local file system:
-only processes of one host see each other's writes, and only they share this clock.
+host's byte order: the deadline in seconds of `CLOCK_BOOTTIME`, the time for which a lease is valid, the margin
+before the deadline, and the revision of the lease. Being aligned, the deadline is written and read whole. The page
+belongs on a local file system: only processes of one host see each other's writes, and only they share this clock.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ _MARK: Final = b"TWLEASE1"
 _DEADLINE_AT: Final = 1
 _LEASE_SECONDS_AT: Final = 2
 _MARGIN_SECONDS_AT: Final = 3
+_REVISION_AT: Final = 4
 _EXPIRED: Final = float("-inf")
-_NO_FIELDS: Final = memoryview(struct.pack("4d", 0.0, _EXPIRED, 0.0, 0.0)).cast("d")
+_NO_FIELDS: Final = memoryview(struct.pack("5d", 0.0, _EXPIRED, 0.0, 0.0, 0.0)).cast("d")
 
 
 def boottime() -> float:
@@ -78,9 +79,22 @@ class DeadlinePage:
                 mapping = mmap.mmap(file.fileno(), _PAGE_BYTES, prot=mmap.PROT_READ)
         return cls(mapping)
 
-    def write(self, deadline: float) -> None:
-        """Set the deadline; only for the page that `create` has returned."""
+    def write(self, deadline: float, revision: int = 0) -> None:
+        """Set the deadline and the revision of its lease; only for the page that `create` has returned."""
+        # If the process is killed in between, the deadline is that of an earlier revision.
+        self._fields[_REVISION_AT] = revision
         self._fields[_DEADLINE_AT] = deadline
+
+    @property
+    def deadline(self) -> float:
+        """The deadline; in the past if it is further ahead than a lease can reach."""
+        now = boottime()
+        return now + self.seconds_left(now)
+
+    @property
+    def revision(self) -> int:
+        """Revision of the lease; 0 if there is none."""
+        return int(self._fields[_REVISION_AT])
 
     def may_send(self, now: float) -> bool:
         """Return True if a request to Tiled may begin now. Ask directly before sending, with the write slot at hand."""

@@ -35,6 +35,7 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 _FASTEST_CLOCK: Final = 1.01
+_HASTE: Final = 10
 _NEVER: Final = float("-inf")
 
 
@@ -179,6 +180,8 @@ class Ownership:
     distrusts_store
         The store may have been set back: a lease that it shows as free is taken over like one that is held, and another
         revision, whichever, is a renewal.
+    first_epoch
+        Epoch of a lease that nobody has held before.
 
     Attributes
     ----------
@@ -195,6 +198,7 @@ class Ownership:
         lock: str = "",
         timing: LeaseTiming = DEFAULT_TIMING,
         distrusts_store: bool = False,
+        first_epoch: int = 1,
     ) -> None:
         self.holder = holder
         self.host = host
@@ -205,6 +209,7 @@ class Ownership:
         self._key = key
         self._lock = lock
         self._distrusts_store = distrusts_store
+        self._first_epoch = first_epoch
         self.has_seen_renewal = False
         self._unrevoked: tuple[str, ...] = ()
         # Newest lease that is known, whoever holds it. Before the first read, "never stored" is safe: if it is wrong,
@@ -251,6 +256,17 @@ class Ownership:
     def is_done(self) -> bool:
         """True if nothing is left to do, so that `next_step` returns None from now on."""
         return self._is_done
+
+    @property
+    def revision(self) -> int:
+        """Revision of the newest own lease that is known to be stored; 0 before this supervisor has held it."""
+        return self._stored.revision if self._is_own(self._stored.lease) else 0
+
+    def hasten(self, now: float) -> None:
+        """Renew the lease soon, since somebody waits for that; not more often than ten times as often as usual."""
+        if self.state is OwnershipState.HOLDING and not self._must_read:
+            soonest = self._sent_at[max(self._sent_at)] + self._timing.renewal_seconds / _HASTE
+            self._due = min(self._due, max(now, soonest))
 
     def change_key(self, key: str) -> None:
         """Write with another API key as soon as `lease` has it; the one before must be revoked."""
@@ -350,8 +366,8 @@ class Ownership:
     def _compose_lease(self) -> Lease:
         found = self._stored.lease
         if self.state is OwnershipState.WAITING:
-            epoch = 1 if found is None else found.epoch + 1
-            unrevoked = _keys_of(found) + self._unrevoked
+            epoch = self._first_epoch if found is None else found.epoch + 1
+            unrevoked = keys_of(found) + self._unrevoked
             return Lease(
                 self.holder,
                 self.host,
@@ -375,7 +391,7 @@ class Ownership:
         assert lease is not None
         if self.state is OwnershipState.WAITING:
             self.predecessor = self._stored.lease
-            self._unrevoked = _keys_of(self.predecessor) + self._unrevoked
+            self._unrevoked = keys_of(self.predecessor) + self._unrevoked
             self.state = OwnershipState.HOLDING
         sent_at = self._sent_at[lease.beat]
         self._sent_at = {beat: sent for beat, sent in self._sent_at.items() if beat >= lease.beat}
@@ -418,7 +434,7 @@ class Ownership:
         self._is_done = True
 
 
-def _keys_of(lease: Lease | None) -> tuple[str, ...]:
+def keys_of(lease: Lease | None) -> tuple[str, ...]:
     """Return the keys that the successor of a lease's holder must revoke."""
     if lease is None:
         return ()

@@ -13,7 +13,8 @@ from ._publishers import (
 from ._reload import ReloadSource, ServiceChanges
 from ._retention import time_written
 from ._retry import clear_failure, request_retry, retry_is_requested, withdraw_retry
-from ._service_lease import ServiceLease
+from ._run_owner import RunOwner
+from ._service_lease import HeldLease, ServiceLease
 from ._service_notifier import ServiceNotifier
 from ._source import Source
 from ._status_client import SUPERVISOR_LOCK, read_snapshot, read_snapshot_and_text
@@ -59,6 +60,7 @@ __all__ = [
     "ClientLimits",
     "DiskStatus",
     "Frontend",
+    "HeldLease",
     "Latency",
     "LeaseStatus",
     "LogStatus",
@@ -67,6 +69,7 @@ __all__ = [
     "Relay",
     "RelayedFrontend",
     "ReloadSource",
+    "RunOwner",
     "RunStatus",
     "ServiceChanges",
     "ServiceLease",

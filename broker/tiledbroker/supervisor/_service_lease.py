@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
@@ -20,104 +21,65 @@ from ..ownership import (
     OwnershipState,
     make_holder_name,
 )
+from ._run_owner import RunOwner, SoleOwner
 from ._superseded import record_start, set_aside_superseded
 from .status import LeaseStatus
 
 log = logging.getLogger(__name__)
 
-_PAGE_FILE: Final = ".lease-deadline"
+PAGE_FILE: Final = ".lease-deadline"
 # Time to tell the store that the lease is given up. Without that, a successor waits until it has run out.
 _RELEASE_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.1
 
 
-class ServiceLease:
-    """The lease of this supervisor. Only `close` waits for the store.
+class HeldLease(ABC):
+    """A lease that this supervisor holds as long as it may write. Only `close` waits for the store.
 
     Parameters
-    ----------
-    journal_dir
-        The journal directory.
-    lock
-        Its lock, which this process holds.
-    store
-        Where all hosts of the service keep the lease.
-    timing
-        Times of the lease.
-    standby
-        Wait for a lease that another host holds.
-    on_change
-        Called in another thread when the lease is obtained or lost.
-
-    Attributes
     ----------
     page
         Path of the deadline page, which workers map.
     """
 
-    def __init__(
-        self,
-        journal_dir: Path,
-        lock: FileLock,
-        store: LeaseStore,
-        *,
-        timing: LeaseTiming,
-        standby: bool,
-        on_change: Callable[[], None],
-    ) -> None:
-        self.page = journal_dir / _PAGE_FILE
-        self._journal_dir = journal_dir
-        self._place = str(store)
-        self._is_standby = standby
+    _keeper: LeaseKeeper
+    _place: str
+
+    def __init__(self, page: Path) -> None:
+        self.page = page
         self._is_started = False
-        holder = make_holder_name()
-        record_start(journal_dir, holder)
-        try:
-            page = DeadlinePage.create(self.page, timing=timing)
-        except OSError as error:
-            raise DirectoryUnusable(journal_dir, f"{self.page.name} cannot be made: {error.strerror}.") from error
-        ownership = Ownership(
-            holder, socket.gethostname(), lock=lock.identity, timing=timing, distrusts_store=store.is_forgetful
-        )
-        self._keeper = LeaseKeeper(store, ownership, page, on_change=on_change)
 
     def start(self) -> None:
         """Begin to ask for the lease."""
         self._is_started = True
         self._keeper.start()
 
+    @abstractmethod
     def is_held(self) -> bool:
-        """Return whether this supervisor holds the lease.
+        """Return whether this supervisor may serve.
 
         Raises
         ------
         LeaseHeld
-            Another host holds and renews it, and this supervisor is not to wait for it.
+            Another host holds and renews the lease, and this supervisor is not to wait for it.
         LeaseLost
             This supervisor has held it, and does not any more.
         """
-        state = self._keeper.state
-        if state is OwnershipState.LOST:
-            raise LeaseLost(self.describe())
-        if state is OwnershipState.WAITING and not self._is_standby and self._keeper.has_seen_renewal:
-            raise LeaseHeld(f"{self.describe()}. To wait for it: --standby")
-        return state is OwnershipState.HOLDING
 
+    @abstractmethod
     def take_over(self) -> None:
-        """Say whose lease was taken over, and set aside what another host's turn has made stale; see `_superseded`.
+        """Say what was taken over, and set aside what other hosts have made stale; see `_superseded`.
 
         Raises
         ------
         DirectoryUnusable
             A journal cannot be moved.
         """
-        predecessor = self._keeper.predecessor
-        if predecessor is not None:
-            how = "has released the lease" if predecessor.released else "does not renew the lease any more"
-            log.info("This host takes over from %s (epoch %d), which %s.", predecessor.host, predecessor.epoch, how)
-        if (own := self._keeper.lease) is None:
-            raise LeaseLost(self.describe())
-        set_aside_superseded(self._journal_dir, own, predecessor)
+
+    @property
+    @abstractmethod
+    def owner(self) -> RunOwner:
+        """Tells which runs are this host's."""
 
     def wait_until_held(self, timeout: float) -> bool:
         """Wait for up to `timeout` seconds; return whether this supervisor holds the lease. Thread-safe."""
@@ -128,9 +90,17 @@ class ServiceLease:
         """First eight characters of API keys of earlier holders that may still be valid."""
         return self._keeper.unrevoked
 
+    @property
+    def has_keys_to_revoke(self) -> bool:
+        """Whether runs of other hosts wait until `unrevoked` keys are revoked."""
+        return False
+
     def note_revoked(self, keys: Collection[str]) -> None:
         """Note that API keys are no longer valid."""
         self._keeper.note_revoked(keys)
+
+    def give_up_revoking(self) -> None:  # noqa: B027  nothing waits for it
+        """Note that keys of other hosts cannot be revoked: there is no fence."""
 
     def announce_key(self, key: str, timeout: float) -> bool:
         """Have the lease name the API key that this supervisor is about to use, so that a successor can revoke it.
@@ -170,3 +140,83 @@ class ServiceLease:
         if self._is_started:
             self._keeper.release(_RELEASE_SECONDS)
             self._keeper.stop()
+
+
+class ServiceLease(HeldLease):
+    """The lease of a service of which one host serves at a time.
+
+    Parameters
+    ----------
+    journal_dir
+        The journal directory.
+    lock
+        Its lock, which this process holds.
+    store
+        Where all hosts of the service keep the lease.
+    timing
+        Times of the lease.
+    standby
+        Wait for a lease that another host holds.
+    on_change
+        Called in another thread when the lease is obtained or lost.
+    """
+
+    def __init__(
+        self,
+        journal_dir: Path,
+        lock: FileLock,
+        store: LeaseStore,
+        *,
+        timing: LeaseTiming,
+        standby: bool,
+        on_change: Callable[[], None],
+    ) -> None:
+        super().__init__(journal_dir / PAGE_FILE)
+        self._journal_dir = journal_dir
+        self._place = str(store)
+        self._is_standby = standby
+        holder = make_holder_name()
+        record_start(journal_dir, holder)
+        page = make_page(self.page, timing)
+        ownership = Ownership(
+            holder, socket.gethostname(), lock=lock.identity, timing=timing, distrusts_store=store.is_forgetful
+        )
+        self._keeper = LeaseKeeper(store, ownership, page, on_change=on_change)
+
+    def is_held(self) -> bool:
+        """Return whether this supervisor holds the lease; see `HeldLease.is_held`."""
+        state = self._keeper.state
+        if state is OwnershipState.LOST:
+            raise LeaseLost(self.describe())
+        if state is OwnershipState.WAITING and not self._is_standby and self._keeper.has_seen_renewal:
+            raise LeaseHeld(f"{self.describe()}. To wait for it: --standby")
+        return state is OwnershipState.HOLDING
+
+    def take_over(self) -> None:
+        """Say whose lease was taken over, and set aside what another host's turn has made stale."""
+        predecessor = self._keeper.predecessor
+        if predecessor is not None:
+            how = "has released the lease" if predecessor.released else "does not renew the lease any more"
+            log.info("This host takes over from %s (epoch %d), which %s.", predecessor.host, predecessor.epoch, how)
+        if (own := self._keeper.lease) is None:
+            raise LeaseLost(self.describe())
+        set_aside_superseded(self._journal_dir, own, predecessor)
+
+    @property
+    def owner(self) -> RunOwner:
+        """The owner of all runs: only one host serves."""
+        return SoleOwner()
+
+
+def make_page(path: Path, timing: LeaseTiming) -> DeadlinePage:
+    """Make the page for the deadline of a new start.
+
+    Raises
+    ------
+    DirectoryUnusable
+        It cannot be made.
+    """
+    try:
+        return DeadlinePage.create(path, timing=timing)
+    except OSError as error:
+        raise DirectoryUnusable(path.parent, f"{path.name} cannot be made: {error.strerror}.") from error

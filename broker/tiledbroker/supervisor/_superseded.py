@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -34,8 +35,27 @@ class _Turn(msgspec.Struct, frozen=True):
     starts: list[str]
 
 
-def record_start(directory: Path, start: str) -> None:
-    """Record that a supervisor start is about to ask for the lease.
+@dataclass(frozen=True)
+class EarlierStarts:
+    """What a journal directory tells of the starts before this one.
+
+    Attributes
+    ----------
+    last
+        The last one that has asked for a lease; "" if there was none.
+    next_epoch
+        An epoch above those of all of them.
+    have_served
+        One of them has written journals under a lease.
+    """
+
+    last: str
+    next_epoch: int
+    have_served: bool
+
+
+def record_start(directory: Path, start: str) -> EarlierStarts:
+    """Record that a supervisor start is about to ask for the lease, and return what is known of those before it.
 
     Raises
     ------
@@ -44,6 +64,21 @@ def record_start(directory: Path, start: str) -> None:
     """
     turn = _read_turn(directory)
     _write_turn(directory, _Turn(turn.epoch, [*turn.starts, start]))
+    have_served = turn.epoch > 0
+    return EarlierStarts(
+        turn.starts[-1] if turn.starts else "", turn.epoch + len(turn.starts) + (not have_served), have_served
+    )
+
+
+def record_turn(directory: Path, own: Lease) -> None:
+    """Record that journals are written in the epoch of a lease from now on.
+
+    Raises
+    ------
+    DirectoryUnusable
+        The record cannot be written.
+    """
+    _write_turn(directory, _Turn(own.epoch, [own.holder]))
 
 
 def set_aside_superseded(directory: Path, own: Lease, predecessor: Lease | None) -> int:
@@ -71,22 +106,48 @@ def set_aside_superseded(directory: Path, own: Lease, predecessor: Lease | None)
     turn = _read_turn(directory)
     moved = 0
     if predecessor is not None and not _is_next(predecessor, turn):
-        # If this is interrupted, the next attempt moves the rest to the same folder.
-        folder = directory / SUPERSEDED_SUBDIRECTORY / turn.starts[0]
-        try:
-            moved = _move_journals(directory, folder)
-        except OSError as error:
-            raise DirectoryUnusable(directory, f"journals cannot be set aside: {error.strerror}.") from error
-        if moved:
-            log.warning(
-                "%d unfinished journals were set aside in %s, as another host has served since they were written. "
-                "Publishers that keep runs until they are written send them again. What these journals have, shows: %s",
-                moved,
-                folder,
-                format_command("tiledwriter-journal", "ls", folder),
-            )
-    _write_turn(directory, _Turn(own.epoch, [own.holder]))
+        moved = set_aside_unfinished(
+            directory,
+            "another host has served since they were written. Publishers that keep runs until they are written send "
+            "them again",
+        )
+    record_turn(directory, own)
     return moved
+
+
+def set_aside_unfinished(directory: Path, reason: str) -> int:
+    """Move the unfinished journals of a directory aside, and log the reason.
+
+    Returns
+    -------
+    int
+        Number of journals that were moved.
+
+    Raises
+    ------
+    DirectoryUnusable
+        A journal cannot be moved.
+    """
+    # If this is interrupted, the next attempt moves the rest to the same folder.
+    folder = directory / SUPERSEDED_SUBDIRECTORY / _read_turn(directory).starts[0]
+    try:
+        moved = _move_journals(directory, folder)
+    except OSError as error:
+        raise DirectoryUnusable(directory, f"journals cannot be set aside: {error.strerror}.") from error
+    if moved:
+        log.warning(
+            "%d unfinished journals were set aside in %s, as %s. What these journals have, shows: %s",
+            moved,
+            folder,
+            reason,
+            format_command("tiledwriter-journal", "ls", folder),
+        )
+    return moved
+
+
+def count_unfinished(directory: Path) -> int:
+    """Return how many journals `set_aside_unfinished` would move."""
+    return sum(map(is_run_file, _find_unfinished(directory)))
 
 
 def _is_next(predecessor: Lease, turn: _Turn) -> bool:
@@ -99,10 +160,7 @@ def _is_next(predecessor: Lease, turn: _Turn) -> bool:
 
 
 def _move_journals(directory: Path, folder: Path) -> int:
-    present = sorted(entry.name for entry in directory.iterdir())
-    # Opening a journal brings what is in its WAL file into it. A written run waits for its late audit, and stays.
-    written = {name for name in present if is_run_file(name) and read_facts(directory / name).state is State.WRITTEN}
-    moved = [name for name in present if is_run_file(journal := _journal_of(name)) and journal not in written]
+    moved = _find_unfinished(directory)
     if not moved:
         return 0
     folder.mkdir(parents=True, mode=0o700, exist_ok=True)
@@ -112,6 +170,14 @@ def _move_journals(directory: Path, folder: Path) -> int:
     sync_directory(folder)
     sync_directory(directory)
     return sum(map(is_run_file, moved))
+
+
+def _find_unfinished(directory: Path) -> list[str]:
+    """Return the names of unfinished journals, and of what lies beside them."""
+    present = sorted(entry.name for entry in directory.iterdir())
+    # Opening a journal brings what is in its WAL file into it. A written run waits for its late audit, and stays.
+    written = {name for name in present if is_run_file(name) and read_facts(directory / name).state is State.WRITTEN}
+    return [name for name in present if is_run_file(journal := _journal_of(name)) and journal not in written]
 
 
 def _journal_of(name: str) -> str:

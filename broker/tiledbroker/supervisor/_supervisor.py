@@ -30,7 +30,6 @@ from .._filesystem import measure_space, network_filesystem
 from .._rate_limited_log import RateLimitedLog
 from .._wake_up import WakeUp
 from ..log import FileLock, Journal, journal_filename
-from ..ownership import DEFAULT_TIMING, LeaseStore, LeaseTiming
 from ..protocol import messages
 from ._clock import Instant
 from ._finished import FinishedJournals, bring_back, is_finished
@@ -42,7 +41,8 @@ from ._publishers import ClientLimits, Publisher
 from ._reload import ReloadSource
 from ._retention import Retention
 from ._retry import RetryWatch, clear_failure, retry_is_requested, withdraw_retry
-from ._service_lease import ServiceLease
+from ._run_owner import SoleOwner
+from ._service_lease import HeldLease
 from ._service_notifier import ServiceNotifier
 from ._service_view import ServiceIdentity, Surroundings, make_snapshot
 from ._source import Source
@@ -126,12 +126,10 @@ class Supervisor:
         Workers that may write to Tiled at a time; None for as many as its storage takes.
     check_command
         Command that checks the service, for messages; "" if there is none.
-    lease_store
-        Where all hosts that can serve keep their lease; None if there is no other such host.
-    lease_timing
-        Times of the lease.
-    standby
-        Wait for a lease that another host holds.
+    make_lease
+        Makes the lease for a journal directory and its lock, which this process holds, and with a function to be
+        called, from any thread, whenever the lease or the runs that this host may write have changed. None if there is
+        no other host that can serve.
 
     Attributes
     ----------
@@ -164,9 +162,7 @@ class Supervisor:
         keep_written: float | None = None,
         write_slots: int | None = None,
         check_command: str = "",
-        lease_store: LeaseStore | None = None,
-        lease_timing: LeaseTiming = DEFAULT_TIMING,
-        standby: bool = False,
+        make_lease: Callable[[Path, FileLock, Callable[[], None]], HeldLease] | None = None,
     ) -> None:
         _prepare_directory(journal_dir, make=not drain)
         self._lock = FileLock(journal_dir / SUPERVISOR_LOCK)
@@ -185,16 +181,10 @@ class Supervisor:
             write_slots=write_slots,
         )
         self._wake_up = WakeUp()
-        self.lease: ServiceLease | None = None
-        if lease_store is not None:
-            self.lease = ServiceLease(
-                journal_dir,
-                self._lock,
-                lease_store,
-                timing=lease_timing,
-                standby=standby,
-                on_change=self._wake_up.wake,
-            )
+        self.lease = None if make_lease is None else make_lease(journal_dir, self._lock, self._wake_up.wake)
+        self._owner = SoleOwner() if self.lease is None else self.lease.owner
+        # Unfinished journals of runs that this host has not claimed yet, by the runs' uids.
+        self._unclaimed: dict[str, Path] = {}
         lease_page = None if self.lease is None else self.lease.page
         self._pool = WorkerPool(journal_dir, command, processes, drain=drain, lease_page=lease_page)
         self._handshake_queue = HandshakeQueue()
@@ -269,7 +259,7 @@ class Supervisor:
             self._pool.fork_server.check(time.monotonic())
             self._scheduler = self._make_scheduler(_now())
             self._notifier.announce_ready()
-            while not self._scheduler.is_done(_now()):
+            while self._unclaimed or not self._scheduler.is_done(_now()):
                 self._run_once()
         finally:
             self._kill_workers()
@@ -434,6 +424,7 @@ class Supervisor:
         self._handle_reloads()
         self._check_periodically()
         self._survey_journals()
+        self._resume_claimed_journals()
         self._delete_old_journals()
         self._check_connections()
         self._perform(self._scheduler.schedule(_now()))
@@ -671,8 +662,33 @@ class Supervisor:
             return
         if is_finished(path):
             self._finished_journals.file(path)
+        elif self._may_write(facts := read_facts(path)):
+            self._perform(self._scheduler.add_journal(facts, _now()))
         else:
-            self._perform(self._scheduler.add_journal(read_facts(path), _now()))
+            self._claim_journal(facts)
+
+    def _claim_journal(self, facts: JournalFacts) -> None:
+        """Leave an unfinished journal as it is until this host has claimed its run."""
+        self._unclaimed[facts.uid] = facts.journal
+        self._owner.want(facts.uid)
+
+    def _read_for_audit(self, uid: str) -> list[Effect]:
+        facts = find_facts(self.journal_dir, uid)
+        if self._may_write(facts):
+            return self._scheduler.audit_run(facts, _now())
+        self._claim_journal(facts)
+        return []
+
+    def _may_write(self, facts: JournalFacts) -> bool:
+        """Return whether this host may write a run; a complete run is no other host's any more."""
+        return facts.complete or facts.unavailable or self._owner.owns(facts.uid)
+
+    def _resume_claimed_journals(self) -> None:
+        """Take the journals of runs that this host has claimed since they were found."""
+        if self._scheduler.is_stopping:
+            self._unclaimed.clear()
+        for uid in [uid for uid in self._unclaimed if self._owner.owns(uid)]:
+            self._handle_surveyed_journal(self._unclaimed.pop(uid))
 
     def _find_run(self, journal: Path) -> Run | None:
         """Return the run that has this journal, or None if the scheduler does not know it."""
@@ -703,7 +719,11 @@ class Supervisor:
                 continue
 
     def _request_retry(self, path: Path) -> None:
-        self._perform(self._scheduler.request_retry(read_facts(path), _now()))
+        facts = read_facts(path)
+        if self._may_write(facts):
+            self._perform(self._scheduler.request_retry(facts, _now()))
+        else:
+            self._owner.want(facts.uid)
 
     def _clear_failure(self, journal: Path) -> list[Effect]:
         try:
@@ -755,7 +775,7 @@ class Supervisor:
             case CompareDocuments():
                 self._compare_documents(effect)
             case ReadForAudit(uid):
-                return self._scheduler.audit_run(find_facts(self.journal_dir, uid), _now())
+                return self._read_for_audit(uid)
             case RecordEvent(journal, event, detail, state):
                 record_event(journal, event, detail, state)
             case FileJournal(journal):

@@ -20,7 +20,7 @@ from typing import Final
 
 import httpx
 
-from tiledbroker.supervisor import ServiceLease
+from tiledbroker.supervisor import HeldLease
 
 from .._config import Settings
 from .._errors import Paused, Refused, ServerError, TiledUnavailable
@@ -83,7 +83,7 @@ class WritingKey:
         self._journal_dir = journal_dir
         self._holder = describe_holder(socket.gethostname(), journal_dir.absolute())
         self._note = f"{self._holder} [{secrets.token_hex(_MARK_BYTES)}]"
-        self._lease: ServiceLease | None = None
+        self._lease: HeldLease | None = None
         self._ledger: KeyLedger | None = None
         self._key: ApiKey | None = None
         self._is_configured = False
@@ -105,7 +105,7 @@ class WritingKey:
         self.revoke()
         self.page.close()
 
-    def follow_lease(self, lease: ServiceLease | None) -> None:
+    def follow_lease(self, lease: HeldLease | None) -> None:
         """Make a key only while the lease is held, have it named there, and revoke those of earlier holders."""
         self._lease = lease
 
@@ -122,7 +122,7 @@ class WritingKey:
 
     def _run(self) -> None:
         pause = 0.0
-        while not self._is_configured and not self._stopping.wait(pause):
+        while not self._is_configured and not self._wait(pause):
             try:
                 with self._open_client(_TIMEOUT_SECONDS) as http_client:
                     self._proceed(http_client)
@@ -131,6 +131,18 @@ class WritingKey:
             pause = self._next_pause(pause)
         if self._key is not None:
             self._revoke_at_end()
+
+    def _wait(self, pause: float) -> bool:
+        """Wait until something is due; return whether the thread is to end."""
+        until = time.monotonic() + pause
+        while (left := until - time.monotonic()) > 0 and not self._has_keys_to_revoke():
+            if self._stopping.wait(min(left, _LEASE_WAIT_SECONDS)):
+                return True
+        # Of a key that cannot be revoked, Tiled is not asked all the time.
+        return self._stopping.wait(0.0 if left <= 0 else _STANDBY_PAUSE_SECONDS)
+
+    def _has_keys_to_revoke(self) -> bool:
+        return self._key is not None and self._lease is not None and self._lease.has_keys_to_revoke
 
     def _open_client(self, timeout: float) -> httpx.Client:
         headers = self._settings.worker_options().tiled.all_headers()
@@ -183,6 +195,8 @@ class WritingKey:
             self._renew(requests)
         elif time.monotonic() >= self._revoke_at:
             self._revoke_others(requests)
+        if self._has_keys_to_revoke():
+            self._revoke_of_ended(requests, self._require_configured_key())
 
     def _obtain(self, requests: AccountRequests, *, has_users: bool) -> None:
         """Revoke what earlier supervisors have left, and make a key if Tiled makes one."""
@@ -225,6 +239,8 @@ class WritingKey:
 
     def _use_configured(self, level: int, reason: str, advice: str) -> None:
         self._is_configured = True
+        if self._lease is not None:
+            self._lease.give_up_revoking()
         self.page.publish(KeyState.CONFIGURED)
         log.log(
             level,
@@ -244,12 +260,17 @@ class WritingKey:
             if requests.revoke_key(first_eight, configured):
                 log.info("The API key %s... of an earlier supervisor is revoked.", first_eight)
         ledger.remove(left)
-        if self._lease is not None:
-            of_others = self._lease.unrevoked
-            for first_eight in of_others:
-                if requests.revoke_key(first_eight, configured):
-                    log.info("The API key %s... of an earlier holder of the lease is revoked.", first_eight)
-            self._lease.note_revoked(of_others)
+        self._revoke_of_ended(requests, configured)
+
+    def _revoke_of_ended(self, requests: AccountRequests, configured: str) -> None:
+        """Revoke the keys of other holders whose leases have ended."""
+        if self._lease is None:
+            return
+        of_others = [key for key in self._lease.unrevoked if key not in self._open_ledger().keys]
+        for first_eight in of_others:
+            if requests.revoke_key(first_eight, configured):
+                log.info("The API key %s... of an earlier holder of the lease is revoked.", first_eight)
+        self._lease.note_revoked(of_others)
 
     def _find_unrecorded(self, account: Account, ledger: KeyLedger) -> set[str]:
         """Return keys that were made for this directory and not recorded, as the answer was lost or the maker died.

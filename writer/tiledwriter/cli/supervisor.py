@@ -26,8 +26,8 @@ from ._parser import make_parser
 from ._terminal import count_of, discard_output, flush_output
 
 if TYPE_CHECKING:
-    from tiledbroker.ownership import LeaseStore
-    from tiledbroker.supervisor import Source, Supervisor, WorkerCommand
+    from tiledbroker.log import FileLock
+    from tiledbroker.supervisor import HeldLease, RunOwner, Source, Supervisor, WorkerCommand
 
     from .._config import Settings
     from ..worker import ServerPage
@@ -311,46 +311,63 @@ def _format_check_command(config: Path | None, flags: Mapping[str, Any], loaded:
     return format_command(*words)
 
 
-def _choose_source(settings: Settings, *, drain: bool, relayed: bool) -> Callable[[], Source]:
+def _choose_source(
+    settings: Settings, find_owner: Callable[[], RunOwner], *, drain: bool, relayed: bool
+) -> Callable[[], Source]:
     """Return what makes the source of documents: a site's log, the socket of publishers, or that of the relay."""
     from tiledbroker.supervisor import Frontend, RelayedFrontend
 
     if (address := settings.log_address()) is not None and not drain:
         from tiledbroker.supervisor.jetstream_source import JetStreamSource
 
-        return partial(JetStreamSource, address, settings.client_limits(), keep_in_log=settings.keep_in_log)
+        limits, keep_in_log = settings.client_limits(), settings.keep_in_log
+        return lambda: JetStreamSource(address, limits, keep_in_log=keep_in_log, owner=find_owner())
     listen = None if drain or address is not None else settings.listen
     if relayed:
         return partial(RelayedFrontend, listen, settings.client_limits(), settings.journal_dir)
     return partial(Frontend, listen, settings.client_limits(), settings.server_curve())
 
 
-def _choose_lease_store(settings: Settings) -> LeaseStore | None:
-    """Return where the hosts of the service keep their lease; None if there is only this one."""
-    from tiledbroker.jetstream import JetStreamLeaseStore
-    from tiledbroker.ownership import DirectoryStore
+def _choose_lease(
+    settings: Settings, *, drain: bool
+) -> Callable[[Path, FileLock, Callable[[], None]], HeldLease] | None:
+    """Return what makes the lease of this host; None if there is only this one."""
+    from tiledbroker.ownership import DirectoryStore, LeaseTiming
+    from tiledbroker.supervisor import ServiceLease
 
+    timing, standby = LeaseTiming.of(settings.lease_seconds), settings.standby
     if (address := settings.log_address()) is not None:
-        return JetStreamLeaseStore(address)
-    return None if settings.lease_dir is None else DirectoryStore(settings.lease_dir)
+        from tiledbroker.supervisor.jetstream_source import SharedRuns
+
+        return lambda directory, lock, on_change: SharedRuns(
+            directory, lock, address, timing=timing, standby=standby, drain=drain, on_change=on_change
+        )
+    if (lease_dir := settings.lease_dir) is None:
+        return None
+    return lambda directory, lock, on_change: ServiceLease(
+        directory, lock, DirectoryStore(lease_dir), timing=timing, standby=standby, on_change=on_change
+    )
 
 
 def _make_supervisor(
     arguments: argparse.Namespace, settings: Settings, key: WritingKey, server_page: ServerPage, *, check_command: str
 ) -> Supervisor:
     """Return the supervisor, which holds the journal directory and answers signals from now on."""
-    from tiledbroker.ownership import LeaseTiming
     from tiledbroker.supervisor import Supervisor
 
     from ..worker import Processes
     from ._reload import ConfigurationReload
     from ._settings import setting_flags
 
+    def find_owner() -> RunOwner:
+        assert supervisor.lease is not None
+        return supervisor.lease.owner
+
     make_command = partial(_make_command, key=key, server_page=server_page)
     supervisor = Supervisor(
         settings.journal_dir,
         make_command(settings),
-        _choose_source(settings, drain=arguments.drain, relayed=arguments.relayed),
+        _choose_source(settings, find_owner, drain=arguments.drain, relayed=arguments.relayed),
         drain=arguments.drain,
         clients=settings.client_limits(),
         max_workers=settings.max_workers,
@@ -363,9 +380,7 @@ def _make_supervisor(
         keep_written=settings.keep_written,
         write_slots=settings.write_slots,
         check_command=check_command,
-        lease_store=_choose_lease_store(settings),
-        lease_timing=LeaseTiming.of(settings.lease_seconds),
-        standby=settings.standby,
+        make_lease=_choose_lease(settings, drain=arguments.drain),
     )
     supervisor.stop_on_signals()
     supervisor.reload_on_signal(ConfigurationReload(arguments.config, setting_flags(arguments), settings, make_command))

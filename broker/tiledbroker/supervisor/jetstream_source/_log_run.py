@@ -1,12 +1,61 @@
-"""What the source knows of one run in the log. Opens no connections and reads no clock."""
+"""What the source knows of one run in the log. Opens no connections and reads no clock.
+
+A run in the log is in one of five phases:
+
+- *looking*: its receipt is being read.
+- *waiting*: it is not complete, and another host has it, or nobody has it yet.
+- *asking*: this host has it, and asks the supervisor where the journal ends.
+- *reading*: documents are read, and receipts are stored.
+- *complete*: the receipt says that all of it is in Tiled; what is left is to remove it from the log.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
 
 from ...jetstream import EntryReader, Receipt, Tail, documents_subject
+
+
+class Phase(Enum):
+    """Phase of a run in the log."""
+
+    LOOKING = "looking"
+    WAITING = "waiting"
+    ASKING = "asking"
+    READING = "reading"
+    COMPLETE = "complete"
+
+
+class Step(Enum):
+    """What may change the phase of a run."""
+
+    LOOK = "it may have another owner, or other documents"
+    FOUND_OPEN = "its receipt does not say that it is complete, and this host does not have it"
+    FOUND_OWN = "its receipt does not say that it is complete, and this host has it"
+    FOUND_COMPLETE = "its receipt says that it is complete"
+    ASK = "the supervisor may know something new"
+    ANSWERED = "the supervisor has told where the journal ends"
+    STORED = "the receipt that says that it is complete is stored"
+
+
+TRANSITIONS: Final[dict[tuple[Phase, Step], Phase]] = {
+    (Phase.LOOKING, Step.LOOK): Phase.LOOKING,
+    (Phase.LOOKING, Step.FOUND_OPEN): Phase.WAITING,
+    (Phase.LOOKING, Step.FOUND_OWN): Phase.ASKING,
+    (Phase.LOOKING, Step.FOUND_COMPLETE): Phase.COMPLETE,
+    (Phase.WAITING, Step.LOOK): Phase.LOOKING,
+    (Phase.ASKING, Step.LOOK): Phase.LOOKING,
+    (Phase.ASKING, Step.ANSWERED): Phase.READING,
+    (Phase.READING, Step.LOOK): Phase.LOOKING,
+    (Phase.READING, Step.ASK): Phase.ASKING,
+    (Phase.READING, Step.STORED): Phase.COMPLETE,
+    (Phase.COMPLETE, Step.LOOK): Phase.LOOKING,
+}
 
 
 @dataclass
@@ -15,14 +64,14 @@ class LogRun:
 
     Attributes
     ----------
+    phase
+        Its phase; changed by `take_step` only.
     tail
         How far the log is.
     receipt, revision
         The receipt that is stored, and its number; None and 0 if there is none.
     told
         The receipt as it should be.
-    known
-        True once the supervisor has told where the journal ends.
     next
         Index of the next document to hand on.
     position
@@ -31,27 +80,40 @@ class LogRun:
         Position before the first message of the entry that is being read.
     in_flight
         Next index, bytes and the position before it of each entry that was handed on and is not durable.
+    looker, reader_task, storer
+        Tasks that read the receipt, read documents, and store receipts; None or done if there are none.
     """
 
     beamline: str
     uid: str
     tail: Tail = field(default_factory=Tail)
+    phase: Phase = Phase.LOOKING
     receipt: Receipt | None = None
     revision: int = 0
     told: Receipt = field(default_factory=Receipt)
-    known: bool = False
-    asking: bool = False
     next: int = 0
     position: int = 0
     entry_start: int = 0
     rereads: int = 0
     reader: EntryReader = field(default_factory=EntryReader)
     in_flight: deque[tuple[int, int, int]] = field(default_factory=deque)
-    is_reading: bool = False
     not_before: float = 0.0
     ask_at: float = math.inf
     receipt_at: float = -math.inf
-    is_storing: bool = False
+    looker: asyncio.Task[None] | None = None
+    reader_task: asyncio.Task[None] | None = None
+    storer: asyncio.Task[None] | None = None
+
+    def take_step(self, step: Step) -> Phase:
+        """Change the phase, and return it.
+
+        Raises
+        ------
+        KeyError
+            The table has no such transition.
+        """
+        self.phase = TRANSITIONS[self.phase, step]
+        return self.phase
 
     @property
     def subject(self) -> str:
@@ -73,3 +135,14 @@ class LogRun:
         self.in_flight.clear()
         self.reader.forget()
         self.next = index
+
+    def read_anew(self) -> None:
+        """Read documents from the beginning of the log again."""
+        self.position = 0
+        self.in_flight.clear()
+        self.reader.forget()
+
+
+def is_busy(task: asyncio.Task[None] | None) -> bool:
+    """Return whether a task is there that has not ended."""
+    return task is not None and not task.done()

@@ -1,10 +1,11 @@
 """The source over a site's log in JetStream: it reads each run from where the journals end, and writes receipts.
 
 A thread with an event loop follows the tails of all runs, which a consumer without bodies tells, and reads documents
-of a run as far ahead of its journal as its window allows. What it says to the supervisor is what publishers say: for
-each run that is new or changed it asks with a Hello, as the proxy of a beamline's publishers, and learns from the
-Welcome where to begin. Whatever was read is checked by index, so a log that has lost its newest messages, and has got
-them anew, is noticed: the run is then read from its beginning, and documents that the journal has are skipped.
+of a run as far ahead of its journal as its window allows, if the run is this host's. What it says to the supervisor is
+what publishers say: for each of these runs that is new or changed it asks with a Hello, as the proxy of a beamline's
+publishers, and learns from the Welcome where to begin. Whatever was read is checked by index, so a log that has lost
+its newest messages, and has got them anew, is noticed: the run is then read from its beginning, and documents that the
+journal has are skipped. `_log_run` has the phases of a run.
 """
 
 from __future__ import annotations
@@ -14,12 +15,11 @@ import contextlib
 import itertools
 import logging
 import math
-import secrets
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Coroutine, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Collection, Coroutine, Iterator
+from typing import Any, Final
 
 import msgspec
 
@@ -32,6 +32,7 @@ from ...jetstream import (
     RUNS_BUCKET,
     STREAM,
     Connection,
+    Follower,
     LogAddress,
     LoopThread,
     Receipt,
@@ -42,16 +43,15 @@ from ...jetstream import (
     decode_receipt,
     documents_subject,
     encode_receipt,
+    follow,
     parse_documents_subject,
     parse_tail,
     receipt_key,
 )
 from ...protocol import messages
 from .._publishers import ClientLimits, Publisher
-from ._log_run import LogRun
-
-if TYPE_CHECKING:
-    from nats.aio.msg import Msg
+from .._run_owner import RunOwner, SoleOwner
+from ._log_run import LogRun, Phase, Step, is_busy
 
 log = logging.getLogger(__name__)
 
@@ -64,15 +64,14 @@ ASK_AGAIN_SECONDS: Final = 30.0
 """Pause between two questions about a run that has ended and has no outcome, or has failed."""
 LATER_SECONDS: Final = 1.0
 RECONNECT_SECONDS: Final = 0.5
-_HEARTBEAT_SECONDS: Final = 2.0
-_SILENCE_SECONDS: Final = 10.0
-"""Time without a heartbeat after which the tails are followed anew."""
+_RECEIVE_SECONDS: Final = 1.0
 _QUERIES_AT_ONCE: Final = 32
 _RUNS_PER_HELLO: Final = 200
 _REMOVE_SECONDS: Final = 30.0
 _MAX_QUEUED: Final = 1_000
 _CLOSE_SECONDS: Final = 3.0
-_NANOSECONDS: Final = 10**9
+_IDLE_PHASES: Final = frozenset({Phase.WAITING, Phase.COMPLETE})
+"""Phases in which nothing is due."""
 
 
 class JetStreamSource:
@@ -86,6 +85,8 @@ class JetStreamSource:
         Limits for each beamline.
     keep_in_log
         Seconds for which a run stays in the log after it is complete in Tiled.
+    owner
+        Tells which runs are this host's; None if all are.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class JetStreamSource:
         limits: ClientLimits,
         *,
         keep_in_log: float,
+        owner: RunOwner | None = None,
     ) -> None:
         self.publishers: dict[bytes, Publisher] = {}
         self.refused: Counter[str] = Counter()
@@ -102,12 +104,14 @@ class JetStreamSource:
         self._address = address.with_inbox("_INBOX.supervisor")
         self._limits = limits
         self._keep_in_log = keep_in_log
+        self._owner = owner or SoleOwner()
         self._host = socket.gethostname()
         self._wake_up = WakeUp()
         self._loop: LoopThread | None = None
         self._queue: deque[tuple[Publisher, messages.Message]] = deque()
         self._runs: dict[str, LogRun] = {}
-        # Runs that are not complete, or whose receipts are not stored.
+        self._beamlines: set[str] = set()
+        # Runs of which something is to be done.
         self._active: dict[str, LogRun] = {}
         # Runs to ask the supervisor for, by beamline, and when the Hello was sent that is not answered.
         self._to_ask: dict[str, dict[str, LogRun]] = {}
@@ -133,6 +137,7 @@ class JetStreamSource:
         """Begin to read the log. The servers need not be there yet."""
         self._loop = LoopThread("tiledbroker-jetstream-source")
         self._submit(self._serve())
+        self._owner.listen(lambda uids: self._submit(self._note_owners(uids)))
 
     def _submit(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine in the loop. It has to handle its errors itself."""
@@ -201,7 +206,7 @@ class JetStreamSource:
     async def _finish(self) -> None:
         if self._connection is not None and not self._connection.lost.is_set():
             for run in list(self._active.values()):
-                if run.known and self._needs_receipt(run):
+                if run.phase is Phase.READING and self._needs_receipt(run):
                     await self._store_receipt(run)
             await self._connection.close()
 
@@ -240,68 +245,26 @@ class JetStreamSource:
         self._active.clear()
         self._to_ask.clear()
         self._asked_at.clear()
-        tails: asyncio.Queue[Msg] = asyncio.Queue()
-        inbox = connection.new_inbox()
-        await connection.subscribe(inbox, tails.put)
-        await connection.call(
-            f"CONSUMER.CREATE.{STREAM}.{(name := 'tails-' + secrets.token_hex(8))}.{DOCUMENTS}.*.*",
-            {
-                "stream_name": STREAM,
-                "action": "create",
-                "config": {
-                    "name": name,
-                    "deliver_subject": inbox,
-                    "deliver_policy": "last_per_subject",
-                    "filter_subject": f"{DOCUMENTS}.*.*",
-                    "ack_policy": "none",
-                    "headers_only": True,
-                    "idle_heartbeat": int(_HEARTBEAT_SECONDS * _NANOSECONDS),
-                    "inactive_threshold": int(4 * _SILENCE_SECONDS * _NANOSECONDS),
-                    "mem_storage": True,
-                    "num_replicas": 1,
-                },
-            },
-        )
-        if self.problem:
-            log.info("Reading the log at %s.", connection.server)
-        self._note_problem("")
-        lost = asyncio.ensure_future(connection.lost.wait())
-        upkeep = asyncio.ensure_future(self._keep_up(connection))
-        try:
-            await self._follow_tails(tails, lost, upkeep)
-        finally:
-            lost.cancel()
-            upkeep.cancel()
-            for task in list(self._tasks):
-                task.cancel()
+        async with follow(connection, STREAM, f"{DOCUMENTS}.*.*", headers_only=True) as follower:
+            if self.problem:
+                log.info("Reading the log at %s.", connection.server)
+            self._note_problem("")
+            upkeep = asyncio.ensure_future(self._keep_up(connection))
+            try:
+                await self._follow_tails(follower, upkeep)
+            finally:
+                upkeep.cancel()
+                for task in list(self._tasks):
+                    task.cancel()
 
-    async def _follow_tails(
-        self, tails: asyncio.Queue[Msg], lost: asyncio.Future[Any], upkeep: asyncio.Future[None]
-    ) -> None:
+    async def _follow_tails(self, follower: Follower, upkeep: asyncio.Future[None]) -> None:
         """Take in tails until the connection is lost, or a message of the consumer was, or the upkeep has failed."""
-        count = 0
-        while True:
-            message = asyncio.ensure_future(tails.get())
-            await asyncio.wait({message, lost, upkeep}, timeout=_SILENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            if not message.done():
-                message.cancel()
-                if upkeep.done():
-                    upkeep.result()
-                if lost.done():
-                    raise LogUnavailable("the connection was lost")
-                raise LogUnavailable(f"the log's servers have been silent for {_SILENCE_SECONDS:g} s")
-            found = message.result()
-            if (found.headers or {}).get("Status"):
-                if int((found.headers or {}).get("Nats-Last-Consumer", count)) != count:
-                    raise LogUnavailable("the news of some runs were lost on their way")
-                continue
-            place = found.metadata.sequence
-            count += 1
-            if place.consumer != count:
-                raise LogUnavailable("the news of some runs were lost on their way")
-            await self._note_tail(found.subject, parse_tail(place.stream, found.headers))
+        while not upkeep.done():
+            for message in await follower.receive(_RECEIVE_SECONDS):
+                self._note_tail(message.subject, parse_tail(message.seq, message.headers))
+        upkeep.result()
 
-    async def _note_tail(self, subject: str, tail: Tail) -> None:
+    def _note_tail(self, subject: str, tail: Tail) -> None:
         run = self._runs.get(subject)
         if run is None:
             try:
@@ -309,54 +272,101 @@ class JetStreamSource:
             except ValueError as error:
                 self._limited_log.log(logging.WARNING, "subject", "A message of the log is ignored: %s", error)
                 return
-            run = self._runs[subject] = self._active[subject] = LogRun(beamline, uid, tail)
-            self._start(self._begin(run))
+            self._beamlines.add(beamline)
+            run = self._runs[subject] = LogRun(beamline, uid, tail)
+            self._look(run)
             return
         run.tail = tail
-        self._active[subject] = run
-        if not run.known:
-            if not run.asking:
-                self._start(self._begin(run))
-            return
-        if tail.seq < run.position or (tail.seq == run.position and run.tail.next not in (0, run.next)):
+        if run.phase is Phase.COMPLETE:
+            self._look(run)
+        elif run.phase is Phase.READING:
+            self._note_change(run, tail)
+
+    def _note_change(self, run: LogRun, tail: Tail) -> None:
+        """Read on in a run that has another tail."""
+        if tail.seq < run.position or (tail.seq == run.position and tail.next not in (0, run.next)):
             log.warning("The log has lost documents of run %s, which is read anew.", run.uid)
-            run.position = 0
-            run.in_flight.clear()
-            run.reader.forget()
+            run.read_anew()
         if run.told.start_crc != tail.start_crc and tail.start_crc is not None:
             # Another run with the same uid, which the supervisor refuses.
             run.told = msgspec.structs.replace(run.told, start_crc=tail.start_crc)
-            run.known = False
-            self._start(self._begin(run))
+            self._look(run)
         elif run.told.refused:
             # The reason may be gone.
             self._ask(run)
         else:
             self._pump(run)
 
-    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _take_step(self, run: LogRun, step: Step) -> None:
+        if run.take_step(step) in _IDLE_PHASES:
+            self._active.pop(run.subject, None)
+        else:
+            self._active[run.subject] = run
+
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(self._guard(coroutine))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+    # The loop: whose a run is.
+
+    async def _note_owners(self, uids: Collection[str]) -> None:
+        """Look at the runs of which there may be something new to know."""
+        for uid, beamline in itertools.product(uids, self._beamlines):
+            if (run := self._runs.get(documents_subject(beamline, uid))) is not None:
+                self._note_owner(run)
+
+    def _note_owner(self, run: LogRun) -> None:
+        is_own = self._owner.owns(run.uid)
+        if run.phase in (Phase.ASKING, Phase.READING):
+            is_news = not is_own
+        elif is_own:
+            is_news = run.phase is not Phase.COMPLETE
+        elif self._owner.is_others(run.uid):
+            self._owner.unwant(run.uid)
+            is_news = False
+        else:
+            # Its owner has ended, or has removed it from the log.
+            is_news = run.phase is not Phase.LOOKING
+        if is_news:
+            self._look(run)
+
+    def _look(self, run: LogRun) -> None:
+        """Read the run's receipt again, and see whose it is."""
+        self._take_step(run, Step.LOOK)
+        if not is_busy(run.looker):
+            run.looker = self._start(self._look_at(run))
+
+    async def _look_at(self, run: LogRun) -> None:
+        assert self._connection is not None
+        async with self._queries:
+            if not self._owner.owns(run.uid) and await self._connection.read_last(STREAM, run.subject) is None:
+                # Its owner has removed it.
+                self._owner.unwant(run.uid)
+                self._forget(run)
+                return
+            await self._read_receipt(run)
+        run.told = run.receipt or Receipt()
+        if run.is_settled:
+            self._owner.unwant(run.uid)
+            self._take_step(run, Step.FOUND_COMPLETE)
+        elif self._owner.owns(run.uid):
+            self._take_step(run, Step.FOUND_OWN)
+            self._enqueue_question(run)
+        else:
+            self._take_step(run, Step.FOUND_OPEN)
+            if self._owner.is_others(run.uid):
+                self._owner.unwant(run.uid)
+            else:
+                self._owner.want(run.uid)
+
+    def _forget(self, run: LogRun) -> None:
+        if self._runs.get(run.subject) is run:
+            del self._runs[run.subject]
+        self._active.pop(run.subject, None)
 
     # The loop: what the supervisor has of a run.
-
-    async def _begin(self, run: LogRun) -> None:
-        """Read the run's receipt; ask the supervisor for the run, unless the receipt says that it is complete."""
-        run.asking = True
-        try:
-            async with self._queries:
-                await self._read_receipt(run)
-        except BaseException:
-            # It is tried again, perhaps over another connection.
-            run.asking = False
-            raise
-        if run.receipt is not None:
-            run.told = run.receipt
-            if run.is_settled:
-                run.known, run.asking = True, False
-                return
-        self._ask(run)
 
     async def _read_receipt(self, run: LogRun) -> None:
         assert self._connection is not None
@@ -372,8 +382,12 @@ class JetStreamSource:
                 )
 
     def _ask(self, run: LogRun) -> None:
+        """Ask the supervisor again for a run that is being read."""
+        self._take_step(run, Step.ASK)
+        self._enqueue_question(run)
+
+    def _enqueue_question(self, run: LogRun) -> None:
         """Ask the supervisor for a run, as soon as it has answered what it was asked before."""
-        run.asking = True
         run.ask_at = math.inf
         self._to_ask.setdefault(run.beamline, {})[run.uid] = run
         if run.beamline not in self._asked_at:
@@ -409,14 +423,15 @@ class JetStreamSource:
         """Take in an answer of the supervisor."""
         if isinstance(message, messages.Welcome):
             for uid, state in message.runs.items():
-                if (asked := self._to_ask.get(beamline, {}).pop(uid, None)) is not None:
+                asked = self._to_ask.get(beamline, {}).pop(uid, None)
+                if asked is not None and asked.phase is Phase.ASKING:
                     self._note_state(asked, state)
             self._say_hello(beamline)
             return
         if not isinstance(message, messages.Durable | messages.Written | messages.Refused):
             return
         run = self._runs.get(documents_subject(beamline, message.run))
-        if run is None or not run.known:
+        if run is None or run.phase is not Phase.READING:
             return
         match message:
             case messages.Durable():
@@ -430,7 +445,7 @@ class JetStreamSource:
 
     def _note_state(self, run: LogRun, state: messages.RunState) -> None:
         """Begin where the journal ends."""
-        run.known, run.asking = True, False
+        self._take_step(run, Step.ANSWERED)
         before, tail = run.receipt, run.tail
         start_crc = tail.start_crc if tail.start_crc is not None else state.start_crc
         run.told = Receipt(
@@ -506,12 +521,13 @@ class JetStreamSource:
 
     def _pump(self, run: LogRun) -> None:
         """Read on, if there is something to read and room for it."""
-        if run.known and not run.asking and not run.is_reading and self._may_read(run):
-            run.is_reading = True
-            self._start(self._read(run))
+        if not is_busy(run.reader_task) and self._may_read(run):
+            run.reader_task = self._start(self._read(run))
 
     def _may_read(self, run: LogRun) -> bool:
-        if run.told.refused or run.position >= run.tail.seq or time.monotonic() < run.not_before:
+        if run.phase is not Phase.READING or run.told.refused:
+            return False
+        if run.position >= run.tail.seq or time.monotonic() < run.not_before:
             return False
         if run.next >= run.tail.next and not self._wants_end(run) and run.tail.next > 0:
             return False
@@ -528,6 +544,8 @@ class JetStreamSource:
             while self._may_read(run) and self._connection is not None:
                 async with self._queries:
                     found = await self._connection.read_next(STREAM, run.subject, run.position + 1)
+                if run.phase is not Phase.READING:
+                    return
                 if found is None:
                     # The tail is known, and the replica that was asked does not have it yet; or it was removed.
                     run.not_before = time.monotonic() + LATER_SECONDS
@@ -538,8 +556,6 @@ class JetStreamSource:
         except LogUnavailable as error:
             self._limited_log.log(logging.WARNING, "read", "Run %s cannot be read: %s.", run.uid, error)
             run.not_before = time.monotonic() + LATER_SECONDS
-        finally:
-            run.is_reading = False
 
     def _hand_on(self, run: LogRun, found: StoredMessage) -> None:
         if not run.reader.has_parts:
@@ -598,22 +614,20 @@ class JetStreamSource:
     # The loop: receipts, and what is due now and then.
 
     def _store_soon(self, run: LogRun) -> None:
-        if not run.is_storing and self._needs_receipt(run):
-            run.is_storing = True
-            self._start(self._store_later(run))
+        if not is_busy(run.storer) and self._needs_receipt(run):
+            run.storer = self._start(self._store_later(run))
 
     def _needs_receipt(self, run: LogRun) -> bool:
+        if run.phase is not Phase.READING or not self._owner.owns(run.uid):
+            return False
         stored = run.receipt or Receipt()
         return msgspec.structs.replace(run.told, at=0.0, seq=0) != msgspec.structs.replace(stored, at=0.0, seq=0)
 
     async def _store_later(self, run: LogRun) -> None:
-        try:
-            while self._needs_receipt(run):
-                pause = 0.0 if run.told.ended else run.receipt_at + RECEIPT_SECONDS - time.monotonic()
-                await asyncio.sleep(max(0.0, pause))
-                await self._store_receipt(run)
-        finally:
-            run.is_storing = False
+        while self._needs_receipt(run):
+            pause = 0.0 if run.told.ended else run.receipt_at + RECEIPT_SECONDS - time.monotonic()
+            await asyncio.sleep(max(0.0, pause))
+            await self._store_receipt(run)
 
     async def _store_receipt(self, run: LogRun) -> None:
         assert self._connection is not None
@@ -634,18 +648,10 @@ class JetStreamSource:
             await asyncio.sleep(1.0)
             now = time.monotonic()
             behind: Counter[str] = Counter()
-            for subject, run in list(self._active.items()):
-                if not run.known:
-                    if not run.asking:
-                        self._start(self._begin(run))
-                    continue
-                if now >= run.ask_at and not run.asking:
-                    self._ask(run)
-                self._pump(run)
-                self._store_soon(run)
+            for run in list(self._active.values()):
+                self._do_due(run, now)
                 behind[run.beamline] += max(0, run.tail.next - run.told.next)
-                if run.is_settled and not self._needs_receipt(run):
-                    del self._active[subject]
+            self._owner.note_open_runs(sum(run.phase is not Phase.LOOKING for run in self._active.values()))
             for beamline in [each for each, asked in self._asked_at.items() if now >= asked + ASK_AGAIN_SECONDS]:
                 self._say_hello(beamline)
             for publisher in self.publishers.values():
@@ -655,19 +661,34 @@ class JetStreamSource:
                 self._remove_at = now + min(_REMOVE_SECONDS, max(1.0, self._keep_in_log))
                 await self._remove_old(connection)
 
+    def _do_due(self, run: LogRun, now: float) -> None:
+        """Do what is due in a run."""
+        if run.phase is Phase.LOOKING:
+            if not is_busy(run.looker):
+                self._look(run)
+        elif run.phase is Phase.READING and now >= run.ask_at:
+            self._ask(run)
+        elif run.phase is Phase.READING:
+            self._pump(run)
+            self._store_soon(run)
+            if run.is_settled and not is_busy(run.storer) and not self._needs_receipt(run):
+                self._take_step(run, Step.STORED)
+
     async def _remove_old(self, connection: Connection) -> None:
         limit = time.time() - self._keep_in_log
-        for subject, run in list(self._runs.items()):
-            is_done = subject not in self._active and run.receipt is not None and run.is_settled
-            if is_done and run.receipt is not None and run.receipt.at <= limit:
-                await self._remove(connection, subject, run)
+        for run in list(self._runs.values()):
+            is_old = run.phase is Phase.COMPLETE and run.receipt is not None and run.receipt.at <= limit
+            if is_old and not self._owner.is_others(run.uid):
+                await self._remove(connection, run)
 
-    async def _remove(self, connection: Connection, subject: str, run: LogRun) -> None:
+    async def _remove(self, connection: Connection, run: LogRun) -> None:
         """Remove a complete run from the log, up to the message that is known to be its last one."""
         try:
-            await connection.call(f"STREAM.PURGE.{STREAM}", {"filter": subject, "seq": run.tail.seq + 1})
+            await connection.call(f"STREAM.PURGE.{STREAM}", {"filter": run.subject, "seq": run.tail.seq + 1})
         except LogUnavailable as error:
             self._limited_log.log(logging.WARNING, "purge", "Run %s stays in the log: %s.", run.uid, error)
             return
         log.debug("Run %s was removed from the log.", run.uid)
-        del self._runs[subject]
+        self._owner.remove_claim(run.uid)
+        if run.phase is Phase.COMPLETE:
+            self._forget(run)
