@@ -26,8 +26,10 @@ from tiledbroker.jetstream import (
     create_streams,
     documents_subject,
     encode_receipt,
+    read_hosts,
     receipt_key,
 )
+from tiledbroker.ownership import HostLease
 from tiledwriter.testing import ServerProcess, free_port, wait_until
 
 T = TypeVar("T")
@@ -146,6 +148,10 @@ class LogSite:
         if self._loop is None:
             self._loop = LoopThread("test-log")
         return self._loop.run(run(), 60)
+
+    def hosts(self) -> list[HostLease]:
+        """The leases of all hosts, also of those that have ended."""
+        return list(self.ask(read_hosts))
 
     def entries(self, beamline: str, uid: str) -> list[LogEntry]:
         """All entries of a run, in their order, without messages that are none."""

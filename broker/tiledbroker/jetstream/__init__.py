@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ._address import LogAddress
-from ._claim_keeper import ClaimKeeper
+from ._claim_keeper import ClaimKeeper, read_hosts
 from ._connection import CallFailed, Connection, LoopThread, PermissionMissing, StoredMessage
 from ._follower import Follower, follow
 from ._host_records import claim_subject, decode_claim, decode_host_lease, lease_subject
@@ -21,7 +21,6 @@ from ._names import (
     DOCUMENTS,
     HOSTS_BUCKET,
     RUNS_BUCKET,
-    SERVICE_LEASE,
     STREAM,
     bucket_stream,
     bucket_subject,
@@ -42,14 +41,13 @@ from ._setup import (
     find_problems,
     supervisor_permissions,
 )
-from ._stores import HostLeaseStore, JetStreamDecisionStore, JetStreamLeaseStore
+from ._stores import HostLeaseStore, JetStreamDecisionStore
 
 __all__ = [
     "DOCUMENTS",
     "HEADER_ROOM_BYTES",
     "HOSTS_BUCKET",
     "RUNS_BUCKET",
-    "SERVICE_LEASE",
     "STREAM",
     "CallFailed",
     "ClaimKeeper",
@@ -58,7 +56,6 @@ __all__ = [
     "Follower",
     "HostLeaseStore",
     "JetStreamDecisionStore",
-    "JetStreamLeaseStore",
     "LogAddress",
     "LogEntry",
     "LogLayout",
@@ -94,6 +91,7 @@ __all__ = [
     "parse_documents_subject",
     "parse_space",
     "parse_tail",
+    "read_hosts",
     "receipt_key",
     "slice_documents",
     "supervisor_permissions",

@@ -11,11 +11,12 @@ from typing import Any, Final
 
 from .._errors import AppendRefused, KeyFileError, LogUnavailable, ProtocolError
 from .._rate_limited_log import RateLimitedLog
-from ..ownership import Claim, ClaimStep, EndLease, HostLease, Lease, RunClaims, boottime
+from ..ownership import Claim, ClaimStep, EndLease, HostLease, RunClaims, boottime
 from ._address import LogAddress
 from ._connection import Connection, LoopThread, StoredMessage
 from ._follower import Follower, follow
 from ._host_records import (
+    LEASE_SUBJECTS,
     claim_subject,
     decode_claim,
     decode_host_lease,
@@ -33,6 +34,7 @@ _REQUESTS_AT_ONCE: Final = 32
 _PURGE_SECONDS: Final = 20.0
 _CLEAN_SECONDS: Final = 60.0
 _TURNS_PER_RENEWAL: Final = 4
+_TURN_SECONDS: Final = 1.0
 
 
 class ClaimKeeper:
@@ -282,6 +284,18 @@ class ClaimKeeper:
         )
 
 
-def compose_own_lease(holder: str, host: str, epoch: int, lease_seconds: float) -> Lease:
-    """Return what `RunClaims` must know of the lease of its own start."""
-    return Lease(holder, host, epoch, 0, lease_seconds=lease_seconds)
+async def read_hosts(connection: Connection) -> list[HostLease]:
+    """Return the leases of all hosts that are known, also of those that have ended; those that can be read.
+
+    Raises
+    ------
+    LogUnavailable
+        There is no answer.
+    """
+    found = []
+    async with follow(connection, bucket_stream(HOSTS_BUCKET), LEASE_SUBJECTS) as follower:
+        while follower.pending:
+            for message in await follower.receive(_TURN_SECONDS):
+                with contextlib.suppress(ProtocolError):
+                    found.append(decode_host_lease(message.body))
+    return found

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from typing import Final
 
 import msgspec
 
 from .._errors import ProtocolError
-from ..ownership import Claim, ClaimStep, EndLease, HostLease
+from ..ownership import SERVICE, Claim, ClaimStep, EndLease, HostLease, Lease
 from ._names import HOSTS_BUCKET, bucket_subject, escape, unescape
 
 _VERSION: Final = 1
 _LEASE: Final = "lease"
 _RUN: Final = "run"
+_SERVICE: Final = bucket_subject(HOSTS_BUCKET, "service")
+
+LEASE_SUBJECTS: Final = bucket_subject(HOSTS_BUCKET, f"{_LEASE}.>")
+"""The subjects of all leases."""
 
 
 class _LeaseRecord(msgspec.Struct, frozen=True):
@@ -23,6 +28,14 @@ class _LeaseRecord(msgspec.Struct, frozen=True):
     host: str
     epoch: int
     lease: HostLease
+    crc32: int
+
+
+class _ServiceLeaseRecord(msgspec.Struct, frozen=True):
+    """The lease of a service of which only one host serves at a time, as an earlier version has stored it."""
+
+    version: int
+    lease: Lease
     crc32: int
 
 
@@ -38,6 +51,8 @@ class _ClaimRecord(msgspec.Struct, frozen=True):
 
 def lease_subject(holder: str) -> str:
     """Return the subject of a start's lease."""
+    if holder == SERVICE:
+        return _SERVICE
     return bucket_subject(HOSTS_BUCKET, f"{_LEASE}.{escape(holder)}")
 
 
@@ -48,6 +63,8 @@ def claim_subject(run_uid: str) -> str:
 
 def parse_host_subject(subject: str) -> tuple[type[HostLease | Claim], str] | None:
     """Return the kind of record that a subject of the bucket has, and its holder or run; None if it has another."""
+    if subject == _SERVICE:
+        return HostLease, SERVICE
     prefix = bucket_subject(HOSTS_BUCKET, "")
     kind, _, token = subject.removeprefix(prefix).partition(".")
     found = {_LEASE: HostLease, _RUN: Claim}.get(kind)
@@ -74,10 +91,18 @@ def decode_host_lease(value: bytes) -> HostLease:
     try:
         record = msgspec.json.decode(value, type=_LeaseRecord)
     except (msgspec.MsgspecError, ValueError) as error:
+        with contextlib.suppress(msgspec.MsgspecError, ValueError):
+            return _check_service_lease(msgspec.json.decode(value, type=_ServiceLeaseRecord))
         raise ProtocolError(f"The lease of a host cannot be read: {error}") from error
     if record.version != _VERSION or record.crc32 != _checksum(record.lease):
         raise ProtocolError("The lease of a host is damaged, or of another version.")
     return record.lease
+
+
+def _check_service_lease(record: _ServiceLeaseRecord) -> HostLease:
+    if record.version != _VERSION or record.crc32 != zlib.crc32(msgspec.json.encode((_VERSION, record.lease))):
+        raise ValueError("The lease of the service is damaged.")
+    return HostLease(record.lease)
 
 
 def encode_claim(claim: Claim) -> bytes:

@@ -16,9 +16,6 @@ HOSTS_BUCKET: Final = "TW_HOSTS"
 DOCUMENTS: Final = "tw.docs"
 """First tokens of the subjects of runs; the beamline and the run's uid follow."""
 
-SERVICE_LEASE: Final = "service"
-"""Key of the lease of the service."""
-
 _PLAIN: Final = re.compile(rb"[A-Za-z0-9_-]")
 _ESCAPED: Final = re.compile(rb"=([0-9A-F]{2})")
 _TOKEN: Final = re.compile(r"(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+")

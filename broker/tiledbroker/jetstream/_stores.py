@@ -1,4 +1,4 @@
-"""Lease and decisions in a bucket of JetStream, behind the interfaces of `tiledbroker.ownership`.
+"""Leases and decisions in buckets of JetStream, behind the interfaces of `tiledbroker.ownership`.
 
 Each key is replaced by compare-and-set on its revision, which is its message's number in the stream. Reads are those of
 the leader of the replicas, which may have been deposed: only a compare-and-set decides.
@@ -19,17 +19,11 @@ from ..ownership import HostLease, Lease, RunDecisions, Stored
 from ._address import LogAddress
 from ._connection import CONNECT_SECONDS, REQUEST_SECONDS, Connection, LoopThread, StoredMessage
 from ._host_records import decode_host_lease, encode_host_lease, lease_subject
-from ._names import HOSTS_BUCKET, RUNS_BUCKET, SERVICE_LEASE, bucket_subject, decisions_key
+from ._names import HOSTS_BUCKET, RUNS_BUCKET, bucket_subject, decisions_key
 
 _VERSION: Final = 1
 
 T = TypeVar("T")
-
-
-class _LeaseRecord(msgspec.Struct, frozen=True):
-    version: int
-    lease: Lease
-    crc32: int
 
 
 class _DecisionsRecord(msgspec.Struct, frozen=True):
@@ -39,7 +33,6 @@ class _DecisionsRecord(msgspec.Struct, frozen=True):
 
 
 # Made here: msgspec must not look at a type in two threads at once.
-_lease_decoder: Final = msgspec.json.Decoder(_LeaseRecord)
 _decisions_decoder: Final = msgspec.json.Decoder(_DecisionsRecord)
 
 
@@ -124,44 +117,6 @@ class KeyStore:
         loop.close()
 
 
-class JetStreamLeaseStore:
-    """Lease store in the bucket of hosts; see `LeaseStore`.
-
-    Its servers can lose what they have acknowledged last, such as if all of them are set back. So a lease that is free
-    is no proof that nobody holds it.
-    """
-
-    is_forgetful = True
-
-    def __init__(self, address: LogAddress) -> None:
-        self._store = KeyStore(address, HOSTS_BUCKET, SERVICE_LEASE)
-
-    def __str__(self) -> str:
-        return str(self._store)
-
-    def read(self) -> Stored:
-        """Return the newest lease; see `LeaseStore.read`."""
-        found = self._store.read()
-        if found is None:
-            return Stored(0, None)
-        try:
-            record = _lease_decoder.decode(found.body)
-        except (msgspec.MsgspecError, ValueError) as error:
-            raise StoreUnavailable(self, f"the lease is damaged: {error}") from error
-        if record.version != _VERSION or record.crc32 != _checksum(record.lease):
-            raise StoreUnavailable(self, "the lease is damaged, or another version of tiledwriter wrote it")
-        return Stored(found.seq, record.lease)
-
-    def compare_and_set(self, expected_revision: int, lease: Lease) -> int | None:
-        """Store a lease if the newest revision is the expected one; see `LeaseStore.compare_and_set`."""
-        value = msgspec.json.encode(_LeaseRecord(_VERSION, lease, _checksum(lease)))
-        return self._store.replace(value, expected_revision)
-
-    def close(self) -> None:
-        """End the connection and its thread."""
-        self._store.close()
-
-
 class HostLeaseStore:
     """Store of the lease of one supervisor start, under a key that no other start writes but to end it.
 
@@ -174,9 +129,6 @@ class HostLeaseStore:
     compose
         Returns what is stored for a lease.
     """
-
-    # Nobody else has ever had this key, whatever the servers have lost.
-    is_forgetful = False
 
     def __init__(self, address: LogAddress, holder: str, compose: Callable[[Lease], HostLease]) -> None:
         self._store = KeyStore(

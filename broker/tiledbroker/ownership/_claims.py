@@ -44,6 +44,8 @@ from typing import Final, TypeAlias
 
 from ._lease import Lease, LeaseTiming, keys_of
 
+SERVICE: Final = "service"
+"""Name under which the lease is seen that an earlier version holds, in which one host serves all runs."""
 CLAIM_STEP_SECONDS: Final = 1.0
 """Time after which the next of the starts may claim a run that is left by the one before it in the order."""
 _TAKEOVERS_KEPT: Final = 10
@@ -546,6 +548,8 @@ class RunClaims:
         return not self._may_revoke or self._revoked.issuperset(keys)
 
     def _must_stand_by(self) -> bool:
+        if SERVICE in self._living():
+            return True
         return self._standby and any(record is not None and not record.standby for record in self._living().values())
 
     def _estimate_loads(self) -> Counter[str]:

@@ -58,8 +58,6 @@ class DirectoryStore:
     """
 
     # A directory that was restored shows lower revisions than running supervisors know, which they do not trust.
-    is_forgetful = False
-
     def __init__(self, path: Path) -> None:
         self.path = path
 

@@ -13,8 +13,7 @@ The rules:
    holder continues from its revision, with the deadline of that renewal; the lease of another holder means lost.
 3. A successor takes over when it has seen one revision unchanged for `takeover_seconds`, by a compare-and-set at
    exactly that revision. It takes over at once if the lease was released, if there has never been one, or if it has the
-   lock that the holder has as long as its process lives: this is then another start on the same journals. Only the last
-   of these counts if the store may have been set back, and its newest leases be lost.
+   lock that the holder has as long as its process lives: this is then another start on the same journals.
 
 Why two holders never send at once: each renewal is in the store later than its time of sending, and the successor sees
 it later still. So the successor waits longer than the holder may send, even if one clock gains and the other loses one
@@ -177,9 +176,6 @@ class Ownership:
         The lock that this process holds until it ends, as `FileLock.identity`; "" if it has none.
     timing
         Times of the lease.
-    distrusts_store
-        The store may have been set back: a lease that it shows as free is taken over like one that is held, and another
-        revision, whichever, is a renewal.
     first_epoch
         Epoch of a lease that nobody has held before.
 
@@ -197,7 +193,6 @@ class Ownership:
         key: str = "",
         lock: str = "",
         timing: LeaseTiming = DEFAULT_TIMING,
-        distrusts_store: bool = False,
         first_epoch: int = 1,
     ) -> None:
         self.holder = holder
@@ -208,7 +203,6 @@ class Ownership:
         self._timing = timing
         self._key = key
         self._lock = lock
-        self._distrusts_store = distrusts_store
         self._first_epoch = first_epoch
         self.has_seen_renewal = False
         self._unrevoked: tuple[str, ...] = ()
@@ -408,8 +402,7 @@ class Ownership:
         pause_seconds = self._timing.renewal_seconds
         since_last_answer = self._asked_at - self._answered_at
         is_newer = stored.revision > self._stored.revision
-        is_other = stored.revision != self._stored.revision and self._distrusts_store
-        if is_newer or is_other or self._stored_at == _NEVER:
+        if is_newer or self._stored_at == _NEVER:
             self.has_seen_renewal = (
                 is_newer and self._stored_at != _NEVER and stored.lease is not None and not stored.lease.released
             )
@@ -423,7 +416,7 @@ class Ownership:
         is_next_start = found is not None and self._lock != "" and found.lock == self._lock
         wait_seconds = _find_takeover_seconds(self._timing.lease_seconds if found is None else found.lease_seconds)
         has_run_out = self._unchanged_seconds >= wait_seconds
-        is_free = is_next_start or has_run_out or (seems_free and not self._distrusts_store)
+        is_free = seems_free or is_next_start or has_run_out
         self._must_read = not is_free
         self._due = now if is_free else now + pause_seconds
 

@@ -12,15 +12,7 @@ class LeaseStore(Protocol):
 
     Only a compare-and-set decides who holds the lease: among all that expect one revision, at most one is accepted, and
     none once a higher revision was stored. A read may return an older revision than the newest.
-
-    Attributes
-    ----------
-    is_forgetful
-        The store can be set back to an earlier state while supervisors run, so that a lease which it shows as free may
-        have been taken since.
     """
-
-    is_forgetful: bool
 
     def close(self) -> None:
         """Release what it holds; no other method is called afterwards."""

@@ -178,9 +178,7 @@ class ServiceLease(HeldLease):
         holder = make_holder_name()
         record_start(journal_dir, holder)
         page = make_page(self.page, timing)
-        ownership = Ownership(
-            holder, socket.gethostname(), lock=lock.identity, timing=timing, distrusts_store=store.is_forgetful
-        )
+        ownership = Ownership(holder, socket.gethostname(), lock=lock.identity, timing=timing)
         self._keeper = LeaseKeeper(store, ownership, page, on_change=on_change)
 
     def is_held(self) -> bool:

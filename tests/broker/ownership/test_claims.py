@@ -398,3 +398,17 @@ def test_a_claim_that_was_removed_is_free() -> None:
     host.claims.want("a")
     (step,) = host.claims.next_steps(host.clock)
     assert step == PutClaim("a", 7, Claim(host.holder, "x", 1))
+
+
+def test_nothing_is_claimed_while_a_host_of_an_earlier_version_serves_all_runs() -> None:
+    store, (host,) = serving(1)
+    want_all([host])
+    record = HostLease(Lease("earlier", "b", 7, 1, "12345678"))
+    number = store.compare_and_set("lease service", 0, record)
+    assert number is not None
+    for _ in let_time_pass(60, [host]):
+        # It renews its lease.
+        number = store.compare_and_set("lease service", number, record)
+        assert number is not None
+        assert not any(host.may_write(run) for run in RUNS)
+    assert pass_until(lambda: all_written([host]), [host], limit=60) > TAKEOVER_SECONDS - 2

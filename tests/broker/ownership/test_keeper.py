@@ -36,8 +36,6 @@ LONG_SECONDS = 60.0
 class FaultyStore:
     """A directory whose calls hang while `is_open` is not set, and fail while `problem` is."""
 
-    is_forgetful = False
-
     def __init__(self, path: Path) -> None:
         self.inner = DirectoryStore(path)
         self.is_open = threading.Event()

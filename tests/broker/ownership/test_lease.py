@@ -559,23 +559,25 @@ def test_only_revision_0_has_no_lease(revision: int, lease: Lease | None) -> Non
 
 
 @pytest.mark.parametrize("stored", [Stored(0, None), Stored(5, Lease("old", "b", 3, 9, released=True))])
-def test_a_free_lease_is_watched_if_the_store_may_have_been_set_back(stored: Stored) -> None:
-    trusting = Ownership("own", "a")
-    assert watch(trusting, stored, NOW, 100) == NOW
-    distrusting = Ownership("own", "a", distrusts_store=True)
-    assert watch(distrusting, stored, NOW, 100) >= NOW + 1.01 * LEASE_SECONDS + 1
+def test_a_free_lease_is_not_watched(stored: Stored) -> None:
+    assert watch(Ownership("own", "a"), stored, NOW, 100) == NOW
 
 
 def test_the_next_start_on_the_same_journals_does_not_watch() -> None:
-    ownership = Ownership("own", "a", lock="journals", distrusts_store=True)
+    ownership = Ownership("own", "a", lock="journals")
     assert watch(ownership, Stored(5, Lease("old", "a", 3, 9, lock="journals")), NOW, 100) == NOW
 
 
-def test_a_lower_revision_of_a_store_that_was_set_back_is_watched_from_its_beginning() -> None:
-    ownership = Ownership("own", "a", distrusts_store=True)
-    assert watch(ownership, Stored(9, FOREIGN), NOW, 20) >= NOW + 20
-    asked_at = watch(ownership, Stored(5, FOREIGN), NOW + 22, 200)
-    assert NOW + 22 + 1.01 * LEASE_SECONDS + 1 <= asked_at < NOW + 200
-    step = ownership.next_step(asked_at)
-    assert isinstance(step, CompareAndSet)
-    assert step.expected_revision == 5
+def test_a_lease_that_nobody_has_held_begins_with_the_given_epoch() -> None:
+    ownership = Ownership("own", "a", first_epoch=7)
+    watch(ownership, Stored(0, None), NOW, 100)
+    assert next_lease(ownership, NOW).lease.epoch == 7
+
+
+def test_a_holder_that_others_wait_for_renews_sooner_and_not_all_the_time() -> None:
+    ownership = hold()
+    ownership.hasten(NOW + 1)
+    assert next_lease(ownership, NOW + 1).expected_revision == 1
+    ownership.note_accepted(2, NOW + 1)
+    ownership.hasten(NOW + 1)
+    assert ownership.next_step(NOW + 1) == Wait(NOW + 1 + RENEWAL_SECONDS / 10)

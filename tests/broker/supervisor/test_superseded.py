@@ -9,7 +9,14 @@ import pytest
 from tiledbroker import Journal, journal_filename
 from tiledbroker._errors import DirectoryUnusable
 from tiledbroker.ownership import Lease
-from tiledbroker.supervisor._superseded import record_start, set_aside_superseded
+from tiledbroker.supervisor._superseded import (
+    EarlierStarts,
+    count_unfinished,
+    record_start,
+    record_turn,
+    set_aside_superseded,
+    set_aside_unfinished,
+)
 
 OWN = Lease("first start", "this host", 1, 1)
 OTHER = Lease("start of the other", "other host", 2, 1)
@@ -104,3 +111,18 @@ def test_a_record_that_cannot_be_read_is_no_permission_to_write(directory: Path,
     with pytest.raises(DirectoryUnusable, match="remove it"):
         record_start(directory, "a start after that")
     assert runs_in(directory) == ["run.sqlite"]
+
+
+def test_each_start_gets_an_epoch_above_those_before_it(tmp_path: Path) -> None:
+    assert record_start(tmp_path, "first start") == EarlierStarts("", 1, have_served=False)
+    assert record_start(tmp_path, "second start") == EarlierStarts("first start", 2, have_served=False)
+    record_turn(tmp_path, Lease("second start", "this host", 2, 1))
+    assert record_start(tmp_path, "third start") == EarlierStarts("second start", 3, have_served=True)
+    assert record_start(tmp_path, "fourth start") == EarlierStarts("third start", 4, have_served=True)
+
+
+def test_unfinished_journals_are_counted_and_set_aside(directory: Path) -> None:
+    assert count_unfinished(directory) == 1
+    assert set_aside_unfinished(directory, "others may have gone on with them") == 1
+    assert count_unfinished(directory) == 0
+    assert runs_in(directory / "superseded" / OWN.holder) == ["run.sqlite"]

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from tiledbroker import KeyFileError
-from tiledbroker._errors import LogUnavailable, StoreUnavailable
+from tiledbroker._errors import LogUnavailable
 from tiledbroker._wording import format_command
 from tiledbroker.jetstream import (
     STREAM,
     Connection,
-    JetStreamLeaseStore,
     LogAddress,
     LogLayout,
     LogSpace,
@@ -20,9 +19,10 @@ from tiledbroker.jetstream import (
     find_configuration,
     find_problems,
     parse_space,
+    read_hosts,
     try_requests,
 )
-from tiledbroker.ownership import Lease
+from tiledbroker.ownership import HostLease
 
 from .._check_results import CheckResult
 from ._site_log import ask
@@ -47,6 +47,8 @@ class _Findings:
         What is not as it should be, and does not keep the service from working.
     space
         Space of the documents.
+    hosts
+        The leases of all hosts.
     """
 
     server: str
@@ -54,6 +56,7 @@ class _Findings:
     problems: list[str]
     shortcomings: list[str]
     space: LogSpace | None
+    hosts: list[HostLease]
 
 
 def check_log(name: str, address: LogAddress) -> CheckResult:
@@ -72,12 +75,8 @@ def check_log(name: str, address: LogAddress) -> CheckResult:
         return CheckResult.fail(
             name, " ".join(found.refused), f"Give the user of the ingest hosts the permissions that `{command}` prints."
         )
-    try:
-        holder = _read_lease(address)
-    except StoreUnavailable as error:
-        return CheckResult.fail(name, str(error), "Look at the servers of the log.")
     space = "" if found.space is None else f"; {_describe_space(found.space)}"
-    text = f"the log at {address} ({found.server}{space}): {_describe_holder(holder)}"
+    text = f"the log at {address} ({found.server}{space}): {_describe_hosts(found.hosts)}"
     if found.shortcomings:
         return CheckResult.warn(name, f"{' '.join(found.shortcomings)} Else {text}", "Correct what is named here.")
     return CheckResult.ok(name, f"{text}. All requests were tried. {_SYNC}")
@@ -93,15 +92,16 @@ async def _find(connection: Connection) -> _Findings:
         info = await find_configuration(connection, STREAM)
         space = None if info is None else parse_space(info)
         account = await find_account_space(connection)
+        hosts = [] if problems else await read_hosts(connection)
     except LogUnavailable as error:
         # Without these requests nothing more can be known.
-        return _Findings(server, refused or [f"The streams cannot be looked at: {error}."], [], [], None)
+        return _Findings(server, refused or [f"The streams cannot be looked at: {error}."], [], [], None, [])
     # One node is enough to try it; its loss is the loss of the log.
     shortcomings = [problem for problem in with_replicas if problem not in problems]
     shortcomings += _find_shortages(space, account)
     if not connection.is_encrypted:
         shortcomings += [] if connection.is_local else ["The connection is not encrypted: passwords can be read."]
-    return _Findings(server, refused, problems, shortcomings, space)
+    return _Findings(server, refused, problems, shortcomings, space, hosts)
 
 
 def _find_shortages(space: LogSpace | None, account: LogSpace) -> Iterator[str]:
@@ -114,16 +114,7 @@ def _describe_space(space: LogSpace) -> str:
     return f"{size_of(space.used)}" if space.limit is None else f"{size_of(space.used)} of {size_of(space.limit)}"
 
 
-def _read_lease(address: LogAddress) -> Lease | None:
-    store = JetStreamLeaseStore(address)
-    try:
-        return store.read().lease
-    finally:
-        store.close()
-
-
-def _describe_holder(holder: Lease | None) -> str:
-    if holder is None:
-        return "no host has served yet"
-    verb = "has released" if holder.released else "was the last to hold"
-    return f"{holder.host} {verb} the lease, epoch {holder.epoch}"
+def _describe_hosts(hosts: list[HostLease]) -> str:
+    """Return whose leases have not ended. A host that was killed is among them until another one ends its lease."""
+    living = sorted(each.lease.host for each in hosts if not each.lease.released)
+    return f"leases that have not ended: {', '.join(living)}" if living else "no host serves"
