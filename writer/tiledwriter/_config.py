@@ -176,7 +176,11 @@ class Settings(BaseSettings):
         ge=SHORTEST_LEASE_SECONDS,
         description="Seconds without a renewal after which the lease is lost, and another host takes over.",
     )
-    standby: bool = Field(False, description="Wait while another host holds the lease, instead of ending.")
+    standby: bool = Field(
+        False,
+        description="Wait while another host holds the lease, instead of ending; "
+        "with source, get runs only if all other hosts stand by.",
+    )
     source: str | None = Field(
         None, description="Servers of a site's log in NATS JetStream to read, as nats://a,b,c, instead of listening."
     )
@@ -456,7 +460,7 @@ class Settings(BaseSettings):
         if self.source is not None and (self.targets or self._target):
             raise ValueError("source is for a service with one target; it cannot be used with targets")
         if self.source is not None and self.lease_dir is not None:
-            raise ValueError("with source, the lease is kept beside the log; remove lease_dir")
+            raise ValueError("with source, leases are kept beside the log; remove lease_dir")
         return self
 
     def _find_changed(self, names: Sequence[str]) -> list[str]:

@@ -255,9 +255,7 @@ class ClaimKeeper:
         found = parse_host_subject(subject)
         assert found is not None
         try:
-            message = await self._connection.read_key(
-                HOSTS_BUCKET, subject.removeprefix(bucket_subject(HOSTS_BUCKET, ""))
-            )
+            message = await self._connection.read_last_from_leader(bucket_stream(HOSTS_BUCKET), subject)
         except LogUnavailable:
             return
         if message is not None:

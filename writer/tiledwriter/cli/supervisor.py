@@ -50,7 +50,7 @@ examples:
   tiledwriter-supervisor --profile beamline --http 8080
   tiledwriter-supervisor --profile beamline --listen 'tcp://*:5579' --curve /etc/tiledwriter/keys
   tiledwriter-supervisor --config /etc/tiledwriter/config.yaml --lease-dir /shared/tiledwriter --standby
-  tiledwriter-supervisor --config /etc/tiledwriter/config.yaml --source nats://log1,log2,log3 --standby
+  tiledwriter-supervisor --config /etc/tiledwriter/config.yaml --source nats://log1,log2,log3
   tiledwriter-supervisor --config /etc/tiledwriter/config.yaml --drain
   tiledwriter-supervisor --config /etc/tiledwriter/config.yaml --print-config
 
@@ -103,7 +103,8 @@ def parser() -> argparse.ArgumentParser:
         "--standby",
         action="store_true",
         default=None,
-        help="wait while another host holds the lease, and then take over",
+        help="wait while another host holds the lease, and then take over; with --source: get runs only if all other "
+        "hosts stand by",
     )
     result.add_argument(
         "--http",

@@ -8,6 +8,8 @@ import socket
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+import msgspec
+
 from ..._errors import DirectoryUnusable, LeaseLost
 from ...jetstream import ClaimKeeper, HostLeaseStore, LogAddress
 from ...log import FileLock
@@ -25,6 +27,7 @@ from ...ownership import (
 from .._run_owner import RunOwner
 from .._service_lease import PAGE_FILE, HeldLease, make_page
 from .._superseded import EarlierStarts, count_unfinished, record_start, record_turn, set_aside_unfinished
+from ..status import LeaseStatus
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +150,11 @@ class SharedRuns(HeldLease):
         """Return what is known of the lease and the claims as one line for people."""
         problem = f"; claims cannot be followed: {self._claims.problem}" if self._claims.problem else ""
         return super().describe() + problem
+
+    def status(self) -> LeaseStatus:
+        """Return what the snapshot of the service says of the lease."""
+        found = super().status()
+        return msgspec.structs.replace(found, problem=found.problem or self._claims.problem or None)
 
     def close(self) -> None:
         """Give the lease up if there is another host, so that it need not wait. No worker may be left.

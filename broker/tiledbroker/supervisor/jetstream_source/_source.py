@@ -319,18 +319,26 @@ class JetStreamSource:
 
     def _note_owner(self, run: LogRun) -> None:
         is_own = self._owner.owns(run.uid)
-        if run.phase in (Phase.ASKING, Phase.READING):
-            is_news = not is_own
-        elif is_own:
-            is_news = run.phase is not Phase.COMPLETE
-        elif self._owner.is_others(run.uid):
-            self._owner.unwant(run.uid)
-            is_news = False
-        else:
-            # Its owner has ended, or has removed it from the log.
-            is_news = run.phase is not Phase.LOOKING
-        if is_news:
+        if is_own == (run.phase in (Phase.ASKING, Phase.READING)):
+            if is_own or run.phase is Phase.LOOKING:
+                return
+            if self._owner.is_others(run.uid):
+                self._owner.unwant(run.uid)
+            else:
+                self._start(self._look_whether_removed(run))
+        elif run.phase is not Phase.COMPLETE:
             self._look(run)
+
+    async def _look_whether_removed(self, run: LogRun) -> None:
+        """Look at a run whose owner has ended, or has removed it from the log."""
+        assert self._connection is not None
+        async with self._queries:
+            found = await self._connection.read_last_from_leader(STREAM, run.subject)
+        if found is not None:
+            self._look(run)
+        elif run.phase in _IDLE_PHASES:
+            self._owner.unwant(run.uid)
+            self._forget(run)
 
     def _look(self, run: LogRun) -> None:
         """Read the run's receipt again, and see whose it is."""
@@ -341,11 +349,6 @@ class JetStreamSource:
     async def _look_at(self, run: LogRun) -> None:
         assert self._connection is not None
         async with self._queries:
-            if not self._owner.owns(run.uid) and await self._connection.read_last(STREAM, run.subject) is None:
-                # Its owner has removed it.
-                self._owner.unwant(run.uid)
-                self._forget(run)
-                return
             await self._read_receipt(run)
         run.told = run.receipt or Receipt()
         if run.is_settled:
