@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,50 @@ from tiledbroker.jetstream import (
     receipt_key,
 )
 from tiledbroker.protocol import messages
-from tiledbroker.supervisor import ClientLimits
+from tiledbroker.supervisor import ClientLimits, RunOwner
+from tiledbroker.supervisor._run_owner import SoleOwner
 from tiledbroker.supervisor.jetstream_source import JetStreamSource
+from tiledbroker.supervisor.jetstream_source._log_run import Phase
 from tiledwriter.testing import wait_until
 
 
-def make_source(site: LogSite, *, keep_in_log: float = 3600.0, **limits: Any) -> JetStreamSource:
-    return JetStreamSource(site.address, ClientLimits(**limits), keep_in_log=keep_in_log)
+def make_source(
+    site: LogSite, *, keep_in_log: float = 3600.0, owner: RunOwner | None = None, **limits: Any
+) -> JetStreamSource:
+    return JetStreamSource(site.address, ClientLimits(**limits), keep_in_log=keep_in_log, owner=owner)
+
+
+class Owner(SoleOwner):
+    """The owner of the runs that a test gives it."""
+
+    def __init__(self) -> None:
+        self.own: set[str] = set()
+        self.of_others: set[str] = set()
+        self.wanted: set[str] = set()
+        self.removed: set[str] = set()
+        self._listeners: list[Callable[[Collection[str]], None]] = []
+
+    def owns(self, run_uid: str) -> bool:
+        return run_uid in self.own
+
+    def is_others(self, run_uid: str) -> bool:
+        return run_uid in self.of_others
+
+    def want(self, run_uid: str) -> None:
+        self.wanted.add(run_uid)
+
+    def unwant(self, run_uid: str) -> None:
+        self.wanted.discard(run_uid)
+
+    def remove_claim(self, run_uid: str) -> None:
+        self.removed.add(run_uid)
+
+    def listen(self, on_change: Callable[[Collection[str]], None]) -> None:
+        self._listeners.append(on_change)
+
+    def tell(self, run_uid: str) -> None:
+        for listener in self._listeners:
+            listener([run_uid])
 
 
 @pytest.fixture
@@ -285,3 +322,82 @@ def test_many_runs_are_asked_for_together(log_site: LogSite) -> None:
             return len(found["state"].get("subjects") or {})
 
         wait_for(lambda: log_site.ask(count) == len(uids), "all have receipts")
+
+
+def test_a_run_is_read_once_it_is_this_host_s(log_site: LogSite, publisher: JetStreamPublisher) -> None:
+    owner, emitted = Owner(), documents(50)
+    uid = uid_of(emitted)
+    with MemoryHost(make_source(log_site, owner=owner)) as host:
+        publish(publisher, emitted)
+        wait_for(lambda: uid in owner.wanted, "the run is wanted")
+        assert not host.received
+        owner.own.add(uid)
+        owner.tell(uid)
+        assert publisher.wait_written(uid, 60)
+        assert host.received[uid] == list(range(53))
+
+
+def test_a_run_of_another_host_is_wanted_when_that_one_has_ended(
+    log_site: LogSite, publisher: JetStreamPublisher
+) -> None:
+    owner, emitted = Owner(), documents(50)
+    uid = uid_of(emitted)
+    owner.of_others.add(uid)
+    source = make_source(log_site, owner=owner)
+    with MemoryHost(source) as host:
+        publish(publisher, emitted)
+        wait_for(lambda: [run for run in source._runs.values() if run.phase is Phase.WAITING], "the run is known")
+        assert not owner.wanted
+        owner.of_others.clear()
+        owner.tell(uid)
+        wait_for(lambda: uid in owner.wanted, "the run is wanted")
+        assert not host.received
+
+
+def test_a_run_that_was_taken_away_is_neither_read_on_nor_told_of(
+    log_site: LogSite, publisher: JetStreamPublisher
+) -> None:
+    owner, emitted = Owner(), documents(50)
+    uid = uid_of(emitted)
+    owner.own.add(uid)
+    with MemoryHost(make_source(log_site, owner=owner)) as host:
+        publish(publisher, emitted[:20])
+        assert publisher.flush(60)
+        owner.own.clear()
+        owner.tell(uid)
+        wait_for(lambda: uid in owner.wanted, "the run is wanted again")
+        before = receipt_of(log_site, uid)
+        publish(publisher, emitted[20:])
+        wait_for(lambda: len(log_site.indexes("csx", uid)) == 53, "all is in the log")
+        assert host.received[uid] == list(range(20))
+        assert receipt_of(log_site, uid) == before
+
+
+def test_a_run_that_another_host_has_removed_is_forgotten(log_site: LogSite, publisher: JetStreamPublisher) -> None:
+    owner, emitted = Owner(), documents(10)
+    uid = uid_of(emitted)
+    owner.of_others.add(uid)
+    source = make_source(log_site, owner=owner)
+    with MemoryHost(source):
+        publish(publisher, emitted)
+        wait_for(lambda: [run for run in source._runs.values() if run.phase is Phase.WAITING], "the run is known")
+
+        async def purge(connection: Connection) -> None:
+            await connection.call(f"STREAM.PURGE.{STREAM}", {"filter": documents_subject("csx", uid)})
+
+        log_site.ask(purge)
+        owner.of_others.clear()
+        owner.tell(uid)
+        wait_for(lambda: not source._runs, "the run is forgotten")
+        assert not owner.wanted
+
+
+def test_the_claim_of_a_run_is_removed_with_the_run(log_site: LogSite, publisher: JetStreamPublisher) -> None:
+    owner, emitted = Owner(), documents(10)
+    uid = uid_of(emitted)
+    owner.own.add(uid)
+    with MemoryHost(make_source(log_site, keep_in_log=0.2, owner=owner)):
+        publish(publisher, emitted)
+        assert publisher.wait_written(uid, 60)
+        wait_for(lambda: uid in owner.removed, "the claim is removed")
+        assert not log_site.entries("csx", uid)
