@@ -228,6 +228,8 @@ class RunClaims:
         # Runs to claim, and since when each of them could be claimed.
         self._wanted: dict[str, float | None] = {}
         self._changed: set[str] = set()
+        # Number of the newest claim that was seen and is not confirmed.
+        self._newest_unconfirmed = 0
         self._revoked: set[str] = set()
         self._may_revoke = True
         self._ending: set[str] = set()
@@ -257,13 +259,7 @@ class RunClaims:
     def wants_renewal(self) -> bool:
         """Whether a claim waits for this start to renew its lease."""
         own = self._leases.get(self._own.holder)
-        return own is not None and any(
-            seen.claim is not None
-            and not seen.claim.confirmed
-            and seen.number > own.number
-            and not self._has_ended(seen.holder)
-            for seen in self._claims.values()
-        )
+        return own is not None and self._newest_unconfirmed > own.number
 
     @property
     def has_others(self) -> bool:
@@ -328,17 +324,27 @@ class RunClaims:
     def begin_view(self) -> None:
         """Note that all leases and claims come anew, since some may have been missed."""
         self._view = _View()
+        self._newest_unconfirmed = 0
 
     def end_view(self) -> None:
         """Note that all have come that were there; what has not is not there."""
         if self._view is None:
             return
-        for holder in self._leases.keys() - self._view.leases:
-            del self._leases[holder]
         for run in self._claims.keys() - self._view.claims:
             self.note_claim(run, 0, None)
+        holders = {seen.holder for seen in self._claims.values()}
+        for holder in self._leases.keys() - self._view.leases:
+            if self._leases[holder].number or holder not in holders:
+                del self._leases[holder]
         self._view = None
         self._has_view = True
+        for holder in holders:
+            self._watch_holder(holder)
+
+    def _watch_holder(self, holder: str) -> None:
+        """Watch the start that has claimed a run, though the store may have forgotten its lease."""
+        if holder not in ("", self._own.holder):
+            self._leases.setdefault(holder, _SeenLease(0, None, self._watched_seconds))
 
     def note_lease(self, holder: str, number: int, record: HostLease | None) -> None:
         """Note the newest lease of a start; None if it cannot be read."""
@@ -355,10 +361,14 @@ class RunClaims:
         """Note the newest claim of a run, or None that it was removed; number 0 means that there is no record."""
         if self._view is not None:
             self._view.claims.add(run)
-        if not number:
-            self._claims.pop(run, None)
-        else:
+        # The newest comes last.
+        self._claims.pop(run, None)
+        if number:
             self._claims[run] = _SeenClaim(number, claim)
+        if claim is not None and not claim.confirmed:
+            self._newest_unconfirmed = number
+        if claim is not None and self._view is None:
+            self._watch_holder(claim.holder)
         self._changed.add(run)
         hold = self._holds.get(run)
         # What was seen may be older than what is held.
@@ -466,11 +476,6 @@ class RunClaims:
 
     def _end_leases(self, now: float) -> Iterator[EndLease]:
         yield from self._inherit(now)
-        # A claim may be of a start whose lease the store has forgotten.
-        for seen_claim in self._claims.values():
-            holder = seen_claim.holder
-            if holder not in ("", self._own.holder) and holder not in self._leases:
-                self._leases[holder] = _SeenLease(0, None, self._watched_seconds)
         for holder, seen in self._leases.items():
             if holder in (self._own.holder, *self._ending) or self._has_ended(holder):
                 continue
@@ -517,7 +522,7 @@ class RunClaims:
         return min(numbers.values()) if self._own.holder in numbers else None
 
     def _claim_runs(self, now: float) -> Iterator[PutClaim]:
-        if not self._wanted or not self.is_ready or self._must_stand_by():
+        if not self._wanted or not self.is_ready or self._must_stand_by() or self._own.holder not in self._leases:
             return
         loads = self._estimate_loads()
         for run, free_since in list(self._wanted.items()):
@@ -564,7 +569,10 @@ class RunClaims:
             }
         )
         loads[self._own.holder] = self.open_runs + sum(hold.stage is not Stage.HELD for hold in self._holds.values())
-        for seen in self._claims.values():
+        oldest = min(self._leases[holder].number for holder in loads)
+        for seen in reversed(self._claims.values()):
+            if seen.number <= oldest:
+                break
             holder = seen.holder
             if holder in loads and holder != self._own.holder and seen.number > self._leases[holder].number:
                 loads[holder] += 1

@@ -138,8 +138,8 @@ class WritingKey:
         while (left := until - time.monotonic()) > 0 and not self._has_keys_to_revoke():
             if self._stopping.wait(min(left, _LEASE_WAIT_SECONDS)):
                 return True
-        # Of a key that cannot be revoked, Tiled is not asked all the time.
-        return self._stopping.wait(0.0 if left <= 0 else _STANDBY_PAUSE_SECONDS)
+        # About a key that cannot be revoked, Tiled is not asked all the time.
+        return self._stopping.wait(0.0 if left <= 0 else _LEASE_WAIT_SECONDS)
 
     def _has_keys_to_revoke(self) -> bool:
         return self._key is not None and self._lease is not None and self._lease.has_keys_to_revoke

@@ -674,7 +674,8 @@ class JetStreamSource:
         elif run.phase is Phase.READING:
             self._pump(run)
             self._store_soon(run)
-            if run.is_settled and not is_busy(run.storer) and not self._needs_receipt(run):
+            is_stored = run.receipt is not None and run.receipt.is_complete and not self._needs_receipt(run)
+            if run.is_settled and is_stored and not is_busy(run.storer):
                 self._take_step(run, Step.STORED)
 
     async def _remove_old(self, connection: Connection) -> None:
