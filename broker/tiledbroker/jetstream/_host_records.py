@@ -49,6 +49,12 @@ class _ClaimRecord(msgspec.Struct, frozen=True):
     crc32: int
 
 
+# Made here: msgspec must not look at a type in two threads at once.
+_lease_decoder: Final = msgspec.json.Decoder(_LeaseRecord)
+_service_lease_decoder: Final = msgspec.json.Decoder(_ServiceLeaseRecord)
+_claim_decoder: Final = msgspec.json.Decoder(_ClaimRecord)
+
+
 def lease_subject(holder: str) -> str:
     """Return the subject of a start's lease."""
     if holder == SERVICE:
@@ -89,10 +95,10 @@ def decode_host_lease(value: bytes) -> HostLease:
         It is damaged, or of a newer version.
     """
     try:
-        record = msgspec.json.decode(value, type=_LeaseRecord)
+        record = _lease_decoder.decode(value)
     except (msgspec.MsgspecError, ValueError) as error:
         with contextlib.suppress(msgspec.MsgspecError, ValueError):
-            return _check_service_lease(msgspec.json.decode(value, type=_ServiceLeaseRecord))
+            return _check_service_lease(_service_lease_decoder.decode(value))
         raise ProtocolError(f"The lease of a host cannot be read: {error}") from error
     if record.version != _VERSION or record.crc32 != _checksum(record.lease):
         raise ProtocolError("The lease of a host is damaged, or of another version.")
@@ -126,7 +132,7 @@ def decode_claim(value: bytes) -> Claim:
         It is damaged, or of a newer version.
     """
     try:
-        record = msgspec.json.decode(value, type=_ClaimRecord)
+        record = _claim_decoder.decode(value)
     except (msgspec.MsgspecError, ValueError) as error:
         raise ProtocolError(f"The claim of a run cannot be read: {error}") from error
     if record.version != _VERSION or record.crc32 != _checksum(record.claim):

@@ -10,8 +10,9 @@ import pytest
 # msgspec keeps what it knows of a type before it is whole, and a second thread that decodes meanwhile crashes.
 PROGRAM = """
 import contextlib, sys
-from tiledbroker.jetstream import Receipt, _stores, decode_receipt, encode_receipt, parse_tail
-from tiledbroker.ownership import _directory_store, _decision_file
+from tiledbroker.jetstream import Receipt, _stores, decode_claim, decode_host_lease, decode_receipt, encode_receipt, parse_tail
+from tiledbroker.jetstream._host_records import encode_claim, encode_host_lease
+from tiledbroker.ownership import Claim, HostLease, Lease, _directory_store, _decision_file
 
 looked_at = []
 
@@ -21,11 +22,14 @@ def note(frame, event, argument):
         looked_at.append(frame.f_code.co_name)
 
 
+claim = encode_claim(Claim("a", "host", 1))
+host_lease = encode_host_lease(HostLease(Lease("a", "host", 1, 1)))
 receipt = encode_receipt(Receipt(next=3))
 decoders = {
     "receipt": lambda: decode_receipt(receipt),
     "tail": lambda: parse_tail(1, {"Tw-Log": "[1, 2, false, 3, 4]"}),
-    "lease in the log": lambda: _stores._lease_decoder.decode(b"{}"),
+    "lease in the log": lambda: decode_host_lease(host_lease),
+    "claim": lambda: decode_claim(claim),
     "decisions in the log": lambda: _stores._decisions_decoder.decode(b"{}"),
     "lease in a directory": lambda: _directory_store._decoder.decode(b"{}"),
     "decisions in a file": lambda: _decision_file._decoder.decode(b"{}"),
@@ -44,6 +48,7 @@ print(",".join(looked_at))
         "receipt",
         "tail",
         "lease in the log",
+        "claim",
         "decisions in the log",
         "lease in a directory",
         "decisions in a file",
