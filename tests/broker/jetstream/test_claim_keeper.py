@@ -64,6 +64,10 @@ class Start:
     def is_ready(self) -> bool:
         return bool(self.claims.ask(lambda claims: claims.is_ready))
 
+    def count_ready(self) -> int:
+        """Number of the starts that say to this one that they are ready."""
+        return sum(each.ready for each in self.claims.ask(RunClaims.list_hosts))
+
 
 @contextmanager
 def starts_of(site: LogSite, directory: Path, *names: str) -> Iterator[list[Start]]:
@@ -72,6 +76,7 @@ def starts_of(site: LogSite, directory: Path, *names: str) -> Iterator[list[Star
         each.start()
     try:
         wait_until(lambda: all(each.is_ready() for each in made), 120, "all have watched for long enough")
+        wait_until(lambda: all(each.count_ready() == len(made) for each in made), 60, "all know that")
         yield made
     finally:
         for each in made:
@@ -97,7 +102,7 @@ def test_runs_are_shared_and_those_of_a_host_that_falls_silent_go_to_the_other(
         assert first.held()
         assert second.held()
         assert not first.held() & second.held()
-        assert second.changed >= set(RUNS)
+        wait_until(lambda: second.changed >= set(RUNS), 60, "the second one was told of all")
         first.stop()
         second.want(RUNS)
         wait_until(lambda: second.held() == set(RUNS), 60, "all runs are the second one's")
