@@ -150,8 +150,8 @@ class LogSite:
         return self._loop.run(run(), 60)
 
     def hosts(self) -> list[HostLease]:
-        """The leases of all hosts, also of those that have ended."""
-        return list(self.ask(read_hosts))
+        """The leases of all hosts, also of those that have ended; those that can be read."""
+        return [each for each in self.ask(read_hosts).values() if each is not None]
 
     def entries(self, beamline: str, uid: str) -> list[LogEntry]:
         """All entries of a run, in their order, without messages that are none."""

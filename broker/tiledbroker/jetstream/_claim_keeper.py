@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from .._errors import AppendRefused, KeyFileError, LogUnavailable, ProtocolError
 from .._rate_limited_log import RateLimitedLog
-from ..ownership import Claim, ClaimStep, EndLease, HostLease, RunClaims, boottime
+from ..ownership import SERVICE, Claim, ClaimStep, EndLease, HostLease, RunClaims, boottime
 from ._address import LogAddress
 from ._connection import Connection, LoopThread, StoredMessage
 from ._follower import Follower, follow
@@ -34,7 +34,6 @@ _REQUESTS_AT_ONCE: Final = 32
 _PURGE_SECONDS: Final = 20.0
 _CLEAN_SECONDS: Final = 60.0
 _TURNS_PER_RENEWAL: Final = 4
-_TURN_SECONDS: Final = 1.0
 
 
 class ClaimKeeper:
@@ -282,18 +281,25 @@ class ClaimKeeper:
         )
 
 
-async def read_hosts(connection: Connection) -> list[HostLease]:
-    """Return the leases of all hosts that are known, also of those that have ended; those that can be read.
+async def read_hosts(connection: Connection) -> dict[str, HostLease | None]:
+    """Return the leases of all starts that are known, by their names, also of those that have ended.
+
+    A lease that cannot be read is None: its holder may be alive. The lease of an earlier version, in which one host
+    serves all runs, is that of `SERVICE`.
 
     Raises
     ------
     LogUnavailable
         There is no answer.
     """
-    found = []
-    async with follow(connection, bucket_stream(HOSTS_BUCKET), LEASE_SUBJECTS) as follower:
-        while follower.pending:
-            for message in await follower.receive(_TURN_SECONDS):
-                with contextlib.suppress(ProtocolError):
-                    found.append(decode_host_lease(message.body))
+    stream = bucket_stream(HOSTS_BUCKET)
+    info = await connection.call(f"STREAM.INFO.{stream}", {"subjects_filter": LEASE_SUBJECTS})
+    found: dict[str, HostLease | None] = {}
+    for subject in [lease_subject(SERVICE), *(info["state"].get("subjects") or {})]:
+        parsed = parse_host_subject(subject)
+        message = None if parsed is None else await connection.read_last_from_leader(stream, subject)
+        if parsed is not None and message is not None:
+            found[parsed[1]] = None
+            with contextlib.suppress(ProtocolError):
+                found[parsed[1]] = decode_host_lease(message.body)
     return found

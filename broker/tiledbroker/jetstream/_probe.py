@@ -51,13 +51,17 @@ async def try_requests(connection: Connection) -> list[str]:
     A key of its own is written and removed. All other requests find nothing, or must be refused.
     """
     probe = f"check-{secrets.token_hex(8)}"
+    documents = f"{DOCUMENTS}.check.{probe}"
+    hosts_stream, host = bucket_stream(HOSTS_BUCKET), bucket_subject(HOSTS_BUCKET, f"check.{probe}")
     attempts: dict[str, Callable[[], Awaitable[None]]] = {
         "Streams cannot be looked at": lambda: _look_at_streams(connection),
-        "New documents cannot be followed": lambda: _follow(connection, probe),
+        "New documents cannot be followed": lambda: _follow(connection, STREAM, documents),
         "Documents cannot be read": lambda: _read(connection, probe),
-        "Written runs cannot be removed": lambda: _remove(connection, STREAM, f"{DOCUMENTS}.check.{probe}"),
+        "Written runs cannot be removed": lambda: _remove(connection, STREAM, documents),
         "Receipts cannot be written": lambda: _write(connection, f"check.{probe}"),
-        "The lease cannot be written": lambda: _be_refused(connection, bucket_subject(HOSTS_BUCKET, f"check.{probe}")),
+        "Leases and claims cannot be followed": lambda: _follow(connection, hosts_stream, host),
+        "Leases and claims cannot be written": lambda: _be_refused(connection, host),
+        "Claims cannot be removed": lambda: _remove(connection, hosts_stream, host),
     }
     problems = []
     for what, attempt in attempts.items():
@@ -78,16 +82,16 @@ async def _look_at_streams(connection: Connection) -> None:
         await connection.call(f"STREAM.INFO.{stream}")
 
 
-async def _follow(connection: Connection, probe: str) -> None:
-    """Make a consumer as the source does, of a run that does not exist, and remove it."""
-    subject = f"{DOCUMENTS}.check.{probe}"
+async def _follow(connection: Connection, stream: str, subject: str) -> None:
+    """Make a consumer as the source does, of a subject that does not exist, and remove it."""
+    name = f"check-{secrets.token_hex(8)}"
     await connection.call(
-        f"CONSUMER.CREATE.{STREAM}.{probe}.{subject}",
+        f"CONSUMER.CREATE.{stream}.{name}.{subject}",
         {
-            "stream_name": STREAM,
+            "stream_name": stream,
             "action": "create",
             "config": {
-                "name": probe,
+                "name": name,
                 "deliver_subject": connection.new_inbox(),
                 "deliver_policy": "last_per_subject",
                 "filter_subject": subject,
@@ -99,7 +103,7 @@ async def _follow(connection: Connection, probe: str) -> None:
             },
         },
     )
-    await connection.call(f"CONSUMER.DELETE.{STREAM}.{probe}")
+    await connection.call(f"CONSUMER.DELETE.{stream}.{name}")
 
 
 async def _read(connection: Connection, probe: str) -> None:

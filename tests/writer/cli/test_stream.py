@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from log_site import LogSite
 
-from tiledbroker.jetstream import RUNS_BUCKET, Connection, bucket_stream, supervisor_permissions
+from tiledbroker.jetstream import RUNS_BUCKET, Connection, bucket_stream, lease_subject, supervisor_permissions
+from tiledbroker.jetstream._host_records import encode_host_lease
+from tiledbroker.ownership import SERVICE, HostLease, Lease
 from tiledwriter._check_results import CheckResult
 from tiledwriter._config import Settings
 from tiledwriter.cli._exit import ExitCode
@@ -101,7 +105,7 @@ def test_check_tries_what_the_service_does_and_leaves_nothing(tmp_path: Path) ->
         found = check_log(str(site.address), tmp_path, supervisors_user(tmp_path))
         assert found.state.value == "warn"
         assert "version 2." in found.found
-        assert "messages of up to 1.0 MiB; 0 bytes of 1.0 GiB): no host has served yet" in found.found
+        assert "messages of up to 1.0 MiB; 0 bytes of 1.0 GiB): no host serves" in found.found
         left = {
             name: (info["state"]["messages"], info["state"]["consumer_count"])
             for name in site.layout.streams()
@@ -121,7 +125,7 @@ def test_check_tries_what_the_service_does_and_leaves_nothing(tmp_path: Path) ->
             "$KV.TW_RUNS.>",
             "Receipts cannot be written: {} publish to $KV.TW_RUNS.check.",
         ),
-        ("$KV.TW_HOSTS.>", "The lease cannot be written: {} publish to $KV.TW_HOSTS.check."),
+        ("$KV.TW_HOSTS.>", "Leases and claims cannot be written: {} publish to $KV.TW_HOSTS.check."),
         (
             "$JS.API.>",
             "Streams cannot be looked at: {} publish to $JS.API.STREAM.INFO.TW.",
@@ -152,6 +156,32 @@ def test_check_says_that_written_runs_cannot_be_removed(tmp_path: Path) -> None:
     assert found.found == (
         "Written runs cannot be removed: this user lacks the permission to publish to $JS.API.STREAM.PURGE.TW."
     )
+
+
+def test_check_says_that_claims_cannot_be_removed(tmp_path: Path) -> None:
+    permissions = supervisor_permissions()
+    permissions["publish"]["deny"] = ["$JS.API.STREAM.PURGE.KV_TW_HOSTS"]
+    with site_with(tmp_path, permissions) as site:
+        found = check_log(str(site.address), tmp_path, supervisors_user(tmp_path))
+    assert found.found == (
+        "Claims cannot be removed: this user lacks the permission to publish to $JS.API.STREAM.PURGE.KV_TW_HOSTS."
+    )
+
+
+def test_check_names_all_hosts_whose_leases_have_not_ended(log_site: LogSite, tmp_path: Path) -> None:
+    async def store(connection: Connection) -> None:
+        ended = HostLease(Lease("ended", "host-3", 1, 1, released=True))
+        for record in (HostLease(Lease("b", "host-2", 1, 1)), HostLease(Lease("a", "host-1", 1, 1)), ended):
+            await connection.append(lease_subject(record.lease.holder), encode_host_lease(record), {}, 0)
+        await connection.append(lease_subject("c"), b"{", {}, 0)
+        # As an earlier version has stored it, in which one host serves all runs.
+        lease = Lease("d", "host-4", 1, 1)
+        value = {"version": 1, "lease": lease, "crc32": zlib.crc32(msgspec.json.encode((1, lease)))}
+        await connection.append(lease_subject(SERVICE), msgspec.json.encode(value), {}, 0)
+
+    log_site.ask(store)
+    said = check_log(str(log_site.address), tmp_path).found
+    assert "leases that have not ended: host-1, host-2, host-4, of c, which cannot be read" in said
 
 
 def test_check_says_that_the_log_is_almost_full(log_site: LogSite, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -48,7 +48,7 @@ class _Findings:
     space
         Space of the documents.
     hosts
-        The leases of all hosts.
+        The leases of all hosts, as `read_hosts` returns them.
     """
 
     server: str
@@ -56,7 +56,7 @@ class _Findings:
     problems: list[str]
     shortcomings: list[str]
     space: LogSpace | None
-    hosts: list[HostLease]
+    hosts: Mapping[str, HostLease | None]
 
 
 def check_log(name: str, address: LogAddress) -> CheckResult:
@@ -92,10 +92,10 @@ async def _find(connection: Connection) -> _Findings:
         info = await find_configuration(connection, STREAM)
         space = None if info is None else parse_space(info)
         account = await find_account_space(connection)
-        hosts = [] if problems else await read_hosts(connection)
+        hosts = {} if problems else await read_hosts(connection)
     except LogUnavailable as error:
         # Without these requests nothing more can be known.
-        return _Findings(server, refused or [f"The streams cannot be looked at: {error}."], [], [], None, [])
+        return _Findings(server, refused or [f"The streams cannot be looked at: {error}."], [], [], None, {})
     # One node is enough to try it; its loss is the loss of the log.
     shortcomings = [problem for problem in with_replicas if problem not in problems]
     shortcomings += _find_shortages(space, account)
@@ -114,7 +114,9 @@ def _describe_space(space: LogSpace) -> str:
     return f"{size_of(space.used)}" if space.limit is None else f"{size_of(space.used)} of {size_of(space.limit)}"
 
 
-def _describe_hosts(hosts: list[HostLease]) -> str:
+def _describe_hosts(hosts: Mapping[str, HostLease | None]) -> str:
     """Return whose leases have not ended. A host that was killed is among them until another one ends its lease."""
-    living = sorted(each.lease.host for each in hosts if not each.lease.released)
-    return f"leases that have not ended: {', '.join(living)}" if living else "no host serves"
+    living = sorted(each.lease.host for each in hosts.values() if each is not None and not each.lease.released)
+    unreadable = [f"of {holder}, which cannot be read" for holder, each in sorted(hosts.items()) if each is None]
+    listed = ", ".join([*living, *unreadable])
+    return f"leases that have not ended: {listed}" if listed else "no host serves"
