@@ -190,6 +190,8 @@ class ClaimKeeper:
         now = asyncio.get_running_loop().time()
         if may_act and now >= self._clean_at:
             self._clean_at = now + _CLEAN_SECONDS
+            with self._lock:
+                self._claims.forget_removed()
             self._start(self._remove_left_leases())
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:

@@ -233,6 +233,8 @@ class RunClaims:
         self._revoked: set[str] = set()
         self._may_revoke = True
         self._ending: set[str] = set()
+        # Runs whose claims were found removed when `forget_removed` was called last.
+        self._removed: set[str] = set()
         self._view: _View | None = None
         self._has_view = False
         self._watched_seconds = 0.0
@@ -304,6 +306,10 @@ class RunClaims:
         if seen is None or seen.claim is None or seen.holder == self._own.holder:
             return False
         return not self._has_ended(seen.holder)
+
+    def knows_claim(self, run: str) -> bool:
+        """Return whether there is a claim of a run, or one was removed lately."""
+        return run in self._claims
 
     def find_removable(self, run: str) -> int:
         """Return the number of the claim of a run that is complete, if this start may remove it; else 0."""
@@ -387,6 +393,14 @@ class RunClaims:
         if hold.stage is Stage.HELD:
             self.is_lost = True
         del self._holds[run]
+
+    def forget_removed(self) -> None:
+        """Forget claims that were removed before the last call: nobody is told when their records are purged."""
+        removed = {run for run, seen in self._claims.items() if seen.claim is None}
+        # If a record is still there, the next claim of the run is refused, and the record is read.
+        for run in removed & self._removed:
+            del self._claims[run]
+        self._removed = removed - self._removed
 
     # What the caller wants.
 

@@ -400,6 +400,17 @@ def test_a_claim_that_was_removed_is_free() -> None:
     assert step == PutClaim("a", 7, Claim(host.holder, "x", 1))
 
 
+def test_a_removed_claim_is_forgotten_after_a_while() -> None:
+    _, (host,) = serving(1)
+    host.claims.note_claim("a", 7, None)
+    host.claims.note_claim("b", 8, Claim("other", "y", 1))
+    host.claims.forget_removed()
+    assert host.claims.knows_claim("a")
+    host.claims.forget_removed()
+    assert not host.claims.knows_claim("a")
+    assert host.claims.knows_claim("b")
+
+
 def test_nothing_is_claimed_while_a_host_of_an_earlier_version_serves_all_runs() -> None:
     store, (host,) = serving(1)
     want_all([host])
