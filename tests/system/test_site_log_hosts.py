@@ -22,12 +22,12 @@ from tiledbroker.supervisor import LogStatus
 from tiledwriter.testing import TiledServer, wait_until
 
 # A busy machine must not lose it by being late.
-LEASE_SECONDS = 8.0
+LEASE_SECONDS = 15.0
 BEAMLINES = ("csx", "hxn", "six")
 RUNS_PER_BEAMLINE = 7
 EVENTS = 30
 
-pytestmark = [pytest.mark.filterwarnings("default:::tiled")]
+pytestmark = [pytest.mark.filterwarnings("default:::tiled"), pytest.mark.timeout(1800)]
 
 Emitted = list[tuple[str, Any]]
 
@@ -57,7 +57,7 @@ def hosts_of(directory: Path, server: Any, site: LogSite, count: int = 3) -> Ite
     """Hosts that have watched the log for long enough to claim runs."""
     with ExitStack() as stack:
         hosts = [stack.enter_context(Host(directory / f"host-{number}", server, site)) for number in range(count)]
-        wait_until(lambda: count_ready(site) == count, 120, "all hosts are ready")
+        wait_until(lambda: count_ready(site) == count, 240, "all hosts are ready")
         yield hosts
 
 
@@ -84,7 +84,7 @@ def wait_with_restarts(hosts: Sequence[Host], condition: Callable[[], bool], wha
                 host.start()
         return condition()
 
-    wait_until(is_met, 240, what)
+    wait_until(is_met, 600, what)
 
 
 def test_hosts_share_runs_and_go_on_with_those_of_one_that_is_killed_and_one_that_ends(
@@ -108,7 +108,7 @@ def test_hosts_share_runs_and_go_on_with_those_of_one_that_is_killed_and_one_tha
                     publish(publisher, emitted[first:last])
 
         def flush() -> bool:
-            return all(publisher.flush(120) for publisher in publishers.values())
+            return all(publisher.flush(240) for publisher in publishers.values())
 
         publish_all(0, third)
         assert flush()
@@ -121,7 +121,7 @@ def test_hosts_share_runs_and_go_on_with_those_of_one_that_is_killed_and_one_tha
         publish_all(third + 5, 2 * third)
         assert flush()
         hosts[1].stop()
-        wait_until(lambda: sum(each.lease.released for each in site.hosts()) == 2, 30, "two leases have ended")
+        wait_until(lambda: sum(each.lease.released for each in site.hosts()) == 2, 120, "two leases have ended")
         publish_all(2 * third, EVENTS + 3)
         for beamline, publisher in publishers.items():
             assert all(publisher.wait_written(uid_of(emitted), 240) for emitted in runs[beamline])
@@ -138,26 +138,26 @@ def test_a_host_that_was_stopped_for_longer_than_its_lease_writes_nothing_after_
         closing(publisher_to(site, tmp_path, "csx")) as publisher,
     ):
         uid = publish(publisher, emitted[:20])
-        assert publisher.flush(60)
+        assert publisher.flush(240)
         first, second = sorted(hosts, key=lambda host: not host.has_journal(uid))
         assert not second.has_journal(uid)
         first.signal_all(signal.SIGSTOP)
         try:
             publish(publisher, emitted[20:40])
-            assert publisher.flush(120)
+            assert publisher.flush(240)
             assert second.has_journal(uid)
         finally:
             first.signal_all(signal.SIGCONT)
-        wait_until(lambda: not first.running, 60, "the first host has ended")
+        wait_until(lambda: not first.running, 240, "the first host has ended")
         # It begins anew, with what it has set aside.
         first.start()
-        wait_until(lambda: not first.has_journal(uid), 60, "the journal is set aside")
+        wait_until(lambda: not first.has_journal(uid), 240, "the journal is set aside")
         publish(publisher, emitted[40:])
-        assert publisher.wait_written(uid, 120)
+        assert publisher.wait_written(uid, 240)
         assert not first.has_journal(uid)
         assert seq_nums(server, uid) == list(range(1, 61))
         # Those of the two starts that live; the one that was stopped has none any more.
-        wait_until(lambda: len(server.list_service_keys()) == 2, 60, "each host has a key")
+        wait_until(lambda: len(server.list_service_keys()) == 2, 240, "each host has a key")
 
 
 def test_the_next_start_of_a_lone_host_goes_on_with_its_journals(tiled_server: TiledServer, tmp_path: Path) -> None:
@@ -168,15 +168,15 @@ def test_the_next_start_of_a_lone_host_goes_on_with_its_journals(tiled_server: T
         closing(publisher_to(site, tmp_path, "csx")) as publisher,
     ):
         uid = publish(publisher, emitted[:10])
-        assert publisher.flush(60)
+        assert publisher.flush(240)
         host.kill()
         host.start()
         publish(publisher, emitted[10:20])
-        assert publisher.flush(60)
+        assert publisher.flush(240)
         host.stop()
         host.start()
         publish(publisher, emitted[20:])
-        assert publisher.wait_written(uid, 60)
+        assert publisher.wait_written(uid, 240)
         assert not (host.journal_dir / "superseded").exists()
     assert seq_nums(tiled_server, uid) == list(range(1, 31))
 
@@ -191,7 +191,7 @@ def test_a_log_that_is_set_back_loses_and_doubles_nothing(tiled_server: TiledSer
     ):
         for emitted in runs[:3]:
             publish(publisher, emitted[:20])
-        assert publisher.flush(120)
+        assert publisher.flush(240)
         for node in site.nodes:
             node.kill()
         site.save(tmp_path / "saved")
@@ -232,21 +232,21 @@ def test_hosts_tell_of_the_log_and_of_refused_credentials(tiled_server: TiledSer
         wrong.touch(mode=0o600)
         wrong.write_text("supervisor:secret-that-is-wrong")
         with Host(tmp_path / "host", tiled_server, site, credentials=wrong) as host:
-            wait_until(lambda: (found := log_of(host)) and found.reachable is False, 60, "the log is out of reach")
+            wait_until(lambda: (found := log_of(host)) and found.reachable is False, 240, "the log is out of reach")
             found = log_of(host)
             assert found is not None
             assert "does not accept these credentials" in (found.problem or "")
             # What is corrected is taken without a restart.
             wrong.write_bytes(secret.read_bytes())
-            wait_until(lambda: (found := log_of(host)) and found.reachable is True, 60, "the log is reached")
-            wait_until(host.serves, 60, "the host serves")
-            wait_until(lambda: (found := log_of(host)) and found.read_problem is None, 60, "the log is read")
+            wait_until(lambda: (found := log_of(host)) and found.reachable is True, 240, "the log is reached")
+            wait_until(host.serves, 240, "the host serves")
+            wait_until(lambda: (found := log_of(host)) and found.read_problem is None, 240, "the log is read")
             with closing(publisher_to(site, tmp_path, "csx", credentials=secret)) as publisher:
                 uid = publish(publisher, documents(10)[:-1])
-                assert publisher.flush(60)
+                assert publisher.flush(240)
                 wait_until(
                     lambda: (found := log_of(host)) and found.unfinished_runs == {socket.gethostname(): 1},
-                    90,
+                    240,
                     "the owner of the run is told",
                 )
             found = log_of(host)

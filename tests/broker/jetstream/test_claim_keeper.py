@@ -22,8 +22,11 @@ from tiledbroker.jetstream import (
 from tiledbroker.ownership import DeadlinePage, Lease, LeaseKeeper, LeaseTiming, Ownership, OwnershipState, RunClaims
 from tiledwriter.testing import wait_until
 
-TIMING = LeaseTiming.of(6.0)
+# A busy machine must not lose it by being late.
+TIMING = LeaseTiming.of(10.0)
 RUNS = [f"run-{number}" for number in range(12)]
+
+pytestmark = pytest.mark.timeout(900)
 
 
 class Start:
@@ -75,8 +78,8 @@ def starts_of(site: LogSite, directory: Path, *names: str) -> Iterator[list[Star
     for each in made:
         each.start()
     try:
-        wait_until(lambda: all(each.is_ready() for each in made), 120, "all have watched for long enough")
-        wait_until(lambda: all(each.count_ready() == len(made) for each in made), 60, "all know that")
+        wait_until(lambda: all(each.is_ready() for each in made), 240, "all have watched for long enough")
+        wait_until(lambda: all(each.count_ready() == len(made) for each in made), 120, "all know that")
         yield made
     finally:
         for each in made:
@@ -98,14 +101,14 @@ def test_runs_are_shared_and_those_of_a_host_that_falls_silent_go_to_the_other(
     with starts_of(log_site, tmp_path, "a", "b") as (first, second):
         for each in (first, second):
             each.want(RUNS)
-        wait_until(lambda: len(first.held() | second.held()) == len(RUNS), 60, "all runs are claimed")
+        wait_until(lambda: len(first.held() | second.held()) == len(RUNS), 120, "all runs are claimed")
         assert first.held()
         assert second.held()
         assert not first.held() & second.held()
-        wait_until(lambda: second.changed >= set(RUNS), 60, "the second one was told of all")
+        wait_until(lambda: second.changed >= set(RUNS), 120, "the second one was told of all")
         first.stop()
         second.want(RUNS)
-        wait_until(lambda: second.held() == set(RUNS), 60, "all runs are the second one's")
+        wait_until(lambda: second.held() == set(RUNS), 120, "all runs are the second one's")
         (lease,) = (each for each in log_site.hosts() if each.lease.released)
         assert lease.lease.epoch == 2
 
@@ -113,12 +116,12 @@ def test_runs_are_shared_and_those_of_a_host_that_falls_silent_go_to_the_other(
 def test_claims_outlive_connections_and_servers(log_site: LogSite, tmp_path: Path) -> None:
     with starts_of(log_site, tmp_path, "a") as (start,):
         start.want(RUNS[:3])
-        wait_until(lambda: len(start.held()) == 3, 60, "the runs are claimed")
+        wait_until(lambda: len(start.held()) == 3, 120, "the runs are claimed")
         (node,) = log_site.nodes
         node.kill()
         node.start()
         start.want(RUNS)
-        wait_until(lambda: len(start.held()) == len(RUNS), 60, "all runs are claimed")
+        wait_until(lambda: len(start.held()) == len(RUNS), 120, "all runs are claimed")
         assert start.lease.state is OwnershipState.HOLDING
 
 
@@ -128,15 +131,15 @@ def test_a_claim_that_is_removed_leaves_nothing(
     monkeypatch.setattr("tiledbroker.jetstream._claim_keeper._PURGE_SECONDS", 0.5)
     with starts_of(log_site, tmp_path, "a", "b") as (first, second):
         first.want(RUNS[:1])
-        wait_until(lambda: bool(first.held()), 60, "the run is claimed")
-        wait_until(lambda: second.claims.ask(lambda c: c.is_others(RUNS[0])), 60, "the other one knows")
+        wait_until(lambda: bool(first.held()), 120, "the run is claimed")
+        wait_until(lambda: second.claims.ask(lambda c: c.is_others(RUNS[0])), 120, "the other one knows")
         first.claims.remove_claim(RUNS[0])
-        wait_until(lambda: not second.claims.ask(lambda c: c.is_others(RUNS[0])), 60, "the other one knows")
-        wait_until(lambda: claim_subject(RUNS[0]) not in subjects_in(log_site), 60, "the record is gone")
+        wait_until(lambda: not second.claims.ask(lambda c: c.is_others(RUNS[0])), 120, "the other one knows")
+        wait_until(lambda: claim_subject(RUNS[0]) not in subjects_in(log_site), 120, "the record is gone")
         assert not first.held()
         # It can be claimed again, though nobody was told that the record is gone.
         second.want(RUNS[:1])
-        wait_until(lambda: bool(second.held()), 60, "the run is claimed again")
+        wait_until(lambda: bool(second.held()), 120, "the run is claimed again")
         assert set(subjects_in(log_site)) == {lease_subject("a"), lease_subject("b"), claim_subject(RUNS[0])}
 
 
@@ -148,5 +151,5 @@ def test_a_lease_that_cannot_be_read_is_watched_and_ended(log_site: LogSite, tmp
     log_site.ask(spoil)
     with starts_of(log_site, tmp_path, "a") as (start,):
         start.want(RUNS[:1])
-        wait_until(lambda: bool(start.held()), 60, "the run is claimed")
+        wait_until(lambda: bool(start.held()), 120, "the run is claimed")
         assert sum(each.lease.released for each in log_site.hosts()) == 2
