@@ -10,7 +10,8 @@ import pytest
 # msgspec keeps what it knows of a type before it is whole, and a second thread that decodes meanwhile crashes.
 PROGRAM = """
 import contextlib, sys
-from tiledbroker.jetstream import Receipt, _stores, decode_claim, decode_host_lease, decode_receipt, encode_receipt, parse_tail
+from tiledbroker.jetstream import Receipt, _stores, decode_claim, decode_host_lease, decode_receipt, encode_receipt
+from tiledbroker.jetstream import parse_tail
 from tiledbroker.jetstream._host_records import encode_claim, encode_host_lease
 from tiledbroker.ownership import Claim, HostLease, Lease, _directory_store, _decision_file
 
