@@ -21,7 +21,7 @@ from benchmarks.report import Report  # noqa: E402
 
 BENCHMARKS = (
     *("core", "callback", "longest", "durable", "tiled", "latency", "start", "memory", "recovery", "growth", "history"),
-    *("layout", "long_runs", "sequences", "trickle", "page"),
+    *("layout", "long_runs", "sequences", "trickle", "page", "site_log"),
 )
 PAGES = ROOT / "docs/explanations/performance"
 

@@ -61,11 +61,11 @@ def measure(*, rounds: int, quick: bool) -> Iterator[Figure]:
                 directory = Path(place) / condition.replace(" ", "-")
                 sides = {
                     OURS: stack.enter_context(_ours(condition, server, directory)),
-                    PUBLISHER: stack.enter_context(_publisher(condition)),
+                    PUBLISHER: stack.enter_context(bluesky_publisher(condition)),
                 }
                 if condition == "normal":
                     sides |= _in_process(server.client())
-                calls = {name: lambda side=side: _calls(side, events) for name, side in sides.items()}
+                calls = {name: lambda side=side: time_calls(side, events) for name, side in sides.items()}
                 for what, values in Rounds(calls).run(rounds).items():
                     budget = BUDGETS.get(what)
                     yield Figure(f"{condition}, {what}", "us", values, budget, PUBLISHER if budget else None)
@@ -74,8 +74,8 @@ def measure(*, rounds: int, quick: bool) -> Iterator[Figure]:
                 yield _outage(ours, server)
 
 
-def _calls(side: Subscriber, events: int) -> Mapping[str, float]:
-    """Microseconds per call, of one run at each pace."""
+def time_calls(side: Subscriber, events: int) -> Mapping[str, float]:
+    """Return microseconds per call, of one run at each pace."""
     figures = {}
     for pace, pause in PACES.items():
         emitted = run_of(int(side.share * events))
@@ -140,7 +140,7 @@ def _ours(condition: str, server: TiledServer, directory: Path) -> Iterator[Subs
 
 
 @contextmanager
-def _publisher(condition: str) -> Iterator[Subscriber]:
+def bluesky_publisher(condition: str) -> Iterator[Subscriber]:
     with ExitStack() as stack:
         port = free_port()
         if condition != "ingest down":

@@ -5,7 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection
@@ -86,39 +88,66 @@ def _on_empty_host(publish: Callable[[SupervisorProcess, Path], float]) -> float
 
 
 def _published_by_processes(supervisor: SupervisorProcess, place: Path, *, events: int) -> float:
+    makers = [
+        partial(ZMQPublisher, supervisor.address, spool_dir=place / f"spool-{number}") for number in range(PUBLISHERS)
+    ]
+    with publishing_processes(makers, events) as processes:
+        began = time.perf_counter()
+        processes.publish()
+        return processes.documents / (time.perf_counter() - began)
+
+
+@dataclass
+class PublishingProcesses:
+    """Processes with one publisher and one open run each.
+
+    Attributes
+    ----------
+    documents
+        How many documents all of them are going to publish.
+    """
+
+    documents: int
+    _ends: list[Connection]
+
+    def publish(self) -> float:
+        """Publish all documents, and return once they are acknowledged; processor time of all processes in seconds."""
+        for here in self._ends:
+            here.send("go")
+        return float(sum(here.recv() for here in self._ends))
+
+
+@contextmanager
+def publishing_processes(makers: Sequence[Callable[[], ZMQPublisher]], events: int) -> Iterator[PublishingProcesses]:
+    """Processes in which a publisher is made by each of `makers`, and which have opened their runs."""
     context = multiprocessing.get_context("spawn")
-    ends = [context.Pipe() for _ in range(PUBLISHERS)]
+    ends = [context.Pipe() for _ in makers]
     processes = [
-        context.Process(target=_publish_when_told, args=(there, supervisor.address, place / f"spool-{number}", events))
-        for number, (_, there) in enumerate(ends)
+        context.Process(target=_publish_when_told, args=(there, make, events))
+        for (_, there), make in zip(ends, makers, strict=True)
     ]
     for process in processes:
         process.start()
     try:
-        documents = sum(here.recv() for here, _ in ends)
-        began = time.perf_counter()
-        for here, _ in ends:
-            here.send("go")
-        for here, _ in ends:
-            assert here.recv() == "acknowledged"
-        return documents / (time.perf_counter() - began)
+        yield PublishingProcesses(sum(here.recv() for here, _ in ends), [here for here, _ in ends])
     finally:
         for process in processes:
             process.kill()
             process.join()
 
 
-def _publish_when_told(other: Connection, address: str, spool: Path, events: int) -> None:
+def _publish_when_told(other: Connection, make: Callable[[], ZMQPublisher], events: int) -> None:
     """In a process of its own: say how many documents there are, and publish them."""
     emitted = run_of(events)
-    publisher = ZMQPublisher(address, spool_dir=spool)
+    publisher = make()
     _emit(publisher, [emitted[:OPENING]])
     assert publisher.flush(300)
     other.send(len(emitted) - OPENING)
     other.recv()
+    used = time.process_time()
     _emit(publisher, [emitted[OPENING:]])
     assert publisher.flush(300)
-    other.send("acknowledged")
+    other.send(time.process_time() - used)
     other.recv()  # it is killed here, as a spool is of no use any more
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,12 @@ class NoTiled:
     storage: str = "sqlite"
 
 
-def supervisor_without_tiled(journal_dir: Path, *options: str, port: int | None = None) -> SupervisorProcess:
+def supervisor_without_tiled(
+    journal_dir: Path, *options: str, port: int | None = None, environment: Mapping[str, str] | None = None
+) -> SupervisorProcess:
     """A supervisor that takes documents into journals, and waits for Tiled for ever; not started."""
     nowhere = NoTiled(f"http://127.0.0.1:{free_port()}")
-    return SupervisorProcess(journal_dir, nowhere, port=port, options=options)  # type: ignore[arg-type]
+    return SupervisorProcess(journal_dir, nowhere, port=port, options=options, environment=environment)  # type: ignore[arg-type]
 
 
 def documents(events: int = 3, **metadata: Any) -> list[tuple[str, Any]]:
