@@ -171,6 +171,23 @@ class LogUnavailable(BrokerError):
     """Raised when the servers of a site's log give no answer, or refuse what was asked for."""
 
 
+class PermissionMissing(LogUnavailable):
+    """Raised when a server refuses to let this user "publish" or "subscribe" (`verb`) to a `subject`."""
+
+    def __init__(self, verb: str, subject: str) -> None:
+        super().__init__(f"this user lacks the permission to {verb} to {subject}")
+        self.verb = verb
+        self.subject = subject
+
+
+class CallFailed(LogUnavailable):
+    """Raised when JetStream answers a call with an error, of number `code`."""
+
+    def __init__(self, code: int, description: str) -> None:
+        super().__init__(description)
+        self.code = code
+
+
 class RunNotWhole(BrokerError):
     """Raised when documents of run `run_uid` are missing or damaged in a site's log; `reason` says which."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ._address import LogAddress
 from ._claim_keeper import ClaimKeeper, read_hosts
-from ._connection import CallFailed, Connection, LoopThread, PermissionMissing, StoredMessage
+from ._connection import Connection, LoopThread, StoredMessage
 from ._follower import Follower, follow
 from ._host_records import claim_subject, decode_claim, decode_host_lease, lease_subject
 from ._log_message import (
@@ -49,7 +49,6 @@ __all__ = [
     "HOSTS_BUCKET",
     "RUNS_BUCKET",
     "STREAM",
-    "CallFailed",
     "ClaimKeeper",
     "Connection",
     "EntryReader",
@@ -66,7 +65,6 @@ __all__ = [
     "LoggedNames",
     "LoggedRun",
     "LoopThread",
-    "PermissionMissing",
     "Receipt",
     "StoredMessage",
     "Tail",

@@ -21,7 +21,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from .._errors import AppendRefused, LogUnavailable
+from .._errors import AppendRefused, CallFailed, LogUnavailable, PermissionMissing
 from .._wording import format_install
 from ._address import LogAddress
 from ._names import bucket_stream, bucket_subject
@@ -448,23 +448,6 @@ def _describe_error(error: Exception) -> str:
     if "authorization violation" in text.lower():
         return f"{_NOT_AUTHORIZED} ({text})"
     return text
-
-
-class PermissionMissing(LogUnavailable):
-    """Raised when a server refuses to let this user "publish" or "subscribe" (`verb`) to a `subject`."""
-
-    def __init__(self, verb: str, subject: str) -> None:
-        super().__init__(f"this user lacks the permission to {verb} to {subject}")
-        self.verb = verb
-        self.subject = subject
-
-
-class CallFailed(LogUnavailable):
-    """Raised when JetStream answers a call with an error, of number `code`."""
-
-    def __init__(self, code: int, description: str) -> None:
-        super().__init__(description)
-        self.code = code
 
 
 def _parse_answer(data: bytes) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .._errors import AppendRefused, LogUnavailable
-from ._connection import Connection, PermissionMissing
+from .._errors import AppendRefused, LogUnavailable, PermissionMissing
+from ._connection import Connection
 from ._names import DOCUMENTS, HOSTS_BUCKET, RUNS_BUCKET, STREAM, bucket_stream, bucket_subject
 
 _NEVER_THE_LAST: Final = 2**62

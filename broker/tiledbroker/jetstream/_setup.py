@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ._connection import CallFailed, Connection
+from .._errors import CallFailed
+from ._connection import Connection
 from ._names import DOCUMENTS, HOSTS_BUCKET, RUNS_BUCKET, STREAM, bucket_stream, check_beamline
 
 OLDEST_SERVER: Final = (2, 10)

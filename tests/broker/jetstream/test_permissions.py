@@ -10,14 +10,13 @@ import pytest
 from log_site import LogSite
 
 from tiledbroker import JetStreamPublisher, KeyFileError
-from tiledbroker._errors import LogUnavailable
+from tiledbroker._errors import LogUnavailable, PermissionMissing
 from tiledbroker.jetstream import (
     RUNS_BUCKET,
     STREAM,
     Connection,
     LogAddress,
     LoopThread,
-    PermissionMissing,
     beamline_permissions,
     bucket_stream,
     bucket_subject,
