@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import sys
 import threading
@@ -149,6 +150,26 @@ def test_a_request_that_a_killed_supervisor_left_is_refused(
         assert proxy.release() == 401
         assert seq_nums(server, uid) == list(range(1, EVENTS + 1))
         assert second.log.read_text().count("of an earlier supervisor is revoked") == 1
+
+
+def test_journals_are_drained_behind_the_fence(
+    tmp_path: Path, server: TiledWithUsers, proxy: HoldingProxy, publisher_to: PublisherTo
+) -> None:
+    before = set(server.list_service_keys())
+    first = supervisor_on(tmp_path, server, *through(proxy))
+    with first:
+        publisher = publisher_to(first)
+        proxy.hold_next_append()
+        uid = publish_part(publisher, documents(EVENTS))
+        assert proxy.held.wait(60)
+        first.kill()
+    command = [sys.executable, "-m", "tiledwriter.cli.supervisor", "--drain", "--tiled", server.uri]
+    environment = {**os.environ, "TILED_API_KEY": server.api_key, "TILEDWRITER_QUIET_PERIOD": "1"}
+    drained = run_process([*command, "--journal-dir", first.journal_dir], env=environment)
+    assert drained.returncode == 0, drained.stderr
+    assert proxy.release() == 401
+    assert seq_nums(server, uid) == list(range(1, EVENTS + 1))
+    assert set(server.list_service_keys()) == before
 
 
 def test_keys_of_killed_supervisors_do_not_pile_up(tmp_path: Path, server: TiledWithUsers) -> None:

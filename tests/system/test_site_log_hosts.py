@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 from log_site import LogSite
-from runs import documents, publish, seq_nums
+from runs import NoTiled, documents, publish, seq_nums
 from sharing_hosts import SharingHost
 from tiled_users import TiledWithUsers
+from warm import run_process
 
-from tiledbroker import JetStreamPublisher, journal_filename
+from tiledbroker import JetStreamPublisher, journal_filename, run_files
 from tiledbroker.supervisor import LogStatus
-from tiledwriter.testing import TiledServer, wait_until
+from tiledwriter.testing import TiledServer, free_port, wait_until
 
 # A busy machine must not lose it by being late.
-LEASE_SECONDS = 15.0
+TIMES = {"TILEDWRITER_LEASE_SECONDS": "15", "TILEDWRITER_QUIET_PERIOD": "1"}
 BEAMLINES = ("csx", "hxn", "six")
 RUNS_PER_BEAMLINE = 7
 EVENTS = 30
@@ -38,7 +42,7 @@ class Host(SharingHost):
     def __init__(
         self, directory: Path, server: Any, site: LogSite, *options: str, credentials: Path | None = None
     ) -> None:
-        environment = {"TILEDWRITER_LEASE_SECONDS": str(LEASE_SECONDS), "TILEDWRITER_QUIET_PERIOD": "1"}
+        environment = dict(TIMES)
         if credentials is not None:
             environment["TILEDWRITER_SOURCE_CREDENTIALS"] = str(credentials)
         super().__init__(directory, server, options=["--source", str(site.address), *options], environment=environment)
@@ -179,6 +183,48 @@ def test_the_next_start_of_a_lone_host_goes_on_with_its_journals(tiled_server: T
         assert publisher.wait_written(uid, 240)
         assert not (host.journal_dir / "superseded").exists()
     assert seq_nums(tiled_server, uid) == list(range(1, 31))
+
+
+def drain(host: Host, server: TiledServer, site: LogSite) -> CompletedProcess[str]:
+    """Write what a host's journals hold by a supervisor that ends then."""
+    command = [sys.executable, "-m", "tiledwriter.cli.supervisor", "--drain", "--source", site.address]
+    environment = {**os.environ, "TILED_API_KEY": server.api_key, **TIMES}
+    return run_process([*command, "--tiled", server.uri, "--journal-dir", host.journal_dir], env=environment)
+
+
+def test_a_lone_host_drains_its_journals(tiled_server: TiledServer, tmp_path: Path) -> None:
+    with (
+        LogSite(tmp_path / "log") as site,
+        hosts_of(tmp_path, NoTiled(f"http://127.0.0.1:{free_port()}"), site, 1) as (host,),
+        closing(publisher_to(site, tmp_path, "csx", keep_until="durable")) as publisher,
+    ):
+        uid = publish(publisher, documents(30))
+        wait_until(lambda: not run_files(tmp_path / "of-csx"), 240, "the whole run is in the journal")
+        host.stop()
+        drained = drain(host, tiled_server, site)
+        assert drained.returncode == 0, drained.stderr
+    assert seq_nums(tiled_server, uid) == list(range(1, 31))
+
+
+def test_journals_that_another_host_has_gone_on_with_are_not_drained(tiled_server: TiledServer, tmp_path: Path) -> None:
+    emitted = documents(30)
+    with (
+        LogSite(tmp_path / "log") as site,
+        hosts_of(tmp_path, NoTiled(f"http://127.0.0.1:{free_port()}"), site, 2) as hosts,
+        closing(publisher_to(site, tmp_path, "csx")) as publisher,
+    ):
+        uid = publish(publisher, emitted[:10])
+        assert publisher.flush(240)
+        first, second = sorted(hosts, key=lambda host: not host.has_journal(uid))
+        first.kill()
+        publish(publisher, emitted[10:])
+        wait_until(lambda: second.has_journal(uid), 240, "the other host goes on with the run")
+        drained = drain(first, tiled_server, site)
+        assert drained.returncode == 1
+        assert "1 unfinished journals cannot be drained, as other hosts may have gone on" in drained.stderr
+        assert first.has_journal(uid)
+        assert uid not in tiled_server.client()
+        assert second.running
 
 
 def test_a_log_that_is_set_back_loses_and_doubles_nothing(tiled_server: TiledServer, tmp_path: Path) -> None:
