@@ -354,6 +354,30 @@ def test_a_run_of_another_host_is_wanted_when_that_one_has_ended(
         assert not host.received
 
 
+def test_documents_that_wait_for_a_host_are_behind_but_those_of_another_host_are_not(
+    log_site: LogSite, publisher: JetStreamPublisher
+) -> None:
+    owner = Owner()
+    emitted = documents(30)
+    uid = publish(publisher, emitted[:20])
+    source = make_source(log_site, owner=owner)
+    with MemoryHost(source) as host:
+        wait_for(lambda: lags(source) == {"csx": 20}, "nobody has the run")
+        owner.of_others.add(uid)
+        owner.tell(uid)
+        wait_for(lambda: lags(source) == {"csx": 0}, "another host has it")
+        owner.of_others.clear()
+        owner.own.add(uid)
+        owner.tell(uid)
+        wait_for(lambda: length_in(host, uid) == 20, "it is read")
+        assert set(lags(source)) == {"csx"}
+
+
+def lags(source: JetStreamSource) -> dict[str, int | None]:
+    """How many documents each beamline is behind."""
+    return {publisher.client: publisher.lag_documents for publisher in source.publishers.values()}
+
+
 def test_a_run_that_was_taken_away_is_neither_read_on_nor_told_of(
     log_site: LogSite, publisher: JetStreamPublisher
 ) -> None:

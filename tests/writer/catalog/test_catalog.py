@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import threading
 import time
 import uuid
@@ -44,6 +45,7 @@ from tiledwriter.mapping._operations import (
     CreateArray,
     CreateContainer,
     CreateTable,
+    DescribeExternal,
     ExtendExternal,
     OrderTable,
     RegisterExternal,
@@ -438,6 +440,13 @@ class External:
 
     def operations(self, count):
         return [*self.register(), *(self.extend(i, i + 1) for i in range(count))]
+
+    def all_at_once(self, count):
+        """Tell of all files by one datum, and describe them at the end."""
+        return [*self.register(), replace(self.extend(0, count), stop=1), self.describe(count)]
+
+    def describe(self, count):
+        return DescribeExternal(self.path, {**self.data_source(count), "assets": []})
 
 
 @pytest.fixture
@@ -1450,6 +1459,27 @@ def test_an_adopted_array_is_compared_and_never_shortened(run, other, tiled, ext
     other.write(*growth(other, 6))
     assert {method for method, _ in changes(run.proxy, before)} <= {"POST"}
     assert tiled[path].shape[0] == size
+
+
+@pytest.mark.parametrize("journal", ["of another host", "an older copy"])
+def test_the_last_description_of_files_takes_away_none_that_the_journal_lacks(
+    *, run, proxy, tiled_server, tmp_path, other, tiled, external, journal
+):
+    if journal == "an older copy":
+        run.apply(*external.register())
+        shutil.copy(run.journal.path, tmp_path / "older.sqlite")
+    run.apply(*external.all_at_once(4))
+    with ExitStack() as stack:
+        if journal == "an older copy":
+            older = stack.enter_context(Journal(tmp_path / "older.sqlite", "write", run_uid=run.uid))
+            other = Run(proxy, tiled_server.api_key, older)
+        with pytest.raises(TiledHasMore, match=r"than this journal: 4 rows in primary/files, 2 here\."):
+            other.write(*external.all_at_once(2), Audit(external.path, 2))
+        assert tiled.new_variation()[external.path].shape == (4, 4)
+        other.write(*external.all_at_once(4), Audit(external.path, 4))
+    numpy.testing.assert_array_equal(
+        tiled.new_variation()[external.path].read(), [numpy.arange(4.0) + i for i in range(4)]
+    )
 
 
 def test_a_chunk_that_another_process_has_left_in_full_is_shown_as_far_as_it_was_written(run, tiled):

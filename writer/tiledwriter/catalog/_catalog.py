@@ -236,7 +236,7 @@ class TiledCatalog:
             self._set_order(operation)
         elif isinstance(operation, DescribeExternal):
             self._growth.check_files(operation)
-            self._nodes.describe_external(operation)
+            self._describe_external(operation)
         elif isinstance(operation, Audit):
             self._audits.audit_node(operation)
         elif isinstance(operation, UpdateMetadata):
@@ -266,6 +266,21 @@ class TiledCatalog:
         # Rows are appended only to a table that exists, so the probe can read its columns.
         if isinstance(operation, AppendRows):
             self._nodes.probe.column = f"{operation.path}/{node.keys[0].name}"
+
+    def _describe_external(self, operation: DescribeExternal) -> None:
+        """Describe files for the last time, unless Tiled has more frames of them, which it would not show any more.
+
+        Raises
+        ------
+        TiledHasMore
+            Another process has written frames that the journal does not have.
+        """
+        node = self._known[operation.path]
+        shape = operation.data_source["structure"].get("shape")
+        if shape and node.initial_extent is not None and node.initial_extent > shape[0]:
+            node.journaled = shape[0]
+            self._beyond.raise_tiled_has_more()
+        self._nodes.describe_external(operation)
 
     def _set_order(self, operation: OrderTable) -> None:
         target = self._known.target(operation.path)

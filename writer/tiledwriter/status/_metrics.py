@@ -88,7 +88,7 @@ def _log_metrics(log: LogStatus) -> Iterator[Metric]:
     yield from _present(_gauge, "log_messages", "Messages in the log.", log.messages)
     yield from _present(_gauge, "log_replicas", "Nodes that should have each message.", log.replicas)
     yield from _present(_gauge, "log_replicas_current", "Nodes that have all messages.", log.replicas_current)
-    text = "Documents of a beamline that are in the log and not in journals here."
+    text = "Documents of a beamline that are in the log and not in journals, without those of other hosts' runs."
     yield from _gauges("log_lag_documents", text, "beamline", log.lag)
     text = "Runs in the log that are not complete in Tiled, by the host that has told of them."
     yield from _gauges("log_unfinished_runs", text, "host", log.unfinished_runs or {})

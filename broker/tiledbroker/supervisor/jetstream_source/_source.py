@@ -70,8 +70,6 @@ _RUNS_PER_HELLO: Final = 200
 _REMOVE_SECONDS: Final = 30.0
 _MAX_QUEUED: Final = 1_000
 _CLOSE_SECONDS: Final = 3.0
-_IDLE_PHASES: Final = frozenset({Phase.WAITING, Phase.COMPLETE})
-"""Phases in which nothing is due."""
 
 
 class JetStreamSource:
@@ -111,8 +109,8 @@ class JetStreamSource:
         self._queue: deque[tuple[Publisher, messages.Message]] = deque()
         self._runs: dict[str, LogRun] = {}
         self._beamlines: set[str] = set()
-        # Runs of which something is to be done.
-        self._active: dict[str, LogRun] = {}
+        # Runs that are not complete.
+        self._open: dict[str, LogRun] = {}
         # Runs to ask the supervisor for, by beamline, and when the Hello was sent that is not answered.
         self._to_ask: dict[str, dict[str, LogRun]] = {}
         self._asked_at: dict[str, float] = {}
@@ -205,7 +203,7 @@ class JetStreamSource:
 
     async def _finish(self) -> None:
         if self._connection is not None and not self._connection.lost.is_set():
-            for run in list(self._active.values()):
+            for run in list(self._open.values()):
                 if run.phase is Phase.READING and self._needs_receipt(run):
                     await self._store_receipt(run)
             await self._connection.close()
@@ -242,7 +240,7 @@ class JetStreamSource:
         # Documents that were read, and receipts that were stored, may not be there any more, if the servers were set
         # back. So all is asked anew: the log, the receipts and, unless these are complete, the supervisor.
         self._runs.clear()
-        self._active.clear()
+        self._open.clear()
         self._to_ask.clear()
         self._asked_at.clear()
         async with follow(connection, STREAM, f"{DOCUMENTS}.*.*", headers_only=True) as follower:
@@ -298,10 +296,10 @@ class JetStreamSource:
             self._pump(run)
 
     def _take_step(self, run: LogRun, step: Step) -> None:
-        if run.take_step(step) in _IDLE_PHASES:
-            self._active.pop(run.subject, None)
+        if run.take_step(step) is Phase.COMPLETE:
+            self._open.pop(run.subject, None)
         else:
-            self._active[run.subject] = run
+            self._open[run.subject] = run
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(self._guard(coroutine))
@@ -336,7 +334,7 @@ class JetStreamSource:
             found = await self._connection.read_last_from_leader(STREAM, run.subject)
         if found is not None:
             self._look(run)
-        elif run.phase in _IDLE_PHASES:
+        elif run.phase in (Phase.WAITING, Phase.COMPLETE):
             self._owner.unwant(run.uid)
             self._forget(run)
 
@@ -367,7 +365,7 @@ class JetStreamSource:
     def _forget(self, run: LogRun) -> None:
         if self._runs.get(run.subject) is run:
             del self._runs[run.subject]
-        self._active.pop(run.subject, None)
+        self._open.pop(run.subject, None)
 
     # The loop: what the supervisor has of a run.
 
@@ -651,12 +649,16 @@ class JetStreamSource:
             await asyncio.sleep(1.0)
             now = time.monotonic()
             behind: Counter[str] = Counter()
-            for run in list(self._active.values()):
+            for run in list(self._open.values()):
                 self._do_due(run, now)
-                behind[run.beamline] += max(0, run.tail.next - run.told.next)
-            self._owner.note_open_runs(sum(run.phase is not Phase.LOOKING for run in self._active.values()))
+                if run.phase is not Phase.WAITING or not self._owner.is_others(run.uid):
+                    behind[run.beamline] += max(0, run.tail.next - run.told.next)
+            own = sum(run.phase in (Phase.ASKING, Phase.READING) for run in self._open.values())
+            self._owner.note_open_runs(own)
             for beamline in [each for each, asked in self._asked_at.items() if now >= asked + ASK_AGAIN_SECONDS]:
                 self._say_hello(beamline)
+            for beamline in behind:
+                self._find_publisher(beamline)
             for publisher in self.publishers.values():
                 publisher.lag_documents = behind[publisher.client]
                 publisher.heard = now
