@@ -209,9 +209,9 @@ class IngestModel:
         match effect:
             case StartWorker(number, uid, orphan=orphan):
                 if self.start_error:
-                    return self.scheduler.fail_start(number, self.start_error, self.now)
+                    return self.scheduler.retry_start(number, self.start_error, self.now)
                 if orphan in self.orphans:
-                    return self.scheduler.wait_for_orphan(number, self.now)
+                    return self.scheduler.postpone_for_orphan(number, self.now)
                 assert uid not in [worker.uid for worker in self.workers.values()], "a run has two workers"
                 self.workers[number] = ModelWorker(number, uid)
                 if uid in self.journals:

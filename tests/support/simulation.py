@@ -211,11 +211,11 @@ class Simulation:
         scheduler, now = self.ingest.scheduler, self.ingest.now
         if self.now >= self._check_at:
             self._check_at = self.now + _CHECK_SECONDS
-            scheduler.measure_disk(_FULL if self._disk_is_full else _ENOUGH, now)
+            scheduler.take_disk_space(_FULL if self._disk_is_full else _ENOUGH, now)
             self.ingest.perform(scheduler.check_workers({}, now))
         self.ingest.perform(scheduler.schedule(now))
         self._send_answers()
-        self._ingest_at = min(self._check_at, max(scheduler.next_at(now), self.now + _SHORTEST_SLEEP_SECONDS))
+        self._ingest_at = min(self._check_at, max(scheduler.find_next_time(now), self.now + _SHORTEST_SLEEP_SECONDS))
 
     # The acquisition host.
 

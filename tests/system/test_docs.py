@@ -253,7 +253,7 @@ def defined_names(path: Path) -> set[str]:
     names: set[str] = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ClassDef):
-            members = [item.name for item in node.body if isinstance(item, ast.FunctionDef)]
+            members = [item.name for item in node.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)]
             names |= {node.name, *(f"{node.name}.{member}" for member in members)}
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             names.add(node.name)

@@ -1,5 +1,7 @@
 """Claims: decides, without I/O and without a clock, which run which of several supervisor starts may write.
 
+A start is one life of a supervisor's process, from its begin to its end; another one on the same host is another start.
+
 All starts share one store with a history: each record that is stored gets a number above all earlier ones, and is
 stored only if the newest record of its key has the number that was expected (compare-and-set). The store can be set
 back: it then forgets the newest part of its history, everything from some number on. Its keys:
@@ -171,7 +173,7 @@ class _SeenClaim:
 
 
 @dataclass
-class _Hold:
+class _OwnClaim:
     """A run that this start claims: its stage, the number of its claim, and the step on its way."""
 
     stage: Stage
@@ -224,8 +226,8 @@ class RunClaims:
         self._inherits = False
         self._leases: dict[str, _SeenLease] = {}
         self._claims: dict[str, _SeenClaim] = {}
-        self._holds: dict[str, _Hold] = {}
-        # Runs to claim, and since when each of them could be claimed.
+        self._own_claims: dict[str, _OwnClaim] = {}
+        # Runs to claim, and the time since which each of them could be; it is in the future after a refusal.
         self._wanted: dict[str, float | None] = {}
         self._changed: set[str] = set()
         # Number of the newest claim that was seen and is not confirmed.
@@ -297,8 +299,8 @@ class RunClaims:
 
     def holds(self, run: str) -> bool:
         """Return whether this start may write a run, as long as it may write at all."""
-        hold = self._holds.get(run)
-        return hold is not None and hold.stage is Stage.HELD and not self.is_lost
+        own_claim = self._own_claims.get(run)
+        return own_claim is not None and own_claim.stage is Stage.HELD and not self.is_lost
 
     def is_others(self, run: str) -> bool:
         """Return whether another start whose lease has not ended has claimed a run."""
@@ -317,7 +319,7 @@ class RunClaims:
         return 0 if seen is None or seen.claim is None or self.is_others(run) else seen.number
 
     def take_changed(self) -> set[str]:
-        """Return the runs of which `holds`, `is_others` or `find_claim` may say something else since the last call."""
+        """Return the runs of which `holds`, `is_others` or `knows_claim` may say something else since the last call."""
         changed, self._changed = self._changed, set()
         return changed
 
@@ -376,23 +378,23 @@ class RunClaims:
         if claim is not None and self._view is None:
             self._watch_holder(claim.holder)
         self._changed.add(run)
-        hold = self._holds.get(run)
+        own_claim = self._own_claims.get(run)
         # What was seen may be older than what is held.
-        if hold is None or (claim is not None and claim.holder == self._own.holder):
+        if own_claim is None or (claim is not None and claim.holder == self._own.holder):
             return
-        if self._is_older(number, hold):
+        if self._is_older(number, own_claim):
             return
-        self._drop(run, hold)
+        self._drop(run, own_claim)
 
-    def _is_older(self, number: int, hold: _Hold) -> bool:
+    def _is_older(self, number: int, own_claim: _OwnClaim) -> bool:
         """Return whether what was seen of a claim can be from before it was held."""
         own = self._leases.get(self._own.holder)
-        return number < hold.number and (own is None or own.number < hold.number)
+        return number < own_claim.number and (own is None or own.number < own_claim.number)
 
-    def _drop(self, run: str, hold: _Hold) -> None:
-        if hold.stage is Stage.HELD:
+    def _drop(self, run: str, own_claim: _OwnClaim) -> None:
+        if own_claim.stage is Stage.HELD:
             self.is_lost = True
-        del self._holds[run]
+        del self._own_claims[run]
 
     def forget_removed(self) -> None:
         """Forget claims that were removed before the last call: nobody is told when their records are purged."""
@@ -406,7 +408,7 @@ class RunClaims:
 
     def want(self, run: str) -> None:
         """Claim a run when it may be claimed."""
-        if run not in self._holds:
+        if run not in self._own_claims:
             self._wanted.setdefault(run, None)
 
     def unwant(self, run: str) -> None:
@@ -416,7 +418,7 @@ class RunClaims:
     def give_up(self, run: str) -> None:
         """Forget a run that is held, since it is complete and is being removed."""
         self._wanted.pop(run, None)
-        self._holds.pop(run, None)
+        self._own_claims.pop(run, None)
 
     def note_revoked(self, keys: Collection[str]) -> None:
         """Note that API keys are no longer valid."""
@@ -429,8 +431,12 @@ class RunClaims:
     # Steps.
 
     def next_steps(self, now: float) -> list[ClaimStep]:
-        """Return what to do now. Call it about every `renewal_seconds`, and whenever something was noted."""
-        self._count_pause(now)
+        """Return what to do now. Call it about every `renewal_seconds`, and whenever something was noted.
+
+        It counts the time since the last call as watched. It takes what it returns for begun: it does not return a step
+        again before it was told what came of it.
+        """
+        self._count_watched_time(now)
         if self.is_lost or not self._has_view:
             return []
         return [*self._end_leases(now), *self._confirm_claims(), *self._claim_runs(now)]
@@ -451,11 +457,11 @@ class RunClaims:
             self._inherits = now < found.deadline
 
     def _note_claimed(self, step: PutClaim, number: int) -> None:
-        hold = self._holds.get(step.run)
-        if hold is None or hold.step is not step:
+        own_claim = self._own_claims.get(step.run)
+        if own_claim is None or own_claim.step is not step:
             return
-        hold.stage = Stage.HELD if step.claim.confirmed else Stage.CLAIMED
-        hold.step, hold.number = None, number
+        own_claim.stage = Stage.HELD if step.claim.confirmed else Stage.CLAIMED
+        own_claim.step, own_claim.number = None, number
         self._wanted.pop(step.run, None)
         self.note_claim(step.run, number, step.claim)
 
@@ -466,22 +472,22 @@ class RunClaims:
             if self._inheritance is not None and self._inheritance.holder == step.holder:
                 self._inheritance = None
             return
-        hold = self._holds.get(step.run)
-        if hold is not None and hold.step is step:
-            del self._holds[step.run]
+        own_claim = self._own_claims.get(step.run)
+        if own_claim is not None and own_claim.step is step:
+            del self._own_claims[step.run]
             # What is stored will be seen by then.
             self._wanted[step.run] = now + self._timing.renewal_seconds / 4
 
     def note_no_answer(self, step: ClaimStep, now: float) -> None:
         """Note that nobody knows what came of a step: it may be stored, also later."""
-        hold = self._holds.get(step.run) if isinstance(step, PutClaim) else None
-        if hold is not None and hold.step is step and hold.stage is Stage.CONFIRMING:
+        own_claim = self._own_claims.get(step.run) if isinstance(step, PutClaim) else None
+        if own_claim is not None and own_claim.step is step and own_claim.stage is Stage.CONFIRMING:
             # If it was stored, the next attempt is refused, and the run is claimed anew.
-            hold.stage, hold.step = Stage.CLAIMED, None
+            own_claim.stage, own_claim.step = Stage.CLAIMED, None
         else:
             self.note_refused(step, now)
 
-    def _count_pause(self, now: float) -> None:
+    def _count_watched_time(self, now: float) -> None:
         """Count the time since the last look as watched, unless this process may have been stopped meanwhile."""
         pause, seconds = now - self._looked_at, self._timing.renewal_seconds
         if self._own.holder in self._leases and 0 < pause <= 2 * seconds:
@@ -524,11 +530,11 @@ class RunClaims:
 
     def _confirm_claims(self) -> Iterator[PutClaim]:
         oldest = self._find_oldest_renewal()
-        for run, hold in self._holds.items():
-            if hold.stage is Stage.CLAIMED and oldest is not None and oldest > hold.number:
-                hold.stage = Stage.CONFIRMING
-                hold.step = PutClaim(run, hold.number, self._compose_claim(confirmed=True))
-                yield hold.step
+        for run, own_claim in self._own_claims.items():
+            if own_claim.stage is Stage.CLAIMED and oldest is not None and oldest > own_claim.number:
+                own_claim.stage = Stage.CONFIRMING
+                own_claim.step = PutClaim(run, own_claim.number, self._compose_claim(confirmed=True))
+                yield own_claim.step
 
     def _find_oldest_renewal(self) -> int | None:
         """Return the lowest number of the leases that have not ended; None if that of this start is not among them."""
@@ -540,7 +546,7 @@ class RunClaims:
             return
         loads = self._estimate_loads()
         for run, free_since in list(self._wanted.items()):
-            if run in self._holds:
+            if run in self._own_claims:
                 continue
             if not self._may_claim(run):
                 self._wanted[run] = None
@@ -552,7 +558,7 @@ class RunClaims:
             loads[self._own.holder] += 1
             seen = self._claims.get(run)
             step = PutClaim(run, 0 if seen is None else seen.number, self._compose_claim(confirmed=False))
-            self._holds[run] = _Hold(Stage.CLAIMING, step)
+            self._own_claims[run] = _OwnClaim(Stage.CLAIMING, step)
             yield step
 
     def _may_claim(self, run: str) -> bool:
@@ -582,7 +588,9 @@ class RunClaims:
                 if record.ready and (not primary or holder in primary)
             }
         )
-        loads[self._own.holder] = self.open_runs + sum(hold.stage is not Stage.HELD for hold in self._holds.values())
+        loads[self._own.holder] = self.open_runs + sum(
+            own_claim.stage is not Stage.HELD for own_claim in self._own_claims.values()
+        )
         oldest = min(self._leases[holder].number for holder in loads)
         for seen in reversed(self._claims.values()):
             if seen.number <= oldest:

@@ -448,7 +448,7 @@ class Supervisor:
         if self._handshake_queue or self._handled_stops < self._stops or self._handled_reloads < self._reloads:
             return 0.0
         survey_at = self._survey.next_at()
-        due = self._scheduler.next_at(_now())
+        due = self._scheduler.find_next_time(_now())
         due = due if survey_at is None or self._scheduler.is_stopping else min(due, survey_at)
         return max(0.0, min(_IDLE_SECONDS, self._notifier.feed_pause, due - time.monotonic()))
 
@@ -497,7 +497,7 @@ class Supervisor:
 
     def _measure_disk(self, now: Instant) -> None:
         space = measure_space(self.journal_dir)
-        self._scheduler.measure_disk(None if space is None else Space(*space), now)
+        self._scheduler.take_disk_space(None if space is None else Space(*space), now)
 
     def _check_connections(self) -> None:
         now = time.monotonic()
@@ -626,11 +626,11 @@ class Supervisor:
             self._limited_log.log(
                 logging.ERROR, "start", "Run %s has no worker; trying again: %s", effect.uid, error, exc_info=True
             )
-            return self._scheduler.fail_start(effect.worker, f"no worker can be started: {error}", _now())
+            return self._scheduler.retry_start(effect.worker, f"no worker can be started: {error}", _now())
 
     def _start_worker(self, effect: StartWorker) -> list[Effect]:
         if effect.orphan is not None and self._pool.is_alive(effect.orphan):
-            return self._scheduler.wait_for_orphan(effect.worker, _now())
+            return self._scheduler.postpone_for_orphan(effect.worker, _now())
         journal = bring_back(effect.journal)
         self._scheduler.move_journal(effect.worker, journal)
         self._pool.start(effect.worker, effect.uid, journal, effect.order, effect.client)

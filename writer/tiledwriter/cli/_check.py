@@ -81,8 +81,8 @@ def exit_codes_help() -> str:
 
 
 _DESCRIPTION = """\
-Look at everything that the service needs: configuration, credentials, journal directory, disk, keys, plugins, port,
-and Tiled, where a probe node is created, appended to, read back and deleted again. It may run beside the service.
+Look at everything that the service needs: configuration, credentials, journal directory, disk, lease, keys, plugins,
+port, and Tiled, where a probe node is created, appended to, read back and deleted again. It may run beside the service.
 
 Each line is "ok", "warn", "fail" with what to do, or "skipped" with the reason why nothing was looked at.
 """

@@ -1,4 +1,4 @@
-"""Pre-flight checks of this host: credentials, journal directory, disk, CURVE keys, plugins and the port."""
+"""Pre-flight checks of this host: credentials, journal directory, disk, lease, CURVE keys, plugins and the port."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _check_disk(settings: Settings) -> CheckResult:
     if usage.free < min_free:
         return CheckResult.fail(
             DISK,
-            f"{found}; below min_free, {format_bytes(min_free)}, no documents are accepted",
+            f"{found}, less than min_free, {format_bytes(min_free)}: no documents are accepted",
             "Make room, or give another --journal-dir.",
         )
     if files.f_files and files.f_favail < _FEW_FILES:
@@ -158,7 +158,7 @@ def _check_disk(settings: Settings) -> CheckResult:
     if usage.free < (_FEW_BYTES if settings.min_free is None else LOW_FACTOR * min_free):
         return CheckResult.warn(
             DISK,
-            f"{found}; below min_free, {format_bytes(min_free)}, no documents are accepted",
+            f"{found}; documents are accepted down to min_free, {format_bytes(min_free)}",
             "Make room: journals of finished runs can be pruned.",
         )
     return CheckResult.ok(DISK, found)

@@ -487,7 +487,8 @@ class InternalData:
             return "string", "text"
         if not is_array and key in self._data_keys and _is_sequence(value) and len(value) == 1:
             value = value[0]
-        if is_array if value is None else _is_sequence(value):
+        holds_arrays = is_array if value is None else _is_sequence(value)
+        if holds_arrays:
             return self._plan_array(key, data_key, value)
         declared = {"dtype": "number"} if is_array else data_key
         return self._column_types.get(key) or scalar_type(declared, value, guessed=key in self._guessed), "value"
@@ -612,22 +613,32 @@ class InternalData:
         return operations
 
     def _fit_values(self, source: ColumnSource, values: Values) -> Values:
+        """Return values as the column has them, and count what was changed or left out.
+
+        A value that the column's type cannot hold makes the column `too_narrow`: the run is folded again with a wider
+        type, and the table is rewritten.
+        """
         fitted, misfits = fit(values, source.column.type)
         if source.kind == "value" and source.column.type == "string":
             self._look_for_types(source.key, values)
         if fitted is not values:
             self._look_for_changes(source, values, fitted)
         if source.kind == "value":
-            for misfit in misfits:
-                needed = wider(source.column.type, values[misfit])
-                if needed is not None:
-                    if not self._exceeds_float(source, fitted[:misfit]):
-                        self.too_narrow.setdefault(source.key, needed)
-                    break
+            self._note_if_too_narrow(source, values, fitted, misfits)
             if self._exceeds_float(source, fitted):
                 self._keys_with_widest_integers.add(source.key)
         self._count_misfits(source.key if source.kind in ("value", "text") else source.column.name, len(misfits))
         return fitted
+
+    def _note_if_too_narrow(self, source: ColumnSource, values: Values, fitted: Values, misfits: Sequence[int]) -> None:
+        """Note the wider type that the first value needs that has one.
+
+        A column of integers that floats cannot tell apart stays as it is: as floats they would lose digits.
+        """
+        widened = ((misfit, wider(source.column.type, values[misfit])) for misfit in misfits)
+        misfit, needed = next(((misfit, needed) for misfit, needed in widened if needed is not None), (0, None))
+        if needed is not None and not self._exceeds_float(source, fitted[:misfit]):
+            self.too_narrow.setdefault(source.key, needed)
 
     def _look_for_types(self, key: str, values: Values) -> None:
         """Record the types of values that are stored as text but are not text."""

@@ -372,17 +372,18 @@ class Run:
         self.deaths = self.deaths_without_writes = self.outages = 0
         self.start_at = 0.0
 
-    def count_death(self, exit_code: int | None, now: float) -> bool:
-        """Count a death and set the delay of the next start; return True if the run must be quarantined."""
+    def note_death(self, now: float) -> None:
+        """Count a death of the run's worker, and set the time before which no other starts."""
         self.apply_event(Event.DIED)
         self.deaths += 1
         self.deaths_without_writes += 1
         delay = min(_MAX_RESTART_DELAY_SECONDS, _FIRST_RESTART_DELAY_SECONDS * 2 ** (self.deaths_without_writes - 1))
         self.start_at = now + delay
-        is_hopeless = self.deaths >= MAX_DEATHS or self.deaths_without_writes >= MAX_DEATHS_WITHOUT_WRITES
-        following = "no other is started" if is_hopeless else f"starting another in {delay:.2f} s"
-        log.warning("The worker of run %s ended with exit code %s; %s.", self.uid, exit_code, following)
-        return is_hopeless
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether so many of the run's workers have died without progress that it must be quarantined."""
+        return self.deaths >= MAX_DEATHS or self.deaths_without_writes >= MAX_DEATHS_WITHOUT_WRITES
 
     def fail(self, reason: str) -> None:
         """Put the run in quarantine, and log why."""

@@ -68,7 +68,10 @@ _ORDER_STEP_SECONDS: Final = 1e-6
 
 
 class Scheduler:
-    """Schedules workers for runs. Each method that takes an event returns the effects to perform, in order.
+    """Schedules workers for runs. Most methods that take an event return the effects to perform, in order.
+
+    Methods that decide something add its effects to a list, which the method that takes the event hands out. Those that
+    take an event of which nothing follows at once, such as a measurement, return nothing.
 
     Parameters
     ----------
@@ -245,7 +248,7 @@ class Scheduler:
             trouble.append(f"Tiled has refused requests since {format_time(self.outage.since)}: {self.outage.reason}")
         return "; ".join([*trouble, f"runs: {listed or 'none is open'}"])
 
-    def next_at(self, now: Instant) -> float:
+    def find_next_time(self, now: Instant) -> float:
         """Return the time (`time.monotonic`) at which `schedule` has something to do if nothing happens before."""
         if self.is_stopping or not self._roster.has_room:
             return float("inf")
@@ -265,9 +268,9 @@ class Scheduler:
                 self._send(worker, messages.Finish())
             return self._take_effects()
         due = [self.runs[uid] for uid in self._waiting if self.runs[uid].start_at <= now.monotonic]
-        for number, run in enumerate(due):
+        for position, run in enumerate(due):
             if not self._has_room:
-                self._make_room(len(due) - number, now)
+                self._make_room(len(due) - position, now)
                 return self._take_effects()
             del self._waiting[run.uid]
             self._start_worker(run, Purpose.STORE, now)
@@ -289,7 +292,7 @@ class Scheduler:
         self._effects += self.write_slots.grant(now.monotonic)
         return self._take_effects()
 
-    def measure_disk(self, space: Space | None, now: Instant) -> None:
+    def take_disk_space(self, space: Space | None, now: Instant) -> None:
         """Take the space on the journals' disk; None if it cannot be measured. Called once a second."""
         self.disk.update(space, now.monotonic)
 
@@ -357,7 +360,7 @@ class Scheduler:
 
     # Events: workers.
 
-    def fail_start(self, number: int, error: str, now: Instant) -> list[Effect]:
+    def retry_start(self, number: int, error: str, now: Instant) -> list[Effect]:
         """Try again later to start a worker that could not be started."""
         run = self._roster[number]
         self.tally.start_problem.note(error, now.unix)
@@ -365,7 +368,7 @@ class Scheduler:
         self._tell_publishers(run, messages.Refused(run.uid, run.next, messages.LATER, error))
         return self._take_effects()
 
-    def wait_for_orphan(self, number: int, now: Instant) -> list[Effect]:
+    def postpone_for_orphan(self, number: int, now: Instant) -> list[Effect]:
         """Wait for the end of the run's earlier worker, which still runs; kill it if it should have ended by now.
 
         Workers of a killed supervisor end by themselves unless they hang.
@@ -405,7 +408,7 @@ class Scheduler:
             return []
         run.worker.answered_at = now.monotonic
         if isinstance(message, messages.Ready):
-            self._on_ready(run, run.worker, message)
+            self._handle_ready(run, run.worker, message)
         elif isinstance(message, messages.Durable):
             self.tally.documents += max(0, message.next - run.next)
             self.tally.journal_problem.clear()
@@ -415,7 +418,7 @@ class Scheduler:
             pause = self._pacing.find_pause(now.monotonic)
             self._tell_publishers(run, messages.Durable(run.uid, message.next, message.ended, pause))
         elif isinstance(message, messages.Refused):
-            self._on_refused(run, run.worker, message, now)
+            self._handle_refusal(run, run.worker, message, now)
         elif isinstance(message, messages.Progress):
             self.tally.written_documents += max(0, message.next - run.written)
             run.advance(written=message.next)
@@ -464,29 +467,42 @@ class Scheduler:
         self._forget_worker(run, now)
         self.outage.note_worker_end(run.uid)
         run.orphan = None
-        was_audited = worker.purpose is Purpose.AUDIT and run.is_complete
         died = exit_code != 0 or bool(worker.kill_reason)
-        if worker.kill_reason and not self.is_stopping:
-            self._effects.append(RecordEvent(run.journal, "worker ended", {"reason": worker.kill_reason}))
-        if not run.is_final and not died:
-            self._on_orderly_end(run, worker, facts, now)
-        elif not run.is_final:
-            self._on_death(run, worker, exit_code, now)
+        auditor = worker if worker.purpose is Purpose.AUDIT and run.is_complete else None
+        if died and not self.is_stopping:
+            self.tally.note_death(now)
+        # First the state that the run is left in, then what follows from it.
+        self._settle_state(run, worker, exit_code, facts, now)
         if worker.relayed > run.next:
             # The worker ended with documents that it had not stored.
             self._tell_publishers(run, messages.Refused(run.uid, run.next, messages.GAP))
+        self._choose_what_follows(run, facts, auditor, died=died, now=now)
+        self.tally.note_state(run, now)
+        return self._take_effects()
+
+    def _settle_state(self, run: Run, worker: Worker, exit_code: int | None, facts: JournalFacts, now: Instant) -> None:
+        """Bring a run whose worker has ended to the state that it is left in."""
+        if worker.kill_reason and not self.is_stopping:
+            self._effects.append(RecordEvent(run.journal, "worker ended", {"reason": worker.kill_reason}))
+        if run.is_final:
+            return
+        if exit_code == 0 and not worker.kill_reason:
+            self._handle_orderly_end(run, worker, facts, now)
+        else:
+            self._handle_death(run, worker, exit_code, now)
+
+    def _choose_what_follows(
+        self, run: Run, facts: JournalFacts, auditor: Worker | None, *, died: bool, now: Instant
+    ) -> None:
+        """Try a failed run again, give a run another worker for what has arrived meanwhile, or let a final one go."""
         if run.retry_requested and run.state is State.FAILED and not self.is_stopping:
             run.retry_requested = False
             self._effects.append(ClearFailure(run.journal))
         elif run.queued_messages and not self.is_stopping:
             self._queue_for_worker(run)
         elif run.is_final:
-            self._plan_next_audit(run, facts, worker if was_audited else None, died=died, now=now)
+            self._plan_next_audit(run, facts, auditor, died=died, now=now)
             self._forget_run(run)
-        if died and not self.is_stopping:
-            self.tally.note_death(now)
-        self.tally.note_state(run, now)
-        return self._take_effects()
 
     def reload_run(self, run: Run, facts: JournalFacts, now: Instant) -> list[Effect]:
         """Begin a run anew from its journal, after an error while the end of its worker was handled."""
@@ -710,7 +726,7 @@ class Scheduler:
         worker.finish_by = now.monotonic + FINISH_TIMEOUT_SECONDS
         self._send(worker, messages.Finish())
 
-    def _on_ready(self, run: Run, worker: Worker, message: messages.Ready) -> None:
+    def _handle_ready(self, run: Run, worker: Worker, message: messages.Ready) -> None:
         worker.ready = True
         run.apply_event(Event.READY)
         run.next = worker.relayed = message.next
@@ -722,7 +738,7 @@ class Scheduler:
         for queued in queued_messages:
             self._send(worker, queued)
 
-    def _on_refused(self, run: Run, worker: Worker, message: messages.Refused, now: Instant) -> None:
+    def _handle_refusal(self, run: Run, worker: Worker, message: messages.Refused, now: Instant) -> None:
         if message.reason == messages.LATER and message.detail:
             self.tally.journal_problem.note(message.detail, now.unix)
         # The index says nothing before the worker has opened the journal.
@@ -731,7 +747,7 @@ class Scheduler:
         run.forget_start()
         self._tell_publishers(run, messages.Refused(message.run, index, message.reason, message.detail))
 
-    def _on_orderly_end(self, run: Run, worker: Worker, facts: JournalFacts, now: Instant) -> None:
+    def _handle_orderly_end(self, run: Run, worker: Worker, facts: JournalFacts, now: Instant) -> None:
         """Handle a worker that ended in order: the run is complete, parked, or drained."""
         self._read_outcome(run, facts, now)
         if not run.has_work_left or self.is_stopping:
@@ -759,10 +775,16 @@ class Scheduler:
         else:
             run.apply_event(Event.PARKED)
 
-    def _on_death(self, run: Run, worker: Worker, exit_code: int | None, now: Instant) -> None:
+    def _handle_death(self, run: Run, worker: Worker, exit_code: int | None, now: Instant) -> None:
+        """Choose between another worker, now or in the queue of runs to resume, and quarantine."""
         if self.is_stopping:
             run.apply_event(Event.DIED)
-        elif run.count_death(exit_code, now.monotonic):
+            return
+        run.note_death(now.monotonic)
+        pause_seconds = run.start_at - now.monotonic
+        following = "no other is started" if run.is_hopeless else f"starting another in {pause_seconds:.2f} s or later"
+        log.warning("The worker of run %s ended with exit code %s; %s.", run.uid, exit_code, following)
+        if run.is_hopeless:
             self._quarantine(run, worker.kill_reason)
         elif run.queued_messages or not run.ended:
             self._queue_for_worker(run)

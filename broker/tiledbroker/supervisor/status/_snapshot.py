@@ -190,8 +190,9 @@ class LogStatus(msgspec.Struct, frozen=True):
     there was none. `read_problem` is the reason why the supervisor does not read it at the moment, also while this host
     stands by. `bytes` and `messages` are those of all documents in it, on each node, and `max_bytes` is the limit.
     `replicas` are the nodes that should have each message; `replicas_current` do. `lag` has the documents by beamline
-    that are in the log and not in journals here, without those of other hosts' runs. `unfinished_runs` counts the runs in the log that are not complete in
-    Tiled by the host that has told of them, "" if none has; it is None until they were counted.
+    that are in the log and not in journals here, without those of other hosts' runs. `unfinished_runs` counts the runs
+    in the log that are not complete in Tiled by the host that has told of them, "" if none has; it is None until they
+    were counted.
     """
 
     address: str

@@ -123,7 +123,7 @@ def batch(first: int, *names: str) -> messages.Documents:
 
 
 def measure(ingest: IngestModel, mebibytes: int) -> None:
-    ingest.scheduler.measure_disk(Space(mebibytes * MIB, TOTAL), ingest.now)
+    ingest.scheduler.take_disk_space(Space(mebibytes * MIB, TOTAL), ingest.now)
 
 
 def test_new_run_waits_for_space(ingest: IngestModel, alice: Publisher) -> None:

@@ -30,23 +30,17 @@ def test_replaying_is_no_progress(run: Run) -> None:
     run.advance(next_=10, written=5)
     run.state = State.OPEN
     for death in range(1, MAX_DEATHS):
-        assert not run.count_death(1, 100.0)
+        run.note_death(100.0)
+        assert not run.is_hopeless
         run.advance(next_=10, written=5)
         run.advance(written=3)
         assert run.deaths == death
-    assert run.count_death(1, 100.0)
-
-
-def test_the_last_death_does_not_promise_another_worker(run: Run, caplog: pytest.LogCaptureFixture) -> None:
-    for _ in range(MAX_DEATHS):
-        run.count_death(1, 100.0)
-    said = [record.getMessage() for record in caplog.records if "exit code" in record.getMessage()]
-    assert ["starting another in" in line for line in said] == [True] * (MAX_DEATHS - 1) + [False]
-    assert said[-1].endswith("ended with exit code 1; no other is started.")
+    run.note_death(100.0)
+    assert run.is_hopeless
 
 
 def test_progress_forgives_earlier_deaths(run: Run) -> None:
-    run.count_death(1, 100.0)
+    run.note_death(100.0)
     run.advance(written=1)
     assert run.deaths == 0
 
@@ -54,7 +48,7 @@ def test_progress_forgives_earlier_deaths(run: Run) -> None:
 def test_each_death_delays_the_next_worker_longer(run: Run) -> None:
     delays = []
     for _ in range(4):
-        run.count_death(-9, 100.0)
+        run.note_death(100.0)
         delays.append(run.start_at)
     assert delays == sorted(delays)
 
@@ -64,11 +58,13 @@ def test_documents_between_deaths_do_not_make_restarts_frequent_for_ever(run: Ru
     delays = []
     for death in range(1, MAX_DEATHS_WITHOUT_WRITES):
         run.advance(next_=death)
-        assert not run.count_death(1, 100.0)
+        run.note_death(100.0)
+        assert not run.is_hopeless
         delays.append(run.start_at - 100.0)
     assert delays[-1] == pytest.approx(30.0)
     run.advance(next_=MAX_DEATHS_WITHOUT_WRITES)
-    assert run.count_death(1, 100.0)
+    run.note_death(100.0)
+    assert run.is_hopeless
 
 
 @pytest.mark.parametrize(

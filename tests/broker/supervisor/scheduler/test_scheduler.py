@@ -301,6 +301,18 @@ def test_quarantine_is_one_line_of_the_log_with_its_reason_and_commands(
     assert not [record for record in caplog.records if record.getMessage().endswith("is failed.")]
 
 
+def test_the_last_death_does_not_promise_another_worker(
+    ingest: IngestModel, alice: Publisher, caplog: pytest.LogCaptureFixture
+) -> None:
+    ingest.send(alice, whole("deadly"))
+    for _ in range(MAX_DEATHS):
+        ingest.end(ingest.start("deadly"), exit_code=1)
+    said = [record.getMessage() for record in caplog.records if "exit code" in record.getMessage()]
+    assert said[0] == "The worker of run deadly ended with exit code 1; starting another in 0.05 s or later."
+    assert ["starting another in" in line for line in said] == [True] * (MAX_DEATHS - 1) + [False]
+    assert said[-1].endswith("ended with exit code 1; no other is started.")
+
+
 def test_quarantined_run_is_still_journaled(ingest: IngestModel, alice: Publisher) -> None:
     ingest.journal("run", state=State.FAILED, reason="a 422", length=1, start_crc=CRCS["start"])
     ingest.send(alice, batch("run", 1, "event"))
@@ -755,11 +767,11 @@ def test_draining_ends_when_nothing_is_left_and_names_what_is_not_written() -> N
 
 
 def test_next_time_is_that_of_the_next_start(ingest: IngestModel, alice: Publisher) -> None:
-    assert ingest.scheduler.next_at(ingest.now) == float("inf")
+    assert ingest.scheduler.find_next_time(ingest.now) == float("inf")
     ingest.send(alice, batch("run", 0, "start"))
-    assert ingest.scheduler.next_at(ingest.now) <= ingest.seconds
+    assert ingest.scheduler.find_next_time(ingest.now) <= ingest.seconds
     ingest.end(ingest.start("run"), exit_code=1)
-    assert ingest.scheduler.next_at(ingest.now) == pytest.approx(ingest.seconds + 0.05)
+    assert ingest.scheduler.find_next_time(ingest.now) == pytest.approx(ingest.seconds + 0.05)
 
 
 # Any schedule of faults
