@@ -23,7 +23,7 @@ sys.path[:0] = [
 ]  # before this file's own directory: it has the name of the package
 
 from chaos.campaign import Campaign, Options  # noqa: E402
-from chaos.kinds import KINDS  # noqa: E402
+from chaos.kinds import KINDS, kinds_of  # noqa: E402
 from chaos.site import Setting  # noqa: E402
 
 
@@ -34,6 +34,15 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--minutes", type=float, default=20.0, help="for which faults are injected (default 20)")
     result.add_argument("--storage", choices=("sqlite", "postgresql"), default="sqlite", help="of Tiled's tables")
     result.add_argument("--servers", type=int, default=1, help="Tiled processes, with PostgreSQL (default 1)")
+    result.add_argument(
+        "--source",
+        choices=("zeromq", "jetstream"),
+        default="zeromq",
+        help="one ingest host, or a site's log in NATS JetStream that several ingest hosts read (default zeromq)",
+    )
+    result.add_argument("--nodes", type=int, default=3, help="of the site's log (default 3)")
+    result.add_argument("--hosts", type=int, default=3, help="ingest hosts that read the site's log (default 3)")
+    result.add_argument("--publishers", type=int, help="with at least a run each (default: one for two runs)")
     result.add_argument("--interval", type=float, default=2.5, help="seconds between two faults (default 2.5)")
     result.add_argument("--only", action="append", choices=sorted(KINDS), metavar="KIND", help="kinds of faults")
     result.add_argument("--http", type=int, metavar="PORT", help="where the supervisor has its status page")
@@ -46,10 +55,23 @@ def main() -> int:
     given = parser().parse_args()
     if given.servers > 1 and given.storage != "postgresql":
         parser().error("several servers need --storage postgresql")
+    if other := set(given.only or ()) - set(kinds_of(given.source)):
+        parser().error(f"with --source {given.source}, there are no faults of kind {', '.join(sorted(other))}")
     logging.getLogger("tiledbroker").setLevel(logging.CRITICAL)
     directory = given.directory or Path(tempfile.mkdtemp(prefix="chaos-")) / "campaign"
-    setting = Setting(directory.absolute(), given.seed, given.runs, given.storage, given.servers, http=given.http)
-    options = Options(setting, 60 * given.minutes, given.interval, tuple(given.only or KINDS))
+    setting = Setting(
+        directory.absolute(),
+        given.seed,
+        given.runs,
+        given.storage,
+        given.servers,
+        http=given.http,
+        source=given.source,
+        nodes=given.nodes,
+        hosts=given.hosts,
+        publishers=given.publishers,
+    )
+    options = Options(setting, 60 * given.minutes, given.interval, tuple(given.only or ()))
     began = time.monotonic()
 
     def tell(line: str) -> None:

@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
-from . import faults, harm
+from . import faults, harm, log_faults
 from .keeper import Keeper
-from .kinds import KINDS, Planned, plan
+from .kinds import KINDS, Planned, kinds_of, plan
 from .logs import documents_in
 from .referee import Referee, Verdict, journal_path
 from .report import Injected, Report
-from .site import Setting, Site
+from .shared_site import SharedSite
+from .site import Setting, Site, Source
 
-_REGISTERED: Final = (faults, harm)  # their kinds are in KINDS by now
+_REGISTERED: Final = (faults, harm, log_faults)  # their kinds are in KINDS by now
 _OVERLAP: Final = 4
 _PATIENCE: Final = 3  # runs that wait to be written, for each that is open, until publishers begin no further ones
 
@@ -37,7 +38,7 @@ class Options:
     interval
         Seconds between two faults, on average.
     kinds
-        Of faults.
+        Of faults; empty for all of sites like this one.
     patience
         Seconds after the last fault for which nothing may happen until the campaign gives the rest up.
     """
@@ -45,8 +46,15 @@ class Options:
     setting: Setting
     seconds: float
     interval: float = 2.5
-    kinds: Sequence[str] = tuple(KINDS)
+    kinds: Sequence[str] = ()
     patience: float = 180.0
+
+    def __post_init__(self) -> None:
+        if not self.kinds:
+            object.__setattr__(self, "kinds", kinds_of(self.setting.source))
+
+
+SITES: Final[dict[Source, type[Site]]] = {"zeromq": Site, "jetstream": SharedSite}
 
 
 class Timeline:
@@ -115,7 +123,7 @@ class Campaign:
         setting.directory.mkdir(parents=True)
         with closing(Timeline(setting.directory / "timeline.jsonl")) as timeline:
             self._timeline = timeline
-            with Site(setting, self._note) as site:
+            with SITES[setting.source](setting, self._note) as site:
                 impossible = {kind: why for kind in self._options.kinds if (why := faults.why_not(kind, site))}
                 self._tell("Everything runs; faults begin.")
                 with closing(self._referee(site, attempts=1)) as onlooker:
@@ -133,7 +141,7 @@ class Campaign:
                     verdicts = self._judge(site, referee, keeper)
         return Report(
             setting.seed,
-            setting.storage if setting.servers == 1 else f"{setting.storage}, {setting.servers} Tiled processes",
+            setting.describe(),
             self._options.seconds,
             sorted(self._injected, key=lambda fault: fault.number),
             verdicts,
@@ -206,12 +214,13 @@ class Campaign:
     @staticmethod
     def _referee(site: Site, attempts: int = 20) -> Referee:
         return Referee(
-            site.journal_dir,
+            site.journal_dirs[0],
             site.server.uri,
             site.server.api_key,
-            retired=site.retired,
+            beside=site.journal_dirs[1:],
+            retired=site.left_journal_dirs(),
             refused=site.refused(),
-            elsewhere=site.elsewhere.journal_dir,
+            elsewhere=None if site.elsewhere is None else site.elsewhere.journal_dir,
             attempts=attempts,
         )
 
@@ -234,8 +243,16 @@ class Campaign:
         place = site.setting.directory / "wrong"
         place.mkdir()
         for verdict in verdicts:
-            path = journal_path(site.journal_dir, verdict.run_uid)
-            if not verdict.clean and path is not None:
-                for file in path.parent.glob(f"{verdict.run_uid}.sqlite*"):
-                    shutil.copy(file, place)
+            if not verdict.clean:
+                for number, directory in enumerate((*site.journal_dirs, *site.left_journal_dirs())):
+                    _keep_journal(directory, verdict.run_uid, place / str(number))
         return verdicts
+
+
+def _keep_journal(directory: Path, run_uid: str, target: Path) -> None:
+    """Copy the files of a run's journal, if there is one."""
+    path = journal_path(directory, run_uid)
+    if path is not None:
+        target.mkdir(exist_ok=True)
+        for file in path.parent.glob(f"{run_uid}.sqlite*"):
+            shutil.copy(file, target)

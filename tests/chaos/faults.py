@@ -14,7 +14,7 @@ from typing import Final
 import psutil
 from faulty_proxy import CUT_AFTER, CUT_BEFORE, Fault, answer, half_closed, late_answer, zombie
 
-from tiledbroker import ZMQPublisher
+from tiledbroker.publisher._publisher import SpoolPublisher
 from tiledwriter.testing import ServerProcess, TiledServer, wait_until
 
 from .databases import tables_locked
@@ -75,16 +75,19 @@ def _(site: Site, planned: Planned) -> str:
 
 @kind("supervisor killed")
 def _(site: Site, planned: Planned) -> str:
-    with site.locks["supervisor"]:
-        site.supervisor.kill()
+    host = planned.host(site)
+    with site.lock_of(host):
+        host.kill()
         site.pause(planned.seconds(0, 3))
-        site.bring_up(site.supervisor)
-    return "killed"
+        site.bring_up(host)
+    return f"host {site.hosts.index(host)}"
 
 
 @kind("supervisor stopped")
 def _(site: Site, planned: Planned) -> str:
-    return _stop(site, "supervisor", site.supervisor, planned.seconds(0.5, 9))
+    host = planned.host(site)
+    with site.lock_of(host):
+        return f"host {site.hosts.index(host)}, {_stop(site, host, planned.seconds(0.5, 9))}"
 
 
 @kind("worker killed")
@@ -122,7 +125,8 @@ def _(site: Site, planned: Planned) -> str:
 @kind("Tiled stopped")
 def _(site: Site, planned: Planned) -> str:
     server = _server(site, planned)
-    return f"server {site.servers.index(server)}, {_stop(site, 'tiled', server, planned.seconds(0.5, 4))}"
+    with site.locks["tiled"]:
+        return f"server {site.servers.index(server)}, {_stop(site, server, planned.seconds(0.5, 4))}"
 
 
 def _server(site: Site, planned: Planned) -> TiledServer:
@@ -158,22 +162,22 @@ def _(site: Site, planned: Planned) -> str:
 @kind("PostgreSQL stopped")
 def _(site: Site, planned: Planned) -> str:
     assert site.postgresql is not None
-    return _stop(site, "postgresql", site.postgresql, planned.seconds(0.5, 4))
+    with site.locks["postgresql"]:
+        return _stop(site, site.postgresql, planned.seconds(0.5, 4))
 
 
-def _stop(site: Site, lock: str, process: ServerProcess, seconds: float) -> str:
-    with site.locks[lock]:
-        process.send(signal.SIGSTOP)
-        try:
-            site.pause(seconds)
-        finally:
-            process.send(signal.SIGCONT)
+def _stop(site: Site, process: ServerProcess, seconds: float) -> str:
+    process.send(signal.SIGSTOP)
+    try:
+        site.pause(seconds)
+    finally:
+        process.send(signal.SIGCONT)
     return f"{seconds:.1f} s"
 
 
 def _worker(site: Site, planned: Planned) -> psutil.Process | None:
     with suppress(TimeoutError):
-        wait_until(lambda: site.ending.is_set() or site.supervisor.workers(), _NO_REQUEST, "there is a worker")
+        wait_until(lambda: site.ending.is_set() or site.workers(), _NO_REQUEST, "there is a worker")
     return site.worker(planned.victim)
 
 
@@ -373,9 +377,10 @@ def remove_all(directory: Path) -> list[str]:
 # Another destination
 
 
-@kind("destination changed")
+@kind("destination changed", "zeromq")
 def _(site: Site, planned: Planned) -> str:
     """A session on the same spool for another supervisor, which is there or not, and then the right one again."""
+    assert site.elsewhere is not None
     seat = planned.seat(site)
     listens = planned.amount < 0.6
     with seat.mutex, site.elsewhere.mutex:
@@ -405,7 +410,7 @@ def _(site: Site, planned: Planned) -> str:
 def _(site: Site, planned: Planned) -> str:
     """A publisher of its own sends a run that belongs in quarantine, while all others have to go on."""
     spool = site.setting.directory / f"unwritable-{planned.number}"
-    with closing(ZMQPublisher(site.wire.address, spool_dir=spool, name="unwritable")) as publisher:
+    with closing(site.make_publisher(spool, name="unwritable")) as publisher:
         run_uid = publish_unwritable(publisher, planned.number)
         if not publisher.close(_NO_REQUEST):
             return ""
@@ -417,7 +422,7 @@ def _(site: Site, planned: Planned) -> str:
     return f"run {run_uid}: {outcome or 'no outcome yet'}"
 
 
-def publish_unwritable(publisher: ZMQPublisher, number: int) -> str:
+def publish_unwritable(publisher: SpoolPublisher, number: int) -> str:
     """Publish a run whose descriptor lacks what event-model requires; returns its uid."""
     run_uid = str(uuid.uuid4())
     part = {"run_start": run_uid, "time": time.time()}

@@ -18,7 +18,7 @@ _MAIN_FILE: Final = ".sqlite"
 # Files that are damaged
 
 
-@kind("spool truncated")
+@kind("spool truncated", "zeromq")
 def _(site: Site, planned: Planned) -> str:
     seat = planned.seat(site)
     with seat.mutex:
@@ -49,7 +49,7 @@ def _truncate(site: Site, seat: Seat, planned: Planned) -> str:
     return f"{target.name} by {cut} bytes: {survivors} left, {arrived} durable"
 
 
-@kind("bit flipped in spool")
+@kind("bit flipped in spool", "zeromq")
 def _(site: Site, planned: Planned) -> str:
     seat = planned.seat(site)
     with seat.mutex:
@@ -62,7 +62,7 @@ def _(site: Site, planned: Planned) -> str:
             seat.start()
 
 
-@kind("bit flipped in journal")
+@kind("bit flipped in journal", "zeromq")
 def _(site: Site, planned: Planned) -> str:
     """While the supervisor is away, or under its hands; of runs that are not at their end, if there are any."""
     with held(site.locks["journals"], site.locks["supervisor"], site.locks["worker"]):
@@ -101,7 +101,7 @@ def _chosen(runs: list[str], planned: Planned) -> str:
 # Copies of earlier times
 
 
-@kind("old spool put back")
+@kind("old spool put back", "zeromq")
 def _(site: Site, planned: Planned) -> str:
     if (old := _old(site, planned)) is None:
         return ""
@@ -118,7 +118,7 @@ def _(site: Site, planned: Planned) -> str:
     return f"seat {seat.number}, {age}: {concerned} runs concerned"
 
 
-@kind("old journals put back")
+@kind("old journals put back", "zeromq")
 def _(site: Site, planned: Planned) -> str:
     if (old := _old(site, planned)) is None:
         return ""
@@ -132,7 +132,7 @@ def _(site: Site, planned: Planned) -> str:
     return f"{age}: {concerned} runs concerned"
 
 
-@kind("old spools and journals put back")
+@kind("old spools and journals put back", "zeromq")
 def _(site: Site, planned: Planned) -> str:
     if (old := _old(site, planned)) is None:
         return ""
@@ -211,7 +211,7 @@ def _note_stale(site: Site, run_uids: Iterable[str]) -> int:
 # Another ingest host
 
 
-@kind("second ingest host")
+@kind("second ingest host", "zeromq")
 def _(site: Site, planned: Planned) -> str:
     """The ingest host dies, and one without journals takes over its address; now and then the old one comes back."""
     returns = planned.victim < 0.5

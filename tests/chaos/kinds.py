@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, get_args
 
-from .site import Seat, Site
+from tiledwriter.testing import SupervisorProcess
+
+from .site import Seat, Site, Source
 
 
 @dataclass(frozen=True)
@@ -29,21 +31,32 @@ class Planned:
         """The publisher that it hits."""
         return site.seats[int(self.victim * len(site.seats))]
 
+    def host(self, site: Site) -> SupervisorProcess:
+        """The ingest host that it hits."""
+        return site.hosts[int(self.victim * len(site.hosts))]
+
 
 Injection: TypeAlias = Callable[[Site, Planned], str]
 """Injects a fault and heals it; returns what was done, "" if there was nothing that it could be done to."""
 
 KINDS: Final[dict[str, Injection]] = {}
+_SOURCES: Final[dict[str, frozenset[Source]]] = {}
 
 
-def kind(name: str) -> Callable[[Injection], Injection]:
-    """Register a kind of fault."""
+def kind(name: str, *sources: Source) -> Callable[[Injection], Injection]:
+    """Register a kind of fault of sites with these sources of documents; without any, of all sites."""
 
     def register(injection: Injection) -> Injection:
         KINDS[name] = injection
+        _SOURCES[name] = frozenset(sources or get_args(Source))
         return injection
 
     return register
+
+
+def kinds_of(source: Source) -> tuple[str, ...]:
+    """The kinds of faults of sites with this source of documents."""
+    return tuple(name for name, sources in _SOURCES.items() if source in sources)
 
 
 def plan(seed: int, kinds: list[str], seconds: float, interval: float) -> Iterator[Planned]:

@@ -3,8 +3,9 @@
 A line is written to the witness file when the callback has returned: the run, the document's index in it and name, the
 checksum of what is to be stored of it, and the time. The document itself is put into a file of its run, in the
 directory "published", before the callback is called. Files in the control directory tell the process what to do and
-what it does: "hold": begin no further runs; "finish": end those that are open, and then itself; "degraded": its spool
-fails; "refused": runs that its publisher says are refused, and why; "raised": what it raised when asked for its status.
+what it does: "hold": begin no further runs; "finish": end those that are open, and then itself; "idle": it has no run
+any more, and waits until it is told to "leave"; "degraded": its spool fails; "refused": runs that its publisher says
+are refused, and why; "raised": what it raised when asked for its status.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from pathlib import Path
 from time import sleep, time
 from typing import Final
 
-from tiledbroker import Encoder, ZMQPublisher, _crash_points
+from tiledbroker import Encoder, JetStreamPublisher, ZMQPublisher, _crash_points
+from tiledbroker.publisher._publisher import SpoolPublisher
 
 from .composing import Document, RunPlan
 
@@ -38,6 +40,10 @@ class Acquisition:
     ----------
     name
         Of the publisher; None for the name of the host.
+    beamline
+        For a site's log at this address; "" if an ingest host is there.
+    lingers
+        Whether it stays when its runs have ended, until it is told to leave: its spool is kept until they are written.
     at_once
         Runs that are open at a time.
     events
@@ -61,6 +67,8 @@ class Acquisition:
     events: tuple[int, int]
     pace: float
     name: str | None = None
+    beamline: str = ""
+    lingers: bool = False
     burst: int = 1
     limit: int = 0
     crash_at: str = ""
@@ -128,7 +136,7 @@ class Session:
         self._encoder = Encoder()
         self._witness = Witness(Path(given.witness), self._control / PUBLISHED)
         self._refused: set[tuple[str, str]] = set()
-        self._publisher = ZMQPublisher(given.address, spool_dir=given.spool, name=given.name, on_error="raise")
+        self._publisher = _make_publisher(given)
         self._runs: list[OpenRun] = []
         self._begun = 0
 
@@ -146,7 +154,15 @@ class Session:
             if not (self._runs or degraded) and (finishing or self._has_begun_all()):
                 break
             sleep(self._given.pace)
+        if self._given.lingers:
+            self._linger()
         self._publisher.close(timeout=60)
+
+    def _linger(self) -> None:
+        self._tell("idle", on=True)
+        while not self._is_told("leave"):
+            self._look()
+            sleep(self._given.pace)
 
     def close(self) -> None:
         """End it as it is."""
@@ -204,6 +220,14 @@ class Session:
             (self._control / word).touch()
         else:
             (self._control / word).unlink(missing_ok=True)
+
+
+def _make_publisher(given: Acquisition) -> SpoolPublisher:
+    if given.beamline:
+        return JetStreamPublisher(
+            given.address, beamline=given.beamline, spool_dir=given.spool, name=given.name, on_error="raise"
+        )
+    return ZMQPublisher(given.address, spool_dir=given.spool, name=given.name, on_error="raise")
 
 
 if __name__ == "__main__":

@@ -207,8 +207,10 @@ class Referee:
 
     Parameters
     ----------
+    beside
+        Journal directories of further ingest hosts at work.
     retired
-        Journal directories of ingest hosts that are gone.
+        Journal directories of ingest hosts that are gone, or that nobody writes from any more.
     refused
         Runs of which somebody said that they cannot go on, and why.
     elsewhere
@@ -223,12 +225,14 @@ class Referee:
         uri: str,
         api_key: str,
         *,
+        beside: Sequence[Path] = (),
         retired: Sequence[Path] = (),
         refused: Mapping[str, str] | None = None,
         elsewhere: Path | None = None,
         attempts: int = _ATTEMPTS,
     ) -> None:
-        self._journal_dirs = [journal_dir, *retired]
+        self._current = [journal_dir, *beside]
+        self._journal_dirs = [*self._current, *retired]
         self._refused = refused or {}
         self._elsewhere = elsewhere
         self._attempts = attempts
@@ -267,11 +271,11 @@ class Referee:
         return verdict
 
     def _copies(self, run_uid: str) -> list[Copy]:
-        """What journal directories have of a run, the one in use first."""
+        """What journal directories have of a run, those in use first."""
         copies = []
         for directory in self._journal_dirs:
             if (path := journal_path(directory, run_uid)) is not None:
-                copy = Copy(current=directory is self._journal_dirs[0])
+                copy = Copy(current=directory in self._current)
                 copies.append(copy)
                 try:
                     with closing(Journal(path)) as journal:

@@ -11,19 +11,20 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any, Final
+from typing import IO, Any, ClassVar, Final, Literal, TypeAlias
 
 import psutil
 from paths import SUPPORT, TESTS, search_path
 from tiled_group import TiledGroup
 from warm import ForkedProcess, run_process, start_process
 
-from tiledbroker import Journal, JournalError
+from tiledbroker import Journal, JournalError, ZMQPublisher
+from tiledbroker.publisher._publisher import SpoolPublisher
 from tiledwriter.testing import ServerProcess, Storage, SupervisorProcess, TiledServer, free_port, wait_until
 
 from .disk import SmallDisk
@@ -33,7 +34,7 @@ from .logs import JOURNAL_COMMAND, copy_files, files_of, replace_files, runs_in
 from .permissions import subject_to_permissions
 from .publishing import PUBLISHED, Acquisition, read_published
 from .referee import SETTLED, Emitted, Harm, journal_path
-from .wire import Wire
+from .wire import Wire, Wires
 
 _START_TIMEOUT: Final = 600.0
 _USUAL_START: Final = 5.0
@@ -41,6 +42,8 @@ _AT_ONCE: Final = 2
 _MANY_COPIES: Final = 6
 _HOST_DIES: Final = 15.0
 _STOPS: Final = 10.0
+Source: TypeAlias = Literal["zeromq", "jetstream"]
+
 JOURNAL_DISK: Final = 256  # MB
 SPOOL_DISK: Final = 64
 
@@ -65,6 +68,14 @@ class Setting:
         Each run has up to `burst` documents in a row, then a pause of `pace` seconds.
     http
         Port of the supervisor's status page; None for no page.
+    source
+        Whether publishers send to the ingest host, or to a site's log in JetStream that several ingest hosts read.
+    nodes, hosts
+        Nodes of the log, and ingest hosts that read it.
+    publishers
+        Number of publishers, each with at least one open run; None for one for two runs.
+    lease_seconds, keep_in_log
+        Of the hosts that read a log: validity of their leases, and time for which written runs stay in the log.
     """
 
     directory: Path
@@ -79,6 +90,21 @@ class Setting:
     pace: float = 1.0
     burst: int = 6
     http: int | None = None
+    source: Source = "zeromq"
+    nodes: int = 3
+    hosts: int = 3
+    publishers: int | None = None
+    lease_seconds: float = 12.0
+    keep_in_log: float = 20.0
+
+    def describe(self) -> str:
+        """What the site is made of."""
+        parts = [self.storage]
+        if self.servers > 1:
+            parts.append(f"{self.servers} Tiled processes")
+        if self.source == "jetstream":
+            parts.append(f"a log of {self.nodes} nodes, {self.hosts} ingest hosts")
+        return ", ".join(parts)
 
 
 def publishing_environment() -> dict[str, str]:
@@ -167,8 +193,10 @@ class Seat:
         setting = self._site.setting
         notebook = self.away if away else self.home
         given = Acquisition(
-            address=away or self._site.wire.address,
+            address=away or self._site.address,
             name=f"seat-{self.number}",
+            beamline=self._site.beamline_of(self.number),
+            lingers=self._site.keeps_spools,
             spool=str(self.spool),
             witness=str(notebook.witness),
             files=str(self._site.files),
@@ -208,8 +236,13 @@ class Seat:
         """Whether its publisher holds documents in memory that its disk does not take."""
         return (self._directory / "degraded").exists()
 
+    @property
+    def idle(self) -> bool:
+        """Whether its session has no run any more, and waits until it is told to leave."""
+        return not self.running or (self._directory / "idle").exists()
+
     def tell(self, word: str, *, on: bool = True) -> None:
-        """ "hold" or "finish"; see `publishing`."""
+        """ "hold", "finish" or "leave"; see `publishing`."""
         path = self._directory / word
         if on:
             path.touch()
@@ -261,10 +294,17 @@ class Snapshot:
 
 
 class Site:
-    """Starts everything on entry, and ends it on exit.
+    """Starts everything on entry, and ends it on exit; publishers send to one ingest host.
 
     `note` is told what happens that nobody has asked for.
+
+    Attributes
+    ----------
+    keeps_spools
+        Whether sessions stay until all is written.
     """
+
+    keeps_spools: ClassVar[bool] = False
 
     def __init__(self, setting: Setting, note: Callable[[str], None]) -> None:
         self.setting = setting
@@ -280,6 +320,7 @@ class Site:
         self.complaints: list[str] = []  # what no run shows, and should not have been
         self.group: TiledGroup | None = None  # of several Tiled processes and a replica
         self.servers: list[TiledServer] = []
+        self.elsewhere: Elsewhere | None = None
         self._retired_outcomes: dict[str, str] = {}
         self._said: dict[str, str] = {}
         self._journals_stay = threading.RLock()  # held by this process's readers, and while the directory is replaced
@@ -299,34 +340,15 @@ class Site:
                 self.group = enter(TiledGroup(directory / "tiled", servers=self.setting.servers, readable=[self.files]))
                 self.servers = self.group.servers
             else:
-                self.servers = [TiledServer(directory / "tiled", readable=[self.files], storage=self.setting.storage)]
+                self.servers = [self._make_server(directory / "tiled")]
                 self._stack.callback(self.server.stop)
                 self.bring_up(self.server)
             self.gateway = enter(Gateway(*(server.uri for server in self.servers)))
-            port = free_port()
             self.journal_dir = self.journal_disk.directory / "journals"
             # Short, since sockets are in there.
             self.temporary = Path(enter(tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True)))
-            self.supervisor = SupervisorProcess(
-                self.journal_dir,
-                SimpleNamespace(uri=self.gateway.uri, api_key=self.server.api_key, storage=self.server.storage),
-                port=port,
-                options=() if self.setting.http is None else ("--http", str(self.setting.http)),
-                environment={
-                    "TILEDWRITER_QUIET_PERIOD": str(self.setting.quiet_period),
-                    "TILEDWRITER_LATE_AUDIT": str(self.setting.late_audit),
-                    "TILEDWRITER_POISON_AFTER": str(self.setting.poison_after),
-                    "TMPDIR": str(self.temporary),
-                },
-            )
-            self.supervisor._command[:0] = subject_to_permissions()[0]
-            self.supervisor.log = directory / "supervisor.log"  # not on a disk that is full now and then
-            self._stack.callback(self.supervisor.stop)
-            self.bring_up(self.supervisor)
-            self.wire = enter(Wire(port))
-            self.elsewhere = Elsewhere(directory / "elsewhere", self.server)
-            self._stack.callback(self.elsewhere.stop)
-            self.seats = [self._seat(number, count) for number, count in enumerate(_shares(self.setting.runs))]
+            self._start_ingest()
+            self.seats = [self._seat(number, count) for number, count in enumerate(self._share_runs())]
             for seat in self.seats:
                 seat.start()
             watch = threading.Thread(target=self._watch, name="watch", daemon=True)
@@ -342,11 +364,82 @@ class Site:
         self.ending.set()
         self._stack.close()
 
+    def _make_server(self, directory: Path) -> TiledServer:
+        return TiledServer(directory, readable=[self.files], storage=self.setting.storage)
+
+    def _start_ingest(self) -> None:
+        """Start what is between publishers and Tiled."""
+        port = free_port()
+        options = () if self.setting.http is None else ("--http", str(self.setting.http))
+        self.supervisor = SupervisorProcess(
+            self.journal_dir, self._target(), port=port, options=options, environment=self._environment()
+        )
+        self._start_host(self.supervisor, "supervisor.log")
+        self.wire: Wire | Wires = self._stack.enter_context(Wire(port))
+        self.elsewhere = Elsewhere(self.setting.directory / "elsewhere", self.server)
+        self._stack.callback(self.elsewhere.stop)
+
+    def _target(self) -> Any:
+        """Where supervisors write."""
+        return SimpleNamespace(uri=self.gateway.uri, api_key=self.server.api_key, storage=self.server.storage)
+
+    def _environment(self) -> dict[str, str]:
+        """Settings of supervisors."""
+        return {
+            "TILEDWRITER_QUIET_PERIOD": str(self.setting.quiet_period),
+            "TILEDWRITER_LATE_AUDIT": str(self.setting.late_audit),
+            "TILEDWRITER_POISON_AFTER": str(self.setting.poison_after),
+            "TMPDIR": str(self.temporary),
+        }
+
+    def _start_host(self, host: SupervisorProcess, log: str) -> None:
+        host._command[:0] = subject_to_permissions()[0]
+        host.log = self.setting.directory / log  # not on a disk that is full now and then
+        self._stack.callback(host.stop)
+        self.bring_up(host)
+
     def _seat(self, number: int, at_once: int) -> Seat:
         spool = self.spool_disk.directory / f"spool-{number}"
         seat = Seat(number, self, spool, self.setting.directory / f"seat-{number}", at_once=at_once)
         self._stack.callback(seat.close)
         return seat
+
+    def _share_runs(self) -> list[int]:
+        """How many runs each publisher has open at a time."""
+        runs = self.setting.runs
+        publishers = self.setting.publishers or -(-runs // _AT_ONCE)
+        return [max(1, min(_AT_ONCE, runs - _AT_ONCE * number)) for number in range(publishers)]
+
+    @property
+    def address(self) -> str:
+        """Where publishers send to."""
+        return self.wire.address
+
+    def beamline_of(self, number: int) -> str:
+        """The beamline of a seat, "" where publishers have none."""
+        return ""
+
+    def make_publisher(self, spool: Path, *, name: str) -> SpoolPublisher:
+        """A publisher in this process."""
+        return ZMQPublisher(self.address, spool_dir=spool, name=name)
+
+    @property
+    def hosts(self) -> Sequence[SupervisorProcess]:
+        """The ingest hosts."""
+        return [self.supervisor]
+
+    def lock_of(self, host: SupervisorProcess) -> threading.Lock:
+        """Held while something is done to an ingest host."""
+        return self.locks["supervisor"]
+
+    @property
+    def journal_dirs(self) -> list[Path]:
+        """Journal directories of the ingest hosts."""
+        return [self.journal_dir]
+
+    def left_journal_dirs(self) -> list[Path]:
+        """Those that no ingest host writes from any more."""
+        return self.retired
 
     @property
     def server(self) -> TiledServer:
@@ -448,31 +541,25 @@ class Site:
 
     def ingest_processes(self) -> list[psutil.Process]:
         """The supervisor and all that it has started."""
-        try:
-            supervisor = psutil.Process(self.supervisor.pid)
-            return [supervisor, *supervisor.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
+        return family_of(self.supervisor)
 
     def kill_ingest_host(self) -> None:
         """End the supervisor and all its processes at once, and wait for those of supervisors killed before."""
-        family = self.ingest_processes()
-        self.supervisor.kill()
-        for process in family:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        wait_until(lambda: not _users(self.journal_dir), _HOST_DIES, "nobody uses the journal directory")
+        kill_family(self.supervisor)
 
     def replace_journals(self, copy: Path | None) -> None:
         """Have the journal directory hold what a copy holds, or nothing; what it held is kept for the referee."""
+        self._replace_journals(self.journal_dir, copy)
+
+    def _replace_journals(self, directory: Path, copy: Path | None) -> None:
         retired = self.setting.directory / f"retired-{len(self.retired)}"
         with self._journals_stay:
             for run_uid in self.emitted():
                 if outcome := self.outcome(run_uid):
                     self._retired_outcomes[run_uid] = outcome
-            copy_files(self.journal_dir, retired)
+            copy_files(directory, retired)
             self.retired.append(retired)
-            replace_files(self.journal_dir, copy)
+            replace_files(directory, copy)
 
     # Processes
 
@@ -498,17 +585,20 @@ class Site:
         """Whether a process takes long to start, as on a machine that has much else to do."""
         return any(time.monotonic() - began > _USUAL_START for began in list(self._coming_up.values()))
 
+    def workers(self) -> list[psutil.Process]:
+        """The workers of all ingest hosts."""
+        return [worker for host in self.hosts for worker in host.workers()]
+
     def worker(self, choice: float) -> psutil.Process | None:
         """One of the workers there are."""
-        workers = sorted(self.supervisor.workers(), key=lambda process: process.pid)
+        workers = sorted(self.workers(), key=lambda process: process.pid)
         return workers[int(choice * len(workers))] if workers else None
 
     def _watch(self) -> None:
         """Start again what has ended without a fault of ours."""
         while not self._watch_ends.wait(0.5):
-            self._revive("supervisor", self.supervisor)
-            for server in self.servers:
-                self._revive("tiled", server)
+            for lock, name, process in self._watched():
+                self._revive(lock, name, process)
             for seat in self.seats:
                 if seat.mutex.acquire(blocking=False):
                     try:
@@ -518,12 +608,18 @@ class Site:
                     finally:
                         seat.mutex.release()
 
-    def _revive(self, name: str, process: ServerProcess) -> None:
-        lock = self.locks[name]
+    def _watched(self) -> Iterator[tuple[threading.Lock, str, ServerProcess]]:
+        """Processes that are started again: with their locks, and with what is noted then, which may be ""."""
+        yield self.locks["supervisor"], "supervisor", self.supervisor
+        for server in self.servers:
+            yield self.locks["tiled"], "tiled", server
+
+    def _revive(self, lock: threading.Lock, name: str, process: ServerProcess) -> None:
         if lock.acquire(blocking=False):
             try:
                 if not process.running:
-                    self._note(f"The {name} has ended by itself, with {process.returncode}.")
+                    if name:
+                        self._note(f"The {name} has ended by itself, with {process.returncode}.")
                     self.bring_up(process)
             finally:
                 lock.release()
@@ -538,6 +634,23 @@ class Site:
         for seat in self.seats:
             seat.tell("hold", on=False)
             seat.tell("finish")
+        self._end_runs(patience)
+        self.gateway.wait_for_late_requests()
+        left = self._wait_until_settled(set(self.emitted()), patience)
+        if waiting := {run_uid for run_uid in left if self._has_to_settle(run_uid)}:
+            self._note(f"{len(waiting)} runs do not settle.")
+        self._end_sessions(patience)
+        for seat in self.seats:
+            self.complaints += [f"a publisher's {raised}" for raised in seat.home.raised()]
+
+    def _end_runs(self, patience: float) -> None:
+        """Return when publishers have sent all that they have."""
+        self._end_sessions(patience)
+        for seat in self.seats:
+            self._ship(seat, patience)
+
+    def _end_sessions(self, patience: float) -> None:
+        """Wait for the end of sessions that were told to finish, and to leave."""
         with suppress(TimeoutError):
             wait_until(lambda: not any(seat.running for seat in self.seats), patience, "publishers have ended")
         for seat in self.seats:
@@ -545,13 +658,6 @@ class Site:
                 self._note("A publisher does not end; it is killed.")
             with seat.mutex:
                 seat.kill()
-            self._ship(seat, patience)
-        self.gateway.wait_for_late_requests()
-        left = self._wait_until_settled(set(self.emitted()), patience)
-        if waiting := {run_uid for run_uid in left if self._has_to_settle(run_uid)}:
-            self._note(f"{len(waiting)} runs do not settle.")
-        for seat in self.seats:
-            self.complaints += [f"a publisher's {raised}" for raised in seat.home.raised()]
 
     def _wait_until_settled(self, runs: set[str], patience: float) -> set[str]:
         """Until all runs have their outcome that have to; those that need not have one are given some time, too."""
@@ -600,13 +706,6 @@ class Site:
             self._said |= {run_uid: f"ship: {said[-300:]}" for run_uid in left if run_uid in said}
 
 
-def _shares(runs: int) -> Iterator[int]:
-    """How many runs each publisher has open at a time."""
-    while runs > 0:
-        yield min(runs, _AT_ONCE)
-        runs -= _AT_ONCE
-
-
 @contextmanager
 def held(*locks: Any) -> Iterator[None]:
     """Several locks, taken in one order by all."""
@@ -638,6 +737,25 @@ def _stands_still(process: psutil.Process) -> bool:
         return process.status() in {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}
     except psutil.NoSuchProcess:
         return True
+
+
+def family_of(host: SupervisorProcess) -> list[psutil.Process]:
+    """A supervisor and all that it has started."""
+    try:
+        supervisor = psutil.Process(host.pid)
+        return [supervisor, *supervisor.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill_family(host: SupervisorProcess) -> None:
+    """End a supervisor and all its processes at once, and wait for those of supervisors killed before."""
+    family = family_of(host)
+    host.kill()
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    wait_until(lambda: not _users(host.journal_dir), _HOST_DIES, "nobody uses the journal directory")
 
 
 def _users(directory: Path) -> list[psutil.Process]:

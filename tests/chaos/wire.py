@@ -6,6 +6,7 @@ import contextlib
 import socket
 import struct
 import threading
+from collections.abc import Sequence
 from typing import Final
 
 _BLOCK: Final = 65_536
@@ -36,7 +37,8 @@ class Wire:
     def __init__(self, upstream: int) -> None:
         self._upstream = upstream
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.port: int = self._listener.getsockname()[1]
+        self.address = f"tcp://127.0.0.1:{self.port}"
         self._links: set[_Link] = set()
         self._mutex = threading.Lock()
         self._open = threading.Event()
@@ -138,3 +140,40 @@ class Wire:
             self._links.discard(link)
         for end in link.ends:
             end.close()
+
+
+class Wires:
+    """Several of them, to which the same is done."""
+
+    def __init__(self, wires: Sequence[Wire]) -> None:
+        self._wires = wires
+        self.address = ",".join(wire.address for wire in wires)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are connections."""
+        return any(wire.busy for wire in self._wires)
+
+    def cut(self) -> None:
+        """Reset all connections."""
+        for wire in self._wires:
+            wire.cut()
+
+    def half_close(self, *, of_clients: bool) -> None:
+        """Tell one side of all connections that nothing will come any more; go on passing what it says."""
+        for wire in self._wires:
+            wire.half_close(of_clients=of_clients)
+
+    def hold(self) -> None:
+        """Pass nothing on until `resume`; nothing is lost."""
+        for wire in self._wires:
+            wire.hold()
+
+    def swallow(self) -> None:
+        """Lose what comes, on connections that are and on those that come until `resume`; they stay silent then."""
+        for wire in self._wires:
+            wire.swallow()
+
+    def resume(self) -> None:
+        for wire in self._wires:
+            wire.resume()

@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,6 +73,9 @@ class LogSite:
         More of the nodes' configuration.
     credentials, tls_ca, tls_client
         For the connections of the test itself, as in `LogAddress`.
+    relay
+        Returns the port at which one node reaches another one: called with the numbers of both, and with the port
+        where the other one listens.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class LogSite:
         credentials: Path | None = None,
         tls_ca: Path | None = None,
         tls_client: Path | None = None,
+        relay: Callable[[int, int, int], int] | None = None,
     ) -> None:
         self.layout = LogLayout(replicas=nodes, max_bytes=2**30)
         routes = [free_port() for _ in range(nodes)]
@@ -94,7 +98,7 @@ class LogSite:
                     "server_name": f"node-{number}",
                     "port": free_port(),
                     **(configuration or {}),
-                    **_cluster(routes, number),
+                    **_cluster(routes, number, relay),
                 },
             )
             for number in range(nodes)
@@ -187,15 +191,22 @@ class LogSite:
         for number, node in enumerate(self.nodes):
             shutil.copytree(node.directory / "storage", directory / str(number))
 
-    def set_back(self, directory: Path) -> None:
-        """Have the nodes, which must not run, have what they had when `save` was called."""
-        for number, node in enumerate(self.nodes):
-            shutil.rmtree(node.directory / "storage")
-            shutil.copytree(directory / str(number), node.directory / "storage")
+    def set_back(self, directory: Path, *numbers: int) -> None:
+        """Have these nodes, or all, which must not run, have what they had when `save` was called."""
+        for number in numbers or range(len(self.nodes)):
+            storage = self.nodes[number].directory / "storage"
+            shutil.rmtree(storage)
+            shutil.copytree(directory / str(number), storage)
 
 
-def _cluster(routes: Sequence[int], number: int) -> dict[str, Any]:
+def _cluster(routes: Sequence[int], number: int, relay: Callable[[int, int, int], int] | None = None) -> dict[str, Any]:
     if len(routes) == 1:
         return {}
-    urls = [f"nats://127.0.0.1:{port}" for port in routes]
-    return {"cluster": {"name": "site", "listen": f"127.0.0.1:{routes[number]}", "routes": urls}}
+    cluster: dict[str, Any] = {"name": "site", "listen": f"127.0.0.1:{routes[number]}"}
+    if relay is None:
+        ports = list(routes)
+    else:
+        ports = [relay(number, other, port) for other, port in enumerate(routes) if other != number]
+        # Nodes tell each other where they listen. Nobody does there, so that all connections lead through the relays.
+        cluster["advertise"] = "127.0.0.1:9"
+    return {"cluster": {**cluster, "routes": [f"nats://127.0.0.1:{port}" for port in ports]}}
