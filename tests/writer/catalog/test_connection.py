@@ -264,6 +264,22 @@ def test_more_failures_than_are_tolerated_leave_it_open(connection, server):
     assert server.count("POST", "metadata/runs/run") == 3
 
 
+def test_failures_that_are_tolerated_are_no_outage(connection, server):
+    server.script("POST", "metadata/runs/run", *[answer(500)] * 3)
+    with pytest.raises(ServerFailed):
+        connection.send("POST", "metadata", "run", json={}, tolerated_failures=2)
+    assert connection.absences == 0
+    assert connection.unavailable_since is None
+
+
+def test_failures_while_nothing_can_be_written_are_an_outage(connection, server):
+    server.script("POST", "metadata/runs/run", *[answer(500)] * 3)
+    server.script("PATCH", "table/partition/runs/tiledwriter_probe", *[answer(500)] * 20)
+    connection.send("POST", "metadata", "run", json={}, tolerated_failures=2)
+    assert connection.absences == 1
+    assert connection.unavailable_since is None
+
+
 def test_failures_that_are_tolerated_are_no_poison_however_slow_the_server_is(connection, server):
     connection._poison_after = 0.0
     server.script("POST", "metadata/runs/run", *[answer(500)] * 20)

@@ -342,8 +342,7 @@ class Connection:
                     method,
                     endpoint,
                     path,
-                    # A GET or a close is never poisoned, nor is a request for which the caller has a fallback.
-                    may_be_poison=not (method == "GET" or endpoint == "stream/close" or tolerated_failures is not None),
+                    failures_expected=tolerated_failures is not None,
                     content=body,
                     content_type=None if body is None else content_type,
                     params=params,
@@ -360,6 +359,7 @@ class Connection:
             if tolerated_failures is not None and failures > tolerated_failures:
                 if self.databases_can_write():
                     return False
+                self._note_presence(error)
                 failures = 0
             return isinstance(error, NotProcessed) or (repeat and isinstance(error, Ambiguous))
 
@@ -523,9 +523,12 @@ class Connection:
         return self._client
 
     def _send_once(
-        self, what: str, method: str, endpoint: str, path: str, *, may_be_poison: bool, **arguments: Any
+        self, what: str, method: str, endpoint: str, path: str, *, failures_expected: bool, **arguments: Any
     ) -> httpx.Response:
-        """Send a request once and update the state of the server from the response or its absence."""
+        """Send a request once and update the state of the server from the response or its absence.
+
+        `failures_expected`: the caller has a fallback if the server answers 500.
+        """
         is_write = method != "GET"
         try:
             response = self._send_request(method, endpoint, path, **arguments)
@@ -533,10 +536,14 @@ class Connection:
         except ServerFailed as error:
             self.was_disturbed = True
             self.counts.count_attempt(error, is_write=is_write)
-            if may_be_poison:
-                self._note_failure(what, error)
-            else:
+            if failures_expected:
+                # A run must not be parked before its failures are counted, however slow the server is.
+                self._note_answer(what, None if self.databases_can_read() else error)
+            elif method == "GET" or endpoint == "stream/close":
+                # These are never poisoned.
                 self._note_answer(what, error)
+            else:
+                self._note_failure(what, error)
             raise
         except (NotProcessed, Ambiguous) as error:
             self.was_disturbed = True
