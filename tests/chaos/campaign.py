@@ -49,10 +49,6 @@ class Options:
     kinds: Sequence[str] = ()
     patience: float = 180.0
 
-    def __post_init__(self) -> None:
-        if not self.kinds:
-            object.__setattr__(self, "kinds", kinds_of(self.setting.source))
-
 
 SITES: Final[dict[Source, type[Site]]] = {"zeromq": Site, "jetstream": SharedSite}
 
@@ -105,6 +101,7 @@ class Campaign:
 
     def __init__(self, options: Options, tell: Callable[[str], None] = lambda _: None) -> None:
         self._options = options
+        self._kinds = options.kinds or kinds_of(options.setting.source)
         self._tell = tell
         self._injected: list[Injected] = []
         self._missed: Counter[str] = Counter()
@@ -124,13 +121,13 @@ class Campaign:
         with closing(Timeline(setting.directory / "timeline.jsonl")) as timeline:
             self._timeline = timeline
             with SITES[setting.source](setting, self._note) as site:
-                impossible = {kind: why for kind in self._options.kinds if (why := faults.why_not(kind, site))}
+                impossible = {kind: why for kind in self._kinds if (why := faults.why_not(kind, site))}
                 self._tell("Everything runs; faults begin.")
                 with closing(self._referee(site, attempts=1)) as onlooker:
                     keeper = Keeper(site, onlooker, self._note)
                     keeper.start()
                     try:
-                        self._inject_all(site, [kind for kind in self._options.kinds if kind not in impossible])
+                        self._inject_all(site, [kind for kind in self._kinds if kind not in impossible])
                         self._tell(f"{len(self._injected)} faults were injected; waiting until all runs are written.")
                         site.finish(self._options.patience)
                     finally:
