@@ -204,7 +204,7 @@ class Campaign:
         self._done |= {uid for uid, done in site.harms.items() if uid in runs and not done.readable}
         self._done |= {uid for uid, done in site.harms.items() if uid in runs and done.damaged and uid in refused}
         self._done |= {uid for uid in runs.keys() - self._done if site.outcome(uid)}
-        hold = len(runs) - len(self._done) > _PATIENCE * site.setting.runs
+        hold = len(runs) - len(self._done) > _PATIENCE * site.open_runs
         for seat in site.seats:
             seat.tell("hold", on=hold)
 

@@ -106,21 +106,28 @@ class SharedSite(Site):
 
     def journal(self, run_uid: str) -> Journal | None:
         """The journal that says most of a run, of those that can be opened just now."""
-        found: list[tuple[tuple[bool, int], Journal]] = []
+        best: tuple[tuple[bool, int], Path] | None = None
         for directory in self.journal_dirs:
             with suppress(JournalError, OSError, sqlite3.Error):
                 if (path := journal_path(directory, run_uid)) is not None:
-                    journal = Journal(path)
-                    try:
-                        rank = (str(journal.get("outcome", "")) in SETTLED, journal.length)
-                    except BaseException:
-                        journal.close()
-                        raise
-                    found.append((rank, journal))
-        found.sort(key=lambda item: item[0])
-        for _, journal in found[:-1]:
-            journal.close()
-        return found[-1][1] if found else None
+                    with Journal(path) as journal:
+                        found = ((str(journal.get("outcome", "")) in SETTLED, journal.length), path)
+                    best = found if best is None else max(best, found)
+        with suppress(JournalError, OSError, sqlite3.Error):
+            return None if best is None else Journal(best[1])
+        return None
+
+    def settled(self, run_uid: str) -> bool:
+        """Whether no host that has the run is at work on it, and one has brought it to its end."""
+        settled = False
+        for directory in self.journal_dirs:
+            with suppress(JournalError, OSError, sqlite3.Error):
+                if (path := journal_path(directory, run_uid)) is not None:
+                    with Journal(path) as journal:
+                        if not journal.get("outcome") or journal.get("audit_at") is not None:
+                            return False
+                    settled = True
+        return settled
 
     # Processes
 

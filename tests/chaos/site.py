@@ -44,7 +44,8 @@ _HOST_DIES: Final = 15.0
 _STOPS: Final = 10.0
 Source: TypeAlias = Literal["zeromq", "jetstream"]
 
-JOURNAL_DISK: Final = 256  # MB
+_RUNS_PER_DISK: Final = 8
+JOURNAL_DISK: Final = 256  # MB, for so many open runs
 SPOOL_DISK: Final = 64
 
 
@@ -334,8 +335,9 @@ class Site:
         self._stack = ExitStack()
         try:
             enter = self._stack.enter_context
-            self.journal_disk = enter(SmallDisk(directory / "journal-disk", JOURNAL_DISK))
-            self.spool_disk = enter(SmallDisk(directory / "spool-disk", SPOOL_DISK))
+            scale = max(1, self.open_runs // _RUNS_PER_DISK)
+            self.journal_disk = enter(SmallDisk(directory / "journal-disk", scale * JOURNAL_DISK))
+            self.spool_disk = enter(SmallDisk(directory / "spool-disk", scale * SPOOL_DISK))
             if self.setting.servers > 1:
                 self.group = enter(TiledGroup(directory / "tiled", servers=self.setting.servers, readable=[self.files]))
                 self.servers = self.group.servers
@@ -409,6 +411,11 @@ class Site:
         runs = self.setting.runs
         publishers = self.setting.publishers or -(-runs // _AT_ONCE)
         return [max(1, min(_AT_ONCE, runs - _AT_ONCE * number)) for number in range(publishers)]
+
+    @property
+    def open_runs(self) -> int:
+        """How many runs are open at a time, all publishers together."""
+        return sum(self._share_runs())
 
     @property
     def address(self) -> str:
