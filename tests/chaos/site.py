@@ -409,8 +409,10 @@ class Site:
     def _share_runs(self) -> list[int]:
         """How many runs each publisher has open at a time."""
         runs = self.setting.runs
-        publishers = self.setting.publishers or -(-runs // _AT_ONCE)
-        return [max(1, min(_AT_ONCE, runs - _AT_ONCE * number)) for number in range(publishers)]
+        if self.setting.publishers is None:
+            return [min(_AT_ONCE, runs - begun) for begun in range(0, runs, _AT_ONCE)]
+        least, more = divmod(runs, self.setting.publishers)
+        return [max(1, least + (number < more)) for number in range(self.setting.publishers)]
 
     @property
     def open_runs(self) -> int:

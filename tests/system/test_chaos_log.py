@@ -6,6 +6,7 @@ TILEDWRITER_TEST_CHAOS sets the seconds for which faults come; scripts/chaos run
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,8 +17,10 @@ from chaos.campaign import Campaign, Options
 from chaos.kinds import KINDS, Planned, kinds_of
 from chaos.shared_log import SharedLog
 from chaos.shared_site import SharedSite
-from chaos.site import Setting
+from chaos.site import Setting, Site
+from paths import ROOT
 from runs import documents, publish
+from warm import run_process
 
 from tiledbroker import Encoder, JetStreamPublisher, Journal
 from tiledbroker._errors import LogUnavailable
@@ -55,6 +58,23 @@ def test_kinds_of_faults_belong_to_the_sites_that_they_are_possible_at() -> None
     assert {"node killed", "old stores of all nodes put back", "journals of an ingest host lost"} <= of_logs - of_hosts
     assert {"second ingest host", "destination changed", "spool truncated"} <= of_hosts - of_logs
     assert {"publisher killed", "supervisor killed", "Tiled killed", "cable cut", "zombie"} <= of_logs & of_hosts
+
+
+def test_a_kind_of_fault_of_another_site_is_refused() -> None:
+    command = [sys.executable, str(ROOT / "scripts/chaos.py"), "--only", "node killed"]
+    done = run_process(command, timeout=120)
+    assert done.returncode == 2
+    assert "with --source zeromq, there are no faults of kind node killed" in done.stderr
+
+
+def test_each_publisher_has_a_run(tmp_path: Path) -> None:
+    def share_runs(runs: int, publishers: int | None) -> list[int]:
+        return Site(Setting(tmp_path, runs=runs, publishers=publishers), note=lambda _: None)._share_runs()
+
+    assert share_runs(5, None) == [2, 2, 1]
+    assert share_runs(4, 4) == [1, 1, 1, 1]
+    assert share_runs(2, 5) == [1, 1, 1, 1, 1]
+    assert share_runs(7, 3) == [3, 2, 2]
 
 
 class IdleSharedSite(SharedSite):
@@ -183,6 +203,9 @@ def test_the_journal_that_says_most_counts(log: SharedLog, tmp_path: Path) -> No
     assert site.journaled("a") == 5
     assert site.outcome("a") == ""
     assert (site.journaled("b"), site.outcome("b")) == (5, "written")
-    assert site.settled("b")
+    # The first host is at work on it.
+    assert not site.settled("b")
+    site.journal_run(1, "d", 5, "written", folder="finished")
+    assert site.settled("d")
     assert site.journaled("c") == 0
     assert site.left_journal_dirs() == [site.directories[0] / "superseded/of-another"]
