@@ -629,6 +629,8 @@ class Site:
                 if not process.running:
                     if name:
                         self._note(f"The {name} has ended by itself, with {process.returncode}.")
+                    # This closes its log.
+                    process.kill()
                     self.bring_up(process)
             finally:
                 lock.release()
