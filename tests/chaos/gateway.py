@@ -38,6 +38,7 @@ class Gateway(SpreadingProxy):
         self._reads_too = False
         self._answered = 0
         self.passed = 0
+        self.writes = 0
 
     def answer_all(self, fault: Fault, seconds: float, pause: Callable[[float], None], *, reads: bool) -> int:
         """Have all writing requests, or all there are, meet this fault for some seconds; returns how many came."""
@@ -73,6 +74,7 @@ class Gateway(SpreadingProxy):
 
     def record(self, request: Request) -> None:
         self.passed += request.fate == PASS.name
+        self.writes += request.fate == PASS.name and request.method in _WRITES
 
     def carry_out(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> tuple[int, Any, bytes]:
         try:

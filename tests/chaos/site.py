@@ -42,6 +42,7 @@ _AT_ONCE: Final = 2
 _MANY_COPIES: Final = 6
 _HOST_DIES: Final = 15.0
 _STOPS: Final = 10.0
+_PATIENCES: Final = 4
 Source: TypeAlias = Literal["zeromq", "jetstream"]
 
 _RUNS_PER_DISK: Final = 8
@@ -640,7 +641,7 @@ class Site:
     def finish(self, patience: float) -> None:
         """Have all runs end, and wait until they are settled; `ending` is set and all faults have healed.
 
-        Given up when nothing happens for `patience` seconds.
+        Given up when nothing happens for `patience` seconds, or no run settles for four times as long.
         """
         for seat in self.seats:
             seat.tell("hold", on=False)
@@ -671,16 +672,24 @@ class Site:
                 seat.kill()
 
     def _wait_until_settled(self, runs: set[str], patience: float) -> set[str]:
-        """Until all runs have their outcome that have to; those that need not have one are given some time, too."""
+        """Until all runs have their outcome that have to; those that need not have one are given some time, too.
+
+        While Tiled is written to, a run may take longer, as on a machine that has much else to do.
+        """
         waiting = set(runs)
         spare = 2 * self.setting.late_audit
         deadline = time.monotonic() + patience
+        last_deadline = time.monotonic() + _PATIENCES * patience
         lenient_deadline = time.monotonic() + spare
-        while waiting and time.monotonic() < deadline:
+        writes = self.gateway.writes
+        while waiting and time.monotonic() < min(deadline, last_deadline):
             time.sleep(0.5)
+            if self.gateway.writes > writes:
+                writes, deadline = self.gateway.writes, time.monotonic() + patience
             if settled := {run_uid for run_uid in waiting if self.settled(run_uid)}:
                 waiting -= settled
                 deadline, lenient_deadline = time.monotonic() + patience, time.monotonic() + spare
+                last_deadline = time.monotonic() + _PATIENCES * patience
             if time.monotonic() > lenient_deadline and not any(map(self._has_to_settle, waiting)):
                 break
         return waiting
