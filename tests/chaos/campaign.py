@@ -25,6 +25,7 @@ from .site import Setting, Site, Source
 _REGISTERED: Final = (faults, harm, log_faults)  # their kinds are in KINDS by now
 _OVERLAP: Final = 4
 _PATIENCE: Final = 3  # runs that wait to be written, for each that is open, until publishers begin no further ones
+_MAX_TRIES: Final = 20
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class Campaign:
         self._notes: list[str] = []
         self._done: set[str] = set()  # runs with an outcome
         self._again: list[Planned] = []  # faults that found nothing to be done to
+        self._tries: Counter[int] = Counter()  # how often they found nothing
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -194,7 +196,9 @@ class Campaign:
             self._injected.append(Injected(planned.number, planned.kind, began, time.time(), done))
         else:
             self._missed[planned.kind] += 1
-            self._again.append(planned)
+            self._tries[planned.number] += 1
+            if self._tries[planned.number] < _MAX_TRIES:
+                self._again.append(planned)
         self._timeline.add("ends", number=planned.number, kind=planned.kind, done=done)
 
     def _hold_back(self, site: Site) -> None:
