@@ -19,6 +19,7 @@ from paths import ROOT
 
 from tiledwriter._config import Settings, load_settings
 from tiledwriter.cli import supervisor
+from tiledwriter.cli._service import _describe_rest
 from tiledwriter.cli._settings import config_schema
 from tiledwriter.testing import ServerProcess, free_port
 
@@ -152,8 +153,8 @@ def test_a_start_without_tiled_is_one_warning(tmp_path: Path) -> None:
 
 
 def test_the_stop_names_what_is_left() -> None:
-    assert supervisor._describe_rest({}, surveyed=True) == "nothing"
-    rest = supervisor._describe_rest({"open": 2, "failed": 1}, surveyed=False)
+    assert _describe_rest({}, surveyed=True) == "nothing"
+    rest = _describe_rest({"open": 2, "failed": 1}, surveyed=False)
     assert rest.startswith("3 runs not completely in Tiled (1 failed, 2 open), and journals that were not looked at")
 
 

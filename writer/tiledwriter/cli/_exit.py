@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from enum import IntEnum
 from typing import Final
@@ -59,3 +60,9 @@ def exit_codes_help() -> str:
     """Return the list of all codes for `--help`."""
     text = "exit codes: " + "; ".join(f"{code.value} {code.meaning}" for code in ExitCode)
     return "\n".join(textwrap.wrap(text, _LINE_CHARACTERS, subsequent_indent="  ", break_on_hyphens=False)) + "\n"
+
+
+def report_failure(code: ExitCode, message: str) -> ExitCode:
+    """Print why `tiledwriter-supervisor` cannot go on, and return the exit code."""
+    print(f"tiledwriter-supervisor: {message}", file=sys.stderr)
+    return code
