@@ -221,7 +221,7 @@ def test_journals_that_another_host_has_gone_on_with_are_not_drained(tiled_serve
         wait_until(lambda: second.has_journal(uid), 240, "the other host goes on with the run")
         drained = drain(first, tiled_server, site)
         assert drained.returncode == 1
-        assert "1 unfinished journals cannot be drained, as other hosts may have gone on" in drained.stderr
+        assert "unfinished journals (1) cannot be drained, as other hosts may have gone on" in drained.stderr
         assert first.has_journal(uid)
         assert uid not in tiled_server.client()
         assert second.running

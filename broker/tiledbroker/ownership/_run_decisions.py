@@ -49,8 +49,8 @@ class RunDecisions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         The largest array in an event, in numbers, that becomes a list column. Made by the worker from its options when
         it begins the run, and again, as 0, when Tiled's table storage turns out to have no list columns.
     column_types
-        Stream, data key and type of columns that must be wider than their descriptors say. Made by the worker when a
-        value does not fit.
+        Stream, data key and type of columns that must be wider than their descriptors say, or stored otherwise; the
+        types are those of `InternalData.too_narrow`. Made by the worker when a value does not fit.
     rewrites
         Rewrites of tables that are not complete, by the table's path, in the order in which they changed last. Made by
         the catalog.

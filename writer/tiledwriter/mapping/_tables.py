@@ -287,7 +287,10 @@ class InternalData:
     tables
         The tables.
     too_narrow
-        The types that columns would need to hold all values flushed so far, by data key.
+        What the next fold must do otherwise, by data key, as a word that the journal keeps: a wider column type, such
+        as "float64" or "list<float64>"; "text" for a column of JSON in place of an array; `ARRAY` and a NumPy type for
+        an array of that type. Under a key with the suffix `_DECLARED_LATER_SUFFIX` it is the entry of a further
+        descriptor, as JSON.
     pending_bytes
         The size, in bytes, of the array rows not flushed yet, missing arrays included.
     """

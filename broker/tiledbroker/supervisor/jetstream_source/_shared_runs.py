@@ -111,8 +111,8 @@ class SharedRuns(HeldLease):
             if self._drain and (count := count_unfinished(self._journal_dir)):
                 raise DirectoryUnusable(
                     self._journal_dir,
-                    f"its {count} unfinished journals cannot be drained, as other hosts may have gone on with their "
-                    "runs since. The service itself reads these runs from the log.",
+                    f"unfinished journals ({count}) cannot be drained, as other hosts may have gone on with their runs "
+                    "since. The service itself reads these runs from the log.",
                 )
             set_aside_unfinished(
                 self._journal_dir,
