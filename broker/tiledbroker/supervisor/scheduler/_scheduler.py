@@ -435,7 +435,8 @@ class Scheduler:
             self.outage.forget_run(run.uid)
             self._apply_outcome(run, State(message.outcome), message.reason)
         elif isinstance(message, messages.SlotWanted):
-            self._effects += self.write_slots.request(number, run.uid, now.monotonic)
+            place = run.order if run.ended else None
+            self._effects += self.write_slots.request(number, run.uid, now.monotonic, place=place)
             return self._take_effects()
         elif isinstance(message, messages.SlotReleased):
             self._effects += self.write_slots.release(number, message.storage, now.monotonic)

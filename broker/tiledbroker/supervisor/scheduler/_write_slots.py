@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 from ...protocol import messages
@@ -17,11 +19,25 @@ HELD_SECONDS: Final = 5.0
 """Time after which a slot that is still held, by a request that takes long, is given to another worker as well."""
 
 
-class WriteSlots:
-    """Gives write slots to workers in the order in which they ask. A worker that ends loses its slot.
+@dataclass(frozen=True)
+class _Wish:
+    """What a worker waits with: its run, and the place of the run among ended ones; None if the run is open."""
 
-    More than a few requests at a time do not make a Tiled server faster. Whoever waits gets a slot after all that asked
-    before, so no run waits for ever while others are written. Each method returns the messages to send.
+    run: str
+    place: float | None
+
+
+class WriteSlots:
+    """Gives write slots to workers. A worker that ends loses its slot. Each method returns the messages to send.
+
+    More than a few requests at a time do not make a Tiled server faster. Who waits gets a slot by these rules:
+
+    - Open runs and ended ones take turns, so that a scan is not late because of what an outage has left.
+    - Open runs get slots in the order in which they ask for them.
+    - Of ended runs, the one that has begun first and the one that has waited longest take turns. So runs are completed
+      one after the other although all are being written, and a host that serves for a short time only completes some.
+
+    No run waits for ever while others are written.
 
     Parameters
     ----------
@@ -32,8 +48,10 @@ class WriteSlots:
     def __init__(self, limit: int | None = None) -> None:
         self._limit = limit
         self._storage = ""
-        # Workers by number, with the uids of their runs; holders with the time (`time.monotonic`) of the grant.
-        self._waiting: dict[int, str] = {}
+        # Workers by number, in the order in which they have asked; holders with the time of the grant.
+        self._waiting: dict[int, _Wish] = {}
+        self._open_is_next = True
+        self._first_is_next = True
         self._holders: dict[int, tuple[str, float]] = {}
         self._recalled: set[int] = set()
 
@@ -51,9 +69,19 @@ class WriteSlots:
         """Change the number of slots, from the next grant on."""
         self._limit = limit
 
-    def request(self, number: int, run: str, now: float) -> list[SendToWorker]:
-        """Queue a worker for a slot."""
-        self._waiting[number] = run
+    def request(self, number: int, run: str, now: float, *, place: float | None = None) -> list[SendToWorker]:
+        """Queue a worker for a slot.
+
+        Parameters
+        ----------
+        number, run
+            The worker and the uid of its run.
+        now
+            The time (`time.monotonic`).
+        place
+            Orders ended runs by their begin; None for an open run.
+        """
+        self._waiting[number] = _Wish(run, place)
         return self.grant(now)
 
     def release(self, number: int, storage: str, now: float) -> list[SendToWorker]:
@@ -72,8 +100,8 @@ class WriteSlots:
         """Give free slots to those that wait, and ask for those that are kept without being used."""
         sent = []
         while self._waiting and self._count_used(now) < self.slots:
-            number = next(iter(self._waiting))
-            run = self._waiting.pop(number)
+            number = self._choose_next()
+            run = self._waiting.pop(number).run
             self._holders[number] = run, now
             if self._waiting:
                 # It need not be asked to release the slot.
@@ -85,6 +113,24 @@ class WriteSlots:
                     self._recalled.add(number)
                     sent.append(SendToWorker(number, messages.SlotRecalled(run)))
         return sent
+
+    def _choose_next(self) -> int:
+        """Return the number of the worker that gets the next slot."""
+        longest_open = next(self._find_waiting(ended=False), None)
+        longest_ended = next(self._find_waiting(ended=True), None)
+        if longest_ended is None or (longest_open is not None and self._open_is_next):
+            assert longest_open is not None
+            self._open_is_next = False
+            return longest_open
+        self._open_is_next = True
+        first_is_next, self._first_is_next = self._first_is_next, not self._first_is_next
+        if not first_is_next:
+            return longest_ended
+        return min(self._find_waiting(ended=True), key=lambda number: self._waiting[number].place or 0.0)
+
+    def _find_waiting(self, *, ended: bool) -> Iterator[int]:
+        """Yield the workers of ended or of open runs that wait, in the order in which they have asked."""
+        return (number for number, wish in self._waiting.items() if (wish.place is not None) is ended)
 
     def _count_used(self, now: float) -> int:
         return sum(now - since < HELD_SECONDS for _, since in self._holders.values())

@@ -1,6 +1,8 @@
-"""Write slots: as many as the storage takes, in the order in which they were asked for, and none is lost."""
+"""Write slots: as many as the storage takes, in the order that they are to be given in, and none is lost."""
 
 from __future__ import annotations
+
+import itertools
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,6 +48,32 @@ def test_slots_are_granted_in_the_order_in_which_they_are_wanted() -> None:
     assert order == [5, 2, 9]
 
 
+def grants(slots: WriteSlots, places: dict[int, float | None], count: int) -> list[int]:
+    """Whom so many slots are granted to, one after the other, while each worker asks again once it has written."""
+    order: list[int] = []
+    sent = [each for number, place in places.items() for each in slots.request(number, str(number), 0.0, place=place)]
+    while len(order) < count:
+        (number,) = granted(sent)
+        order.append(number)
+        released = slots.release(number, "", 0.0)
+        sent = slots.request(number, str(number), 0.0, place=places[number]) + released
+    return order
+
+
+def test_the_run_that_has_begun_first_gets_half_of_the_slots_of_ended_runs() -> None:
+    order = grants(WriteSlots(1), {number: 100.0 - number for number in range(20)}, 41)
+    assert order.count(19) == 20
+    # The others wait for their turns, and get them.
+    assert [number for number in order if number != 19] == [*range(19), 0, 1]
+
+
+def test_open_runs_are_not_late_because_of_many_ended_ones() -> None:
+    places: dict[int, float | None] = {number: float(number) for number in range(50)}
+    order = grants(WriteSlots(1), {**places, 50: None, 51: None}, 40)
+    assert order[1::2] == [50, 51] * 10
+    assert set(order[0::2]) < set(range(50))
+
+
 def test_postgresql_takes_two_and_every_other_storage_one() -> None:
     for storage, expected in (("", 1), ("sqlite", 1), ("duckdb", 1), ("mysql", 1), ("postgresql", 2)):
         slots = WriteSlots()
@@ -75,6 +103,15 @@ def test_a_slot_that_is_held_for_long_does_not_stop_the_others() -> None:
     # When the first one is done at last, two would write otherwise.
     assert granted(slots.release(1, "", HELD_SECONDS + 0.1)) == []
     assert granted(slots.release(2, "", HELD_SECONDS + 0.1)) == [3]
+
+
+@given(st.lists(st.sampled_from([None, 1.0, 2.0, 3.0]), min_size=2, max_size=12))
+def test_no_worker_waits_for_ever(places: list[float | None]) -> None:
+    order = grants(WriteSlots(1), dict(enumerate(places)), 20 * len(places))
+    for number in range(len(places)):
+        turns = [-1, *(turn for turn, granted_to in enumerate(order) if granted_to == number), len(order)]
+        # Every second slot at least goes to runs of its kind, and every second of these to who has waited longest.
+        assert max(later - earlier for earlier, later in itertools.pairwise(turns)) <= 4 * len(places) + 4
 
 
 @given(st.lists(st.tuples(st.sampled_from(["request", "release", "die"]), st.integers(1, 5))), st.integers(1, 3))
