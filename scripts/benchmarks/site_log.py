@@ -31,7 +31,8 @@ NODES = 3
 BLUESKY_NATS = "bluesky-nats"
 ZEROMQ = "tiledwriter, one host, ZeroMQ"
 CONDITIONS = ("normal", "log down")
-SHARE_OF_BLUESKY_NATS = 0.2  # each of its calls waits for the log
+# Each of its calls waits for the log.
+SHARE_OF_BLUESKY_NATS = 0.2
 HOSTS = (1, 2, 3)
 PUBLISHERS = 6
 EVENTS = 10_000
@@ -105,12 +106,8 @@ def _hosts(site: LogSite, directory: Path, count: int) -> Iterator[list[Supervis
                 environment={"TILEDWRITER_LEASE_SECONDS": str(LEASE_SECONDS)},
             )
             hosts.append(stack.enter_context(host))
-        wait_until(lambda: _count_ready(site) == count, 240, "all hosts are ready")
+        wait_until(lambda: site.count_ready_hosts() == count, 240, "all hosts are ready")
         yield hosts
-
-
-def _count_ready(site: LogSite) -> int:
-    return sum(each.ready and not each.lease.released for each in site.hosts())
 
 
 def _measure_hosts(rounds: int, events: int) -> Iterator[Figure]:

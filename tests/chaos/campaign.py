@@ -25,6 +25,7 @@ from .site import Setting, Site, Source
 _REGISTERED: Final = (faults, harm, log_faults)  # their kinds are in KINDS by now
 _OVERLAP: Final = 4
 _PATIENCE: Final = 3  # runs that wait to be written, for each that is open, until publishers begin no further ones
+# How often a fault is tried that finds nothing to be done to.
 _MAX_TRIES: Final = 20
 
 
@@ -109,7 +110,8 @@ class Campaign:
         self._notes: list[str] = []
         self._done: set[str] = set()  # runs with an outcome
         self._again: list[Planned] = []  # faults that found nothing to be done to
-        self._tries: Counter[int] = Counter()  # how often they found nothing
+        # How often each of them did, by its number.
+        self._tries: Counter[int] = Counter()
         self._stopping = threading.Event()
 
     def stop(self) -> None:

@@ -76,10 +76,6 @@ class SharedLog:
     def nodes(self) -> list[LogNode]:
         return self.site.nodes
 
-    def count_ready_hosts(self) -> int:
-        """How many ingest hosts may claim runs."""
-        return sum(host.ready and not host.lease.released for host in self.site.hosts())
-
     def find_leader(self) -> LogNode | None:
         """The node that leads the replicas of the runs, if that can be found out."""
         leader = self._describe_replicas().get("leader")

@@ -69,7 +69,7 @@ class SharedSite(Site):
             self._reading_hosts.append(host)
             self._start_host(host, f"host-{number}.log")
         self.supervisor = self._reading_hosts[0]
-        wait_until(lambda: self.log.count_ready_hosts() == setting.hosts, _READY_SECONDS, "hosts may claim runs")
+        wait_until(lambda: self.log.site.count_ready_hosts() == setting.hosts, _READY_SECONDS, "hosts may claim runs")
 
     @property
     def address(self) -> str:

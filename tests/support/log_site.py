@@ -157,6 +157,10 @@ class LogSite:
         """The leases of all hosts, also of those that have ended; those that can be read."""
         return [each for each in self.ask(read_hosts).values() if each is not None]
 
+    def count_ready_hosts(self) -> int:
+        """How many ingest hosts may claim runs."""
+        return sum(host.ready and not host.lease.released for host in self.hosts())
+
     def entries(self, beamline: str, uid: str) -> list[LogEntry]:
         """All entries of a run, in their order, without messages that are none."""
 

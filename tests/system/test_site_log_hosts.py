@@ -61,12 +61,8 @@ def hosts_of(directory: Path, server: Any, site: LogSite, count: int = 3) -> Ite
     """Hosts that have watched the log for long enough to claim runs."""
     with ExitStack() as stack:
         hosts = [stack.enter_context(Host(directory / f"host-{number}", server, site)) for number in range(count)]
-        wait_until(lambda: count_ready(site) == count, 240, "all hosts are ready")
+        wait_until(lambda: site.count_ready_hosts() == count, 240, "all hosts are ready")
         yield hosts
-
-
-def count_ready(site: LogSite) -> int:
-    return sum(each.ready and not each.lease.released for each in site.hosts())
 
 
 def publisher_to(site: LogSite, directory: Path, beamline: str, **options: Any) -> JetStreamPublisher:

@@ -34,6 +34,7 @@ class Follower:
     pending: int
     _connection: Connection
     _messages: asyncio.Queue[Msg]
+    _heard_at: float
     _received: int = 0
 
     async def receive(self, timeout: float) -> list[StoredMessage]:
@@ -61,8 +62,6 @@ class Follower:
             raise LogUnavailable("the connection was lost")
         if asyncio.get_running_loop().time() - self._heard_at > SILENCE_SECONDS:
             raise LogUnavailable(f"the log's servers have been silent for {SILENCE_SECONDS:g} s")
-
-    _heard_at: float = 0.0
 
     def _drain(self, first: Msg) -> Iterator[Msg]:
         self._heard_at = asyncio.get_running_loop().time()
@@ -132,6 +131,4 @@ async def follow(
     # What it has sent before it answered is no longer pending.
     sent = int((made.get("delivered") or {}).get("consumer_seq", 0))
     pending = int(made.get("num_pending", 0)) + sent
-    follower = Follower(pending, connection, messages)
-    follower._heard_at = asyncio.get_running_loop().time()
-    yield follower
+    yield Follower(pending, connection, messages, asyncio.get_running_loop().time())

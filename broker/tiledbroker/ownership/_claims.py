@@ -1,6 +1,7 @@
 """Claims: decides, without I/O and without a clock, which run which of several supervisor starts may write.
 
-A start is one life of a supervisor's process, from its begin to its end; another one on the same host is another start.
+A start is one life of a supervisor's process, from its beginning to its end. Another one on the same host is another
+start.
 
 All starts share one store with a history: each record that is stored gets a number above all earlier ones, and is
 stored only if the newest record of its key has the number that was expected (compare-and-set). The store can be set

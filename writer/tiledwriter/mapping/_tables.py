@@ -638,10 +638,12 @@ class InternalData:
 
         A column of integers that floats cannot tell apart stays as it is: as floats they would lose digits.
         """
-        widened = ((misfit, wider(source.column.type, values[misfit])) for misfit in misfits)
-        misfit, needed = next(((misfit, needed) for misfit, needed in widened if needed is not None), (0, None))
-        if needed is not None and not self._exceeds_float(source, fitted[:misfit]):
-            self.too_narrow.setdefault(source.key, needed)
+        for misfit in misfits:
+            needed = wider(source.column.type, values[misfit])
+            if needed is not None:
+                if not self._exceeds_float(source, fitted[:misfit]):
+                    self.too_narrow.setdefault(source.key, needed)
+                return
 
     def _look_for_types(self, key: str, values: Values) -> None:
         """Record the types of values that are stored as text but are not text."""

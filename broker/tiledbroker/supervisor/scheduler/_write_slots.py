@@ -21,7 +21,7 @@ HELD_SECONDS: Final = 5.0
 
 @dataclass(frozen=True)
 class _Wish:
-    """What a worker waits with: its run, and the place of the run among ended ones; None if the run is open."""
+    """What a worker waits for: to write a run, which has a place among the ended ones; None if it is open."""
 
     run: str
     place: float | None
@@ -79,7 +79,7 @@ class WriteSlots:
         now
             The time (`time.monotonic`).
         place
-            Orders ended runs by their begin; None for an open run.
+            Orders ended runs by when they began; None for an open run.
         """
         self._waiting[number] = _Wish(run, place)
         return self.grant(now)
