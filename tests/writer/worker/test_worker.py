@@ -39,6 +39,23 @@ def sent(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Sent:
     return sent
 
 
+class Reports:
+    """What a worker has to report, once for each of `waiting`."""
+
+    def __init__(self, *waiting: messages.Report) -> None:
+        self.waiting = list(waiting)
+
+    def next_report(self, now: float, *, last: bool = False) -> messages.Report | None:
+        return self.waiting.pop() if last and self.waiting else None
+
+
+@pytest.fixture
+def reports(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Reports:
+    reports = Reports()
+    monkeypatch.setattr(worker, "_reporter", reports, raising=False)
+    return reports
+
+
 def is_woken(worker: Worker) -> bool:
     woken = bool(select.select([worker._wake_up], [], [], 0)[0])
     worker._wake_up.clear()
@@ -70,7 +87,7 @@ def test_progress_after_a_time_is_told_by_itself(worker: Worker, sent: Sent, mon
         assert sent.take() == [messages.Progress("run", index)]
 
 
-def test_an_outcome_comes_after_the_progress_that_led_to_it(worker: Worker, sent: Sent) -> None:
+def test_an_outcome_comes_after_the_progress_that_led_to_it(worker: Worker, sent: Sent, reports: Reports) -> None:
     worker._on_progress(3)
     worker._send_queued()
     sent.take()
@@ -78,3 +95,14 @@ def test_an_outcome_comes_after_the_progress_that_led_to_it(worker: Worker, sent
     worker._on_end("written", "")
     worker._send_queued()
     assert sent.take() == [messages.Progress("run", 9), messages.Written("run", "written", "")]
+
+
+def test_an_outcome_comes_after_the_report_of_the_requests_that_led_to_it(
+    worker: Worker, sent: Sent, reports: Reports
+) -> None:
+    report = messages.Report("run", 1, "count", written_at=2.0)
+    reports.waiting.append(report)
+    worker._on_reached()
+    worker._on_end("written", "")
+    worker._send_queued()
+    assert sent.take() == [messages.Reached("run"), report, messages.Written("run", "written", "")]

@@ -635,4 +635,8 @@ class Worker:
                 message: Any = self._outbox.get_nowait()
             except queue.Empty:
                 return
+            if isinstance(message, messages.Written):
+                # Who hears that a run is written has heard of the requests that wrote it: else Tiled would look as if
+                # it had never been asked.
+                self._send_report(last=True)
             self._send_message(message)
