@@ -217,10 +217,32 @@ def test_journals_that_another_host_has_gone_on_with_are_not_drained(tiled_serve
         wait_until(lambda: second.has_journal(uid), 240, "the other host goes on with the run")
         drained = drain(first, tiled_server, site)
         assert drained.returncode == 1
-        assert "unfinished journals (1) cannot be drained, as other hosts may have gone on" in drained.stderr
+        assert "unfinished journals (1) cannot be drained, as other hosts may go on" in drained.stderr
         assert first.has_journal(uid)
         assert uid not in tiled_server.client()
         assert second.running
+
+
+def test_journals_that_another_host_could_go_on_with_are_not_drained(tiled_server: TiledServer, tmp_path: Path) -> None:
+    with (
+        LogSite(tmp_path / "log") as site,
+        hosts_of(tmp_path, NoTiled(f"http://127.0.0.1:{free_port()}"), site, 2) as hosts,
+        closing(publisher_to(site, tmp_path, "csx")) as publisher,
+    ):
+        uid = publish(publisher, documents(30))
+        assert publisher.flush(240)
+        first, second = sorted(hosts, key=lambda host: not host.has_journal(uid))
+        # So that its runs are still its own when it is drained.
+        second.signal_all(signal.SIGSTOP)
+        try:
+            first.kill()
+            drained = drain(first, tiled_server, site)
+        finally:
+            second.signal_all(signal.SIGCONT)
+        assert drained.returncode == 1
+        assert "unfinished journals (1) cannot be drained, as other hosts may go on" in drained.stderr
+        assert first.has_journal(uid)
+        assert uid not in tiled_server.client()
 
 
 def test_a_log_that_is_set_back_loses_and_doubles_nothing(tiled_server: TiledServer, tmp_path: Path) -> None:

@@ -107,17 +107,21 @@ class SharedRuns(HeldLease):
         """Go on with the journals if nobody can have taken their runs over; otherwise set aside unfinished ones."""
         if (own := self._keeper.lease) is None:
             raise LeaseLost(self.describe())
-        if self._earlier.have_served and not self._claims.ask(lambda claims: claims.inherits):
-            if self._drain and (count := count_unfinished(self._journal_dir)):
+        if self._earlier.have_served:
+            is_alone, inherits = self._claims.ask(lambda claims: (not claims.has_others, claims.inherits))
+            # Another host could claim a run just before this one, which would then wait for it for ever.
+            may_drain = inherits and is_alone
+            if self._drain and not may_drain and (count := count_unfinished(self._journal_dir)):
                 raise DirectoryUnusable(
                     self._journal_dir,
-                    f"unfinished journals ({count}) cannot be drained, as other hosts may have gone on with their runs "
-                    "since. The service itself reads these runs from the log.",
+                    f"unfinished journals ({count}) cannot be drained, as other hosts may go on with their runs, or have "
+                    "done so. The service itself reads these runs from the log.",
                 )
-            set_aside_unfinished(
-                self._journal_dir,
-                "other hosts may have gone on with these runs since. Runs that are not written are read from the log",
-            )
+            if not inherits:
+                set_aside_unfinished(
+                    self._journal_dir,
+                    "other hosts may have gone on with these runs since. Runs that are not written are read from the log",
+                )
         record_turn(self._journal_dir, own)
         hosts = self._claims.ask(lambda claims: sorted(each.lease.host for each in claims.list_hosts()))
         log.info("Hosts that share the log: %s.", ", ".join(hosts))
