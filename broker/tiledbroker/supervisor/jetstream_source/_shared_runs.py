@@ -114,13 +114,14 @@ class SharedRuns(HeldLease):
             if self._drain and not may_drain and (count := count_unfinished(self._journal_dir)):
                 raise DirectoryUnusable(
                     self._journal_dir,
-                    f"unfinished journals ({count}) cannot be drained, as other hosts may go on with their runs, or have "
-                    "done so. The service itself reads these runs from the log.",
+                    f"unfinished journals ({count}) cannot be drained, as other hosts may go on with their runs, or "
+                    "have done so. The service itself reads these runs from the log.",
                 )
             if not inherits:
                 set_aside_unfinished(
                     self._journal_dir,
-                    "other hosts may have gone on with these runs since. Runs that are not written are read from the log",
+                    "other hosts may have gone on with these runs since. Runs that are not written are read from the "
+                    "log",
                 )
         record_turn(self._journal_dir, own)
         hosts = self._claims.ask(lambda claims: sorted(each.lease.host for each in claims.list_hosts()))
