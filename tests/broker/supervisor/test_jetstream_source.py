@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
@@ -31,7 +33,7 @@ from tiledbroker.protocol import messages
 from tiledbroker.supervisor import ClientLimits, RunOwner
 from tiledbroker.supervisor._run_owner import SoleOwner
 from tiledbroker.supervisor.jetstream_source import JetStreamSource
-from tiledbroker.supervisor.jetstream_source._log_run import Phase
+from tiledbroker.supervisor.jetstream_source._log_run import LogRun, Phase
 from tiledwriter.testing import wait_until
 
 
@@ -371,6 +373,30 @@ def test_documents_that_wait_for_a_host_are_behind_but_those_of_another_host_are
         owner.tell(uid)
         wait_for(lambda: length_in(host, uid) == 20, "it is read")
         assert set(lags(source)) == {"csx"}
+
+
+def test_how_far_a_host_is_behind_is_not_known_before_receipts_are_read(
+    log_site: LogSite, publisher: JetStreamPublisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = documents(30)
+    with MemoryHost(make_source(log_site)) as first:
+        publish(publisher, complete)
+        assert publisher.wait_written(uid_of(complete), 60)
+    source, may_read = make_source(log_site), threading.Event()
+    read_receipt = source._read_receipt
+
+    async def read_later(run: LogRun) -> None:
+        await asyncio.to_thread(may_read.wait, 60)
+        await read_receipt(run)
+
+    monkeypatch.setattr(source, "_read_receipt", read_later)
+    with MemoryHost(source, first.journals):
+        try:
+            wait_for(lambda: lags(source), "the beamline is known")
+            assert lags(source) == {"csx": None}
+        finally:
+            may_read.set()
+        wait_for(lambda: lags(source) == {"csx": 0}, "nothing is behind")
 
 
 def lags(source: JetStreamSource) -> dict[str, int | None]:

@@ -70,6 +70,8 @@ class LogRun:
         How far the log is.
     receipt, revision
         The receipt that is stored, and its number; None and 0 if there is none.
+    receipt_known
+        Whether it was read at least once.
     told
         The receipt as it should be.
     next
@@ -90,6 +92,7 @@ class LogRun:
     phase: Phase = Phase.LOOKING
     receipt: Receipt | None = None
     revision: int = 0
+    receipt_known: bool = False
     told: Receipt = field(default_factory=Receipt)
     next: int = 0
     position: int = 0

@@ -243,6 +243,8 @@ class JetStreamSource:
         self._open.clear()
         self._to_ask.clear()
         self._asked_at.clear()
+        for publisher in self.publishers.values():
+            publisher.lag_documents = None
         async with follow(connection, STREAM, f"{DOCUMENTS}.*.*", headers_only=True) as follower:
             if self.problem:
                 log.info("Reading the log at %s.", connection.server)
@@ -381,6 +383,7 @@ class JetStreamSource:
                 self._limited_log.log(
                     logging.WARNING, "receipt", "The receipt of run %s is made anew: %s", run.uid, error
                 )
+        run.receipt_known = True
 
     def _ask(self, run: LogRun) -> None:
         """Ask the supervisor again for a run that is being read."""
@@ -648,23 +651,33 @@ class JetStreamSource:
         while True:
             await asyncio.sleep(1.0)
             now = time.monotonic()
-            behind: Counter[str] = Counter()
             for run in list(self._open.values()):
                 self._do_due(run, now)
-                if run.phase is not Phase.WAITING or not self._owner.is_others(run.uid):
-                    behind[run.beamline] += max(0, run.tail.next - run.told.next)
+            self._measure_lag(now)
             own = sum(run.phase in (Phase.ASKING, Phase.READING) for run in self._open.values())
             self._owner.note_open_runs(own)
             for beamline in [each for each, asked in self._asked_at.items() if now >= asked + ASK_AGAIN_SECONDS]:
                 self._say_hello(beamline)
-            for beamline in behind:
-                self._find_publisher(beamline)
-            for publisher in self.publishers.values():
-                publisher.lag_documents = behind[publisher.client]
-                publisher.heard = now
             if now >= self._remove_at:
                 self._remove_at = now + min(_REMOVE_SECONDS, max(1.0, self._keep_in_log))
                 await self._remove_old(connection)
+
+    def _measure_lag(self, now: float) -> None:
+        """Note how many documents of each beamline the host that has to read them does not have."""
+        behind: Counter[str] = Counter()
+        unread = set()
+        for run in self._open.values():
+            if run.phase is not Phase.WAITING or not self._owner.is_others(run.uid):
+                behind[run.beamline] += max(0, run.tail.next - run.told.next)
+                if not run.receipt_known:
+                    unread.add(run.beamline)
+        for beamline in behind:
+            self._find_publisher(beamline)
+        for publisher in self.publishers.values():
+            publisher.heard = now
+            # After the start, complete runs would count as well, until their receipts are read.
+            if publisher.lag_documents is not None or publisher.client not in unread:
+                publisher.lag_documents = behind[publisher.client]
 
     def _do_due(self, run: LogRun, now: float) -> None:
         """Do what is due in a run."""
