@@ -249,7 +249,7 @@ class JetStreamSource:
             if self.problem:
                 log.info("Reading the log at %s.", connection.server)
             self._note_problem("")
-            upkeep = asyncio.ensure_future(self._keep_up(connection))
+            upkeep = asyncio.ensure_future(self._keep_up(connection, follower))
             try:
                 await self._follow_tails(follower, upkeep)
             finally:
@@ -647,13 +647,16 @@ class JetStreamSource:
             return
         run.receipt = receipt
 
-    async def _keep_up(self, connection: Connection) -> None:
+    async def _keep_up(self, connection: Connection, follower: Follower) -> None:
         while True:
             await asyncio.sleep(1.0)
             now = time.monotonic()
             for run in list(self._open.values()):
                 self._do_due(run, now)
-            self._measure_lag(now)
+            for publisher in self.publishers.values():
+                publisher.heard = now
+            if not follower.pending:
+                self._measure_lag()
             own = sum(run.phase in (Phase.ASKING, Phase.READING) for run in self._open.values())
             self._owner.note_open_runs(own)
             for beamline in [each for each, asked in self._asked_at.items() if now >= asked + ASK_AGAIN_SECONDS]:
@@ -662,7 +665,7 @@ class JetStreamSource:
                 self._remove_at = now + min(_REMOVE_SECONDS, max(1.0, self._keep_in_log))
                 await self._remove_old(connection)
 
-    def _measure_lag(self, now: float) -> None:
+    def _measure_lag(self) -> None:
         """Note how many documents of each beamline the host that has to read them does not have."""
         behind: Counter[str] = Counter()
         unread = set()
@@ -674,7 +677,6 @@ class JetStreamSource:
         for beamline in behind:
             self._find_publisher(beamline)
         for publisher in self.publishers.values():
-            publisher.heard = now
             # After the start, complete runs would count as well, until their receipts are read.
             if publisher.lag_documents is not None or publisher.client not in unread:
                 publisher.lag_documents = behind[publisher.client]
