@@ -40,6 +40,11 @@ MESSAGES: Final = (
     messages.Progress("a", 4),
     messages.Finish(),
     messages.Reached("a"),
+    messages.Unreachable("a", 1.5, "why", True),
+    messages.SlotWanted("a"),
+    messages.SlotGranted("a", True),
+    messages.SlotRecalled("a"),
+    messages.SlotReleased("a", "sqlite"),
 )
 """One of each kind."""
 

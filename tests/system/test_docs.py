@@ -276,6 +276,48 @@ def test_every_place_in_the_code_that_contributors_are_led_to_exists(file, names
     assert set(names.split()) <= defined_names(ROOT / file)
 
 
+class Members:
+    """What the classes of this repository have, by name: methods, fields and attributes that are set."""
+
+    def __init__(self) -> None:
+        self._own: dict[str, set[str]] = {}
+        self._bases: dict[str, set[str]] = {}
+        for file in SOURCES:
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.ClassDef):
+                    self._add(node)
+
+    def _add(self, node: ast.ClassDef) -> None:
+        own = self._own.setdefault(node.name, set())
+        self._bases.setdefault(node.name, set()).update(ast.unparse(base) for base in node.bases)
+        for item in ast.walk(node):
+            if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef):
+                own.add(item.name)
+            elif isinstance(item, ast.Attribute | ast.Name) and isinstance(item.ctx, ast.Store):
+                own.add(item.attr if isinstance(item, ast.Attribute) else item.id)
+
+    def lack(self, owner: str, member: str) -> bool:
+        """Return whether a class, all of whose bases are of this repository, has no such member."""
+        if owner not in self._own or member in self._own[owner]:
+            return False
+        return all(self.lack(base, member) for base in self._bases[owner])
+
+
+SOURCES = [file for folder in ("broker", "writer", "tests", "scripts") for file in (ROOT / folder).rglob("*.py")]
+
+
+def test_texts_name_no_member_of_a_class_that_it_does_not_have():
+    members = Members()
+    assert members.lack("Members", "none")
+    wrong = [
+        f"{file.relative_to(ROOT)}: {owner}.{member}"
+        for file in (*SOURCES, *PAGES)
+        for owner, member in re.findall(r"`([A-Z]\w+)\.(\w+)", file.read_text())
+        if members.lack(owner, member)
+    ]
+    assert not wrong
+
+
 def test_contributors_have_an_answer_before_they_open_three_files_at_most():
     page = (DOCS / "contributing" / "where-to-find-what.md").read_text()
     rows_of_page = [line.split(" | ") for line in page.splitlines() if ".py`" in line]

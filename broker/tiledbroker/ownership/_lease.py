@@ -162,7 +162,8 @@ class OwnershipState(enum.Enum):
 class Ownership:
     """State machine of one supervisor start. `now` is always the current time of `CLOCK_BOOTTIME`, in seconds.
 
-    The caller repeats `next_step`, performs the step, and notes what came of it, before it asks for another step.
+    The caller, `LeaseKeeper`, repeats `next_step`, performs the step, and notes what came of it, before it asks for
+    another step.
 
     Parameters
     ----------

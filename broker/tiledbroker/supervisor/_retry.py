@@ -1,4 +1,7 @@
-"""Retries of runs in quarantine, requested by a file next to the journal that the supervisor finds."""
+"""Retries of runs in quarantine, requested by a file next to the journal that the supervisor finds.
+
+Requests to Tiled are retried elsewhere: see `tiledwriter.catalog`.
+"""
 
 from __future__ import annotations
 

@@ -38,7 +38,8 @@ from tiledbroker.protocol.messages import (
 
 thorough = settings(max_examples=200, deadline=None)
 
-# Name, kind byte and header bytes. These are the protocol; a change here is a change of the version.
+# Name, kind byte and header bytes. These are the protocol: entries are added, and a change of one is
+# a change of the version.
 GOLDEN: list[tuple[Message, int, bytes]] = [
     (Hello("me", {"a": 3}, ["b"]), 1, b"\x93\xa2me\x81\xa1a\x03\x91\xa1b"),
     (

@@ -2,8 +2,8 @@
 
 Events go in with the time, effects come out as frozen values; the supervisor performs them and reports what came of
 them. The scheduler reads no clock, opens no file and knows no process, so all its decisions can be tested and simulated
-without any. It is the only place where the state of a run changes. `Scheduler._on_death` decides whether a worker is
-restarted or its run is put in quarantine.
+without any. It is the only place where the state of a run changes. `Scheduler._handle_death` decides whether a worker
+is restarted or its run is put in quarantine.
 """
 
 from __future__ import annotations

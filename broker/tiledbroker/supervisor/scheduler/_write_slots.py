@@ -79,7 +79,7 @@ class WriteSlots:
         now
             The time (`time.monotonic`).
         place
-            Orders ended runs by when they began; None for an open run.
+            Orders ended runs by when they arrived; None for an open run.
         """
         self._waiting[number] = _Wish(run, place)
         return self.grant(now)
