@@ -140,6 +140,7 @@ class Acquisition(threading.Thread):
     def __init__(self, address: str, spool: Path, runs: dict[str, int], events: int, pause_seconds: float) -> None:
         super().__init__(name=f"acquisition-{spool.name}")
         self.publisher = ZMQPublisher(address, spool_dir=spool, on_error="raise")
+        self._spool = spool
         self._runs = runs
         self._events = events
         self._pause_seconds = pause_seconds
@@ -147,6 +148,10 @@ class Acquisition(threading.Thread):
 
     def run(self) -> None:
         while not self.ending.is_set():
+            if len(run_files(self._spool)) > MOST_UNWRITTEN_RUNS // 2:
+                # More would come than this machine can write.
+                self.ending.wait(0.5)
+                continue
             emitted = documents(self._events)
             self._runs[emitted[0][1]["uid"]] = self._events
             for name, doc in emitted:
