@@ -75,6 +75,8 @@ class ClaimKeeper:
         self._renew_soon = renew_soon
         self._on_change = on_change
         self._loop: LoopThread | None = None
+        self._connection: Connection | None = None
+        self._requests = asyncio.Semaphore(_REQUESTS_AT_ONCE)
         self._woken = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._clean_at = 0.0
@@ -142,7 +144,6 @@ class ClaimKeeper:
             await asyncio.sleep(_RECONNECT_SECONDS)
 
     async def _follow(self, follower: Follower) -> None:
-        self._requests = asyncio.Semaphore(_REQUESTS_AT_ONCE)
         self.problem = ""
         with self._lock:
             self._claims.begin_view()
@@ -232,7 +233,7 @@ class ClaimKeeper:
         subject, value = encode_step(step)
         try:
             async with self._requests:
-                number = await self._connection.append(subject, value, {}, step.expected)
+                number = await self._find_connection().append(subject, value, {}, step.expected)
         except AppendRefused:
             await self._look_again(subject)
             self._conclude(lambda claims: claims.note_refused(step, boottime()))
@@ -256,7 +257,7 @@ class ClaimKeeper:
         found = parse_host_subject(subject)
         assert found is not None
         try:
-            message = await self._connection.read_last_from_leader(bucket_stream(HOSTS_BUCKET), subject)
+            message = await self._find_connection().read_last_from_leader(bucket_stream(HOSTS_BUCKET), subject)
         except LogUnavailable:
             return
         if message is not None:
@@ -268,7 +269,7 @@ class ClaimKeeper:
     async def _remove_claim(self, run: str, number: int) -> None:
         subject = claim_subject(run)
         with contextlib.suppress(LogUnavailable, AppendRefused):
-            removal = await self._connection.append(subject, b"", {}, number)
+            removal = await self._find_connection().append(subject, b"", {}, number)
             await asyncio.sleep(_PURGE_SECONDS)
             await self._purge(subject, removal)
 
@@ -278,9 +279,13 @@ class ClaimKeeper:
                 await self._purge(lease_subject(holder), number)
 
     async def _purge(self, subject: str, number: int) -> None:
-        await self._connection.call(
-            f"STREAM.PURGE.{bucket_stream(HOSTS_BUCKET)}", {"filter": subject, "seq": number + 1}
-        )
+        purge = {"filter": subject, "seq": number + 1}
+        await self._find_connection().call(f"STREAM.PURGE.{bucket_stream(HOSTS_BUCKET)}", purge)
+
+    def _find_connection(self) -> Connection:
+        if self._connection is None:
+            raise LogUnavailable(self.problem)
+        return self._connection
 
 
 async def read_hosts(connection: Connection) -> dict[str, HostLease | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,11 +19,11 @@ HELD_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True)
-class _Wish:
-    """What a worker waits for: to write a run, which has a place among the ended ones; None if it is open."""
+class _EndedRun:
+    """An ended run that a worker waits to write, and its place among the ended ones."""
 
-    run: str
-    place: float | None
+    uid: str
+    place: float
 
 
 class WriteSlots:
@@ -48,8 +47,10 @@ class WriteSlots:
     def __init__(self, limit: int | None = None) -> None:
         self._limit = limit
         self._storage = ""
-        # Workers by number, in the order in which they have asked; holders with the time of the grant.
-        self._waiting: dict[int, _Wish] = {}
+        # Runs by the numbers of their workers, in the order in which these have asked; holders with the time of the
+        # grant.
+        self._open: dict[int, str] = {}
+        self._ended: dict[int, _EndedRun] = {}
         self._open_is_next = True
         self._first_is_next = True
         self._holders: dict[int, tuple[str, float]] = {}
@@ -63,7 +64,7 @@ class WriteSlots:
     @property
     def waiting(self) -> int:
         """Number of workers that wait for a slot."""
-        return len(self._waiting)
+        return len(self._open) + len(self._ended)
 
     def change_limit(self, limit: int | None) -> None:
         """Change the number of slots, from the next grant on."""
@@ -81,7 +82,11 @@ class WriteSlots:
         place
             Orders ended runs by when they arrived; None for an open run.
         """
-        self._waiting[number] = _Wish(run, place)
+        if place is None:
+            self._open[number] = run
+        else:
+            self._open.pop(number, None)
+            self._ended[number] = _EndedRun(run, place)
         return self.grant(now)
 
     def release(self, number: int, storage: str, now: float) -> list[SendToWorker]:
@@ -91,7 +96,8 @@ class WriteSlots:
 
     def forget(self, number: int, now: float) -> list[SendToWorker]:
         """Forget a worker, which has ended or wants nothing more."""
-        self._waiting.pop(number, None)
+        self._open.pop(number, None)
+        self._ended.pop(number, None)
         self._holders.pop(number, None)
         self._recalled.discard(number)
         return self.grant(now)
@@ -99,38 +105,35 @@ class WriteSlots:
     def grant(self, now: float) -> list[SendToWorker]:
         """Give free slots to those that wait, and ask for those that are kept without being used."""
         sent = []
-        while self._waiting and self._count_used(now) < self.slots:
-            number = self._choose_next()
-            run = self._waiting.pop(number).run
+        while self.waiting and self._count_used(now) < self.slots:
+            number, run = self._take_next()
             self._holders[number] = run, now
-            if self._waiting:
+            if self.waiting:
                 # It need not be asked to release the slot.
                 self._recalled.add(number)
-            sent.append(SendToWorker(number, messages.SlotGranted(run, shared=bool(self._waiting))))
-        if self._waiting:
+            sent.append(SendToWorker(number, messages.SlotGranted(run, shared=bool(self.waiting))))
+        if self.waiting:
             for number, (run, _) in self._holders.items():
                 if number not in self._recalled:
                     self._recalled.add(number)
                     sent.append(SendToWorker(number, messages.SlotRecalled(run)))
         return sent
 
-    def _choose_next(self) -> int:
-        """Return the number of the worker that gets the next slot."""
-        longest_open = next(self._find_waiting(ended=False), None)
-        longest_ended = next(self._find_waiting(ended=True), None)
-        if longest_ended is None or (longest_open is not None and self._open_is_next):
-            assert longest_open is not None
+    def _take_next(self) -> tuple[int, str]:
+        """Remove the worker that gets the next slot from those that wait, and return its number and its run."""
+        if self._open and (self._open_is_next or not self._ended):
             self._open_is_next = False
-            return longest_open
+            number = next(iter(self._open))
+            return number, self._open.pop(number)
         self._open_is_next = True
-        first_is_next, self._first_is_next = self._first_is_next, not self._first_is_next
-        if not first_is_next:
-            return longest_ended
-        return min(self._find_waiting(ended=True), key=lambda number: self._waiting[number].place or 0.0)
+        number = self._choose_ended()
+        return number, self._ended.pop(number).uid
 
-    def _find_waiting(self, *, ended: bool) -> Iterator[int]:
-        """Yield the workers of ended or of open runs that wait, in the order in which they have asked."""
-        return (number for number, wish in self._waiting.items() if (wish.place is not None) is ended)
+    def _choose_ended(self) -> int:
+        first_is_next, self._first_is_next = self._first_is_next, not self._first_is_next
+        if first_is_next:
+            return min(self._ended, key=lambda number: self._ended[number].place)
+        return next(iter(self._ended))
 
     def _count_used(self, now: float) -> int:
         return sum(now - since < HELD_SECONDS for _, since in self._holders.values())
