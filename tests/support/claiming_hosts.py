@@ -155,7 +155,7 @@ class ClaimingHost:
             self.requests += [] if step is None or isinstance(step, Wait) else [step]
         if self.ownership.state is OwnershipState.HOLDING:
             self.claims.note_revoked(self.claims.keys_to_revoke)
-            self.requests += self.claims.next_steps(self.clock)
+            self.requests += self.claims.begin_steps(self.clock)
 
     def perform(self, request: Request, *, answer: bool = True, apply: bool = True) -> None:
         """Let a request reach the store, and take its answer."""

@@ -179,7 +179,7 @@ class ClaimKeeper:
         """Do what is due, and tell what has changed."""
         may_act = self._may_act()
         with self._lock:
-            steps = self._claims.next_steps(boottime()) if may_act else []
+            steps = self._claims.begin_steps(boottime()) if may_act else []
             changed = self._claims.take_changed()
             wants_renewal = self._claims.wants_renewal
         if may_act and wants_renewal:

@@ -194,7 +194,7 @@ class RunClaims:
     """State machine of one start. `now` is always the current time of `CLOCK_BOOTTIME`, in seconds.
 
     What is stored comes through `note_lease` and `note_claim`, in the order of the numbers, possibly late. The caller
-    performs the steps that `next_steps` returns, and notes what came of each.
+    performs the steps that `begin_steps` returns, and notes what came of each.
 
     Parameters
     ----------
@@ -431,7 +431,7 @@ class RunClaims:
 
     # Steps.
 
-    def next_steps(self, now: float) -> list[ClaimStep]:
+    def begin_steps(self, now: float) -> list[ClaimStep]:
         """Return what to do now. Call it about every `renewal_seconds`, and whenever something was noted.
 
         It counts the time since the last call as watched. It takes what it returns for begun: it does not return a step

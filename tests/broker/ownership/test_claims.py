@@ -321,7 +321,7 @@ def test_of_two_that_claim_at_one_moment_one_does() -> None:
         host.receive()
         for _ in range(2):
             host.clock += 1.5
-            host.requests += host.claims.next_steps(host.clock)
+            host.requests += host.claims.begin_steps(host.clock)
     for host in hosts:
         for request in list(host.requests):
             host.perform(request)
@@ -396,7 +396,7 @@ def test_a_claim_that_was_removed_is_free() -> None:
     (host,) = hosts
     host.claims.note_claim("a", 7, None)
     host.claims.want("a")
-    (step,) = host.claims.next_steps(host.clock)
+    (step,) = host.claims.begin_steps(host.clock)
     assert step == PutClaim("a", 7, Claim(host.holder, "x", 1))
 
 
