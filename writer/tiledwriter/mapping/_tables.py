@@ -467,7 +467,7 @@ class InternalData:
 
     def _assign_nodes(self, key: str, value: Any) -> None:
         """Assign nodes to one data key: columns for its value and timestamp, or an array node and one column."""
-        source = self._value_source(key, value)
+        source = self._assign_values(key, value)
         name, timestamps = self._names.name_for_values(key, as_column=source is not None)
         sources = [ColumnSource(Column(timestamps, "float64"), "timestamp", key)]
         if source is not None:
@@ -480,8 +480,8 @@ class InternalData:
                 return
         self._new_table(ColumnSource(Column(f"{TABLE_KEY}_{len(self.tables)}_row", "int64"), "row"), *sources)
 
-    def _value_source(self, key: str, value: Any) -> tuple[str, Literal["value", "text"]] | None:
-        """Return the type and the kind of the column for a data key's values; None if they go to an array node."""
+    def _assign_values(self, key: str, value: Any) -> tuple[str, Literal["value", "text"]] | None:
+        """Assign a data key's values to a column, and return its type and kind; or to an array node, and return None."""
         data_key = self._data_keys.get(key, {})
         is_array = data_key.get("dtype") == "array"
         self._note_precision(key, data_key)
@@ -492,13 +492,14 @@ class InternalData:
             value = value[0]
         holds_arrays = is_array if value is None else _is_sequence(value)
         if holds_arrays:
-            return self._plan_array(key, data_key, value)
+            return self._assign_arrays(key, data_key, value)
         declared = {"dtype": "number"} if is_array else data_key
         return self._column_types.get(key) or scalar_type(declared, value, guessed=key in self._guessed), "value"
 
-    def _plan_array(
+    def _assign_arrays(
         self, key: str, data_key: Mapping[str, Any], value: Any
     ) -> tuple[str, Literal["value", "text"]] | None:
+        """Assign a data key's arrays as `_assign_values` does, by the shape and type of the first one."""
         first = None if value is None else as_array(value, declared_type(data_key))
         shape = declared_shape(data_key) if first is None else first.shape
         if None in (data_key.get("shape") or ()) or (first is not None and first.size == 0):
@@ -508,7 +509,7 @@ class InternalData:
         names = (TIME, *self._dimension_names(shape or ()))
         needed = self._column_types.get(key)
         if needed is not None and not needed.startswith(ARRAY):
-            return self._planned_column(key)
+            return self._take_planned_column(key)
         dtype = (
             element_type(data_key, first if first is not None and first.size else None, guessed=key in self._guessed)
             if needed is None
@@ -534,7 +535,7 @@ class InternalData:
                 f"{self._stream_name}: {key!r} is declared as {declared!r}; its values are rounded to {stored!r}."
             )
 
-    def _planned_column(self, key: str) -> tuple[str, Literal["value", "text"]]:
+    def _take_planned_column(self, key: str) -> tuple[str, Literal["value", "text"]]:
         """Return the column that an earlier fold found necessary for a data key's arrays.
 
         The array node that the earlier fold may have created is removed.
