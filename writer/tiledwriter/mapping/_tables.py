@@ -481,7 +481,7 @@ class InternalData:
         self._new_table(ColumnSource(Column(f"{TABLE_KEY}_{len(self.tables)}_row", "int64"), "row"), *sources)
 
     def _assign_values(self, key: str, value: Any) -> tuple[str, Literal["value", "text"]] | None:
-        """Assign a data key's values to a column, and return its type and kind; or to an array node, and return None."""
+        """Assign a data key's values to a column, and return its type and kind; None if they go to an array node."""
         data_key = self._data_keys.get(key, {})
         is_array = data_key.get("dtype") == "array"
         self._note_precision(key, data_key)
