@@ -1,4 +1,4 @@
-"""Exit codes of all commands but `check` and `status`, which have more to tell, and the exceptions that end a command."""
+"""Exit codes of all commands but `check` and `status`, which tell more, and the exceptions that end a command."""
 
 from __future__ import annotations
 
