@@ -3,7 +3,8 @@
 Real acquisition processes publish runs through a TCP proxy to a real supervisor, whose workers write to a real Tiled
 server through an HTTP proxy; processes are killed and stopped, cables cut, answers dropped, disks filled, logs damaged
 and put back, ingest hosts replaced. Prints a table with a line per kind of fault. Exits with 1 if anything is lost,
-doubled, out of order, removed, at a wrong destination, or wrong without a word.
+doubled, out of order, removed, at a wrong destination, or wrong without a word. Ctrl-C ends the faults early, and what
+was done until then is judged.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import sys
 import tempfile
 import time
@@ -78,7 +80,15 @@ def main() -> int:
         print(f"[{time.monotonic() - began:6.0f} s] {line}", flush=True)
 
     tell(f"Seed {given.seed}; everything is in {directory}, what happens when in {directory / 'timeline.jsonl'}.")
-    report = Campaign(options, tell).run()
+    campaign = Campaign(options, tell)
+
+    def stop_early(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        tell("No further faults; everything comes to rest and is judged. Ctrl-C again ends it at once.")
+        campaign.stop()
+
+    signal.signal(signal.SIGINT, stop_early)
+    report = campaign.run()
     print(*report.lines(), sep="\n")
     if given.json:
         given.json.write_text(json.dumps(report.as_json(), indent=1))

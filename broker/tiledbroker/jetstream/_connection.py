@@ -83,6 +83,8 @@ class LoopThread:
                 for task in tasks:
                     task.cancel()
                 self.loop.run_until_complete(asyncio.wait(tasks, timeout=_CANCEL_SECONDS))
+            # Who waits for a task that has failed is told in the next turn; else its error is called forgotten.
+            self.loop.run_until_complete(asyncio.sleep(0))
         finally:
             self.loop.close()
 
