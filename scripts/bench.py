@@ -21,18 +21,14 @@ from benchmarks.report import Report  # noqa: E402
 
 BENCHMARKS = (
     *("core", "callback", "longest", "durable", "tiled", "latency", "start", "memory", "recovery", "growth", "history"),
-    *("layout", "long_runs", "sequences", "trickle", "page"),
+    *("layout", "long_runs", "sequences", "trickle", "page", "site_log"),
 )
-# Run if they are named: their figures are not in the documentation yet.
-FURTHER_BENCHMARKS = ("site_log",)
 PAGES = ROOT / "docs/explanations/performance"
 
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser("bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument(
-        "benchmark", nargs="*", choices=[*BENCHMARKS, *FURTHER_BENCHMARKS, []], help="default: all but site_log"
-    )
+    result.add_argument("benchmark", nargs="*", choices=[*BENCHMARKS, []], help="default: all")
     result.add_argument("--rounds", type=int, default=5, help="that count; one more warms up (default 5)")
     result.add_argument("--quick", action="store_true", help="fewer documents, to see that all of it works")
     result.add_argument(
