@@ -3,8 +3,8 @@
 Real acquisition processes publish runs through a TCP proxy to a real supervisor, whose workers write to a real Tiled
 server through an HTTP proxy; processes are killed and stopped, cables cut, answers dropped, disks filled, logs damaged
 and put back, ingest hosts replaced. Prints a table with a line per kind of fault. Exits with 1 if anything is lost,
-doubled, out of order, removed, at a wrong destination, or wrong without a word. Ctrl-C ends the faults early, and what
-was done until then is judged.
+doubled, out of order, removed, at a wrong destination, or wrong without a word. SIGTERM ends the faults early, and
+what was done until then is judged.
 """
 
 from __future__ import annotations
@@ -83,11 +83,11 @@ def main() -> int:
     campaign = Campaign(options, tell)
 
     def stop_early(_number: int, _frame: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        tell("No further faults; everything comes to rest and is judged. Ctrl-C again ends it at once.")
+        tell("No further faults; everything comes to rest and is judged.")
         campaign.stop()
 
-    signal.signal(signal.SIGINT, stop_early)
+    # Not SIGINT: with Ctrl-C, all that runs gets it.
+    signal.signal(signal.SIGTERM, stop_early)
     report = campaign.run()
     print(*report.lines(), sep="\n")
     if given.json:

@@ -83,6 +83,7 @@ class WriteSlots:
             Orders ended runs by when they arrived; None for an open run.
         """
         if place is None:
+            self._ended.pop(number, None)
             self._open[number] = run
         else:
             self._open.pop(number, None)
