@@ -17,6 +17,7 @@ from . import faults, harm, log_faults
 from .keeper import Keeper
 from .kinds import KINDS, Planned, kinds_of, plan
 from .logs import documents_in
+from .pace import Pace
 from .referee import Referee, Verdict, journal_path
 from .report import Injected, Report
 from .shared_site import SharedSite
@@ -112,6 +113,7 @@ class Campaign:
         self._again: list[Planned] = []  # faults that found nothing to be done to
         # How often each of them did, by its number.
         self._tries: Counter[int] = Counter()
+        self._pace = Pace(0.5)
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -175,7 +177,9 @@ class Campaign:
             while not self._stopping.is_set() and (
                 (held := sum(thread.is_alive() for thread in threads) >= _OVERLAP) or clock.now < planned.at
             ):
-                self._hold_back(site)
+                if self._pace.is_due:
+                    with self._pace.look():
+                        self._hold_back(site)
                 clock.tick(held=held)
             if clock.now >= self._options.seconds or self._stopping.is_set():
                 return

@@ -9,6 +9,7 @@ from typing import Final
 
 import httpx
 
+from .pace import Pace
 from .referee import SETTLED, Holdings, Referee, removed
 from .site import Site
 
@@ -26,6 +27,7 @@ class Keeper:
         self._chance = random.Random(site.setting.seed)
         self._before: dict[str, Holdings] = {}
         self._removed: dict[str, int] = {}
+        self._pace = Pace(_PAUSE_SECONDS)
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._go_on, name="keeper", daemon=True)
 
@@ -48,9 +50,10 @@ class Keeper:
         return len(self._before)
 
     def _go_on(self) -> None:
-        while not self._ends.wait(_PAUSE_SECONDS):
-            ended = [uid for uid in self._site.emitted() if uid not in self._before]
-            due = [uid for uid in ended if self._site.outcome(uid) in SETTLED][:_AT_ONCE]
+        while not self._ends.wait(self._pace.pause_seconds):
+            with self._pace.look():
+                ended = [uid for uid in self._site.emitted() if uid not in self._before]
+                due = [uid for uid in ended if self._site.outcome(uid) in SETTLED][:_AT_ONCE]
             if self._before:
                 due.append(self._chance.choice(list(self._before)))
             for run_uid in due:

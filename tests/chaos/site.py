@@ -31,6 +31,7 @@ from .disk import SmallDisk
 from .elsewhere import Elsewhere
 from .gateway import Gateway
 from .logs import JOURNAL_COMMAND, copy_files, files_of, replace_files, runs_in
+from .pace import Pace
 from .permissions import subject_to_permissions
 from .publishing import PUBLISHED, Acquisition, read_published
 from .referee import SETTLED, Emitted, Harm, journal_path
@@ -682,11 +683,14 @@ class Site:
         last_deadline = time.monotonic() + _PATIENCES * patience
         lenient_deadline = time.monotonic() + spare
         writes = self.gateway.writes
+        pace = Pace(0.5)
         while waiting and time.monotonic() < min(deadline, last_deadline):
-            time.sleep(0.5)
+            time.sleep(pace.pause_seconds)
             if self.gateway.writes > writes:
                 writes, deadline = self.gateway.writes, time.monotonic() + patience
-            if settled := {run_uid for run_uid in waiting if self.settled(run_uid)}:
+            with pace.look():
+                settled = {run_uid for run_uid in waiting if self.settled(run_uid)}
+            if settled:
                 waiting -= settled
                 deadline, lenient_deadline = time.monotonic() + patience, time.monotonic() + spare
                 last_deadline = time.monotonic() + _PATIENCES * patience
