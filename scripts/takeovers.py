@@ -1,10 +1,10 @@
 """Has two ingest hosts take over from each other again and again, and says what became of every row.
 
-Runs are published all the time to two real supervisors that share one address, one lease and one real Tiled server;
-each has a clock of its own, and reaches Tiled through a proxy of its own. The host that serves is killed, killed with
-its disk, stopped and continued, cut from the lease, stopped in order, or killed while its last append is held on the
-way. Prints a line per kind of fault. With --handover, one host is stopped in order while so many runs are open, and the
-pause of each run is measured. Exits with 1 if a row is lost, doubled or out of order, or if a host writes after its
+Runs are published all the time to two real supervisors that share one address, one lease and one real Tiled server with
+users; each has a clock of its own, and reaches Tiled through a proxy of its own. The host that serves is killed, killed
+with its disk, stopped and continued, cut from the lease, stopped in order, or killed while its last append is held on
+the way. Prints a line per kind of fault. With --handover, one host is stopped in order while so many runs are open, and
+the pause of each run is measured. Exits with 1 if a row is lost, doubled or out of order, or if a host writes after its
 lease.
 """
 
@@ -38,6 +38,7 @@ from cables import Cable  # noqa: E402
 from clocks import clock_ahead  # noqa: E402
 from faulty_proxy import STALLED, FaultyProxy  # noqa: E402
 from runs import documents  # noqa: E402
+from tiled_users import TiledWithUsers  # noqa: E402
 
 from tiledbroker import ZMQPublisher, run_files  # noqa: E402
 from tiledbroker.ownership import DirectoryStore  # noqa: E402
@@ -66,7 +67,7 @@ class Proxy(FaultyProxy):
     Attributes
     ----------
     written_at
-        When each request that changes something began.
+        When each request that changes something but API keys began.
     appended_at
         When the first and the last append of rows began, by run.
     preparations
@@ -82,7 +83,7 @@ class Proxy(FaultyProxy):
     def record(self, request: Any) -> None:
         now = time.monotonic()
         self.preparations += request.method != "PATCH"
-        if request.method != "GET":
+        if request.method != "GET" and not request.path.startswith("auth/"):
             self.written_at.append(now)
         if request.is_for("PATCH", APPEND):
             uid = request.path.removeprefix(APPEND).split("/")[0]
@@ -206,10 +207,10 @@ FAULTS: Final = (kill, kill_supervisor, lose_disk, stop_in_order, pause, cut_fro
 class Campaign:
     """Takeovers between two hosts."""
 
-    def __init__(self, directory: Path, seed: int, storage: Any) -> None:
+    def __init__(self, directory: Path, seed: int, storage: Any, *, users: bool) -> None:
         self._chance = random.Random(seed)
         self._directory = directory
-        self._server = TiledServer(directory / "tiled", storage=storage)
+        self._server = (TiledWithUsers if users else TiledServer)(directory / "tiled", storage=storage)
         self._runs: dict[str, int] = {}
         self.pauses: dict[str, list[float]] = defaultdict(list)
         self.late_writes = 0
@@ -364,6 +365,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--handover", type=int, metavar="RUNS", help="hand over so many open runs, once, instead")
     result.add_argument("--seed", type=int, default=1, help="of the moments (default 1)")
     result.add_argument("--storage", choices=("sqlite", "postgresql"), default="postgresql", help="of Tiled's tables")
+    result.add_argument("--single-user", action="store_true", help="Tiled has no users, so that keys are no fence")
     result.add_argument("--json", type=Path, metavar="FILE", help="where to write all figures")
     return result
 
@@ -372,7 +374,9 @@ def main() -> int:
     given = parser().parse_args()
     logging.getLogger("tiledbroker").setLevel(logging.CRITICAL)
     began = time.monotonic()
-    campaign = Campaign(Path(tempfile.mkdtemp(prefix="takeovers-")), given.seed, given.storage)
+    campaign = Campaign(
+        Path(tempfile.mkdtemp(prefix="takeovers-")), given.seed, given.storage, users=not given.single_user
+    )
     if given.handover:
         result = campaign.hand_over(given.handover)
         print(f"{campaign.preparations / given.handover:.1f} requests per run before its first append")
