@@ -71,7 +71,8 @@ class Proxy(FaultyProxy):
     appended_at
         When the first and the last append of rows began, by run.
     preparations
-        Number of requests that neither append rows nor set metadata: those before the first append of a run.
+        Number of requests that neither append rows nor set metadata nor are for API keys: those before the first append
+        of a run.
     """
 
     def __init__(self, uri: str) -> None:
@@ -82,9 +83,10 @@ class Proxy(FaultyProxy):
 
     def record(self, request: Any) -> None:
         now = time.monotonic()
-        self.preparations += request.method != "PATCH"
-        if request.method != "GET" and not request.path.startswith("auth/"):
-            self.written_at.append(now)
+        if not request.path.startswith("auth/"):
+            self.preparations += request.method != "PATCH"
+            if request.method != "GET":
+                self.written_at.append(now)
         if request.is_for("PATCH", APPEND):
             uid = request.path.removeprefix(APPEND).split("/")[0]
             self.appended_at[uid] = (self.appended_at.get(uid, (now, now))[0], now)

@@ -83,7 +83,7 @@ class LoopThread:
                 for task in tasks:
                     task.cancel()
                 self.loop.run_until_complete(asyncio.wait(tasks, timeout=_CANCEL_SECONDS))
-            # Who waits for a task that has failed is told in the next turn; else its error is called forgotten.
+            # One more turn, in which `gather` retrieves the errors of its tasks: asyncio complains of those left.
             self.loop.run_until_complete(asyncio.sleep(0))
         finally:
             self.loop.close()

@@ -636,7 +636,7 @@ class Worker:
             except queue.Empty:
                 return
             if isinstance(message, messages.Written):
-                # Who hears that a run is written has heard of the requests that wrote it: else Tiled would look as if
-                # it had never been asked.
+                # First, as the supervisor would otherwise count the run as written before it knows of any request to
+                # Tiled, and say that there was none.
                 self._send_report(last=True)
             self._send_message(message)

@@ -435,8 +435,8 @@ class Scheduler:
             self.outage.forget_run(run.uid)
             self._apply_outcome(run, State(message.outcome), message.reason)
         elif isinstance(message, messages.SlotWanted):
-            place = run.order if run.ended else None
-            self._effects += self.write_slots.request(number, run.uid, now.monotonic, place=place)
+            order = run.order if run.ended else None
+            self._effects += self.write_slots.request(number, run.uid, now.monotonic, order=order)
             return self._take_effects()
         elif isinstance(message, messages.SlotReleased):
             self._effects += self.write_slots.release(number, message.storage, now.monotonic)

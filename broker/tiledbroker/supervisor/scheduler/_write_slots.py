@@ -20,10 +20,10 @@ HELD_SECONDS: Final = 5.0
 
 @dataclass(frozen=True)
 class _EndedRun:
-    """An ended run that a worker waits to write, and its place among the ended ones."""
+    """An ended run that a worker waits to write, and when it arrived compared with others."""
 
     uid: str
-    place: float
+    order: float
 
 
 class WriteSlots:
@@ -33,7 +33,7 @@ class WriteSlots:
 
     - Open runs and ended ones take turns, so that a scan is not late because of what an outage has left.
     - Open runs get slots in the order in which they ask for them.
-    - Of ended runs, the one that has begun first and the one that has waited longest take turns. So runs are completed
+    - Of ended runs, the one that arrived first and the one that has waited longest take turns. So runs are completed
       one after the other although all are being written, and a host that serves for a short time only completes some.
 
     No run waits for ever while others are written.
@@ -70,7 +70,7 @@ class WriteSlots:
         """Change the number of slots, from the next grant on."""
         self._limit = limit
 
-    def request(self, number: int, run: str, now: float, *, place: float | None = None) -> list[SendToWorker]:
+    def request(self, number: int, run: str, now: float, *, order: float | None = None) -> list[SendToWorker]:
         """Queue a worker for a slot.
 
         Parameters
@@ -79,15 +79,15 @@ class WriteSlots:
             The worker and the uid of its run.
         now
             The time (`time.monotonic`).
-        place
+        order
             Orders ended runs by when they arrived; None for an open run.
         """
-        if place is None:
+        if order is None:
             self._ended.pop(number, None)
             self._open[number] = run
         else:
             self._open.pop(number, None)
-            self._ended[number] = _EndedRun(run, place)
+            self._ended[number] = _EndedRun(run, order)
         return self.grant(now)
 
     def release(self, number: int, storage: str, now: float) -> list[SendToWorker]:
@@ -133,7 +133,7 @@ class WriteSlots:
     def _choose_ended(self) -> int:
         first_is_next, self._first_is_next = self._first_is_next, not self._first_is_next
         if first_is_next:
-            return min(self._ended, key=lambda number: self._ended[number].place)
+            return min(self._ended, key=lambda number: self._ended[number].order)
         return next(iter(self._ended))
 
     def _count_used(self, now: float) -> int:

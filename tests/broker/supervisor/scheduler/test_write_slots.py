@@ -51,12 +51,12 @@ def test_slots_are_granted_in_the_order_in_which_they_are_wanted() -> None:
 def grants(slots: WriteSlots, places: dict[int, float | None], count: int) -> list[int]:
     """Whom so many slots are granted to, one after the other, while each worker asks again once it has written."""
     order: list[int] = []
-    sent = [each for number, place in places.items() for each in slots.request(number, str(number), 0.0, place=place)]
+    sent = [each for number, place in places.items() for each in slots.request(number, str(number), 0.0, order=place)]
     while len(order) < count:
         (number,) = granted(sent)
         order.append(number)
         released = slots.release(number, "", 0.0)
-        sent = slots.request(number, str(number), 0.0, place=places[number]) + released
+        sent = slots.request(number, str(number), 0.0, order=places[number]) + released
     return order
 
 
