@@ -55,6 +55,8 @@ OPEN_RUN_EVENTS: Final = 120
 OPEN_RUN_PAUSE_SECONDS: Final = 1.0
 # A host is harmed once it has no more runs to write than these, so that it gets to all stages of writing a run.
 MOST_UNWRITTEN_RUNS: Final = 20
+# Longer than a lease and the wait for another host's clock together.
+HOLD_SECONDS: Final = 40.0
 # Most of the time of a read is spent waiting.
 READERS: Final = 8
 
@@ -73,10 +75,13 @@ class Proxy(FaultyProxy):
     preparations
         Number of requests that neither append rows nor set metadata nor are for API keys: those before the first append
         of a run.
+    held_until
+        When the append that is held may be carried out.
     """
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
+        self.held_until = 0.0
         self.written_at: list[float] = []
         self.appended_at: dict[str, tuple[float, float]] = {}
         self.preparations = 0
@@ -197,9 +202,10 @@ def cut_from_lease(host: Host) -> None:
 
 
 def hold_append(host: Host) -> None:
-    """Kill the host while its last append is held on the way; it is carried out when the other host serves."""
+    """Kill the host while its last append is held on the way, until the other host has served for a while."""
     host.proxy.script("PATCH", APPEND, STALLED)
     wait_until(lambda: host.proxy.all_played, 180, "an append is held")
+    host.proxy.held_until = time.monotonic() + HOLD_SECONDS
     host.signal_all(signal.SIGKILL)
 
 
@@ -318,6 +324,7 @@ class Campaign:
         if not host.way_to_lease.exists():
             host.way_to_lease.symlink_to(self._directory / "shared")
         host.wait(60)
+        time.sleep(max(0.0, host.proxy.held_until - time.monotonic()))
         self._back_at = time.monotonic()
         host.proxy.release_stalled()
         host.start()

@@ -28,7 +28,7 @@ class Follower:
     Attributes
     ----------
     pending
-        Number of messages that were there at the beginning and are not received yet.
+        Number of messages that were there at the beginning and may still come.
     """
 
     pending: int
@@ -74,6 +74,8 @@ class Follower:
         if headers.get("Status"):
             if int(headers.get("Nats-Last-Consumer", self._received)) != self._received:
                 raise LogUnavailable("the news of some runs were lost on their way")
+            # The server has nothing left to send. What it has counted and did not send was removed meanwhile.
+            self.pending = 0
             return None
         place = message.metadata.sequence
         self._received += 1
