@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import zlib
 from typing import Final
 
 import msgspec
@@ -11,8 +10,8 @@ import msgspec
 from .._errors import ProtocolError
 from ..ownership import SERVICE, Claim, ClaimStep, EndLease, HostLease, Lease
 from ._names import HOSTS_BUCKET, bucket_subject, escape, unescape
+from ._record import RECORD_VERSION, compute_checksum, decode_record
 
-_VERSION: Final = 1
 _LEASE: Final = "lease"
 _RUN: Final = "run"
 _SERVICE: Final = bucket_subject(HOSTS_BUCKET, "service")
@@ -83,7 +82,7 @@ def parse_host_subject(subject: str) -> tuple[type[HostLease | Claim], str] | No
 def encode_host_lease(record: HostLease) -> bytes:
     """Return the value of a start's key."""
     lease = record.lease
-    return msgspec.json.encode(_LeaseRecord(_VERSION, lease.host, lease.epoch, record, _checksum(record)))
+    return msgspec.json.encode(_LeaseRecord(RECORD_VERSION, lease.host, lease.epoch, record, compute_checksum(record)))
 
 
 def decode_host_lease(value: bytes) -> HostLease:
@@ -95,25 +94,18 @@ def decode_host_lease(value: bytes) -> HostLease:
         It is damaged, or of a newer version.
     """
     try:
-        record = _lease_decoder.decode(value)
-    except (msgspec.MsgspecError, ValueError) as error:
-        with contextlib.suppress(msgspec.MsgspecError, ValueError):
-            return _check_service_lease(_service_lease_decoder.decode(value))
-        raise ProtocolError(f"The lease of a host cannot be read: {error}") from error
-    if record.version != _VERSION or record.crc32 != _checksum(record.lease):
-        raise ProtocolError("The lease of a host is damaged, or of another version.")
-    return record.lease
-
-
-def _check_service_lease(record: _ServiceLeaseRecord) -> HostLease:
-    if record.version != _VERSION or record.crc32 != zlib.crc32(msgspec.json.encode((_VERSION, record.lease))):
-        raise ValueError("The lease of the service is damaged.")
-    return HostLease(record.lease)
+        return decode_record(_lease_decoder, value, lambda record: record.lease, "The lease of a host")
+    except ProtocolError:
+        with contextlib.suppress(ProtocolError):
+            return HostLease(
+                decode_record(_service_lease_decoder, value, lambda record: record.lease, "The lease of a service")
+            )
+        raise
 
 
 def encode_claim(claim: Claim) -> bytes:
     """Return the value of a run's key."""
-    return msgspec.json.encode(_ClaimRecord(_VERSION, claim.host, claim.epoch, claim, _checksum(claim)))
+    return msgspec.json.encode(_ClaimRecord(RECORD_VERSION, claim.host, claim.epoch, claim, compute_checksum(claim)))
 
 
 def encode_step(step: ClaimStep) -> tuple[str, bytes]:
@@ -131,14 +123,4 @@ def decode_claim(value: bytes) -> Claim:
     ProtocolError
         It is damaged, or of a newer version.
     """
-    try:
-        record = _claim_decoder.decode(value)
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise ProtocolError(f"The claim of a run cannot be read: {error}") from error
-    if record.version != _VERSION or record.crc32 != _checksum(record.claim):
-        raise ProtocolError("The claim of a run is damaged, or of another version.")
-    return record.claim
-
-
-def _checksum(value: HostLease | Claim) -> int:
-    return zlib.crc32(msgspec.json.encode((_VERSION, value)))
+    return decode_record(_claim_decoder, value, lambda record: record.claim, "The claim of a run")

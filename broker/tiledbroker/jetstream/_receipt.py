@@ -5,15 +5,12 @@ Only a receipt lets a spool go. That documents are in the log does not: its serv
 
 from __future__ import annotations
 
-import zlib
 from typing import Final
 
 import msgspec
 
-from .._errors import ProtocolError
 from .._outcomes import COMPLETE
-
-_VERSION: Final = 1
+from ._record import RECORD_VERSION, compute_checksum, decode_record
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -75,7 +72,7 @@ _decoder: Final = msgspec.json.Decoder(_Record)
 
 def encode_receipt(receipt: Receipt) -> bytes:
     """Return the value of a receipt's key."""
-    return msgspec.json.encode(_Record(_VERSION, receipt, _checksum(receipt)))
+    return msgspec.json.encode(_Record(RECORD_VERSION, receipt, compute_checksum(receipt)))
 
 
 def decode_receipt(value: bytes) -> Receipt:
@@ -86,14 +83,4 @@ def decode_receipt(value: bytes) -> Receipt:
     ProtocolError
         It is damaged, or of a newer version.
     """
-    try:
-        record = _decoder.decode(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"A receipt cannot be read: {error}") from error
-    if record.version != _VERSION or record.crc32 != _checksum(record.receipt):
-        raise ProtocolError("A receipt is damaged, or of another version.")
-    return record.receipt
-
-
-def _checksum(receipt: Receipt) -> int:
-    return zlib.crc32(msgspec.json.encode((_VERSION, receipt)))
+    return decode_record(_decoder, value, lambda record: record.receipt, "A receipt")

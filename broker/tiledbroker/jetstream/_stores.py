@@ -7,7 +7,6 @@ the leader of the replicas, which may have been deposed: only a compare-and-set 
 from __future__ import annotations
 
 import contextlib
-import zlib
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
@@ -20,8 +19,7 @@ from ._address import LogAddress
 from ._connection import CONNECT_SECONDS, REQUEST_SECONDS, Connection, LoopThread, StoredMessage
 from ._host_records import decode_host_lease, encode_host_lease, lease_subject
 from ._names import HOSTS_BUCKET, RUNS_BUCKET, bucket_subject, decisions_key
-
-_VERSION: Final = 1
+from ._record import RECORD_VERSION, compute_checksum, decode_record
 
 T = TypeVar("T")
 
@@ -34,10 +32,6 @@ class _DecisionsRecord(msgspec.Struct, frozen=True):
 
 # Made here: msgspec must not look at a type in two threads at once.
 _decisions_decoder: Final = msgspec.json.Decoder(_DecisionsRecord)
-
-
-def _checksum(value: object) -> int:
-    return zlib.crc32(msgspec.json.encode((_VERSION, value)))
 
 
 class KeyStore:
@@ -188,7 +182,7 @@ class JetStreamDecisionStore:
     def store(self, decisions: RunDecisions) -> None:
         """Replace the record, by an empty one if the run is complete; see `DecisionStore.store`."""
         is_complete = decisions.outcome in COMPLETE
-        record = _DecisionsRecord(_VERSION, decisions, _checksum(decisions))
+        record = _DecisionsRecord(RECORD_VERSION, decisions, compute_checksum(decisions))
         try:
             self._revision = self._replace(b"" if is_complete else msgspec.json.encode(record))
         finally:
@@ -207,14 +201,8 @@ class JetStreamDecisionStore:
         return found.seq
 
     def _decode(self, value: bytes) -> RunDecisions:
+        what = f"the record of decisions about run {self._run_uid}"
         try:
-            record = _decisions_decoder.decode(value)
-        except (msgspec.MsgspecError, ValueError) as error:
-            raise StoreUnavailable(
-                self._store, f"the decisions about run {self._run_uid} are damaged, or of a newer version: {error}"
-            ) from error
-        if record.version != _VERSION or record.crc32 != _checksum(record.decisions):
-            raise StoreUnavailable(
-                self._store, f"the decisions about run {self._run_uid} are damaged, or of a newer version"
-            )
-        return record.decisions
+            return decode_record(_decisions_decoder, value, lambda record: record.decisions, what)
+        except ProtocolError as error:
+            raise StoreUnavailable(self._store, str(error).removesuffix(".")) from error
