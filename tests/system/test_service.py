@@ -204,3 +204,44 @@ def test_documents_wait_for_space_and_user_is_told_once(
     assert caplog.text.count("does not accept them now") == 1
     with journal_of(supervisor.journal_dir, second) as journal:
         assert journal.get("outcome") == "written"
+
+
+def remove_lock(journal_dir: Path) -> Path:
+    (journal_dir / ".supervisor.lock").unlink()
+    return journal_dir
+
+
+def move_away(journal_dir: Path) -> Path:
+    """Have the directory replaced by an empty one, and return where it is now."""
+    moved = journal_dir.with_name("moved")
+    journal_dir.rename(moved)
+    journal_dir.mkdir(mode=0o700)
+    return moved
+
+
+@pytest.mark.parametrize("harm", [remove_lock, move_away])
+def test_a_service_whose_journals_another_one_could_use_ends_and_says_so(
+    harm: Callable[[Path], Path], tmp_path: Path, tiled_server: TiledServer
+) -> None:
+    emitted = documents(3)
+    uid = emitted[0][1]["uid"]
+    journals = tmp_path / "journals"
+    with SupervisorProcess(journals, tiled_server) as supervisor:
+        publisher = ZMQPublisher(supervisor.address, spool_dir=tmp_path / "spool", on_error="raise")
+        for name, doc in emitted[:-1]:
+            publisher(name, doc)
+        assert publisher.flush(60)
+        kept = harm(journals)
+        wait_until(lambda: not supervisor.running, 60, "the service has ended")
+        assert supervisor.returncode == 1
+        text = supervisor.log.read_text()
+        assert f"{journals}: its file .supervisor.lock, or the directory itself, was removed or replaced" in text
+        assert "Traceback" not in text
+        # Whoever puts it in order has all that was acknowledged.
+        with journal_of(kept, uid) as journal:
+            assert journal.length == len(emitted) - 1
+        supervisor.kill()  # which only closes its log
+        supervisor.start()
+        publisher(*emitted[-1])
+        assert publisher.wait_written(uid, 120)
+        publisher.close()

@@ -33,6 +33,7 @@ from ._journal_schema import (
 )
 from ._lock import FileLock
 from ._record import Record, take
+from ._write_ahead_log import count_lost_transactions
 
 log = logging.getLogger(__name__)
 
@@ -252,6 +253,7 @@ class Journal:
         if mode == "create" and not self.path.exists():
             create_file(self.path)
         with self._guard_connection():
+            self._check_write_ahead_log()
             self._connection = self._open_connection(mode)
             try:
                 self._check_format()
@@ -712,6 +714,18 @@ class Journal:
         self._known_state.clear()
         self._known_stopped = None
         self._length = self._stored_length()
+
+    def _check_write_ahead_log(self) -> None:
+        if self._lock is None and self.being_written:
+            return
+        lost = count_lost_transactions(self.path)
+        # A process that reads holds no lock, so another one may have begun to write meanwhile.
+        if lost and (self._lock is not None or not self.being_written):
+            raise JournalInvalid(
+                self.path,
+                f"its write-ahead log, the file beside it that ends in -wal, is damaged in front of {lost} "
+                "transaction(s), which would be lost if it was opened.",
+            )
 
     def _open_connection(self, mode: str) -> sqlite3.Connection:
         if mode in _WRITING:

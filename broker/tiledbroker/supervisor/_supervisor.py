@@ -238,7 +238,8 @@ class Supervisor:
         zmq.ZMQError
             The workers' socket cannot be bound.
         DirectoryUnusable
-            The path of the journal directory is too long for a socket, and the system has no `/proc`.
+            The path of the journal directory is too long for a socket, and the system has no `/proc`; or the directory,
+            or its lock file, was removed or replaced meanwhile.
         WorkersUnusable
             The process that workers are forked from could not be prepared when it was started for the first time.
         LeaseHeld
@@ -486,6 +487,7 @@ class Supervisor:
         if now.monotonic < self._check_at:
             return
         self._check_at = now.monotonic + _CHECK_SECONDS
+        self._check_directory()
         self._memory = self._pool.measure_memory()
         self._perform(self._scheduler.check_workers(self._memory, now))
         self._measure_disk(now)
@@ -494,6 +496,14 @@ class Supervisor:
         self._find_retries()
         self._forget_deleted_journals()
         self._finished_journals.retry(now.monotonic, lambda path: self._find_run(path) is not None)
+
+    def _check_directory(self) -> None:
+        if not self._lock.is_in_place:
+            raise DirectoryUnusable(
+                self.journal_dir,
+                f"its file {SUPERVISOR_LOCK}, or the directory itself, was removed or replaced while it was in use, so "
+                "another supervisor could use it, too. This one ends; start it again.",
+            )
 
     def _measure_disk(self, now: Instant) -> None:
         space = measure_space(self.journal_dir)
