@@ -214,7 +214,7 @@ class Journal:
         run_uid: str | None = None,
         lock_timeout: float = 0.0,
     ) -> None:
-        self.path = Path(path) if mode == "create" else follow_run_file(Path(path))
+        self.path = follow_link(Path(path) if mode == "create" else follow_run_file(Path(path)))
         self._mutex = FairLock()
         # What the file says, as far as it was read: only this object changes a file that it has locked.
         self._known_state: dict[str, str | None] = {}
@@ -837,6 +837,12 @@ class _ConnectionGuard:
             raise JournalInvalid(journal.path, f"it is damaged ({type(error).__name__}: {error}).") from error
 
 
+def follow_link(path: Path) -> Path:
+    """Return the path of the file itself if a path is a symbolic link: SQLite's other files and the lock are there."""
+    return path.resolve() if path.is_symlink() else path
+
+
 def journal_lock_path(path: Path) -> Path:
     """Return the path of the lock file that the writer of a journal holds."""
+    path = follow_link(path)
     return path.with_name(path.name + ".lock")

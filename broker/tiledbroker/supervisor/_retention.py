@@ -167,7 +167,7 @@ def delete_journal(path: Path, written: float) -> int:
     Returns
     -------
     int
-        Size of the journal in bytes; -1 if it was kept, because it is in use or has changed.
+        Size of the journal in bytes; -1 if it was kept, because it is in use, has changed, or is only a link to one.
 
     Raises
     ------
@@ -176,6 +176,8 @@ def delete_journal(path: Path, written: float) -> int:
     OSError
         The file cannot be deleted.
     """
+    if path.is_symlink():
+        return -1
     # Not by opening the journal for writing: that needs space, which deleting is to make.
     lock = FileLock(journal_lock_path(path))
     if not lock.try_acquire():

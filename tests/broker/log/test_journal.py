@@ -848,3 +848,17 @@ def test_progress_in_a_transaction_is_synced_with_it(journal: Journal, path: Pat
     with journal.atomic():
         journal.set_progress("table", 5, synced=False)
     assert another_says(path, Journal.progress) == {"table": (5, None)}
+
+
+def test_a_link_to_a_journal_has_the_lock_of_the_journal(tmp_path: Path) -> None:
+    path, link = tmp_path / "r.sqlite", tmp_path / "links" / "other.sqlite"
+    link.parent.mkdir()
+    link.symlink_to(path)
+    with Journal(path, "create", run_uid="r") as writing:
+        writing.append_one("start", b"{}")
+        with Journal(link) as reading:
+            assert reading.length == 1
+            assert reading.being_written
+        with pytest.raises(JournalLocked):
+            Journal(link, "write")
+    assert [each.name for each in link.parent.iterdir()] == ["other.sqlite"]

@@ -121,6 +121,15 @@ def test_journal_that_changes_meanwhile_is_kept(folder: Path) -> None:
     assert path.exists()
 
 
+def test_what_is_only_a_link_to_a_journal_is_kept(folder: Path, tmp_path: Path) -> None:
+    path = finished(folder)
+    target = path.rename(tmp_path / path.name)
+    path.symlink_to(target)
+    finish_pass(retention_of(folder))
+    assert path.is_symlink()
+    assert target.exists()
+
+
 def test_write_ahead_log_is_never_left_behind(folder: Path) -> None:
     path = finished(folder)
     log_file = path.with_name(path.name + "-wal")
