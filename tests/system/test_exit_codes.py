@@ -518,6 +518,25 @@ def test_a_signal_while_tiled_is_waited_for_is_no_success(
             assert ended_by(number, process) == code
 
 
+@pytest.mark.parametrize("moved", ["the file", "the directory"])
+def test_a_run_that_is_gone_is_not_durable(moved: str, silent: socket.socket, directory: Path, tmp_path: Path) -> None:
+    path = journaled(a_run(), directory)
+    address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+    with started("ship", directory, address, "--json") as process:
+        connection, _ = silent.accept()
+        with connection:
+            (path if moved == "the file" else directory).rename(tmp_path / "away")
+            out, err = process.communicate(timeout=60)
+    shipment = json.loads(out)
+    if moved == "the directory" and "error" in shipment:
+        # The publisher had not made it again when the command looked.
+        assert process.returncode in (ExitCode.FAILED, ExitCode.NOT_FOUND), err
+        return
+    assert process.returncode == ExitCode.INCOMPLETE, err
+    assert (shipment["runs"], shipment["durable"], shipment["left"], shipment["gone"]) == (1, 0, [], [str(path)])
+    assert f"{path} is gone, and not known to be durable" in err
+
+
 @SIGNALS
 def test_a_signal_while_the_supervisor_is_waited_for_is_no_success(
     number: signal.Signals, code: ExitCode, silent: socket.socket, directory: Path

@@ -69,6 +69,9 @@ class RunAdopter:
         Reasons why runs are not adopted, by uid.
     has_more
         True if the last call of `adopt` stopped at its limit, so that more runs can be adopted now.
+    deleted
+        The `log_id` of each run that was not adopted but deleted, because a dead session was deleting it as a durable
+        run, or because it has no documents.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class RunAdopter:
     ) -> None:
         self.refused: dict[str, str] = {}
         self.has_more = False
+        self.deleted: set[str] = set()
         self._directory = directory
         self._released_directory = released_directory
         self._holder = holder
@@ -175,6 +179,7 @@ class RunAdopter:
         run = RunLog.load(segments)
         if segments[0].removed or (run.length == run.first and not run.damage):
             _delete_segments(segments)
+            self.deleted.add(header.log)
             return None
         if run.run_uid in taken:
             self._refuse_run(run.run_uid, f"{path}: another run with the same uid is in the spool and is shipped first")
@@ -238,6 +243,7 @@ class RunAdopter:
                 run = SpoolRunV01(path)
                 if not run.length and not run.damage:
                     run.delete()
+                    self.deleted.add(run.log_id)
                     continue
             except JournalLocked:
                 # The session of version 0.1 that made it is alive.

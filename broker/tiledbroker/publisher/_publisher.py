@@ -10,7 +10,7 @@ import atexit
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,6 +56,9 @@ class PublisherStatus:
         Reason why documents are not shipped, acknowledged or stored as they should be; "" if there is no problem.
     kept
         Number of runs that are durable on the ingest host, and kept until they are in Tiled.
+    shipped
+        Labels, as those of `labelled_run_files`, of the runs of dead sessions that this publisher has deleted: they are
+        durable on the ingest host, or had no documents.
     """
 
     address: str
@@ -68,6 +71,7 @@ class PublisherStatus:
     refused: dict[str, str]
     problem: str
     kept: int = 0
+    shipped: frozenset[str] = field(default=frozenset(), repr=False)
 
 
 class SpoolPublisher:
@@ -219,6 +223,7 @@ class SpoolPublisher:
             refused={**self._spool.refused, **self._shipper.refused},
             problem="; ".join(filter(None, (self._shipper.problem, self._spool.problem))),
             kept=kept,
+            shipped=self._spool.shipped,
         )
 
     def close(self, timeout: float = 5) -> bool:

@@ -98,6 +98,7 @@ class Spool:
         self._open: dict[str, RunLog] = {}
         self._others: list[RunLog] = []
         self._deleted: list[RunLog] = []
+        self._shipped: set[str] = set()
         self._unrouted_log: RunLog | None = None
         self._repeated: dict[str, str] = {}
         self._lock: FileLock | None = None
@@ -233,18 +234,26 @@ class Spool:
         with self._mutex:
             return list(self._runs.values())
 
+    @property
+    def shipped(self) -> frozenset[str]:
+        """The `log_id` of each run of a dead session that is deleted as durable, or without documents."""
+        with self._mutex:
+            return frozenset(self._shipped | self._left.deleted)
+
     def abandon(self) -> None:
         """Mark all open runs as abandoned: they get no more documents, and no stop document."""
         for run in self.runs():
             run.abandoned = not run.stopped
 
     def remove(self, run: ShippedRun) -> None:
-        """Schedule the deletion of a run's files by the flusher."""
+        """Schedule the deletion of a durable run's files by the flusher."""
         with self._mutex:
             current = self._runs.get(run.run_uid)
             if current is not None and current is run:
                 del self._runs[run.run_uid]
                 self._deleted.append(current)
+                if current.is_adopted:
+                    self._shipped.add(current.log_id)
         self._wake.set()
 
     # Methods of the flusher thread, which may wait for a disk.

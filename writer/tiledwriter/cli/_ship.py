@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -99,13 +99,15 @@ class _Shipment:
     runs
         Number of runs that were in the directory.
     durable
-        Number of them that are durable on the ingest host.
+        Number of them that the ingest host said are durable there.
     left
-        Files of the others.
+        Files of those that are still in the directory.
+    gone
+        Files of those that are neither: something else moved, deleted or shipped them.
     unrouted
         Files of documents that belong to no known run, which are not shipped.
     problems
-        Reasons why something is left.
+        Reasons why something is left or gone.
     """
 
     directory: str
@@ -113,34 +115,52 @@ class _Shipment:
     runs: int
     durable: int
     left: list[str]
+    gone: list[str]
     unrouted: list[str]
     problems: list[str]
 
 
 def _ship_directory(arguments: argparse.Namespace) -> ExitCode:
     place = _spool_of(arguments)
-    directory = place.path
-    before = labelled_runs_in(place)
+    # The publisher's labels are absolute paths, too.
+    directory = place.path.absolute()
+    before = labelled_runs_in(place._replace(path=directory))
     left: list[Path] = []
+    lost: list[Path] = []
     problems: list[str] = []
     if before:
         status = _ship_runs(arguments, directory, set(before))
-        left = [path for label, path in labelled_runs_in(place).items() if label in before]
+        after = labelled_runs_in(Place(directory))
+        left = [path for label, path in after.items() if label in before]
+        lost = [path for label, path in before.items() if label not in after and label not in status.shipped]
         problems = list(_unshipped_reasons(left, status, arguments.timeout)) if left else []
+        problems += [f"{path} is gone, and not known to be durable on the ingest host" for path in lost]
     unrouted = unrouted_in(directory)
     problems += [f"{path} has documents of no known run, which are not shipped" for path in unrouted]
-    total, durable = len(before), len(before) - len(left)
+    total, durable = len(before), len(before) - len(left) - len(lost)
     if arguments.json:
-        left_files, unrouted_files = ([str(path) for path in paths] for paths in (left, unrouted))
-        shipment = _Shipment(str(directory), arguments.address, total, durable, left_files, unrouted_files, problems)
+        left_files, lost_files, unrouted_files = ([str(path) for path in paths] for paths in (left, lost, unrouted))
+        shipment = _Shipment(
+            directory=str(place.path),
+            address=arguments.address,
+            runs=total,
+            durable=durable,
+            left=left_files,
+            gone=lost_files,
+            unrouted=unrouted_files,
+            problems=problems,
+        )
         print_json(asdict(shipment))
     elif before:
-        print(plain(f"{durable} of {total} runs are durable on the ingest host; {len(left)} left in {place}."))
+        gone_too = f", {len(lost)} gone" if lost else ""
+        print(
+            plain(f"{durable} of {total} runs are durable on the ingest host; {len(left)} left in {place}{gone_too}.")
+        )
     else:
         print(plain(f"{no_runs_in(place)}: nothing to ship"))
     for problem in problems:
         fail(ExitCode.INCOMPLETE, problem)
-    return ExitCode.INCOMPLETE if left or unrouted else ExitCode.OK
+    return ExitCode.INCOMPLETE if left or lost or unrouted else ExitCode.OK
 
 
 def _spool_of(arguments: argparse.Namespace) -> Place:
@@ -171,7 +191,9 @@ def _spool_of(arguments: argparse.Namespace) -> Place:
 
 
 def _ship_runs(arguments: argparse.Namespace, directory: Path, labels: Collection[str]) -> PublisherStatus:
-    """Ship runs until none is left or the timeout has passed; return the publisher's final status.
+    """Ship runs until none is left or the timeout has passed; return the publisher's status before it was closed.
+
+    What it shipped until the end is in the status, too.
 
     Parameters
     ----------
@@ -204,7 +226,7 @@ def _ship_runs(arguments: argparse.Namespace, directory: Path, labels: Collectio
         publisher.close(timeout=0)
         raise
     publisher.close()
-    return status
+    return replace(status, shipped=publisher.status().shipped)
 
 
 def _unshipped_reasons(left: Sequence[Path], status: PublisherStatus, timeout: float) -> Iterator[str]:
