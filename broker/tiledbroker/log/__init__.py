@@ -23,7 +23,7 @@ from ._lock import FileLock
 from ._outage_state import OutageState, read_outage, record_outage
 from ._recent_assets import RECENT_ASSETS
 from ._record import Record
-from ._released_spool import SpoolRunV01
+from ._released_spool import ReleasedSpoolFile, SpoolRunV01
 from ._routing import RunRouting
 from ._run_log import RunLog
 from ._run_reader import RunReader, SpooledRun, labelled_run_files, open_run, run_files
@@ -55,6 +55,7 @@ __all__ = [
     "NodeProgress",
     "OutageState",
     "Record",
+    "ReleasedSpoolFile",
     "ReplacedByRepr",
     "RunLog",
     "RunReader",

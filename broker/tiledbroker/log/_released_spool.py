@@ -24,6 +24,8 @@ from ._run_log import RunLog
 log = logging.getLogger(__name__)
 
 TAIL_SUFFIX: Final = ".tail"
+# Key of the run's state, for the damage of a tail that is kept under another name.
+_TAIL_DAMAGE: Final = "tail_damage"
 
 _MAGIC: Final = b"TWT1"
 # Length of the body, index, time of arrival, CRC-32 of the body, length of the name.
@@ -136,7 +138,15 @@ class SpoolRunV01(RunLog):
 
 
 class ReleasedSpoolFile(Journal):
-    """Reader of a journal, or of a spool file of version 0.1 together with the documents in its tail."""
+    """Reader of a journal, or of a spool file of version 0.1 together with the documents in its tail.
+
+    Attributes
+    ----------
+    tail_damage
+        Description of the damage if documents of the tail are lost; "" if there are none.
+    """
+
+    tail_damage = ""
 
     def _open(self, mode: Literal["create", "write", "read", "inspect"], run_uid: str | None) -> None:
         # Read the tail before the file: documents move from the tail to the file, so none is missed.
@@ -147,9 +157,11 @@ class ReleasedSpoolFile(Journal):
             records = []
         super()._open(mode, run_uid)
         following = [record for record in records if record.idx >= self._length]
-        if damage or (following and following[0].idx != self._length):
-            log.warning("The tail of %s is damaged; not all of its documents are shown.", self.path)
-        if not following or following[0].idx != self._length:
+        if following and following[0].idx != self._length:
+            damage.insert(0, f"documents {self._length} to {following[0].idx - 1} are neither in it nor in the file")
+            following = []
+        self.tail_damage = f"{tail_of(self.path)}: {damage[0]}" if damage else str(self.get(_TAIL_DAMAGE, ""))
+        if not following:
             return
         (query_only,) = self._connection.execute("PRAGMA query_only").fetchone()
         self._connection.execute("PRAGMA query_only = OFF")
@@ -157,6 +169,23 @@ class ReleasedSpoolFile(Journal):
         self._connection.executemany("INSERT INTO tail VALUES(?, ?, ?, ?, ?)", following)
         self._connection.execute(f"PRAGMA query_only = {query_only}")
         self._length = following[-1].idx + 1
+
+    def read(self, start: int, limit: int = 10_000, max_bytes: int = 2**24) -> list[Record]:
+        """Return records like `Journal.read`.
+
+        Raises
+        ------
+        JournalInvalid
+            As `Journal.read`; `SpoolDamaged` behind the last document before damage in the tail.
+        """
+        records = super().read(start, limit, max_bytes)
+        if not records and limit > 0 and self.tail_damage:
+            raise SpoolDamaged(self.path, f"it is damaged: {self.tail_damage}.")
+        return records
+
+    def damage(self, limit: int = 20) -> list[str]:
+        """Return up to `limit` errors: of the tail, and from SQLite's integrity check of the whole file."""
+        return [*filter(None, [self.tail_damage]), *super().damage(limit)][:limit]
 
 
 def tail_of(file: Path) -> Path:
@@ -170,8 +199,8 @@ def take_in_tail(journal: Journal) -> str:
     Returns
     -------
     str
-        Description of the damage if documents of the tail are lost; "" if all were moved. A tail file with damaged or
-        missing documents is kept under another name.
+        Description of the damage if documents of the tail are lost, now or before; "" if all were moved. A tail file
+        with damaged or missing documents is kept under another name.
 
     Raises
     ------
@@ -184,18 +213,21 @@ def take_in_tail(journal: Journal) -> str:
         for batch in _record_batches(_sound_records(path, damage)):
             journal.extend(batch)
     except FileNotFoundError:
-        return ""
+        return str(journal.get(_TAIL_DAMAGE, ""))
     except JournalGap as error:
         damage.append(str(error))
     except JournalInvalid as error:
         return str(error)
     if not damage:
         path.unlink(missing_ok=True)
-        return ""
+        return str(journal.get(_TAIL_DAMAGE, ""))
     aside = path.with_name(f"{path.name}.{time.time_ns()}.damaged")
+    found = f"{aside}: {damage[0]}"
+    # Before the tail has its other name, or the next reader would find a file in which nothing is missing.
+    journal.set(_TAIL_DAMAGE, found)
     path.rename(aside)
     log.error("Documents in the tail of a run are lost: %s. The tail is kept as %s.", damage[0], aside)
-    return f"{aside}: {damage[0]}"
+    return found
 
 
 def _record_batches(records: Iterable[Record]) -> Iterator[list[Record]]:

@@ -6,7 +6,6 @@ one whose file and tail each have a part, and one in its tail only.
 
 from __future__ import annotations
 
-import logging
 import os
 import sqlite3
 import struct
@@ -24,7 +23,7 @@ import pytest
 from paths import TESTS
 from spools import seq_nums, start
 
-from tiledbroker import Journal, Record, decode, open_run, run_files
+from tiledbroker import Journal, Record, SpoolDamaged, decode, open_run, run_files
 from tiledbroker.log import _released_spool
 from tiledbroker.log._released_spool import tail_of
 from tiledbroker.publisher import _adoption as left_runs
@@ -248,12 +247,34 @@ class TestReaders:
                 assert decode(next(iter(run.records())).body)["uid"] == run.run_uid
         assert {path: path.read_bytes() for path in directory.glob("*.tail")} == before
 
-    def test_say_that_a_tail_is_damaged(self, directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    @pytest.mark.parametrize("mode", ["read", "inspect"])
+    @pytest.mark.parametrize("adopted", [False, True])
+    def test_say_that_a_tail_is_damaged(
+        self, directory: Path, spool_in: Callable[..., Spool], mode: Any, adopted: bool
+    ) -> None:
         tail = tail_of(directory / "with-tail.sqlite")
         tail.write_bytes(b"X" + tail.read_bytes()[1:])
-        with caplog.at_level(logging.WARNING), open_run(directory / "with-tail.sqlite") as run:
+        if adopted:
+            spool_in(directory).close()
+            (run,) = [run for run in spool_in(directory).runs() if run.run_uid == "with-tail"]
+            assert "no valid document" in run.damage
+        with open_run(directory / "with-tail.sqlite", mode) as run:
             assert run.length == 5
-        assert "not all of its documents are shown" in caplog.text
+            assert [record.idx for record in run.read(0)] == list(range(5))
+            with pytest.raises(SpoolDamaged, match="no valid document"):
+                list(run.records())
+            (damage,) = run.damage()
+            assert "no valid document" in damage
+
+    def test_say_that_a_tail_does_not_continue_its_file(self, directory: Path) -> None:
+        file = directory / "whole.sqlite"
+        tail_of(file).touch()
+        append_to_tail(file, Record(9, "event", 1.0, zlib.crc32(b"x"), b"x"))
+        with open_run(file) as run:
+            assert run.length == 8
+            with pytest.raises(SpoolDamaged, match="documents 8 to 8 are neither in it nor in the file"):
+                list(run.records())
+            assert len(run.damage()) == 1
 
 
 MEASURE = """

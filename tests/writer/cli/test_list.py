@@ -110,6 +110,20 @@ def test_unreadable_runs_are_never_left_out(directory: Path, capsys: pytest.Capt
     assert f"1 of 5 runs in {directory} cannot be read" in ended.err
 
 
+def test_a_spool_file_with_a_damaged_tail_is_damaged_for_all_commands(tmp_path: Path, capsys: Any) -> None:
+    documents = a_run()
+    path = journaled(documents[:5], tmp_path)
+    path.with_name(path.name + ".tail").write_bytes(b"TWT1" + b"x" * 100)
+    assert main(["ls", str(tmp_path), "--json"]) == ExitCode.DIFFERS
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["state"], f"{path}.tail" in row["why"]) == ("damaged", True)
+    assert main(["verify", path.stem, str(tmp_path)]) == ExitCode.DIFFERS
+    assert "it is damaged" in capsys.readouterr().out
+    out = tmp_path / "out.jsonl"
+    assert main(["export", path.stem, str(tmp_path), "-o", str(out)]) == ExitCode.FAILED
+    assert not out.exists()
+
+
 def test_runs_without_a_time_are_not_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (_, start), *others = a_run()
     journaled([("start", {**start, "time": "yesterday"}), *others], tmp_path)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from tiledbroker import CodecError, HistoryEntry, RunReader, SpooledRun
 from tiledbroker._outcomes import FAILED, INTERRUPTED, WRITTEN
-from tiledbroker.log import SUPERSEDED_SUBDIRECTORY, read_outage
+from tiledbroker.log import SUPERSEDED_SUBDIRECTORY, ReleasedSpoolFile, read_outage
 
 from .._names import run_key
 from .._plain_text import text_of
@@ -107,6 +107,8 @@ def summarize(journal: RunReader) -> RunSummary:
     worker, doubt = _worker_of(journal)
     if isinstance(journal, SpooledRun):
         state, why = _of_spooled(journal, worker=worker)
+    elif isinstance(journal, ReleasedSpoolFile) and journal.tail_damage:
+        state, why = DAMAGED, journal.tail_damage
     else:
         state = _run_state(journal, history, worker=worker)
         why = _state_reason(journal, state, history, worker=worker, doubt=doubt)
