@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from segments import record, segment_with
 from stored_runs import a_run, journaled
 from warm import run_process
 
@@ -295,6 +296,26 @@ def test_a_run_is_not_missing_where_some_files_could_not_be_looked_into(director
     ended = run_unprivileged("show", "Rép", directory)
     assert ended.code == ExitCode.FAILED, ended
     assert f"permission denied: {path}" in ended.err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of somebody else")
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (["ls"], ExitCode.FAILED),
+        (["ls", "--spool"], ExitCode.FAILED),
+        (["ship", "--timeout", "1"], ExitCode.INCOMPLETE),
+    ],
+)
+def test_a_spare_that_may_not_be_read_may_hold_a_run(command: list[str], code: ExitCode, directory: Path) -> None:
+    path = directory / ".spare-0123456789abcdef-0.segment"
+    segment_with(path, record(0)).detach()
+    path.chmod(0o600)
+    os.chown(path, 65534, 65534)
+    ended = run_unprivileged(*command, directory, *([NOWHERE] if command[0] == "ship" else []))
+    assert ended.code == code, ended
+    assert f"ermission denied: {path}" in ended.said
+    assert "no runs" not in ended.said
 
 
 # Runs

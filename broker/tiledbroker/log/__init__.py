@@ -26,18 +26,19 @@ from ._record import Record
 from ._released_spool import ReleasedSpoolFile, SpoolRunV01
 from ._routing import RunRouting
 from ._run_log import RunLog
-from ._run_reader import RunReader, SpooledRun, labelled_run_files, open_run, run_files
+from ._run_reader import RunReader, SpooledRun, labelled_run_files, open_run, run_files, unrouted_files
 from ._segment import Segment, SegmentHeader, read_header
 from ._spool_files import (
     SegmentFile,
     adopter_lock_path,
     files_in,
     find_segment,
+    is_named_after_run,
     lock_path,
-    segment_files,
     segment_path,
     session_of_lock,
     session_of_spare,
+    sort_segments,
     spare_path,
 )
 from ._start_label import read_start_label
@@ -72,6 +73,7 @@ __all__ = [
     "find_run_file",
     "find_segment",
     "follow_run_file",
+    "is_named_after_run",
     "is_run_file",
     "is_session_of",
     "journal_filename",
@@ -86,10 +88,11 @@ __all__ = [
     "read_start_label",
     "record_outage",
     "run_files",
-    "segment_files",
     "segment_path",
     "session_of_lock",
     "session_of_spare",
+    "sort_segments",
     "spare_path",
     "sync_directory",
+    "unrouted_files",
 ]

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from .._errors import JournalInvalid, SpoolDamaged
-from ._journal import HistoryEntry, Journal, NodeProgress, journal_files
+from ._journal import SUFFIX, HistoryEntry, Journal, NodeProgress, journal_files
 from ._lock import FileLock
 from ._record import Record
 from ._released_spool import ReleasedSpoolFile
 from ._run_log import RunLog
 from ._segment import SEGMENT_SUFFIX, Segment, read_header
-from ._spool_files import files_in, find_segment, lock_path, segment_files, segment_path
+from ._spool_files import files_in, find_segment, lock_path, segment_path, sort_segments
 
 _BATCH_DOCUMENTS: Final = 10_000
 _BATCH_BYTES: Final = 2**24
@@ -27,6 +27,11 @@ class SpooledRun:
     ----------
     path
         Any segment of the run.
+
+    Attributes
+    ----------
+    misnamed
+        Path of a file whose name keeps publishers from shipping it, and the reason; "" if there is none.
 
     Raises
     ------
@@ -48,7 +53,12 @@ class SpooledRun:
         self._log = self._load_log(header.log)
 
     def _load_log(self, label: str) -> RunLog:
-        files = segment_files(files_in(self.path.parent)).get(label, [])
+        logs, strays = sort_segments(files_in(self.path.parent))
+        files = logs.get(label, [])
+        problems = {file.path: f"it should be called {file.name}" for file in files if file.is_misnamed}
+        if self.path in strays:
+            problems[self.path] = strays[self.path]
+        self.misnamed = next((f"{path}: {problem}" for path, problem in problems.items()), "")
         return RunLog.load([Segment.load(file.path) for file in files] or [Segment.load(self.path)])
 
     def __enter__(self) -> SpooledRun:
@@ -206,7 +216,7 @@ def run_files(directory: Path) -> list[Path]:
     """Return one file for each run in a spool or journal directory, sorted by name.
 
     For a run in segments, this is its first segment under its final name, which `open_run` also finds before the file
-    is renamed to it.
+    is renamed to it. A segment of which it is not known what run it belongs to counts as a run.
 
     Raises
     ------
@@ -220,16 +230,34 @@ def labelled_run_files(directory: Path) -> dict[str, Path]:
     """Return the files of `run_files` by label.
 
     The label of a run in segments is the random label of its log, which differs between runs with the same uid and does
-    not change when the first file is renamed or deleted. That of another run is the path of its file.
+    not change when the first file is renamed or deleted. That of another run or file is its path.
 
     Raises
     ------
     OSError
         The directory cannot be read.
     """
-    logs = segment_files(files_in(directory)).items()
-    segments = {label: directory / files[0].name for label, files in logs if not files[0].stem.startswith("_")}
-    return {**{str(path): path for path in journal_files(directory)}, **segments}
+    logs, strays = sort_segments(files_in(directory))
+    segments = {label: directory / files[0].name for label, files in logs.items() if not _is_unrouted(files[0].stem)}
+    return {**{str(path): path for path in (*journal_files(directory), *strays)}, **segments}
 
 
-__all__ = ["RunReader", "SpooledRun", "labelled_run_files", "open_run", "run_files"]
+def unrouted_files(directory: Path) -> list[Path]:
+    """Return a file of each log of documents that belong to no known run, which are never shipped, sorted by name.
+
+    Raises
+    ------
+    OSError
+        The directory cannot be read.
+    """
+    paths = files_in(directory)
+    segments = [files[0].path for files in sort_segments(paths).logs.values() if _is_unrouted(files[0].stem)]
+    released = [path for path in paths if _is_unrouted(path.name) and path.name.endswith(SUFFIX)]
+    return sorted([*segments, *released], key=lambda path: path.name)
+
+
+def _is_unrouted(name: str) -> bool:
+    return name.startswith("_unrouted")
+
+
+__all__ = ["RunReader", "SpooledRun", "labelled_run_files", "open_run", "run_files", "unrouted_files"]

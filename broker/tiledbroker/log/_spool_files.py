@@ -13,6 +13,7 @@ import os
 import re
 import zlib
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -21,11 +22,12 @@ from ._segment import SEGMENT_SUFFIX, SegmentHeader, read_header
 
 _SEGMENT: Final = re.compile(r"(?P<run>.+)\.(?P<log>[0-9a-f]{8})\.(?P<first>\d{12,})\.segment")
 _LOCK: Final = re.compile(r"\.session-(?P<session>[0-9a-f]+)\.lock")
+_EMPTY_HEADER: Final = "its header is empty"
 _SPARE: Final = re.compile(r"\.spare-(?P<session>[0-9a-f]+)-\d+\.segment")
 
 
 class SegmentFile(NamedTuple):
-    """A file of a run log, described by its name, or by its header if it still has the name of a spare.
+    """A file of a run log, described by its name, or by its header if it has the name of a spare or another one.
 
     Attributes
     ----------
@@ -48,6 +50,26 @@ class SegmentFile(NamedTuple):
     def name(self) -> str:
         """Final name of the file, which its session may still have to give it."""
         return f"{self.stem}.{self.log}.{self.first:012d}{SEGMENT_SUFFIX}"
+
+    @property
+    def is_misnamed(self) -> bool:
+        """True if its session did not give the file this name."""
+        return self.path.name != self.name and session_of_spare(self.path) is None
+
+
+class SortedSegments(NamedTuple):
+    """Segments of a directory.
+
+    Attributes
+    ----------
+    logs
+        Files of each run log by the log's label, sorted by first index.
+    strays
+        Files that belong to no log, each with the reason: they may hold documents that no log has.
+    """
+
+    logs: dict[str, list[SegmentFile]]
+    strays: dict[Path, str]
 
 
 def segment_path(directory: Path, header: SegmentHeader) -> Path:
@@ -87,6 +109,11 @@ def session_of_lock(path: Path) -> str | None:
     return match["session"] if match else None
 
 
+def is_named_after_run(name: str) -> bool:
+    """Return True if a run file of this name has the uid of its run, or the digest of the uid, in it."""
+    return name.endswith(SUFFIX) or _SEGMENT.fullmatch(name) is not None
+
+
 def find_segment(path: Path) -> Path:
     """Return the current path of the segment whose final path is `path`; its session may not have renamed it yet.
 
@@ -98,7 +125,7 @@ def find_segment(path: Path) -> Path:
     match = _SEGMENT.fullmatch(path.name)
     if match is None or path.exists():
         return path
-    files = segment_files(files_in(path.parent)).get(match["log"], [])
+    files = sort_segments(files_in(path.parent)).logs.get(match["log"], [])
     return next((file.path for file in files if file.first == int(match["first"])), path)
 
 
@@ -120,25 +147,34 @@ def files_in(directory: Path) -> list[Path]:
         ]
 
 
-def segment_files(paths: list[Path]) -> dict[str, list[SegmentFile]]:
-    """Group segments by the label of their run log, sorted by first index. Other files are ignored.
+def sort_segments(paths: Iterable[Path]) -> SortedSegments:
+    """Assign segments to run logs by their names, or else by their headers. Other files are ignored.
 
-    A segment that a run uses but that still has the name of a spare is identified by its header.
+    A header that cannot be read, or is damaged, makes a stray of any file but a spare that no run uses.
     """
     logs: defaultdict[str, list[SegmentFile]] = defaultdict(list)
+    strays: dict[Path, str] = {}
+    others: list[SegmentFile] = []
     for path in paths:
         if match := _SEGMENT.fullmatch(path.name):
             logs[match["log"]].append(SegmentFile(path, match["run"], match["log"], int(match["first"])))
-        elif session_of_spare(path) is not None and (header := _header_of(path)) is not None:
-            logs[header.log].append(SegmentFile(path, _file_stem(header), header.log, header.first))
-    return {
-        log: sorted(files, key=lambda file: (file.first, file.path.name != file.name)) for log, files in logs.items()
-    }
-
-
-def _header_of(spare: Path) -> SegmentHeader | None:
-    try:
-        return read_header(spare)[0]
-    except OSError:
-        # Its session has just renamed the file, or the file belongs to another user.
-        return None
+        elif path.name.endswith(SEGMENT_SUFFIX):
+            try:
+                header, damage = read_header(path)
+            except OSError as error:
+                # Its session may just have renamed the file.
+                if not isinstance(error, FileNotFoundError) or path.is_symlink():
+                    strays[path] = error.strerror or str(error)
+                continue
+            if header is not None:
+                others.append(SegmentFile(path, _file_stem(header), header.log, header.first))
+            elif damage or session_of_spare(path) is None:
+                strays[path] = damage or _EMPTY_HEADER
+    for file in sorted(others, key=lambda file: (file.is_misnamed, file.path)):
+        if file.is_misnamed and any(file.first == rival.first for rival in logs.get(file.log, ())):
+            strays[file.path] = f"it is a copy of {file.name}, which is there as well"
+        else:
+            logs[file.log].append(file)
+    for files in logs.values():
+        files.sort(key=lambda file: (file.first, file.path.name != file.name))
+    return SortedSegments(dict(logs), strays)

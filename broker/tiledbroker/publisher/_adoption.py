@@ -32,10 +32,10 @@ from ..log import (
     journal_files,
     lock_path,
     read_header,
-    segment_files,
     segment_path,
     session_of_lock,
     session_of_spare,
+    sort_segments,
 )
 
 log = logging.getLogger(__name__)
@@ -119,12 +119,16 @@ class RunAdopter:
         """
         paths = files_in(self._directory)
         own = self._holder.session
-        logs = segment_files([path for path in paths if session_of_spare(path) != own])
+        logs, strays = sort_segments(path for path in paths if session_of_spare(path) != own)
         taken = set(uids)
         adopted: list[RunLog] = []
         if not self.has_more:
             self._found = {}
         self.has_more = False
+        for path, reason in strays.items():
+            # `_tidy_up` looks at spares, once their sessions are dead.
+            if session_of_spare(path) is None:
+                self._refuse_run(path.name, f"{path}: {reason}")
         for label in sorted(logs.keys() - set(known), key=lambda each: _modification_time(logs[each][0].path)):
             if len(adopted) >= ADOPTED_AT_ONCE:
                 self.has_more = True
@@ -168,8 +172,13 @@ class RunAdopter:
             self._refuse_run(files[0].stem, f"{path}: {damage or 'its header is empty'}")
             return None
         proper = segment_path(self._directory, header)
+        misnamed = {file.path: file.name for file in files if file.is_misnamed}
         if path != proper and session_of_spare(path) is None:
-            self._refuse_run(files[0].stem, f"{path}: it holds the segment that should be called {proper.name}")
+            misnamed[path] = proper.name
+        if misnamed:
+            # Under their proper names they might replace other files, such as longer ones.
+            reasons = (f"{path}: it holds the segment that should be called {name}" for path, name in misnamed.items())
+            self._refuse_run(files[0].stem, "; ".join(reasons))
             return None
         if not header.shipped or not self._may_take(header, path):
             return None
@@ -271,15 +280,20 @@ class RunAdopter:
             session = session_of_spare(path)
             if session is None or not self._is_dead_here(session):
                 continue
-            # The file may belong to another user.
-            with contextlib.suppress(OSError):
+            try:
                 header, damage = read_header(path)
-                if damage:
-                    self._refuse_run(path.name, f"{path}: {damage}")
-                if header is not None or damage:
-                    used.add(session)
-                else:
-                    path.unlink(missing_ok=True)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                # The file may belong to another user.
+                header, damage = None, str(error)
+            if damage:
+                self._refuse_run(path.name, f"{path}: {damage}")
+            if header is not None or damage:
+                used.add(session)
+                continue
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
         for path in paths:
             session = session_of_lock(path)
             if session is not None and session not in used and self._is_dead_here(session):

@@ -11,6 +11,7 @@ from segments import record, segment_with
 from spools import event, start, stop
 
 from tiledbroker import Journal, JournalInvalid, SpoolDamaged, SpooledRun, open_run, run_files
+from tiledbroker.log import unrouted_files
 from tiledbroker.publisher import _spool as spool_module
 from tiledbroker.publisher._spool import Spool
 
@@ -148,6 +149,49 @@ def test_a_segment_under_any_name_can_be_looked_at(tmp_path: Path) -> None:
     segment_with(path, record(0), record(1)).detach()
     with open_run(path) as run:
         assert (run.run_uid, run.length) == ("run", 2)
+
+
+def test_a_run_whose_segment_has_another_name_is_listed(tmp_path: Path) -> None:
+    path = tmp_path / "renamed.segment"
+    segment_with(path, record(0), record(1)).detach()
+    (file,) = run_files(tmp_path)
+    with open_run(file) as run:
+        assert isinstance(run, SpooledRun)
+        assert (run.run_uid, run.length, run.path) == ("run", 2, path)
+        assert run.misnamed == f"{path}: it should be called {file.name}"
+
+
+def test_a_copy_of_a_segment_is_listed_beside_its_run(tmp_path: Path) -> None:
+    path, copy = tmp_path / "run.0123abcd.000000000000.segment", tmp_path / "copy.segment"
+    segment_with(path, record(0), record(1)).detach()
+    copy.write_bytes(path.read_bytes())
+    assert set(run_files(tmp_path)) == {path, copy}
+    for file, misnamed in ((path, ""), (copy, f"{copy}: it is a copy of {path.name}, which is there as well")):
+        with open_run(file) as run:
+            assert isinstance(run, SpooledRun)
+            assert run.misnamed == misnamed
+
+
+@pytest.mark.parametrize("name", [".spare-0123456789abcdef-0.segment", "renamed.segment"])
+@pytest.mark.parametrize("contents", [b"garbage " * 100, b"garbage"])
+def test_a_segment_that_cannot_be_assigned_to_a_run_is_listed(tmp_path: Path, name: str, contents: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(contents)
+    assert run_files(tmp_path) == [path]
+    with pytest.raises(JournalInvalid, match=name):
+        open_run(path)
+
+
+def test_a_spare_that_no_run_uses_is_not_listed(tmp_path: Path) -> None:
+    for number, size in enumerate((0, 10, 60, 5000)):
+        (tmp_path / f".spare-0123456789abcdef-{number}.segment").write_bytes(bytes(size))
+    assert run_files(tmp_path) == []
+
+
+def test_documents_of_no_known_run_are_found_under_any_name(tmp_path: Path) -> None:
+    path = tmp_path / ".spare-0123456789abcdef-0.segment"
+    segment_with(path, record(0), shipped=False).detach()
+    assert (run_files(tmp_path), unrouted_files(tmp_path)) == ([], [path])
 
 
 def test_a_run_is_found_whose_file_is_named_after_it_was_listed(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from spools import event, on_disk, seq_nums, start, stop
 from tiledbroker import SpoolDamaged, run_files
 from tiledbroker.log._identity import new_session
 from tiledbroker.log._segment import Segment
-from tiledbroker.log._spool_files import lock_path, segment_files, spare_path
+from tiledbroker.log._spool_files import lock_path, sort_segments, spare_path
 from tiledbroker.publisher import _adoption
 from tiledbroker.publisher import _spool as spool_module
 from tiledbroker.publisher._spool import Adoption, Spool
@@ -361,7 +361,8 @@ class TestWhatIsNotOurs:
         before = sorted(path.name for path in directory.iterdir() if not path.name.startswith(".session"))
         spool = spool_for()
         assert [run.run_uid for run in spool.runs()] == ["run"]
-        assert set(spool.refused) >= {"a-directory", "garbage", "empty", "zeros", "loop"}
+        strays = {"no.segment", "x.0123abcd.5.segment"}
+        assert set(spool.refused) >= {"a-directory", "garbage", "empty", "zeros", "loop", *strays}
         assert all(str(directory) in reason for reason in spool.refused.values())
         assert spool.problem == ""
         spool.close()
@@ -370,7 +371,7 @@ class TestWhatIsNotOurs:
 
     def test_is_a_spare_whose_beginning_is_damaged(self, directory: Path, spool_for: Callable[..., Spool]) -> None:
         killed_session(directory, 'start(spool, "run"); os.kill(os.getpid(), signal.SIGKILL)')
-        (used,) = [path for path in directory.glob(".spare-*") if segment_files([path])]
+        (used,) = [path for path in directory.glob(".spare-*") if sort_segments([path]).logs]
         used.write_bytes(b"X" + used.read_bytes()[1:])
         spool = spool_for()
         assert spool.runs() == []
@@ -485,9 +486,29 @@ class TestSegmentsOfOneRun:
     ) -> None:
         shutil.copy(left[1], directory / f"{left[1].name} (copy)")
         shutil.copy(left[1], left[1].with_name(left[1].name.replace(".segment", "-copy.segment")))
-        (run,) = spool_for().runs()
+        spool = spool_for()
+        (run,) = spool.runs()
         assert (run.damage, run.stopped) == ("", True)
         assert seq_nums(run) == list(range(60))
+        (reason,) = spool.refused.values()
+        assert "copy of" in reason
+
+    @pytest.mark.parametrize("number", [0, 1, -1])
+    def test_of_which_one_has_another_name_are_left_and_named(
+        self, directory: Path, left: list[Path], spool_for: Callable[..., Spool], number: int
+    ) -> None:
+        proper = left[number].name
+        left[number].rename(directory / "renamed.segment")
+        contents = {path: path.read_bytes() for path in directory.iterdir()}
+        spool = spool_for()
+        assert spool.runs() == []
+        assert "renamed.segment" in spool.refused["run"]
+        assert f"should be called {proper}" in spool.refused["run"]
+        assert {path: path.read_bytes() for path in contents} == contents
+        (directory / "renamed.segment").rename(directory / proper)
+        look(spool)
+        assert seq_nums(spool.runs()[0]) == list(range(60))
+        assert spool.refused == {}
 
     def test_in_a_spare_that_was_copied_replace_nothing(
         self, directory: Path, left: list[Path], spool_for: Callable[..., Spool]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tiledbroker import JournalError
-from tiledbroker.log import follow_run_file
+from tiledbroker.log import follow_run_file, unrouted_files
 
 from ..journals import (
     DAMAGED,
@@ -39,7 +39,6 @@ from ._run_lookup import (
     relocated,
     runs_in,
     target_configs,
-    unrouted_in,
 )
 from ._site_log import add_beamline, add_log, refuse_log_options
 from ._spool_lookup import SpoolDirectories, default_spools, spools_below
@@ -184,7 +183,7 @@ def _read_places(arguments: argparse.Namespace, configs: Sequence[Path]) -> _Lis
 def _read_place(place: Place, listing: _Listing) -> None:
     if not looks_like_path(str(place.path)) or is_directory(str(place.path)):
         files = runs_in(place)
-        listing.unrouted += unrouted_in(place.path)
+        listing.unrouted += unrouted_files(place.path)
     else:
         file = follow_run_file(place.path)
         if status_of(file) is None:
@@ -211,7 +210,7 @@ def _read_spools(names: Sequence[str]) -> _Listing:
     for directory in found.directories:
         try:
             paths = runs_in(Place(directory))
-            listing.unrouted += unrouted_in(directory)
+            listing.unrouted += unrouted_files(directory)
         except (CommandFailed, OSError) as error:
             listing.problems.append((ExitCode.FAILED, reason_of(error)))
             continue

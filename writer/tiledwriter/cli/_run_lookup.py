@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tiledbroker import JournalError, default_journal_dir, journal_filename, labelled_run_files, run_files
-from tiledbroker.log import FINISHED_SUBDIRECTORY, follow_run_file
+from tiledbroker.log import FINISHED_SUBDIRECTORY, follow_run_file, is_named_after_run
 
 from ..journals import gone, open_run_file, reason_of, status_of
 from ._exit import CommandFailed, ExitCode, without_extra
@@ -26,10 +26,9 @@ _HASHED: Final = "sha256-"
 """Prefix of file names that are a digest of the uid instead of the uid itself."""
 _SUFFIXES: Final = (".sqlite", ".segment")
 _TYPEABLE: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
-_UNROUTED: Final = "_unrouted"
 _VARIABLE: Final = "TILEDWRITER_JOURNAL_DIR"
 _OURS: Final = re.compile(
-    rf"{_UNROUTED}.*|\.supervisor\.lock|\.workers\.ipc|\.status\.ipc|\.relay\.ipc|finished|retry|.*\.sqlite.*|.*\.segment|\.session-.*\.lock|\.adopter-.*"
+    r"_unrouted.*|\.supervisor\.lock|\.workers\.ipc|\.status\.ipc|\.relay\.ipc|finished|retry|.*\.sqlite.*|.*\.segment|\.session-.*\.lock|\.adopter-.*"
 )
 """Pattern of all names that occur in journal and spool directories."""
 
@@ -161,15 +160,6 @@ def labelled_runs_in(place: Place) -> dict[str, Path]:
     return labelled_run_files(place.path)
 
 
-def unrouted_in(directory: Path) -> list[Path]:
-    """Return the files of documents that belong to no known run, which are never shipped."""
-    return [
-        directory / name
-        for name in _names_in(Place(directory))
-        if re.fullmatch(rf"{_UNROUTED}.*(\.sqlite|\.0+\.segment)", name)
-    ]
-
-
 def relocated(path: Path, directory: Path) -> Path | None:
     """Return the new path of a listed file that was moved; None if it was not moved or was deleted."""
     if not gone(path):
@@ -229,13 +219,13 @@ def looks_like_path(run: str) -> bool:
 
 
 def _begins_with(path: Path, run: str, refusals: list[str]) -> bool:
-    """Return True if the file name begins with `run`, or if the uid does and the name is a digest of it.
+    """Return True if the file name begins with `run`, or if the uid does and is not in the name.
 
     If the file cannot be read, append the reason to `refusals` and return False.
     """
     if path.name.startswith(run):
         return True
-    if not path.name.startswith(_HASHED):
+    if not path.name.startswith(_HASHED) and is_named_after_run(path.name):
         return False
     try:
         with open_run_file(path) as journal:

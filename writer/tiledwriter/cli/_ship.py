@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tiledbroker import JournalError, PublisherStatus, ZMQPublisher, default_spool_dir
 from tiledbroker._paths import fallback_spool_dir
+from tiledbroker.log import unrouted_files
 from tiledbroker.protocol import normalize_address
 
 from ..journals import gone, open_run_file, reason_of, status_of
@@ -21,7 +22,7 @@ from ._arguments import add_config, add_json, is_directory
 from ._exit import CommandFailed, ExitCode, without_extra
 from ._parser import Subcommands, add_command
 from ._progress import shown_progress
-from ._run_lookup import Place, labelled_runs_in, no_runs_in, unrouted_in
+from ._run_lookup import Place, labelled_runs_in, no_runs_in
 from ._site_log import add_beamline, add_log, copy_logged, find_logged, log_of, refuse_log_options
 from ._terminal import count_of, fail, plain, print_json
 
@@ -135,19 +136,19 @@ def _ship_directory(arguments: argparse.Namespace) -> ExitCode:
         lost = [path for label, path in before.items() if label not in after and label not in status.shipped]
         problems = list(_unshipped_reasons(left, status, arguments.timeout)) if left else []
         problems += [f"{path} is gone, and not known to be durable on the ingest host" for path in lost]
-    unrouted = unrouted_in(directory)
+    unrouted = unrouted_files(directory)
     problems += [f"{path} has documents of no known run, which are not shipped" for path in unrouted]
     total, durable = len(before), len(before) - len(left) - len(lost)
     if arguments.json:
-        left_files, lost_files, unrouted_files = ([str(path) for path in paths] for paths in (left, lost, unrouted))
+        left_names, lost_names, unrouted_names = ([str(path) for path in paths] for paths in (left, lost, unrouted))
         shipment = _Shipment(
             directory=str(place.path),
             address=arguments.address,
             runs=total,
             durable=durable,
-            left=left_files,
-            gone=lost_files,
-            unrouted=unrouted_files,
+            left=left_names,
+            gone=lost_names,
+            unrouted=unrouted_names,
             problems=problems,
         )
         print_json(asdict(shipment))

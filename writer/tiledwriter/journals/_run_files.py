@@ -90,7 +90,7 @@ def status_of(path: Path, *, follow_symlinks: bool = True) -> os.stat_result | N
 def gone(path: Path) -> bool:
     """Return True if a listed file certainly no longer exists, because it was pruned, shipped or moved."""
     try:
-        return status_of(path, follow_symlinks=False) is None
+        return status_of(find_segment(path), follow_symlinks=False) is None
     except OSError:
         return False
 

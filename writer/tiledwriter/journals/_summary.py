@@ -169,6 +169,8 @@ def _of_spooled(run: SpooledRun, *, worker: bool | None) -> tuple[str, str]:
     """Return the state of a spooled run and the reason for waiting; the spool does not know its state in Tiled."""
     if damage := run.damage():
         return DAMAGED, damage[0]
+    if run.misnamed:
+        return SPOOLED, f"no publisher ships it: {run.misnamed}"
     if worker:
         kept = "it is kept until it is in Tiled, also while it is in quarantine; the ingest host knows its state"
         return SPOOLED, f"{run.holder} ships it to {run.destination}; {kept}"
