@@ -9,6 +9,7 @@ import ctypes
 import errno
 import os
 import sqlite3
+import stat
 import sys
 from pathlib import Path
 from typing import Final
@@ -42,6 +43,21 @@ def network_filesystem(path: Path) -> str | None:
     """
     number = filesystem_type(_nearest_existing(path))
     return None if number is None else _NETWORK_FILESYSTEMS.get(number)
+
+
+def open_regular_file(path: Path, flags: int = os.O_RDONLY) -> int:
+    """Open a file as `os.open` does, with mode 0600 if it is created, and return its descriptor.
+
+    Raises
+    ------
+    OSError
+        The file cannot be opened, or is something else: opening or reading a named pipe could wait for ever.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o600)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "Not a regular file", str(path))
 
 
 def filesystem_type(path: Path) -> int | None:

@@ -12,7 +12,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain, count, repeat
 from pathlib import Path
@@ -134,8 +134,13 @@ def journal_files(directory: Path) -> list[Path]:
         The directory cannot be read.
     """
     found = set(unfinished_run_files(directory))
-    with suppress(FileNotFoundError):
-        found.update(unfinished_run_files(directory / FINISHED_SUBDIRECTORY))
+    finished = directory / FINISHED_SUBDIRECTORY
+    try:
+        found.update(unfinished_run_files(finished))
+    except FileNotFoundError:
+        # A link that leads nowhere is a disk that is not mounted, and its runs are not known.
+        if finished.is_symlink():
+            raise
     # A supervisor may move files meanwhile: a file can be in both lists, or have come back after the first one was
     # read. So read the first one again, and drop duplicates that no longer exist.
     found.update(unfinished_run_files(directory))
@@ -256,7 +261,7 @@ class Journal:
             self._check_write_ahead_log()
             self._connection = self._open_connection(mode)
             try:
-                self._check_format()
+                check_format(self.path, self._connection)
                 if mode in _WRITING:
                     self._connection.execute("PRAGMA journal_mode = WAL")
                     self._connection.execute(_SYNC_AT_COMMITS)
@@ -763,20 +768,6 @@ class Journal:
             raise
         return connection
 
-    def _check_format(self) -> None:
-        self._connection.execute("PRAGMA trusted_schema = OFF")
-        if self._connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-            raise JournalInvalid(self.path, "this file is not a tiledwriter journal.")
-        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > SCHEMA_VERSION:
-            raise JournalTooNew(
-                self.path, f"it has format {version}; this version reads up to {SCHEMA_VERSION}. Upgrade tiledwriter."
-            )
-        # Reject foreign views and triggers, which could do anything or run for ever.
-        wanted, found = schema_objects(), objects_of(self._connection)
-        if not found <= wanted | optional_objects() or any(kind == "table" for kind, _, _ in wanted - found):
-            raise JournalInvalid(self.path, "its tables are not those of a journal.")
-
     def _check_length(self) -> None:
         """Raise `JournalInvalid` if the last index is impossible, which would make readers search without end."""
         (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
@@ -805,6 +796,30 @@ class Journal:
         if "readonly" in text and may_write:
             return JournalInvalid(self.path, "it is damaged: its header marks it as read-only.")
         return error
+
+
+def check_format(path: Path, connection: sqlite3.Connection) -> None:
+    """Check that a database is a journal that this version can read.
+
+    Raises
+    ------
+    JournalInvalid
+        It is no journal, or, as `JournalTooNew`, one of a newer version.
+    sqlite3.Error
+        It cannot be read.
+    """
+    connection.execute("PRAGMA trusted_schema = OFF")
+    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise JournalInvalid(path, "this file is not a tiledwriter journal.")
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > SCHEMA_VERSION:
+        raise JournalTooNew(
+            path, f"it has format {version}; this version reads up to {SCHEMA_VERSION}. Upgrade tiledwriter."
+        )
+    # Reject foreign views and triggers, which could do anything or run for ever.
+    wanted, found = schema_objects(), objects_of(connection)
+    if not found <= wanted | optional_objects() or any(kind == "table" for kind, _, _ in wanted - found):
+        raise JournalInvalid(path, "its tables are not those of a journal.")
 
 
 class _ConnectionGuard:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from .._errors import JournalLocked
+from .._filesystem import open_regular_file
 
 # Of the kernel, so containers of one host share it.
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -88,10 +89,10 @@ class FileLock:
         Raises
         ------
         OSError
-            The file exists but cannot be opened.
+            The file exists but cannot be opened, or is not a regular file.
         """
         try:
-            descriptor = os.open(self.path, os.O_RDONLY)
+            descriptor = open_regular_file(self.path)
         except FileNotFoundError:
             return False
         try:
@@ -104,7 +105,7 @@ class FileLock:
 
     def try_acquire(self) -> bool:
         """Acquire the lock if it is free, without waiting; return True if it was acquired."""
-        descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600)
+        descriptor = open_regular_file(self.path, os.O_CREAT | os.O_RDWR)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The previous holder may have deleted the file between our `open` and our `flock`.

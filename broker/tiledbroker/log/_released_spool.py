@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sqlite3
 import struct
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from .._errors import JournalGap, JournalInvalid, SpoolDamaged
+from .._filesystem import open_regular_file
 from ._identity import SessionIdentity
 from ._journal import Journal
 from ._record import Record
@@ -266,7 +268,7 @@ def _tail_records(path: Path) -> Iterator[Record]:
         A document is damaged.
     """
     position = 0
-    with path.open("rb") as file:
+    with os.fdopen(open_regular_file(path), "rb") as file:
         while (magic := file.read(len(_MAGIC))) == _MAGIC:
             header = file.read(_HEADER)
             if len(header) < _HEADER:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from .._crash_points import crash_point
-from .._errors import SpoolDamaged
+from .._errors import JournalInvalid, SpoolDamaged
 from ._identity import SessionIdentity
 from ._record import Record
 from ._segment import Segment, SegmentHeader, record_size, segment_size
@@ -98,12 +98,18 @@ class RunLog:
         Parameters
         ----------
         segments
-            Loaded segments of the log, sorted by first index. The first one must have a header.
+            Loaded segments of the log, sorted by first index.
+
+        Raises
+        ------
+        JournalInvalid
+            The first segment has no valid header.
         """
-        header = segments[0].header
-        assert header is not None
-        assert segments[0].path is not None
-        log_ = cls(header.run, segments[0].path.parent, header.holder, header.destination, shipped=header.shipped)
+        header, path = segments[0].header, segments[0].path
+        assert path is not None
+        if header is None:
+            raise JournalInvalid(path, f"{segments[0].damage or 'its header is empty'}.")
+        log_ = cls(header.run, path.parent, header.holder, header.destination, shipped=header.shipped)
         log_.log_id, log_.started = header.log, header.created
         log_._length = header.first
         for segment in _without_replaced(segments):

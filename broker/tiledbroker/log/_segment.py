@@ -20,6 +20,7 @@ from typing import BinaryIO, Final
 import msgspec
 
 from .._errors import SpoolDamaged
+from .._filesystem import open_regular_file
 from ._identity import SessionIdentity, boot_id
 from ._record import Record
 
@@ -200,7 +201,7 @@ class Segment:
 
     @classmethod
     def _load_once(cls, path: Path) -> Segment:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular_file(path), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             segment = cls(path, size)
             contents = _read_beginning(file)
@@ -323,7 +324,7 @@ class Segment:
                 return self._read_records(self._map, 0, start, limit, max_bytes)
             # Read the file instead of mapping it: a bad disk block raises OSError here, but would kill the process with
             # SIGBUS in a mapping.
-            with self._require_path().open("rb") as file:
+            with os.fdopen(open_regular_file(self._require_path()), "rb") as file:
                 position = self._search_start(start)[1]
                 file.seek(position)
                 contents = file.read(min(2 * max_bytes + READ_AHEAD_BYTES, self.end - position))
@@ -515,7 +516,7 @@ def read_header(path: Path) -> tuple[SegmentHeader | None, str]:
     OSError
         The file cannot be read.
     """
-    with path.open("rb") as file:
+    with os.fdopen(open_regular_file(path), "rb") as file:
         return _read_header(_read_beginning(file))
 
 

@@ -138,7 +138,7 @@ class RunAdopter:
             except FileNotFoundError:
                 # Its adopter has shipped and deleted it since the directory was read.
                 continue
-            except (OSError, ValueError) as error:
+            except (JournalError, OSError, ValueError) as error:
                 self._refuse_run(logs[label][0].stem, str(error))
                 continue
             if run is not None:

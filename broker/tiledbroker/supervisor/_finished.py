@@ -14,7 +14,7 @@ from .._crash_points import crash_point
 from .._errors import JournalError, JournalInvalid, JournalLocked
 from .._outcomes import COMPLETE
 from .._rate_limited_log import RateLimitedLog
-from ..log import APPLICATION_ID, FINISHED_SUBDIRECTORY, FileLock, journal_filename, journal_lock_path, sync_directory
+from ..log import FINISHED_SUBDIRECTORY, FileLock, check_format, journal_filename, journal_lock_path, sync_directory
 from ._journal_facts import read_facts
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def is_finished(journal: Path) -> bool:
     """Return True if a journal that nobody uses says that its run is in Tiled and needs no audit.
 
     This is much faster than opening the file as a `Journal`, for directories with many files. It returns False for a
-    journal that is in use, damaged or misnamed; the caller then opens it.
+    journal that is in use, damaged, of a newer format or misnamed; the caller then opens it.
     """
     # SQLite would block forever on a named pipe.
     if not journal.is_file() or _log_of(journal).exists():
@@ -77,10 +77,9 @@ def is_finished(journal: Path) -> bool:
     try:
         uri = f"{journal.absolute().as_uri()}?mode=ro&immutable=1"
         with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
-            if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-                return False
+            check_format(journal, connection)
             state = {key: json.loads(value) for key, value in connection.execute(_KEYS)}
-    except (sqlite3.Error, OSError, ValueError, TypeError):
+    except (JournalError, sqlite3.Error, OSError, ValueError, TypeError):
         return False
     named = isinstance(uid := state.get("run_uid"), str) and journal_filename(uid) == journal.name
     return named and state.get("outcome") in COMPLETE and state.get("audit_at") is None

@@ -231,3 +231,11 @@ def test_a_copy_of_a_directory_has_locks_of_other_identities(tmp_path: Path) -> 
         shutil.copytree(tmp_path / "original", tmp_path / "copy")
         with acquired(tmp_path / "copy/lock") as copy:
             assert copy.identity != original.identity
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_in_place_of_the_file_blocks_nobody(path: Path) -> None:
+    os.mkfifo(path)
+    for use in (lambda lock: lock.held, FileLock.try_acquire):
+        with pytest.raises(OSError, match="Not a regular file"):
+            use(FileLock(path))

@@ -266,6 +266,12 @@ class TestReaders:
             (damage,) = run.damage()
             assert "no valid document" in damage
 
+    @pytest.mark.timeout(20)
+    def test_do_not_wait_for_a_pipe_in_place_of_the_tail(self, directory: Path) -> None:
+        os.mkfifo(tail_of(directory / "whole.sqlite"))
+        with pytest.raises(OSError, match="Not a regular file"):
+            open_run(directory / "whole.sqlite")
+
     def test_say_that_a_tail_does_not_continue_its_file(self, directory: Path) -> None:
         file = directory / "whole.sqlite"
         tail_of(file).touch()

@@ -144,6 +144,15 @@ def test_a_file_that_is_no_segment_is_invalid(tmp_path: Path, contents: bytes) -
         open_run(path)
 
 
+@pytest.mark.parametrize("contents", [b"garbage " * 100, bytes(5000)])
+def test_a_run_whose_first_segment_has_no_header_is_invalid(tmp_path: Path, contents: bytes) -> None:
+    first, second = (tmp_path / f"run.0123abcd.{idx:012d}.segment" for idx in (0, 4))
+    segment_with(second, record(4)).detach()
+    first.write_bytes(contents)
+    with pytest.raises(JournalInvalid, match=first.name):
+        open_run(second)
+
+
 def test_a_segment_under_any_name_can_be_looked_at(tmp_path: Path) -> None:
     path = tmp_path / "copy.segment"
     segment_with(path, record(0), record(1)).detach()

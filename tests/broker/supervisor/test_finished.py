@@ -136,6 +136,17 @@ def test_what_is_no_journal_is_not_finished(tmp_path: Path) -> None:
     assert [is_finished(tmp_path / f"{name}.sqlite") for name in names] == [False] * 5
 
 
+@pytest.mark.parametrize(
+    "statement", ["PRAGMA user_version = 99", "DROP TABLE documents", "CREATE TABLE more(x)"], ids=lambda text: text[:6]
+)
+def test_a_journal_that_cannot_be_read_as_one_is_not_finished(statement: str, tmp_path: Path) -> None:
+    path = finished_journal(tmp_path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(statement)
+        connection.commit()
+    assert not is_finished(path)
+
+
 # Finding
 
 
@@ -158,6 +169,10 @@ def test_what_cannot_be_read_is_not_taken_for_empty(tmp_path: Path) -> None:
             with pytest.raises(OSError, match=name):
                 read(tmp_path / name)
     (tmp_path / FINISHED_SUBDIRECTORY).touch()
+    with pytest.raises(OSError, match=FINISHED_SUBDIRECTORY):
+        run_files(tmp_path)
+    (tmp_path / FINISHED_SUBDIRECTORY).unlink()
+    (tmp_path / FINISHED_SUBDIRECTORY).symlink_to(tmp_path / "not mounted")
     with pytest.raises(OSError, match=FINISHED_SUBDIRECTORY):
         run_files(tmp_path)
 
