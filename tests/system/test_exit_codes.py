@@ -687,4 +687,4 @@ def test_an_export_of_an_open_run_says_so(directory: Path, tmp_path: Path) -> No
     path = journaled(a_run()[:-1], directory)
     ended = run("export", path, tmp_path / "out")
     assert ended.code == ExitCode.OK
-    assert "the run is open: more documents may follow" in ended.err
+    assert "the run is not known to have ended: more documents may follow" in ended.err

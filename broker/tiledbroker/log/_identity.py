@@ -33,6 +33,11 @@ class SessionIdentity(NamedTuple):
     pid: int
     session: str
 
+    @property
+    def is_of_this_host(self) -> bool:
+        """True if the session ran on this host. Locks of other hosts may be invisible here."""
+        return self.host == socket.gethostname()
+
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
 

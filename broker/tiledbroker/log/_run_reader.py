@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,8 +73,17 @@ class SpooledRun:
 
     @property
     def being_written(self) -> bool:
-        """True if the session that made the run is alive."""
-        return FileLock(lock_path(self.path.parent, self.holder.session)).held
+        """True if the session that made the run is alive.
+
+        Raises
+        ------
+        OSError
+            That cannot be seen from here.
+        """
+        held = FileLock(lock_path(self.path.parent, self.holder.session)).held
+        if not held and not self.holder.is_of_this_host:
+            raise OSError(errno.EREMOTE, f"{self.holder} may be alive, which cannot be seen from here")
+        return held
 
     @property
     def files(self) -> list[Path]:
@@ -151,12 +161,15 @@ class SpooledRun:
 
     @property
     def abandoned(self) -> bool:
-        """True if the session has ended and there is no stop document."""
-        return not self.stopped and not self.being_written
+        """True if the session is known to have ended and there is no stop document."""
+        try:
+            return not self.stopped and not self.being_written
+        except OSError:
+            return False
 
     @property
     def ended(self) -> bool:
-        """True if no more documents will come: the run is stopped or abandoned."""
+        """True if it is known that no more documents will come: the run is stopped or abandoned."""
         return self.stopped or self.abandoned
 
     def get(self, key: str, default: Any = None) -> Any:

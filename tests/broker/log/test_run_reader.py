@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,6 +143,19 @@ def test_a_file_that_is_no_segment_is_invalid(tmp_path: Path, contents: bytes) -
     path.write_bytes(contents)
     with pytest.raises(JournalInvalid, match=path.name):
         open_run(path)
+
+
+@pytest.mark.parametrize("host", ["elsewhere", socket.gethostname()])
+def test_the_end_of_a_session_of_another_host_is_not_known(tmp_path: Path, host: str) -> None:
+    path = tmp_path / "run.0123abcd.000000000000.segment"
+    segment_with(path, record(0), host=host, session="deadbeef01234567").detach()
+    with open_run(path) as run:
+        if host == "elsewhere":
+            with pytest.raises(OSError, match="elsewhere may be alive"):
+                run.being_written  # noqa: B018
+            assert (run.abandoned, run.ended) == (False, False)
+        else:
+            assert (run.being_written, run.abandoned, run.ended) == (False, True, True)
 
 
 @pytest.mark.parametrize("contents", [b"garbage " * 100, bytes(5000)])

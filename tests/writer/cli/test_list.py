@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from segments import record, segment_with
 from stored_runs import a_run, journaled
 
 from tiledbroker import Journal, ZMQPublisher, run_files
@@ -283,6 +284,43 @@ def test_a_given_spool_is_listed(spooled, tmp_path, capsys) -> None:
         assert main(["ls", "--spool", str(place), "--json"]) == ExitCode.OK
         rows = rows_of(capsys)
         assert len(rows) == count or len({row["destination"] for row in rows}) == 1
+
+
+def a_spool(directory: Path, **header: Any) -> Path:
+    directory.mkdir(parents=True)
+    segment_with(directory / "run.0123abcd.000000000000.segment", record(0), **header).detach()
+    return directory
+
+
+def test_all_spools_below_a_directory_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    below = tmp_path / "below"
+    expected = {
+        a_spool(below),
+        a_spool(below / "a"),
+        a_spool(below / "b" / "c" / "d" / "e"),
+        a_spool(below / "b" / "finished"),
+    }
+    (below / "link").symlink_to(a_spool(tmp_path / "elsewhere"))
+    (below / "loop").symlink_to(below)
+    assert main(["ls", "--spool", str(below), "--json"]) == ExitCode.OK
+    found = [Path(row["file"]).parent for row in rows_of(capsys)]
+    assert len(found) == 5
+    assert set(found) == {*expected, below / "link"}
+
+
+def test_what_may_be_a_spool_and_cannot_be_searched_is_named(tmp_path: Path, capsys: Any) -> None:
+    a_spool(tmp_path / "here")
+    (tmp_path / "link").symlink_to(tmp_path / "not mounted")
+    assert main(["ls", "--spool", str(tmp_path)]) == ExitCode.FAILED
+    assert f"no such file or directory: {tmp_path / 'link'}" in capsys.readouterr().err
+
+
+def test_the_end_of_a_session_of_another_host_is_not_known(tmp_path: Path, capsys: Any) -> None:
+    directory = a_spool(tmp_path / "spool", host="elsewhere")
+    assert main(["ls", str(directory), "--json"]) == ExitCode.OK
+    (row,) = rows_of(capsys)
+    assert (row["state"], row["worker"]) == ("spooled", None)
+    assert "unknown if its session" in row["why"]
 
 
 def test_a_host_without_spools_says_where_it_looked(tmp_path, monkeypatch, capsys) -> None:

@@ -236,7 +236,10 @@ def test_a_run_that_is_open_is_shown_as_far_as_it_is(write, documents):
     report = shown(path, "--operations")
     assert not report["complete"]
     assert report["operations"][-1]["operation"] == "ExtendExternal"
-    assert show(path, "--operations").stdout.splitlines()[-1] == "the run is open: more documents may follow"
+    assert (
+        show(path, "--operations").stdout.splitlines()[-1]
+        == "the run is not known to have ended: more documents may follow"
+    )
 
 
 def test_a_run_whose_publisher_is_gone_is_closed(write, documents):

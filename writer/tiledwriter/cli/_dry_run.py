@@ -60,7 +60,7 @@ class Report:
             if not resources and self.error is None:
                 yield "no files: none of the documents in the journal names one"
         if not self._dry_run.complete and self.error is None:
-            yield "the run is open: more documents may follow"
+            yield "the run is not known to have ended: more documents may follow"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report in JSON types."""

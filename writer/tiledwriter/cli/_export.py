@@ -126,7 +126,7 @@ def _export_from(path: Path, shown: str, out: Path, arguments: argparse.Namespac
     elif out != _STANDARD_OUTPUT:
         print(plain(f"Wrote {count_of(count, 'document')} to {out}."))
     if not ended:
-        print("tiledwriter-journal: the run is open: more documents may follow", file=sys.stderr)
+        print("tiledwriter-journal: the run is not known to have ended: more documents may follow", file=sys.stderr)
     return ExitCode.OK
 
 

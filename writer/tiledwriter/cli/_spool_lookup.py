@@ -17,8 +17,6 @@ from ._exit import CommandFailed, ExitCode
 from ._run_lookup import Place, runs_in
 
 _OF_A_SPOOL: Final = re.compile(r".*\.segment|.*\.sqlite.*|\.session-.*\.lock|\.adopter-.*\.lock")
-# A default spool is two directories deep: one for the host, and in it one for the address.
-_MAX_DEPTH: Final = 2
 
 
 @dataclass
@@ -80,25 +78,43 @@ def spools_below(base: Path) -> SpoolDirectories:
     return found
 
 
-def _search_directory(directory: Path, found: SpoolDirectories, depth: int = 0, *, is_base: bool = False) -> bool:
-    """Add the spool directories in and below a directory; return False if it is empty."""
+def _search_directory(base: Path, found: SpoolDirectories, *, is_base: bool = False) -> bool:
+    """Add the spool directories in and below a directory, also behind links; return False if it is empty."""
+    searched: set[tuple[int, int]] = set()
+    waiting = [base]
+    has_names = True
+    while waiting:
+        directory = waiting.pop()
+        try:
+            status = directory.stat()
+            if (status.st_dev, status.st_ino) in searched:
+                continue
+            searched.add((status.st_dev, status.st_ino))
+            paths = sorted(directory.iterdir())
+        except OSError as error:
+            if is_base and directory is base:
+                # Raises the error for a directory that is missing or is none.
+                runs_in(Place(directory))
+                raise
+            found.problems.append(reason_of(error))
+            continue
+        if directory is base:
+            has_names = bool(paths)
+        is_spool = any(_OF_A_SPOOL.fullmatch(path.name) for path in paths)
+        if is_spool:
+            found.directories.append(directory)
+            # The files in it are listed with those of its parent.
+            paths = [path for path in paths if path.name != FINISHED_SUBDIRECTORY]
+        waiting += [path for path in reversed(paths) if _is_directory(path, found)]
+    return has_names
+
+
+def _is_directory(path: Path, found: SpoolDirectories) -> bool:
+    """Return True for a directory or a link to one; add a problem if that is not known."""
     try:
-        paths = sorted(directory.iterdir())
-        below = [path for path in paths if _is_directory(path) and path.name != FINISHED_SUBDIRECTORY]
+        return stat.S_ISDIR(path.stat().st_mode)
     except OSError as error:
-        if is_base:
-            # Raises the error for a directory that is missing or is none.
-            runs_in(Place(directory))
-            raise
-        found.problems.append(reason_of(error))
-        return True
-    if any(_OF_A_SPOOL.fullmatch(path.name) for path in paths):
-        found.directories.append(directory)
-    for path in below if depth < _MAX_DEPTH else ():
-        _search_directory(path, found, depth + 1)
-    return bool(paths)
-
-
-def _is_directory(path: Path) -> bool:
-    status = status_of(path, follow_symlinks=False)
-    return status is not None and stat.S_ISDIR(status.st_mode)
+        # A file may just have been shipped. A link that leads nowhere may be a disk that is not mounted.
+        if not isinstance(error, FileNotFoundError) or path.is_symlink():
+            found.problems.append(reason_of(error))
+        return False

@@ -106,7 +106,7 @@ def summarize(journal: RunReader) -> RunSummary:
     history = journal.history()
     worker, doubt = _worker_of(journal)
     if isinstance(journal, SpooledRun):
-        state, why = _of_spooled(journal, worker=worker)
+        state, why = _of_spooled(journal, worker=worker, doubt=doubt)
     elif isinstance(journal, ReleasedSpoolFile) and journal.tail_damage:
         state, why = DAMAGED, journal.tail_damage
     else:
@@ -165,7 +165,7 @@ def _worker_of(journal: RunReader) -> tuple[bool | None, str]:
         return None, reason_of(error)
 
 
-def _of_spooled(run: SpooledRun, *, worker: bool | None) -> tuple[str, str]:
+def _of_spooled(run: SpooledRun, *, worker: bool | None, doubt: str) -> tuple[str, str]:
     """Return the state of a spooled run and the reason for waiting; the spool does not know its state in Tiled."""
     if damage := run.damage():
         return DAMAGED, damage[0]
@@ -174,6 +174,8 @@ def _of_spooled(run: SpooledRun, *, worker: bool | None) -> tuple[str, str]:
     if worker:
         kept = "it is kept until it is in Tiled, also while it is in quarantine; the ingest host knows its state"
         return SPOOLED, f"{run.holder} ships it to {run.destination}; {kept}"
+    if worker is None:
+        return SPOOLED, f"it is unknown if its session, for {run.destination}, has ended: {doubt}"
     return SPOOLED, f"its session has ended; the next publisher for {run.destination} on {run.holder.host} will ship it"
 
 
