@@ -159,6 +159,22 @@ def test_a_running_supervisor_is_no_failure(supervisor: SupervisorProcess, check
     assert f"(pid {supervisor.pid})" in outcome.found("port")
 
 
+def test_runs_on_a_disk_that_is_not_mounted_are_a_failure(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "journals").mkdir(0o700)
+    (tmp_path / "journals" / "finished").symlink_to(tmp_path / "not mounted")
+    outcome = check("--skip", "files")
+    assert (outcome.code, outcome.state("journals")) == (11, "fail")
+    assert str(tmp_path / "journals" / "finished") in outcome.found("journals")
+
+
+def test_a_supervisor_that_cannot_be_seen_is_not_taken_for_none(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "journals").mkdir(0o700)
+    os.mkfifo(tmp_path / "journals" / ".supervisor.lock")
+    outcome = check("--skip", "files")
+    assert (outcome.code, outcome.state("journals")) == (11, "fail")
+    assert "cannot be seen whether a supervisor is running" in outcome.found("journals")
+
+
 def test_an_unknown_variable_is_warned_of(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TILEDWRITER_MAX_WROKERS", "3")
     outcome = check("--skip", "files")

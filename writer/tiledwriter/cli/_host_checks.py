@@ -19,7 +19,7 @@ from tiledbroker import KeyFileError
 from tiledbroker._errors import StoreUnavailable
 from tiledbroker._filesystem import network_filesystem
 from tiledbroker._wording import format_command
-from tiledbroker.log import FileLock
+from tiledbroker.log import FileLock, journal_files
 from tiledbroker.ownership import DirectoryStore
 from tiledbroker.protocol import ServerCurve, is_local
 from tiledbroker.supervisor import LOW_FACTOR, SUPERVISOR_LOCK, find_min_free, format_bytes
@@ -51,11 +51,11 @@ _PROGRAMS: Final = ("tiledwriter-supervisor", "tiledwriter.cli.supervisor", "til
 def check_host(settings: Settings) -> Iterator[CheckResult]:
     """Yield one result for each of `HOST_CHECKS`."""
     yield _check_credentials(settings)
+    is_running: bool | None
     try:
         is_running = FileLock(settings.journal_dir / SUPERVISOR_LOCK).held
     except OSError:
-        # The directory cannot be entered, which its own check says.
-        is_running = False
+        is_running = None
     yield _check_journals(settings.journal_dir, is_running=is_running)
     yield _check_disk(settings)
     address = settings.log_address()
@@ -65,7 +65,7 @@ def check_host(settings: Settings) -> Iterator[CheckResult]:
     if address is not None:
         yield CheckResult.ok(PORT, "documents come from the log; this host does not listen for publishers")
     else:
-        yield _check_port(settings.listen, is_running=is_running, may_stand_by=settings.lease_dir is not None)
+        yield _check_port(settings.listen, is_running=bool(is_running), may_stand_by=settings.lease_dir is not None)
 
 
 def _check_credentials(settings: Settings) -> CheckResult:
@@ -85,7 +85,7 @@ def _check_credentials(settings: Settings) -> CheckResult:
 # Journals.
 
 
-def _check_journals(directory: Path, *, is_running: bool) -> CheckResult:
+def _check_journals(directory: Path, *, is_running: bool | None) -> CheckResult:
     if (name := network_filesystem(directory)) is not None:
         return CheckResult.fail(
             JOURNALS, f"{directory} is on a network file system ({name})", "Give --journal-dir on a local disk."
@@ -112,6 +112,20 @@ def _check_journals(directory: Path, *, is_running: bool) -> CheckResult:
             JOURNALS,
             f"{directory} cannot be written by {_user_name()}: {error.strerror}",
             "Make it belong to the user of the service.",
+        )
+    try:
+        journal_files(directory)
+    except OSError as error:
+        return CheckResult.fail(
+            JOURNALS,
+            f"the runs in {directory} are not all known: {error.strerror}: {error.filename}",
+            "Mount what is not mounted, or make it belong to the user of the service.",
+        )
+    if is_running is None:
+        return CheckResult.fail(
+            JOURNALS,
+            f"it cannot be seen whether a supervisor is running on {directory}",
+            f"Make {SUPERVISOR_LOCK} a file that the user of the service can read.",
         )
     if is_running:
         return CheckResult.ok(JOURNALS, f"{directory} can be written; a supervisor is running on it")
