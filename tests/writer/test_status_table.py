@@ -147,6 +147,27 @@ def test_values_that_are_not_known_are_no_zeros() -> None:
     assert "unknown memory" in text
 
 
+def test_bytes_that_publishers_do_not_tell_are_not_added_up() -> None:
+    told = {
+        "name": "bl7",
+        "client": "bl7",
+        "address": "",
+        "connected_since": NOW - 60,
+        "runs": 1,
+        "lag_documents": 12,
+        "lag_bytes": 5000,
+        "oldest_unacknowledged": None,
+    }
+    assert "12 documents (5 KiB) not acknowledged" in draw(snapshot(publishers=[told]), width=200)
+    text = draw(snapshot(publishers=[told, {**told, "lag_bytes": None}]), width=200)
+    assert "; 24 documents not acknowledged" in text
+
+
+def test_what_is_not_known_of_a_log_is_said_to_be_unknown() -> None:
+    text = draw(snapshot(log={"address": "nats://log1:4222", "reachable": True, "asked": NOW}), width=200)
+    assert "; ?, ? messages; ? of ? replicas current" in text
+
+
 def test_runs_beyond_those_shown_are_counted() -> None:
     text = draw(snapshot(runs={"open": [run(f"uid {number}") for number in range(60)], "unlisted_open": 7}))
     assert "Open runs (67)" in text

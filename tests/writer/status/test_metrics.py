@@ -116,6 +116,15 @@ def test_two_publishers_of_one_name_make_one_series():
     assert values["tiledwriter_publisher_oldest_unacknowledged_seconds", publisher] == 7.0
 
 
+def test_a_series_of_two_publishers_is_unknown_if_one_of_them_does_not_tell():
+    snapshot = snapshots.well()
+    silent = dict.fromkeys(("lag_documents", "lag_bytes", "oldest_unacknowledged"))
+    snapshot["publishers"] += [snapshot["publishers"][0] | silent]
+    values = scrape(snapshot)
+    assert not {name for name in names_in(values) if name.startswith("tiledwriter_publisher_")}
+    assert values["tiledwriter_publishers_connected", ()] == 2
+
+
 def test_hostile_labels_stay_labels():
     snapshot = snapshots.well()
     snapshot["publishers"][0]["name"] = 'x"} 1\ntiledwriter_supervisor_up 0\n\\' + "y" * 5000

@@ -107,6 +107,14 @@ def test_nothing_unknown_or_wrong_looks_good(change, index):
     assert levels(snapshot)[index] != "good"
 
 
+def test_a_run_that_waits_for_an_unknown_time_is_not_written_in_time():
+    snapshot = snapshots.well()
+    snapshot["tiled"]["last_write"] = snapshots.NOW - 3600
+    for run in snapshot["runs"]["open"]:
+        run["since"] = None
+    assert overview(snapshot).tiled.word == "WAITING"
+
+
 def test_publishers_that_say_nothing_are_named_as_such():
     snapshot = snapshots.well()
     snapshot["publishers"][0]["lag_documents"] = None

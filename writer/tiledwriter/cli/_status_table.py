@@ -123,12 +123,14 @@ def _describe_log(log: LogStatus, now: float) -> str:
     if not log.reachable:
         return f"{log.address}: gives NO answer for {_ago(log.since, now).removesuffix(' ago')}"
     size = _size(log.bytes) if log.bytes is not None else _UNKNOWN
+    messages = f"{_UNKNOWN} messages" if log.messages is None else count_of(log.messages, "message")
+    replicas = f"{_UNKNOWN} replicas" if log.replicas is None else count_of(log.replicas, "replica")
+    current = _UNKNOWN if log.replicas_current is None else log.replicas_current
     limit = "" if log.max_bytes is None else f" of {_size(log.max_bytes)}"
     read = "" if log.read_problem is None else f"; not read: {log.read_problem}"
     return (
         f"{log.address}: answered {_ago(log.asked, now)} ({log.server}, version {log.version}); {size}{limit}, "
-        f"{count_of(log.messages or 0, 'message')}; {log.replicas_current} of {count_of(log.replicas or 0, 'replica')} "
-        f"current{read}"
+        f"{messages}; {current} of {replicas} current{read}"
     )
 
 
@@ -200,12 +202,14 @@ def _describe_publishers(snapshot: Snapshot) -> str:
         return "none connected" if snapshot.listen else "none, since this supervisor does not listen"
     told = [publisher for publisher in publishers if publisher.lag_documents is not None]
     documents = sum(publisher.lag_documents or 0 for publisher in told)
-    size = sum(publisher.lag_bytes or 0 for publisher in told)
+    sizes = [publisher.lag_bytes for publisher in told if publisher.lag_bytes is not None]
+    # Publishers to a site's log have no known bytes.
+    size = f" ({_size(sum(sizes))})" if len(sizes) == len(told) else ""
     oldest = min((p.oldest_unacknowledged for p in told if p.oldest_unacknowledged is not None), default=None)
     age = "" if oldest is None else f", the oldest {_ago(oldest, snapshot.now)}"
     silent = len(publishers) - len(told)
     unknown = f"; {silent} of them do not tell" if silent else ""
-    lag = f"{count_of(documents, 'document')} ({_size(size)}) not acknowledged{age}{unknown}"
+    lag = f"{count_of(documents, 'document')}{size} not acknowledged{age}{unknown}"
     return f"{len(publishers)} connected at {snapshot.listen}; {lag}"
 
 

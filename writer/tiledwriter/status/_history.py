@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
+from typing import Final, TypeVar
 
 from tiledbroker.supervisor import Latency, Snapshot
 
@@ -16,6 +17,8 @@ KEPT_SECONDS: Final = 3600.0
 
 _MAX_SAMPLES: Final = int(KEPT_SECONDS / PERIOD_SECONDS)
 _QUANTILE: Final = 0.95
+
+_Number = TypeVar("_Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -125,12 +128,13 @@ def total_lag(snapshot: Snapshot) -> tuple[int | None, int | None]:
     """Return documents and bytes in the spools of all connected publishers; None if one of them does not say."""
     documents = [publisher.lag_documents for publisher in snapshot.publishers]
     sizes = [publisher.lag_bytes for publisher in snapshot.publishers]
-    return _sum_if_known(documents), _sum_if_known(sizes)
+    return combine_if_known(sum, documents), combine_if_known(sum, sizes)
 
 
-def _sum_if_known(values: list[int | None]) -> int | None:
+def combine_if_known(combine: Callable[[list[_Number]], _Number], values: Sequence[_Number | None]) -> _Number | None:
+    """Return what `combine`, such as `sum`, makes of values; None if one of them is not known."""
     known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
+    return combine(known) if len(known) == len(values) else None
 
 
 def _rate(before: int | None, after: int | None, per_second: float | None) -> float | None:

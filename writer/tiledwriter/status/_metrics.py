@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from tiledbroker import __version__
 from tiledbroker.supervisor import DiskStatus, Latency, LogStatus, PublisherConnection, RunStatus, Snapshot, TiledStatus
 
+from ._history import combine_if_known
 from ._source import Observation
 
 STATES: Final = ("well", "degraded", "failed")
@@ -148,11 +149,13 @@ def _publisher_metrics(snapshot: Snapshot) -> Iterator[Metric]:
     for publisher in snapshot.publishers:
         groups.setdefault((_label(publisher.name), _label(publisher.client)), []).append(publisher)
     labels = ["publisher", "client"]
-    documents = {key: _total(one.lag_documents for one in group) for key, group in groups.items()}
+    documents = {key: combine_if_known(sum, [one.lag_documents for one in group]) for key, group in groups.items()}
     yield from _family("publisher_lag_documents", "Documents in a publisher's spool.", labels, documents)
-    sizes = {key: _total(one.lag_bytes for one in group) for key, group in groups.items()}
+    sizes = {key: combine_if_known(sum, [one.lag_bytes for one in group]) for key, group in groups.items()}
     yield from _family("publisher_lag_bytes", "Bytes in a publisher's spool.", labels, sizes)
-    ages = {key: _greatest(age_of_oldest(one, snapshot) for one in group) for key, group in groups.items()}
+    ages = {
+        key: combine_if_known(max, [age_of_oldest(one, snapshot) for one in group]) for key, group in groups.items()
+    }
     text = "Age of a publisher's oldest document that is not durable here."
     yield from _family("publisher_oldest_unacknowledged_seconds", text, labels, ages)
 
@@ -248,12 +251,3 @@ def _family(
 def _label(text: str) -> str:
     """Return the value of a label, which comes from other hosts and can be anything."""
     return text[:_MAX_LABEL_CHARACTERS].encode("utf-8", "backslashreplace").decode()
-
-
-def _total(values: Iterable[int | None]) -> int | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
-
-
-def _greatest(values: Iterable[float | None]) -> float | None:
-    return max((value for value in values if value is not None), default=None)

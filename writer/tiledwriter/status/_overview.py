@@ -225,7 +225,9 @@ def _is_written_in_time(snapshot: Snapshot, question: str, text: str) -> Answer:
     unwritten, last = count_unwritten(snapshot), snapshot.tiled.last_write
     if unwritten is None:
         return Answer(question, Level.UNKNOWN, "NOT KNOWN", text)
-    began = min((run.since for run in _waiting_runs(snapshot) if run.since is not None), default=snapshot.now)
+    # A run of which it is not known since when it waits may have waited since the start.
+    waiting_since = [snapshot.started if run.since is None else run.since for run in _waiting_runs(snapshot)]
+    began = min(waiting_since, default=snapshot.now)
     if unwritten and snapshot.now - max(last or 0.0, began) > LATE_SECONDS:
         return Answer(question, Level.WARNING, "WAITING", text)
     return Answer(question, Level.GOOD, "YES", text)
