@@ -19,12 +19,27 @@ DOCUMENTS: Final = "tw.docs"
 _PLAIN: Final = re.compile(rb"[A-Za-z0-9_-]")
 _ESCAPED: Final = re.compile(rb"=([0-9A-F]{2})")
 _TOKEN: Final = re.compile(r"(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+")
+# The ingest hosts have a user of this name, and inboxes below it, as a beamline has below its own.
+_SUPERVISOR_USER: Final = "supervisor"
 _BEAMLINE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MAX_TOKEN_CHARACTERS: Final = 1024
 
 
 def check_beamline(name: str) -> str:
-    """Return a beamline's name if it can be part of a subject.
+    """Return the name if a beamline can have it.
+
+    Raises
+    ------
+    ValueError
+        It cannot be part of a subject, or is that of the supervisors' user.
+    """
+    if name == _SUPERVISOR_USER:
+        raise ValueError(f"beamline must not be {name!r}, which is the user of the ingest hosts.")
+    return check_subject_beamline(name)
+
+
+def check_subject_beamline(name: str) -> str:
+    """Return a beamline's name if it can be part of a subject, as it may be in a log that is there.
 
     Raises
     ------
@@ -75,7 +90,7 @@ def parse_documents_subject(subject: str) -> tuple[str, str]:
     *prefix, beamline, token = subject.split(".")
     if ".".join(prefix) != DOCUMENTS:
         raise ValueError(f"{subject!r} is the subject of no run.")
-    return check_beamline(beamline), unescape(token)
+    return check_subject_beamline(beamline), unescape(token)
 
 
 def bucket_stream(bucket: str) -> str:

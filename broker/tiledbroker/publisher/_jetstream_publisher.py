@@ -28,8 +28,8 @@ class JetStreamPublisher(SpoolPublisher):
     servers
         Servers of the log: `"nats://a,b,c"`, or a list.
     beamline
-        Name of the beamline: letters, digits, - and _. Its runs have subjects of their own in the log, which its
-        credentials may be limited to.
+        Name of the beamline: letters, digits, - and _, and not "supervisor". Its runs have subjects of their own in the
+        log, which its credentials may be limited to.
     credentials
         File with one line `NAME:PASSWORD`, or with the seed or the credentials of a NATS user, which only its owner can
         read.

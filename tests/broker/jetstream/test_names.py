@@ -37,6 +37,12 @@ def test_a_beamline_is_one_plain_word(name: str) -> None:
         check_beamline(name)
 
 
+def test_no_beamline_has_the_name_of_the_supervisors_user() -> None:
+    with pytest.raises(ValueError, match="user of the ingest hosts"):
+        check_beamline("supervisor")
+    assert parse_documents_subject(documents_subject("supervisor", "a")) == ("supervisor", "a")
+
+
 def test_servers_are_one_address_in_whatever_order_they_are_given() -> None:
     address = LogAddress.parse("nats://b,a:4333, c")
     assert address.servers == ("nats://a:4333", "nats://b:4222", "nats://c:4222")

@@ -206,3 +206,4 @@ def test_permissions_are_a_part_of_a_server_configuration(capsys: pytest.Capture
     users = json.loads(capsys.readouterr().out)["authorization"]["users"]
     assert [user["user"] for user in users] == ["supervisor", "csx"]
     assert main(["stream", "permissions", "a.b"]) == ExitCode.USAGE
+    assert main(["stream", "permissions", "csx", "supervisor"]) == ExitCode.USAGE

@@ -181,12 +181,12 @@ def copy_logged(
 
 def _checked_beamline(beamline: str | None) -> str:
     """Return the pattern of a beamline, or of all."""
-    from tiledbroker.jetstream import check_beamline
+    from tiledbroker.jetstream import check_subject_beamline
 
     if beamline is None:
         return "*"
     try:
-        return check_beamline(beamline)
+        return check_subject_beamline(beamline)
     except ValueError as error:
         raise CommandFailed(ExitCode.USAGE, str(error)) from error
 
