@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -40,6 +41,17 @@ class Ended(NamedTuple):
     @property
     def said(self) -> str:
         return self.out + self.err
+
+
+def status_with_streams(streams: str, *arguments: object) -> Ended:
+    """Run `status` in a shell that has its output go elsewhere, such as `>/dev/full`."""
+    words = [sys.executable, "-m", "tiledwriter.cli.supervisor", "status", *map(str, arguments)]
+    return in_shell(words, streams)
+
+
+def in_shell(words: list[str], streams: str) -> Ended:
+    done = run_process(["sh", "-c", f"{shlex.join(words)} {streams}"], env=environment(), timeout=120)
+    return Ended(done.returncode, done.stdout, done.stderr)
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -688,3 +700,44 @@ def test_an_export_of_an_open_run_says_so(directory: Path, tmp_path: Path) -> No
     ended = run("export", path, tmp_path / "out")
     assert ended.code == ExitCode.OK
     assert "the run is not known to have ended: more documents may follow" in ended.err
+
+
+@pytest.mark.parametrize("options", [(), ("--json",), ("--serves",), ("--serves", "--json")])
+def test_a_status_that_cannot_be_printed_is_not_degraded(tmp_path: Path, options: tuple[str, ...]) -> None:
+    ended = status_with_streams(">/dev/full", "--journal-dir", tmp_path, *options)
+    assert (ended.code, ended.said.count("\n")) == (2, 1)
+    assert "No space left" in ended.err
+    assert status_with_streams(">/dev/full 2>/dev/full", "--journal-dir", tmp_path, *options).code == 2
+    assert status_with_streams(">&- 2>&-", "--journal-dir", tmp_path, *options).code == 3
+
+
+def test_a_status_of_no_directory_says_so_as_json(tmp_path: Path) -> None:
+    ended = status_with_streams("", "--json", "--journal-dir", "~nobody-of-this-name/x")
+    assert ended.code == 2
+    assert json.loads(ended.out)["state"] == "failed"
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize("streams", ["2>&-", "2>/dev/full"])
+def test_a_standard_error_that_takes_nothing_adds_nothing_to_the_json(tmp_path: Path, streams: str) -> None:
+    documents = a_run()
+    journaled(documents, tmp_path)
+    ended = in_shell([*COMMAND, "ls", "--json", str(tmp_path / "nowhere"), str(tmp_path)], streams)
+    assert ended.code == ExitCode.NOT_FOUND
+    assert [entry["uid"] for entry in json.loads(ended.out)] == ["", documents[0][1]["uid"]]
+
+
+@pytest.mark.parametrize("command", ["ls", "show", "ls --json"])
+def test_a_closed_output_is_no_failure(tmp_path: Path, command: str) -> None:
+    documents = a_run()
+    journaled(documents, tmp_path)
+    run = [documents[0][1]["uid"]] if command == "show" else []
+    ended = in_shell([*COMMAND, *command.split(), *run, str(tmp_path)], ">&-")
+    assert (ended.code, ended.err) == (ExitCode.OK, "")
+
+
+def test_a_log_that_cannot_be_asked_is_told_as_json() -> None:
+    words = [sys.executable, "-m", "tiledwriter.cli.supervisor", "stream", "check", "--json", "--source"]
+    ended = in_shell([*words, NOWHERE.replace("tcp", "nats")], "")
+    assert ended.code == ExitCode.FAILED
+    assert "gives no answer" in json.loads(ended.out)["error"]

@@ -181,6 +181,18 @@ def test_a_supervisor_that_is_gone_is_none(tmp_path: Path) -> None:
     assert f"No supervisor uses {directory}" in ended.stdout
 
 
+@pytest.mark.parametrize("name", ["", "TARGET"])
+def test_whether_a_host_serves_is_told_as_json(tmp_path: Path, name: str) -> None:
+    config = tmp_path / "config.yaml"
+    targets = f"{{targets: {{{name.lower()}: {{}}}}}}" if name else "{}"
+    config.write_text(f"{targets[:-1]}{', ' if name else ''}journal_dir: {tmp_path}}}")
+    ended = status("--config", config, "--serves", "--json")
+    assert ended.returncode == 3
+    answer: dict[str, Any] = json.loads(ended.stdout)
+    assert answer["serves"] is False
+    assert str(tmp_path) in answer["reasons"][0]
+
+
 def test_a_socket_of_a_killed_supervisor_is_none(tmp_path: Path) -> None:
     with supervisor_without_tiled(tmp_path / "journals") as supervisor:
         supervisor.kill()
@@ -234,9 +246,10 @@ def test_a_configuration_that_cannot_be_read_is_wrong_usage(tmp_path: Path, text
     assert str(config) in ended.stderr
 
 
-def test_watching_ends_with_ctrl_c(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("--serves",)])
+def test_watching_ends_with_ctrl_c(tmp_path: Path, options: tuple[str, ...]) -> None:
     command = [sys.executable, "-m", "tiledwriter.cli.supervisor", "status", "--watch", "--journal-dir", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as watching:
         assert watching.stdout is not None
         lines = [watching.stdout.readline() for _ in range(3)]
         watching.send_signal(signal.SIGINT)

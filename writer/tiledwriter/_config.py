@@ -52,6 +52,7 @@ from tiledbroker.supervisor import (
     WorkerLimits,
 )
 
+from ._given_path import path_of
 from ._logging import LogForm, LogOptions
 from .mapping import (
     LATE_AUDIT_SECONDS,
@@ -318,10 +319,11 @@ class Settings(BaseSettings):
         "source_credentials",
         "source_tls",
         "source_tls_client",
+        mode="before",
     )
     @classmethod
-    def _home_is_found(cls, path: Path | None) -> Path | None:
-        return path and path.expanduser()
+    def _home_is_found(cls, path: Any) -> Any:
+        return path_of(path) if isinstance(path, str | Path) else path
 
     @field_validator("min_free")
     @classmethod
@@ -490,8 +492,7 @@ class Settings(BaseSettings):
 
         Its journals are in a directory of that name below the common one, unless the section has a directory.
         """
-        own = self.section.get("journal_dir")
-        directory = self.journal_dir / name if own is None else Path(str(own)).expanduser()
+        directory = path_of(self.section["journal_dir"]) if "journal_dir" in self.section else self.journal_dir / name
         settings = self.model_copy(update={"journal_dir": directory, "targets": {}})
         settings._target = name
         return settings

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from stored_runs import a_run, journaled
 
+from tiledwriter.cli import supervisor
 from tiledwriter.cli._exit import ExitCode
+from tiledwriter.cli._status import find_journal_dirs
 from tiledwriter.cli.journal import main
 
 VARIABLE = "TILEDWRITER_JOURNAL_DIR"
@@ -89,6 +91,74 @@ def test_a_configured_directory_that_is_not_there_is_named(arguments, tmp_path, 
     monkeypatch.setenv(VARIABLE, str(tmp_path / "nowhere"))
     assert main(arguments) == ExitCode.NOT_FOUND
     assert f"there is no directory {tmp_path / 'nowhere'} (from {VARIABLE})" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "~nobody-of-this-name/journals"])
+@pytest.mark.parametrize("variable", [VARIABLE, VARIABLE.lower()])
+def test_a_variable_that_is_no_path_is_wrong_usage(text, variable, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setenv(variable, text)
+    config = config_of(tmp_path, "tiled: http://localhost:1\n")
+    for options in ([], ["--config", config]):
+        for command in (["ls", "--json"], ["prune"]):
+            assert main([*command, *options]) == ExitCode.USAGE
+            assert variable in capsys.readouterr().err
+        assert supervisor.main(["status", *options]) == ExitCode.USAGE
+        assert variable in capsys.readouterr().err
+    assert supervisor.main(["--config", config, "--print-config"]) == ExitCode.USAGE
+
+
+def test_a_variable_in_lower_case_is_found(nothing_configured, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv(VARIABLE.lower(), str(tmp_path / "nowhere"))
+    assert main(["ls"]) == ExitCode.NOT_FOUND
+    assert f"{tmp_path / 'nowhere'} (from {VARIABLE.lower()})" in capsys.readouterr().err
+    assert find_journal_dirs(None, None) == {"": tmp_path / "nowhere"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "journl_dir: /x\n",
+        "journal_dir: /x\njournal_dir: /y\n",
+        "journal_dir:\n",
+        "journal_dir: ''\n",
+        "lease_dir: ''\n",
+        "targets: {one: {tiled: http://localhost:1, journal_dir: ''}}\n",
+        "targets: {one: {tiled: http://localhost:1, journl_dir: /x}}\n",
+    ],
+)
+def test_the_service_and_all_that_look_for_it_refuse_the_same_configurations(
+    text, nothing_configured, tmp_path, capsys
+) -> None:
+    config = config_of(tmp_path, text if "targets" in text else f"tiled: http://localhost:1\n{text}")
+    for run, arguments in ((supervisor.main, ["--print-config"]), (supervisor.main, ["status"]), (main, ["ls"])):
+        assert run([*arguments, "--config", config]) == ExitCode.USAGE
+        assert config in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("run", "arguments"),
+    [
+        (supervisor.main, ["--journal-dir", ""]),
+        (supervisor.main, ["status", "--journal-dir", ""]),
+        (supervisor.main, ["lease-dir", ""]),
+        (main, ["ls", ""]),
+        (main, ["prune", ""]),
+        (main, ["retry", "--all", ""]),
+        (main, ["show", ""]),
+    ],
+)
+def test_an_empty_argument_is_wrong_usage(run, arguments, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        run(arguments)
+    assert "an empty text is no value" in capsys.readouterr().err
+
+
+def test_a_home_that_is_not_there_is_wrong_usage(capsys) -> None:
+    for arguments in (["status", "--journal-dir", "~nobody-of-this-name/x"], ["lease-dir", "~nobody-of-this-name/x"]):
+        assert supervisor.main(arguments) == ExitCode.USAGE
+        assert "has no home directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", [None, "tilde: http://localhost:1\n"])

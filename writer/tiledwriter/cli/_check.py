@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 from tiledbroker import __version__
 from tiledbroker._wording import format_install
 
-from ._exit import ExitCode, Terminated
-from ._terminal import count_of, plain, take_any_text
+from ._exit import ExitCode, Terminated, report_failure
+from ._terminal import count_of, plain, print_json, take_any_text
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -149,11 +149,10 @@ def check(arguments: argparse.Namespace) -> int:
         code = _choose_code(results, skipped=_find_excluded(arguments.skip))
         _print_summary(results, code, as_json=arguments.json)
     except ImportError as error:
-        print(
-            f"tiledwriter-supervisor: {error}. The ingest host needs: {format_install('ingest')}",
-            file=sys.stderr,
-        )
-        return CheckCode.UNEXPECTED
+        message = f"{error}. The ingest host needs: {format_install('ingest')}"
+        if arguments.json:
+            print_json({"error": message})
+        return report_failure(CheckCode.UNEXPECTED, message)
     except KeyboardInterrupt as interrupt:
         # The probe node is deleted by now.
         return ExitCode.TERMINATED if isinstance(interrupt, Terminated) else ExitCode.INTERRUPTED

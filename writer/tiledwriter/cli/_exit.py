@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import textwrap
 from enum import IntEnum
-from typing import Final
+from typing import Final, TypeVar
 
 from tiledbroker._wording import format_install
 
 _LINE_CHARACTERS: Final = 100
+
+Code = TypeVar("Code", bound=IntEnum)
 
 
 class ExitCode(IntEnum):
@@ -62,7 +65,13 @@ def exit_codes_help() -> str:
     return "\n".join(textwrap.wrap(text, _LINE_CHARACTERS, subsequent_indent="  ", break_on_hyphens=False)) + "\n"
 
 
-def report_failure(code: ExitCode, message: str) -> ExitCode:
-    """Print why `tiledwriter-supervisor` cannot go on, and return the exit code."""
-    print(f"tiledwriter-supervisor: {message}", file=sys.stderr)
+def report_failure(code: Code, message: str, command: str = "tiledwriter-supervisor") -> Code:
+    """Print why a command cannot go on, and return the exit code."""
+    print_error(f"{command}: {message}")
     return code
+
+
+def print_error(line: str) -> None:
+    """Print a line to standard error if that can be written: the exit code must not depend on it."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr)

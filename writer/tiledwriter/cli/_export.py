@@ -16,7 +16,7 @@ from tiledbroker._wording import format_command
 
 from ..journals import open_run_file, status_of
 from ._arguments import add_config, add_json, add_run, run_and_place
-from ._exit import CommandFailed, ExitCode, without_extra
+from ._exit import CommandFailed, ExitCode, print_error, without_extra
 from ._parser import Subcommands, add_command
 from ._progress import shown_progress
 from ._run_lookup import find
@@ -126,7 +126,7 @@ def _export_from(path: Path, shown: str, out: Path, arguments: argparse.Namespac
     elif out != _STANDARD_OUTPUT:
         print(plain(f"Wrote {count_of(count, 'document')} to {out}."))
     if not ended:
-        print("tiledwriter-journal: the run is not known to have ended: more documents may follow", file=sys.stderr)
+        print_error("tiledwriter-journal: the run is not known to have ended: more documents may follow")
     return ExitCode.OK
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tiledbroker import KeyFileError
 from tiledbroker.protocol import CLIENTS, PUBLIC_SUFFIX, make_client_keys, make_server_keys
 
-from ._exit import ExitCode
+from ._exit import ExitCode, report_failure
 from ._terminal import print_json
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def make_keys(arguments: argparse.Namespace) -> ExitCode:
         for keys in made:
             print(_instructions_for(keys, directory))
     if problem:
-        print(f"tiledwriter-supervisor keygen: {problem}", file=sys.stderr)
+        report_failure(code, problem, "tiledwriter-supervisor keygen")
     return code
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tiledbroker.ownership import DirectoryStore
 
-from ._exit import ExitCode
+from .._given_path import path_of
+from ._exit import ExitCode, report_failure
 from ._terminal import print_json
 
 if TYPE_CHECKING:
@@ -41,18 +41,20 @@ def add_command(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def prepare_directory(arguments: argparse.Namespace) -> ExitCode:
     """Prepare the directory, and say what comes next."""
-    directory: Path = arguments.directory.expanduser().absolute()
-    problem = ""
+    directory, code, problem = arguments.directory, ExitCode.OK, ""
     try:
+        directory = path_of(directory).absolute()
         DirectoryStore.create(directory)
+    except ValueError as error:
+        code, problem = ExitCode.USAGE, str(error)
     except FileExistsError as error:
-        problem = str(error)
+        code, problem = ExitCode.FAILED, str(error)
     except OSError as error:
-        problem = f"{directory} cannot be prepared: {error.strerror}"
+        code, problem = ExitCode.FAILED, f"{directory} cannot be prepared: {error.strerror}"
     if arguments.json:
         print_json({"made": None if problem else str(directory), "error": problem or None})
     elif problem:
-        print(f"tiledwriter-supervisor lease-dir: {problem}", file=sys.stderr)
+        report_failure(code, problem, "tiledwriter-supervisor lease-dir")
     else:
         print(f"{directory} is prepared. Set it as lease_dir in the configuration of every host.")
-    return ExitCode.FAILED if problem else ExitCode.OK
+    return code

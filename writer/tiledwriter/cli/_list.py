@@ -154,7 +154,7 @@ def _failure_entries(arguments: argparse.Namespace, message: str) -> list[dict[s
     """Return the JSON output of a command that could read nothing."""
     if arguments.source:
         return unreadable_log(arguments.source, message)
-    places = arguments.places or ["" if arguments.spool else str(place_of(None).path)]
+    places = arguments.places or ["" if arguments.spool else str(place_of(None, arguments.config).path)]
     return [unreadable("", place, message).as_dict() for place in places]
 
 

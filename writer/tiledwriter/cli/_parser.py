@@ -65,6 +65,12 @@ class CommandParser(argparse.ArgumentParser):
             error.message += suggestion_for(str(value), map(str, action.choices or ()))
             raise
 
+    def _get_values(self, action: argparse.Action, arg_strings: Any) -> Any:
+        # Most often it is a shell variable that is not set. As a path it would name the current directory.
+        if action.nargs != argparse.PARSER and "" in arg_strings:
+            raise argparse.ArgumentError(action, "an empty text is no value")
+        return super()._get_values(action, arg_strings)
+
     def _unknown_options_before(self, value: Any) -> list[str]:
         words = self._words[: self._words.index(value)] if value in self._words else []
         return [

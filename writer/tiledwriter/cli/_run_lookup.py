@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from tiledbroker import JournalError, default_journal_dir, journal_filename, labelled_run_files, run_files
 from tiledbroker.log import FINISHED_SUBDIRECTORY, follow_run_file, is_named_after_run
 
+from .._given_path import path_of
 from ..journals import gone, open_run_file, reason_of, status_of
 from ._exit import CommandFailed, ExitCode, without_extra
 from ._target_name import split_target
+from ._variables import variable_of
 
 if TYPE_CHECKING:
     from .._config import Settings
@@ -26,7 +28,6 @@ _HASHED: Final = "sha256-"
 """Prefix of file names that are a digest of the uid instead of the uid itself."""
 _SUFFIXES: Final = (".sqlite", ".segment")
 _TYPEABLE: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
-_VARIABLE: Final = "TILEDWRITER_JOURNAL_DIR"
 _OURS: Final = re.compile(
     r"_unrouted.*|\.supervisor\.lock|\.workers\.ipc|\.status\.ipc|\.relay\.ipc|finished|retry|.*\.sqlite.*|.*\.segment|\.session-.*\.lock|\.adopter-.*"
 )
@@ -64,24 +65,30 @@ def place_of(directory: Path | None, config: Path | None = None) -> Place:
     Raises
     ------
     CommandFailed
-        The configuration cannot be used.
+        The configuration or the variable cannot be used.
     """
     if directory is not None:
         return Place(directory)
-    configured = os.environ.get(_VARIABLE)
+    variable = variable_of("journal_dir")
     if config is not None:
         settings, is_target = _read_configuration(config)
-        if is_target:
-            return Place(settings.journal_dir, f"the journals of {config}")
-        if not configured:
-            is_set = "journal_dir" in settings.model_fields_set
-            return Place(
-                settings.journal_dir,
-                f"journal_dir in {config}" if is_set else f"the default; {config} has no journal_dir",
-            )
-    if configured:
-        return Place(Path(configured).expanduser(), f"from {_VARIABLE}")
-    return Place(default_journal_dir(), "the default journal directory")
+        return Place(settings.journal_dir, _name_source(settings, config, variable, is_target=is_target))
+    if variable is None:
+        return Place(default_journal_dir(), "the default journal directory")
+    try:
+        return Place(path_of(os.environ[variable]), f"from {variable}")
+    except ValueError as error:
+        raise CommandFailed(ExitCode.USAGE, f"{variable}: {error}") from error
+
+
+def _name_source(settings: Settings, config: Path, variable: str | None, *, is_target: bool) -> str:
+    """Return where the journal directory of a configuration comes from."""
+    if is_target:
+        return f"the journals of {config}"
+    if variable is not None:
+        return f"from {variable}"
+    is_set = "journal_dir" in settings.model_fields_set
+    return f"journal_dir in {config}" if is_set else f"the default; {config} has no journal_dir"
 
 
 def target_configs(config: Path | None) -> list[Path]:
@@ -108,11 +115,12 @@ def target_configs(config: Path | None) -> list[Path]:
 def _read_configuration(config: Path) -> tuple[Settings, bool]:
     """Return the settings of a configuration, and whether they are those of one of its targets."""
     try:
+        from .._config import PluginCheck
         from ._settings import WrongConfiguration, read_settings
     except ImportError as error:
         raise without_extra(error) from error
     try:
-        loaded = read_settings(config, {}, server=False)
+        loaded = read_settings(config, {}, server=False, plugins=PluginCheck.NONE)
     except WrongConfiguration as error:
         raise CommandFailed(ExitCode.USAGE, str(error)) from error
     loaded.warn()

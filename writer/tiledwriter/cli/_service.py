@@ -21,6 +21,7 @@ from tiledbroker.ownership import DirectoryStore, LeaseTiming
 from tiledbroker.supervisor import Frontend, RelayedFrontend, ServiceLease, Supervisor, WorkerCommand
 
 from .._config import Settings
+from .._given_path import path_of
 from ..status import HttpOptions, HttpProcess
 from ..worker import Processes, ServerPage, allow_open_files, prepare_workers, run_worker
 from ._credentials import require_credentials
@@ -147,7 +148,7 @@ def _format_check_command(config: Path | None, flags: Mapping[str, Any], loaded:
     for name in ("tiled", "profile", "listen", "source"):
         words += [f"--{name}", given[name]] if name in given else []
     for name in ("journal_dir", "lease_dir", "curve"):
-        words += ["--" + name.replace("_", "-"), Path(given[name]).expanduser().absolute()] if name in given else []
+        words += ["--" + name.replace("_", "-"), path_of(given[name]).absolute()] if name in given else []
     if "insecure" in given and loaded.values.insecure:
         words.append("--insecure")
     return format_command(*words)

@@ -14,8 +14,8 @@ import yaml
 
 from .._config import Settings
 from ._parser import suggestion_for
+from ._variables import PREFIX, variable_of
 
-PREFIX: Final = "TILEDWRITER_"
 # Variables of this project that are no settings: crash points, and those of the test suite.
 _OTHER_VARIABLES: Final = frozenset({"TILEDWRITER_CRASH_AT", "TILEDWRITER_CRASH_ONCE"})
 _TEST_PREFIX: Final = "TILEDWRITER_TEST_"
@@ -108,12 +108,8 @@ class SettingSources:
             The configuration file cannot be used.
         """
         file = ConfigFile() if config is None else ConfigFile.read(config)
-        variables = {
-            name: variable
-            for variable in os.environ
-            if variable.upper().startswith(PREFIX)
-            and (name := variable[len(PREFIX) :].lower()) in Settings.model_fields
-        }
+        found = {name: variable_of(name) for name in Settings.model_fields}
+        variables = {name: variable for name, variable in found.items() if variable is not None}
         return cls(file, variables, [name for name, value in flags.items() if value is not None], target)
 
     @property

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from tiledbroker import default_journal_dir
-
-from ._exit import ExitCode
+from .._given_path import path_of
+from ._exit import CommandFailed, ExitCode, report_failure
+from ._run_lookup import place_of, target_configs
 from ._target_name import split_target
 from ._terminal import discard_output, flush_output, plain, take_any_text
 
@@ -46,7 +46,8 @@ examples:
 
 exit codes, as monitoring checks take them:
   0 well; 1 degraded: something needs attention, or Tiled is away; 2 failed: the service cannot do its work, or its
-  supervisor does not answer; also wrong usage; 3 no supervisor uses the directory; 130 ended by Ctrl-C
+  supervisor does not answer; also wrong usage, and if this command itself fails; 3 no supervisor uses the directory;
+  130 ended by Ctrl-C
 """
 
 
@@ -58,6 +59,9 @@ class StatusCode(IntEnum):
     FAILED = 2
     NO_SUPERVISOR = 3
 
+
+# What was found: the exit code, the picture, and the JSON, as it came or in JSON types.
+_Found: TypeAlias = "tuple[StatusCode, RenderableType, dict[str, Any] | bytes]"
 
 # From well to what needs help first.
 _BADNESS: Final = (StatusCode.WELL, StatusCode.DEGRADED, StatusCode.NO_SUPERVISOR, StatusCode.FAILED)
@@ -96,77 +100,53 @@ def show_status(arguments: argparse.Namespace) -> int:
     take_any_text()
     try:
         directories = find_journal_dirs(arguments.journal_dir, arguments.config)
-    except ValueError as error:
-        print(f"tiledwriter-supervisor status: {plain(str(error))}", file=sys.stderr)
-        return ExitCode.USAGE
-    try:
-        if arguments.serves:
-            return _print_whether_served(directories)
-        if arguments.json:
-            return _print_json(directories, repeat=arguments.watch)
-        return _watch(directories) if arguments.watch else _print_once(directories)
+        look = partial(_look_whether_served if arguments.serves else _look_at_all, directories)
+        code = _watch(look, as_json=arguments.json) if arguments.watch else _print_once(look, as_json=arguments.json)
     except KeyboardInterrupt:
         discard_output()
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
         discard_output()
         return ExitCode.BROKEN_PIPE
+    except Exception as error:
+        # Python would exit with 1, which is "degraded".
+        return _report_failure(error, as_json=arguments.json)
+    return code
+
+
+def _report_failure(error: Exception, *, as_json: bool) -> StatusCode:
+    """Report that there is no answer, with `--json` also as JSON."""
+    message = str(error) if isinstance(error, CommandFailed | OSError) else f"{type(error).__name__}: {error}"
+    try:
+        if as_json:
+            print(json.dumps(_describe_absence("failed", message)))
+        flush_output()
+    except OSError:
+        # Standard output cannot be written, which is probably also the reason of the failure.
+        discard_output()
+    return report_failure(StatusCode.FAILED, plain(message), "tiledwriter-supervisor status")
 
 
 def find_journal_dirs(given: Path | None, config: Path | None) -> dict[str, Path]:
     """Return the journal directories of all targets by name; of a service without targets, the only one under "".
 
-    A directory is taken as given, of the environment, of a configuration file, or the default. The other settings of
-    the file are not read: this takes a fraction of the time, and they may be unreadable here.
+    A directory is taken as given, or read from the settings as the service does.
 
     Raises
     ------
-    ValueError
-        The configuration file cannot be read, or has no such target.
+    CommandFailed
+        The directory or the settings cannot be used.
     """
     if given is not None:
-        return {"": given.expanduser()}
-    configured = os.environ.get("TILEDWRITER_JOURNAL_DIR")
-    if config is None:
-        return {"": Path(configured).expanduser() if configured else default_journal_dir()}
-    file, target = split_target(config)
-    settings = _read_file(file or config)
-    common = Path(configured).expanduser() if configured else _directory_in(settings, file) or default_journal_dir()
-    sections = settings.get("targets") or {}
-    if not sections and not target:
-        return {"": common}
-    if not isinstance(sections, dict) or not all(isinstance(section, dict) for section in sections.values()):
-        raise ValueError(f"{file}: targets is not a mapping of names to settings")
-    if target and target not in sections:
-        raise ValueError(f"{file} has no target {target} (its targets: {', '.join(sections) or 'none'})")
-    directories = {name: _directory_in(section, file) or common / name for name, section in sections.items()}
-    return {target: directories[target]} if target else directories
+        try:
+            return {"": path_of(given)}
+        except ValueError as error:
+            raise CommandFailed(ExitCode.USAGE, f"--journal-dir: {error}") from error
+    configs: list[Path | None] = [*target_configs(config)] or [config]
+    return {split_target(each)[1]: place_of(None, each).path for each in configs}
 
 
-def _read_file(config: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        settings = yaml.safe_load(config.read_text())
-    except OSError as error:
-        raise ValueError(f"the configuration file {config} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{config} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{config} is not a YAML mapping of settings")  # noqa: TRY004  the user's value, not a type
-    return settings
-
-
-def _directory_in(settings: dict[str, Any], config: Path | None) -> Path | None:
-    directory = settings.get("journal_dir")
-    if directory is None:
-        return None
-    if not isinstance(directory, str):
-        raise ValueError(f"{config}: journal_dir is not a path")  # noqa: TRY004  the user's value, not a type
-    return Path(directory).expanduser()
-
-
-def _look(directory: Path) -> tuple[StatusCode, RenderableType, dict[str, Any] | bytes]:
+def _look(directory: Path) -> _Found:
     """Ask once, and return the exit code, the picture, and the JSON."""
     from tiledbroker._errors import NoSupervisor, SupervisorSilent
     from tiledbroker.supervisor import read_snapshot_and_text
@@ -176,17 +156,17 @@ def _look(directory: Path) -> tuple[StatusCode, RenderableType, dict[str, Any] |
     try:
         snapshot, text = read_snapshot_and_text(directory)
     except NoSupervisor as error:
-        return StatusCode.NO_SUPERVISOR, draw_absence(str(error)), _describe_absence(None, error)
+        return StatusCode.NO_SUPERVISOR, draw_absence(str(error)), _describe_absence(None, str(error))
     except SupervisorSilent as error:
-        return StatusCode.FAILED, draw_absence(str(error)), _describe_absence("failed", error)
+        return StatusCode.FAILED, draw_absence(str(error)), _describe_absence("failed", str(error))
     return StatusCode[snapshot.state.upper()], draw_snapshot(snapshot), text
 
 
-def _describe_absence(state: str | None, error: Exception) -> dict[str, Any]:
-    return {"schema": 1, "state": state, "reasons": [str(error)]}
+def _describe_absence(state: str | None, reason: str) -> dict[str, Any]:
+    return {"schema": 1, "state": state, "reasons": [reason]}
 
 
-def _look_at_all(directories: dict[str, Path]) -> tuple[StatusCode, RenderableType, Any]:
+def _look_at_all(directories: dict[str, Path]) -> _Found:
     """Ask all supervisors once, and return the worst exit code, one picture, and the JSON: an object per target."""
     from rich.console import Group
 
@@ -199,62 +179,64 @@ def _look_at_all(directories: dict[str, Path]) -> tuple[StatusCode, RenderableTy
     return code, Group(*(part for parts in pictures for part in parts)), {"schema": 1, "targets": found}
 
 
-def _print_whether_served(directories: dict[str, Path]) -> StatusCode:
-    """Print what keeps this host from serving, if something does."""
+def _look_whether_served(directories: dict[str, Path]) -> _Found:
+    """Ask whether this host serves all targets; `serves` is None if one of them gives no answer."""
     from tiledbroker._errors import NoSupervisor, SupervisorSilent
     from tiledbroker.supervisor import read_snapshot
 
+    code, text = StatusCode.WELL, "This host serves."
+    serves: bool | None = True
     for directory in directories.values():
         try:
             lease = read_snapshot(directory).lease
         except NoSupervisor as error:
-            print(plain(str(error)))
-            return StatusCode.NO_SUPERVISOR
+            code, text, serves = StatusCode.NO_SUPERVISOR, str(error), False
         except SupervisorSilent as error:
-            print(plain(str(error)))
-            return StatusCode.FAILED
-        if lease is not None and not lease.held:
-            print("This host stands by.")
-            return StatusCode.DEGRADED
-    print("This host serves.")
-    return StatusCode.WELL
+            code, text, serves = StatusCode.FAILED, str(error), None
+        else:
+            if lease is not None and not lease.held:
+                code, text, serves = StatusCode.DEGRADED, "This host stands by.", False
+        if code is not StatusCode.WELL:
+            break
+    return code, plain(text), {"schema": 1, "serves": serves, "reasons": [] if serves else [text]}
 
 
-def _print_json(directories: dict[str, Path], *, repeat: bool) -> StatusCode:
-    code = StatusCode.FAILED
-    for _ in _repeat_forever() if repeat else range(1):
-        code, _, found = _look_at_all(directories)
+def _print_once(look: Callable[[], _Found], *, as_json: bool) -> StatusCode:
+    code, picture, found = look()
+    if as_json:
         print(found.decode() if isinstance(found, bytes) else json.dumps(found))
-        flush_output()
-    return code
-
-
-def _print_once(directories: dict[str, Path]) -> StatusCode:
-    code, picture, _ = _look_at_all(directories)
-    console = make_console()
-    if console.is_terminal:
-        console.print(picture)
+    elif isinstance(picture, str):
+        print(picture)
     else:
-        with console.capture() as captured:
-            console.print(picture)
-        print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+        _print_picture(picture)
     flush_output()
     return code
 
 
-def _watch(directories: dict[str, Path]) -> StatusCode:
+def _print_picture(picture: RenderableType) -> None:
+    console = make_console()
+    if console.is_terminal:
+        console.print(picture)
+        return
+    with console.capture() as captured:
+        console.print(picture)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def _watch(look: Callable[[], _Found], *, as_json: bool) -> StatusCode:
     from rich.live import Live
 
     console = make_console()
-    if not console.is_terminal:
+    if as_json or not console.is_terminal:
         for _ in _repeat_forever():
-            _print_once(directories)
-            print()
+            _print_once(look, as_json=as_json)
+            if not as_json:
+                print()
     picture: RenderableType = ""
     try:
         with Live(console=console, screen=True, auto_refresh=False) as live:
             for _ in _repeat_forever():
-                _, picture, _ = _look_at_all(directories)
+                _, picture, _ = look()
                 live.update(picture, refresh=True)
     finally:
         # The last picture stays after the full screen is gone.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import TYPE_CHECKING, Final
 
 from tiledbroker import AddressError
@@ -18,7 +17,7 @@ from tiledbroker.jetstream import (
     supervisor_permissions,
 )
 
-from ._exit import ExitCode
+from ._exit import ExitCode, report_failure
 from ._site_log import add_log, ask, log_of
 from ._terminal import print_json
 
@@ -65,20 +64,23 @@ def add_command(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(arguments: argparse.Namespace) -> ExitCode:
     """Run the command and return its exit code."""
+    as_json: bool = arguments.json
     try:
         if arguments.action == "permissions":
             return _print_permissions(arguments.beamlines)
         if not arguments.source or arguments.beamlines:
-            return _fail(ExitCode.USAGE, "give --source SERVERS, and names of beamlines with permissions only")
+            return _fail(
+                ExitCode.USAGE, "give --source SERVERS, and names of beamlines with permissions only", as_json=as_json
+            )
         address = log_of(arguments)
         layout = LogLayout(arguments.replicas, int(arguments.max_gib * _GIB))
         if arguments.action == "create":
-            return _create(address, layout, as_json=arguments.json)
-        return _check(address, layout, as_json=arguments.json)
+            return _create(address, layout, as_json=as_json)
+        return _check(address, layout, as_json=as_json)
     except (AddressError, ValueError) as error:
-        return _fail(ExitCode.USAGE, str(error))
+        return _fail(ExitCode.USAGE, str(error), as_json=as_json)
     except LogUnavailable as error:
-        return _fail(ExitCode.FAILED, f"the log gives no answer, or refuses: {error}")
+        return _fail(ExitCode.FAILED, f"the log gives no answer, or refuses: {error}", as_json=as_json)
 
 
 def _create(address: LogAddress, layout: LogLayout, *, as_json: bool) -> ExitCode:
@@ -113,6 +115,7 @@ def _print_permissions(beamlines: list[str]) -> ExitCode:
     return ExitCode.OK
 
 
-def _fail(code: ExitCode, message: str) -> ExitCode:
-    print(f"tiledwriter-supervisor stream: {message}", file=sys.stderr)
-    return code
+def _fail(code: ExitCode, message: str, *, as_json: bool) -> ExitCode:
+    if as_json:
+        print_json({"error": message})
+    return report_failure(code, message, "tiledwriter-supervisor stream")

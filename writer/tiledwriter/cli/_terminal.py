@@ -14,7 +14,7 @@ from io import TextIOWrapper
 from typing import Any, Final
 
 from .._plain_text import plain
-from ._exit import ExitCode
+from ._exit import ExitCode, report_failure
 
 __all__ = [
     "count_of",
@@ -25,6 +25,7 @@ __all__ = [
     "plain",
     "print_json",
     "print_table",
+    "replace_closed_outputs",
     "size_of",
     "take_any_text",
 ]
@@ -138,8 +139,20 @@ def take_any_text() -> None:
 
 def fail(code: ExitCode, message: str) -> ExitCode:
     """Print the reason of a failure to standard error, and return the code."""
-    print(f"tiledwriter-journal: {plain(message)}", file=sys.stderr)
-    return code
+    return report_failure(code, plain(message), "tiledwriter-journal")
+
+
+def replace_closed_outputs() -> None:
+    """Send what goes to a closed standard output or standard error to the null device.
+
+    Python has no file for a closed one, and the next file that is opened would get its number.
+    """
+    sys.stdout = sys.stdout or _open_null_device()
+    sys.stderr = sys.stderr or _open_null_device()
+
+
+def _open_null_device() -> TextIOWrapper:
+    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123  it is open until the end of the process
 
 
 def flush_output() -> None:

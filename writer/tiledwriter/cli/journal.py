@@ -19,7 +19,7 @@ from . import _export, _inspect, _list, _prune, _retry, _ship, _verify
 from ._completion import answer_completion
 from ._exit import CommandFailed, ExitCode, Terminated, exit_codes_help
 from ._parser import make_parser
-from ._terminal import discard_output, fail, flush_output, print_json, take_any_text
+from ._terminal import discard_output, fail, flush_output, print_json, replace_closed_outputs, take_any_text
 
 _EXAMPLES = """\
 examples:
@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    replace_closed_outputs()
     arguments_parser = parser()
     answer_completion(arguments_parser)
     arguments = arguments_parser.parse_args(argv)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from ._exit import ExitCode
+from ._exit import ExitCode, print_error
 from ._parser import suggestion_for
 
 _COMMANDS: Final = ("supervisor", "journal")
@@ -53,6 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .journal import main as run
     else:
         hint = suggestion_for(first, _COMMANDS)
-        print(f"{_HELP}\npython -m tiledwriter: there is no command {first!r}{hint}", file=sys.stderr)
+        print_error(f"{_HELP}\npython -m tiledwriter: there is no command {first!r}{hint}")
         return ExitCode.USAGE
     return int(run(arguments[1:]))

@@ -17,7 +17,7 @@ from ._completion import answer_completion
 from ._exit import ExitCode, report_failure
 from ._lifeline import end_with_parent
 from ._parser import make_parser
-from ._terminal import discard_output, flush_output
+from ._terminal import discard_output, flush_output, replace_closed_outputs
 
 _DESCRIPTION = """\
 Receive documents from publishers, keep them in journals, and write them to Tiled.
@@ -119,6 +119,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    replace_closed_outputs()
     arguments_parser = parser()
     answer_completion(arguments_parser)
     arguments = arguments_parser.parse_args(argv)
@@ -131,6 +132,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of the output has ended, as in `tiledwriter-supervisor check | head`.
         discard_output()
         return ExitCode.BROKEN_PIPE
+    except OSError as error:
+        # The output cannot be written, as on a full disk.
+        discard_output()
+        return report_failure(ExitCode.FAILED, str(error))
     return code
 
 
