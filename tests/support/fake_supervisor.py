@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -68,6 +69,10 @@ class FakeSupervisor:
         self._held.clear()
         self.path.unlink(missing_ok=True)
 
+    def _present(self) -> str:
+        """Return the snapshot as if it were made now; no supervisor sends an old one."""
+        return json.dumps({**(self.snapshot or {}), "now": time.time()})
+
     def _serve(self) -> None:
         while not self._stopping.is_set():
             try:
@@ -78,7 +83,7 @@ class FakeSupervisor:
             if self.snapshot is None:
                 self._held.append(connection)
                 continue
-            body = self.snapshot if isinstance(self.snapshot, bytes) else json.dumps(self.snapshot).encode()
+            body = self.snapshot if isinstance(self.snapshot, bytes) else self._present().encode()
             with connection:
                 connection.settimeout(5.0)
                 try:

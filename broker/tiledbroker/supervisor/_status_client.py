@@ -19,6 +19,8 @@ SUPERVISOR_LOCK: Final = ".supervisor.lock"
 ANSWER_TIMEOUT_SECONDS: Final = 5.0
 """Time that a supervisor has to answer, by default."""
 
+MAX_DEVIATION_SECONDS: Final = 30.0
+"""How long before it was asked for a snapshot may have been made; a busy supervisor looks at its clock rarely."""
 
 # Pause before another look for the socket of a supervisor that starts or ends.
 _LOOK_AGAIN_SECONDS: Final = 0.05
@@ -43,7 +45,8 @@ def read_snapshot(journal_dir: Path, timeout: float = ANSWER_TIMEOUT_SECONDS) ->
     NoSupervisor
         No supervisor uses the directory.
     SupervisorSilent
-        A supervisor uses the directory, and gives no snapshot that can be read; or it is not known whether one does.
+        A supervisor uses the directory, and gives no snapshot that can be read, or one of another directory or time; or
+        it is not known whether one does.
     """
     return read_snapshot_and_text(journal_dir, timeout)[0]
 
@@ -54,6 +57,7 @@ def read_snapshot_and_text(journal_dir: Path, timeout: float = ANSWER_TIMEOUT_SE
     The JSON has the fields that a newer supervisor has added, too. Parameters and exceptions are those of
     `read_snapshot`.
     """
+    asked = time.time()
     try:
         text = _read_when_there(journal_dir, time.monotonic() + timeout)
     except TimeoutError:
@@ -62,7 +66,9 @@ def read_snapshot_and_text(journal_dir: Path, timeout: float = ANSWER_TIMEOUT_SE
         ) from None
     except OSError as error:
         raise SupervisorSilent(journal_dir, f"it cannot be asked: {error}") from error
-    return _decode(journal_dir, text), text
+    snapshot = _decode(journal_dir, text)
+    _require_present_answer(journal_dir, snapshot, asked)
+    return snapshot, text
 
 
 def _read_when_there(journal_dir: Path, deadline: float) -> bytes:
@@ -92,6 +98,30 @@ def _explain_absence(journal_dir: Path, found: str) -> NoSupervisor | Supervisor
             journal_dir, f"one is there, but {found}: it is starting, ending, or of a version without status."
         )
     return NoSupervisor(journal_dir, found)
+
+
+def _require_present_answer(journal_dir: Path, snapshot: Snapshot, asked: float) -> None:
+    """Raise `SupervisorSilent` if a snapshot is of another directory or another time than it was asked for.
+
+    Both processes are on one host, and so have one clock.
+    """
+    if not asked - MAX_DEVIATION_SECONDS <= snapshot.now <= time.time() + MAX_DEVIATION_SECONDS:
+        raise SupervisorSilent(
+            journal_dir,
+            f"what answers sent a status that is {abs(snapshot.now - asked):.0f} s away from the time of asking, so it "
+            "says nothing about now.",
+        )
+    if _is_elsewhere(journal_dir, snapshot.journal_dir):
+        raise SupervisorSilent(journal_dir, f"what answers is the supervisor of {snapshot.journal_dir}.")
+
+
+def _is_elsewhere(journal_dir: Path, named: str) -> bool:
+    """Return whether a directory is surely another one than the supervisor names."""
+    try:
+        return not journal_dir.samefile(named)
+    except OSError:
+        # In a container, the supervisor may see the directory under a path that is not there outside.
+        return False
 
 
 def _decode(journal_dir: Path, text: bytes) -> Snapshot:
