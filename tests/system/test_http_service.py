@@ -17,6 +17,7 @@ from ophyd.sim import det, motor
 from warm import run_process
 
 from tiledbroker import ZMQPublisher
+from tiledbroker.supervisor import read_snapshot
 from tiledwriter.testing import SupervisorProcess, TiledServer, free_port, wait_until
 
 SECONDS = 60.0
@@ -171,5 +172,9 @@ def test_a_port_in_use_does_not_hold_up_the_service(tmp_path, tiled_server, serv
     with SupervisorProcess(tmp_path / "other", tiled_server, options=("--http", str(port))) as other:
         wait_until(lambda: b"Cannot serve HTTP" in other.log.read_bytes(), SECONDS, "the port is complained about")
         assert other.running
+        status = read_snapshot(other.journal_dir, timeout=SECONDS)
+        assert status.state == "degraded"
+        assert f"127.0.0.1:{port} cannot be listened at (Address already in use)" in status.reasons[0]
         service.stop()
         wait_until(lambda: answers(port), SECONDS, "the other page is there")
+        assert read_snapshot(other.journal_dir, timeout=SECONDS).state == "well"

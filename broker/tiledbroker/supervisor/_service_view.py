@@ -66,6 +66,8 @@ class Surroundings:
         The lease; None if no other host can serve instead.
     log
         The site's log; None if documents do not come from one.
+    page_problem
+        Reason why the status page is not served; "" if it is, or is not asked for.
     """
 
     listen: str | None
@@ -78,6 +80,7 @@ class Surroundings:
     trouble: Sequence[Trouble] = field(default=())
     lease: LeaseStatus | None = None
     log: LogStatus | None = None
+    page_problem: str = ""
 
 
 def make_snapshot(
@@ -129,6 +132,7 @@ def _find_symptoms(scheduler: Scheduler, reports: TiledReports, around: Surround
         refused_runs={publisher.name: dict(publisher.refused) for publisher in around.publishers if publisher.refused},
         # A host that stands by has not begun to read them.
         survey_done=scheduler.survey_done or (around.lease is not None and not around.lease.held),
+        page_problem=around.page_problem,
         has_unwritten=any(run.has_work_left for run in scheduler.runs.values()),
     )
 

@@ -205,6 +205,7 @@ class Supervisor:
         )
         self._tiled_reports = TiledReports(tiled_address)
         self._log_status: LogStatus | None = None
+        self._page_problem = ""
         self._trouble = RecentTrouble()
         self._memory: dict[int, int] = {}
         self._status_socket: StatusSocket | None = None
@@ -308,6 +309,10 @@ class Supervisor:
         """Note for the status how the site's log was found. Thread-safe."""
         self._log_status = log_status
 
+    def note_page(self, problem: str) -> None:
+        """Note for the status why the status page is not served, or "" if it is. Thread-safe."""
+        self._page_problem = problem
+
     @property
     def tiled_asked_at(self) -> float | None:
         """Unix time of the last sign of Tiled that a worker has had; None if there was none. Thread-safe."""
@@ -396,6 +401,7 @@ class Supervisor:
             trouble=list(self._trouble.entries),
             lease=None if self.lease is None else self.lease.status(),
             log=self._describe_log(),
+            page_problem=self._page_problem,
         )
         return encode_snapshot(make_snapshot(self._identity, self._scheduler, self._tiled_reports, around, now))
 

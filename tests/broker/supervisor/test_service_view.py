@@ -502,6 +502,12 @@ def test_journals_that_are_still_read_make_no_calm_answer() -> None:
     assert "may lack runs" in snapshot.reasons[0]
 
 
+def test_a_status_page_that_is_not_served_needs_attention(service: Service) -> None:
+    snapshot = service.look(page_problem="127.0.0.1:8080 cannot be listened at")
+    assert snapshot.state == "degraded"
+    assert "metrics are not served: 127.0.0.1:8080 cannot be listened at. It is tried again" in snapshot.reasons[0]
+
+
 # Size
 
 

@@ -90,6 +90,21 @@ def test_it_is_started_anew_when_it_dies(options, quick, caplog):
     assert "ended (exit code -9); starting another. Runs are not affected." in caplog.text
 
 
+def test_why_the_page_is_not_served_is_told(options, quick):
+    told = []
+    other = socket.socket()
+    other.bind(tuple(options.address))
+    other.listen()
+    with HttpProcess(options, told.append) as process:
+        with other:
+            wait_until(lambda: told, SECONDS, "the port is complained about")
+        wait_until(lambda: told[-1] == "", SECONDS, "it is served")
+        os.kill(process.pid, signal.SIGKILL)
+        wait_until(lambda: len(told) == 4, SECONDS, "it is served again")
+    assert told[0].startswith(f"{options.address} cannot be listened at (Address already in use); end what uses it")
+    assert told[1:4] == ["", "its process ended (exit code -9)", ""]
+
+
 def test_one_that_cannot_be_started_is_tried_again(options, quick, monkeypatch, caplog):
     monkeypatch.setattr(HttpOptions, "command", lambda _: ["/nonexistent/python"])
     with HttpProcess(options):

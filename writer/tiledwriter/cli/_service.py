@@ -103,7 +103,7 @@ def _run_supervisor(arguments: argparse.Namespace, loaded: LoadedSettings, http:
     supervisor = _make_supervisor(arguments, settings, key, ServerPage.make(), check_command=check)
     key.follow_lease(supervisor.lease)
     log.info("Starting %s.", loaded.describe())
-    page = contextlib.nullcontext() if http is None else HttpProcess(http)
+    page = contextlib.nullcontext() if http is None else HttpProcess(http, supervisor.note_page)
     with _watch_surroundings(settings, supervisor, check, drain=arguments.drain), page, key:
         left = supervisor.run(key.revoke)
     rest = _describe_rest(supervisor.count_unwritten(), surveyed=supervisor.surveyed)

@@ -90,8 +90,13 @@ def _listen_until(address: HttpAddress, pause: float, stopping: threading.Event)
                     error.strerror or error,
                     pause,
                 )
+                _report(
+                    f"{address} cannot be listened at ({error.strerror or error}); end what uses it, or set another "
+                    "address as http"
+                )
             stopping.wait(pause)
             continue
+        _report("")
         log.info("The status page is at http://%s/.", address)
         if not address.is_loopback:
             log.warning(
@@ -99,6 +104,12 @@ def _listen_until(address: HttpAddress, pause: float, stopping: threading.Event)
             )
         return listener
     return None
+
+
+def _report(problem: str) -> None:
+    """Tell the supervisor, which reads standard output, why the page is not served, or "" that it is."""
+    with contextlib.suppress(OSError):
+        os.write(1, f"{problem}\n".encode())
 
 
 def _listen_at(address: HttpAddress) -> socket.socket:

@@ -7,6 +7,7 @@ import logging
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 from ._options import HttpOptions
@@ -32,10 +33,13 @@ class HttpProcess:
     ----------
     options
         Options of the HTTP process.
+    note
+        Is told why the page is not served, and "" when it is. It is called in the thread, and must not raise.
     """
 
-    def __init__(self, options: HttpOptions) -> None:
+    def __init__(self, options: HttpOptions, note: Callable[[str], None] = lambda _: None) -> None:
         self._options = options
+        self._note = note
         self._closing = threading.Event()
         # Guards `_process` against a start while it is being closed.
         self._lock = threading.Lock()
@@ -73,6 +77,7 @@ class HttpProcess:
         while not self._closing.is_set():
             began = time.monotonic()
             problem = self._run_once()
+            self._note(f"its process {problem}")
             if time.monotonic() - began > _SOUND_SECONDS:
                 delay = FIRST_DELAY_SECONDS
             # Report it only after the delay: if the whole service is being stopped, it is no trouble.
@@ -89,10 +94,14 @@ class HttpProcess:
                     return "is closed"
                 # A session of its own: Ctrl-C at a terminal ends the supervisor, which then ends this process.
                 self._process = process = subprocess.Popen(  # noqa: S603  it is this program
-                    self._options.command(), stdin=subprocess.PIPE, start_new_session=True
+                    self._options.command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
                 )
         except OSError as error:
             return f"cannot be started ({error})"
+        assert process.stdout is not None
+        with process.stdout as reports:
+            for report in reports:
+                self._note(report.decode(errors="replace").strip())
         code = process.wait()
         with self._lock:
             self._process = None

@@ -57,6 +57,8 @@ class Symptoms:
         All journals that earlier supervisors left have been read.
     has_unwritten
         There are documents that are to be written to Tiled.
+    page_problem
+        Reason why the status page is not served; "" if it is, or is not asked for.
     """
 
     tiled_needs_person: bool = False
@@ -69,6 +71,7 @@ class Symptoms:
     refused_runs: dict[str, dict[str, str]] = field(default_factory=dict)
     survey_done: bool = True
     has_unwritten: bool = False
+    page_problem: str = ""
 
 
 def judge_service(snapshot: Snapshot, symptoms: Symptoms, check_command: str = "") -> Snapshot:
@@ -179,6 +182,11 @@ def _find_defects(snapshot: Snapshot, symptoms: Symptoms, advice: str) -> Iterat
         yield (
             f"{_count(waiting, 'run')} cannot be stored yet, because all {snapshot.workers.max} workers are busy. "
             "Raise max_workers if this lasts."
+        )
+    if symptoms.page_problem:
+        yield (
+            f"The status page and metrics are not served: {as_sentence(symptoms.page_problem)} It is tried again by "
+            "itself; runs are not affected."
         )
     if not symptoms.survey_done:
         yield "The journals of earlier supervisors are still being read; this snapshot may lack runs."
