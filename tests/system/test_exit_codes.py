@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from disks import fill
 from segments import record, segment_with
 from stored_runs import a_run, journaled
 from warm import run_process
@@ -700,6 +701,18 @@ def test_an_export_of_an_open_run_says_so(directory: Path, tmp_path: Path) -> No
     ended = run("export", path, tmp_path / "out")
     assert ended.code == ExitCode.OK
     assert "the run is not known to have ended: more documents may follow" in ended.err
+
+
+def test_a_full_disk_is_named_and_hides_no_run(small_disk: Path) -> None:
+    path = journaled(a_run(events=2), small_disk)
+    with Journal(path, "write") as journal:
+        journal.set("outcome", "failed")
+    fill(small_disk)
+    for _ in range(2):
+        ended = run("retry", "--all", small_disk)
+        assert ended.code == ExitCode.FAILED
+        assert f"{path}: it cannot be changed (disk I/O error: its disk is full, 0 bytes are free)" in ended.err
+        assert run("ls", small_disk, "--state", "failed").code == ExitCode.OK
 
 
 @pytest.mark.parametrize("options", [(), ("--json",), ("--serves",), ("--serves", "--json")])

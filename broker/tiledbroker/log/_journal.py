@@ -741,8 +741,10 @@ class Journal:
         # Open for writing if possible, even to read: the last connection to close the file has to remove the
         # write-ahead log.
         accesses = ["mode=rw", "mode=ro"]
-        if not self.path.with_name(self.path.name + "-wal").exists():
-            # Without a write-ahead log, this also works on a disk that has no space for SQLite's -wal and -shm files.
+        log_file = self.path.with_name(self.path.name + "-wal")
+        if not log_file.exists() or not log_file.stat().st_size:
+            # With nothing in the write-ahead log, this also works on a disk that has no space for SQLite's -shm file. A
+            # writer that found no space leaves an empty one.
             accesses.append("mode=ro&immutable=1")
         for access in accesses:
             try:

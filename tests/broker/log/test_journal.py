@@ -644,6 +644,17 @@ class TestTransactions:
         with Journal(small_disk / "run.sqlite", "write") as journal:
             assert bodies(journal) == [chunk] * stored
 
+    def test_a_journal_that_could_not_be_opened_for_writing_can_still_be_read(self, small_disk: Path) -> None:
+        path = small_disk / "run.sqlite"
+        with Journal(path, "create", run_uid="run") as journal:
+            journal.append(0, documents(0, 3))
+        fill(small_disk)
+        with pytest.raises(sqlite3.OperationalError):
+            Journal(path, "write")
+        assert path.with_name("run.sqlite-wal").stat().st_size == 0
+        with Journal(path) as journal:
+            assert bodies(journal) == [b"document 0", b"document 1", b"document 2"]
+
     def test_a_finished_journal_can_be_read_on_a_full_disk(self, small_disk: Path) -> None:
         with Journal(small_disk / "run.sqlite", "create", run_uid="run") as journal:
             journal.append(0, documents(0, 3))

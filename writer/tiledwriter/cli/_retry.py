@@ -13,7 +13,7 @@ from tiledbroker import JournalError, JournalLocked, RunReader
 from tiledbroker.log import FINISHED_SUBDIRECTORY, FileLock
 from tiledbroker.supervisor import State, clear_failure, request_retry, retry_is_requested, withdraw_retry
 
-from ..journals import gone, open_run_file, reason_of, summarize
+from ..journals import gone, open_run_file, reason_of, summarize, translate_errors
 from ._arguments import add_config, add_directory, add_json, add_run, run_and_place
 from ._exit import CommandFailed, ExitCode
 from ._parser import Subcommands, add_command
@@ -212,7 +212,8 @@ def _finish_retries(
     results: dict[str, Retried] = {}
     for retry in retries:
         try:
-            results[retry.uid] = retry.request()
+            with translate_errors(retry.path, "changed"):
+                results[retry.uid] = retry.request()
         except (JournalError, OSError) as error:
             if not gone(retry.path):
                 errors.append(_report_error(retry.path, error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .._lazy import lazy_attributes
-from ._run_files import gone, open_run_file, open_run_file_for_writing, reason_of, status_of
+from ._run_files import gone, open_run_file, open_run_file_for_writing, reason_of, status_of, translate_errors
 from ._summary import DAMAGED, REFUSED, SPOOLED, STATES, UNREADABLE, RunSummary, summarize, unreadable
 from ._timeline import Timeline, TimelineEntry
 
@@ -47,6 +47,7 @@ __all__ = [
     "summarize",
     "summarize_logged",
     "summary_of",
+    "translate_errors",
     "unreadable",
 ]
 

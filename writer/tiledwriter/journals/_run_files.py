@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Final, Literal
 
 from tiledbroker import Journal, JournalError, RunReader, open_run
+from tiledbroker._filesystem import measure_space
 from tiledbroker.log import find_segment, follow_run_file
 
+# Size of SQLite's -shm file when it is made.
+_SHARED_MEMORY_BYTES: Final = 32_768
+_CODES_OF_A_FULL_DISK: Final = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN)
 _COMPANIONS: Final = ("", "-wal", "-shm", ".tail", ".lock")
 
 
@@ -38,7 +42,7 @@ def open_run_file(path: Path, mode: Literal["read", "inspect"] = "read") -> Iter
     # denies access.
     path = find_segment(follow_run_file(path))
     path.stat()
-    with _translate_errors(path), open_run(path, mode) as run:
+    with translate_errors(path), open_run(path, mode) as run:
         yield run
 
 
@@ -55,17 +59,34 @@ def open_run_file_for_writing(path: Path) -> Iterator[Journal]:
     """
     path = follow_run_file(path)
     path.stat()
-    with _translate_errors(path), Journal(path, "write") as journal:
+    with translate_errors(path), Journal(path, "write") as journal:
         yield journal
 
 
 @contextmanager
-def _translate_errors(path: Path) -> Iterator[None]:
+def translate_errors(path: Path, use: str = "read") -> Iterator[None]:
+    """Raise the system's reason for an error of SQLite in the context, or else `JournalError`, with the file in both.
+
+    Parameters
+    ----------
+    path
+        The journal.
+    use
+        What the context does with it: "read" or "changed".
+    """
     try:
         yield
     except sqlite3.Error as error:
         _raise_refusal(path)
-        raise JournalError(path, f"it cannot be read ({error}).") from error
+        raise JournalError(path, f"it cannot be {use} ({error}{_name_full_disk(path, error)}).") from error
+
+
+def _name_full_disk(path: Path, error: sqlite3.Error) -> str:
+    """Return words for a disk without space for what SQLite needs to open a file, if that may be the error's cause."""
+    space = measure_space(path.parent)
+    if space is None or space[0] >= _SHARED_MEMORY_BYTES or error.sqlite_errorcode & 0xFF not in _CODES_OF_A_FULL_DISK:
+        return ""
+    return f": its disk is full, {space[0]} bytes are free"
 
 
 def status_of(path: Path, *, follow_symlinks: bool = True) -> os.stat_result | None:
