@@ -383,6 +383,9 @@ def test_a_datum_may_be_referred_to_more_than_once() -> None:
         ([{"indices": {"start": 3, "stop": 9}}], [(3, 9)]),
         ([{"indices": {"start": 3, "stop": 9}, "point_number": 0, "frame": 1}], [(3, 9)]),
         ([{"frame": 4}, {"frame": 9}, {"frame": 6}, {"frame": 12}], [(0, 5), (5, 10), (6, 7), (10, 13)]),
+        ([{"point_number": 2.0}, {"index": numpy.float32(0)}], [(2, 3), (0, 1)]),
+        ([{"frame": 1.0}, {"frame": numpy.float64(2)}], [(0, 2), (2, 3)]),
+        ([{"indices": {"start": numpy.int64(3), "stop": 9.0}}, {"point_number": None, "frame": 0}], [(3, 9), (0, 1)]),
     ],
 )
 def test_a_datum_says_which_frames_of_its_resource_it_stands_for(
@@ -392,6 +395,35 @@ def test_a_datum_says_which_frames_of_its_resource_it_stands_for(
     assert rows(modern) == expected
     seq_nums = [doc["seq_nums"] for doc in of("stream_datum", modern)]
     assert seq_nums == [{"start": n, "stop": n + 1} for n in range(1, len(expected) + 1)]
+
+
+@pytest.mark.parametrize("name", ["point_number", "index", "frame"])
+@pytest.mark.parametrize("value", ["2", 1.5, float("nan"), float("inf"), True, -1, [2]], ids=repr)
+def test_a_position_that_is_no_number_of_a_frame_is_not_replaced_by_a_count(name: str, value: Any) -> None:
+    normalizer = RunNormalizer()
+    arguments = [{name: 0}, {name: value}, {name: value}, {name: 3}]
+    modern = normalize(external_run([("res", kwargs) for kwargs in arguments]), normalizer)
+    assert [doc["seq_nums"]["start"] for doc in of("stream_datum", modern)] == [1, 4]
+    assert modern[-1] == STOP
+    assert normalizer.notes == [
+        f"Stream 'primary': external data of 'img' is incomplete; '{name}' of its datums is not the number of a frame."
+    ]
+
+
+@pytest.mark.parametrize("indices", [[0, 1], {}, {"start": 0}, {"start": "0", "stop": "1"}, {"start": 1, "stop": 0}])
+def test_indices_that_are_none_cost_the_frames_of_their_datum_only(indices: Any) -> None:
+    normalizer = RunNormalizer()
+    modern = normalize(external_run([("res", {"indices": indices}), ("res", {"point_number": 2})]), normalizer)
+    assert rows(modern) == [(2, 3)]
+    [note] = normalizer.notes
+    assert note.endswith("external data of 'img' is incomplete; 'indices' of its datums are not a start and a stop.")
+
+
+def test_numbers_of_frames_may_be_a_numpy_column_of_a_page() -> None:
+    page = {"datum_id": ["a", "b"], "resource": "res", "datum_kwargs": {"point_number": numpy.array([5.0, 2.0])}}
+    documents: Documents = [START, descriptor({"img": IMAGE}), resource(), ("datum_page", page)]
+    documents += [event(1, {"img": "a"}), event(2, {"img": "b"}), STOP]
+    assert rows(normalize(documents)) == [(5, 6), (2, 3)]
 
 
 @pytest.mark.parametrize("argument", [None, "frame", "point_number"])

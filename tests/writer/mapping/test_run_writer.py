@@ -452,6 +452,53 @@ def test_frames_as_many_as_the_events_but_of_others_are_set_apart_and_noted(seq_
     ]
 
 
+@pytest.mark.parametrize("number", [numpy.int64, numpy.uint16, float, numpy.float32])
+def test_numbers_of_stream_datums_may_be_of_any_type(number):
+    datums = [stream_datum(2, 4), stream_datum(0, 2)]
+    for _, document in datums:
+        for field in ("indices", "seq_nums"):
+            document[field] = {name: number(value) for name, value in document[field].items()}
+    events = [event(seq_num, {"x": 0.5}) for seq_num in (1, 2, 3, 4)]
+    operations = fold([start(), descriptor({"cam": CAM, "x": NUMBER}), stream_resource(), *events, *datums, STOP])
+    assert frames(operations) == (4, None)
+    assert notes(operations) == []
+
+
+@pytest.mark.parametrize(
+    "seq_nums", [{"start": 4, "stop": 5}, {"start": 3}, {"start": 3.5, "stop": 5.5}, {"start": 5, "stop": 3}, None]
+)
+def test_frames_with_other_sequence_numbers_than_one_each_are_set_apart_and_noted(seq_nums):
+    name, document = stream_datum(2, 4)
+    datums = [stream_datum(0, 2), (name, {**document, "seq_nums": seq_nums})]
+    events = [event(seq_num, {"x": 0.5}) for seq_num in (1, 2, 3, 4)]
+    operations = fold([start(), descriptor({"cam": CAM, "x": NUMBER}), stream_resource(), *events, *datums, STOP])
+    (described,) = at(operations, "r/primary/cam", DescribeExternal)
+    assert described.data_source["structure"]["dims"] == ["cam_frame", "cam_dim1", "cam_dim2"]
+    (note,) = notes(operations)
+    assert note == (
+        "Stream 'primary': 'cam' has 4 frames for 4 events, but not one for each in their order, and a dimension "
+        "'cam_frame' of its own. 2 frames belong to sequence numbers 1 to 2. The events of 2 frames are not known."
+    )
+
+
+def test_files_with_other_sequence_numbers_than_one_each_are_set_apart_and_noted():
+    (name, document), resource = stream_datum(0, 2), stream_resource(mimetype="multipart/related;type=image/tiff")
+    resource[1]["parameters"]["template"] = "%d.tiff"
+    datum = name, {**document, "seq_nums": {"start": 1, "stop": 2}}
+    events = [event(seq_num, {"x": 0.5}) for seq_num in (1, 2)]
+    (note,) = notes(fold([start(), descriptor({"cam": CAM, "x": NUMBER}), resource, *events, datum, STOP]))
+    assert note.endswith("'cam_frame' of its own. The events of 2 frames are not known.")
+
+
+@pytest.mark.parametrize("absent", [None, {"start": 0, "stop": 0}])
+def test_frames_without_any_sequence_numbers_are_counted(absent):
+    datums = [(name, {**document, "seq_nums": absent}) for name, document in (stream_datum(0, 2), stream_datum(2, 4))]
+    events = [event(seq_num, {"x": 0.5}) for seq_num in (1, 2, 3, 4)]
+    operations = fold([start(), descriptor({"cam": CAM, "x": NUMBER}), stream_resource(), *events, *datums, STOP])
+    assert frames(operations) == (4, None)
+    assert notes(operations) == []
+
+
 def test_of_detectors_without_events_that_of_other_sequence_numbers_is_set_apart():
     keys = dict.fromkeys(("one", "two", "three"), CAM)
     documents = [start(), descriptor(keys)]
@@ -474,6 +521,10 @@ def test_frames_of_rewound_events_are_those_of_the_rows():
     ("counted", "note"),
     [
         ({"primary": 3}, ["Stream 'primary': 3 events in the count of the stop document, of which 2 came."]),
+        (
+            {"primary": numpy.int32(3)},
+            ["Stream 'primary': 3 events in the count of the stop document, of which 2 came."],
+        ),
         ({"primary": 2, "baseline": 1}, []),
         ({"primary": 1}, []),
         ({}, []),

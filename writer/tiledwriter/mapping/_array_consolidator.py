@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final
 import numpy
 from tiled.structures.array import ArrayStructure, BuiltinDtype, StructDtype
 
-from ._consolidator import Consolidator, Document, first_seq_num, json_value
+from ._consolidator import Consolidator, Document, first_seq_num, json_value, names_events
 from ._dtypes import declared_dtype
 from ._frames import FrameOrder, Region, Shape, file_of
 
@@ -43,6 +43,8 @@ class ArrayConsolidator(Consolidator):
         The parameters that all resources of a data key must share, because Tiled reads all files with those of one.
     in_order_of_events
         Whether the frames are in the order of their events.
+    contradicts_events
+        Whether any StreamDatum has sequence numbers, but not one for each of its frames.
     datum_shape
         The shape of one datum.
     data_type
@@ -63,6 +65,7 @@ class ArrayConsolidator(Consolidator):
     def __init__(self, stream_resource: Document, descriptor: Document) -> None:
         super().__init__(stream_resource, descriptor)
         self.in_order_of_events = True
+        self.contradicts_events = False
         self.join_method = self.parameters.get("join_method", self.join_method)
         self.join_chunks = self.parameters.get("join_chunks", self.join_chunks)
         if self.join_method not in {"stack", "concat"}:
@@ -127,6 +130,7 @@ class ArrayConsolidator(Consolidator):
         seq_num = first_seq_num(stream_datum, len(indices))
         _, place = self._locate_frames(stream_datum, indices)
         self._check_place(stream_datum, indices, place, seq_num)
+        self._compare_events(stream_datum, seq_num)
         return self._insert_frames(place, len(indices), seq_num)
 
     @property
@@ -216,6 +220,10 @@ class ArrayConsolidator(Consolidator):
             raise self._registration_error(f"more than {MAX_LISTED_ROWS} rows of its files do not follow each other")
         if not self._rows_per_datum()[1]:
             self._add_note("its documents do not say how many rows of a file make a frame; one is taken to.")
+
+    def _compare_events(self, stream_datum: Document, seq_num: int | None) -> None:
+        """Remember that a StreamDatum does not have one sequence number for each frame, though it has some."""
+        self.contradicts_events = self.contradicts_events or (seq_num is None and names_events(stream_datum))
 
     def _insert_frames(self, place: int, count: int, seq_num: int | None, *, insert: bool = True) -> Region:
         """Count frames; return the region from their first row to the end, because later rows move."""

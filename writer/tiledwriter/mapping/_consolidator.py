@@ -16,7 +16,7 @@ from tiled.structures.core import StructureFamily
 from tiled.structures.data_source import Asset, DataSource, Management
 
 from .._errors import DocumentError
-from ._frames import AnnouncedFrames, File, Region, are_indices, file_of
+from ._frames import AnnouncedFrames, File, Region, as_range, file_of
 
 Document: TypeAlias = Mapping[str, Any]
 
@@ -215,11 +215,11 @@ class Consolidator:
             self.notes.append(note)
 
     def _checked_indices(self, stream_datum: Document) -> range:
-        indices = stream_datum["indices"]
-        if not are_indices(indices):
+        indices = as_range(stream_datum["indices"])
+        if indices is None:
             # The message does not name the document: of documents decoded by column, only the first is available.
-            raise self._registration_error(f"a stream_datum has {indices!r} as indices")
-        return range(indices["start"], indices["stop"])
+            raise self._registration_error(f"a stream_datum has {stream_datum['indices']!r} as indices")
+        return indices
 
     def _locate_frames(self, stream_datum: Document, numbers: range) -> tuple[int, int]:
         """Return the number of the first of these frames in its file, and its position among the frames of all files.
@@ -351,11 +351,15 @@ def _number_field(match: re.Match[str]) -> str:
 
 def first_seq_num(stream_datum: Document, count: int) -> int | None:
     """Return the sequence number of a StreamDatum's first event; None unless each frame has one event."""
-    numbers = stream_datum.get("seq_nums")
-    if not isinstance(numbers, Mapping):
-        return None
-    start, stop = numbers.get("start"), numbers.get("stop")
-    return start if isinstance(start, int) and isinstance(stop, int) and stop - start == count else None
+    numbers = as_range(stream_datum.get("seq_nums"))
+    return None if not numbers or len(numbers) != count else numbers.start
+
+
+def names_events(stream_datum: Document) -> bool:
+    """Return whether a StreamDatum has sequence numbers, valid or not; Bluesky puts 0 to 0 where it has none yet."""
+    given = stream_datum.get("seq_nums")
+    numbers = as_range(given)
+    return given is not None and (numbers is None or numbers.stop > 0)
 
 
 def _with_result(method: Callable[[Any], Any], convert: Callable[[Any], Any]) -> Callable[[Any], Any]:

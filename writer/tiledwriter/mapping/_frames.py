@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
+from numbers import Real
 from typing import Any, TypeAlias
 
 Shape: TypeAlias = tuple[int, ...]
@@ -155,7 +156,12 @@ class FrameOrder:
     @property
     def has_seq_nums(self) -> bool:
         """Whether the sequence numbers of all frames are known."""
-        return all(run.seq_num is not None for run in self._runs)
+        return not self.without_seq_num
+
+    @property
+    def without_seq_num(self) -> int:
+        """The number of frames whose sequence numbers are not known."""
+        return sum(run.count for run in self._runs if run.seq_num is None)
 
     @property
     def seq_nums(self) -> list[range]:
@@ -185,9 +191,25 @@ def file_of(stream_resource: Mapping[str, Any]) -> File:
     return stream_resource["uri"], *(str(parameters.get(name, "")) for name in ("dataset", "template", "filename"))
 
 
-def are_indices(indices: Mapping[str, Any]) -> bool:
-    """Return whether these are indices of frames: a start, and a stop that does not come before it."""
-    return {"start", "stop"} <= indices.keys() and 0 <= indices["start"] <= indices["stop"]
+def as_integer(value: Any) -> int | None:
+    """Return the integer that a number equals, such as one of NumPy or a float without a fraction; None if none."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    try:
+        return int(value) if is_number and int(value) == value else None
+    except (OverflowError, ValueError):
+        # Infinity and NaN have no integer.
+        return None
+
+
+def as_range(limits: Any) -> range | None:
+    """Return the range that a document's `indices` or `seq_nums` give.
+
+    None unless they are a start that is not negative, and a stop that does not come before it.
+    """
+    if not isinstance(limits, Mapping):
+        return None
+    start, stop = as_integer(limits.get("start")), as_integer(limits.get("stop"))
+    return None if start is None or stop is None or not 0 <= start <= stop else range(start, stop)
 
 
 class AnnouncedFrames:

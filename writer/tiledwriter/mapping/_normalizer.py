@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import operator
 import posixpath
 import re
 import sys
@@ -11,10 +10,11 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from pathlib import PurePosixPath
-from typing import Any, Final, NamedTuple, SupportsIndex
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlparse, urlunparse
 
 from .._errors import DocumentError
+from ._frames import as_integer, as_range
 
 Document = Mapping[str, Any]
 DocumentPatch = Callable[[dict[str, Any]], Mapping[str, Any]]
@@ -142,7 +142,7 @@ class _ResourceCounts:
         self._first = number if self._first is None else self._first
         return number - self._first if number >= self._first else self._datums - 1
 
-    def frames(self, data_key: str, last: int) -> tuple[int, int]:
+    def frames(self, data_key: str, last: int) -> range:
         """Return the range of a datum's frames, given the last one.
 
         The range begins after the frames of the previous datum. If `last` was used before, the range is that frame
@@ -150,9 +150,9 @@ class _ResourceCounts:
         """
         start = self._frames.get(data_key, 0)
         if last < start:
-            return last, last + 1
+            return range(last, last + 1)
         self._frames[data_key] = last + 1
-        return start, last + 1
+        return range(start, last + 1)
 
 
 class RunNormalizer:
@@ -484,7 +484,13 @@ class RunNormalizer:
                 f"'{datum.resource}' began in another run, and its datums here do not say which of its frames they are."
             )
             return
-        (start, stop), parameters = self._rows_of(reference, datum)
+        try:
+            frames, parameters = self._frames_of(reference, datum)
+        except DocumentError as error:
+            self._add_note(
+                f"Stream '{reference.stream}': external data of '{reference.data_key}' is incomplete; {error}"
+            )
+            return
         resource = self._resources[datum.resource]
         parameters = {**resource["parameters"], **parameters}
         if resource["mimetype"] == _HDF5 and "path" in parameters:
@@ -493,7 +499,7 @@ class RunNormalizer:
             f"{datum.resource}-{reference.descriptor}-{reference.data_key}",
             {**resource, "data_key": reference.data_key, "parameters": parameters},
         )
-        indices = {"start": start, "stop": stop}
+        indices = {"start": frames.start, "stop": frames.stop}
         seq_nums = {"start": reference.seq_num, "stop": reference.seq_num + 1}
         ids = {"uid": reference.datum_id, "stream_resource": uid, "descriptor": reference.descriptor}
         self.emit("stream_datum", {**ids, "indices": indices, "seq_nums": seq_nums})
@@ -513,20 +519,29 @@ class RunNormalizer:
             self.emit("stream_resource", {**resource, "uid": known})
         return known
 
-    def _rows_of(self, reference: _Reference, datum: _Datum) -> tuple[tuple[int, int], dict[str, Any]]:
-        """Return the start and stop of a datum's frames in the resource, and the arguments that do not concern them."""
+    def _frames_of(self, reference: _Reference, datum: _Datum) -> tuple[range, dict[str, Any]]:
+        """Return the numbers of a datum's frames in the resource, and the arguments that do not concern them.
+
+        Raises
+        ------
+        DocumentError
+            The datum does not tell its frames. The message is the same for all datums of a kind.
+        """
         kwargs = dict(datum.kwargs)
         indices = kwargs.pop("indices", None)
-        points = [point for name in _POSITIONS if (point := _pop_integer(kwargs, name)) is not None]
-        frame = _pop_integer(kwargs, "frame")
-        if indices:
-            if not isinstance(indices, Mapping) or not {"start", "stop"} <= indices.keys():
-                raise _document_error("datum", {"uid": reference.datum_id}, "has 'indices' without 'start' and 'stop'")
-            return (indices["start"], indices["stop"]), kwargs
-        if points:
-            return (points[0], points[0] + 1), kwargs
-        if frame is not None:
-            return self._counts[datum.resource].frames(reference.data_key, frame), kwargs
+        given = {name: value for name in (*_POSITIONS, "frame") if (value := kwargs.pop(name, None)) is not None}
+        if indices is not None:
+            frames = as_range(indices)
+            if frames is None:
+                raise DocumentError("'indices' of its datums are not a start and a stop.")
+            return frames, kwargs
+        for name, value in given.items():
+            number = as_integer(value)
+            if number is None or number < 0:
+                raise DocumentError(f"{name!r} of its datums is not the number of a frame.")
+            if name == "frame":
+                return self._counts[datum.resource].frames(reference.data_key, number), kwargs
+            return range(number, number + 1), kwargs
         counts = self._counts[datum.resource]
         counts.counted_keys.add(reference.data_key)
         if len(counts.counted_keys) > 1:
@@ -535,7 +550,7 @@ class RunNormalizer:
                 f"Stream '{reference.stream}': the datums of {keys} are of one resource and do not say which of its "
                 "frames they are; they are taken to be numbered over all of these data keys."
             )
-        return (datum.number, datum.number + 1), kwargs
+        return range(datum.number, datum.number + 1), kwargs
 
     def _settle_all(self) -> None:
         for (stream, data_key), queue in self._queues.items():
@@ -593,16 +608,7 @@ def _is_below(path: str, root: str) -> bool:
 
 def _names_frames(kwargs: Document) -> bool:
     """Return whether a datum's arguments give the positions of its frames in the resource."""
-    return bool(kwargs.get("indices")) or any(_pop_integer(dict(kwargs), name) is not None for name in _POSITIONS)
-
-
-def _pop_integer(kwargs: dict[str, Any], name: str) -> int | None:
-    """Remove an integer argument from those of a datum and return it; None if it is no integer."""
-    value = kwargs.get(name)
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-        return None
-    del kwargs[name]
-    return operator.index(value)
+    return any(kwargs.get(name) is not None for name in ("indices", *_POSITIONS))
 
 
 def _require_fields(name: str, doc: Document, fields: frozenset[str]) -> None:

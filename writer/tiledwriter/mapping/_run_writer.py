@@ -17,7 +17,7 @@ from ._array_consolidator import ArrayConsolidator
 from ._columnar import EventBatch
 from ._consolidator import Consolidator
 from ._consolidators import consolidator_for
-from ._frames import AnnouncedFrames, Region, are_indices, file_of
+from ._frames import AnnouncedFrames, Region, as_integer, as_range, file_of
 from ._operations import (
     Audit,
     CloseStream,
@@ -109,6 +109,15 @@ class ExternalData:
         if not isinstance(consolidator, ArrayConsolidator):
             return True
         return consolidator.in_order_of_events and not (self.late and consolidator.frames.repeats)
+
+    @property
+    def can_be_counted(self) -> bool:
+        """Whether equal numbers of frames and events mean one for each: no document names the events of some only."""
+        consolidator = self.consolidator
+        if not isinstance(consolidator, ArrayConsolidator):
+            return True
+        frames = consolidator.frames
+        return not consolidator.contradicts_events and (frames.has_seq_nums or not frames.seq_nums)
 
     @property
     def seq_nums_digest(self) -> str | None:
@@ -574,9 +583,9 @@ class RunWriter:
 
     def _announce_frames(self, stream_datum: Mapping[str, Any]) -> None:
         """Record that a file has these frames, whether or not a node will: other nodes may have the same file."""
-        resource, indices = self._resources.get(stream_datum["stream_resource"]), stream_datum["indices"]
-        if resource is not None and are_indices(indices):
-            self._announced.add_frames(file_of(resource), range(indices["start"], indices["stop"]))
+        resource, indices = self._resources.get(stream_datum["stream_resource"]), as_range(stream_datum["indices"])
+        if resource is not None and indices is not None:
+            self._announced.add_frames(file_of(resource), indices)
 
     def _add_stream_datum(
         self, stream: Stream, key: str, resource: Mapping[str, Any], document: Mapping[str, Any]
@@ -644,8 +653,8 @@ class RunWriter:
     def _note_missing_events(self, counts: Any) -> None:
         """Note the streams of which the stop document counts more events than came. After a rewind, it counts fewer."""
         for name, stream in self._streams.items():
-            counted = counts.get(name) if isinstance(counts, Mapping) else None
-            if not isinstance(counted, int) or (stream.left_out and not stream.internal.rows):
+            counted = as_integer(counts.get(name)) if isinstance(counts, Mapping) else None
+            if counted is None or (stream.left_out and not stream.internal.rows):
                 continue
             came = stream.internal.rows or max((data.consolidator.rows for data in stream.external.values()), default=0)
             if came < counted:
@@ -701,7 +710,7 @@ class RunWriter:
             in_order = external.in_order_of_events
             # Frames as many as the events may still be those of other events.
             of_others = bool(of_events and digests[key] and digests[key] != of_events)
-            apart = rows != events or not in_order or of_others
+            apart = rows != events or not in_order or of_others or not external.can_be_counted
             if apart:
                 name = external.path.rpartition("/")[2]
                 own = stream.names.own_dimensions(name, 1 + len(rest))
@@ -758,12 +767,19 @@ def _format_count(count: int, what: str) -> str:
 
 
 def _seq_nums_sentence(consolidator: Consolidator) -> str:
-    """Return a sentence that names the sequence numbers of a data key's frames; "" if they are unknown."""
-    ranges = consolidator.frames.seq_nums if isinstance(consolidator, ArrayConsolidator) else []
-    if not ranges:
+    """Return a sentence with the sequence numbers of a data key's frames, as far as they are known."""
+    if not isinstance(consolidator, ArrayConsolidator):
         return ""
+    frames = consolidator.frames
+    ranges, unknown = frames.seq_nums, frames.without_seq_num
     named = ", ".join(str(part.start) if len(part) == 1 else f"{part.start} to {part.stop - 1}" for part in ranges[:10])
-    return f" They belong to sequence numbers {named}{', ...' if len(ranges) > 10 else ''}."
+    named += ", ..." * (len(ranges) > 10)
+    of_others = f"The events of {_format_count(unknown, 'frame')} are not known."
+    if not ranges:
+        return f" {of_others}" * (unknown > 0)
+    if not unknown:
+        return f" They belong to sequence numbers {named}."
+    return f" {_format_count(frames.count - unknown, 'frame')} belong to sequence numbers {named}. {of_others}"
 
 
 def _first_event(stream_datum: Mapping[str, Any]) -> Any:

@@ -50,7 +50,9 @@ class SequenceConsolidator(ArrayConsolidator):
         self._add_repeated_assets(self._numbered_uris(stream_datum, numbers))
         several = self.join_method == "stack" and len(self.datum_shape) > 1 and per_datum > 1
         self._split = self._split or (several and self.datum_shape[0] % per_datum == 0)
-        return self._append_frames(len(indices), first_seq_num(stream_datum, len(indices)))
+        seq_num = first_seq_num(stream_datum, len(indices))
+        self._compare_events(stream_datum, seq_num)
+        return self._append_frames(len(indices), seq_num)
 
     @property
     def template(self) -> str:
