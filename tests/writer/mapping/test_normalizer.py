@@ -440,7 +440,66 @@ def test_frames_are_counted_in_each_resource_over_all_streams(argument: str | No
 def test_datums_are_numbered_by_their_ids_where_one_is_lost_and_nothing_else_says_which_they_are() -> None:
     documents: Documents = [descriptor({"img": IMAGE}), resource(), *(datum(f"res/{n}") for n in (4, 6))]
     documents += [event(n, {"img": f"res/{n + 3}"}) for n in (1, 2, 3)]
-    assert rows(normalize([*documents, STOP])) == [(0, 1), (2, 3)]
+    normalizer = RunNormalizer()
+    assert rows(normalize([*documents, STOP], normalizer)) == [(4, 5), (6, 7)]
+    [lost, note] = normalizer.notes
+    assert "never came" in lost
+    assert note == (
+        "Data key 'img': the numbers in the ids of its datums are taken for those of frames, though they begin with 4 "
+        "and not with 0 for resource 'res'."
+    )
+
+
+@given(st.permutations(range(5)))
+def test_frames_are_those_of_the_numbers_in_the_ids_in_whatever_order_the_datums_come(order: list[int]) -> None:
+    documents: Documents = [START, descriptor({"img": IMAGE}), resource()]
+    for seq_num, number in enumerate(order, 1):
+        documents += [datum(f"res/{number}"), event(seq_num, {"img": f"res/{number}"})]
+    normalizer = RunNormalizer()
+    assert rows(normalize([*documents, STOP], normalizer)) == [(number, number + 1) for number in order]
+    assert normalizer.notes == []
+
+
+def test_many_resources_whose_ids_do_not_begin_with_0_are_one_note() -> None:
+    documents: Documents = [START, descriptor({"img": IMAGE})]
+    for number in range(100):
+        ids = f"res{number}", f"res{number}/{number}"
+        documents += [resource(ids[0]), datum(ids[1], ids[0]), event(number + 1, {"img": ids[1]})]
+    normalizer = RunNormalizer()
+    normalize([*documents, STOP], normalizer)
+    [note] = normalizer.notes
+    assert note.endswith("begin with 1 and not with 0 for resource 'res1' and of 98 other(s).")
+
+
+COUNTED = (
+    "Stream 'primary': datums of 'img' do not say which frames they are; they are taken to be those of their "
+    "resource in the order in which they came."
+)
+
+
+@pytest.mark.parametrize(("ids", "arrived"), [(["a", "b"], ["a", "b"]), (["a", "b"], ["b"]), (["x/1", "y/1"],) * 2])
+def test_frames_that_are_counted_are_noted(ids: list[str], arrived: list[str]) -> None:
+    documents: Documents = [START, descriptor({"img": IMAGE}), resource(), *map(datum, arrived)]
+    documents += [event(seq_num, {"img": datum_id}) for seq_num, datum_id in enumerate(ids, 1)]
+    normalizer = RunNormalizer()
+    assert rows(normalize([*documents, STOP], normalizer)) == [(n, n + 1) for n in range(len(arrived))]
+    assert COUNTED in normalizer.notes
+
+
+def test_the_only_datum_of_a_resource_needs_no_note() -> None:
+    normalizer = RunNormalizer()
+    normalize(external_run([("one", {}), ("two", {})]), normalizer)
+    assert normalizer.notes == []
+
+
+def test_datums_of_which_only_some_have_numbers_in_their_ids_are_left_out() -> None:
+    documents: Documents = [START, descriptor({"img": IMAGE}), resource()]
+    for seq_num, datum_id in enumerate(["res/0", "res/dark", "res/1"], 1):
+        documents += [datum(datum_id), event(seq_num, {"img": datum_id})]
+    normalizer = RunNormalizer()
+    assert rows(normalize([*documents, STOP], normalizer)) == [(0, 1)]
+    [note] = normalizer.notes
+    assert note.endswith("is incomplete; its datums do not say which frames they are, and only some ids have numbers.")
 
 
 @given(st.integers(1, 4), st.integers(1, 3))
@@ -476,7 +535,8 @@ def test_late_datums_are_served_in_the_order_of_their_events(order: list[int]) -
 def test_datums_that_were_used_are_kept_for_others_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_normalizer, "MAX_USED_DATUMS", 3)
     normalizer = RunNormalizer()
-    documents: Documents = [START, descriptor({"img": IMAGE}), resource(), datum("res/0"), datum("res/dark")]
+    documents: Documents = [START, descriptor({"img": IMAGE}), resource(), datum("res/0")]
+    documents.append(datum("res/dark", point_number=0))
     used = ["res/0", "res/dark"]
     for number in range(1, 50):
         documents.append(datum(f"res/{number}"))

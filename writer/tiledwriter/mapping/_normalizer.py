@@ -38,7 +38,7 @@ _DATASETS: Final[Mapping[str, str]] = {
 }
 _DTYPES: Final = {"array": "<f8", "boolean": "|b1", "integer": "<i8", "number": "<f8", "string": "<U0"}
 _RESERVED: Final = frozenset({"time", "seq_num"})
-_NUMBERED_ID: Final = re.compile(r".*/(\d{1,9})", re.DOTALL)
+_NUMBER_IN_ID: Final = re.compile(r"0|[1-9][0-9]{0,8}")
 
 _LEGACY_RESOURCE: Final = frozenset({"uid", "spec", "root", "resource_path", "resource_kwargs"})
 _MODERN_RESOURCE: Final = frozenset({"uid", "mimetype", "uri", "parameters"})
@@ -57,7 +57,8 @@ _REQUIRED: Final[Mapping[str, frozenset[str]]] = {
     "stop": frozenset({"uid", "run_start", "time", "exit_status"}),
 }
 _SEQ_NUMS_IN_A_NOTE: Final = 10
-_POSITIONS: Final = ("point_number", "index")
+# The arguments of a datum that say which frames of its resource it is.
+_POSITIONS: Final = ("indices", "point_number", "index")
 
 # The parameters that say where the frames of a resource are, and which of its datums may give.
 _PLACE_PARAMETERS: Final = ("dataset", "template", "filename", "slice", "squeeze", "multiplier", "join_method")
@@ -99,7 +100,7 @@ class _KeyNames:
 
 
 class _Datum(NamedTuple):
-    """A datum; `number` counts the datums of its resource from 0."""
+    """A datum; `number` is that of its frame in the resource, for a datum without arguments that say which it is."""
 
     resource: str
     kwargs: Document
@@ -121,26 +122,31 @@ class _ResourceCounts:
     ----------
     counted_keys
         The data keys with datums that do not say which frames they are.
+    lowest
+        The lowest number in the ids of the datums; None if no id has one.
+    unnumbered
+        The number of datums whose ids have no number.
     """
 
     def __init__(self) -> None:
-        self._datums = 0
-        self._first: int | None = None
         self._frames: dict[str, int] = {}
         self.counted_keys: set[str] = set()
+        self.lowest: int | None = None
+        self.unnumbered = 0
 
-    def number(self, datum_id: str) -> int:
-        """Return the number of a new datum.
+    def number(self, resource: str, datum_id: str) -> int:
+        """Return the number of a new datum: the one in its id or, without one, its place among such datums.
 
-        Ids usually end with the number, which is then correct even if other datums are lost or late.
+        Bluesky and event-model make ids of the resource's uid, a slash, and the number of the datum in that resource,
+        which is correct even if other datums are lost or late.
         """
-        self._datums += 1
-        found = _NUMBERED_ID.fullmatch(datum_id)
-        if found is None:
-            return self._datums - 1
-        number = int(found[1])
-        self._first = number if self._first is None else self._first
-        return number - self._first if number >= self._first else self._datums - 1
+        prefix, _, text = datum_id.rpartition("/")
+        if prefix == resource and _NUMBER_IN_ID.fullmatch(text):
+            number = int(text)
+            self.lowest = number if self.lowest is None else min(number, self.lowest)
+            return number
+        self.unnumbered += 1
+        return self.unnumbered - 1
 
     def frames(self, data_key: str, last: int) -> range:
         """Return the range of a datum's frames, given the last one.
@@ -205,6 +211,8 @@ class RunNormalizer:
         self._run_uid = ""
         self._resources_of_other_runs: set[str] = set()
         self._counts: dict[str, _ResourceCounts] = {}
+        # The streams and data keys with datums that are counted, because not even their ids say which frames they are.
+        self._counted: set[tuple[str, str]] = set()
         # References of one data key are resolved in the order of their events, because rows and frame numbers depend
         # on that order.
         self._queues: dict[tuple[str, str], deque[_Reference]] = {}
@@ -317,8 +325,14 @@ class RunNormalizer:
         datum_id, uid = received["datum_id"], sys.intern(str(received["resource"]))
         known = self._find_datum(datum_id)
         counts = self._counts.setdefault(uid, _ResourceCounts())
-        number = counts.number(str(datum_id)) if known is None else known.number
-        self._unused_datums[datum_id] = _Datum(uid, received.get("datum_kwargs") or {}, number)
+        kwargs = received.get("datum_kwargs") or {}
+        if _names_any(kwargs, *_POSITIONS, "frame"):
+            number = 0
+        elif known is None or _names_any(known.kwargs, *_POSITIONS, "frame"):
+            number = counts.number(uid, str(datum_id))
+        else:
+            number = known.number
+        self._unused_datums[datum_id] = _Datum(uid, kwargs, number)
         self._unblock_queues(received["datum_id"])
 
     def datum_page(self, doc: Document) -> None:
@@ -478,7 +492,7 @@ class RunNormalizer:
     def _emit_stream_datum(self, reference: _Reference) -> None:
         """Emit the stream datum of a reference, after its stream resource if that is new."""
         datum = self._use_datum(reference.datum_id)
-        if datum.resource in self._resources_of_other_runs and not _names_frames(datum.kwargs):
+        if datum.resource in self._resources_of_other_runs and not _names_any(datum.kwargs, *_POSITIONS):
             self._add_note(
                 f"Stream '{reference.stream}': external data of '{reference.data_key}' is incomplete; resource "
                 f"'{datum.resource}' began in another run, and its datums here do not say which of its frames they are."
@@ -528,14 +542,13 @@ class RunNormalizer:
             The datum does not tell its frames. The message is the same for all datums of a kind.
         """
         kwargs = dict(datum.kwargs)
-        indices = kwargs.pop("indices", None)
         given = {name: value for name in (*_POSITIONS, "frame") if (value := kwargs.pop(name, None)) is not None}
-        if indices is not None:
-            frames = as_range(indices)
-            if frames is None:
-                raise DocumentError("'indices' of its datums are not a start and a stop.")
-            return frames, kwargs
         for name, value in given.items():
+            if name == "indices":
+                frames = as_range(value)
+                if frames is None:
+                    raise DocumentError("'indices' of its datums are not a start and a stop.")
+                return frames, kwargs
             number = as_integer(value)
             if number is None or number < 0:
                 raise DocumentError(f"{name!r} of its datums is not the number of a frame.")
@@ -543,7 +556,13 @@ class RunNormalizer:
                 return self._counts[datum.resource].frames(reference.data_key, number), kwargs
             return range(number, number + 1), kwargs
         counts = self._counts[datum.resource]
+        if counts.unnumbered and counts.lowest is not None:
+            raise DocumentError("its datums do not say which frames they are, and only some ids have numbers.")
         counts.counted_keys.add(reference.data_key)
+        if counts.unnumbered:
+            self._counted.add((reference.stream, reference.data_key))
+        if datum.number and counts.unnumbered:
+            self._note_counted(reference.stream, reference.data_key)
         if len(counts.counted_keys) > 1:
             keys = ", ".join(map(repr, sorted(counts.counted_keys)))
             self._add_note(
@@ -552,9 +571,33 @@ class RunNormalizer:
             )
         return range(datum.number, datum.number + 1), kwargs
 
+    def _note_counted(self, stream: str, data_key: str) -> None:
+        self._add_note(
+            f"Stream '{stream}': datums of '{data_key}' do not say which frames they are; they are taken to be those "
+            "of their resource in the order in which they came."
+        )
+
     def _settle_all(self) -> None:
         for (stream, data_key), queue in self._queues.items():
             self._drain_queue(stream, data_key, queue)
+        self._note_numbers_in_ids()
+
+    def _note_numbers_in_ids(self) -> None:
+        """Note the data keys whose frames are numbered by the ids of their datums, if these do not begin with 0.
+
+        The first datums may be lost, or the ids may be numbered over several resources.
+        """
+        resources: dict[str, list[str]] = {}
+        for uid, counts in self._counts.items():
+            if counts.lowest:
+                for data_key in counts.counted_keys:
+                    resources.setdefault(data_key, []).append(uid)
+        for data_key, uids in sorted(resources.items()):
+            others = f" and of {len(uids) - 1} other(s)" * (len(uids) > 1)
+            self._add_note(
+                f"Data key '{data_key}': the numbers in the ids of its datums are taken for those of frames, though "
+                f"they begin with {self._counts[uids[0]].lowest} and not with 0 for resource '{uids[0]}'{others}."
+            )
 
     def _drain_queue(self, stream: str, data_key: str, queue: deque[_Reference]) -> None:
         """Resolve the rest of a queue, skipping the references whose datum or resource never arrived."""
@@ -566,6 +609,8 @@ class RunNormalizer:
             else:
                 lost.append(reference.seq_num)
         if lost:
+            if (stream, data_key) in self._counted:
+                self._note_counted(stream, data_key)
             seq_nums = ", ".join(map(str, lost[:_SEQ_NUMS_IN_A_NOTE])) + ", ..." * (len(lost) > _SEQ_NUMS_IN_A_NOTE)
             earlier = f", or more than {MAX_USED_DATUMS:,} datums before" if self._has_forgotten else ""
             what = f"the datums or resources of {len(lost)} event(s) never came{earlier} (seq_num {seq_nums})"
@@ -606,9 +651,9 @@ def _is_below(path: str, root: str) -> bool:
     return folder != "/" and place.startswith(folder) and re.match(r"/|[A-Za-z]:/", folder) is not None
 
 
-def _names_frames(kwargs: Document) -> bool:
-    """Return whether a datum's arguments give the positions of its frames in the resource."""
-    return any(kwargs.get(name) is not None for name in ("indices", *_POSITIONS))
+def _names_any(kwargs: Document, *names: str) -> bool:
+    """Return whether a datum has any of these arguments."""
+    return any(kwargs.get(name) is not None for name in names)
 
 
 def _require_fields(name: str, doc: Document, fields: frozenset[str]) -> None:
