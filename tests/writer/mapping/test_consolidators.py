@@ -6,6 +6,7 @@ import copy
 import json
 from typing import Any, ClassVar
 
+import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -263,16 +264,53 @@ def test_files_that_would_be_read_as_the_first_are_refused(mimetype: str, parame
 
 
 @pytest.mark.parametrize("mimetype", [HDF5, CSV, BYTES, TIFF])
-@pytest.mark.parametrize("name", ["scan#3", "scan?3"])
-def test_a_file_that_tiled_would_look_for_under_another_name_is_refused(mimetype: str, name: str) -> None:
+@pytest.mark.parametrize("name", ["scan#3", "scan?3", "scan\t3", "scan3\n", "#"])
+@pytest.mark.parametrize("scheme", ["file", "FILE", " File"])
+def test_a_file_that_tiled_would_look_for_under_another_name_is_refused(scheme: str, mimetype: str, name: str) -> None:
     template = {"template": "_%d.tiff"} if mimetype == TIFF else {}
-    with pytest.raises(DocumentError, match="opens the file named before it"):
-        filled(mimetype, [4], uri=f"file://localhost/d/{name}", **template)
+    with pytest.raises(DocumentError, match="and Tiled would open '/d/"):
+        filled(mimetype, [4], uri=f"{scheme}://localhost/d/{name}", **template)
+
+
+def test_a_uri_that_cannot_be_parsed_is_refused() -> None:
+    with pytest.raises(DocumentError, match="is no URI"):
+        consolidator_for(resource(HDF5, uri="file://[/a.h5"), descriptor([4]))
+
+
+@pytest.mark.parametrize(("host", "noted"), [("", False), ("localhost", False), ("other", True), ("other:80", True)])
+def test_files_of_another_host_are_noted_once(host: str, noted: bool) -> None:
+    consolidator = consolidator_for(resource(HDF5, uri=f"file://{host}/a.h5"), descriptor([4]))
+    consolidator.add_resource(resource(HDF5, "two", uri=f"file://{host}/b.h5"))
+    note = f"Data key 'img': Tiled looks on its own host for the files that its documents name on '{host}'."
+    assert (note in consolidator.notes) is noted
+    assert len([text for text in consolidator.notes if "host" in text]) == noted
 
 
 def test_what_tiled_does_not_decode_is_noted() -> None:
     consolidator = consolidator_for(resource(HDF5, uri="file://localhost/a%20b.h5"), descriptor([4]))
     assert consolidator.notes == ["Data key 'img': Tiled takes '%20' in its URIs for a part of the file's name."]
+
+
+def test_a_dataset_may_be_spelled_with_more_slashes() -> None:
+    consolidator = consolidator_for(resource(HDF5, dataset="/entry/data"), descriptor([4]))
+    for uid, dataset in enumerate(["entry/data", "/entry//data/"]):
+        consolidator.add_resource(resource(HDF5, str(uid), dataset=dataset))
+        consolidator.consume(datum(uid, uid + 1, str(uid)))
+    source = consolidator.data_source()
+    assert source["parameters"]["dataset"] == "/entry/data"
+    assert source["structure"]["shape"] == [2, 4]
+    assert len(source["assets"]) == 1
+
+
+@pytest.mark.parametrize("multiplier", [2, 2.0, numpy.int64(2)])
+def test_frames_per_point_may_be_a_number_of_any_type(multiplier: Any) -> None:
+    source = filled(HDF5, [2, 4], multiplier=multiplier)
+    assert source["structure"]["shape"] == [5, 2, 4]
+
+
+def test_an_hdf5_resource_with_a_dataset_that_is_no_text_is_refused() -> None:
+    with pytest.raises(DocumentError, match="dataset is 5"):
+        consolidator_for(resource(HDF5, dataset=5), descriptor([4])).data_source()
 
 
 def test_an_hdf5_resource_without_a_dataset_is_refused() -> None:
@@ -600,6 +638,15 @@ def test_an_unknown_mimetype_is_registered_as_arrays_for_the_server_s_own_adapte
     ("mimetype", "described", "parameters", "complaint"),
     [
         (HDF5, descriptor([None, 4]), {}, "varies"),
+        (HDF5, descriptor([-1, 4]), {}, "varies"),
+        *[(HDF5, descriptor([4]), {"multiplier": size}, "multiplier") for size in ("two", -1, 1.5, [2], True)],
+        *[
+            (TIFF, descriptor([4]), {"template": "%d", "files_per_datum": size}, "files_per_datum")
+            for size in ("2", -1)
+        ],
+        *[(kind, descriptor([4]), {"template": 5}, "template is 5") for kind in (TIFF, BYTES, HDF5)],
+        *[(NPY, descriptor([4]), {"filename": name}, "filename") for name in (5, ["a"])],
+        (HDF5, descriptor([4]), {"join_method": ["stack"]}, "stack"),
         (HDF5, descriptor([4], "|O"), {}, "dtype_numpy"),
         (HDF5, descriptor([4], "nonsense"), {}, "dtype_numpy"),
         (HDF5, descriptor([4]), {"join_method": "sideways"}, "sideways"),

@@ -380,12 +380,80 @@ def test_a_stream_datum_waits_for_its_resource_and_for_its_descriptor():
     assert notes(operations) == []
 
 
+NOTHING_CAME = "Stream 'primary': external data key 'cam' has no node, because no frames of it came."
+
+
+@pytest.mark.parametrize("end", [[STOP], []])
+def test_an_external_key_of_which_no_frames_came_is_noted(end):
+    documents = [start(), descriptor({"cam": CAM, "x": NUMBER}), stream_resource(), event(1, {"x": 1.0}), *end]
+    assert notes(fold(documents, abandon=not end)) == [NOTHING_CAME]
+
+
+def test_an_external_key_with_values_in_the_events_has_its_node():
+    filled = event(1, {"x": 1.0, "cam": numpy.zeros([4, 6], "<u2")})
+    filled[1]["filled"] = {"cam": True}
+    operations = fold([start(), descriptor({"cam": CAM, "x": NUMBER}), filled, STOP])
+    assert notes(operations) == ["Stream 'primary': 'cam' is stored as an array of its own."]
+
+
+def test_an_external_key_of_a_stream_without_anything_needs_no_frames():
+    assert notes(fold([start(), descriptor({"cam": CAM, "x": NUMBER}), stream_resource(), STOP])) == []
+
+
+@pytest.mark.parametrize(
+    "uri", ["FILE://localhost/res.h5", "file:///res.h5", "file:/res.h5", "file://LOCALHOST/res.h5"]
+)
+def test_one_file_by_other_spellings_of_its_uri_is_one_file(uri):
+    name, document = stream_resource(uid="b")
+    documents = [start(), descriptor({"cam": CAM}), stream_resource(), stream_datum(0, 2)]
+    documents += [(name, {**document, "uri": uri}), stream_datum(2, 3, uid="b"), STOP]
+    operations = fold(documents)
+    assert notes(operations) == []
+    assert frames(operations) == (3, None)
+    (asset,) = at(operations, "r/primary/cam", ExtendExternal)[-1].data_source["assets"]
+    assert asset["data_uri"] == "file://localhost/res.h5"
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        {"dtype_numpy": "uint16"},
+        {"dtype_numpy": "=u2"},
+        {"shape": (4, 6)},
+        {"dtype_numpy": None, "dtype_str": "<u2"},
+    ],
+)
+def test_a_further_descriptor_may_spell_shape_and_type_otherwise(again):
+    documents = [start(), descriptor({"cam": CAM}), stream_resource(), stream_datum(0, 2)]
+    documents += [descriptor({"cam": {**CAM, **again}}, "d2"), stream_datum(2, 4, of="d2"), STOP]
+    assert frames(fold(documents)) == (4, None)
+
+
+@pytest.mark.parametrize("again", [{"dtype_numpy": "<i2"}, {"dtype_numpy": "nonsense"}, {"shape": [4, 7]}])
+def test_a_further_descriptor_with_another_shape_or_type_ends_the_data_of_its_key(again):
+    documents = [start(), descriptor({"cam": CAM}), stream_resource(), stream_datum(0, 2)]
+    documents += [descriptor({"cam": {**CAM, **again}}, "d2"), stream_datum(2, 4, of="d2"), STOP]
+    operations = fold(documents)
+    assert frames(operations) == (2, None)
+    assert any("another shape or type" in note for note in notes(operations))
+
+
+@pytest.mark.parametrize("parameters", [{"template": 5}, {"multiplier": "two"}, {"multiplier": -1}, {"dataset": 5}])
+def test_parameters_that_are_none_cost_their_data_key_only(parameters):
+    documents = [start(), descriptor({"cam": CAM, "x": NUMBER}), stream_resource(**parameters), stream_datum(0, 1)]
+    operations = fold([*documents, event(1, {"x": 1.0}), STOP])
+    assert rows(operations, "r/primary/internal")["x"] == [1.0]
+    (note,) = notes(operations)
+    (name,) = parameters
+    assert f"the frames of 'cam' are left out. External data of 'cam' cannot be registered: {name} is" in note
+
+
 @pytest.mark.parametrize("end", [[STOP], []])
 def test_a_resource_that_never_comes_is_noted(end):
     documents = [start(), descriptor({"cam": CAM, "x": NUMBER}), event(1, {"x": 1.0}), stream_datum(0, 1), *end]
     operations = fold(documents, abandon=not end)
     assert rows(operations, "r/primary/internal")["x"] == [1.0]
-    assert notes(operations) == ["'res' never came; what 1 stream datum named of it is left out."]
+    assert notes(operations) == ["'res' never came; what 1 stream datum named of it is left out.", NOTHING_CAME]
 
 
 @pytest.mark.parametrize(
@@ -525,7 +593,12 @@ def test_frames_of_rewound_events_are_those_of_the_rows():
             {"primary": numpy.int32(3)},
             ["Stream 'primary': 3 events in the count of the stop document, of which 2 came."],
         ),
-        ({"primary": 2, "baseline": 1}, []),
+        (
+            {"primary": 2, "baseline": 1, "dark": 0},
+            ["Stream 'baseline': 1 event in the count of the stop document, of which 0 came."],
+        ),
+        ({"primary": "3", "baseline": None}, []),
+        ({"primary": True}, []),
         ({"primary": 1}, []),
         ({}, []),
         (None, []),

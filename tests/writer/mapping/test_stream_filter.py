@@ -101,13 +101,14 @@ def test_a_stream_that_is_left_out_has_no_node_and_a_note_says_so(tmp_path):
         ("stream_resource", resource),  # without the parameters that registering it would need
         ("stream_datum", compose_datum(indices={"start": 0, "stop": 1}, descriptor=camera.descriptor_doc)),
         ("event", primary.compose_event(data={"x": 1.0}, timestamps={"x": 1.0})),
-        ("stop", run.compose_stop()),
+        ("stop", {**run.compose_stop(), "num_events": {"primary": 1, "camera": 5, "camera_of_which_nothing_came": 5}}),
     ]
     operations = fold(tmp_path, documents, StreamFilter(exclude=("cam*",)))
     uid = run.start_doc["uid"]
     assert {operation.path for operation in operations} == {uid, f"{uid}/primary", f"{uid}/primary/internal"}
     (metadata,) = [operation.metadata for operation in operations if isinstance(operation, UpdateMetadata)]
     assert "Streams left out by configuration: 'camera'." in metadata["notes"]
+    assert not any("in the count of the stop document" in note for note in metadata["notes"])
 
 
 def test_a_run_of_which_nothing_is_kept_has_its_start_and_stop(tmp_path):

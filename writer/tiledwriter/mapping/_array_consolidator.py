@@ -12,7 +12,7 @@ from tiled.structures.array import ArrayStructure, BuiltinDtype, StructDtype
 
 from ._consolidator import Consolidator, Document, first_seq_num, json_value, names_events
 from ._dtypes import declared_dtype
-from ._frames import FrameOrder, Region, Shape, file_of
+from ._frames import FrameOrder, Region, Shape, dataset_path, file_of
 
 MAX_CHUNKS: Final = 10_000_000
 """The largest number of chunks along one dimension."""
@@ -68,13 +68,14 @@ class ArrayConsolidator(Consolidator):
         self.contradicts_events = False
         self.join_method = self.parameters.get("join_method", self.join_method)
         self.join_chunks = self.parameters.get("join_chunks", self.join_chunks)
-        if self.join_method not in {"stack", "concat"}:
+        if self.join_method not in ("stack", "concat"):
             raise self._registration_error(f"join_method is {self.join_method!r}, neither 'stack' nor 'concat'")
         if self.parameters.get("join_method") == "concat":
             message = (
                 f"Files of {self.mimetype} use join_method='concat', which Bluesky deprecates; use 'stack' instead."
             )
             warnings.warn(message, DeprecationWarning, stacklevel=2)
+        self._multiplier = self._size("multiplier")
         if not self._described:
             raise self._registration_error("its stream's descriptor has no such data key")
         self.datum_shape = self._datum_shape()
@@ -182,15 +183,15 @@ class ArrayConsolidator(Consolidator):
         shape, dimensions = self.datum_shape, len(self._declared_chunk)
         if not shape or shape[0] == 1:
             return 1, True
-        if self.join_method == "concat" or self.parameters.get("multiplier") or dimensions == len(shape):
+        if self.join_method == "concat" or self._multiplier or dimensions == len(shape):
             return shape[0], True
         return 1, dimensions == len(shape) + 1 or (not dimensions and len(shape) == 2)
 
     def _check_shared_parameters(self, stream_resource: Document) -> None:
         """Refuse a further resource whose frames would be read as those of the resources before are."""
         for name in self.shared_parameters:
-            first, other = (given.get(name) or None for given in (self.parameters, stream_resource["parameters"]))
-            if json_value(first) != json_value(other):
+            first, other = (json_value(given.get(name)) for given in (self.parameters, stream_resource["parameters"]))
+            if first != other and _spelled_alike(name, first) != _spelled_alike(name, other):
                 raise self._registration_error(f"its resources have different {name}s: {first!r}, {other!r}")
 
     def _check_size(self, more: int) -> None:
@@ -258,17 +259,17 @@ class ArrayConsolidator(Consolidator):
     def _datum_shape(self) -> Shape:
         """Return the shape of one datum; if there is a `multiplier` (frames per datum), it is the first dimension."""
         sizes = tuple(self._described.get("shape") or ())
-        if None in sizes:
+        if any(size is None or size < 0 for size in sizes):
             raise self._registration_error(f"its shape {sizes} varies, which {self.mimetype} files cannot")
         shape: Shape = tuple(int(size) for size in sizes)
         if shape == (1,) and self.join_method == "stack":
             shape = ()
-        multiplier = self.parameters.get("multiplier")
+        multiplier = self._multiplier
         if not multiplier:
             return shape
         self.metadata["frame_per_point"] = multiplier
         frame = shape[1:] if shape[:1] in {(1,), (multiplier,)} else shape
-        return (int(multiplier), *frame)
+        return (multiplier, *frame)
 
     def _data_type(self) -> dict[str, Any]:
         """Return the type of the elements in Tiled's form; float64 if the descriptor declares none."""
@@ -310,6 +311,11 @@ def _chunk_sizes(total: int, step: int, repeat: int = 1) -> Shape:
     """Split `total` into pieces of at most `step`; return the pieces, repeated `repeat` times, or (0,) if none."""
     rest = total % step
     return ((step,) * (total // step) + (rest,) * (rest > 0)) * repeat or (0,)
+
+
+def _spelled_alike(name: str, value: Any) -> Any:
+    """Return a parameter in one of the spellings that mean the same; None for what counts as absent."""
+    return dataset_path(value) if name == "dataset" and value else value or None
 
 
 def _is_size(value: Any) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar, Final, TypeAlias
+from urllib.parse import urlsplit
 
 import numpy
 from tiled.structures.array import ArrayStructure
@@ -16,7 +17,7 @@ from tiled.structures.core import StructureFamily
 from tiled.structures.data_source import Asset, DataSource, Management
 
 from .._errors import DocumentError
-from ._frames import AnnouncedFrames, File, Region, as_range, file_of
+from ._frames import AnnouncedFrames, File, Region, as_integer, as_range, file_of
 
 Document: TypeAlias = Mapping[str, Any]
 
@@ -205,6 +206,21 @@ class Consolidator:
         files = next(reversed(self._files.values()), None)
         return self.uri if files is None else files.name(number)
 
+    def _text(self, parameters: Document, name: str) -> str:
+        """Return a parameter that is a text; "" if it is absent."""
+        value = parameters.get(name)
+        if value is not None and not isinstance(value, str):
+            raise self._registration_error(f"{name} is {value!r:.200}, which is no text")
+        return value or ""
+
+    def _size(self, name: str) -> int:
+        """Return a parameter that is a number of frames or files; 0 if it is absent."""
+        value = self.parameters.get(name)
+        size = 0 if value is None else as_integer(value)
+        if size is None or size < 0:
+            raise self._registration_error(f"{name} is {value!r:.200}, which is no number of frames or files")
+        return size
+
     def _registration_error(self, what: str) -> DocumentError:
         advice = "Correct the documents with patches of the RunNormalizer."
         return DocumentError(f"External data of {self.data_key!r} cannot be registered: {what}. {advice}")
@@ -266,14 +282,22 @@ class Consolidator:
             self._assets[uri] = {"data_uri": uri, **common, "num": len(self._assets)}
 
     def _check_uri(self, uri: str) -> None:
-        """Refuse the URI of a file that Tiled would look for under another name: it splits off queries and fragments.
+        """Refuse the URI of a file that Tiled would look for under another name.
 
-        Tiled does not decode a URI either, which is noted, because the name may be meant as it is.
+        Tiled splits off queries and fragments, and leaves out line breaks. It neither decodes a URI nor looks at its
+        host, which is noted, because the name may be meant as it is, and both hosts may have the same files.
         """
-        if not uri.startswith("file:"):
+        try:
+            parts = urlsplit(uri)
+        except ValueError as error:
+            raise self._registration_error(f"{uri!r} is no URI ({error})") from error
+        if parts.scheme != "file":
             return
-        if "#" in uri or "?" in uri:
-            raise self._registration_error(f"{uri} has a '#' or '?', and Tiled opens the file named before it")
+        if not uri.endswith(parts.path):
+            what = f"{uri!r} has a '#', a '?' or a control character"
+            raise self._registration_error(f"{what}, and Tiled would open {parts.path!r}")
+        if parts.netloc not in {"", "localhost"}:
+            self._add_note(f"Tiled looks on its own host for the files that its documents name on {parts.netloc!r}.")
         if quoted := _QUOTED.search(uri):
             self._add_note(f"Tiled takes {quoted[0]!r} in its URIs for a part of the file's name.")
 

@@ -105,6 +105,7 @@ class Fold:
             guessed_types=self._normalizer.guessed_types,
             consolidators=options.plugins.load_consolidators(),
             column_types=column_types,
+            keeps_stream=options.streams.keeps,
         )
 
     @classmethod

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 Shape: TypeAlias = tuple[int, ...]
+
+_FILE_URI: Final = re.compile(r"file:(?://([^/]*))?(?=/|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,19 @@ File: TypeAlias = tuple[str, ...]
 def file_of(stream_resource: Mapping[str, Any]) -> File:
     """Return what tells the file of a StreamResource from others. Several resources may name one file."""
     parameters = stream_resource["parameters"]
-    return stream_resource["uri"], *(str(parameters.get(name, "")) for name in ("dataset", "template", "filename"))
+    others = (str(parameters.get(name, "")) for name in ("template", "filename"))
+    return stream_resource["uri"], dataset_path(parameters.get("dataset", "")), *others
+
+
+def dataset_path(text: Any) -> str:
+    """Return the path of a dataset in its file, in the only spelling without needless slashes."""
+    return "/".join(part for part in str(text).split("/") if part)
+
+
+def plain_uri(uri: str) -> str:
+    """Return the URI of a file in one spelling: its scheme and host may be spelled in several ways. Keep other URIs."""
+    found = _FILE_URI.match(uri)
+    return uri if found is None else f"file://{(found[1] or 'localhost').lower()}{uri[found.end() :]}"
 
 
 def as_integer(value: Any) -> int | None:

@@ -18,13 +18,14 @@ class _HDF5Dataset(ArrayConsolidator):
     def adapter_parameters(self) -> dict[str, Any]:
         """Return the path of the dataset in the files, the selection of rows, and the options to open the files."""
         given = self.parameters
-        if not given.get("dataset"):
+        dataset = self._text(given, "dataset")
+        if not dataset:
             raise self._registration_error("its StreamResource has no 'dataset' among its parameters")
         optional = {name: given[name] for name in ("slice", "squeeze") if given.get(name)}
         if selected := self._combined_slice(self.selected_rows()):
             optional["slice"] = selected
         swmr, locking = given.get("swmr", True), given.get("locking")
-        return {"dataset": given["dataset"], **optional, "swmr": swmr, "locking": locking}
+        return {"dataset": dataset, **optional, "swmr": swmr, "locking": locking}
 
     def _combined_slice(self, rows: str | list[int] | None) -> str | list[int] | None:
         """Return the adapter's `slice`: the selected rows combined with the `slice` that the documents request."""

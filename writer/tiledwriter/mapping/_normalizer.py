@@ -442,7 +442,7 @@ class RunNormalizer:
             parameters = {**(doc["resource_kwargs"] or {}), "spec": spec}
             if spec in _DATASETS:
                 parameters["dataset"] = parameters.get("dataset") or _DATASETS[spec]
-        if multiplier := parameters.pop("frame_per_point", None):
+        if (multiplier := parameters.pop("frame_per_point", None)) is not None:
             parameters["multiplier"] = multiplier
         if mimetype == _HDF5:
             dataset = parameters.pop("dataset", "")

@@ -17,7 +17,8 @@ from ._array_consolidator import ArrayConsolidator
 from ._columnar import EventBatch
 from ._consolidator import Consolidator
 from ._consolidators import consolidator_for
-from ._frames import AnnouncedFrames, Region, as_integer, as_range, file_of
+from ._dtypes import declared_dtype
+from ._frames import AnnouncedFrames, Region, as_integer, as_range, file_of, plain_uri
 from ._operations import (
     Audit,
     CloseStream,
@@ -259,6 +260,8 @@ class RunWriter:
         Consolidator classes by mimetype, which take precedence over those of this package.
     column_types
         Column types by `(stream, data key)` that an earlier fold of the run found necessary; see `too_narrow`.
+    keeps_stream
+        Called with the name of a stream; whether the writer gets its documents.
 
     Attributes
     ----------
@@ -275,6 +278,7 @@ class RunWriter:
         guessed_types: Collection[tuple[str, str]] = frozenset(),
         consolidators: Mapping[str, type[Consolidator]] | None = None,
         column_types: Mapping[tuple[str, str], str] | None = None,
+        keeps_stream: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self.notes: list[str] = []
         self.flush_due = False
@@ -282,6 +286,7 @@ class RunWriter:
         self._guessed_types = guessed_types
         self._consolidators = consolidators
         self._column_types = column_types or {}
+        self._keeps_stream = keeps_stream
         self._path = ""
         self._access_tags: tuple[str, ...] | None = None
         self._streams: dict[str, Stream] = {}
@@ -547,6 +552,7 @@ class RunWriter:
         return []
 
     def _stream_resource(self, document: Mapping[str, Any]) -> list[Operation]:
+        document = {**document, "uri": plain_uri(document["uri"])}
         self._resources[document["uid"]] = document
         return self._end_waiting(document["uid"])
 
@@ -609,7 +615,7 @@ class RunWriter:
             return [RegisterExternal(external.path, external.registered, {}, self._access_tags)]
         if resource["mimetype"] != external.mimetype:
             raise DocumentError(f"Files of {resource['mimetype']} follow files of {external.mimetype}.")
-        if any(described.get(field) != external.described.get(field) for field in _LAYOUT):
+        if described is not external.described and not _layouts_equal(described, external.described):
             raise DocumentError("A further descriptor gives its frames another shape or type.")
         known = external.resources.get(resource["uid"])
         if known is not resource:
@@ -652,11 +658,16 @@ class RunWriter:
 
     def _note_missing_events(self, counts: Any) -> None:
         """Note the streams of which the stop document counts more events than came. After a rewind, it counts fewer."""
-        for name, stream in self._streams.items():
-            counted = as_integer(counts.get(name)) if isinstance(counts, Mapping) else None
-            if counted is None or (stream.left_out and not stream.internal.rows):
+        for name, count in counts.items() if isinstance(counts, Mapping) else ():
+            stream, counted = self._streams.get(name), as_integer(count)
+            if counted is None or not self._keeps_stream(name):
                 continue
-            came = stream.internal.rows or max((data.consolidator.rows for data in stream.external.values()), default=0)
+            came = 0
+            if stream is not None:
+                if stream.left_out and not stream.internal.rows:
+                    continue
+                external = (data.consolidator.rows for data in stream.external.values())
+                came = stream.internal.rows or max(external, default=0)
             if came < counted:
                 self.note(
                     f"Stream {name!r}: {_format_count(counted, 'event')} in the count of the stop document, of which "
@@ -672,6 +683,7 @@ class RunWriter:
         for stream in self._streams.values():
             operations += self._remove_unreadable_nodes(stream)
             operations += self._set_apart(stream)
+            self._note_missing_nodes(stream)
         operations += self._audit_operations()
         for stream in self._streams.values():
             stream.internal.note_changes()
@@ -689,8 +701,19 @@ class RunWriter:
         operations: list[Operation] = []
         for key in [key for key, problem in problems.items() if problem]:
             operations.append(RemoveNode(stream.external.pop(key).path))
+            stream.left_out.add(key)
             self.note(f"Stream {stream.name!r}: the frames of {key!r} are left out. {problems[key]}")
         return operations
+
+    def _note_missing_nodes(self, stream: Stream) -> None:
+        """Note the external data keys of which nothing came: neither files nor, in the events, values."""
+        in_events = {source.key for table in stream.internal.tables for source in table.sources}
+        present = in_events | stream.external.keys() | stream.left_out
+        for key, described in stream.data_keys.items():
+            if stream.documents and "external" in described and key not in present:
+                self.note(
+                    f"Stream {stream.name!r}: external data key {key!r} has no node, because no frames of it came."
+                )
 
     def _set_apart(self, stream: Stream) -> list[Operation]:
         """Give separate dimensions to external data that does not have exactly one frame per event, in order.
@@ -755,6 +778,18 @@ def _values_equal(one: Any, other: Any) -> bool:
         return bool(one == other)
     except ValueError:
         # The values contain NumPy arrays, whose comparison has no single truth value.
+        return False
+
+
+def _layouts_equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two declarations of a data key give its frames the same shape and type, however spelled."""
+    shapes = [list(described.get("shape") or ()) for described in (one, other)]
+    types = [described.get("dtype_numpy") for described in (one, other)]
+    if shapes[0] != shapes[1] or _values_equal(*types):
+        return shapes[0] == shapes[1]
+    try:
+        return None not in types and declared_dtype(types[0]) == declared_dtype(types[1])
+    except (TypeError, ValueError):
         return False
 
 

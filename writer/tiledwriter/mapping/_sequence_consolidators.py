@@ -33,11 +33,12 @@ class SequenceConsolidator(ArrayConsolidator):
         self._check_shared_parameters(stream_resource)
         before, self.parameters = self.parameters, dict(stream_resource["parameters"])
         try:
+            files_per_datum = self._files_per_datum()
             self._add_resource_files(stream_resource)
         except DocumentError:
             self.parameters = before
             raise
-        self.files_per_datum = self._files_per_datum()
+        self.files_per_datum = files_per_datum
 
     def consume(self, stream_datum: Document) -> Region:
         """Add the rows of a StreamDatum and their files; return the region of the array that changes."""
@@ -83,10 +84,10 @@ class SequenceConsolidator(ArrayConsolidator):
         return {"chunks": [[1] * len(self._assets), *([[frames]] if frames > 1 else []), *inner]}
 
     def _file_template(self) -> str:
-        template = self.parameters.get("template")
+        template = self._text(self.parameters, "template")
         if not template:
             raise self._registration_error("its StreamResource has no 'template' among its parameters")
-        return compile_template(template, self.parameters.get("filename") or "")
+        return compile_template(template, self._text(self.parameters, "filename"))
 
     def _add_resource_files(self, stream_resource: Document) -> None:
         self._add_numbered_files(stream_resource, self._file_template())
@@ -111,15 +112,15 @@ class SequenceConsolidator(ArrayConsolidator):
 
     def _files_per_datum(self) -> int:
         frames = self.datum_shape[0] if self.datum_shape else 1
-        return int(self.parameters.get("files_per_datum") or max(frames // self._derive_frames_per_file(), 1))
+        return self._size("files_per_datum") or max(frames // self._derive_frames_per_file(), 1)
 
     def _derive_frames_per_file(self) -> int:
         """Return the number of steps along a datum's first axis in one file."""
         datum, chunk = self.datum_shape, self.chunk_shape
         if not datum:
             return 1
-        if explicit := self.parameters.get("files_per_datum"):
-            return max(datum[0] // int(explicit), 1)
+        if explicit := self._size("files_per_datum"):
+            return max(datum[0] // explicit, 1)
         if self.join_method == "concat":
             return chunk[0]
         if self.metadata.get("frame_per_point"):
@@ -146,7 +147,7 @@ class NPYConsolidator(SequenceConsolidator):
     mimetypes = frozenset({"multipart/related;type=application/x-npy"})
 
     def _file_template(self) -> str:
-        return compile_template("%s_%d.npy", self.parameters.get("filename") or "")
+        return compile_template("%s_%d.npy", self._text(self.parameters, "filename"))
 
     def _chunk_shape(self) -> Shape:
         frame = tuple(self._described.get("shape") or ())

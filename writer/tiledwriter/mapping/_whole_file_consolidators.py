@@ -79,7 +79,7 @@ class BytesConsolidator(Consolidator):
 
     def add_resource(self, stream_resource: Document) -> None:
         """Add the file or files of another resource."""
-        template, filename = (stream_resource["parameters"].get(name) or "" for name in ("template", "filename"))
+        template, filename = (self._text(stream_resource["parameters"], name) for name in ("template", "filename"))
         self._add_numbered_files(stream_resource, compile_template(template, filename))
 
     def consume(self, stream_datum: Document) -> Region:
