@@ -105,7 +105,7 @@ class StreamNames:
     def declare(self, data_keys: Mapping[str, Mapping[str, Any]]) -> None:
         """Reserve the names of a descriptor's data keys, and node names for those with external data."""
         self._keys |= data_keys.keys()
-        for key in [key for key, data_key in data_keys.items() if "external" in data_key]:
+        for key in [key for key, data_key in data_keys.items() if data_key.get("external")]:
             if key not in self._external:
                 self._external[key] = self._free_name(key, node_key(key), self._is_free)
                 self._taken.add(self._external[key])
@@ -113,7 +113,7 @@ class StreamNames:
     def name_for_files(self, key: str) -> str:
         """Return the name of the node for a data key's files."""
         if key not in self._external:
-            self.declare({key: {"external": ""}})
+            self.declare({key: {"external": "STREAM:"}})
         self._used.add(key)
         return self._note_renaming(key, self._external[key])
 

@@ -127,10 +127,18 @@ def test_types_derived_from_the_json_type_are_listed_as_guesses() -> None:
     assert normalizer.guessed_types == {("primary", "x"), ("primary", "time_")}
 
 
-def test_a_shape_of_none_is_that_of_a_scalar_and_external_is_a_text() -> None:
-    modern = data_key(dtype="number", shape=None, external=None)
-    assert modern["external"] == ""
-    assert modern["shape"] == ()
+def test_a_shape_of_none_is_that_of_a_scalar() -> None:
+    assert data_key(dtype="number", shape=None)["shape"] == ()
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_a_key_whose_external_is_empty_has_its_data_in_the_events(nothing: str | None) -> None:
+    normalizer = RunNormalizer()
+    keys = {"s": {**NUMBER, "dtype": "string", "external": nothing}}
+    modern = normalize([START, descriptor(keys), event(1, {"s": "a"}), STOP], normalizer)
+    assert "external" not in of("descriptor", modern)[0]["data_keys"]["s"]
+    assert of("event", modern)[0]["data"] == {"s": "a"}
+    assert normalizer.notes == []
 
 
 def test_what_further_descriptors_say_again_is_kept_once() -> None:

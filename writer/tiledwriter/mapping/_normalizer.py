@@ -265,7 +265,7 @@ class RunNormalizer:
                     keys[name]["object_name"] = owner
         if modern.get("configuration"):
             modern["configuration"] = _modern_configuration(modern["configuration"], modern)
-        external = frozenset(name for name, key in keys.items() if "external" in key)
+        external = frozenset(name for name, key in keys.items() if key.get("external"))
         stream = _Stream(modern["name"], frozenset(keys) - external, external, renamed)
         # Most further descriptors of a stream have the same data keys, which then are stored only once.
         if self._latest_streams_by_name.get(stream.name) != stream:
@@ -721,9 +721,10 @@ def _modern_data_key(name: str, key: Document, descriptor: Document) -> dict[str
         dtype = _DTYPES.get(modern["dtype"])
     if dtype:
         modern["dtype_numpy"] = dtype
-    for field, nothing in (("shape", ()), ("external", "")):
-        if field in modern and modern[field] is None:
-            modern[field] = nothing
+    if modern.get("shape", ()) is None:
+        modern["shape"] = ()
+    if not modern.get("external"):
+        modern.pop("external", None)
     return modern
 
 

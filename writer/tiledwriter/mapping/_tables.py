@@ -362,7 +362,7 @@ class InternalData:
         self._names.declare(data_keys)
         for key in [key for key in data_keys if key not in self._data_keys]:
             self._data_keys[key] = data_keys[key]
-            if self.tables and "external" not in data_keys[key]:
+            if self.tables and not data_keys[key].get("external"):
                 self.too_narrow[key + _DECLARED_LATER_SUFFIX] = json.dumps(to_json(data_keys[key], _ignore_note))
 
     def add(self, event: Mapping[str, Any]) -> None:
@@ -447,7 +447,7 @@ class InternalData:
             self._note(f"{self._stream_name}: sequence numbers and times both run backwards; rows may be out of order.")
 
     def _plan_tables(self, data: Mapping[str, Any]) -> None:
-        declared = [key for key, data_key in self._data_keys.items() if "external" not in data_key]
+        declared = [key for key, data_key in self._data_keys.items() if not data_key.get("external")]
         keys = list(dict.fromkeys([*declared, *data]))
         self._keys = frozenset(keys)
         self._new_table(

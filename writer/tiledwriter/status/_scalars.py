@@ -182,7 +182,7 @@ class _ScalarReader:
 
 
 def _is_scalar(data_key: Mapping[str, Any]) -> bool:
-    return data_key.get("dtype") in {"number", "integer"} and not data_key.get("shape") and "external" not in data_key
+    return data_key.get("dtype") in {"number", "integer"} and not data_key.get("shape") and not data_key.get("external")
 
 
 def _number(value: Any) -> float | None:
