@@ -117,6 +117,10 @@ class StreamNames:
         self._used.add(key)
         return self._note_renaming(key, self._external[key])
 
+    def has_files(self, key: str) -> bool:
+        """Return whether there is a node for a data key's files."""
+        return key in self._used
+
     def name_for_values(self, key: str, *, as_column: bool) -> tuple[str, str]:
         """Return the names of the column or node for a data key's values, and of the column for their timestamps."""
         if key in self._external and key not in self._used:

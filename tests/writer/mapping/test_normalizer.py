@@ -308,6 +308,15 @@ def test_data_in_place_of_a_datum_id_is_kept_as_internal_data() -> None:
     assert normalizer.notes == ["Stream 'primary': external data key 'img' has data in events; it is kept as such."]
 
 
+def test_none_in_place_of_a_datum_id_is_no_data_and_holds_nothing_up() -> None:
+    normalizer = RunNormalizer()
+    documents = [descriptor({"img": IMAGE}), resource(), event(1, {"img": None}), datum("d"), event(2, {"img": "d"})]
+    modern = normalize([START, *documents], normalizer)
+    assert [doc["data"] for doc in of("event", modern)] == [{}, {}]
+    assert rows(modern) == [(0, 1)]
+    assert normalizer.notes == []
+
+
 def test_a_key_that_no_descriptor_mentions_costs_a_note() -> None:
     normalizer = RunNormalizer()
     modern = normalize([descriptor({"x": NUMBER}), event(1, {"x": 1, "stray": 2})], normalizer)

@@ -43,6 +43,14 @@ def fold(documents, *, flush_every=0, abandon=False):
     return operations + (writer.abandon() if abandon else writer.flush())
 
 
+def fold_with(documents, column_types):
+    """The writer that has folded a run's documents with these column types, and the operations."""
+    normalizer = RunNormalizer()
+    writer = RunWriter(guessed_types=normalizer.guessed_types, column_types=column_types)
+    modern = [pair for name, document in documents for pair in normalizer(name, document)]
+    return writer, [operation for name, document in modern for operation in writer(name, document)]
+
+
 def kinds(operations):
     return [type(operation).__name__ for operation in operations]
 
@@ -795,3 +803,28 @@ def test_no_two_streams_have_one_node():
 def test_one_access_tag_may_be_a_text():
     (container,) = RunWriter()("start", {"uid": "r", "time": 0.0, "tiled_access_tags": "public"})
     assert container.access_tags == ("public",)
+
+
+def test_images_that_come_in_events_after_files_get_a_node_beside_that_of_the_files(run):
+    key = {"dtype": "array", "dtype_numpy": "<f8", "shape": [2], "source": "test", "external": "FILESTORE:"}
+    stream = run.compose_descriptor(name="primary", data_keys={"cam": key})
+    resource = run.compose_resource(spec="AD_HDF5", root="/", resource_path="a.h5", resource_kwargs={})
+    datum = resource.compose_datum({"point_number": 0})
+    data = [datum["datum_id"], [1.0, 2.0]]
+    first, second = [
+        stream.compose_event(data={"cam": value}, timestamps={"cam": 1.0}, filled={"cam": not isinstance(value, str)})
+        for value in data
+    ]
+    documents = [
+        *(("start", run.start_doc), ("descriptor", stream.descriptor_doc), ("resource", resource.resource_doc)),
+        *(("datum", datum), ("event", first), ("event", second), ("stop", run.compose_stop())),
+    ]
+    path = f"{run.start_doc['uid']}/primary"
+
+    writer, operations = fold_with(documents, {})
+    assert [operation.path for operation in operations if isinstance(operation, RegisterExternal)] == [f"{path}/cam"]
+    writer, operations = fold_with(documents, writer.too_narrow)
+    assert writer.too_narrow == {}
+    assert [operation.path for operation in operations if isinstance(operation, RegisterExternal)] == [f"{path}/cam"]
+    assert rows(operations, f"{path}/internal")["cam_"] == [None, [1.0, 2.0]]
+    assert not any("neither declared" in note for note in writer.notes)

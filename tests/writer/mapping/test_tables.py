@@ -474,6 +474,28 @@ def test_keys_of_a_further_descriptor_get_columns_and_nodes_of_all_events():
     assert "'n' has integers beyond 2**53 and missing values" in large
 
 
+@pytest.mark.parametrize("further", [{}, {"cam": NUMBER}])
+def test_values_of_an_external_key_that_come_in_later_events_get_a_column(further):
+    events = [event(1, {"x": 0.5}), event(2, {"x": 1.5, "cam": 5.0}), event(3, {"x": 2.5, "cam": 6.0})]
+
+    def folded(types):
+        notes = []
+        writer = internal({"x": NUMBER, "cam": {**NUMBER, "external": "STREAM:"}}, notes, column_types=types)
+        writer.add(events[0])
+        writer.declare({"x": NUMBER, **further})
+        for document in events[1:]:
+            writer.add(document)
+        operations = writer.flush()
+        writer.note_changes()
+        assert notes == []
+        return operations, writer.too_narrow
+
+    _, types = folded({})
+    operations, more = folded(types)
+    assert more == {}
+    assert table(operations)["cam"] == [None, 5.0, 6.0]
+
+
 def test_keys_that_are_declared_before_the_first_event_need_nothing_else():
     writer = internal({"x": NUMBER}, [])
     writer.declare({"y": NUMBER})

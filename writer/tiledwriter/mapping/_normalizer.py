@@ -290,7 +290,7 @@ class RunNormalizer:
         self.emit("event", modern)
         if len(modern["data"]) < len(data):
             for key in data:
-                if key in stream.external and key not in internal:
+                if key in stream.external and key not in internal and data[key] is not None:
                     self._queue_reference(
                         _Reference(data[key], stream.name, key, modern["descriptor"], modern["seq_num"])
                     )
@@ -414,7 +414,7 @@ class RunNormalizer:
                 self._add_note(
                     f"Stream '{stream.name}': data key '{key}' is not in the descriptor; its data is left out."
                 )
-            elif key not in internal and key in stream.external and not isinstance(value, str):
+            elif key not in internal and key in stream.external and value is not None and not isinstance(value, str):
                 self._add_note(
                     f"Stream '{stream.name}': external data key '{key}' has data in events; it is kept as such."
                 )

@@ -289,8 +289,8 @@ class InternalData:
     too_narrow
         What the next fold must do otherwise, by data key, as a word that the journal keeps: a wider column type, such
         as "float64" or "list<float64>"; "text" for a column of JSON in place of an array; `ARRAY` and a NumPy type for
-        an array of that type. Under a key with the suffix `_DECLARED_LATER_SUFFIX` it is the entry of a further
-        descriptor, as JSON.
+        an array of that type. Under a key with the suffix `_DECLARED_LATER_SUFFIX` it is the entry, as JSON, of a data
+        key that a further descriptor declares, or that was declared external before values came in events.
     pending_bytes
         The size, in bytes, of the array rows not flushed yet, missing arrays included.
     """
@@ -313,12 +313,16 @@ class InternalData:
         self.pending_bytes = 0
         self._path = path
         self._stream_name = f"Stream {path.rpartition('/')[2]!r}"
-        self._data_keys: dict[str, Mapping[str, Any]] = {**data_keys, **_declared_later(column_types or {})}
+        later = _declared_later(column_types or {})
+        self._data_keys: dict[str, Mapping[str, Any]] = {**data_keys, **later}
         self._guessed = guessed
         self._max_array_size = max_array_size
         self._column_types = column_types or {}
         self._names = names or StreamNames(self._stream_name, note)
         self._names.declare(self._data_keys)
+        for key in [key for key, data_key in later.items() if data_key.get("external")]:
+            self._names.name_for_files(key)
+        self._internal_later = frozenset(later)
         self._access_tags = access_tags
         self._note = note
         self._keys: frozenset[str] = frozenset()
@@ -356,14 +360,28 @@ class InternalData:
     def declare(self, data_keys: Mapping[str, Mapping[str, Any]]) -> None:
         """Add the data keys of a further descriptor.
 
-        If there are events already, the tables have no columns for new data keys. Therefore, `too_narrow` gets an
-        entry for each, with the descriptor's entry for the data key as JSON.
+        If there are events already, the tables have no columns for new data keys, and none for those that were external
+        before. Therefore, `too_narrow` gets an entry for each.
         """
         self._names.declare(data_keys)
-        for key in [key for key in data_keys if key not in self._data_keys]:
-            self._data_keys[key] = data_keys[key]
-            if self.tables and not data_keys[key].get("external"):
-                self.too_narrow[key + _DECLARED_LATER_SUFFIX] = json.dumps(to_json(data_keys[key], _ignore_note))
+        for key, data_key in data_keys.items():
+            is_internal = not data_key.get("external")
+            if key not in self._data_keys or (is_internal and self._data_keys[key].get("external")):
+                self._data_keys[key] = data_key
+            if self.tables and is_internal and key not in self._keys:
+                self._plan_later(key)
+
+    def _plan_later(self, key: str) -> None:
+        """Have the next fold plan a column or an array node for the values of a declared data key.
+
+        Its entry in `too_narrow` is `external` only if there is a node for the key's files, which keeps its name.
+        """
+        if (later := key + _DECLARED_LATER_SUFFIX) in self.too_narrow:
+            return
+        entry = {field: value for field, value in self._data_keys[key].items() if field != "external"}
+        if self._names.has_files(key):
+            entry["external"] = "STREAM:"
+        self.too_narrow[later] = json.dumps(to_json(entry, _ignore_note))
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Add one event document."""
@@ -392,7 +410,11 @@ class InternalData:
 
     def _look_for_unknown(self, data: Mapping[str, Any]) -> None:
         if not data.keys() <= self._keys:
-            self._unknown.update(data.keys() - self._keys)
+            for key in data.keys() - self._keys:
+                if key in self._data_keys:
+                    self._plan_later(key)
+                else:
+                    self._unknown.add(key)
 
     def flush(self) -> list[Operation]:
         """Return the operations for the events since the last flush."""
@@ -447,7 +469,11 @@ class InternalData:
             self._note(f"{self._stream_name}: sequence numbers and times both run backwards; rows may be out of order.")
 
     def _plan_tables(self, data: Mapping[str, Any]) -> None:
-        declared = [key for key, data_key in self._data_keys.items() if not data_key.get("external")]
+        declared = [
+            key
+            for key, data_key in self._data_keys.items()
+            if not data_key.get("external") or key in self._internal_later
+        ]
         keys = list(dict.fromkeys([*declared, *data]))
         self._keys = frozenset(keys)
         self._new_table(
@@ -691,7 +717,7 @@ def _type_name(kind: type) -> str:
 
 
 def _declared_later(column_types: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Return the data keys that an earlier fold found in further descriptors."""
+    """Return the data keys whose values an earlier fold found when the tables had been planned without them."""
     later = {key: text for key, text in column_types.items() if key.endswith(_DECLARED_LATER_SUFFIX)}
     return {key.removesuffix(_DECLARED_LATER_SUFFIX): json.loads(text) for key, text in later.items()}
 
