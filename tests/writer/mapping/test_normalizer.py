@@ -141,6 +141,35 @@ def test_a_key_whose_external_is_empty_has_its_data_in_the_events(nothing: str |
     assert normalizer.notes == []
 
 
+@pytest.mark.parametrize("untyped", [{}, {"dtype": None}])
+def test_a_data_key_without_a_json_type_is_kept_as_it_is(untyped: dict[str, Any]) -> None:
+    key = {"source": "sim", "shape": [], **untyped}
+    _, doc = descriptor({"x": key}, configuration={"dev": {"data_keys": {"gain": key}}})
+    modern = one("descriptor", doc)
+    assert modern["data_keys"]["x"] == modern["configuration"]["dev"]["data_keys"]["gain"] == key
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("object_keys", {"dev": None}), ("object_keys", {"dev": "time"}), ("object_keys", {"dev": [["time"], None]})),
+        *(("hints", {"dev": None}), ("hints", {"dev": {"fields": None}}), ("hints", {"dev": {"fields": [["time"]]}})),
+        *(("hints", ["time"]), ("configuration", {"dev": {"data_keys": None}})),
+        *(("configuration", {"dev": {"data_keys": {"gain": None}}}), ("configuration", {"dev": {"data_keys": ["a"]}})),
+        ("configuration", {"dev": {"data_keys": {"gain": {"dtype": ["number"]}}}}),
+        *(("configuration", {"dev": {"data_keys": {"gain": {"dtype_descr": 5}}}}), ("configuration", {"dev": None})),
+    ],
+)
+def test_a_part_of_a_descriptor_of_the_wrong_type_costs_only_that_part(field: str, value: Any) -> None:
+    normalizer = RunNormalizer()
+    documents = [descriptor({"time": NUMBER}, **{field: value}), event(1, {"time": 1.0})]
+    modern, taken = normalize(documents, normalizer)
+    assert list(modern[1]["data_keys"]) == ["time_"]
+    assert taken[1]["data"] == {"time_": 1.0}
+    unusable = field == "object_keys" and not isinstance(value["dev"], list)
+    assert any("the object keys of 'dev' are not a list of names" in note for note in normalizer.notes) == unusable
+
+
 def test_what_further_descriptors_say_again_is_kept_once() -> None:
     normalizer = RunNormalizer()
     for uid, keys in (("one", {"x": NUMBER}), ("same", {"x": NUMBER}), ("other", {"x": IMAGE})):
@@ -170,7 +199,7 @@ def test_reserved_data_keys_are_renamed_wherever_they_are_mentioned() -> None:
     described = descriptor(keys, object_keys={"clock": ["time", "x"], "n": ["seq_num"]}, hints=hints)
     [(_, modern)] = normalizer(*described)
     assert list(modern["data_keys"]) == ["x", "time_", "seq_num_"]
-    assert modern["object_keys"] == {"clock": ["x", "time_"], "n": ["seq_num_"]}
+    assert modern["object_keys"] == {"clock": ["time_", "x"], "n": ["seq_num_"]}
     assert modern["hints"] == {"clock": {"fields": ["time_", "x"]}, "other": {}}
     [(_, taken)] = normalizer(*event(7, {"time": 1, "x": 2, "seq_num": 3}, filled={"time": True}))
     assert taken["data"] == {"x": 2, "time_": 1, "seq_num_": 3}

@@ -7,7 +7,7 @@ import posixpath
 import re
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from enum import Enum
 from pathlib import PurePosixPath
 from typing import Any, Final, NamedTuple
@@ -258,13 +258,16 @@ class RunNormalizer:
         self.guessed_types |= {
             (modern["name"], name) for name, key in modern["data_keys"].items() if not declares_dtype(key)
         }
-        keys = modern["data_keys"] = _modern_data_keys(modern["data_keys"], modern)
+        keys = modern["data_keys"] = {name: _modern_data_key(key) for name, key in modern["data_keys"].items()}
         for owner, names in (modern.get("object_keys") or {}).items():
+            if not _is_list(names):
+                self._add_note(f"Stream '{modern['name']}': the object keys of '{owner}' are not a list of names.")
+                continue
             for name in names:
-                if name in keys:
+                if isinstance(name, str) and name in keys:
                     keys[name]["object_name"] = owner
         if modern.get("configuration"):
-            modern["configuration"] = _modern_configuration(modern["configuration"], modern)
+            modern["configuration"] = _modern_configuration(modern["configuration"])
         external = frozenset(name for name, key in keys.items() if key.get("external"))
         stream = _Stream(modern["name"], frozenset(keys) - external, external, renamed)
         # Most further descriptors of a stream have the same data keys, which then are stored only once.
@@ -687,38 +690,48 @@ def _rename_data_keys(descriptor: dict[str, Any], renamed: Mapping[str, str]) ->
     descriptor["data_keys"] = _without_reserved_names(keys, renamed)
     if descriptor.get("object_keys"):
         descriptor["object_keys"] = {
-            owner: list(_without_reserved_names(dict.fromkeys(names), renamed))
-            for owner, names in descriptor["object_keys"].items()
+            owner: _renamed_items(names, renamed) for owner, names in descriptor["object_keys"].items()
         }
-    if descriptor.get("hints"):
-        descriptor["hints"] = {owner: _renamed_hint(hint, renamed) for owner, hint in descriptor["hints"].items()}
+    if isinstance(hints := descriptor.get("hints"), Mapping):
+        descriptor["hints"] = {
+            owner: {**hint, "fields": _renamed_items(hint["fields"], renamed)}
+            if isinstance(hint, Mapping) and "fields" in hint
+            else hint
+            for owner, hint in hints.items()
+        }
 
 
-def _renamed_hint(hint: Document, renamed: Mapping[str, str]) -> Document:
-    return {**hint, "fields": [renamed.get(field, field) for field in hint["fields"]]} if "fields" in hint else hint
+def _renamed_items(names: Any, renamed: Mapping[str, str]) -> Any:
+    """Return a list of data keys with the new names; return anything else unchanged."""
+    if not _is_list(names):
+        return names
+    return [renamed.get(name, name) if isinstance(name, str) else name for name in names]
 
 
-def _modern_configuration(configuration: Document, descriptor: Document) -> dict[str, Any]:
-    return {
-        owner: {**part, "data_keys": _modern_data_keys(part["data_keys"], descriptor)} if "data_keys" in part else part
-        for owner, part in configuration.items()
-    }
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping)
 
 
-def _modern_data_keys(keys: Document, descriptor: Document) -> dict[str, dict[str, Any]]:
-    return {name: _modern_data_key(name, key, descriptor) for name, key in keys.items()}
+def _modern_configuration(configuration: Document) -> dict[str, Any]:
+    """Return a configuration with modern data keys; what is no data key remains unchanged, as it is only metadata."""
+    modern = dict(configuration)
+    for owner, part in configuration.items():
+        if isinstance(part, Mapping) and isinstance(keys := part.get("data_keys"), Mapping):
+            data_keys = {name: _modern_data_key(key) if isinstance(key, Mapping) else key for name, key in keys.items()}
+            modern[owner] = {**part, "data_keys": data_keys}
+    return modern
 
 
-def _modern_data_key(name: str, key: Document, descriptor: Document) -> dict[str, Any]:
+def _modern_data_key(key: Document) -> dict[str, Any]:
     """Return a copy of a data key that has its most precise declared type as `dtype_numpy`."""
     modern = dict(key)
     fields = modern.pop("dtype_descr", None)
     text = modern.pop("dtype_str", None)
-    dtype = [list(field) for field in fields or ()] or modern.get("dtype_numpy") or text
+    if _is_list(fields) and all(map(_is_list, fields)):
+        fields = [list(field) for field in fields]
+    dtype = fields or modern.get("dtype_numpy") or text
     if not dtype:
-        if "dtype" not in modern:
-            raise _document_error("descriptor", descriptor, f"has no 'dtype' for data key {name!r}")
-        dtype = _DTYPES.get(modern["dtype"])
+        dtype = _DTYPES.get(str(modern.get("dtype")))
     if dtype:
         modern["dtype_numpy"] = dtype
     if modern.get("shape", ()) is None:
