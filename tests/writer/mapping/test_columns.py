@@ -178,6 +178,20 @@ def test_numpy_scalars_and_arrays_of_one_value_are_values():
     assert stored([*values, "x"], "float64") == ([0.5, 1.5, 2.5, 3.5, 4.5, 5.0, None], [6])
 
 
+def test_an_array_of_one_is_its_value_however_deep_it_is_nested():
+    assert stored([[[2.5]], ((3.5,),), numpy.array([[[4.5]]]), [[1, 2]]], "float64") == ([2.5, 3.5, 4.5, None], [3])
+
+
+@pytest.mark.parametrize("type_name", ["float64", "string"])
+def test_a_ragged_list_in_a_column_of_single_values_is_not_an_error(type_name):
+    assert stored([[[1, 2], [3]]], type_name) == (([None], [0]) if type_name == "float64" else (["[[1, 2], [3]]"], []))
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("integer", "bool"), ("number", "bool"), ("string", "string")])
+def test_a_truth_value_makes_a_column_of_guessed_numbers_boolean_but_none_of_text(dtype, expected):
+    assert scalar_type({"dtype": dtype}, True, guessed=True) == expected
+
+
 def test_a_boolean_column_takes_zero_and_one_as_well():
     assert stored([True, 0, 1.0, numpy.bool_(True), 2, "yes"], "bool") == (
         [True, False, True, True, None, None],

@@ -242,6 +242,11 @@ def test_chunks_have_about_a_mebibyte_whatever_comes_first(shape, dtype, rows, b
     assert create.chunk_rows == rows
 
 
+def test_a_single_number_that_comes_nested_has_a_column():
+    operations = fold({"x": NUMBER}, [event(1, {"x": [[2.5]]}), event(2, {"x": [[[3.5]]]}), event(3, {"x": 3.0})])
+    assert table(operations)["x"] == [2.5, 3.5, 3.0]
+
+
 def test_images_are_nodes_whatever_their_size():
     key = {"dtype": "array", "dtype_numpy": "|u1", "shape": [2, 2], "source": "test"}
     operations = fold({"image": key}, [event(1, {"image": numpy.ones((2, 2), "u1")})], max_array_size=100)

@@ -64,16 +64,16 @@ def scalar_type(data_key: Mapping[str, Any], first: Any = None, *, guessed: bool
     first
         The first value, or None if there is none.
     guessed
-        Whether `dtype_numpy` was derived from the JSON type. If so, a boolean first value makes the column boolean,
-        because many devices declare booleans as "integer".
+        Whether `dtype_numpy` was derived from the JSON type. If so, a boolean first value makes a column of numbers
+        boolean, because many devices declare booleans as "integer".
     """
     kind = dtype_kind(data_key)
-    if guessed and isinstance(first, bool | numpy.bool_):
-        return "bool"
     json_type = _BY_JSON.get(str(data_key.get("dtype")), "string")
     declared = json_type if kind is None else _WIDEST_BY_KIND.get(kind, "string")
     if first is None or declared == "string":
         return declared
+    if guessed and isinstance(first, bool | numpy.bool_):
+        return "bool"
     return wider(declared, first) or "string"
 
 
@@ -198,13 +198,21 @@ def _arrow_takes(values: Sequence[Any], type_name: str) -> bool:
     return True
 
 
+def only_item(value: Any) -> Any:
+    """Return the only item of an array of one, however deep it is nested; return any other value unchanged."""
+    while isinstance(value, list | tuple) or (isinstance(value, numpy.ndarray) and value.ndim > 0):
+        if len(value) != 1:
+            break
+        value = value[0]
+    return value
+
+
 def _fit_scalar(value: Any, type_name: str) -> Any:
     """Convert a value to the column type; return None if the conversion would lose information."""
+    value = only_item(value)
     # `item` converts NumPy times of some units to integers.
     if isinstance(value, numpy.generic | numpy.ndarray) and value.ndim == 0 and value.dtype.kind not in "mM":
         value = value.item()
-    if isinstance(value, list | tuple | numpy.ndarray) and numpy.ndim(value) and len(value) == 1:
-        return _fit_scalar(value[0], type_name)
     if type_name == "string":
         return _fit_text(value)
     if isinstance(value, EXACT_NUMBERS):

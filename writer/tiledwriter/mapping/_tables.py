@@ -27,7 +27,7 @@ from ._arrays import (
     takes_lists,
 )
 from ._columnar import EventBatch, Values
-from ._columns import arrow_column, arrow_size, dtype_kind, exceeds_float, fit, list_type, scalar_type, wider
+from ._columns import arrow_column, arrow_size, dtype_kind, exceeds_float, fit, list_type, only_item, scalar_type, wider
 from ._dtypes import declared_dtype
 from ._operations import (
     AppendRows,
@@ -514,8 +514,8 @@ class InternalData:
         if isinstance(value, Mapping | numpy.void) or hasattr(value, "model_dump"):
             self._note(f"{self._stream_name}: {key!r} has records, which have no column type; they are stored as JSON.")
             return "string", "text"
-        if not is_array and key in self._data_keys and _is_sequence(value) and len(value) == 1:
-            value = value[0]
+        if not is_array and key in self._data_keys:
+            value = only_item(value)
         holds_arrays = is_array if value is None else _is_sequence(value)
         if holds_arrays:
             return self._assign_arrays(key, data_key, value)
