@@ -157,6 +157,11 @@ def test_a_ragged_nested_list_is_left_out_and_not_an_error(type_name):
     assert stored([[1, 2], [[1, 2], [3]]], type_name) == ([[1, 2], None], [1])
 
 
+def test_an_array_of_more_dimensions_is_left_out_of_a_list_column():
+    values = [[1, 2], [[1], [2]], numpy.ones((2, 2)), [[1, 2], [3, 4]], [numpy.ones(2)]]
+    assert stored(values, "list<int64>") == ([[1, 2], None, None, None, None], [1, 2, 3, 4])
+
+
 def test_what_is_no_list_is_left_out_of_a_list_column_but_for_single_numbers():
     assert stored(["ab", 5, b"cd", {"a": 1}, None, [1, "x"], (1, 2)], "list<int64>") == (
         [None, [5], None, None, None, None, [1, 2]],

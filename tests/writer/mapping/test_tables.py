@@ -266,6 +266,55 @@ def test_arrays_of_another_shape_than_the_first_keep_what_overlaps_and_are_noted
     assert any(note.startswith("Stream 'primary': 2 values of 'w'") for note in notes)
 
 
+@pytest.mark.parametrize(("dtype", "filler"), [("<u2", "0"), ("|b1", "False"), ("<U3", "empty text"), ("<f8", None)])
+def test_rows_of_an_array_node_that_events_lack_are_named_if_nothing_tells_them_from_others(dtype, filler):
+    given = numpy.ones(3).astype(dtype)
+    events = [event(n, {"w": given} if n == 1 else {}) for n in range(1, 15)]
+    notes = []
+    fold({"w": array_key(3, dtype)}, events, max_array_size=0, notes=notes, batches=(1, 2))
+    named = "seq_num 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, ..."
+    expected = (
+        f"Stream 'primary': 13 values of 'w' do not fit its type or are missing ({named}; the rows have {filler} where "
+        "nothing fits), and are not here as they were."
+    )
+    assert notes[1:] == ([expected] if filler else [])
+
+
+@pytest.mark.parametrize("later", [[[1.0, 2.0], [3.0, 4.0]], [[1.0, 2.0], [3.0]], numpy.ones((2, 3))])
+def test_a_list_column_in_which_arrays_of_more_dimensions_come_is_made_anew_of_json_text(later):
+    events = [event(1, {"w": [1.0, 2.0]}), event(2, {"w": later})]
+    writer = internal({"w": array_key(2)}, [])
+    for document in events:
+        writer.add(document)
+    writer.flush()
+    assert writer.too_narrow == {"w": "text"}
+    stored = table(fold({"w": array_key(2)}, events, column_types={"w": "text"}))["w"]
+    assert [json.loads(text) for text in stored] == [[1.0, 2.0], numpy.asarray(later, object).tolist()]
+
+
+def test_text_in_arrays_is_escaped_and_counted_as_in_columns():
+    values = [["ab\0", "c\0\0"], ["e\0x", "\ud800"], [b"ab", b"\xff"], numpy.array([b"ab", b"\xff"])]
+    notes = []
+    events = [event(n + 1, {"w": value}) for n, value in enumerate(values)]
+    for first in ("|S5", "|O"):
+        rows = array(fold({"w": array_key(2, first)}, events, notes=notes), "run/primary/w")
+        assert rows.tolist() == [["ab\\x00", "c\\x00\\x00"], ["e\\x00x", "\\ud800"], *[["ab", "\\xff"]] * 2]
+        assert notes[-1] == "Stream 'primary': 6 texts of 'w' have what Tiled does not take; it is escaped."
+        assert not any("do not fit" in note for note in notes)
+
+
+@pytest.mark.parametrize("value", [[b"ab", b"\xff"], numpy.array([b"ab", b"\xff"])])
+def test_bytes_that_are_no_text_may_come_first(value):
+    rows = array(fold({"w": array_key(2, "|S5")}, [event(1, {"w": value})]), "run/primary/w")
+    assert rows.tolist() == [["ab", "\\xff"]]
+
+
+def test_a_number_beside_text_in_an_array_is_noted():
+    notes = []
+    fold({"w": array_key(2, "<U5")}, [event(1, {"w": ["a", "b"]}), event(2, {"w": ["a", 1]})], notes=notes)
+    assert any("1 values of 'w' do not fit its type" in note for note in notes)
+
+
 def test_array_values_beyond_the_declared_type_are_noted():
     notes = []
     events = [event(1, {"w": [1, 2, 3]}), event(2, {"w": [1, 300, 3]})]

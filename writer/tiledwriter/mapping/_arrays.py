@@ -12,7 +12,8 @@ import numpy
 import numpy.typing
 
 from .._exact_numbers import EXACT_NUMBERS, loses_digits, nearest_float
-from ._columns import MAX_EXACT_INTEGER, dtype_kind, list_type
+from .._plain_text import text_of
+from ._columns import MAX_EXACT_INTEGER, dtype_kind, fit_text, list_type
 from ._dtypes import declared_dtype
 
 Array = numpy.typing.NDArray[Any]
@@ -69,13 +70,20 @@ def as_array(value: Any, declared: numpy.dtype[Any] | None = None) -> Array | No
         return None
     if array.ndim == 0 or array.dtype.kind not in _KINDS:
         return None
-    # NumPy converts numbers to text if the same list contains text.
-    if array.dtype.kind in "US" and not all(isinstance(item, str | bytes) for item in _flat_items(value)):
-        return None
-    return array
+    return array if array.dtype.kind != "U" or _is_text(value) else None
 
 
-def _to_numpy(value: Any, wanted: numpy.dtype[Any] | None, on_rounded: Callable[[], None] = lambda: None) -> Array:
+def _is_text(value: Any) -> bool:
+    """Return whether a value that NumPy takes for text has nothing but text: NumPy converts numbers beside text."""
+    return all(isinstance(item, str | bytes) for item in _flat_items(value))
+
+
+def _to_numpy(
+    value: Any,
+    wanted: numpy.dtype[Any] | None,
+    on_rounded: Callable[[], None] = lambda: None,
+    on_escaped: Callable[[int], None] = lambda _: None,
+) -> Array:
     """Convert a value to an array, with NaN for missing numbers and the nearest float for each exact number.
 
     Parameters
@@ -87,8 +95,12 @@ def _to_numpy(value: Any, wanted: numpy.dtype[Any] | None, on_rounded: Callable[
         list with small integers and integers of more than 63 bits to floats.
     on_rounded
         Called if the conversion loses digits.
+    on_escaped
+        Called with the number of texts that were escaped.
     """
     array = numpy.asarray(value)
+    if array.dtype.kind in "US":
+        return _text_array(_flat_items(value), array, on_escaped)
     if array.dtype.kind == "O":
         if any(map(loses_digits, array.flat)):
             on_rounded()
@@ -105,6 +117,15 @@ def _to_numpy(value: Any, wanted: numpy.dtype[Any] | None, on_rounded: Callable[
             return array
         return integers if numpy.array_equal(integers.astype(array.dtype), array) else array
     return array
+
+
+def _text_array(items: list[Any], array: Array, on_escaped: Callable[[int], None]) -> Array:
+    """Convert the items of an array of text or bytes as a text column does; NumPy would cut off final zero bytes."""
+    texts = [fit_text(item) for item in items]
+    given = [item if isinstance(item, bytes) else text_of(item).encode("utf-8", "surrogatepass") for item in items]
+    on_escaped(sum(text.encode() != before for text, before in zip(texts, given, strict=True)))
+    characters = max(array.dtype.itemsize // (4 if array.dtype.kind == "U" else 1), 1, *map(len, texts))
+    return numpy.array(texts, f"<U{characters}").reshape(array.shape)
 
 
 def _with_nan(array: Array) -> Array:
@@ -143,7 +164,7 @@ def stored_type(dtype: numpy.dtype[Any]) -> numpy.dtype[Any]:
 def _flat_items(value: Any) -> list[Any]:
     if isinstance(value, numpy.ndarray):
         return list(value.flat)
-    return [item for part in value for item in (_flat_items(part) if isinstance(part, list | tuple) else [part])]
+    return [item for part in value for item in _flat_items(part)] if isinstance(value, list | tuple) else [value]
 
 
 def declared_shape(data_key: Mapping[str, Any]) -> tuple[int, ...] | None:
@@ -183,7 +204,7 @@ def element_type(data_key: Mapping[str, Any], first: Array | None, *, guessed: b
     kind = None if declared is None else declared.kind
     if (first.dtype.kind if first is not None else kind) in ("U", "S"):
         width = declared.itemsize // 4 if declared is not None and declared.kind == "U" else 0
-        longest = 0 if first is None else first.astype("U").dtype.itemsize // 4
+        longest = 0 if first is None else first.dtype.itemsize // 4
         return numpy.dtype(f"<U{max(_MIN_CHARACTERS, width, 1 << max(2 * longest - 1, 0).bit_length())}")
     if declared is None or declared.kind in "US":
         return first.dtype if first is not None else numpy.dtype("<f8")
@@ -221,6 +242,8 @@ class InternalArray:
         Whether the operation that creates the node was emitted.
     rounded
         Number of arrays that lost digits.
+    escaped
+        Number of texts that were escaped.
     """
 
     key: str
@@ -233,6 +256,7 @@ class InternalArray:
     written: int = 0
     created: bool = False
     rounded: int = 0
+    escaped: int = 0
     _exceeds_float: bool = False
 
     @cached_property
@@ -280,7 +304,13 @@ class InternalArray:
             return None
         return common
 
-    def take_rows(self) -> tuple[Array, list[Any], str | None]:
+    @property
+    def filler(self) -> str:
+        """What a row has in place of values that are missing or do not fit, as text for notes."""
+        missing = {"f": "NaN", "c": "NaN", "m": "NaT", "M": "NaT", "b": "False", "U": "empty text"}
+        return missing.get(self.dtype.kind, "0")
+
+    def take_rows(self) -> tuple[Array, list[int], str | None]:
         """Remove the pending rows and return them.
 
         Returns
@@ -288,18 +318,19 @@ class InternalArray:
         rows
             The rows as one array.
         misfits
-            The values that do not fit the shape or the type of the node.
+            The positions of the rows whose values are missing or do not fit the shape or the type of the node. Missing
+            values count only if nothing in the row tells them from others.
         needed
             A type that holds the first misfit for which `column_for` finds one; None if there is none.
         """
         rows = numpy.zeros((len(self.pending), *self.shape), self.dtype)
-        misfits = []
+        misfits: list[int] = []
         needed: str | None = None
         # NumPy warns about NaN in integer rows, which is reported as a misfit instead.
         with numpy.errstate(invalid="ignore"):
-            for row, value in zip(rows, self.pending, strict=True):
+            for position, (row, value) in enumerate(zip(rows, self.pending, strict=True)):
                 if not self._fill_row(row, value):
-                    misfits.append(value)
+                    misfits.append(position)
                     needed = needed or self.column_for(value, lists=self.lists)
                 elif self.dtype.kind in "iu" and self.dtype.itemsize == 8 and not self._exceeds_float:
                     self._exceeds_float = bool((row > MAX_EXACT_INTEGER).any() or (row < -MAX_EXACT_INTEGER).any())
@@ -312,7 +343,7 @@ class InternalArray:
         if value is ABSENT:
             return self.dtype.kind in "fcmM"
         try:
-            array = _to_numpy(value, self.dtype, self._count_rounded)
+            array = _to_numpy(value, self.dtype, self._count_rounded, self._count_escaped)
             # A waveform of one number may come as a scalar.
             if array.ndim == 0 and value is not None and len(self.shape) == 1:
                 array = array.reshape(1)
@@ -328,10 +359,13 @@ class InternalArray:
         # A missing value is better than a wrong number. Truncated text is kept.
         if not same and self.dtype.kind != "U":
             row[...] = self._missing_value
-        return same and array.shape == self.shape
+        return same and array.shape == self.shape and (self.dtype.kind != "U" or _is_text(value))
 
     def _count_rounded(self) -> None:
         self.rounded += 1
+
+    def _count_escaped(self, count: int) -> None:
+        self.escaped += count
 
     @property
     def _missing_value(self) -> Any:

@@ -207,6 +207,13 @@ def only_item(value: Any) -> Any:
     return value
 
 
+def is_nested(value: Any) -> bool:
+    """Return whether a value is an array of more than one dimension, or a list that has lists in it."""
+    if isinstance(value, numpy.ndarray):
+        return value.ndim > 1
+    return isinstance(value, list | tuple) and not {list, tuple, numpy.ndarray}.isdisjoint(map(type, value))
+
+
 def _fit_scalar(value: Any, type_name: str) -> Any:
     """Convert a value to the column type; return None if the conversion would lose information."""
     value = only_item(value)
@@ -214,7 +221,7 @@ def _fit_scalar(value: Any, type_name: str) -> Any:
     if isinstance(value, numpy.generic | numpy.ndarray) and value.ndim == 0 and value.dtype.kind not in "mM":
         value = value.item()
     if type_name == "string":
-        return _fit_text(value)
+        return fit_text(value)
     if isinstance(value, EXACT_NUMBERS):
         return _fit_exact_number(value, type_name)
     if not isinstance(value, bool | int | float):
@@ -237,7 +244,8 @@ def _fit_exact_number(value: ExactNumber, type_name: str) -> Any:
     return _fit_scalar(integer, type_name)
 
 
-def _fit_text(value: Any) -> str:
+def fit_text(value: Any) -> str:
+    """Return any value as text that Tiled takes: what is not Unicode, and zero bytes, are escaped."""
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else text_of(value)
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
@@ -253,18 +261,14 @@ def _exact_float(value: Any) -> float | None:
 def _fit_list(value: Any, type_name: str) -> list[Any] | None:
     """Convert a value to one row of a list column; return None if the conversion would lose information.
 
-    Multi-dimensional arrays are flattened. In float columns, missing numbers become NaN.
+    In float columns, missing numbers become NaN.
     """
+    if is_nested(value):
+        return None
     if isinstance(value, numpy.ndarray):
         value = value.ravel().tolist()
     if not isinstance(value, list | tuple):
         value = [value]
-    if value and isinstance(value[0], list | tuple | numpy.ndarray):
-        rows = [_fit_list(item, type_name) for item in value]
-        first = rows[0]
-        if first is None or any(row is None or len(row) != len(first) for row in rows):
-            return None
-        return [item for row in rows if row is not None for item in row]
     missing = math.nan if type_name == "float64" else None
     items = [missing if item is None else _fit_scalar(item, type_name) for item in value]
     return None if None in items else items

@@ -27,7 +27,18 @@ from ._arrays import (
     takes_lists,
 )
 from ._columnar import EventBatch, Values
-from ._columns import arrow_column, arrow_size, dtype_kind, exceeds_float, fit, list_type, only_item, scalar_type, wider
+from ._columns import (
+    arrow_column,
+    arrow_size,
+    dtype_kind,
+    exceeds_float,
+    fit,
+    is_nested,
+    list_type,
+    only_item,
+    scalar_type,
+    wider,
+)
 from ._dtypes import declared_dtype
 from ._operations import (
     AppendRows,
@@ -50,6 +61,9 @@ PostgreSQL stores a row in one page of 8 KiB. It can store text and lists elsewh
 """
 
 _TRANSPOSED_EVENTS: Final = 32
+
+_MAX_SEQ_NUMS: Final = 10
+"""The largest number of sequence numbers in a note."""
 
 _DECLARED_LATER_SUFFIX: Final = "\0declared later"
 
@@ -328,7 +342,9 @@ class InternalData:
         self._keys: frozenset[str] = frozenset()
         self._array_paths_now_columns: list[str] = []
         self._unknown: set[str] = set()
+        self._pending_seq_nums: list[int] = []
         self._misfits: dict[str, int] = {}
+        self._seq_nums_of_misfits_by_array: dict[str, list[int]] = {}
         self._rounded: dict[str, int] = {}
         self._escaped: dict[str, int] = {}
         self._types_stored_as_text: dict[str, set[str]] = {}
@@ -390,6 +406,8 @@ class InternalData:
             self._plan_tables(data)
         for table in self.tables:
             table.add(event)
+        if self.arrays:
+            self._pending_seq_nums.append(event["seq_num"])
         for key, array in self.arrays.items():
             array.pending.append(data.get(key, ABSENT))
             self.pending_bytes += array.row_bytes
@@ -420,6 +438,7 @@ class InternalData:
         """Return the operations for the events since the last flush."""
         self.pending_bytes = 0
         operations = [operation for array in self.arrays.values() for operation in self._flush_array(array)]
+        self._pending_seq_nums = []
         for table in self.tables:
             if table.pending:
                 operations += self._flush_table(table)
@@ -438,10 +457,11 @@ class InternalData:
     def note_changes(self) -> None:
         """Add notes on all values that could not be stored unchanged."""
         for key, count in sorted(self._misfits.items()):
-            self._note(
-                f"{self._stream_name}: {count} values of {key!r} do not fit its type and are not here as they were."
-            )
-        rounded = {**self._rounded, **{key: array.rounded for key, array in self.arrays.items() if array.rounded}}
+            what = f"{count} values of {key!r} do not fit its type"
+            if key in self.arrays:
+                what += f" or are missing{self._describe_rows(key, count)}"
+            self._note(f"{self._stream_name}: {what} and are not here as they were.")
+        rounded = self._rounded | {key: array.rounded for key, array in self.arrays.items() if array.rounded}
         for key, count in sorted(rounded.items()):
             self._note(
                 f"{self._stream_name}: {count} values of {key!r} have more digits than floats; they are rounded."
@@ -451,7 +471,8 @@ class InternalData:
                 f"{self._stream_name}: {key!r} has integers beyond 2**53 and missing values; readers that take such a "
                 "column for floats get the nearest ones."
             )
-        for key, count in sorted(self._escaped.items()):
+        escaped = self._escaped | {key: array.escaped for key, array in self.arrays.items() if array.escaped}
+        for key, count in sorted(escaped.items()):
             self._note(f"{self._stream_name}: {count} texts of {key!r} have what Tiled does not take; it is escaped.")
         for source in (source for table in self.tables for source in table.sources if source.changed):
             self._note(
@@ -467,6 +488,11 @@ class InternalData:
             )
         if not self._order.columns:
             self._note(f"{self._stream_name}: sequence numbers and times both run backwards; rows may be out of order.")
+
+    def _describe_rows(self, key: str, count: int) -> str:
+        """Return the part of a note that names the rows of an array node that lack something, and what they have."""
+        seq_nums = ", ".join(map(str, self._seq_nums_of_misfits_by_array[key])) + ", ..." * (count > _MAX_SEQ_NUMS)
+        return f" (seq_num {seq_nums}; the rows have {self.arrays[key].filler} where nothing fits),"
 
     def _plan_tables(self, data: Mapping[str, Any]) -> None:
         declared = [
@@ -600,6 +626,8 @@ class InternalData:
             return []
         rows, misfits, needed = array.take_rows()
         self._count_misfits(array.key, len(misfits))
+        named = self._seq_nums_of_misfits_by_array.setdefault(array.key, [])
+        named += [self._pending_seq_nums[row] for row in misfits[: _MAX_SEQ_NUMS - len(named)]]
         if needed is not None:
             self.too_narrow.setdefault(array.key, needed)
         operations: list[Operation] = []
@@ -667,6 +695,8 @@ class InternalData:
         """
         for misfit in misfits:
             needed = wider(source.column.type, values[misfit])
+            if source.column.type.startswith("list<") and is_nested(values[misfit]):
+                needed = "text"
             if needed is not None:
                 if not self._exceeds_float(source, fitted[:misfit]):
                     self.too_narrow.setdefault(source.key, needed)
