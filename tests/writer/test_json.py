@@ -74,7 +74,7 @@ def test_what_json_carries_is_kept_as_it_is_and_not_noted(value):
         (
             {1: "a", 2.5: None},
             {"1": "a", "2.5": None},
-            "keys that are not text are stored as text: 1 (int) as '1', 2.5 (float) as '2.5'",
+            "keys that are not text or not distinct are changed: 1 (int) as '1', 2.5 (float) as '2.5'",
         ),
         (numpy.float32("nan"), None, "JSON has no NaN"),
         (numpy.int64(2**60), MAX_INTEGER, "beyond the range of JSON"),
@@ -171,7 +171,23 @@ def test_a_pydantic_model_is_a_dict_of_its_fields():
 def test_keys_that_would_be_one_text_keep_their_values():
     result, notes = converted({1: "buffer", "1": "sample", "1_": "oil", 2: "water"})
     assert result == {"1__": "buffer", "1": "sample", "1_": "oil", "2": "water"}
-    assert notes == ["start: keys that are not text are stored as text: 1 (int) as '1__', 2 (int) as '2'."]
+    assert notes == ["start: keys that are not text or not distinct are changed: 1 (int) as '1__', 2 (int) as '2'."]
+
+
+def test_keys_that_are_the_same_once_escaped_stay_different():
+    notes = []
+    value = {"a\0": 1, "a\\x00": 2, b"a\0": 3, "\ud800": 4, "\\ud800": 5}
+    stored = to_json(value, notes.append, "start")
+    assert stored == {"a\\x00_": 1, "a\\x00": 2, "b'a\\x00'": 3, "\\ud800_": 4, "\\ud800": 5}
+    assert notes[-1].startswith("start: keys that are not text or not distinct are changed: a\\x00 (str) as ")
+
+
+def test_bytes_and_other_objects_become_text_without_zero_bytes():
+    class Odd:
+        def __str__(self):
+            return "a\0"
+
+    assert to_json([b"a\0", Odd()], [].append, "start") == ["a\\x00"] * 2
 
 
 @pytest.mark.parametrize(

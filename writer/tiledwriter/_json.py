@@ -32,8 +32,8 @@ def to_json(value: Any, note: Callable[[str], None], where: str = "") -> Any:
     - Decimals, fractions and numbers of extended precision become the nearest float.
     - NaN becomes None. Infinities, floats of 2**63 and more, and integers beyond 2**53 become the largest integer on
       which JSON readers agree, with their sign.
-    - Keys become text. If several keys become the same text, a key that is text itself keeps it, and the others get `_`
-      appended.
+    - Keys become text. If several keys become the same text, a key that is this text itself keeps it, and the others
+      get `_` appended.
 
     Parameters
     ----------
@@ -59,14 +59,14 @@ def to_json(value: Any, note: Callable[[str], None], where: str = "") -> Any:
     if isinstance(value, Mapping):
         names = _convert_keys(value, note, where)
         return {
-            _convert_text(name, note, where): to_json(item, note, f"{where}.{name}" if where else name)
+            name: to_json(item, note, f"{where}.{name}" if where else name)
             for name, item in zip(names, value.values(), strict=True)
         }
     if isinstance(value, list | tuple):
         return _convert_items(value, note, where)
     if isinstance(value, bytes):
         note(f"{where}: {len(value)} bytes are stored as text.")
-        return value.decode("utf-8", "backslashreplace")
+        return _convert_text(value.decode("utf-8", "backslashreplace"), note, where)
     if isinstance(value, os.PathLike):
         return to_json(os.fspath(value), note, where)
     if isinstance(value, date | time):
@@ -74,7 +74,7 @@ def to_json(value: Any, note: Callable[[str], None], where: str = "") -> Any:
     if callable(dump := getattr(value, "model_dump", None)):
         return to_json(dump(), note, where)
     note(f"{where}: a {type(value).__name__} is stored as text.")
-    return text_of(value)
+    return _convert_text(text_of(value), note, where)
 
 
 def _convert_numpy(value: Any, note: Callable[[str], None], where: str) -> Any:
@@ -132,23 +132,25 @@ def _exact_number(value: ExactNumber, note: Callable[[str], None], where: str) -
 
 
 def _convert_keys(value: Mapping[Any, Any], note: Callable[[str], None], where: str) -> list[str]:
-    """Return the keys of a mapping as distinct texts; keys that are text stay unchanged."""
-    taken = {key for key in value if isinstance(key, str)}
+    """Return the keys of a mapping as distinct texts; keys that are text that Tiled takes stay unchanged."""
+    texts = [_convert_text(key if isinstance(key, str) else text_of(key), note, where) for key in value]
+    is_kept = [isinstance(key, str) and key == text for key, text in zip(value, texts, strict=True)]
+    taken = {text for text, kept in zip(texts, is_kept, strict=True) if kept}
     names: list[str] = []
     changed: list[str] = []
-    for key in value:
-        name = key if isinstance(key, str) else text_of(key)
-        if not isinstance(key, str):
-            while name in taken:
-                name += "_"
-            changed.append(
-                f"{text_of(key)[:_MAX_SHOWN_CHARACTERS]} ({type(key).__name__}) as {name[:_MAX_SHOWN_CHARACTERS]!r}"
-            )
+    for key, text, kept in zip(value, texts, is_kept, strict=True):
+        name = text
+        while name in taken and not kept:
+            name += "_"
+        if not isinstance(key, str) or name != text:
+            shown = f"{text[:_MAX_SHOWN_CHARACTERS]} ({type(key).__name__})"
+            changed.append(f"{shown} as {name[:_MAX_SHOWN_CHARACTERS]!r}")
         taken.add(name)
         names.append(name)
     if changed:
         more = f" and {len(changed) - _MAX_NOTES_AT_ONCE} more" * (len(changed) > _MAX_NOTES_AT_ONCE)
-        note(f"{where}: keys that are not text are stored as text: {', '.join(changed[:_MAX_NOTES_AT_ONCE])}{more}.")
+        listed = ", ".join(changed[:_MAX_NOTES_AT_ONCE])
+        note(f"{where}: keys that are not text or not distinct are changed: {listed}{more}.")
     return names
 
 
