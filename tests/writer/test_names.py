@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiledwriter._names import node_key, run_key
+from tiledwriter._names import StreamNames, node_key, run_key
 
 names = st.text(max_size=40) | st.text(min_size=100, max_size=400) | st.sampled_from(["", ".", "..", "/", "\ud800"])
 
@@ -52,3 +53,11 @@ def test_a_long_key_keeps_its_beginning() -> None:
     assert run_key("x" * 10_000).startswith("x" * 200)
     assert len(run_key("x" * 10_000)) == 240
     assert len(quote(node_key("\u0430" * 1000), safe="")) > 220
+
+
+def test_a_dimension_whose_name_is_no_text_is_not_said_to_be_renamed() -> None:
+    notes: list[str] = []
+    stream_names = StreamNames("Stream 'primary'", notes.append)
+    dims: list[Any] = ["time", 1, None]
+    assert stream_names.of_dimensions("cam", dims, [5, 4, 6]) == ["time", "1", "None"]
+    assert notes == []

@@ -142,7 +142,7 @@ class StreamNames:
         """
         given: list[str] = []
         for position, (name, size) in enumerate(zip(names, sizes, strict=True)):
-            free = str(name)
+            own = free = str(name)
             while (
                 free in given
                 or free == node
@@ -152,10 +152,9 @@ class StreamNames:
                 free += "_"
             if position > 0:
                 self._sizes[free] = size
-            if free != name:
+            if free != own:
                 self._note(
-                    f"{self._about}: dimension {str(name)!r} of {node!r} is called {free!r}, because its own name "
-                    "is in use."
+                    f"{self._about}: dimension {own!r} of {node!r} is called {free!r}, because its own name is in use."
                 )
             given.append(free)
         return given
