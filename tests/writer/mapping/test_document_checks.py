@@ -192,7 +192,7 @@ def test_a_deviation_of_all_events_is_one_note() -> None:
     fold = folded(run.stop())
     assert fold.error is None
     assert [note.rpartition(", ")[2] for note in fold.notes] == ["in 5 of them."] * 2
-    assert "nothing is known of 'exposure', in 5" in "".join(fold.notes)
+    assert "nothing is known of 'exposure', which is not in Tiled, in 5" in "".join(fold.notes)
     assert "'data'" not in "".join(fold.notes)
 
 

@@ -47,6 +47,7 @@ required fields exist, because old documents have different ones; only those of 
 _HARMLESS: Final = frozenset({"additionalProperties", "unevaluatedProperties", "pattern", "enum"})
 _RUN_FIELDS: Final = {"start": "uid", "descriptor": "run_start", "stop": "run_start"}
 _CONTENTS: Final = dict.fromkeys(("event", "event_page"), frozenset({"data", "timestamps"}))
+_WITH_METADATA: Final = frozenset({"start", "descriptor", "stop"})
 _MAX_DEVIATIONS: Final = 1000
 _MAX_TEXT_CHARACTERS: Final = 200
 _MASK: Final = "the value"
@@ -104,7 +105,7 @@ class DocumentChecks:
                 raise DocumentInvalid(name, _describe_error(error, schema))
             kinds.setdefault((name, *map(str, error.schema_path), getattr(error.kind, "property", "")), error)
         for kind, error in kinds.items():
-            text, count = self._deviations.get(kind) or (_describe_error(error, schema), 0)
+            text, count = self._deviations.get(kind) or (_describe_deviation(name, error, schema), 0)
             self._deviations[kind] = text, count + 1
 
 
@@ -206,6 +207,12 @@ def _describe_error(error: Any, schema: _Schema) -> str:
     if unknown := _unknown_fields(error, schema):
         return f"{place}, nothing is known of {_shorten_text(', '.join(map(repr, unknown)))}"
     return f"{place}, {_shorten_text(repr(error.instance))} {error.message.removeprefix(_MASK).strip()}"
+
+
+def _describe_deviation(name: str, error: Any, schema: _Schema) -> str:
+    """Describe a tolerated error; of documents without metadata in Tiled, nothing writes unknown fields."""
+    lost = name not in _WITH_METADATA and _unknown_fields(error, schema)
+    return _describe_error(error, schema) + (", which is not in Tiled" if lost else "")
 
 
 def _unknown_fields(error: Any, schema: _Schema) -> list[str]:
