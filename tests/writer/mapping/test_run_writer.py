@@ -828,3 +828,15 @@ def test_images_that_come_in_events_after_files_get_a_node_beside_that_of_the_fi
     assert [operation.path for operation in operations if isinstance(operation, RegisterExternal)] == [f"{path}/cam"]
     assert rows(operations, f"{path}/internal")["cam_"] == [None, [1.0, 2.0]]
     assert not any("neither declared" in note for note in writer.notes)
+
+
+@pytest.mark.parametrize("limit", [float("nan"), numpy.array([1.0, 2.0])])
+def test_a_further_descriptor_with_equal_limits_changes_nothing_even_if_they_are_not_equal_to_themselves(run, limit):
+    documents = [("start", run.start_doc)]
+    for _ in range(2):
+        key = {**NUMBER, "limits": {"control": {"low": limit * 1, "high": 1.0}}}
+        stream = run.compose_descriptor(name="primary", data_keys={"x": key}, validate=False)
+        documents.append(("descriptor", stream.descriptor_doc))
+    documents.append(("stop", run.compose_stop()))
+    writer, _ = fold_with(documents, {})
+    assert not any("further descriptor" in note for note in writer.notes)

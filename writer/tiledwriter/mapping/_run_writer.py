@@ -774,11 +774,18 @@ class RunWriter:
 
 
 def _values_equal(one: Any, other: Any) -> bool:
+    """Return whether parts of documents are equal, or become so as metadata: NaN, for one, does not equal itself."""
     try:
-        return bool(one == other)
+        if one == other:
+            return True
     except ValueError:
         # The values contain NumPy arrays, whose comparison has no single truth value.
-        return False
+        pass
+    return bool(to_json(one, _ignore_note) == to_json(other, _ignore_note))
+
+
+def _ignore_note(_: str) -> None:
+    """Discard a note: the conversion of metadata is noted when it is written."""
 
 
 def _layouts_equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
