@@ -201,6 +201,14 @@ def test_large_integers_beside_missing_ones_are_noted_since_readers_make_floats_
     assert any("'n' has integers beyond 2**53 and missing values" in note for note in notes) == noted
 
 
+@pytest.mark.parametrize(("values", "noted"), [([True, None], True), ([True, False], False)])
+def test_booleans_beside_missing_ones_are_noted_since_readers_make_text_of_them(values, noted):
+    notes = []
+    operations = fold({"b": {"dtype": "boolean"}}, [event(i, {"b": b}) for i, b in enumerate(values)], notes=notes)
+    assert table(operations)["b"] == values
+    assert any("'b' has booleans and missing values" in note for note in notes) == noted
+
+
 def test_a_time_stamp_that_is_none_is_noted_as_such_and_not_as_a_value():
     notes = []
     fold({"x": NUMBER}, [{**event(1, {"x": 0.5}), "timestamps": {"x": "noon"}}], notes=notes)

@@ -349,7 +349,7 @@ class InternalData:
         self._escaped: dict[str, int] = {}
         self._types_stored_as_text: dict[str, set[str]] = {}
         self._keys_with_widest_integers: set[str] = set()
-        self._integer_keys_with_gaps: set[str] = set()
+        self._keys_with_gaps_by_type: dict[str, set[str]] = {"int64": set(), "bool": set()}
         self._order = RowOrder()
         self._dim_names_by_size_and_repeat: dict[tuple[int, int], str] = {}
 
@@ -466,7 +466,12 @@ class InternalData:
             self._note(
                 f"{self._stream_name}: {count} values of {key!r} have more digits than floats; they are rounded."
             )
-        for key in sorted(self._keys_with_widest_integers & self._integer_keys_with_gaps):
+        for key in sorted(self._keys_with_gaps_by_type["bool"]):
+            self._note(
+                f"{self._stream_name}: {key!r} has booleans and missing values; Tiled's client returns such a column "
+                "as the texts 'True', 'False' and '<NA>'."
+            )
+        for key in sorted(self._keys_with_widest_integers & self._keys_with_gaps_by_type["int64"]):
             self._note(
                 f"{self._stream_name}: {key!r} has integers beyond 2**53 and missing values; readers that take such a "
                 "column for floats get the nearest ones."
@@ -663,8 +668,8 @@ class InternalData:
         values = []
         for source, parts in zip(table.sources, table.take_rows(), strict=True):
             values.append(arrow_column([self._fit_values(source, part) for part in parts], source.column.type))
-            if source.column.type == "int64" and values[-1].null_count:
-                self._integer_keys_with_gaps.add(source.key)
+            if source.column.type in self._keys_with_gaps_by_type and values[-1].null_count:
+                self._keys_with_gaps_by_type[source.column.type].add(source.key)
             if source.column.name in table.digests:
                 table.digests[source.column.name].add(values[-1])
         operations.append(AppendRows(table.path, first, columns, tuple(values)))
