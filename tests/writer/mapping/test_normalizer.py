@@ -127,6 +127,19 @@ def test_types_derived_from_the_json_type_are_listed_as_guesses() -> None:
     assert normalizer.guessed_types == {("primary", "x"), ("primary", "time_")}
 
 
+@pytest.mark.parametrize("shape", [[], [4, 5]])
+def test_a_shape_that_is_an_array_is_a_list(shape: list[int]) -> None:
+    assert data_key(shape=numpy.array(shape, int))["shape"] == shape
+
+
+@pytest.mark.parametrize("field", ["dtype_numpy", "dtype_str", "dtype_descr"])
+@pytest.mark.parametrize("value", [5, [], ["<f4"], numpy.zeros(2), None])
+def test_what_is_no_numpy_type_fails_no_descriptor(field: str, value: Any) -> None:
+    assert data_key(**{field: value})["dtype_numpy"] == (
+        value if field != "dtype_descr" and isinstance(value, list) and value else "<f8"
+    )
+
+
 def test_a_shape_of_none_is_that_of_a_scalar() -> None:
     assert data_key(dtype="number", shape=None)["shape"] == ()
 

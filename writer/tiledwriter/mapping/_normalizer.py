@@ -7,11 +7,13 @@ import posixpath
 import re
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import PurePosixPath
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlparse, urlunparse
+
+import numpy
 
 from .._errors import DocumentError
 from ._frames import as_integer, as_range
@@ -266,7 +268,7 @@ class RunNormalizer:
             for name in names:
                 if isinstance(name, str) and name in keys:
                     keys[name]["object_name"] = owner
-        if modern.get("configuration"):
+        if isinstance(modern.get("configuration"), Mapping):
             modern["configuration"] = _modern_configuration(modern["configuration"])
         external = frozenset(name for name, key in keys.items() if key.get("external"))
         stream = _Stream(modern["name"], frozenset(keys) - external, external, renamed)
@@ -724,18 +726,12 @@ def _modern_configuration(configuration: Document) -> dict[str, Any]:
 
 def _modern_data_key(key: Document) -> dict[str, Any]:
     """Return a copy of a data key that has its most precise declared type as `dtype_numpy`."""
-    modern = dict(key)
-    fields = modern.pop("dtype_descr", None)
-    text = modern.pop("dtype_str", None)
-    if _is_list(fields) and all(map(_is_list, fields)):
-        fields = [list(field) for field in fields]
-    dtype = fields or modern.get("dtype_numpy") or text
-    if not dtype:
-        dtype = _DTYPES.get(str(modern.get("dtype")))
+    modern = {name: value for name, value in key.items() if name not in ("dtype_descr", "dtype_str")}
+    dtype = _declared_dtype(key) or _DTYPES.get(str(key.get("dtype")))
     if dtype:
         modern["dtype_numpy"] = dtype
-    if modern.get("shape", ()) is None:
-        modern["shape"] = ()
+    if (shape := modern.get("shape", ())) is None or isinstance(shape, numpy.ndarray):
+        modern["shape"] = () if shape is None else shape.tolist()
     if not modern.get("external"):
         modern.pop("external", None)
     return modern
@@ -743,7 +739,16 @@ def _modern_data_key(key: Document) -> dict[str, Any]:
 
 def declares_dtype(key: Document) -> bool:
     """Return whether a data key, as received, declares a NumPy type."""
-    return any(key.get(field) for field in ("dtype_descr", "dtype_numpy", "dtype_str"))
+    return _declared_dtype(key) is not None
+
+
+def _declared_dtype(key: Document) -> str | Sequence[Any] | None:
+    """Return the most precise NumPy type that a data key, as received, declares; None if it declares none."""
+    fields = key.get("dtype_descr")
+    if isinstance(fields, list | tuple) and fields and all(isinstance(field, list | tuple) for field in fields):
+        return [list(field) for field in fields]
+    declared = (key.get(field) for field in ("dtype_numpy", "dtype_str"))
+    return next((dtype for dtype in declared if isinstance(dtype, str | list | tuple) and dtype), None)
 
 
 def _unpacked_events(page: Document) -> Iterator[dict[str, Any]]:

@@ -778,8 +778,8 @@ def _values_equal(one: Any, other: Any) -> bool:
     try:
         if one == other:
             return True
-    except ValueError:
-        # The values contain NumPy arrays, whose comparison has no single truth value.
+    except (TypeError, ValueError):
+        # The values contain NumPy arrays, whose comparison has no single truth value, or fails.
         pass
     return bool(to_json(one, _ignore_note) == to_json(other, _ignore_note))
 
