@@ -38,7 +38,7 @@ def usage_error(command: object, arguments: list[str], capsys: pytest.CaptureFix
         (journal, ["--json", "ls"], "--json belongs behind ls"),
         (journal, ["ls", "--state", "writen"], "there is no state 'writen'; did you mean written?"),
         (journal, ["export", "abc", "-o", "x", "--format", "sqlit"], "did you mean sqlite?"),
-        (journal, ["retry", "--wait", "abc"], "'abc' is not a number of seconds"),
+        (journal, ["retry", "--wait", "abc"], "'abc' is not a number; name the run and the directory before --wait"),
         (supervisor, ["--journaldir", "x"], "unrecognized arguments: --journaldir; did you mean --journal-dir?"),
         (supervisor, ["keygne", "x"], "did you mean keygen?"),
         (supervisor, ["--log-format", "jsn"], "did you mean json?"),
@@ -46,6 +46,24 @@ def usage_error(command: object, arguments: list[str], capsys: pytest.CaptureFix
 )
 def test_mistyped_words_are_answered(command, arguments, said, capsys) -> None:
     assert said in usage_error(command, arguments, capsys)
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-1", "1e300", "abc"])
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (journal, ["prune", "DIR", "--older-than"]),
+        (journal, ["retry", "abc", "DIR", "--wait"]),
+        (journal, ["ship", "DIR", "tcp://localhost:1", "--timeout"]),
+        (journal, ["tail", "abc", "DIR", "-n"]),
+        (journal, ["ls", "DIR", "-n"]),
+        (supervisor, ["stream", "create", "--source", "nats://localhost:1", "--max-gib"]),
+        (supervisor, ["stream", "create", "--source", "nats://localhost:1", "--replicas"]),
+    ],
+)
+def test_a_number_that_is_not_finite_or_below_zero_is_wrong_usage(command, arguments, number, capsys) -> None:
+    *before, option = arguments
+    assert "is not a number" in usage_error(command, [*before, f"{option}={number}"], capsys)
 
 
 def test_unlike_words_get_no_suggestion(capsys: pytest.CaptureFixture[str]) -> None:

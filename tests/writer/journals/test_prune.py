@@ -60,6 +60,15 @@ def test_how_old_they_have_to_be_can_be_said(tmp_path: Path) -> None:
     assert run_files(tmp_path) == []
 
 
+def test_an_age_that_is_no_number_deletes_nothing(tmp_path: Path) -> None:
+    path = concluded(tmp_path, "written", 400)
+    for days in ("nan", "-1"):
+        with pytest.raises(SystemExit) as ended:
+            main(["prune", str(tmp_path), f"--older-than={days}"])
+        assert ended.value.code == ExitCode.USAGE
+    assert run_files(tmp_path) == [path]
+
+
 def test_a_journal_that_somebody_writes_is_left_and_the_others_are_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,9 +53,8 @@ def test_following_ends_with_the_run(tmp_path: Path) -> None:
     assert [line.split()[1] for line in shown] == [*(name for name, _ in documents), "*"]
 
 
-@pytest.mark.parametrize("lines", ["0", "-1"])
-def test_no_lines_are_no_lines(lines: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["tail", str(journaled(a_run(), tmp_path)), "-n", lines]) == ExitCode.OK
+def test_no_lines_are_no_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tail", str(journaled(a_run(), tmp_path)), "-n", "0"]) == ExitCode.OK
     assert capsys.readouterr().out == ""
 
 

@@ -11,6 +11,7 @@ from typing import Final
 from ..journals import Timeline, TimelineEntry, gone, open_run_file, summarize
 from ._arguments import add_config, add_directory, add_json, add_run, run_and_place
 from ._exit import CommandFailed, ExitCode, without_extra
+from ._numbers import parse_count
 from ._parser import Subcommands, add_command
 from ._run_lookup import find, looks_like_path
 from ._terminal import count_of, fail, local, plain, print_json, size_of
@@ -53,7 +54,7 @@ def add_commands(commands: Subcommands) -> None:
     )
     add_run(tail)
     add_directory(tail)
-    tail.add_argument("-n", "--lines", type=int, default=10, metavar="N", help="number of lines (default 10)")
+    tail.add_argument("-n", "--lines", type=parse_count, default=10, metavar="N", help="number of lines (default 10)")
     tail.add_argument("-f", "--follow", action="store_true", help="continue until the run is written or has failed")
     add_config(tail)
     add_json(tail, in_lines=True)
@@ -133,7 +134,7 @@ def _tail_run(arguments: argparse.Namespace) -> ExitCode:
         with open_run_file(path) as journal:
             timeline = Timeline(journal, arguments.lines)
             entries = timeline.take_new_entries()
-            for entry in entries[-arguments.lines :] if arguments.lines > 0 else []:
+            for entry in entries[len(entries) - min(arguments.lines, len(entries)) :]:
                 print_entry(entry)
             if arguments.follow:
                 _follow_run(timeline, path, print_entry)

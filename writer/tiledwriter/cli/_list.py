@@ -28,8 +28,9 @@ from ._arguments import add_config, add_json, is_directory
 from ._completion import complete_states, complete_with
 from ._exit import CommandFailed, ExitCode
 from ._list_log import list_log, unreadable_log
+from ._numbers import parse_count
 from ._parser import Subcommands, add_command
-from ._run_filter import RunFilter, parse_count, parse_since, parse_states
+from ._run_filter import RunFilter, parse_since, parse_states
 from ._run_lookup import (
     Place,
     label_of,

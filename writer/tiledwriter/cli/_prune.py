@@ -14,6 +14,7 @@ from tiledbroker.supervisor import time_written
 from ..journals import gone, open_run_file, open_run_file_for_writing, reason_of
 from ._arguments import add_config, add_directory, add_json
 from ._exit import ExitCode
+from ._numbers import parse_number
 from ._parser import Subcommands, add_command
 from ._run_lookup import Place, no_runs_in, place_of, runs_in
 from ._terminal import count_of, fail, local, plain, print_json, size_of
@@ -86,7 +87,7 @@ def add_commands(commands: Subcommands) -> None:
     add_directory(prune, "journal directory")
     prune.add_argument(
         "--older-than",
-        type=float,
+        type=parse_number,
         default=_DEFAULT_DAYS,
         metavar="DAYS",
         help="only if written longer ago than this (default 30)",

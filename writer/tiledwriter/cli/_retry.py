@@ -16,6 +16,7 @@ from tiledbroker.supervisor import State, clear_failure, request_retry, retry_is
 from ..journals import gone, open_run_file, reason_of, summarize, translate_errors
 from ._arguments import add_config, add_directory, add_json, add_run, run_and_place
 from ._exit import CommandFailed, ExitCode
+from ._numbers import parse_number
 from ._parser import Subcommands, add_command
 from ._progress import shown_progress
 from ._run_lookup import find, no_runs_in, place_of, runs_in
@@ -94,11 +95,9 @@ def add_commands(commands: Subcommands) -> None:
 
 def _parse_seconds(text: str) -> float:
     try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a number of seconds; name the run and the directory before --wait"
-        ) from None
+        return parse_number(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; name the run and the directory before --wait") from None
 
 
 def _retry_runs(arguments: argparse.Namespace) -> ExitCode:

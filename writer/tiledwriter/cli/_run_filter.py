@@ -96,10 +96,3 @@ def parse_since(text: str) -> float:
     except (ValueError, OverflowError, OSError):
         problem = f"{text!r} is neither a time (2026-03-02, 2026-03-02T09:15, 2026-03-02T09:15+01:00) nor an age"
         raise argparse.ArgumentTypeError(f"{problem} (90s, 30min, 2h, 3d, 1w)") from None
-
-
-def parse_count(text: str) -> int:
-    """Return a number of runs; raise `argparse.ArgumentTypeError` if the text is not one."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of runs")
-    return int(text)

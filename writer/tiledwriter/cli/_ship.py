@@ -20,6 +20,7 @@ from tiledbroker.protocol import normalize_address
 from ..journals import gone, open_run_file, reason_of, status_of
 from ._arguments import add_config, add_json, is_directory
 from ._exit import CommandFailed, ExitCode, without_extra
+from ._numbers import parse_number
 from ._parser import Subcommands, add_command
 from ._progress import shown_progress
 from ._run_lookup import Place, labelled_runs_in, no_runs_in
@@ -54,7 +55,7 @@ def add_commands(commands: Subcommands) -> None:
     ship.add_argument("address", metavar="ADDRESS", help="where the supervisor listens, e.g. tcp://ingest:5579")
     ship.add_argument("--curve", type=Path, metavar="KEYS", help="directory of this client's keys, made by keygen")
     ship.add_argument(
-        "--timeout", type=float, default=60.0, metavar="SECONDS", help="give up after this time (default 60)"
+        "--timeout", type=parse_number, default=60.0, metavar="SECONDS", help="give up after this time (default 60)"
     )
     ship.add_argument(
         "--any-host", action="store_true", help="also ship runs of sessions on other hosts, which must have ended"

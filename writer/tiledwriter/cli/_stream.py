@@ -18,6 +18,7 @@ from tiledbroker.jetstream import (
 )
 
 from ._exit import ExitCode, report_failure
+from ._numbers import parse_count, parse_number
 from ._site_log import add_log, ask, log_of
 from ._terminal import print_json
 
@@ -53,10 +54,14 @@ def add_command(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     command.add_argument("beamlines", nargs="*", metavar="BEAMLINE", help="with permissions: names of beamlines")
     add_log(command, "servers of the log, nats://a,b,c")
     command.add_argument(
-        "--replicas", type=int, default=3, metavar="N", help="nodes that have each message (default 3)"
+        "--replicas", type=parse_count, default=3, metavar="N", help="nodes that have each message (default 3)"
     )
     command.add_argument(
-        "--max-gib", type=float, default=100.0, metavar="N", help="size of the log on each node in GiB (default 100)"
+        "--max-gib",
+        type=parse_number,
+        default=100.0,
+        metavar="N",
+        help="size of the log on each node in GiB (default 100)",
     )
     command.add_argument("--json", action="store_true", help="print JSON instead of text")
     command.set_defaults(command=run)
