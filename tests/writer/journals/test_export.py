@@ -133,8 +133,25 @@ def test_values_that_sqlite_has_no_type_for_are_text(tmp_path: Path) -> None:
     out = exported(journaled(documents, tmp_path / "journals"), "sqlite", tmp_path / "run.sqlite")
     columns = ", ".join(f"k{i}" for i in range(len(values)))
     assert list(rows(out, f"SELECT {columns} FROM events")[0]) == expected
-    types = {name: kind for _, name, kind, *_ in rows(out, "PRAGMA table_info(events)")}
-    assert [types[f"k{i}"] for i in (0, 1, 5, 6, 7, 8)] == ["TEXT", "TEXT", "INTEGER", "INTEGER", "BLOB", "REAL"]
+    types = ", ".join(f"typeof(k{i})" for i in (0, 1, 5, 6, 7, 8))
+    assert rows(out, f"SELECT {types} FROM events") == [("text", "text", "integer", "integer", "blob", "real")]
+
+
+def test_no_value_is_converted_to_the_type_of_others(tmp_path: Path) -> None:
+    values: list[Any] = [0.5, 2**53 + 1, *range(1100), 2**63 + 3, "007", "1e3", b"5", 1.0]
+    documents = with_values(*({"x": value} for value in values))
+    out = exported(journaled(documents, tmp_path / "journals"), "sqlite", tmp_path / "run.sqlite")
+    found = [value for (value,) in rows(out, "SELECT x FROM events ORDER BY idx")]
+    expected = [str(2**63 + 3) if value == 2**63 + 3 else value for value in values]
+    assert [(type(value), value) for value in found] == [(type(value), value) for value in expected]
+
+
+def test_the_history_is_a_table(tmp_path: Path) -> None:
+    path = journaled(a_run(), tmp_path / "journals")
+    with Journal(path, "write") as journal:
+        journal.note("worker started", pid=7)
+    out = exported(path, "sqlite", tmp_path / "run.sqlite")
+    assert rows(out, "SELECT event, json_extract(detail, '$.pid') FROM history") == [("worker started", 7)]
 
 
 def test_what_is_beyond_the_columns_of_a_table_is_in_a_last_one(tmp_path: Path) -> None:
@@ -146,7 +163,7 @@ def test_what_is_beyond_the_columns_of_a_table_is_in_a_last_one(tmp_path: Path) 
     assert json.loads(further)[f"k{MAX_COLUMNS + 49}"] == MAX_COLUMNS + 49
 
 
-def test_a_column_whose_first_values_are_missing_gets_the_type_of_the_others(tmp_path: Path) -> None:
+def test_a_column_whose_first_values_are_missing_is_made_later(tmp_path: Path) -> None:
     documents = with_values(*[{"x": None}] * 1500, {"x": 7}, keys={"x": NUMBER})
     out = exported(journaled(documents, tmp_path / "journals"), "sqlite", tmp_path / "run.sqlite")
     assert rows(out, "SELECT x FROM events WHERE x IS NOT NULL") == [(7,)]

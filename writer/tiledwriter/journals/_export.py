@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import IO, Any, Final, TypeAlias
 
 import event_model
-import sqlite_utils
-from sqlite_utils.db import Table
 
 from tiledbroker import JournalInvalid, Record, RunReader
 
@@ -40,6 +39,7 @@ _TABLES: Final = {
     "datum": "datums",
     "stream_datum": "stream_datums",
 }
+_HISTORY: Final = "history"
 
 
 def _ignore(_: int) -> None:
@@ -103,9 +103,8 @@ def export_sqlite(journal: RunReader, path: Path, on_progress: Callable[[int], N
         A document is missing or damaged; the database is incomplete then.
     """
     count = 0
-    database = sqlite_utils.Database(sqlite3.connect(path))
-    try:
-        tables = {name: _Table(database, name) for name in _TABLES.values()}
+    with closing(sqlite3.connect(path)) as database:
+        tables = {name: _Table(database, name) for name in [*_TABLES.values(), _HISTORY]}
         streams: dict[str, str] = {}
         for record in _consecutive_records(journal):
             for name, row in _rows(record, streams):
@@ -113,12 +112,11 @@ def export_sqlite(journal: RunReader, path: Path, on_progress: Callable[[int], N
             count += 1
             if count % REPORT_DOCUMENTS == 0:
                 on_progress(count)
+        for entry in journal.history():
+            tables[_HISTORY].add({("", key): value for key, value in entry._asdict().items()})
         for table in tables.values():
             table.flush()
-        entries = [{**entry._asdict(), "detail": json.dumps(entry.detail)} for entry in journal.history()]
-        Table(database, "history").insert_all(entries)
-    finally:
-        database.close()
+        database.commit()
     return count
 
 
@@ -131,10 +129,14 @@ def _consecutive_records(journal: RunReader) -> Iterator[Record]:
 
 
 class _Table:
-    """Table that gets its columns from the rows; column names differ in more than case, which SQLite ignores."""
+    """Table that gets its columns from the rows; column names differ in more than case, which SQLite ignores.
 
-    def __init__(self, database: sqlite_utils.Database, name: str) -> None:
-        self._table = Table(database, name)
+    Columns have no type, because SQLite converts a value to the type of its column, even if another one comes out.
+    """
+
+    def __init__(self, database: sqlite3.Connection, name: str) -> None:
+        self._database = database
+        self._name = name
         self._columns: dict[Key, str] = {}
         self._taken = {FURTHER}
         self._made: list[str] = []
@@ -158,19 +160,19 @@ class _Table:
     def flush(self) -> None:
         if not self._rows:
             return
-        # Create a column only when it has a value, because the value determines its type.
-        values = {
-            column: [row[column] for row in self._rows if row.get(column) is not None]
-            for column in self._column_order()
-        }
-        made = {column: _column_type(items) for column, items in values.items() if items and column not in self._made}
+        filled = {column for row in self._rows for column, value in row.items() if value is not None}
+        made = [column for column in self._column_order() if column in filled and column not in self._made]
         if self._made:
-            for column, kind in made.items():
-                self._table.add_column(column, kind)
+            for column in made:
+                self._database.execute(f"ALTER TABLE {self._name} ADD COLUMN {_quote(column)}")
         else:
-            self._table.create(made)
+            self._database.execute(f"CREATE TABLE {self._name} ({', '.join(map(_quote, made))})")
         self._made += made
-        self._table.insert_all([{column: row.get(column) for column in self._made} for row in self._rows])
+        columns, places = ", ".join(map(_quote, self._made)), ", ".join("?" * len(self._made))
+        self._database.executemany(
+            f"INSERT INTO {self._name} ({columns}) VALUES ({places})",
+            ([row.get(column) for column in self._made] for row in self._rows),
+        )
         self._rows = []
 
     def _column_order(self) -> list[str]:
@@ -186,13 +188,8 @@ class _Table:
         return self._columns.get(key)
 
 
-def _column_type(values: Sequence[Any]) -> type:
-    """Return the type of a column from its first values."""
-    kinds = {bool: int, int: int, float: float, bytes: bytes}
-    found = {kinds.get(type(value), str) for value in values}
-    if found == {int, float}:
-        return float
-    return found.pop() if len(found) == 1 else str
+def _quote(column: str) -> str:
+    return '"' + column.replace('"', '""') + '"'
 
 
 def _key_name(key: Key) -> str:
