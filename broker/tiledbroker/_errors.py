@@ -64,10 +64,14 @@ class DirectoryUnusable(JournalError):
 
 
 class JournalLocked(JournalError):
-    """Raised when another process holds the journal's write lock."""
+    """Raised when another process holds the journal's write lock, or will; `message` says which."""
 
-    def __init__(self, path: object) -> None:
-        super().__init__(path, "another process has it open for writing. Stop that process, or wait until it ends.")
+    def __init__(
+        self,
+        path: object,
+        message: str = "another process has it open for writing. Stop that process, or wait until it ends.",
+    ) -> None:
+        super().__init__(path, message)
 
 
 class JournalInvalid(JournalError):

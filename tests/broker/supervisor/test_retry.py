@@ -42,7 +42,7 @@ def test_without_a_supervisor_the_run_is_taken_out_of_quarantine(
 ) -> None:
     path = quarantined(tmp_path)
     assert main(["retry", path.stem, str(tmp_path)]) == ExitCode.OK
-    assert "the next one will resume it" in capsys.readouterr().out
+    assert f"the next one with {tmp_path} as its journal directory will resume it" in capsys.readouterr().out
     with Journal(path) as journal:
         assert [journal.get(key) for key in ("outcome", "reason", "repairs")] == [None, None, None]
         (entry,) = journal.history()
@@ -92,6 +92,19 @@ def test_all_runs_in_quarantine_are_tried_again_at_once(tmp_path: Path, capsys: 
         assert journal.history() == []
     assert main(["retry", "--all", str(tmp_path)]) == ExitCode.OK
     assert f"none of the 4 runs in {tmp_path} is in quarantine" in capsys.readouterr().out
+
+
+def test_a_journal_that_was_set_aside_is_not_retried(tmp_path: Path, monkeypatch, capsys) -> None:
+    folder = tmp_path / "superseded" / "7"
+    folder.mkdir(parents=True)
+    path = quarantined(folder)
+    monkeypatch.chdir(folder)
+    for arguments in ([str(path)], [path.name], [path.stem, str(folder)], ["--all", str(folder)]):
+        assert main(["retry", *arguments]) == ExitCode.FAILED
+        ended = capsys.readouterr()
+        assert "no supervisor will resume it" in ended.err
+        assert "out of quarantine" not in ended.out
+    assert (outcome_of(path), retry_requests(folder)) == ("failed", [])
 
 
 @pytest.mark.parametrize(

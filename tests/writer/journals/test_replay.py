@@ -23,7 +23,8 @@ from event_model import compose_run
 from ophyd.sim import det, motor
 from warm import run_process, start_process
 
-from tiledbroker import Encoder, Journal
+from tiledbroker import Encoder, Journal, JournalLocked
+from tiledbroker.log import FileLock
 from tiledwriter import TiledWriter
 from tiledwriter.cli._exit import ExitCode
 from tiledwriter.journals._replay import Replayed, replay
@@ -310,6 +311,37 @@ def test_a_damaged_journal_is_told(replayed: Callable[..., list[Replayed]], tmp_
     assert str(file) in result.reason
 
 
+def copied(directory: Path, *files: Path) -> list[str]:
+    """The outcomes of a replay that ends when it has read the files."""
+    directory.mkdir(exist_ok=True)
+    ending = threading.Event()
+    ending.set()
+    return [result.outcome for result in replay(files, pytest.fail, WritingOptions(), directory, ending)]
+
+
+def test_a_journal_that_a_process_writes_is_not_replayed(tmp_path: Path) -> None:
+    file = as_a_journal(a_run(), tmp_path / "run.sqlite")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "link.sqlite").symlink_to(file)
+    with Journal(file, "write"):
+        for named in (file, tmp_path / "elsewhere" / "link.sqlite"):
+            with pytest.raises(JournalLocked, match="another process has it open"):
+                copied(tmp_path / "locked", named)
+    assert copied(tmp_path / "free", file) == ["unfinished"]
+
+
+def test_a_journal_that_a_supervisor_will_resume_is_not_replayed(tmp_path: Path) -> None:
+    file = as_a_journal(a_run(), tmp_path / "run.sqlite")
+    with Journal(file, "write") as journal:
+        journal.set("outcome", None)
+    lock = FileLock(tmp_path / ".supervisor.lock")
+    lock.acquire()
+    with pytest.raises(JournalLocked, match=f"the supervisor of {tmp_path} will write it"):
+        copied(tmp_path / "supervised", file)
+    lock.release()
+    assert copied(tmp_path / "free", file) == ["unfinished"]
+
+
 # The command
 
 
@@ -372,6 +404,14 @@ def test_the_command_tells_programs_and_fails_for_a_run_that_failed_or_a_file_th
     done = run_command(tiled_server, tmp_path / "bad.jsonl", file, "--tiled", tiled_server.uri)
     assert done.returncode == ExitCode.FAILED
     assert "bad.jsonl, line 1" in done.stdout
+
+
+def test_the_command_does_not_replay_a_journal_in_use(tiled_server: TiledServer, tmp_path: Path) -> None:
+    file = as_a_journal(a_run(), tmp_path / "run.sqlite")
+    with Journal(file, "write"):
+        done = run_command(tiled_server, file, "--tiled", tiled_server.uri)
+    assert (done.returncode, done.stdout) == (ExitCode.LOCKED, "")
+    assert "another process has it open" in done.stderr
 
 
 @pytest.fixture

@@ -10,10 +10,18 @@ from pathlib import Path
 from typing import Final
 
 from tiledbroker import JournalError, JournalLocked, RunReader
-from tiledbroker.log import FINISHED_SUBDIRECTORY, FileLock
 from tiledbroker.supervisor import State, clear_failure, request_retry, retry_is_requested, withdraw_retry
 
-from ..journals import gone, open_run_file, reason_of, summarize, translate_errors
+from ..journals import (
+    gone,
+    has_supervisor,
+    is_superseded,
+    journal_dir_of,
+    open_run_file,
+    reason_of,
+    summarize,
+    translate_errors,
+)
 from ._arguments import add_config, add_directory, add_json, add_run, run_and_place
 from ._exit import CommandFailed, ExitCode
 from ._numbers import parse_number
@@ -140,11 +148,22 @@ class _Retry:
     ----------
     path
         Journal of a run in quarantine.
+
+    Raises
+    ------
+    JournalError
+        It was set aside, so that no supervisor will resume it.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        # Where a link points to, because a supervisor looks for requests there.
+        self.path = path.resolve()
         self.note = ""
+        if is_superseded(self.path):
+            raise JournalError(
+                self.path,
+                "it was set aside, because another host has served since it was written; no supervisor will resume it.",
+            )
         with open_run_file(path) as journal:
             self.uid = journal.run_uid
             self._retries_before = _retry_count(journal)
@@ -152,15 +171,18 @@ class _Retry:
     def request(self) -> Retried:
         """Ask the running supervisor to retry the run, or without one take it out of quarantine."""
         # The order matters: a supervisor that starts meanwhile finds either the request or a run out of quarantine.
+        directory = journal_dir_of(self.path)
         request_retry(self.path)
-        if not self._has_supervisor():
+        if not has_supervisor(self.path):
             try:
                 clear_failure(self.path)
             except JournalLocked:
-                return self._result(IN_USE, "a process still has the journal open. The next supervisor will retry it")
-            if not self._has_supervisor():
+                next_one = f"The next supervisor with {directory} as its journal directory will retry it"
+                return self._result(IN_USE, f"a process still has the journal open. {next_one}")
+            if not has_supervisor(self.path):
                 withdraw_retry(self.path)
-                message = f"Run {self.uid} is out of quarantine. No supervisor is running; the next one will resume it."
+                next_one = f"No supervisor is running; the next one with {directory} as its journal directory"
+                message = f"Run {self.uid} is out of quarantine. {next_one} will resume it."
                 return Retried(self.uid, str(self.path), RELEASED, message)
         return self._result(REQUESTED, "the supervisor was asked to retry it, and will do so within seconds")
 
@@ -168,7 +190,7 @@ class _Retry:
         """Return the result of the retry if there is one; None if it is still to come."""
         # The order matters: what a supervisor did before it ended, or before it withdrew the request, is in the
         # journal when that is read.
-        has_supervisor = self._has_supervisor()
+        supervised = has_supervisor(self.path)
         is_requested = retry_is_requested(self.path)
         try:
             with open_run_file(self.path) as journal:
@@ -176,14 +198,14 @@ class _Retry:
                 is_retried = _retry_count(journal) > self._retries_before
                 if outcome is not None and is_retried:
                     return self._result(str(outcome), _describe_outcome(journal, str(outcome)))
-                if has_supervisor and (is_requested or is_retried):
+                if supervised and (is_requested or is_retried):
                     self.note = summarize(journal).why
                     return None
         except (JournalError, OSError) as error:
             if not gone(self.path):
                 return self._result(ERROR, f"it is unknown what became of it: {reason_of(error)}")
             return self._result(GONE, f"its journal {self.path} no longer exists: it was pruned or moved")
-        if has_supervisor:
+        if supervised:
             return self._result(State.FAILED.value, "the supervisor could not retry it; its log says why")
         return self._result(NO_SUPERVISOR, "it is not written, and no supervisor is running")
 
@@ -195,12 +217,6 @@ class _Retry:
 
     def _result(self, result: str, message: str) -> Retried:
         return Retried(self.uid, str(self.path), result, f"Run {self.uid}: {message}.")
-
-    def _has_supervisor(self) -> bool:
-        directory = self.path.parent
-        if directory.name == FINISHED_SUBDIRECTORY:
-            directory = directory.parent
-        return FileLock(directory / ".supervisor.lock").held
 
 
 def _finish_retries(

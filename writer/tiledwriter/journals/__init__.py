@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .._lazy import lazy_attributes
-from ._run_files import gone, open_run_file, open_run_file_for_writing, reason_of, status_of, translate_errors
+from ._run_files import (
+    gone,
+    has_supervisor,
+    is_superseded,
+    journal_dir_of,
+    open_run_file,
+    open_run_file_for_writing,
+    reason_of,
+    status_of,
+    translate_errors,
+)
 from ._summary import DAMAGED, REFUSED, SPOOLED, STATES, UNREADABLE, RunSummary, summarize, unreadable
 from ._timeline import Timeline, TimelineEntry
 
@@ -39,6 +49,9 @@ __all__ = [
     "export_json_lines",
     "export_sqlite",
     "gone",
+    "has_supervisor",
+    "is_superseded",
+    "journal_dir_of",
     "open_run_file",
     "open_run_file_for_writing",
     "reason_of",

@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
-from tiledbroker import Journal, JournalError, RoutingError
+from tiledbroker import Journal, JournalError, JournalLocked, RoutingError, RunReader
 from tiledbroker._outcomes import FAILED
 from tiledbroker.log import RunRouting
 
@@ -18,7 +18,7 @@ from ..callback import read_backup
 from ..catalog import Client
 from ..mapping import WritingOptions
 from ..worker import RunWriting
-from ._run_files import open_run_file, reason_of
+from ._run_files import has_supervisor, journal_dir_of, open_run_file, reason_of
 from ._summary import UNREADABLE
 
 UNFINISHED: Final = "unfinished"
@@ -121,12 +121,19 @@ def replay(
         Stops the replay early when set; the remaining runs are "unfinished".
     on_progress
         Called when documents have been written, also by other threads.
+
+    Raises
+    ------
+    JournalLocked
+        Another process writes the run of one of the journals, or will. Nothing has been written.
     """
     runs: list[_Run] = []
     places = (directory / f"{number}.sqlite" for number in count())
     for file in files:
         try:
             runs += _copy_runs(file, places)
+        except JournalLocked:
+            raise
         except (BackupUnreadable, JournalError, OSError) as error:
             yield Replayed(str(file), "", 0, UNREADABLE, reason_of(error))
     for number, run in enumerate(runs, 1):
@@ -154,8 +161,16 @@ def _copy_runs(file: Path, places: Iterator[Path]) -> list[_Run]:
 
 
 def _copy_journal(file: Path, place: Path) -> _Run:
-    """Copy a journal's documents, but not their progress, which may be that of another server."""
-    with open_run_file(file) as source, _new_journal(place, source.run_uid) as journal:
+    """Copy a journal's documents, but not their progress, which may be that of another server.
+
+    Raises
+    ------
+    JournalLocked
+        Another process writes the run, or will.
+    """
+    # Where a link points to, because what lies beside the journal tells if it is in use.
+    with open_run_file(file.resolve()) as source, _new_journal(place, source.run_uid) as journal:
+        _require_concluded(source)
         with journal.atomic():
             for record in source.records():
                 journal.append(record.idx, [(record.name, record.crc, record.body)])
@@ -163,6 +178,18 @@ def _copy_journal(file: Path, place: Path) -> _Run:
             raise BackupUnreadable(file, None, "it contains no documents.")
         _mark_abandoned(journal)
         return _Run(file, journal.path)
+
+
+def _require_concluded(journal: RunReader) -> None:
+    """Raise `JournalLocked` if a process writes a run, or will: two writers of one run would double its rows."""
+    if journal.being_written:
+        raise JournalLocked(journal.path)
+    if journal.get("outcome") is None and has_supervisor(journal.path):
+        raise JournalLocked(
+            journal.path,
+            f"it is not concluded: the supervisor of {journal_dir_of(journal.path)} will write it. It can be replayed "
+            "once it is written, interrupted or in quarantine.",
+        )
 
 
 def _sort_documents(file: Path, places: Iterator[Path]) -> list[_Run]:

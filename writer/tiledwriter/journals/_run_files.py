@@ -12,7 +12,8 @@ from typing import Final, Literal
 
 from tiledbroker import Journal, JournalError, RunReader, open_run
 from tiledbroker._filesystem import measure_space
-from tiledbroker.log import find_segment, follow_run_file
+from tiledbroker.log import FINISHED_SUBDIRECTORY, SUPERSEDED_SUBDIRECTORY, FileLock, find_segment, follow_run_file
+from tiledbroker.supervisor import SUPERVISOR_LOCK
 
 # Size of SQLite's -shm file when it is made.
 _SHARED_MEMORY_BYTES: Final = 32_768
@@ -106,6 +107,22 @@ def status_of(path: Path, *, follow_symlinks: bool = True) -> os.stat_result | N
         if error.errno == errno.ENAMETOOLONG:
             return None
         raise
+
+
+def journal_dir_of(path: Path) -> Path:
+    """Return the journal directory that a journal belongs to, which may be in its `finished` subdirectory."""
+    directory = path.resolve().parent
+    return directory.parent if directory.name == FINISHED_SUBDIRECTORY else directory
+
+
+def has_supervisor(path: Path) -> bool:
+    """Return True if a supervisor uses the journal directory of a journal; raise OSError if that is unknown."""
+    return FileLock(journal_dir_of(path) / SUPERVISOR_LOCK).held
+
+
+def is_superseded(path: Path) -> bool:
+    """Return True if a supervisor has set a journal aside, because another host has served since it was written."""
+    return path.resolve().parent.parent.name == SUPERSEDED_SUBDIRECTORY
 
 
 def gone(path: Path) -> bool:

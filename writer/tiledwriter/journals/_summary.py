@@ -11,11 +11,11 @@ from typing import Any, Final
 
 from tiledbroker import CodecError, HistoryEntry, RunReader, SpooledRun
 from tiledbroker._outcomes import FAILED, INTERRUPTED, WRITTEN
-from tiledbroker.log import SUPERSEDED_SUBDIRECTORY, ReleasedSpoolFile, read_outage
+from tiledbroker.log import ReleasedSpoolFile, read_outage
 
 from .._names import run_key
 from .._plain_text import text_of
-from ._run_files import reason_of, status_of
+from ._run_files import is_superseded, reason_of, status_of
 
 PARKED: Final = "parked"
 UNREADABLE: Final = "unreadable"
@@ -201,7 +201,7 @@ def _state_reason(
         return "the acquisition process ended without a stop document"
     if state == WRITTEN:
         return ""
-    if Path(journal.path).parent.parent.name == SUPERSEDED_SUBDIRECTORY:
+    if is_superseded(journal.path):
         return "another host has served since this copy was made; nothing is written from it"
     if state == PARKED:
         return "Tiled was unavailable, and all documents are here; a supervisor will resume the run when Tiled is back"
