@@ -16,5 +16,8 @@ FAILED: Final = "failed"
 REFUSED: Final = "refused"
 """The run is not shipped; only publishers say so, and no journal has it."""
 
+RECORDED: Final = (WRITTEN, INTERRUPTED, FAILED)
+"""All outcomes that a journal can have."""
+
 COMPLETE: Final = (WRITTEN, INTERRUPTED)
 """Outcomes of runs of which all existing documents are in Tiled."""

@@ -21,6 +21,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from .._errors import DocumentsMissing, JournalGap, JournalInvalid, JournalTooNew
 from .._fair_lock import FairLock
+from .._outcomes import RECORDED
 from ._codec import Encoder, decode
 from ._journal_schema import (
     APPLICATION_ID,
@@ -520,6 +521,14 @@ class Journal:
     def ended(self) -> bool:
         """True if no more documents will come: the run is stopped or abandoned."""
         return self.stopped or self.abandoned
+
+    @property
+    def outcome(self) -> str | None:
+        """Recorded outcome of the run, None if there is none yet; one that does not exist is `JournalInvalid`."""
+        outcome: str | None = self.get("outcome")
+        if outcome is not None and outcome not in RECORDED:
+            raise JournalInvalid(self.path, f"it is damaged: there is no outcome {outcome!r}.")
+        return outcome
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return a value of the run's state; `default` if there is none."""

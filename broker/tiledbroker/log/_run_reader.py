@@ -172,6 +172,11 @@ class SpooledRun:
         """True if it is known that no more documents will come: the run is stopped or abandoned."""
         return self.stopped or self.abandoned
 
+    @property
+    def outcome(self) -> None:
+        """None, because only journals have the outcome of a run."""
+        return None
+
     def get(self, key: str, default: Any = None) -> Any:
         """Return `default`, because only journals have the state of a run."""
         del key

@@ -116,7 +116,7 @@ def _collect_facts(journal: Journal, path: Path) -> JournalFacts:
     start = next(iter(journal.read(0, 1)), None)
     last = next(iter(journal.read(length - 1, 1)), None) if ended else None
     worker, audit_at = journal.get("worker"), journal.get("audit_at")
-    outcome = journal.get("outcome")
+    outcome = journal.outcome
     scan_id, plan = (None, None) if start is None else read_start_label(start.body)
     return JournalFacts(
         journal.run_uid,

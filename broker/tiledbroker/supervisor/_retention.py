@@ -32,8 +32,11 @@ _PASS_SHARE: Final = 0.1
 
 
 def time_written(journal: RunReader) -> float | None:
-    """Return the Unix time since which a journal is no longer needed; None if it still is, also for a late audit."""
-    if journal.get("outcome") != WRITTEN or journal.get("audit_at") is not None:
+    """Return the Unix time since which a journal is no longer needed; None if it still is, also for a late audit.
+
+    A journal that does not end with a stop document is needed, whatever its outcome: it contradicts itself.
+    """
+    if journal.outcome != WRITTEN or not journal.stopped or journal.get("audit_at") is not None:
         return None
     entries = [entry.time for entry in journal.history() if entry.event == WRITTEN]
     return entries[-1] if entries else None

@@ -128,7 +128,7 @@ def clear_failure(journal: Path, *, lock_timeout: float = 2.0) -> bool:
         The journal cannot be used.
     """
     with Journal(journal, "write", lock_timeout=lock_timeout) as journal_file, journal_file.atomic():
-        if journal_file.get("outcome") != State.FAILED.value:
+        if journal_file.outcome != State.FAILED.value:
             return False
         reason = journal_file.get("reason", "")
         # With the old counts, the run would fail again at its first repair.

@@ -131,6 +131,65 @@ def test_runs_without_a_time_are_not_left_out(tmp_path: Path, capsys: pytest.Cap
     assert listed(capsys, tmp_path, "--since", "1h") == ["closing"]
 
 
+def test_runs_without_a_time_are_among_the_latest(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (_, start), *others = a_run()
+    journaled([("start", {**start, "time": "noon", "plan_name": "odd"}), *others], directory)
+    assert main(["ls", "--json", "-n", "1", "--state", "closing", str(directory)]) == ExitCode.OK
+    assert [row["started"] is None for row in json.loads(capsys.readouterr().out)] == [True, False]
+    assert listed(capsys, directory, "-n", "1", "--state", "written") == ["written"]
+
+
+def test_a_file_with_the_name_of_another_run_is_damaged(directory, tmp_path, capsys) -> None:
+    path = made(tmp_path / "others", "written")
+    copy = path.rename(directory / "3f2b.sqlite")
+    assert main(["ls", "--json", str(directory)]) == ExitCode.DIFFERS
+    (row,) = [row for row in json.loads(capsys.readouterr().out) if row["state"] == "damaged"]
+    assert row["uid"] == path.stem
+    assert f"3f2b.sqlite: it is that of run '{path.stem}', and has another name" in row["why"]
+    assert main(["ls", str(directory)]) == ExitCode.DIFFERS
+    assert f"1 of 5 runs in {directory} damaged" in capsys.readouterr().err
+    assert listed(capsys, copy) == ["written"]
+
+
+def test_an_outcome_that_does_not_exist_is_unreadable(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = made(directory, "closing-typo")
+    assert main(["ls", "--json", "--state", "failed", str(directory)]) == ExitCode.FAILED
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["uid"], row["state"]) for row in rows if row["state"] != "failed"] == [(path.stem, "unreadable")]
+    assert "there is no outcome 'closing-typo'" in rows[0]["why"]
+    assert main(["retry", "--all", str(directory)]) == ExitCode.FAILED
+
+
+def test_journals_that_were_set_aside_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / ".lease-turn").touch()
+    folder = tmp_path / "superseded" / "7"
+    folder.parent.mkdir()
+    made(folder)
+    assert main(["ls", str(tmp_path)]) == ExitCode.OK
+    assert capsys.readouterr().out.splitlines() == [
+        f"no runs in {tmp_path}",
+        f"1 unfinished journal set aside, from which nothing is written: {folder}",
+    ]
+
+
+def test_a_target_that_cannot_be_listed_hides_no_other(directory, tmp_path, capsys) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"journal_dir: {tmp_path / 'all'}\ntargets:\n"
+        f"  a: {{tiled: 'http://localhost:1', journal_dir: {tmp_path / 'nowhere'}}}\n"
+        f"  b: {{tiled: 'http://localhost:2', journal_dir: {directory}}}\n"
+    )
+    assert main(["ls", "--config", str(config)]) == ExitCode.NOT_FOUND
+    ended = capsys.readouterr()
+    assert "4 runs in" in ended.out
+    assert "there is no directory" in ended.err
+
+
+def test_nothing_is_said_of_the_size_of_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ls", "--json", str(tmp_path / "nowhere"), str(tmp_path / "neither")]) == ExitCode.NOT_FOUND
+    assert [row["size"] for row in json.loads(capsys.readouterr().out)] == [None, None]
+
+
 def test_files_are_taken_as_well_as_directories(directory, tmp_path, capsys) -> None:
     file = made(tmp_path / "others", "interrupted", hours_ago=7)
     assert listed(capsys, file) == ["interrupted"]
@@ -321,6 +380,18 @@ def test_the_end_of_a_session_of_another_host_is_not_known(tmp_path: Path, capsy
     (row,) = rows_of(capsys)
     assert (row["state"], row["worker"]) == ("spooled", None)
     assert "unknown if its session" in row["why"]
+
+
+def test_a_spooled_run_that_is_damaged_is_shown_as_such(spooled, tmp_path, capsys) -> None:
+    path = next((tmp_path / "tiledwriter" / "spool").rglob("*.0*.segment"))
+    content = path.read_bytes()
+    at = content.rindex(b"exit_status")
+    path.write_bytes(content[:at] + b"E" + content[at + 1 :])
+    for arguments in ([], ["--json"]):
+        assert main(["show", str(path), *arguments]) == ExitCode.DIFFERS
+        ended = capsys.readouterr()
+        assert "damaged" in ended.out
+        assert "it is damaged: " in ended.err
 
 
 def test_a_host_without_spools_says_where_it_looked(tmp_path, monkeypatch, capsys) -> None:

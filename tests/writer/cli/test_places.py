@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
-from stored_runs import a_run, journaled
+from stored_runs import Documents, a_run, journaled
 
 from tiledwriter.cli import supervisor
 from tiledwriter.cli._exit import ExitCode
@@ -222,3 +223,41 @@ def test_a_spool_and_its_address_may_be_given_in_either_order(arguments, tmp_pat
     words = [str(tmp_path) if word == "DIR" else word for word in arguments]
     assert main(["ship", *words]) == ExitCode.OK
     assert f"no runs in {tmp_path}: nothing to ship" in capsys.readouterr().out
+
+
+def renamed(documents: Documents, uid: str) -> Documents:
+    (_, start), *others = documents
+    return [("start", {**start, "uid": uid}), *others]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["show", "3f2b"], ["tail", "3f2b"], ["verify", "3f2b"], ["retry", "3f2b"], ["export", "3f2b", "-o", "-"]],
+)
+def test_a_run_is_not_found_under_the_name_of_another(arguments, tmp_path, capsys) -> None:
+    path = journaled(a_run(), tmp_path)
+    copy = path.rename(tmp_path / "3f2b0000.sqlite")
+    for uid in ("3f2b", copy.stem):
+        words = [uid if word == "3f2b" else word for word in arguments]
+        assert main([*words, str(tmp_path)]) == ExitCode.FAILED
+        ended = capsys.readouterr()
+        assert (ended.out, f"it is that of run '{path.stem}', and has another name" in ended.err) == ("", True)
+    assert main(["show", str(copy)]) == ExitCode.OK
+
+
+def test_a_run_that_cannot_be_read_and_might_be_meant_is_named(tmp_path: Path, capsys) -> None:
+    journaled(renamed(a_run(), "3f2c"), tmp_path)
+    other = journaled(renamed(a_run(), "3f2B"), tmp_path)
+    os.truncate(other, 5000)
+    assert main(["show", "3f2", str(tmp_path)]) == ExitCode.FAILED
+    assert "3f2c.sqlite in" in (said := capsys.readouterr().err)
+    assert str(other) in said
+    assert main(["show", "3f2c", str(tmp_path)]) == ExitCode.OK
+
+
+def test_a_uid_that_another_one_goes_on_after_is_found(tmp_path: Path, capsys) -> None:
+    for uid in ("abc", "abc.def"):
+        journaled(renamed(a_run(), uid), tmp_path)
+    for uid in ("abc", "abc.def"):
+        assert main(["show", uid, str(tmp_path)]) == ExitCode.OK
+        assert f"run        {uid}\n" in capsys.readouterr().out

@@ -192,6 +192,16 @@ def test_a_database_does_not_go_to_standard_output(tmp_path: Path) -> None:
     assert main(["export", str(journaled(a_run(), tmp_path)), "-", "--format", "sqlite"]) == ExitCode.USAGE
 
 
+def test_a_written_run_without_a_stop_document_is_contradictory(tmp_path: Path, capsys) -> None:
+    path = journaled(a_run()[:-1], tmp_path)
+    with Journal(path, "write") as journal:
+        journal.set("outcome", "written")
+    assert main(["export", str(path), str(tmp_path / "out")]) == ExitCode.DIFFERS
+    ended = capsys.readouterr()
+    assert "Wrote " in ended.out
+    assert "says that it is written, but its last document is no stop document" in ended.err
+
+
 def test_a_run_that_is_not_there_is_not_found(tmp_path: Path) -> None:
     assert main(["export", "nobody", str(tmp_path / "out"), str(tmp_path)]) == ExitCode.NOT_FOUND
 

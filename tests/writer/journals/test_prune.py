@@ -79,6 +79,24 @@ def test_a_journal_that_somebody_writes_is_left_and_the_others_are_not(
     assert "kept: " in capsys.readouterr().err
 
 
+def test_a_written_run_without_a_stop_document_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = journaled(a_run()[:-1], tmp_path)
+    with Journal(path, "write") as journal:
+        journal.set("outcome", "written")
+        journal.note("written")
+    assert main(["prune", str(tmp_path), "--older-than", "0"]) == ExitCode.OK
+    assert run_files(tmp_path) == [path]
+    assert main(["ls", str(tmp_path)]) == ExitCode.OK
+    assert "its last document is no stop document" in capsys.readouterr().out
+
+
+def test_a_file_with_the_name_of_another_run_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = concluded(tmp_path, "written", 400).rename(tmp_path / "3f2b.sqlite")
+    assert main(["prune", str(tmp_path)]) == ExitCode.FAILED
+    assert copy.exists()
+    assert "has another name" in capsys.readouterr().err
+
+
 def test_what_is_no_journal_is_left_as_it_is(tmp_path: Path) -> None:
     stranger = tmp_path / "x.sqlite"
     stranger.write_bytes(b"mine" * 1000)

@@ -111,6 +111,8 @@ def test_an_interrupted_run_says_so(journal):
 
 def test_a_written_run_waits_for_nothing(journal):
     journal.set("outcome", "written")
+    assert "its last document is no stop document" in read_only(journal).why
+    journal.append_one("stop", Encoder().encode({"run_start": "run-1"}))
     summary = read_only(journal)
     assert (summary.state, summary.why) == ("written", "")
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -62,8 +65,23 @@ def test_a_document_that_is_damaged_is_shown_as_such(tmp_path: Path, capsys: pyt
     path = journaled(a_run()[:1], tmp_path)
     with Journal(path, "write") as journal:
         journal.append_one("event", b"\xc1")
-    assert main(["tail", str(path)]) == ExitCode.OK
-    assert "1  damaged" in capsys.readouterr().out
+    assert main(["tail", str(path)]) == ExitCode.DIFFERS
+    ended = capsys.readouterr()
+    assert "1  damaged" in ended.out
+    assert f"{path}: 1 document damaged" in ended.err
+
+
+def test_a_time_that_json_does_not_have_is_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = journaled(a_run(), tmp_path)
+    with Journal(path, "write") as journal:
+        journal.note("odd", rows=float("nan"))
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE history SET time = 9e999")
+    assert main(["tail", str(path), "--json", "-n", "1"]) == ExitCode.OK
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["time"] is None
+    assert main(["show", str(path), "--json"]) == ExitCode.OK
+    (entry,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["history"]
+    assert (entry["time"], entry["detail"]) == (None, {"rows": None})
 
 
 def test_a_run_that_is_not_there_is_not_found(tmp_path: Path) -> None:

@@ -57,6 +57,22 @@ def found_in(path: Path) -> list[tuple[str, str]]:
 # Journals
 
 
+def test_an_outcome_that_does_not_exist_is_found(tmp_path: Path) -> None:
+    path = journaled(a_run(), tmp_path)
+    with Journal(path, "write") as journal:
+        journal.set("outcome", "closing-typo")
+    ((where, problem),) = found_in(path)
+    assert (where, "there is no outcome 'closing-typo'" in problem) == ("file", True)
+    assert main(["verify", str(path)]) == ExitCode.DIFFERS
+
+
+def test_a_file_with_the_name_of_another_run_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = journaled(a_run(), tmp_path).rename(tmp_path / "3f2b.sqlite")
+    assert main(["verify", str(tmp_path)]) == ExitCode.DIFFERS
+    assert "and has another name" in capsys.readouterr().out
+    assert found_in(copy) == []
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return journaled(a_run(), tmp_path / "journals")

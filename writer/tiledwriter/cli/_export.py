@@ -12,16 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tiledbroker import CodecError, RunReader
+from tiledbroker._outcomes import WRITTEN
 from tiledbroker._wording import format_command
 
-from ..journals import open_run_file, status_of
+from ..journals import WRITTEN_WITHOUT_STOP, open_run_file, status_of
 from ._arguments import add_config, add_json, add_run, run_and_place
 from ._exit import CommandFailed, ExitCode, print_error, without_extra
 from ._parser import Subcommands, add_command
 from ._progress import shown_progress
 from ._run_lookup import find
 from ._site_log import add_beamline, add_log, copy_logged, find_logged, log_of, refuse_log_options
-from ._terminal import count_of, plain, print_json
+from ._terminal import count_of, fail, plain, print_json
 
 _STANDARD_OUTPUT = Path("-")
 
@@ -117,6 +118,7 @@ def _export_from(path: Path, shown: str, out: Path, arguments: argparse.Namespac
             else:
                 count = _export_to_file(journal, out, arguments.format, progress.show)
             ended, uid = journal.ended, journal.run_uid
+            contradicts = journal.outcome == WRITTEN and not journal.stopped
     except CodecError as error:
         command = format_command("tiledwriter-journal", "verify", path)
         raise CommandFailed(ExitCode.FAILED, f"{shown} is damaged ({error}). `{command}` says how far.") from error
@@ -125,6 +127,8 @@ def _export_from(path: Path, shown: str, out: Path, arguments: argparse.Namespac
         print_json({**result, "ended": ended})
     elif out != _STANDARD_OUTPUT:
         print(plain(f"Wrote {count_of(count, 'document')} to {out}."))
+    if contradicts:
+        return fail(ExitCode.DIFFERS, f"{shown}: {WRITTEN_WITHOUT_STOP}")
     if not ended:
         print_error("tiledwriter-journal: the run is not known to have ended: more documents may follow")
     return ExitCode.OK

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from ..journals import Timeline, TimelineEntry, gone, open_run_file, summarize
+from tiledbroker import HistoryEntry, NodeProgress
+
+from ..journals import DAMAGED, RunSummary, Timeline, TimelineEntry, gone, open_run_file, summarize
 from ._arguments import add_config, add_directory, add_json, add_run, run_and_place
 from ._exit import CommandFailed, ExitCode, without_extra
 from ._numbers import parse_count
@@ -76,7 +78,12 @@ def _show_run(arguments: argparse.Namespace) -> ExitCode:
         entries = [entry._asdict() for entry in history]
         nodes = {node: item._asdict() for node, item in progress.items()}
         print_json({**summary.as_dict(), "progress": nodes, "history": entries})
-        return ExitCode.OK
+    else:
+        _print_run(summary, history, progress)
+    return fail(ExitCode.DIFFERS, f"it is damaged: {summary.why}") if summary.state == DAMAGED else ExitCode.OK
+
+
+def _print_run(summary: RunSummary, history: Sequence[HistoryEntry], progress: Mapping[str, NodeProgress]) -> None:
     print(f"run        {plain(summary.uid)}")
     scan = "" if summary.scan_id is None else f"  scan {plain(str(summary.scan_id))}"
     print(f"plan       {plain(summary.plan)}{scan}  started {local(summary.started)}")
@@ -100,7 +107,6 @@ def _show_run(arguments: argparse.Namespace) -> ExitCode:
         )
         for line in traceback.splitlines():
             print(f"      {plain(line)}")
-    return ExitCode.OK
 
 
 def _is_placed(arguments: argparse.Namespace) -> bool:
@@ -143,6 +149,8 @@ def _tail_run(arguments: argparse.Namespace) -> ExitCode:
         # `--follow`.
         if type(interrupt) is not KeyboardInterrupt or not arguments.follow:
             raise
+    if timeline.damaged:
+        return fail(ExitCode.DIFFERS, f"{path}: {count_of(timeline.damaged, 'document')} damaged")
     return ExitCode.OK
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from ..journals import (
     UNREADABLE,
     RunSummary,
     gone,
+    misnaming_of,
     open_run_file,
     reason_of,
     status_of,
@@ -39,6 +40,7 @@ from ._run_lookup import (
     place_of,
     relocated,
     runs_in,
+    superseded_in,
     target_configs,
 )
 from ._site_log import add_beamline, add_log, refuse_log_options
@@ -62,6 +64,8 @@ class _Listing:
         The runs.
     unrouted
         Files of documents that belong to no known run.
+    superseded
+        Unfinished journals that a supervisor has set aside.
     problems
         Places that could not be read, with exit code and message.
     """
@@ -69,6 +73,7 @@ class _Listing:
     places: list[str] = field(default_factory=list)
     runs: list[RunSummary] = field(default_factory=list)
     unrouted: list[Path] = field(default_factory=list)
+    superseded: list[Path] = field(default_factory=list)
     problems: list[tuple[ExitCode, str]] = field(default_factory=list)
 
     @property
@@ -134,7 +139,10 @@ def _list_runs(arguments: argparse.Namespace) -> ExitCode:
     codes = []
     for config in targets:
         print(plain(f"{config}:"))
-        codes.append(_list_once(arguments, [config]))
+        try:
+            codes.append(_list_once(arguments, [config]))
+        except (CommandFailed, OSError) as error:
+            codes.append(fail(_code_of(error), reason_of(error)))
         print()
     return next((code for code in codes if code), ExitCode.OK)
 
@@ -176,22 +184,30 @@ def _read_places(arguments: argparse.Namespace, configs: Sequence[Path]) -> _Lis
         except (CommandFailed, OSError) as error:
             if len(places) == 1:
                 raise
-            code = error.code if isinstance(error, CommandFailed) else ExitCode.FAILED
-            listing.problems.append((code, reason_of(error)))
+            listing.problems.append((_code_of(error), reason_of(error)))
     return listing
+
+
+def _code_of(error: CommandFailed | OSError) -> ExitCode:
+    return error.code if isinstance(error, CommandFailed) else ExitCode.FAILED
 
 
 def _read_place(place: Place, listing: _Listing) -> None:
     if not looks_like_path(str(place.path)) or is_directory(str(place.path)):
-        files = runs_in(place)
+        listed = [_summary_of(file, file.parent) for file in runs_in(place)]
         listing.unrouted += unrouted_files(place.path)
+        try:
+            listing.superseded += superseded_in(place.path)
+        except OSError as error:
+            listing.problems.append((ExitCode.FAILED, reason_of(error)))
     else:
         file = follow_run_file(place.path)
         if status_of(file) is None:
             raise CommandFailed(ExitCode.NOT_FOUND, f"there is no file or directory {place}")
-        files = [file]
+        # A copy may have any name.
+        listed = [_summary_of(file, file.parent, is_given=True)]
     listing.places.append(str(place))
-    listing.runs += filter(None, (_summary_of(file, file.parent) for file in files))
+    listing.runs += filter(None, listed)
 
 
 def _read_spools(names: Sequence[str]) -> _Listing:
@@ -220,11 +236,13 @@ def _read_spools(names: Sequence[str]) -> _Listing:
     return listing
 
 
-def _summary_of(path: Path, directory: Path) -> RunSummary | None:
-    """Return the summary of a listed file, also if it was moved meanwhile; None if it was deleted."""
+def _summary_of(path: Path, directory: Path, *, is_given: bool = False) -> RunSummary | None:
+    """Return the summary of a file that was listed or given, also if it was moved meanwhile; None if it was deleted."""
     try:
         with open_run_file(path) as journal:
-            return summarize(journal)
+            summary = summarize(journal)
+            misnaming = "" if is_given else misnaming_of(journal)
+            return replace(summary, state=DAMAGED, why=f"{path.name}: {misnaming}") if misnaming else summary
     except (JournalError, OSError) as error:
         if not gone(path):
             return unreadable(path.stem, str(path), reason_of(error))
@@ -247,6 +265,10 @@ def _print_runs(listing: _Listing, selected: Sequence[RunSummary], chosen: RunFi
     if listing.unrouted:
         files = ", ".join(str(path) for path in listing.unrouted)
         print(plain(f"documents of no known run, which are not shipped: {files}"))
+    if listing.superseded:
+        journals = count_of(len(listing.superseded), "unfinished journal")
+        folders = ", ".join(sorted({str(path.parent) for path in listing.superseded}))
+        print(plain(f"{journals} set aside, from which nothing is written: {folders}"))
 
 
 def _run_row(summary: RunSummary, *, spool: bool) -> Sequence[object]:
@@ -300,6 +322,6 @@ def _report_problems(listing: _Listing, selected: Sequence[RunSummary]) -> ExitC
         fail(ExitCode.FAILED, f"{counts[UNREADABLE]} of {total} cannot be read")
         return code or ExitCode.FAILED
     if counts[DAMAGED]:
-        fail(ExitCode.DIFFERS, f"{counts[DAMAGED]} of {total} cannot be read to the end")
+        fail(ExitCode.DIFFERS, f"{counts[DAMAGED]} of {total} damaged")
         return code or ExitCode.DIFFERS
     return code

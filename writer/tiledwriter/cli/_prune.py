@@ -11,7 +11,7 @@ from typing import Any, Final
 from tiledbroker import JournalError, JournalLocked
 from tiledbroker.supervisor import time_written
 
-from ..journals import gone, open_run_file, open_run_file_for_writing, reason_of
+from ..journals import gone, open_run_file, open_run_file_for_writing, reason_of, require_own_name
 from ._arguments import add_config, add_directory, add_json
 from ._exit import ExitCode
 from ._numbers import parse_number
@@ -162,6 +162,7 @@ def _prune_journal(path: Path, before: float, *, dry_run: bool) -> _Pruned | Non
         The deleted journal; None if it is kept.
     """
     with open_run_file(path) as journal:
+        require_own_name(journal)
         written = time_written(journal)
         if written is None or written > before:
             return None

@@ -19,6 +19,7 @@ from ..journals import (
     journal_dir_of,
     open_run_file,
     reason_of,
+    require_own_name,
     summarize,
     translate_errors,
 )
@@ -152,7 +153,7 @@ class _Retry:
     Raises
     ------
     JournalError
-        It was set aside, so that no supervisor will resume it.
+        It was set aside or has the name of another run, so that no supervisor will resume it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -165,6 +166,7 @@ class _Retry:
                 "it was set aside, because another host has served since it was written; no supervisor will resume it.",
             )
         with open_run_file(path) as journal:
+            require_own_name(journal)
             self.uid = journal.run_uid
             self._retries_before = _retry_count(journal)
 
@@ -194,10 +196,10 @@ class _Retry:
         is_requested = retry_is_requested(self.path)
         try:
             with open_run_file(self.path) as journal:
-                outcome = journal.get("outcome")
+                outcome = journal.outcome
                 is_retried = _retry_count(journal) > self._retries_before
                 if outcome is not None and is_retried:
-                    return self._result(str(outcome), _describe_outcome(journal, str(outcome)))
+                    return self._result(outcome, _describe_outcome(journal, outcome))
                 if supervised and (is_requested or is_retried):
                     self.note = summarize(journal).why
                     return None
@@ -289,7 +291,7 @@ def _retry_count(journal: RunReader) -> int:
 
 def _is_failed(path: Path) -> bool:
     with open_run_file(path) as journal:
-        return bool(journal.get("outcome") == State.FAILED.value)
+        return journal.outcome == State.FAILED.value
 
 
 def _read_uid(path: Path) -> str:

@@ -52,9 +52,10 @@ class RunFilter:
     def select_runs(self, runs: Sequence[R]) -> list[R]:
         """Return the selected runs, sorted by the time of their start."""
         ordered = sorted(runs, key=lambda run: run.started or 0.0)
-        unknown = [run for run in ordered if run.state == UNREADABLE]
-        known = [run for run in ordered if run.state != UNREADABLE and self._matches(run)]
-        return [*unknown, *(known if self.latest is None else known[len(known) - min(self.latest, len(known)) :])]
+        chosen = [run for run in ordered if run.state == UNREADABLE or self._matches(run)]
+        timeless = [run for run in chosen if run.started is None]
+        timed = [run for run in chosen if run.started is not None]
+        return [*timeless, *(timed if self.latest is None else timed[len(timed) - min(self.latest, len(timed)) :])]
 
     def _matches(self, run: _Run) -> bool:
         if self.states and run.state not in self.states:

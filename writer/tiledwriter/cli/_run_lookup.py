@@ -12,10 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tiledbroker import JournalError, default_journal_dir, journal_filename, labelled_run_files, run_files
-from tiledbroker.log import FINISHED_SUBDIRECTORY, follow_run_file, is_named_after_run
+from tiledbroker.log import (
+    FINISHED_SUBDIRECTORY,
+    SUPERSEDED_SUBDIRECTORY,
+    follow_run_file,
+    is_named_after_run,
+    is_run_file,
+)
 
 from .._given_path import path_of
-from ..journals import gone, open_run_file, reason_of, status_of
+from ..journals import file_stem, gone, misnaming_of, open_run_file, reason_of, status_of
 from ._exit import CommandFailed, ExitCode, without_extra
 from ._target_name import split_target
 from ._variables import variable_of
@@ -29,7 +35,7 @@ _HASHED: Final = "sha256-"
 _SUFFIXES: Final = (".sqlite", ".segment")
 _TYPEABLE: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*")
 _OURS: Final = re.compile(
-    r"_unrouted.*|\.supervisor\.lock|\.workers\.ipc|\.status\.ipc|\.relay\.ipc|finished|retry|.*\.sqlite.*|.*\.segment|\.session-.*\.lock|\.adopter-.*"
+    r"_unrouted.*|\.supervisor\.lock|\.workers\.ipc|\.status\.ipc|\.relay\.ipc|\.lease-.*|\.tiled-keys\..*|finished|superseded|retry|.*\.sqlite.*|.*\.segment|\.session-.*\.lock|\.adopter-.*"
 )
 """Pattern of all names that occur in journal and spool directories."""
 
@@ -138,7 +144,7 @@ def label_of(uid: str) -> str:
 
 def label_of_file(path: Path) -> str:
     """Return what `find` accepts for a run, by the name of its file: the uid, or the beginning of a digest of it."""
-    stem = path.name.split(".segment")[0].rsplit(".", 2)[0] if path.name.endswith(".segment") else path.stem
+    stem = file_stem(path)
     return stem[: len(_HASHED) + _LABEL_CHARACTERS] if stem.startswith(_HASHED) else stem
 
 
@@ -168,6 +174,22 @@ def labelled_runs_in(place: Place) -> dict[str, Path]:
     return labelled_run_files(place.path)
 
 
+def superseded_in(directory: Path) -> list[Path]:
+    """Return the unfinished journals that a supervisor has set aside in a journal directory.
+
+    Raises
+    ------
+    OSError
+        They cannot be looked for.
+    """
+    folder = directory / SUPERSEDED_SUBDIRECTORY
+    try:
+        folders = sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    return [path for start in folders for path in sorted(start.iterdir()) if is_run_file(path.name)]
+
+
 def relocated(path: Path, directory: Path) -> Path | None:
     """Return the new path of a listed file that was moved; None if it was not moved or was deleted."""
     if not gone(path):
@@ -194,7 +216,7 @@ def find(run: str, place: Place) -> Path:
     Raises
     ------
     CommandFailed
-        No run matches, several match, or a run that might match cannot be read.
+        No run matches, several match, a run that might match cannot be read, or the file is that of another run.
     OSError
         The directory or the file cannot be accessed.
     """
@@ -205,20 +227,37 @@ def find(run: str, place: Place) -> Path:
         paths = runs_in(place)
     except CommandFailed as error:
         raise CommandFailed(error.code, f"{no_path}{error}") from error
-    file_name = journal_filename(run)
-    exact = [path for path in paths if path.name == file_name or path.name.startswith(f"{Path(file_name).stem}.")]
+    stem = Path(journal_filename(run)).stem
+    exact = [path for path in paths if file_stem(path) == stem]
     refusals: list[str] = []
     found = exact or [path for path in paths if run and _begins_with(path, run, refusals)]
-    if len(found) == 1:
-        return found[0]
-    if found:
+    if len(found) > 1:
         problem = f"{len(found)} runs in {place} begin with {run!r}; give more of the uid"
         raise CommandFailed(ExitCode.USAGE, problem)
     if refusals:
-        unknown = "; ".join(refusals)
-        problem = f"no readable run in {place} is {run!r}, and some cannot be read: {unknown}"
+        readable = (
+            f"{found[0].name} in {place} may not be the only run that begins with"
+            if found
+            else f"no readable run in {place} is"
+        )
+        problem = f"{readable} {run!r}, and some cannot be read: {'; '.join(refusals)}"
         raise CommandFailed(ExitCode.FAILED, problem)
+    if found:
+        _require_own_name(found[0])
+        return found[0]
     raise CommandFailed(ExitCode.NOT_FOUND, f"{no_path}there is no run {run!r} in {place}")
+
+
+def _require_own_name(path: Path) -> None:
+    """Raise `CommandFailed` if a file is that of another run than its name says."""
+    try:
+        with open_run_file(path) as journal:
+            problem = misnaming_of(journal)
+    except (JournalError, OSError):
+        # The command that opens the file for its own ends reports that it cannot be read.
+        return
+    if problem:
+        raise CommandFailed(ExitCode.FAILED, f"{path}: {problem}; give its path to look at it all the same")
 
 
 def looks_like_path(run: str) -> bool:

@@ -116,8 +116,17 @@ def size_of(size: int) -> str:
 
 
 def print_json(value: Any, *, in_one_line: bool = False) -> None:
-    """Print a value in JSON types as one JSON text."""
-    print(json.dumps(value, indent=None if in_one_line else 2), flush=in_one_line)
+    """Print a value in JSON types as one JSON text; NaN and infinity, which JSON lacks, as null."""
+    print(json.dumps(_finite(value), allow_nan=False, indent=None if in_one_line else 2), flush=in_one_line)
+
+
+def _finite(value: Any) -> Any:
+    """Return a value in JSON types with None for each number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def local(timestamp: float | None) -> str:

@@ -93,7 +93,7 @@ def _verify_runs(arguments: argparse.Namespace) -> ExitCode:
     try:
         settings, connection = _settings_and_connection(arguments)
         with shown_progress("verifying", "run", total=len(subject.files)) as progress:
-            for result in _verify_files(subject.files, settings.writing_options(), connection):
+            for result in _verify_files(subject, settings.writing_options(), connection):
                 results.append(result)
                 for line in _result_lines(result) if not arguments.json else ():
                     progress.print_line(line)
@@ -160,15 +160,14 @@ def _settings_and_connection(arguments: argparse.Namespace) -> tuple[Settings, C
     return settings, connection
 
 
-def _verify_files(
-    files: Sequence[Path], options: WritingOptions, connection: Connection | None
-) -> Iterator[Verification]:
+def _verify_files(subject: _Subject, options: WritingOptions, connection: Connection | None) -> Iterator[Verification]:
     from ..verify import verify
 
-    for listed in files:
+    for listed in subject.files:
         file: Path | None = listed
         while file is not None:
-            result = verify(file, options, connection)
+            # A copy that is given may have any name.
+            result = verify(file, options, connection, check_name=subject.whole)
             if result.ok or not gone(file):
                 yield result
                 break

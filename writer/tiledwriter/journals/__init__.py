@@ -6,17 +6,30 @@ from typing import TYPE_CHECKING
 
 from .._lazy import lazy_attributes
 from ._run_files import (
+    file_stem,
     gone,
     has_supervisor,
     is_superseded,
     journal_dir_of,
+    misnaming_of,
     open_run_file,
     open_run_file_for_writing,
     reason_of,
+    require_own_name,
     status_of,
     translate_errors,
 )
-from ._summary import DAMAGED, REFUSED, SPOOLED, STATES, UNREADABLE, RunSummary, summarize, unreadable
+from ._summary import (
+    DAMAGED,
+    REFUSED,
+    SPOOLED,
+    STATES,
+    UNREADABLE,
+    WRITTEN_WITHOUT_STOP,
+    RunSummary,
+    summarize,
+    unreadable,
+)
 from ._timeline import Timeline, TimelineEntry
 
 if TYPE_CHECKING:
@@ -35,6 +48,7 @@ __all__ = [
     "SPOOLED",
     "STATES",
     "UNREADABLE",
+    "WRITTEN_WITHOUT_STOP",
     "DocumentsCheck",
     "DryRun",
     "LoggedSummary",
@@ -48,14 +62,17 @@ __all__ = [
     "copy_from_log",
     "export_json_lines",
     "export_sqlite",
+    "file_stem",
     "gone",
     "has_supervisor",
     "is_superseded",
     "journal_dir_of",
+    "misnaming_of",
     "open_run_file",
     "open_run_file_for_writing",
     "reason_of",
     "replay",
+    "require_own_name",
     "status_of",
     "summarize",
     "summarize_logged",

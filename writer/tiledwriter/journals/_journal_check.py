@@ -201,7 +201,7 @@ class ProgressCheck:
     def __init__(self, journal: RunReader) -> None:
         # Read the progress before the documents: a worker may add to both meanwhile, and documents that are newer than
         # the progress are harmless.
-        self.outcome: str | None = journal.get("outcome")
+        self.outcome: str | None = journal.outcome
         self.confirmed: Mapping[str, NodeProgress] = journal.progress()
         self._rewrites = RunDecisions.of(journal.get).rewrites
         self._ends: dict[str, int] = {}

@@ -184,7 +184,7 @@ def _require_concluded(journal: RunReader) -> None:
     """Raise `JournalLocked` if a process writes a run, or will: two writers of one run would double its rows."""
     if journal.being_written:
         raise JournalLocked(journal.path)
-    if journal.get("outcome") is None and has_supervisor(journal.path):
+    if journal.outcome is None and has_supervisor(journal.path):
         raise JournalLocked(
             journal.path,
             f"it is not concluded: the supervisor of {journal_dir_of(journal.path)} will write it. It can be replayed "

@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
-from tiledbroker import Journal, JournalError, RunReader, open_run
+from tiledbroker import Journal, JournalError, JournalInvalid, RunReader, journal_filename, open_run
 from tiledbroker._filesystem import measure_space
 from tiledbroker.log import FINISHED_SUBDIRECTORY, SUPERSEDED_SUBDIRECTORY, FileLock, find_segment, follow_run_file
 from tiledbroker.supervisor import SUPERVISOR_LOCK
 
 # Size of SQLite's -shm file when it is made.
 _SHARED_MEMORY_BYTES: Final = 32_768
-_CODES_OF_A_FULL_DISK: Final = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN)
+# Python 3.10 does not tell SQLite's codes.
+_SIGNS_OF_A_FULL_DISK: Final = ("disk I/O error", "is full", "unable to open")
 _COMPANIONS: Final = ("", "-wal", "-shm", ".tail", ".lock")
 
 
@@ -85,7 +86,11 @@ def translate_errors(path: Path, use: str = "read") -> Iterator[None]:
 def _name_full_disk(path: Path, error: sqlite3.Error) -> str:
     """Return words for a disk without space for what SQLite needs to open a file, if that may be the error's cause."""
     space = measure_space(path.parent)
-    if space is None or space[0] >= _SHARED_MEMORY_BYTES or error.sqlite_errorcode & 0xFF not in _CODES_OF_A_FULL_DISK:
+    if (
+        space is None
+        or space[0] >= _SHARED_MEMORY_BYTES
+        or not any(sign in str(error) for sign in _SIGNS_OF_A_FULL_DISK)
+    ):
         return ""
     return f": its disk is full, {space[0]} bytes are free"
 
@@ -107,6 +112,25 @@ def status_of(path: Path, *, follow_symlinks: bool = True) -> os.stat_result | N
         if error.errno == errno.ENAMETOOLONG:
             return None
         raise
+
+
+def file_stem(path: Path) -> str:
+    """Return what the name of a file in a journal or spool directory says of its run: the uid, or a digest of it."""
+    return path.name.rsplit(".", 3)[0] if path.suffix == ".segment" else path.stem
+
+
+def misnaming_of(run: RunReader) -> str:
+    """Return what is wrong with the name of a run's file in a journal or spool directory; "" if it is its own name."""
+    # A segment may still have the name of a spare one.
+    if run.path.name.startswith(".") or file_stem(run.path) == Path(journal_filename(run.run_uid)).stem:
+        return ""
+    return f"it is that of run {run.run_uid!r}, and has another name"
+
+
+def require_own_name(run: RunReader) -> None:
+    """Raise `JournalInvalid` if a file in a journal or spool directory has the name of another run."""
+    if problem := misnaming_of(run):
+        raise JournalInvalid(run.path, f"{problem}.")
 
 
 def journal_dir_of(path: Path) -> Path:

@@ -23,10 +23,14 @@ DAMAGED: Final = "damaged"
 SPOOLED: Final = "spooled"
 REFUSED: Final = "refused"
 STATES: Final = (WRITTEN, INTERRUPTED, FAILED, REFUSED, PARKED, "closing", "open", SPOOLED, DAMAGED, UNREADABLE)
-"""All states of a run, in the order in which totals list them; of a journal, only `verify` reports "damaged".
+"""All states of a run, in the order in which totals list them.
+
+A journal is "damaged" only for `verify`, and if it has the name of another run.
 
 Only runs in a site's log are "refused".
 """
+
+WRITTEN_WITHOUT_STOP: Final = "the journal says that it is written, but its last document is no stop document"
 
 _MAX_NUMBER: Final = 2**63
 
@@ -51,7 +55,8 @@ class RunSummary:
         Number of documents by name; None if the file cannot be read.
     state
         One of `STATES`: of a journal, "open", "closing" or "parked", and finally "written", "interrupted" or "failed";
-        of a spooled run, "spooled" or "damaged"; "unreadable" if the file cannot be read.
+        of a spooled run, "spooled" or "damaged"; "damaged" if the file has the name of another run; "unreadable" if it
+        cannot be read.
     why
         Reason why the run waits or ended without being written, or why its file cannot be read; "" if there is none.
     rows
@@ -141,12 +146,13 @@ def _files_of(journal: RunReader) -> list[Path]:
 
 
 def _size_of(files: Sequence[Path]) -> int | None:
-    """Return the total size of files in bytes, ignoring missing ones; None if none is there or one may not be seen."""
+    """Return the total size of files in bytes, ignoring others; None if none is there or one may not be seen."""
     try:
         found = [status for status in map(status_of, files) if status is not None]
     except OSError:
         return None
-    return sum(status.st_size for status in found if stat.S_ISREG(status.st_mode)) if found else None
+    sizes = [status.st_size for status in found if stat.S_ISREG(status.st_mode)]
+    return sum(sizes) if sizes else None
 
 
 def _start_document(journal: RunReader) -> dict[str, Any]:
@@ -180,9 +186,9 @@ def _of_spooled(run: SpooledRun, *, worker: bool | None, doubt: str) -> tuple[st
 
 
 def _run_state(journal: RunReader, history: Sequence[HistoryEntry], *, worker: bool | None) -> str:
-    outcome = journal.get("outcome")
+    outcome = journal.outcome
     if outcome is not None:
-        return str(outcome)
+        return outcome
     outage = read_outage(journal)
     if not worker and outage is not None and outage.parked:
         return PARKED
@@ -200,7 +206,7 @@ def _state_reason(
     if state == INTERRUPTED:
         return "the acquisition process ended without a stop document"
     if state == WRITTEN:
-        return ""
+        return "" if journal.stopped else WRITTEN_WITHOUT_STOP
     if is_superseded(journal.path):
         return "another host has served since this copy was made; nothing is written from it"
     if state == PARKED:

@@ -41,39 +41,45 @@ class Timeline:
         The run.
     documents
         Number of the latest documents to start with.
+
+    Attributes
+    ----------
+    damaged
+        Number of damaged documents among the entries so far.
     """
 
     def __init__(self, journal: RunReader, documents: int) -> None:
         self._journal = journal
         self._next = max(0, journal.length - max(documents, 0))
         self._entries = 0
+        self.damaged = 0
 
     @property
     def ended(self) -> bool:
         """True if the run has an outcome, so that no further entries are expected."""
-        return self._journal.get("outcome") is not None
+        return self._journal.outcome is not None
 
     def take_new_entries(self) -> list[TimelineEntry]:
         """Return the entries since the last call; the first call returns all of the history."""
         entries = []
         while records := self._journal.read(self._next, _BATCH_DOCUMENTS):
-            entries += [_of_document(record) for record in records]
+            entries += [self._entry_of(record) for record in records]
             self._next = records[-1].idx + 1
         history = self._journal.history()
         entries += [_of_entry(entry) for entry in history[self._entries :]]
         self._entries = len(history)
         return sorted(entries, key=lambda entry: entry.time)
 
-
-def _of_document(record: Record) -> TimelineEntry:
-    try:
-        document = record.document()
-    except CodecError as error:
-        return TimelineEntry(record.received, record.name, f"{record.idx}  damaged: {error}")
-    shown = [f"{key} {_shorten_value(document[key])}" for key in _SHOWN if key in document]
-    return TimelineEntry(
-        record.received, record.name, "  ".join([f"{record.idx}", *shown, *_describe_extent(document)])
-    )
+    def _entry_of(self, record: Record) -> TimelineEntry:
+        try:
+            document = record.document()
+        except CodecError as error:
+            self.damaged += 1
+            return TimelineEntry(record.received, record.name, f"{record.idx}  damaged: {error}")
+        shown = [f"{key} {_shorten_value(document[key])}" for key in _SHOWN if key in document]
+        return TimelineEntry(
+            record.received, record.name, "  ".join([f"{record.idx}", *shown, *_describe_extent(document)])
+        )
 
 
 def _shorten_value(value: Any) -> str:

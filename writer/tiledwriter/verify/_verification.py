@@ -23,6 +23,7 @@ from ..journals import (
     DocumentsCheck,
     DryRun,
     ProgressCheck,
+    misnaming_of,
     open_run_file,
     reason_of,
 )
@@ -94,7 +95,9 @@ def runs_without_journal(connection: Connection, uids: Collection[str]) -> list[
     return [key for key in Nodes(connection).runs() if key not in known]
 
 
-def verify(path: Path, options: WritingOptions, connection: Connection | None) -> Verification:
+def verify(
+    path: Path, options: WritingOptions, connection: Connection | None, *, check_name: bool = False
+) -> Verification:
     """Check a journal, and compare it with Tiled if there is a connection.
 
     Another process may be writing the journal. If the run is not complete, only the parts that Tiled has confirmed must
@@ -108,6 +111,8 @@ def verify(path: Path, options: WritingOptions, connection: Connection | None) -
         Options with which the run is written.
     connection
         Connection to Tiled; None checks the journal only.
+    check_name
+        The file is in a journal or spool directory, so it must have the name of its run.
 
     Raises
     ------
@@ -115,19 +120,22 @@ def verify(path: Path, options: WritingOptions, connection: Connection | None) -
         Tiled does not answer, or does not accept the credentials.
     """
     for _ in range(_MAX_ATTEMPTS):
-        result = _verify_file(path, options, connection)
+        result = _verify_file(path, options, connection, check_name=check_name)
         if result.ok or not _in_use(path):
             # Otherwise the run may have changed during the verification, so verify it again.
             break
     return result
 
 
-def _verify_file(path: Path, options: WritingOptions, connection: Connection | None) -> Verification:
+def _verify_file(
+    path: Path, options: WritingOptions, connection: Connection | None, *, check_name: bool
+) -> Verification:
     uid, state = path.stem, "damaged"
     length: int | None = None
     try:
         with open_run_file(path, "inspect") as journal:
             uid, length = journal.run_uid, journal.length
+            misnaming = misnaming_of(journal) if check_name else ""
             damage = [Example(None, found=line) for line in journal.damage()]
             state = SPOOLED if isinstance(journal, SpooledRun) else _state_of(journal)
             findings, comparison = _check_journal(journal, options, connection)
@@ -141,12 +149,14 @@ def _verify_file(path: Path, options: WritingOptions, connection: Connection | N
         return Verification(uid, str(path), UNREADABLE, None, (unreadable,))
     if damage:
         findings.insert(0, Finding("file", "it is damaged", None, len(damage), tuple(damage[:3]), RECOVERY_ADVICE))
+    if misnaming:
+        findings.insert(0, Finding("file", misnaming))
     compared = (None, None) if comparison is None else (comparison.nodes, comparison.rows)
     return Verification(uid, str(path), state, length, tuple(findings), *compared)
 
 
 def _state_of(journal: RunReader) -> str:
-    return str(journal.get("outcome") or ("closing" if journal.ended else "open"))
+    return journal.outcome or ("closing" if journal.ended else "open")
 
 
 def _check_journal(
