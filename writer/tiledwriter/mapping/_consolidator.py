@@ -17,7 +17,7 @@ from tiled.structures.core import StructureFamily
 from tiled.structures.data_source import Asset, DataSource, Management
 
 from .._errors import DocumentError
-from ._frames import AnnouncedFrames, File, Region, as_integer, as_range, file_of
+from ._frames import FILE_URI, AnnouncedFrames, File, Region, as_integer, as_range, file_of
 
 Document: TypeAlias = Mapping[str, Any]
 
@@ -32,6 +32,7 @@ _PEER_NAMES: Final = {
 }
 """Names of attributes in the `ConsolidatorBase` of bluesky-tiled-plugins, by those here."""
 
+_NOT_IN_URIS: Final = re.compile(r"^\s|[\x00-\x1f]")
 _QUOTED: Final = re.compile("%[0-9A-Fa-f]{2}")
 _WIDE_NUMBER: Final = re.compile(r"\{[^{}]*[0-9]{4}")
 
@@ -287,19 +288,25 @@ class Consolidator:
         Tiled splits off queries and fragments, and leaves out line breaks. It neither decodes a URI nor looks at its
         host, which is noted, because the name may be meant as it is, and both hosts may have the same files.
         """
-        try:
-            parts = urlsplit(uri)
-        except ValueError as error:
-            raise self._registration_error(f"{uri!r} is no URI ({error})") from error
-        if parts.scheme != "file":
-            return
-        if not uri.endswith(parts.path):
+        is_file = uri[:5].lower() == "file:"
+        if _NOT_IN_URIS.search(uri) or (is_file and ("#" in uri or "?" in uri)):
             what = f"{uri!r} has a '#', a '?' or a control character"
-            raise self._registration_error(f"{what}, and Tiled would open {parts.path!r}")
-        if parts.netloc not in {"", "localhost"}:
-            self._add_note(f"Tiled looks on its own host for the files that its documents name on {parts.netloc!r}.")
+            raise self._registration_error(f"{what}, and Tiled opens the file named without it")
+        if not is_file:
+            return
+        found = FILE_URI.match(uri)
+        host = (found and found[1]) or "localhost"
+        if host.lower() != "localhost":
+            self._check_host(uri)
+            self._add_note(f"Tiled looks on its own host for the files that its documents name on {host!r}.")
         if quoted := _QUOTED.search(uri):
             self._add_note(f"Tiled takes {quoted[0]!r} in its URIs for a part of the file's name.")
+
+    def _check_host(self, uri: str) -> None:
+        try:
+            urlsplit(uri)
+        except ValueError as error:
+            raise self._registration_error(f"{uri!r} is no URI ({error})") from error
 
     def _add_repeated_assets(self, uris: list[str]) -> None:
         """Add files, repeating those that are already known.

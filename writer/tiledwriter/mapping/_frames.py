@@ -12,7 +12,8 @@ from typing import Any, Final, TypeAlias
 
 Shape: TypeAlias = tuple[int, ...]
 
-_FILE_URI: Final = re.compile(r"file:(?://([^/]*))?(?=/|$)", re.IGNORECASE)
+FILE_URI: Final = re.compile(r"file:(?://([^/]*))?(?=/|$)", re.IGNORECASE)
+"""The beginning of the URI of a file, up to its path; the group is the host."""
 
 
 @dataclass(frozen=True)
@@ -202,12 +203,15 @@ def dataset_path(text: Any) -> str:
 
 def plain_uri(uri: str) -> str:
     """Return the URI of a file in one spelling: its scheme and host may be spelled in several ways. Keep other URIs."""
-    found = _FILE_URI.match(uri)
+    found = FILE_URI.match(uri)
     return uri if found is None else f"file://{(found[1] or 'localhost').lower()}{uri[found.end() :]}"
 
 
 def as_integer(value: Any) -> int | None:
     """Return the integer that a number equals, such as one of NumPy or a float without a fraction; None if none."""
+    if type(value) is int:
+        # Almost all are, and the test for other numbers is slow.
+        return value
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     try:
         return int(value) if is_number and int(value) == value else None
