@@ -588,7 +588,7 @@ def test_a_signal_in_prune_is_no_success(
     number: signal.Signals, code: ExitCode, full_pipe: int, directory: Path
 ) -> None:
     concluded(directory)
-    with started("prune", "--older-than", "-1", directory, stdout=full_pipe) as process:
+    with started("prune", "--older-than", "0", directory, stdout=full_pipe) as process:
         wait_until(lambda: not run_files(directory), 60, "the journal is deleted")
         assert ended_by(number, process) == code
 

@@ -51,7 +51,7 @@ def test_importing_the_broker_imports_nothing_heavy() -> None:
 def test_importing_the_writer_imports_nothing_heavy() -> None:
     imported = imported_by("import tiledwriter")
     assert "tiledwriter" in imported
-    assert imported & (HEAVY | {"tenacity"}) == set()
+    assert imported & (HEAVY | {"sqlite_utils", "tenacity"}) == set()
 
 
 def test_encoding_documents_without_arrays_does_not_import_numpy() -> None:

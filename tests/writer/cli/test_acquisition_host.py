@@ -15,7 +15,7 @@ from tiledwriter.cli._exit import ExitCode
 
 MISSING = [
     *("argcomplete", "bluesky", "event_model", "httpx", "jsonschema_rs", "numpy", "pandas", "psutil", "pyarrow"),
-    *("pydantic", "pydantic_settings", "rich", "tenacity", "tiled", "yaml"),
+    *("pydantic", "pydantic_settings", "rich", "sqlite_utils", "tenacity", "tiled", "yaml"),
 ]
 PROGRAM = f"""
 import sys

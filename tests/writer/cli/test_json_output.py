@@ -48,7 +48,7 @@ ARGUMENTS = {
     "export": ["export", "3f2b", "-o", "exported.jsonl"],
     "ship": ["ship", "~/spool", "tcp://ingest.example:5579"],
     "replay": ["replay", "run.jsonl", "--tiled", "http://tiled.example:8000"],
-    "prune": ["prune", "--older-than", "-1", "--dry-run"],
+    "prune": ["prune", "--older-than", "0", "--dry-run"],
     "keygen": ["keygen", "/etc/tiledwriter/keys"],
 }
 
@@ -82,7 +82,7 @@ def test_show_says_nothing_of_a_scan_number_that_a_run_has_not(
 
 def test_pruned_journals_and_keys_have_their_documented_fields(host: Any, capsys: pytest.CaptureFixture[str]) -> None:
     path = host.add_run("written")
-    (pruning,) = printed(capsys, "prune", "--older-than", "-1")
+    (pruning,) = printed(capsys, "prune", "--older-than", "0")
     (deleted,) = pruning["deleted"]
     assert set(deleted) == {"uid", "file", "written", "size"}
     assert (deleted["file"], pruning["kept"], path.exists()) == (str(path), 0, False)
@@ -126,7 +126,7 @@ def test_a_run_that_is_not_in_quarantine_is_an_error(host: Any, capsys: pytest.C
 def test_prune_names_what_it_had_to_keep(host: Any, capsys: pytest.CaptureFixture[str]) -> None:
     path = host.add_run("written")
     with Journal(path, "write"):
-        (pruning,) = printed(capsys, "prune", "--older-than", "-1", code=ExitCode.LOCKED)
+        (pruning,) = printed(capsys, "prune", "--older-than", "0", code=ExitCode.LOCKED)
     assert (pruning["deleted"], pruning["kept"]) == ([], 1)
     assert str(path) in pruning["problems"][0]
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import IO, Any, Final, TypeAlias
 
 import event_model
+import sqlite_utils
+from sqlite_utils.db import Table
 
 from tiledbroker import JournalInvalid, Record, RunReader
 
@@ -103,7 +105,8 @@ def export_sqlite(journal: RunReader, path: Path, on_progress: Callable[[int], N
         A document is missing or damaged; the database is incomplete then.
     """
     count = 0
-    with closing(sqlite3.connect(path)) as database:
+    with closing(sqlite3.connect(path)) as connection:
+        database = sqlite_utils.Database(connection)
         tables = {name: _Table(database, name) for name in [*_TABLES.values(), _HISTORY]}
         streams: dict[str, str] = {}
         for record in _consecutive_records(journal):
@@ -116,7 +119,6 @@ def export_sqlite(journal: RunReader, path: Path, on_progress: Callable[[int], N
             tables[_HISTORY].add({("", key): value for key, value in entry._asdict().items()})
         for table in tables.values():
             table.flush()
-        database.commit()
     return count
 
 
@@ -131,12 +133,11 @@ def _consecutive_records(journal: RunReader) -> Iterator[Record]:
 class _Table:
     """Table that gets its columns from the rows; column names differ in more than case, which SQLite ignores.
 
-    Columns have no type, because SQLite converts a value to the type of its column, even if another one comes out.
+    All columns are BLOB, because SQLite converts values to the types of other columns, even if other values come out.
     """
 
-    def __init__(self, database: sqlite3.Connection, name: str) -> None:
-        self._database = database
-        self._name = name
+    def __init__(self, database: sqlite_utils.Database, name: str) -> None:
+        self._table = Table(database, name)
         self._columns: dict[Key, str] = {}
         self._taken = {FURTHER}
         self._made: list[str] = []
@@ -164,15 +165,11 @@ class _Table:
         made = [column for column in self._column_order() if column in filled and column not in self._made]
         if self._made:
             for column in made:
-                self._database.execute(f"ALTER TABLE {self._name} ADD COLUMN {_quote(column)}")
+                self._table.add_column(column, bytes)
         else:
-            self._database.execute(f"CREATE TABLE {self._name} ({', '.join(map(_quote, made))})")
+            self._table.create(dict.fromkeys(made, bytes))
         self._made += made
-        columns, places = ", ".join(map(_quote, self._made)), ", ".join("?" * len(self._made))
-        self._database.executemany(
-            f"INSERT INTO {self._name} ({columns}) VALUES ({places})",
-            ([row.get(column) for column in self._made] for row in self._rows),
-        )
+        self._table.insert_all([{column: row.get(column) for column in self._made} for row in self._rows])
         self._rows = []
 
     def _column_order(self) -> list[str]:
@@ -186,10 +183,6 @@ class _Table:
             self._taken.add(column.lower())
             self._columns[key] = column
         return self._columns.get(key)
-
-
-def _quote(column: str) -> str:
-    return '"' + column.replace('"', '""') + '"'
 
 
 def _key_name(key: Key) -> str:
