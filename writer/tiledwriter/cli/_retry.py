@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -158,7 +159,7 @@ class _Retry:
 
     def __init__(self, path: Path) -> None:
         # Where a link points to, because a supervisor looks for requests there.
-        self.path = path.resolve()
+        self.path = Path(os.path.realpath(path))
         self.note = ""
         if is_superseded(self.path):
             raise JournalError(

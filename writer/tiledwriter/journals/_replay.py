@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -169,7 +170,7 @@ def _copy_journal(file: Path, place: Path) -> _Run:
         Another process writes the run, or will.
     """
     # Where a link points to, because what lies beside the journal tells if it is in use.
-    with open_run_file(file.resolve()) as source, _new_journal(place, source.run_uid) as journal:
+    with open_run_file(Path(os.path.realpath(file))) as source, _new_journal(place, source.run_uid) as journal:
         _require_concluded(source)
         with journal.atomic():
             for record in source.records():

@@ -135,7 +135,7 @@ def require_own_name(run: RunReader) -> None:
 
 def journal_dir_of(path: Path) -> Path:
     """Return the journal directory that a journal belongs to, which may be in its `finished` subdirectory."""
-    directory = path.resolve().parent
+    directory = Path(os.path.realpath(path)).parent
     return directory.parent if directory.name == FINISHED_SUBDIRECTORY else directory
 
 
@@ -146,7 +146,7 @@ def has_supervisor(path: Path) -> bool:
 
 def is_superseded(path: Path) -> bool:
     """Return True if a supervisor has set a journal aside, because another host has served since it was written."""
-    return path.resolve().parent.parent.name == SUPERSEDED_SUBDIRECTORY
+    return Path(os.path.realpath(path)).parent.parent.name == SUPERSEDED_SUBDIRECTORY
 
 
 def gone(path: Path) -> bool:
