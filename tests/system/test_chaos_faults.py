@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import chaos.campaign  # noqa: F401  has all kinds registered
 import httpx
 import psutil
 import pytest
