@@ -41,11 +41,19 @@ def count_lost_transactions(database: Path) -> int:
     """
     path = database.with_name(database.name + "-wal")
     try:
-        if path.stat().st_mtime < time.time() - time.clock_gettime(time.CLOCK_BOOTTIME):
-            return 0
-        log = _Log(path.read_bytes(), _read_page_bytes(database))
+        while True:
+            if path.stat().st_mtime < time.time() - time.clock_gettime(time.CLOCK_BOOTTIME):
+                return 0
+            content = path.read_bytes()
+            lost = _count_lost(_Log(content, _read_page_bytes(database)), database)
+            # The last process that closes the database brings the log into it and removes it, also one that only reads.
+            if not lost or path.read_bytes() == content:
+                return lost
     except FileNotFoundError:
         return 0
+
+
+def _count_lost(log: _Log, database: Path) -> int:
     if not (commits := log.find_commits()):
         return 0
     valid = _count_valid_frames(database)

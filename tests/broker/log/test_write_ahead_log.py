@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tiledbroker import Journal, JournalInvalid
+from tiledbroker.log import _write_ahead_log
 from tiledbroker.log._journal import Mode
 
 DOCUMENTS = 20
@@ -100,6 +103,22 @@ def test_what_was_written_before_the_computer_was_started_may_be_torn_anywhere(c
     os.utime(log_of(crashed), (0, 0))
     with Journal(crashed) as journal:
         assert 0 < journal.length < DOCUMENTS
+
+
+def test_a_log_that_another_reader_removes_meanwhile_is_no_damage(
+    crashed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = _write_ahead_log._count_valid_frames
+
+    def count(database: Path) -> int:
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            connection.execute("SELECT count(*) FROM documents").fetchone()
+        assert not log_of(database).exists()
+        return original(database)
+
+    monkeypatch.setattr(_write_ahead_log, "_count_valid_frames", count)
+    with Journal(crashed) as journal:
+        assert journal.length == DOCUMENTS
 
 
 def test_a_log_that_was_used_before_is_read(tmp_path: Path) -> None:
