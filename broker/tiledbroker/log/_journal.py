@@ -864,9 +864,8 @@ class _ConnectionGuard:
 
 
 def follow_link(path: Path) -> Path:
-    """Return the path of the file itself if a path is a symbolic link: SQLite's other files and the lock are there."""
-    # `Path.resolve` raises an error if links go round in circles.
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
+    """Return the path of the file if a path is a symbolic link to one: SQLite's other files and the lock are there."""
+    return path.resolve() if path.is_symlink() and path.exists() else path
 
 
 def journal_lock_path(path: Path) -> Path:

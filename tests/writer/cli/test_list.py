@@ -243,7 +243,7 @@ def test_what_ls_shows_can_be_given_to_since(directory: Path, capsys: pytest.Cap
     assert listed(capsys, directory, "--since", shown) == ["failed", "written", "closing"]
 
 
-@pytest.mark.parametrize("text", ["yesterday", "2h3", "", "2026-13-01", "-2h"])
+@pytest.mark.parametrize("text", ["yesterday", "2h3", "2026-13-01", "-2h"])
 def test_what_is_no_time_is_wrong_usage(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["ls", str(tmp_path), f"--since={text}"])

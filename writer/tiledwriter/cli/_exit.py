@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import sys
 import textwrap
 from enum import IntEnum
-from typing import Final, TypeVar
+from io import TextIOWrapper
+from typing import Final, TextIO, TypeVar
 
 from tiledbroker._wording import format_install
 
@@ -73,5 +74,15 @@ def report_failure(code: Code, message: str, command: str = "tiledwriter-supervi
 
 def print_error(line: str) -> None:
     """Print a line to standard error if that can be written: the exit code must not depend on it."""
-    with contextlib.suppress(OSError):
-        print(line, file=sys.stderr)
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        discard(sys.stderr)
+
+
+def discard(stream: TextIO) -> None:
+    """Redirect a standard stream to the null device, so that Python's flush at exit neither fails nor blocks."""
+    if isinstance(stream, TextIOWrapper):
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(descriptor, stream.fileno())
+        os.close(descriptor)

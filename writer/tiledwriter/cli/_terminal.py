@@ -14,7 +14,7 @@ from io import TextIOWrapper
 from typing import Any, Final
 
 from .._plain_text import plain
-from ._exit import ExitCode, report_failure
+from ._exit import ExitCode, discard, report_failure
 
 __all__ = [
     "count_of",
@@ -176,8 +176,5 @@ def flush_output() -> None:
 
 
 def discard_output() -> None:
-    """Redirect standard output to the null device, so that Python's flush at exit neither fails nor blocks."""
-    if isinstance(sys.stdout, TextIOWrapper):
-        descriptor = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(descriptor, sys.stdout.fileno())
-        os.close(descriptor)
+    """Redirect standard output to the null device; see `discard`."""
+    discard(sys.stdout)
