@@ -147,12 +147,12 @@ class RunAdopter:
         for directory in filter(None, (self._directory, self._released_directory)):
             try:
                 adopted += self._adopt_released(directory, known, taken)
-            except FileNotFoundError:
-                continue
             except OSError as error:
-                self._limited_log.log(
-                    logging.ERROR, str(directory), "A spool of version 0.1 cannot be read: %s.", error
-                )
+                # What is missing may be a disk for its subdirectory that is not mounted.
+                if not isinstance(error, FileNotFoundError) or directory.exists():
+                    self._limited_log.log(
+                        logging.ERROR, str(directory), "A spool of version 0.1 cannot be read: %s.", error
+                    )
         if not self.has_more:
             self._tidy_up(paths)
         self.refused = self._found

@@ -105,6 +105,14 @@ class TestAPublisher:
     def test_goes_on_without_such_a_directory(self, tmp_path: Path, spool_in: Callable[..., Spool]) -> None:
         assert spool_in(tmp_path / "new", released_directory=tmp_path / "none").problem == ""
 
+    def test_says_that_a_disk_with_some_of_them_is_not_mounted(
+        self, directory: Path, spool_in: Callable[..., Spool], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (directory / "finished").symlink_to(directory / "not mounted")
+        spool_in(directory)
+        assert "A spool of version 0.1 cannot be read" in caplog.text
+        assert str(directory / "finished") in caplog.text
+
     def test_leaves_what_it_does_not_ship(self, directory: Path, spool_in: Callable[..., Spool]) -> None:
         spool_in(directory).close()
         assert contents(spool_in(directory)) == EXPECTED

@@ -710,7 +710,7 @@ class RunWriter:
         in_events = {source.key for table in stream.internal.tables for source in table.sources}
         present = in_events | stream.external.keys() | stream.left_out
         for key, described in stream.data_keys.items():
-            if stream.documents and "external" in described and key not in present:
+            if stream.documents and described.get("external") and key not in present:
                 self.note(
                     f"Stream {stream.name!r}: external data key {key!r} has no node, because no frames of it came."
                 )
