@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from dataclasses import asdict
 from typing import Any, ClassVar, Final
@@ -261,6 +262,8 @@ class ArrayConsolidator(Consolidator):
         sizes = tuple(self._described.get("shape") or ())
         if any(size is None or size < 0 for size in sizes):
             raise self._registration_error(f"its shape {sizes} varies, which {self.mimetype} files cannot")
+        if any(size > sys.maxsize for size in sizes):
+            raise self._registration_error(f"its shape {sizes} is larger than any array")
         shape: Shape = tuple(int(size) for size in sizes)
         if shape == (1,) and self.join_method == "stack":
             shape = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -218,7 +219,7 @@ class Consolidator:
         """Return a parameter that is a number of frames or files; 0 if it is absent."""
         value = self.parameters.get(name)
         size = 0 if value is None else as_integer(value)
-        if size is None or size < 0:
+        if size is None or not 0 <= size <= sys.maxsize:
             raise self._registration_error(f"{name} is {value!r:.200}, which is no number of frames or files")
         return size
 

@@ -258,20 +258,23 @@ def _json_value(value: Any) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, numpy.ndarray):
+        if value.ndim == 0:
+            return _json_value(value.item())
         # All items have the same type, so the first ones suffice.
-        return _json_value([*itertools.islice(value.flat, _MAX_DEVIATIONS)] if value.ndim else value.item())
+        return [_json_value(item) for item in itertools.islice(value, _MAX_DEVIATIONS if value.ndim == 1 else 1)]
     if isinstance(value, numpy.generic) and not isinstance(value, str | float):
         item = value.item()
         return str(item) if isinstance(item, numpy.generic) else _json_value(item)
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
-        # JSON has no NaN and no infinities, but for the schema they are numbers.
-        return float(value) if math.isfinite(value) else 0.0
+        # JSON has no NaN and no infinities, but for the schema they are numbers, and no integers.
+        return float(value) if math.isfinite(value) else 0.5
     if isinstance(value, str):
         return str.__str__(value).encode("utf-8", "backslashreplace").decode()
     if isinstance(value, Mapping):
         return {_json_value(str(key)): _json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_json_value(item) for item in value]
-    return f"a {type(value).__name__}"
+    # No schema takes this for a text, a number or a mapping, nor for a list of any of them.
+    return [[f"a {type(value).__name__}"]]

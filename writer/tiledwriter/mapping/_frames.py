@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -223,12 +224,12 @@ def as_integer(value: Any) -> int | None:
 def as_range(limits: Any) -> range | None:
     """Return the range that a document's `indices` or `seq_nums` give.
 
-    None unless they are a start that is not negative, and a stop that does not come before it.
+    None unless they are a start that is not negative, and a stop that does not come before it and that Tiled can count.
     """
     if not isinstance(limits, Mapping):
         return None
     start, stop = as_integer(limits.get("start")), as_integer(limits.get("stop"))
-    return None if start is None or stop is None or not 0 <= start <= stop else range(start, stop)
+    return None if start is None or stop is None or not 0 <= start <= stop <= sys.maxsize else range(start, stop)
 
 
 class AnnouncedFrames:

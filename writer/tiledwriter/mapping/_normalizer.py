@@ -15,7 +15,7 @@ from urllib.parse import urlparse, urlunparse
 
 import numpy
 
-from .._errors import DocumentError
+from .._errors import DocumentError, DocumentInvalid
 from ._frames import as_integer, as_range
 
 Document = Mapping[str, Any]
@@ -323,9 +323,10 @@ class RunNormalizer:
 
     def datum(self, doc: Document) -> None:
         """Store a datum, and resolve the references that waited for it."""
-        spec = self._specs.get(doc.get("resource", ""))
-        if spec:
-            doc = {**doc, "datum_kwargs": {**(doc.get("datum_kwargs") or {}), "_resource_spec": spec}}
+        resource, kwargs = doc.get("resource"), doc.get("datum_kwargs")
+        spec = self._specs.get(resource) if isinstance(resource, str) else None
+        if spec and (kwargs is None or isinstance(kwargs, Mapping)):
+            doc = {**doc, "datum_kwargs": {**(kwargs or {}), "_resource_spec": spec}}
         received = self._patch_and_check("datum", doc)
         datum_id, uid = received["datum_id"], sys.intern(str(received["resource"]))
         known = self._find_datum(datum_id)
@@ -408,10 +409,15 @@ class RunNormalizer:
         """Return the data keys whose data is in the event itself."""
         internal = stream.internal
         if filled:
-            internal = frozenset(
-                [key for key in stream.internal if filled.get(key, True)]
-                + [key for key in stream.external if filled.get(key, False)]
-            )
+            try:
+                internal = frozenset(
+                    [key for key in stream.internal if filled.get(key, True)]
+                    + [key for key in stream.external if filled.get(key, False)]
+                )
+            except ValueError:
+                raise DocumentInvalid(
+                    "event", "in $.filled, there is an array, which is neither true nor false"
+                ) from None
         if data.keys() <= internal:
             return internal
         for key, value in data.items():
@@ -438,13 +444,13 @@ class RunNormalizer:
         """Translate a StreamResource, modern or old, or a Resource into a modern StreamResource."""
         if "mimetype" in doc:
             _require_fields(name, doc, _MODERN_RESOURCE)
-            mimetype, uri, parameters = doc["mimetype"], doc["uri"], dict(doc["parameters"])
+            mimetype, uri, parameters = doc["mimetype"], doc["uri"], _without_arrays(doc["parameters"])
         else:
             _require_fields(name, doc, _LEGACY_RESOURCE)
             spec = doc["spec"]
             mimetype = self.spec_to_mimetype.get(str(spec).upper(), "application/octet-stream")
             uri = file_uri(doc["root"], doc["resource_path"])
-            parameters = {**(doc["resource_kwargs"] or {}), "spec": spec}
+            parameters = {**_without_arrays(doc["resource_kwargs"] or {}), "spec": spec}
             if spec in _DATASETS:
                 parameters["dataset"] = parameters.get("dataset") or _DATASETS[spec]
         if (multiplier := parameters.pop("frame_per_point", None)) is not None:
@@ -701,6 +707,11 @@ def _rename_data_keys(descriptor: dict[str, Any], renamed: Mapping[str, str]) ->
             else hint
             for owner, hint in hints.items()
         }
+
+
+def _without_arrays(parameters: Document) -> dict[str, Any]:
+    """Return the parameters of a resource with lists in place of arrays, which have no truth value."""
+    return {name: value.tolist() if isinstance(value, numpy.ndarray) else value for name, value in parameters.items()}
 
 
 def _renamed_items(names: Any, renamed: Mapping[str, str]) -> Any:

@@ -224,7 +224,7 @@ class Stream:
         self.descriptor = descriptor
         self.data_keys: dict[str, Any] = dict(descriptor["data_keys"])
         self.latest_keys: Mapping[str, Any] = descriptor["data_keys"]
-        self.latest_hints: Mapping[str, Any] = descriptor.get("hints") or {}
+        self.latest_hints = _hints_of(descriptor)
         self.internal = internal
         self.names = names
         self.external: dict[str, ExternalData] = {}
@@ -538,7 +538,7 @@ class RunWriter:
                     f"Stream {stream.name!r}: a further descriptor has another {' and another '.join(others)} of "
                     f"{key!r}, which is in '_config_updates'."
                 )
-        if not _values_equal(stream.latest_hints, hints := document.get("hints") or {}):
+        if not _values_equal(stream.latest_hints, hints := _hints_of(document)):
             stream.latest_hints = hints
             changed["hints"] = metadata.get("hints") or {}
             self.note(f"Stream {stream.name!r}: a further descriptor has other hints, which are in '_config_updates'.")
@@ -771,6 +771,12 @@ class RunWriter:
             paths += [external.path for external in stream.external.values()]
             paths.append(stream.path)
         return [CloseStream(path) for path in [*paths, self._path]]
+
+
+def _hints_of(descriptor: Mapping[str, Any]) -> Any:
+    """Return the hints of a descriptor: whatever it has, as nothing but metadata depends on them; {} for none."""
+    hints = descriptor.get("hints")
+    return {} if hints is None else hints
 
 
 def _values_equal(one: Any, other: Any) -> bool:
