@@ -13,6 +13,8 @@ from ._names import DOCUMENTS, HOSTS_BUCKET, RUNS_BUCKET, STREAM, bucket_stream,
 
 OLDEST_SERVER: Final = (2, 10)
 """Version of nats-server from which everything that is used is there."""
+MAX_REPLICAS: Final = 5
+"""Of a stream, in any version of nats-server."""
 MIN_MAX_PAYLOAD: Final = 64 * 2**10
 _STREAM_NOT_FOUND: Final = 10059
 
@@ -27,10 +29,21 @@ class LogLayout:
         Nodes that have each message.
     max_bytes
         Size of the log on each of them. Beyond it no documents are taken, and they stay in the spools.
+
+    Raises
+    ------
+    ValueError
+        No server can make such a log, or it would make one without a limit.
     """
 
     replicas: int = 3
     max_bytes: int = 100 * 2**30
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.replicas <= MAX_REPLICAS:
+            raise ValueError(f"each message is on 1 to {MAX_REPLICAS} nodes of a log, not on {self.replicas}")
+        if self.max_bytes < 1:
+            raise ValueError("a log without a size is without a limit, and could fill the disks of its nodes")
 
     def streams(self) -> dict[str, dict[str, Any]]:
         """Return the configuration of each stream, by its name."""

@@ -57,6 +57,14 @@ def test_too_few_replicas_are_found(log_site: LogSite, capsys: pytest.CaptureFix
     assert "TW has 1 replicas, and should have 3." in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "option", [("--replicas", "0"), ("--replicas", "6"), ("--max-gib", "0"), ("--max-gib", "1e-12")]
+)
+def test_a_log_on_no_node_or_of_no_size_is_wrong_usage(option, log_site: LogSite, capsys) -> None:
+    assert main(["stream", "create", "--source", str(log_site.address), *option]) == ExitCode.USAGE
+    assert re.search("each message is on 1 to 5 nodes|without a limit", capsys.readouterr().err)
+
+
 def check_log(source: str, journal_dir: Path, credentials: Path | None = None) -> CheckResult:
     """What `check` of an ingest host says of the log."""
     settings = Settings(
