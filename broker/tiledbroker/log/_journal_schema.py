@@ -119,6 +119,8 @@ def _empty_file(directory: Path) -> bytes:
         connection = sqlite3.connect(file, isolation_level=None)
         try:
             connection.executescript(f"PRAGMA page_size = {PAGE_SIZE_BYTES}; PRAGMA journal_mode = WAL;" + SCHEMA)
+            # Closing would leave a part of the file on a full disk, without an error.
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         finally:
             connection.close()
         return file.read_bytes()

@@ -12,7 +12,7 @@ import textwrap
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -629,6 +629,19 @@ class TestTransactions:
         filling.unlink()
         with Journal(path, "create") as journal:
             assert journal.append(0, documents(0, 1)) == 1
+
+    @pytest.mark.parametrize("left_kib", [0, 64, 128, 192, 256, 288, 304, 320])
+    def test_a_disk_too_full_for_the_first_journal_of_a_process_leaves_nothing_for_the_next(
+        self, left_kib: int, small_disk: Path
+    ) -> None:
+        path = small_disk / "run.sqlite"
+        _journal_schema._empty_file.cache_clear()
+        filling = fill(small_disk, leaving=left_kib * 1024)
+        with suppress(OSError, sqlite3.Error), Journal(path, "create") as journal:
+            journal.append(0, documents(0, 1))
+        filling.unlink()
+        with Journal(path, "create") as journal:
+            assert journal.append(journal.length, documents(journal.length, 2)) == 2
 
     def test_a_disk_that_is_really_full_is_survived(self, small_disk: Path) -> None:
         chunk = os.urandom(50_000)
