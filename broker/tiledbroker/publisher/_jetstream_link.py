@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import select
+import time
 from collections import deque
 from collections.abc import Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Final
@@ -54,6 +55,10 @@ _HINT_PAUSES_SECONDS: Final = (0.0, 0.05, 0.5)
 _QUESTION_PAUSES_SECONDS: Final = (0.0, 0.05, 0.5)
 """Times to ask the log before it is believed that it lacks what the session has sent before."""
 _QUERIES_AT_ONCE: Final = 32
+_APPENDS_PER_PAUSE: Final = 10.0
+"""An append wakes two threads and all nodes, however few documents it has: that is to take a tenth of the time."""
+_MAX_APPEND_PAUSE_SECONDS: Final = 0.1
+_SMOOTHING: Final = 0.1
 _OTHER_LOG: Final = "the log has another run with this uid; each run needs its own uid"
 
 
@@ -173,6 +178,7 @@ class _Tenure:
         self._start_crcs: dict[str, int] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
         self._appends: set[asyncio.Future[Any]] = set()
+        self._append_seconds = 0.0
         self._limited_log = RateLimitedLog(log)
 
     # Methods for the shipper's thread.
@@ -315,7 +321,8 @@ class _Tenure:
         if receipt.refused:
             self._tell(messages.Refused(uid, receipt.next, receipt.refused))
             return
-        self._tell(messages.Durable(uid, receipt.next, receipt.ended))
+        pause = min(_MAX_APPEND_PAUSE_SECONDS, _APPENDS_PER_PAUSE * self._append_seconds)
+        self._tell(messages.Durable(uid, receipt.next, receipt.ended, pause))
         if receipt.delayed:
             self._tell(messages.Refused(uid, receipt.next, messages.LATER, receipt.delayed))
         if receipt.outcome:
@@ -406,7 +413,9 @@ class _Tenure:
         parts, after = compose_messages(rest, tail, self._connection.max_payload)
         seq = tail.seq
         for part in parts:
+            began = time.monotonic()
             seq = await self._connection.append(subject, part.body, part.headers, seq)
+            self._append_seconds += _SMOOTHING * (time.monotonic() - began - self._append_seconds)
         return Tail(seq, after.next, after.ended, after.start_crc, after.end_crc)
 
     def _note_trouble(self, reason: str) -> None:

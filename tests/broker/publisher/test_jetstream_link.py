@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from tiledbroker.jetstream import (
     documents_subject,
 )
 from tiledbroker.protocol import messages
+from tiledbroker.publisher._session import ShippingSession
 from tiledwriter.testing import wait_until
 
 Documents = list[tuple[str, dict[str, Any]]]
@@ -94,6 +96,39 @@ def test_only_a_receipt_lets_the_spool_go(
     tell(log_site, uid, next=6, ended=True, outcome="written")
     assert publisher.wait_written(uid, 60)
     wait_until(lambda: not publisher.status().kept, 60, "the spool is empty")
+
+
+def test_few_documents_wait_for_company_the_longer_appends_take(
+    log_site: LogSite, make_publisher: Callable[..., JetStreamPublisher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    receive = ShippingSession.receive
+
+    def note(session: ShippingSession, message: messages.Message, now: float) -> None:
+        if isinstance(message, messages.Durable):
+            pauses.append(message.pause)
+        receive(session, message, now)
+
+    append = Connection.append
+
+    async def append_late(*arguments: Any) -> int:
+        await asyncio.sleep(1.0)
+        return await append(*arguments)
+
+    publisher = make_publisher()
+    emitted = make_documents()
+    uid = publish(publisher, emitted[:3])
+    wait_for_log(log_site, uid, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(ShippingSession, "receive", note)
+        patch.setattr(Connection, "append", append_late)
+        tell(log_site, uid, next=3)
+        wait_until(lambda: len(pauses) == 1, 60, "the receipt is known")
+        publish(publisher, emitted[3:5])
+        wait_for_log(log_site, uid, 5)
+        tell(log_site, uid, next=5)
+        wait_until(lambda: len(pauses) == 2, 60, "the next receipt is known")
+    assert 0 < pauses[0] < pauses[1] == 0.1
 
 
 def test_a_run_that_failed_is_kept_and_said(
