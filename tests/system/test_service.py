@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from runs import documents, publish
+from users import without_privileges
 
 from tiledbroker import ZMQPublisher
 from tiledbroker.supervisor import read_snapshot
@@ -245,3 +246,27 @@ def test_a_service_whose_journals_another_one_could_use_ends_and_says_so(
         publisher(*emitted[-1])
         assert publisher.wait_written(uid, 120)
         publisher.close()
+
+
+def test_a_service_whose_directory_may_not_be_entered_for_a_while_goes_on(
+    tmp_path: Path, tiled_server: TiledServer
+) -> None:
+    emitted = documents(3)
+    journals = tmp_path / "journals"
+    supervisor = SupervisorProcess(journals, tiled_server)
+    supervisor._command[:0] = without_privileges()
+    with supervisor:
+        publisher = ZMQPublisher(supervisor.address, spool_dir=tmp_path / "spool", on_error="raise")
+        for name, doc in emitted[:-1]:
+            publisher(name, doc)
+        assert publisher.flush(60)
+        journals.chmod(0)
+        try:
+            wait_until(lambda: "cannot be looked at: Permission denied" in supervisor.log.read_text(), 60, "it is said")
+            assert supervisor.running
+        finally:
+            journals.chmod(0o700)
+        publisher(*emitted[-1])
+        assert publisher.wait_written(emitted[0][1]["uid"], 120)
+        publisher.close()
+        assert "removed or replaced" not in supervisor.log.read_text()

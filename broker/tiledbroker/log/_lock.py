@@ -74,12 +74,18 @@ class FileLock:
 
     @property
     def is_in_place(self) -> bool:
-        """True if this object holds the lock, and the locked file still exists at `path`."""
+        """True if this object holds the lock, and the locked file still exists at `path`.
+
+        Raises
+        ------
+        OSError
+            The file cannot be looked at, for example because a directory above it may not be entered.
+        """
         if self._descriptor is None:
             return False
         try:
             return os.path.samestat(os.fstat(self._descriptor), self.path.stat())
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
     @property

@@ -504,7 +504,15 @@ class Supervisor:
         self._finished_journals.retry(now.monotonic, lambda path: self._find_run(path) is not None)
 
     def _check_directory(self) -> None:
-        if not self._lock.is_in_place:
+        try:
+            is_in_place = self._lock.is_in_place
+        except OSError as error:
+            # What cannot be looked at may be in place, and open journals can still be written.
+            self._limited_log.log(
+                logging.WARNING, "directory", "%s cannot be looked at: %s.", self.journal_dir, error.strerror
+            )
+            return
+        if not is_in_place:
             raise DirectoryUnusable(
                 self.journal_dir,
                 f"its file {SUPERVISOR_LOCK}, or the directory itself, was removed or replaced while it was in use, so "

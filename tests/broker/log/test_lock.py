@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from users import without_privileges
 
 from tiledbroker import JournalLocked
 from tiledbroker.log import _lock as lock_module
@@ -231,6 +232,32 @@ def test_a_copy_of_a_directory_has_locks_of_other_identities(tmp_path: Path) -> 
         shutil.copytree(tmp_path / "original", tmp_path / "copy")
         with acquired(tmp_path / "copy/lock") as copy:
             assert copy.identity != original.identity
+
+
+def test_a_lock_is_out_of_place_only_where_that_was_seen(tmp_path: Path) -> None:
+    code = f"""
+import os
+from tiledbroker.log._lock import FileLock
+from pathlib import Path
+directory = Path({str(tmp_path)!r}) / "locked"
+directory.mkdir()
+lock = FileLock(directory / "lock")
+assert lock.try_acquire() and lock.is_in_place
+directory.chmod(0)
+try:
+    lock.is_in_place
+except PermissionError:
+    print("cannot look")
+directory.chmod(0o700)
+assert lock.is_in_place
+directory.rename(directory.with_name("moved"))
+assert not lock.is_in_place
+directory.touch()
+assert not lock.is_in_place
+"""
+    command = [*without_privileges(), sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "cannot look\n", done.stderr
 
 
 @pytest.mark.timeout(20)
