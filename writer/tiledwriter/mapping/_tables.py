@@ -76,7 +76,7 @@ class RowOrder:
     """The columns that sort the rows of a table into their order of arrival.
 
     These are sequence number and time. If a scan was rewound, they are time and sequence number, unless the clock was
-    set back as well.
+    set back as well, or a time is NaN, whose place in an order depends on the database.
 
     Attributes
     ----------
@@ -94,19 +94,23 @@ class RowOrder:
         seq_num, time = events.numbers("seq_num"), events.numbers("time")
         self.add(seq_num[0].item(), time[0].item())
         for columns, first, second in ((_BY_SEQ_NUM, seq_num, time), (_BY_TIME, time, seq_num)):
-            back = (first[1:] < first[:-1]) | ((first[1:] == first[:-1]) & (second[1:] < second[:-1]))
-            if back.any():
-                self._fits[columns] = False
-        self.add(seq_num[-1].item(), time[-1].item())
+            follows = (first[:-1] < first[1:]) | ((first[:-1] == first[1:]) & (second[:-1] <= second[1:]))
+            self._fits[columns] = self._fits[columns] and bool(follows.all())
+        self._last = (seq_num[-1].item(), time[-1].item())
+        self._choose_columns()
 
     def add(self, seq_num: float, time: float) -> None:
         """Add the next event."""
         last_seq_num, last_time = self._last
-        if (seq_num, time) < (last_seq_num, last_time):
+        # Comparisons of NaN are false, and those of tuples with NaN are not.
+        if not (last_seq_num < seq_num or (last_seq_num == seq_num and last_time <= time)):
             self._fits[_BY_SEQ_NUM] = False
-        if (time, seq_num) < (last_time, last_seq_num):
+        if not (last_time < time or (last_time == time and last_seq_num <= seq_num)):
             self._fits[_BY_TIME] = False
         self._last = (seq_num, time)
+        self._choose_columns()
+
+    def _choose_columns(self) -> None:
         if not self._fits[_BY_SEQ_NUM]:
             self.columns = _BY_TIME if self._fits[_BY_TIME] else ()
 
@@ -492,7 +496,9 @@ class InternalData:
                 f"{self._stream_name}: {key!r} is neither declared nor in the first event; its data is not here."
             )
         if not self._order.columns:
-            self._note(f"{self._stream_name}: sequence numbers and times both run backwards; rows may be out of order.")
+            self._note(
+                f"{self._stream_name}: neither sequence numbers nor times always run forward; rows may be out of order."
+            )
 
     def _describe_rows(self, key: str, count: int) -> str:
         """Return the part of a note that names the rows of an array node that lack something, and what they have."""
