@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -121,6 +122,12 @@ def test_odd_values_are_written_or_refused_with_an_error_of_ours(odd: Any) -> No
             if error is not None and not isinstance(error, WriterError):
                 strange[index, name, path] = error
     assert not strange
+
+
+def test_a_size_that_is_nan_is_called_so() -> None:
+    documents = list(documents_of_all_kinds())
+    documents[1] = ("descriptor", replaced(descriptor("d"), ("data_keys", "camera", "shape", 0), float("nan")))
+    assert re.search(r"at \$\.data_keys\.camera\.shape\[0\], NaN or infinity is not", str(error_of(documents)))
 
 
 @pytest.mark.parametrize("hints", [numpy.array(["x"]), numpy.array([]), [], "x", 7], ids=repr)

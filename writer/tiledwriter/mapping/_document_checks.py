@@ -51,6 +51,8 @@ _WITH_METADATA: Final = frozenset({"start", "descriptor", "stop"})
 _MAX_DEVIATIONS: Final = 1000
 _MAX_TEXT_CHARACTERS: Final = 200
 _MASK: Final = "the value"
+_NOT_FINITE: Final = 5.43210987654321e-301
+"""Stands for NaN and the infinities, which JSON does not have: for schemas they are numbers, and no integers."""
 
 
 class _Schema(NamedTuple):
@@ -206,7 +208,8 @@ def _describe_error(error: Any, schema: _Schema) -> str:
         return f"{place}, there is no {_shorten_text(repr(error.kind.property))}"
     if unknown := _unknown_fields(error, schema):
         return f"{place}, nothing is known of {_shorten_text(', '.join(map(repr, unknown)))}"
-    return f"{place}, {_shorten_text(repr(error.instance))} {error.message.removeprefix(_MASK).strip()}"
+    shown = "NaN or infinity" if error.instance == _NOT_FINITE else _shorten_text(repr(error.instance))
+    return f"{place}, {shown} {error.message.removeprefix(_MASK).strip()}"
 
 
 def _describe_deviation(name: str, error: Any, schema: _Schema) -> str:
@@ -268,8 +271,7 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
-        # JSON has no NaN and no infinities, but for the schema they are numbers, and no integers.
-        return float(value) if math.isfinite(value) else 0.5
+        return float(value) if math.isfinite(value) else _NOT_FINITE
     if isinstance(value, str):
         return str.__str__(value).encode("utf-8", "backslashreplace").decode()
     if isinstance(value, Mapping):
