@@ -92,7 +92,7 @@ class Shipment:
     not_before
         Time before which nothing is sent, in seconds.
     pause
-        Seconds that the supervisor asks to leave between two batches with few documents.
+        Seconds to leave between two batches with few documents, as the supervisor or the link asks.
     sent_at
         Time at which the last batch was sent, in seconds.
     in_flight

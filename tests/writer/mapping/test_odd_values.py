@@ -6,6 +6,8 @@ import copy
 import re
 import zlib
 from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -14,6 +16,7 @@ import pytest
 from tiledbroker import Encoder, Record
 from tiledwriter import WriterError
 from tiledwriter.mapping import WritingOptions
+from tiledwriter.mapping._document_checks import DocumentChecks
 from tiledwriter.mapping._fold import Fold
 
 ODD_VALUES = {
@@ -23,6 +26,7 @@ ODD_VALUES = {
     "a matrix": numpy.zeros((2, 2)),
     "bytes": b"ab",
     "a complex number": 1j,
+    "a decimal": Decimal("1.5"),
     "not a number": float("nan"),
     "more than 64 bits": 2**70,
     "a list": [1, "a"],
@@ -128,6 +132,10 @@ def test_a_size_that_is_nan_is_called_so() -> None:
     documents = list(documents_of_all_kinds())
     documents[1] = ("descriptor", replaced(descriptor("d"), ("data_keys", "camera", "shape", 0), float("nan")))
     assert re.search(r"at \$\.data_keys\.camera\.shape\[0\], NaN or infinity is not", str(error_of(documents)))
+
+
+def test_a_path_that_a_patch_returns_is_taken_for_a_text() -> None:
+    DocumentChecks()("resource", {**dict(documents_of_all_kinds())["resource"], "resource_path": Path("data.h5")})
 
 
 @pytest.mark.parametrize("hints", [numpy.array(["x"]), numpy.array([]), [], "x", 7], ids=repr)

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from numbers import Number
 from typing import Any, Final, NamedTuple
 
 import numpy
@@ -278,5 +279,7 @@ def _json_value(value: Any) -> Any:
         return {_json_value(str(key)): _json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_json_value(item) for item in value]
-    # No schema takes this for a text, a number or a mapping, nor for a list of any of them.
-    return [[f"a {type(value).__name__}"]]
+    described = f"a {type(value).__name__}"
+    # Whatever has a text, such as a path from a patch, is taken for one. Bytes and numbers unknown to JSON are not: no
+    # schema takes a list of lists for a text, a number or a mapping, nor for a list of any of them.
+    return [[described]] if isinstance(value, bytes | bytearray | Number) else described
