@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import zlib
 from collections.abc import Callable, Collection, Iterator
@@ -32,7 +33,8 @@ from tiledbroker.jetstream import (
 from tiledbroker.protocol import messages
 from tiledbroker.supervisor import ClientLimits, RunOwner
 from tiledbroker.supervisor._run_owner import SoleOwner
-from tiledbroker.supervisor.jetstream_source import JetStreamSource
+from tiledbroker.supervisor.jetstream_source import JetStreamSource, _claim_window
+from tiledbroker.supervisor.jetstream_source._claim_window import MIN_RUNS
 from tiledbroker.supervisor.jetstream_source._log_run import LogRun, Phase
 from tiledwriter.testing import wait_until
 
@@ -337,6 +339,37 @@ def test_a_run_is_read_once_it_is_this_host_s(log_site: LogSite, publisher: JetS
         owner.tell(uid)
         assert publisher.wait_written(uid, 60)
         assert host.received[uid] == list(range(53))
+
+
+def test_runs_that_have_ended_are_claimed_as_far_as_they_can_be_written_soon(
+    log_site: LogSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_claim_window, "STUCK_SECONDS", math.inf)
+    ended, going_on = [f"ended-{number}" for number in range(20)], [f"open-{number}" for number in range(20)]
+    for uid in ended:
+        append(log_site, uid, 0, "start", "stop")
+    for uid in going_on:
+        append(log_site, uid, 0, "start")
+    owner = Owner()
+    with MemoryHost(make_source(log_site, owner=owner)) as host:
+        wait_for(lambda: owner.wanted == {*going_on, *ended[:MIN_RUNS]}, "the oldest and those that go on are wanted")
+        for uid in ended[:3]:
+            owner.own.add(uid)
+            owner.tell(uid)
+        owner.of_others.add(ended[3])
+        owner.tell(ended[3])
+        rest = {*going_on, *ended[4 : MIN_RUNS + 4]}
+        wait_for(lambda: owner.wanted - set(ended[:3]) == rest, "as many others are wanted")
+        assert sorted(host.received) == ended[:3]
+
+
+def test_a_run_that_is_not_written_does_not_keep_others_waiting(log_site: LogSite) -> None:
+    uids = [f"ended-{number}" for number in range(MIN_RUNS + 2)]
+    for uid in uids:
+        append(log_site, uid, 0, "start", "stop")
+    owner = Owner()
+    with MemoryHost(make_source(log_site, owner=owner)):
+        wait_for(lambda: owner.wanted == set(uids), "all are wanted in the end, though none is got")
 
 
 def test_a_run_of_another_host_is_wanted_when_that_one_has_ended(

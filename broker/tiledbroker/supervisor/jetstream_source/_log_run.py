@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from ..._outcomes import COMPLETE, FAILED
 from ...jetstream import EntryReader, Receipt, Tail, documents_subject
 
 
@@ -82,6 +83,8 @@ class LogRun:
         Position before the first message of the entry that is being read.
     in_flight
         Next index, bytes and the position before it of each entry that was handed on and is not durable.
+    wanted
+        This host wants to claim it.
     looker, reader_task, storer
         Tasks that read the receipt, read documents, and store receipts; None or done if there are none.
     """
@@ -103,6 +106,7 @@ class LogRun:
     not_before: float = 0.0
     ask_at: float = math.inf
     receipt_at: float = -math.inf
+    wanted: bool = False
     looker: asyncio.Task[None] | None = None
     reader_task: asyncio.Task[None] | None = None
     storer: asyncio.Task[None] | None = None
@@ -125,6 +129,17 @@ class LogRun:
     @property
     def bytes_in_flight(self) -> int:
         return sum(size for _, size, _ in self.in_flight)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this host has it, and it is not complete."""
+        return self.phase in (Phase.ASKING, Phase.READING)
+
+    @property
+    def is_to_be_written(self) -> bool:
+        """Whether it has ended, and this host has it or wants it, and has not written it or failed to."""
+        is_done = self.told.refused or self.told.outcome == FAILED or self.told.outcome in COMPLETE
+        return self.tail.ended and (self.wanted or (self.is_own and not is_done))
 
     @property
     def is_settled(self) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import itertools
 import logging
 import math
@@ -51,6 +52,7 @@ from ...jetstream import (
 from ...protocol import messages
 from .._publishers import ClientLimits, Publisher
 from .._run_owner import RunOwner, SoleOwner
+from ._claim_window import ClaimWindow
 from ._log_run import LogRun, Phase, Step, is_busy
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ ASK_AGAIN_SECONDS: Final = 30.0
 LATER_SECONDS: Final = 1.0
 RECONNECT_SECONDS: Final = 0.5
 _RECEIVE_SECONDS: Final = 1.0
+_COLLECT_SECONDS: Final = 0.05
 _QUERIES_AT_ONCE: Final = 32
 _RUNS_PER_HELLO: Final = 200
 _REMOVE_SECONDS: Final = 30.0
@@ -111,6 +114,10 @@ class JetStreamSource:
         self._beamlines: set[str] = set()
         # Runs that are not complete.
         self._open: dict[str, LogRun] = {}
+        # Runs that have ended and are nobody's.
+        self._left: dict[str, LogRun] = {}
+        self._claim_window = ClaimWindow()
+        self._claim_timer: asyncio.TimerHandle | None = None
         # Runs to ask the supervisor for, by beamline, and when the Hello was sent that is not answered.
         self._to_ask: dict[str, dict[str, LogRun]] = {}
         self._asked_at: dict[str, float] = {}
@@ -241,6 +248,7 @@ class JetStreamSource:
         # back. So all is asked anew: the log, the receipts and, unless these are complete, the supervisor.
         self._runs.clear()
         self._open.clear()
+        self._left.clear()
         self._to_ask.clear()
         self._asked_at.clear()
         for publisher in self.publishers.values():
@@ -319,11 +327,11 @@ class JetStreamSource:
 
     def _note_owner(self, run: LogRun) -> None:
         is_own = self._owner.owns(run.uid)
-        if is_own == (run.phase in (Phase.ASKING, Phase.READING)):
+        if is_own == run.is_own:
             if is_own or run.phase is Phase.LOOKING:
                 return
             if self._owner.is_others(run.uid):
-                self._owner.unwant(run.uid)
+                self._unwant(run)
             else:
                 self._start(self._look_whether_removed(run))
         elif run.phase is not Phase.COMPLETE:
@@ -337,7 +345,7 @@ class JetStreamSource:
         if found is not None:
             self._look(run)
         elif run.phase in (Phase.WAITING, Phase.COMPLETE):
-            self._owner.unwant(run.uid)
+            self._unwant(run)
             self._forget(run)
 
     def _look(self, run: LogRun) -> None:
@@ -352,22 +360,56 @@ class JetStreamSource:
             await self._read_receipt(run)
         run.told = run.receipt or Receipt()
         if run.is_settled:
-            self._owner.unwant(run.uid)
+            self._unwant(run)
             self._take_step(run, Step.FOUND_COMPLETE)
         elif self._owner.owns(run.uid):
             self._take_step(run, Step.FOUND_OWN)
+            run.wanted = False
+            self._left.pop(run.subject, None)
             self._enqueue_question(run)
         else:
             self._take_step(run, Step.FOUND_OPEN)
             if self._owner.is_others(run.uid):
-                self._owner.unwant(run.uid)
+                self._unwant(run)
+            elif run.tail.ended and not run.wanted:
+                self._left[run.subject] = run
+                self._claim_soon()
             else:
-                self._owner.want(run.uid)
+                self._want(run)
+
+    def _want(self, run: LogRun) -> None:
+        run.wanted = True
+        self._owner.want(run.uid)
+
+    def _unwant(self, run: LogRun) -> None:
+        """Do not claim a run, or not any more."""
+        self._owner.unwant(run.uid)
+        self._left.pop(run.subject, None)
+        if run.wanted:
+            run.wanted = False
+            self._claim_soon()
+
+    def _claim_soon(self) -> None:
+        """Claim runs that are left, once it is known of those that come together what they are."""
+        if self._left and self._claim_timer is None:
+            self._claim_timer = asyncio.get_running_loop().call_later(_COLLECT_SECONDS, self._claim_left)
+
+    def _claim_left(self) -> None:
+        """Claim runs that have ended and are nobody's, the oldest first, as far as the window allows."""
+        self._claim_timer = None
+        now = time.monotonic()
+        in_hand = sum(run.is_to_be_written for run in self._open.values())
+        room = self._claim_window.find_room(in_hand, now)
+        for run in heapq.nsmallest(room, self._left.values(), key=lambda run: run.tail.seq):
+            del self._left[run.subject]
+            self._claim_window.note_claimed(now)
+            self._want(run)
 
     def _forget(self, run: LogRun) -> None:
         if self._runs.get(run.subject) is run:
             del self._runs[run.subject]
         self._open.pop(run.subject, None)
+        self._left.pop(run.subject, None)
 
     # The loop: what the supervisor has of a run.
 
@@ -657,8 +699,8 @@ class JetStreamSource:
                 publisher.heard = now
             if not follower.pending:
                 self._measure_lag()
-            own = sum(run.phase in (Phase.ASKING, Phase.READING) for run in self._open.values())
-            self._owner.note_open_runs(own)
+            self._owner.note_open_runs(sum(run.is_own for run in self._open.values()))
+            self._claim_soon()
             for beamline in [each for each, asked in self._asked_at.items() if now >= asked + ASK_AGAIN_SECONDS]:
                 self._say_hello(beamline)
             if now >= self._remove_at:
@@ -694,6 +736,7 @@ class JetStreamSource:
             is_stored = run.receipt is not None and run.receipt.is_complete and not self._needs_receipt(run)
             if run.is_settled and is_stored and not is_busy(run.storer):
                 self._take_step(run, Step.STORED)
+                self._claim_window.note_written(now)
 
     async def _remove_old(self, connection: Connection) -> None:
         limit = time.time() - self._keep_in_log
