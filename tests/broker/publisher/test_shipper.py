@@ -282,7 +282,8 @@ def test_close_raises_nothing_while_another_thread_publishes(spool: Path) -> Non
     stopping = threading.Event()
 
     def go_on() -> None:
-        while not stopping.is_set():
+        # Without a pause, these threads would keep Python's lock from the one that closes.
+        while not stopping.wait(0.002):
             publish(publisher, documents(1))
 
     threads = [threading.Thread(target=go_on) for _ in range(3)]

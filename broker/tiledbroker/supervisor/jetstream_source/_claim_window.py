@@ -12,12 +12,14 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-MIN_RUNS: Final = 8
+MIN_RUNS: Final = 4
 """Ended runs that a host takes on without having written any lately."""
 WRITTEN_SECONDS: Final = 10.0
 """A host takes on as many ended runs as it has completed within this time."""
-STUCK_SECONDS: Final = 5.0
-"""Time after which a host takes on one more run, whatever it has: some runs may wait for a Tiled of their own."""
+FIRST_STUCK_SECONDS: Final = 5.0
+"""Time after which a host that has its share takes on one more run: what it has may wait for a Tiled of its own."""
+MAX_STUCK_SECONDS: Final = 60.0
+"""That time is doubled for each further run, up to this one."""
 
 
 class ClaimWindow:
@@ -25,21 +27,33 @@ class ClaimWindow:
 
     def __init__(self) -> None:
         self._written_at: deque[float] = deque()
-        self._claimed_at = float("-inf")
+        self._written = 0
+        self._full_since = float("-inf")
+        self._stuck_seconds = FIRST_STUCK_SECONDS
 
     def note_written(self, now: float) -> None:
         """Note that a run is complete."""
         self._written_at.append(now)
+        self._written += 1
 
-    def note_claimed(self, now: float) -> None:
-        """Note that runs are claimed."""
-        self._claimed_at = now
+    def take_room(self, in_hand: int, now: float) -> int:
+        """Return how many runs the caller may claim now, which it does as far as there are any.
 
-    def find_room(self, in_hand: int, now: float) -> int:
-        """Return how many more runs to claim beside those that this host has and has not written."""
+        Parameters
+        ----------
+        in_hand
+            Ended runs that this host has or wants, and has not written.
+        now
+            The time.
+        """
         while self._written_at and self._written_at[0] <= now - WRITTEN_SECONDS:
             self._written_at.popleft()
+        # For each run that was written lately, another one is taken on, whatever else waits.
+        more, self._written = min(self._written, len(self._written_at)), 0
         room = max(MIN_RUNS, len(self._written_at)) - in_hand
-        if room <= 0 and now >= self._claimed_at + STUCK_SECONDS:
-            return 1
-        return max(0, room)
+        if room > 0:
+            self._full_since, self._stuck_seconds = now, FIRST_STUCK_SECONDS
+        elif now >= self._full_since + self._stuck_seconds:
+            self._full_since, self._stuck_seconds = now, min(2 * self._stuck_seconds, MAX_STUCK_SECONDS)
+            more += 1
+        return max(room, more)

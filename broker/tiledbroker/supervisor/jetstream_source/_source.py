@@ -397,12 +397,12 @@ class JetStreamSource:
     def _claim_left(self) -> None:
         """Claim runs that have ended and are nobody's, the oldest first, as far as the window allows."""
         self._claim_timer = None
-        now = time.monotonic()
+        if not self._left:
+            return
         in_hand = sum(run.is_to_be_written for run in self._open.values())
-        room = self._claim_window.find_room(in_hand, now)
+        room = self._claim_window.take_room(in_hand, time.monotonic())
         for run in heapq.nsmallest(room, self._left.values(), key=lambda run: run.tail.seq):
             del self._left[run.subject]
-            self._claim_window.note_claimed(now)
             self._want(run)
 
     def _forget(self, run: LogRun) -> None:
