@@ -24,7 +24,7 @@ from .service import PATIENCE, connected_publisher, sum_of_rows
 
 STORAGES: tuple[Storage, ...] = ("sqlite", "postgresql")
 RATE = 20.0  # events/s of each run
-RUNS = (1, 20, 50)
+RUNS = (1, 20, 50, 100)
 SECONDS = 75.0
 SETTLED = 30.0  # seconds after which all runs should have rows
 RUNS_PER_PUBLISHER = 10
@@ -37,7 +37,7 @@ ROUNDS = 1  # at most: each takes minutes
 
 
 def measure(*, rounds: int, quick: bool) -> Iterator[Figure]:
-    """With 1, 20 and 50 runs at 20 Hz, on SQLite and PostgreSQL."""
+    """With 1, 20, 50 and 100 runs at 20 Hz, on SQLite and PostgreSQL."""
     for storage in STORAGES:
         for count in RUNS[:2] if quick else RUNS:
             seconds, settled = (15.0, 5.0) if quick else (SECONDS, SETTLED)

@@ -40,6 +40,7 @@ from ._setup import (
     create_streams,
     find_configuration,
     find_problems,
+    read_stream_info,
     supervisor_permissions,
 )
 from ._stores import HostLeaseStore, JetStreamDecisionStore
@@ -92,6 +93,7 @@ __all__ = [
     "parse_space",
     "parse_tail",
     "read_hosts",
+    "read_stream_info",
     "receipt_key",
     "slice_documents",
     "supervisor_permissions",

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from .._errors import AddressError, KeyFileError
 
 DEFAULT_PORT: Final = 4222
+_HOST: Final = re.compile(r"[\w.:%-]+")
 _NAME_AND_PASSWORD: Final = re.compile(r"([^\s:]+):(\S+)")
 _SEED: Final = re.compile(r"SU[A-Z2-7]{56}")
 _CREDENTIALS: Final = re.compile(
@@ -66,9 +67,12 @@ class LogAddress:
         Raises
         ------
         AddressError
-            It is no such address, or contains a password.
+            It is no such address, contains a password, or one of the files is an empty text.
         """
-        texts = [servers] if isinstance(servers, str) else list(servers)
+        texts = _as_texts(servers)
+        for what, file in (("credentials", credentials), ("tls", tls_ca), ("tls_client", tls_client)):
+            if file == "":
+                raise AddressError(f"{what} is an empty text; leave it out if there is none.")
         urls = sorted({_normalize_server(part) for text in texts for part in _split(text)})
         if not urls:
             raise AddressError("No server is given; give nats://HOST, or nats://HOST,HOST,HOST.")
@@ -124,6 +128,16 @@ class LogAddress:
         return context
 
 
+def _as_texts(servers: str | Sequence[str]) -> list[str]:
+    try:
+        texts = [servers] if isinstance(servers, str) else list(servers)
+    except TypeError:
+        texts = []
+    if not all(isinstance(text, str) for text in texts) or not texts:
+        raise AddressError(f"{servers!r} is no address; give nats://HOST, nats://HOST,HOST,HOST, or a list of texts.")
+    return texts
+
+
 def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -131,14 +145,15 @@ def _split(text: str) -> list[str]:
 def _normalize_server(text: str) -> str:
     try:
         parts = urlsplit(text if "://" in text else f"nats://{text}")
-        host, port = parts.hostname, parts.port or DEFAULT_PORT
+        host, port = parts.hostname, DEFAULT_PORT if parts.port is None else parts.port
     except ValueError as error:
         raise AddressError(f"{text!r} is not the address of a NATS server: {error}") from error
     if parts.username is not None or parts.password is not None:
         raise AddressError("An address is shown in logs, so it must not have a password: give a file with credentials.")
-    if parts.scheme not in ("nats", "tls") or not host or parts.path not in ("", "/") or parts.query:
+    has_more = parts.path not in ("", "/") or parts.query or parts.fragment
+    if parts.scheme not in ("nats", "tls") or has_more or not port or not _HOST.fullmatch(host or ""):
         raise AddressError(f"{text!r} is not the address of a NATS server; give nats://HOST:PORT.")
-    return f"nats://[{host}]:{port}" if ":" in host else f"nats://{host}:{port}"
+    return f"nats://[{host}]:{port}" if ":" in str(host) else f"nats://{host}:{port}"
 
 
 def _absolute(path: str | Path | None) -> Path | None:
@@ -171,5 +186,7 @@ def _refuse_readable_by_others(path: Path) -> None:
         mode = path.stat().st_mode
     except OSError as error:
         raise KeyFileError(path, f"it cannot be read: {error}") from error
+    if stat.S_ISDIR(mode):
+        raise KeyFileError(path, "it is a directory.")
     if stat.S_IMODE(mode) & 0o077:
         raise KeyFileError(path, "other users can read it. Run `chmod 600` on it.")

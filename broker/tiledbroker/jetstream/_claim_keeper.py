@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from .._errors import AppendRefused, KeyFileError, LogUnavailable, ProtocolError
 from .._rate_limited_log import RateLimitedLog
-from ..ownership import SERVICE, Claim, ClaimStep, EndLease, HostLease, RunClaims, boottime
+from ..ownership import SERVICE, UNREADABLE, Claim, ClaimStep, EndLease, HostLease, RunClaims, boottime
 from ._address import LogAddress
 from ._connection import Connection, LoopThread, StoredMessage
 from ._follower import Follower, follow
@@ -225,7 +225,7 @@ class ClaimKeeper:
             return decode_claim(message.body)
         except ProtocolError as error:
             self._limited_log.log(logging.WARNING, "claim", "%s It is in %s.", error, message.subject)
-            return Claim(f"unreadable-{message.seq}", "", 0)
+            return Claim(f"{UNREADABLE}{message.seq}", "", 0)
 
     # Steps.
 

@@ -19,6 +19,8 @@ HEARTBEAT_SECONDS: Final = 2.0
 SILENCE_SECONDS: Final = 10.0
 """Time without a heartbeat after which a follower has failed."""
 _NANOSECONDS: Final = 10**9
+_ACKNOWLEDGEMENTS: Final = "$JS.ACK."
+"""What answers to messages of a stream would go to; heartbeats have no such subject."""
 
 
 @dataclass
@@ -71,7 +73,8 @@ class Follower:
 
     def _take(self, message: Msg) -> StoredMessage | None:
         headers = message.headers or {}
-        if headers.get("Status"):
+        # Messages of the stream have any headers that their senders gave them, also this one.
+        if headers.get("Status") and not message.reply.startswith(_ACKNOWLEDGEMENTS):
             if int(headers.get("Nats-Last-Consumer", self._received)) != self._received:
                 raise LogUnavailable("the news of some runs were lost on their way")
             # The server has nothing left to send. What it has counted and did not send was removed meanwhile.

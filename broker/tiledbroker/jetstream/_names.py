@@ -46,7 +46,7 @@ def check_subject_beamline(name: str) -> str:
     ValueError
         It cannot.
     """
-    if not _BEAMLINE.fullmatch(name):
+    if not isinstance(name, str) or not _BEAMLINE.fullmatch(name):
         raise ValueError(f"beamline must be up to 64 letters, digits, - and _, not {name!r}.")
     return name
 

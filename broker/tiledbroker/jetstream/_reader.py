@@ -32,6 +32,7 @@ from ._names import (
 )
 from ._probe import LogSpace, parse_space
 from ._receipt import Receipt, decode_receipt
+from ._setup import read_stream_info
 
 _QUESTIONS_AT_ONCE: Final = 16
 _ANSWER_SECONDS: Final = 60.0
@@ -196,7 +197,7 @@ class LogReader:
     def measure(self) -> LogMeasure:
         """Return how the log is."""
         streams = {
-            name: self._ask(self._connection.call(f"STREAM.INFO.{name}"), _ANSWER_SECONDS)
+            name: self._ask(read_stream_info(self._connection, name), _ANSWER_SECONDS)
             for name in (STREAM, bucket_stream(RUNS_BUCKET), bucket_stream(HOSTS_BUCKET))
         }
         return LogMeasure(
@@ -272,7 +273,7 @@ class LogReader:
         found: dict[str, int] = {}
         while True:
             arguments = {"subjects_filter": pattern, "offset": len(found)}
-            answer = self._ask(self._connection.call(f"STREAM.INFO.{stream}", arguments), _ANSWER_SECONDS)
+            answer = self._ask(read_stream_info(self._connection, stream, arguments), _ANSWER_SECONDS)
             page = answer["state"].get("subjects") or {}
             found |= {str(subject): int(count) for subject, count in page.items()}
             if not page or len(found) >= int(answer.get("total", 0)):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .._errors import CallFailed
+from .._errors import CallFailed, LogUnavailable
 from ._connection import Connection
 from ._names import DOCUMENTS, HOSTS_BUCKET, RUNS_BUCKET, STREAM, bucket_stream, check_beamline
 
@@ -59,6 +59,10 @@ class LogLayout:
             "deny_delete": True,
             "max_age": 0,
             "max_msgs": -1,
+            "max_msg_size": -1,
+            "max_consumers": -1,
+            "no_ack": False,
+            "sealed": False,
         }
         buckets = {
             bucket_stream(bucket): {
@@ -80,6 +84,26 @@ class LogLayout:
             "deny_purge": False,
         }
         return {STREAM: documents, **buckets}
+
+
+async def read_stream_info(connection: Connection, stream: str, arguments: Any = None) -> Mapping[str, Any]:
+    """Return what the servers say of one of the log's streams, which has the subjects of ours.
+
+    Raises
+    ------
+    LogUnavailable
+        There is no answer, or no such stream, or it is another one's of the same name. Nothing of ours can be in that,
+        which is not the same as an empty log.
+    """
+    try:
+        info = await connection.call(f"STREAM.INFO.{stream}", arguments)
+    except CallFailed as error:
+        if error.code == _STREAM_NOT_FOUND:
+            raise LogUnavailable(f"the log has no stream {stream}") from error
+        raise
+    if (subjects := info["config"].get("subjects")) != LogLayout().streams()[stream]["subjects"]:
+        raise LogUnavailable(f"the stream {stream} is not that of a log: its subjects are {subjects}")
+    return info
 
 
 async def create_streams(connection: Connection, layout: LogLayout) -> list[str]:
@@ -114,8 +138,8 @@ async def find_configuration(connection: Connection, stream: str) -> Mapping[str
         raise
 
 
-async def find_problems(connection: Connection, layout: LogLayout) -> list[str]:
-    """Return what is wrong with the log, as sentences; an empty list if nothing is.
+async def find_problems(connection: Connection, layout: LogLayout, *, but: Collection[str] = ()) -> list[str]:
+    """Return what is wrong with the log, but for some of its streams, as sentences; an empty list if nothing is.
 
     Raises
     ------
@@ -129,13 +153,16 @@ async def find_problems(connection: Connection, layout: LogLayout) -> list[str]:
     if connection.max_payload < MIN_MAX_PAYLOAD:
         problems.append(f"max_payload is {connection.max_payload} bytes; {MIN_MAX_PAYLOAD} are needed.")
     for name, expected in layout.streams().items():
+        if name in but:
+            continue
         found = await find_configuration(connection, name)
         if found is None:
             problems.append(f"There is no stream {name}.")
             continue
         configuration = found["config"]
         for key, value in expected.items():
-            if key in ("max_bytes", "num_replicas"):
+            # The size of the log can be chosen. A bucket with one would drop the oldest leases, claims or receipts.
+            if key == "num_replicas" or (key == "max_bytes" and name == STREAM):
                 continue
             if configuration.get(key, _default_of(value)) != value:
                 problems.append(f"{name}: {key} is {configuration.get(key)!r}, and must be {value!r}.")

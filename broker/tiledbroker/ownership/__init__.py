@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._claims import SERVICE, Claim, ClaimStep, EndLease, HostLease, Inheritance, PutClaim, RunClaims
+from ._claims import SERVICE, UNREADABLE, Claim, ClaimStep, EndLease, HostLease, Inheritance, PutClaim, RunClaims
 from ._deadline_page import DeadlinePage, boottime
 from ._decision_file import RUNS_SUBDIRECTORY, DecisionFile
 from ._directory_store import DirectoryStore
@@ -29,6 +29,7 @@ __all__ = [
     "RUNS_SUBDIRECTORY",
     "SERVICE",
     "SHORTEST_LEASE_SECONDS",
+    "UNREADABLE",
     "Claim",
     "ClaimStep",
     "CompareAndSet",

@@ -49,6 +49,8 @@ from ._lease import Lease, LeaseTiming, keys_of
 
 SERVICE: Final = "service"
 """Name under which the lease is seen that an earlier version holds, in which one host serves all runs."""
+UNREADABLE: Final = "unreadable-"
+"""Beginning of the name under which the holder of a claim is seen that cannot be read."""
 CLAIM_STEP_SECONDS: Final = 1.0
 """Time after which the next of the starts may claim a run that is left by the one before it in the order."""
 _TAKEOVERS_KEPT: Final = 10
@@ -497,7 +499,11 @@ class RunClaims:
 
     def _end_leases(self, now: float) -> Iterator[EndLease]:
         yield from self._inherit(now)
+        # Somebody who may be alive, and may have the claims that cannot be read: a start of a newer version.
+        has_strangers = any(seen.number and seen.record is None for seen in self._leases.values())
         for holder, seen in self._leases.items():
+            if has_strangers and holder.startswith(UNREADABLE):
+                continue
             if holder in (self._own.holder, *self._ending) or self._has_ended(holder):
                 continue
             lease = None if seen.record is None else seen.record.lease

@@ -14,7 +14,7 @@ import select
 import time
 from collections import deque
 from collections.abc import Coroutine, Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .._errors import AppendRefused, KeyFileError, LogUnavailable, ProtocolError
 from .._rate_limited_log import RateLimitedLog
@@ -149,6 +149,13 @@ class JetStreamLink:
         self._wake_up.close()
 
 
+class _StoredReceipt(NamedTuple):
+    """A receipt, and its number in the bucket, which grows from one receipt of a run to the next."""
+
+    seq: int
+    receipt: Receipt
+
+
 class _Tenure:
     """One connection of a link, from beginning to end. `take` is for the shipper's thread, all else for the loop.
 
@@ -174,7 +181,7 @@ class _Tenure:
         self._is_open = False
         self._tails: dict[str, Tail] = {}
         # Runs whose receipts are waited for, and the receipt that the session was told last.
-        self._awaited: dict[str, Receipt | None] = {}
+        self._awaited: dict[str, _StoredReceipt | None] = {}
         self._start_crcs: dict[str, int] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
         self._appends: set[asyncio.Future[Any]] = set()
@@ -289,35 +296,36 @@ class _Tenure:
             await self._read_receipts(uids)
             uids = [uid for uid in uids if uid in self._awaited and self._awaited[uid] == before[uid]]
 
-    async def _read_receipt(self, uid: str) -> Receipt | None:
+    async def _read_receipt(self, uid: str) -> _StoredReceipt | None:
         assert self._connection is not None
         subject = bucket_subject(RUNS_BUCKET, receipt_key(self._beamline, uid))
         found = await self._connection.read_last(bucket_stream(RUNS_BUCKET), subject)
         if found is None or not found.body:
             return None
         try:
-            return decode_receipt(found.body)
+            return _StoredReceipt(found.seq, decode_receipt(found.body))
         except ProtocolError as error:
             self._tell(error)
             return None
 
     async def _read_receipts(self, uids: Iterable[str]) -> None:
         for uid in uids:
-            if (receipt := await self._read_receipt(uid)) is not None:
-                self._note_receipt(uid, receipt)
+            if (stored := await self._read_receipt(uid)) is not None:
+                self._note_receipt(uid, stored)
 
-    def _note_receipt(self, uid: str, receipt: Receipt) -> None:
+    def _note_receipt(self, uid: str, stored: _StoredReceipt) -> None:
         """Tell the session what is new in a receipt."""
-        if uid not in self._awaited or (before := self._awaited[uid]) == receipt:
+        if uid not in self._awaited:
             return
-        if before is not None and before.at > receipt.at and before.host == receipt.host:
-            # A replica that is behind.
+        before, receipt = self._awaited[uid], stored.receipt
+        if before is not None and stored.seq <= before.seq:
+            # It is known, or of a replica that is behind.
             return
         start_crc = self._start_crcs.get(uid)
         if None not in (start_crc, receipt.start_crc) and start_crc != receipt.start_crc:
             self._tell(messages.Refused(uid, 0, messages.ANOTHER_RUN))
             return
-        self._awaited[uid] = receipt
+        self._awaited[uid] = stored
         if receipt.refused:
             self._tell(messages.Refused(uid, receipt.next, receipt.refused))
             return
@@ -338,7 +346,7 @@ class _Tenure:
         uids = list(dict.fromkeys([*hello.runs, *hello.awaited]))
         limit = asyncio.Semaphore(_QUERIES_AT_ONCE)
 
-        async def look_up(uid: str) -> Receipt | None:
+        async def look_up(uid: str) -> _StoredReceipt | None:
             async with limit:
                 if uid in hello.runs and uid not in self.busy:
                     await self._ask_log(uid)
@@ -346,15 +354,15 @@ class _Tenure:
 
         receipts = dict(zip(uids, await asyncio.gather(*map(look_up, uids)), strict=True))
         states, refusals = {}, []
-        for uid, receipt in receipts.items():
-            known = receipt or Receipt()
+        for uid, stored in receipts.items():
+            known = Receipt() if stored is None else stored.receipt
             states[uid] = messages.RunState(
                 known.next, known.ended, known.outcome, known.reason, known.start_crc, known.end_crc
             )
             if known.refused:
                 refusals.append(messages.Refused(uid, known.next, known.refused))
             if not known.is_complete:
-                self._awaited[uid] = receipt
+                self._awaited[uid] = stored
         self._tell(messages.Welcome(_WINDOW_BYTES, messages.MAX_BODY_BYTES, states), *refusals)
 
     # Documents.

@@ -89,7 +89,7 @@ class SpoolPublisher:
     Raises
     ------
     ValueError
-        `on_error`, `keep_until` or `adopt` has none of its values.
+        `on_error`, `keep_until` or `adopt` has none of its values, or `spool_limit` is no number of bytes.
     """
 
     def __init__(
@@ -107,6 +107,7 @@ class SpoolPublisher:
         _check_argument("on_error", on_error, ("log", "raise"))
         _check_argument("keep_until", keep_until, ("written", "durable"))
         _check_argument("adopt", adopt, ("own", "any-destination", "any-host"))
+        _check_bytes("spool_limit", spool_limit)
         self.address = address
         self._raise = on_error == "raise"
         self._limited_log = RateLimitedLog(log)
@@ -259,6 +260,12 @@ class SpoolPublisher:
 def _check_argument(argument: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{argument} must be {' or '.join(map(repr, allowed))}, not {value!r}.")
+
+
+def _check_bytes(argument: str, value: object) -> None:
+    # Neither NaN nor True is a number of bytes; 50e9 is one.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise ValueError(f"{argument} must be a number of bytes, 0 or more, not {value!r}.")
 
 
 def _spool_directory(given: str | Path | None, url: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -153,3 +154,33 @@ def test_a_lease_that_cannot_be_read_is_watched_and_ended(log_site: LogSite, tmp
         start.want(RUNS[:1])
         wait_until(lambda: bool(start.held()), 120, "the run is claimed")
         assert sum(each.lease.released for each in log_site.hosts()) == 2
+
+
+def test_a_claim_that_cannot_be_read_stays_while_somebody_lives_whose_lease_cannot(
+    log_site: LogSite, tmp_path: Path
+) -> None:
+    """A host of a newer version."""
+    number = 0
+
+    async def renew(connection: Connection) -> None:
+        nonlocal number
+        number = await connection.append(lease_subject("newer"), b'{"version": 2}', {}, number)
+
+    async def claim(connection: Connection) -> None:
+        await connection.append(claim_subject(RUNS[0]), b'{"version": 2}', {}, 0)
+
+    log_site.ask(renew)
+    log_site.ask(claim)
+    start = Start(log_site, tmp_path, "a")
+    start.start()
+    try:
+        wait_until(lambda: log_site.ask(renew) or start.is_ready(), 240, "it has watched for long enough")
+        deadline = time.monotonic() + 2 * TIMING.lease_seconds
+        while time.monotonic() < deadline:
+            log_site.ask(renew)
+            assert start.claims.ask(lambda claims: claims.is_others(RUNS[0]))
+            time.sleep(1.0)
+        start.want(RUNS[:1])
+        wait_until(lambda: start.held() == set(RUNS[:1]), 120, "it is free when the other one has fallen silent")
+    finally:
+        start.stop()

@@ -47,3 +47,13 @@ def test_messages_removed_before_they_came_are_not_waited_for(log_site: LogSite)
             return await receive_all(follower)
 
     assert log_site.ask(ask) == {bucket_subject(HOSTS_BUCKET, key): b"new" for key in KEYS}
+
+
+def test_a_message_with_the_header_of_a_heartbeat_is_a_message(log_site: LogSite) -> None:
+    async def ask(connection: Connection) -> dict[str, bytes]:
+        for key in KEYS:
+            await connection.request(bucket_subject(HOSTS_BUCKET, key), b"new", {"Status": "100"})
+        async with follow(connection, bucket_stream(HOSTS_BUCKET), bucket_subject(HOSTS_BUCKET, ">")) as follower:
+            return await receive_all(follower)
+
+    assert log_site.ask(ask) == {bucket_subject(HOSTS_BUCKET, key): b"new" for key in KEYS}

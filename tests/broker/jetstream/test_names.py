@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tiledbroker._errors import AddressError
+from tiledbroker._errors import AddressError, KeyFileError
 from tiledbroker.jetstream import LogAddress, check_beamline, documents_subject, parse_documents_subject
 
 
@@ -61,8 +64,26 @@ def test_an_address_that_asks_for_encryption_keeps_that() -> None:
     assert not LogAddress.parse("a:4333,b").must_be_encrypted
 
 
-@pytest.mark.parametrize("servers", ["", "http://a", "nats://me:secret@a", "nats://a:x", "nats://a/b", []])
-def test_what_is_no_address_is_refused(servers: str | list[str]) -> None:
+@pytest.mark.parametrize(
+    "servers",
+    [
+        *("", "http://a", "nats://me:secret@a", "nats://a:x", "nats://a/b", "nats://a:0", "nats://a b", "nats://a;b"),
+        *("nats://a#b", [], [""], None, 5, b"nats://a", ["nats://a", None]),
+    ],
+)
+def test_what_is_no_address_is_refused(servers: Any) -> None:
     with pytest.raises(AddressError) as error:
         LogAddress.parse(servers)
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("option", ["credentials", "tls_ca", "tls_client"])
+def test_a_file_without_a_name_is_refused(option: str) -> None:
+    """Such as the value of a variable that is not set."""
+    with pytest.raises(AddressError, match="is an empty text"):
+        LogAddress.parse("nats://a", **{option: ""})
+
+
+def test_a_directory_is_no_file_of_credentials(tmp_path: Path) -> None:
+    with pytest.raises(KeyFileError, match="it is a directory"):
+        LogAddress.parse("nats://a", credentials=tmp_path).connect_options()

@@ -283,6 +283,18 @@ def test_another_run_with_the_same_uid_is_refused(
     assert log_site.indexes("csx", uid) == list(range(6))
 
 
+def test_the_newest_receipt_counts_though_the_clock_of_the_ingest_host_was_set_back(
+    log_site: LogSite, make_publisher: Callable[..., JetStreamPublisher]
+) -> None:
+    publisher = make_publisher()
+    uid = publish(publisher, make_documents())
+    wait_for_log(log_site, uid, 6)
+    tell(log_site, uid, next=4)
+    wait_until(lambda: publisher.status().waiting == 2, 60, "the receipt is known")
+    tell(log_site, uid, next=6, ended=True, outcome="written", at=time.time() - 3600)
+    wait_until(lambda: not publisher.status().waiting, 5, "the newest receipt is known, too")
+
+
 def test_a_receipt_of_another_run_lets_nothing_go(
     log_site: LogSite, make_publisher: Callable[..., JetStreamPublisher], tmp_path: Path
 ) -> None:

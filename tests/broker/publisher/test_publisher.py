@@ -196,5 +196,8 @@ def test_wrong_arguments_are_refused_at_once(tmp_path: Path) -> None:
         ZMQPublisher("ingest.example", spool_dir=tmp_path)
     with pytest.raises(ValueError, match="on_error"):
         ZMQPublisher(spool_dir=tmp_path, on_error="ignore")  # type: ignore[arg-type]
+    for limit in ("5", -1, None, True, float("nan")):
+        with pytest.raises(ValueError, match="spool_limit must be a number of bytes"):
+            ZMQPublisher(spool_dir=tmp_path, spool_limit=limit)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="a ClientCurve, not <object"):
         ZMQPublisher(spool_dir=tmp_path, curve=object())  # type: ignore[arg-type]

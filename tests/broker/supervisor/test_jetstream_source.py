@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+import time
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
@@ -17,11 +18,13 @@ from memory_host import MemoryHost
 from runs import documents, publish
 
 from tiledbroker import JetStreamPublisher
+from tiledbroker._errors import LogUnavailable
 from tiledbroker.jetstream import (
     RUNS_BUCKET,
     STREAM,
     Connection,
     Receipt,
+    StoredMessage,
     Tail,
     bucket_subject,
     compose_messages,
@@ -110,13 +113,13 @@ def receipt_of(site: LogSite, uid: str) -> Receipt | None:
     return found
 
 
-def append(site: LogSite, uid: str, first: int, *names: str) -> None:
+def append(site: LogSite, uid: str, first: int, *names: str, beamline: str = "csx") -> None:
     """Append documents to the log without looking whether they continue the run."""
     records = [(name, zlib.crc32(body), body) for name in names for body in [f"{name} of {uid}".encode()]]
     entry = messages.documents(uid, first, records)
 
     async def store(connection: Connection) -> None:
-        subject = documents_subject("csx", uid)
+        subject = documents_subject(beamline, uid)
         found = await connection.read_last(STREAM, subject)
         tail = Tail() if found is None else parse_tail(found.seq, found.headers)
         (message,), _ = compose_messages(entry, tail, connection.max_payload)
@@ -490,3 +493,74 @@ def test_the_claim_of_a_run_is_removed_with_the_run(log_site: LogSite, publisher
         assert publisher.wait_written(uid, 60)
         wait_for(lambda: uid in owner.removed, "the claim is removed")
         assert not log_site.entries("csx", uid)
+
+
+def test_a_run_whose_owner_ends_while_the_log_gives_no_answer_is_wanted(
+    log_site: LogSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(log_site, "open", 0, "start")
+    append(log_site, "ended", 0, "start", "stop")
+    owner = Owner()
+    owner.of_others |= {"open", "ended"}
+    source = make_source(log_site, owner=owner)
+    read = Connection.read_last_from_leader
+    answers = iter([False] * 2)
+
+    async def read_or_fail(self: Connection, stream: str, subject: str) -> StoredMessage | None:
+        if stream == STREAM and not next(answers, True):
+            raise LogUnavailable("the leader is elected")
+        return await read(self, stream, subject)
+
+    monkeypatch.setattr(Connection, "read_last_from_leader", read_or_fail)
+    with MemoryHost(source):
+        wait_for(lambda: [run.phase for run in source._runs.values()] == [Phase.WAITING] * 2, "both are seen")
+        owner.of_others.clear()
+        for uid in ("open", "ended"):
+            owner.tell(uid)
+        wait_for(lambda: owner.wanted == {"open", "ended"}, "both are wanted")
+
+
+def test_a_run_is_wanted_though_a_complete_one_of_another_beamline_has_its_uid(log_site: LogSite) -> None:
+    uids = [f"run-{number}" for number in range(10)]
+    owner = Owner()
+    for uid in uids:
+        append(log_site, uid, 0, "start", "stop", beamline="before")
+        start, stop = (zlib.crc32(f"{name} of {uid}".encode()) for name in ("start", "stop"))
+        receipt = Receipt(2, True, "written", start_crc=start, end_crc=stop, host="a", at=time.time())
+        log_site.store_receipt("before", uid, receipt)
+        append(log_site, uid, 0, "start")
+        owner.of_others.add(uid)
+    source = make_source(log_site, owner=owner)
+    with MemoryHost(source):
+        phases = [Phase.COMPLETE] * 10 + [Phase.WAITING] * 10
+        wait_for(lambda: sorted((run.phase for run in source._runs.values()), key=str) == phases, "all are seen")
+        owner.of_others.clear()
+        for uid in uids:
+            owner.tell(uid)
+        wait_for(lambda: owner.wanted == set(uids), "those that are not complete are wanted")
+        time.sleep(1.5)
+        assert owner.wanted == set(uids)
+
+
+def test_the_claim_of_a_uid_stays_while_another_beamline_has_a_run_of_it(log_site: LogSite) -> None:
+    append(log_site, "run", 0, "start", "stop", beamline="before")
+    start, stop = (zlib.crc32(f"{name} of run".encode()) for name in ("start", "stop"))
+    log_site.store_receipt("before", "run", Receipt(2, True, "written", start_crc=start, end_crc=stop, at=1.0))
+    append(log_site, "run", 0, "start")
+    owner = Owner()
+    owner.own.add("run")
+    with MemoryHost(make_source(log_site, owner=owner)):
+        wait_for(lambda: not log_site.entries("before", "run"), "the complete run leaves the log")
+        time.sleep(1.0)
+        assert not owner.removed
+
+
+def test_a_stream_of_another_product_is_no_log(log_site: LogSite) -> None:
+    async def replace(connection: Connection) -> None:
+        await connection.call("STREAM.DELETE.TW")
+        await connection.call("STREAM.CREATE.TW", {"name": "TW", "subjects": ["foo.>"], "storage": "memory"})
+
+    log_site.ask(replace)
+    source = make_source(log_site)
+    with MemoryHost(source):
+        wait_for(lambda: "is not that of a log" in source.problem, "the source says so")

@@ -19,6 +19,7 @@ from tiledwriter._check_results import CheckResult
 from tiledwriter._config import Settings
 from tiledwriter.cli._exit import ExitCode
 from tiledwriter.cli._host_checks import LEASE, check_host
+from tiledwriter.cli.journal import main as journal_main
 from tiledwriter.cli.supervisor import main
 from tiledwriter.testing import free_port
 
@@ -37,7 +38,7 @@ def test_what_is_missing_is_found_and_made(log_site: LogSite, capsys: pytest.Cap
     assert main(["stream", "create", *options]) == ExitCode.OK
     assert capsys.readouterr().out == "Made: KV_TW_RUNS.\n"
     assert main(["stream", "create", *options, "--json"]) == ExitCode.OK
-    assert json.loads(capsys.readouterr().out) == {"made": []}
+    assert json.loads(capsys.readouterr().out) == {"made": [], "problems": []}
 
 
 def test_a_stream_of_another_kind_is_found(log_site: LogSite, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,6 +51,48 @@ def test_a_stream_of_another_kind_is_found(log_site: LogSite, capsys: pytest.Cap
     out = capsys.readouterr().out
     assert "TW: discard is 'old', and must be 'new'." in out
     assert "TW: max_age is" in out
+
+
+@pytest.mark.parametrize(
+    ("stream", "setting", "value"),
+    [
+        ("TW", "max_msg_size", 1000),
+        ("TW", "no_ack", True),
+        ("KV_TW_RUNS", "max_msg_size", 300),
+        ("KV_TW_RUNS", "max_bytes", 20_000),
+        ("KV_TW_HOSTS", "max_bytes", 3_000),
+    ],
+)
+def test_settings_with_which_the_log_takes_no_messages_or_drops_some_are_found(
+    stream: str, setting: str, value: object, log_site: LogSite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def change(connection: Connection) -> None:
+        found = await connection.call(f"STREAM.INFO.{stream}")
+        await connection.call(f"STREAM.UPDATE.{stream}", {**found["config"], setting: value})
+
+    log_site.ask(change)
+    for action in ("check", "create"):
+        options = ["--source", str(log_site.address), "--replicas", "1", "--max-gib", "1"]
+        assert main(["stream", action, *options]) == ExitCode.DIFFERS
+        assert f"{stream}: {setting} is {value!r}, and must be" in capsys.readouterr().out
+
+
+def test_a_stream_of_another_product_is_not_an_empty_log(log_site: LogSite, capsys: pytest.CaptureFixture[str]) -> None:
+    async def replace(connection: Connection) -> None:
+        await connection.call("STREAM.DELETE.TW")
+        await connection.call("STREAM.CREATE.TW", {"name": "TW", "subjects": ["foo.>"], "storage": "memory"})
+
+    log_site.ask(replace)
+    assert journal_main(["ls", "--source", str(log_site.address)]) == ExitCode.FAILED
+    assert "the stream TW is not that of a log: its subjects are ['foo.>']" in capsys.readouterr().err
+    assert main(["stream", "create", "--source", str(log_site.address), "--replicas", "1"]) == ExitCode.DIFFERS
+    assert "TW: subjects is ['foo.>']" in capsys.readouterr().out
+
+
+def test_a_log_without_streams_is_not_an_empty_log(log_site: LogSite, capsys: pytest.CaptureFixture[str]) -> None:
+    log_site.ask(lambda connection: connection.call("STREAM.DELETE.TW"))
+    assert journal_main(["ls", "--source", str(log_site.address)]) == ExitCode.FAILED
+    assert "the log has no stream TW" in capsys.readouterr().err
 
 
 def test_too_few_replicas_are_found(log_site: LogSite, capsys: pytest.CaptureFixture[str]) -> None:

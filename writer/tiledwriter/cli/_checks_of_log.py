@@ -73,7 +73,9 @@ def check_log(name: str, address: LogAddress) -> CheckResult:
     if found.refused:
         command = format_command("tiledwriter-supervisor", "stream", "permissions")
         return CheckResult.fail(
-            name, " ".join(found.refused), f"Give the user of the ingest hosts the permissions that `{command}` prints."
+            name,
+            " ".join(found.refused),
+            f"If the servers run, give the user of the ingest hosts the permissions that `{command}` prints.",
         )
     space = "" if found.space is None else f"; {_describe_space(found.space)}"
     text = f"the log at {address} ({found.server}{space}): {_describe_hosts(found.hosts)}"

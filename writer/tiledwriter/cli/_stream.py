@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from tiledbroker import AddressError
 from tiledbroker._errors import LogUnavailable
 from tiledbroker.jetstream import (
+    Connection,
     LogAddress,
     LogLayout,
     beamline_permissions,
@@ -89,12 +90,21 @@ def run(arguments: argparse.Namespace) -> ExitCode:
 
 
 def _create(address: LogAddress, layout: LogLayout, *, as_json: bool) -> ExitCode:
-    made = ask(address, lambda connection: create_streams(connection, layout))
+    async def create(connection: Connection) -> tuple[list[str], list[str]]:
+        made = await create_streams(connection, layout)
+        return made, await find_problems(connection, layout, but=made)
+
+    made, problems = ask(address, create)
     if as_json:
-        print_json({"made": made})
+        print_json({"made": made, "problems": problems})
     else:
-        print(f"Made: {', '.join(made)}." if made else "Everything is there; nothing was made.")
-    return ExitCode.OK
+        for problem in problems:
+            print(problem)
+        if made or problems:
+            print(f"Made: {', '.join(made) or 'nothing'}.")
+        else:
+            print("Everything is there; nothing was made.")
+    return ExitCode.DIFFERS if problems else ExitCode.OK
 
 
 def _check(address: LogAddress, layout: LogLayout, *, as_json: bool) -> ExitCode:

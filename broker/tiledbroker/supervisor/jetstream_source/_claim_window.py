@@ -33,8 +33,13 @@ class ClaimWindow:
 
     def note_written(self, now: float) -> None:
         """Note that a run is complete."""
+        self._forget_old(now)
         self._written_at.append(now)
         self._written += 1
+
+    def _forget_old(self, now: float) -> None:
+        while self._written_at and self._written_at[0] <= now - WRITTEN_SECONDS:
+            self._written_at.popleft()
 
     def take_room(self, in_hand: int, now: float) -> int:
         """Return how many runs the caller may claim now, which it does as far as there are any.
@@ -46,8 +51,7 @@ class ClaimWindow:
         now
             The time.
         """
-        while self._written_at and self._written_at[0] <= now - WRITTEN_SECONDS:
-            self._written_at.popleft()
+        self._forget_old(now)
         # For each run that was written lately, another one is taken on, whatever else waits.
         more, self._written = min(self._written, len(self._written_at)), 0
         room = max(MIN_RUNS, len(self._written_at)) - in_hand

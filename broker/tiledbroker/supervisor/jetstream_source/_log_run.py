@@ -85,8 +85,9 @@ class LogRun:
         Next index, bytes and the position before it of each entry that was handed on and is not durable.
     wanted
         This host wants to claim it.
-    looker, reader_task, storer
-        Tasks that read the receipt, read documents, and store receipts; None or done if there are none.
+    looker, doubter, reader_task, storer
+        Tasks that read the receipt, look whether the run is still there, read documents, and store receipts; None or
+        done if there are none.
     """
 
     beamline: str
@@ -108,6 +109,7 @@ class LogRun:
     receipt_at: float = -math.inf
     wanted: bool = False
     looker: asyncio.Task[None] | None = None
+    doubter: asyncio.Task[None] | None = None
     reader_task: asyncio.Task[None] | None = None
     storer: asyncio.Task[None] | None = None
 

@@ -47,6 +47,7 @@ from ...jetstream import (
     follow,
     parse_documents_subject,
     parse_tail,
+    read_stream_info,
     receipt_key,
 )
 from ...protocol import messages
@@ -111,7 +112,8 @@ class JetStreamSource:
         self._loop: LoopThread | None = None
         self._queue: deque[tuple[Publisher, messages.Message]] = deque()
         self._runs: dict[str, LogRun] = {}
-        self._beamlines: set[str] = set()
+        # Runs of a uid, which several beamlines may have.
+        self._runs_of_uid: dict[str, list[LogRun]] = {}
         # Runs that are not complete.
         self._open: dict[str, LogRun] = {}
         # Runs that have ended and are nobody's.
@@ -243,10 +245,12 @@ class JetStreamSource:
     async def _serve_connection(self) -> None:
         connection = await Connection.open(self._address, name=f"tiledwriter supervisor on {self._host}")
         self._connection = connection
+        await read_stream_info(connection, STREAM)
         self._queries = asyncio.Semaphore(_QUERIES_AT_ONCE)
         # Documents that were read, and receipts that were stored, may not be there any more, if the servers were set
         # back. So all is asked anew: the log, the receipts and, unless these are complete, the supervisor.
         self._runs.clear()
+        self._runs_of_uid.clear()
         self._open.clear()
         self._left.clear()
         self._to_ask.clear()
@@ -280,8 +284,8 @@ class JetStreamSource:
             except ValueError as error:
                 self._limited_log.log(logging.WARNING, "subject", "A message of the log is ignored: %s", error)
                 return
-            self._beamlines.add(beamline)
             run = self._runs[subject] = LogRun(beamline, uid, tail)
+            self._runs_of_uid.setdefault(uid, []).append(run)
             self._look(run)
             return
         run.tail = tail
@@ -321,9 +325,8 @@ class JetStreamSource:
 
     async def _note_owners(self, uids: Collection[str]) -> None:
         """Look at the runs of which there may be something new to know."""
-        for uid, beamline in itertools.product(uids, self._beamlines):
-            if (run := self._runs.get(documents_subject(beamline, uid))) is not None:
-                self._note_owner(run)
+        for run in [run for uid in uids for run in self._runs_of_uid.get(uid, ())]:
+            self._note_owner(run)
 
     def _note_owner(self, run: LogRun) -> None:
         is_own = self._owner.owns(run.uid)
@@ -332,8 +335,8 @@ class JetStreamSource:
                 return
             if self._owner.is_others(run.uid):
                 self._unwant(run)
-            else:
-                self._start(self._look_whether_removed(run))
+            elif not is_busy(run.doubter):
+                run.doubter = self._start(self._look_whether_removed(run))
         elif run.phase is not Phase.COMPLETE:
             self._look(run)
 
@@ -383,11 +386,13 @@ class JetStreamSource:
 
     def _unwant(self, run: LogRun) -> None:
         """Do not claim a run, or not any more."""
-        self._owner.unwant(run.uid)
         self._left.pop(run.subject, None)
         if run.wanted:
             run.wanted = False
             self._claim_soon()
+        # The runs of a uid have one claim.
+        if not any(other.wanted for other in self._runs_of_uid.get(run.uid, ())):
+            self._owner.unwant(run.uid)
 
     def _claim_soon(self) -> None:
         """Claim runs that are left, once it is known of those that come together what they are."""
@@ -408,6 +413,9 @@ class JetStreamSource:
     def _forget(self, run: LogRun) -> None:
         if self._runs.get(run.subject) is run:
             del self._runs[run.subject]
+            others = [other for other in self._runs_of_uid.pop(run.uid, ()) if other is not run]
+            if others:
+                self._runs_of_uid[run.uid] = others
         self._open.pop(run.subject, None)
         self._left.pop(run.subject, None)
 
@@ -728,6 +736,11 @@ class JetStreamSource:
         if run.phase is Phase.LOOKING:
             if not is_busy(run.looker):
                 self._look(run)
+        elif run.phase is Phase.WAITING:
+            # The log may have given no answer when its owner had ended.
+            is_known = run.wanted or run.subject in self._left or is_busy(run.doubter)
+            if not is_known and not self._owner.is_others(run.uid):
+                run.doubter = self._start(self._look_whether_removed(run))
         elif run.phase is Phase.READING and now >= run.ask_at:
             self._ask(run)
         elif run.phase is Phase.READING:
@@ -753,6 +766,7 @@ class JetStreamSource:
             self._limited_log.log(logging.WARNING, "purge", "Run %s stays in the log: %s.", run.uid, error)
             return
         log.debug("Run %s was removed from the log.", run.uid)
-        self._owner.remove_claim(run.uid)
         if run.phase is Phase.COMPLETE:
             self._forget(run)
+        if run.uid not in self._runs_of_uid:
+            self._owner.remove_claim(run.uid)
