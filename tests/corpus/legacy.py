@@ -130,6 +130,18 @@ def ad_tiff(directory: Path) -> Documents:
     return run.stop()
 
 
+@entry("AD_TIFF: the directory has no slash at its end, as ophyd gives it")
+def directory_without_slash(directory: Path) -> Documents:
+    run = RunDocuments()
+    write_tiffs(directory, "shot", list(frames(COUNT)))
+    descriptor = run.descriptor({"image": external(FRAME), "x": key()})
+    resource = run.resource(
+        "AD_TIFF", "/", str(directory)[1:], template="%s%s_%6.6d.tiff", filename="shot", frame_per_point=1
+    )
+    shoot(run, descriptor, resource, point_number=itself)
+    return run.stop()
+
+
 @entry("AD_TIFF with several files per point")
 def ad_tiff_files_per_point(directory: Path) -> Documents:
     run = RunDocuments()

@@ -229,6 +229,12 @@ RULES: Final[tuple[Rule, ...]] = (
         lambda it: it.run == "root-in-resource-path" and it.aspect in {"source.assets", "values"},
     ),
     Rule(
+        "directory-without-slash",
+        "The directory and the name that a template begins with (`%s%s`) are two, though the directory has no slash at "
+        "its end, as ophyd gives it; bluesky-tiled-plugins' writer joins them to a name without a file.",
+        lambda it: it.run == "directory-without-slash" and it.aspect in {"source.assets", "values"},
+    ),
+    Rule(
         "csv-files-in-one-chunk",
         "A CSV file is one chunk, however many datums announce it, because Tiled reads it as a whole and fails if "
         "chunks are smaller, as with bluesky-tiled-plugins' writer.",

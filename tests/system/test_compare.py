@@ -51,6 +51,7 @@ EXTERNAL = (
     "points-out-of-order",
     "several-files-for-a-key",
     "root-in-resource-path",
+    "directory-without-slash",
     "dimensions-called-time",
     "ad-tiff-files-per-point",
     "npy-seq",

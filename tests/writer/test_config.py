@@ -271,3 +271,23 @@ def test_the_home_directory_may_be_written_with_a_tilde(monkeypatch, tmp_path):
         tmp_path / "key",
         tmp_path / "journals",
     )
+
+
+@pytest.mark.parametrize("text", ["5%", "1,5 GiB", "1,000MiB", "1.5.5GiB", "100-MiB", "2 GiB or so"])
+def test_a_size_is_read_to_its_end(write_yaml, text):
+    with pytest.raises(ValidationError, match="is not a size such as"):
+        load_settings(write_yaml(f"tiled: {TILED}\nmin_free: '{text}'\n"), {})
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("500MB", 500_000_000), ("2GiB", 2**31), (" 1.5 GiB ", 3 * 2**29), ("7", 7)]
+)
+def test_a_size_may_have_a_unit(write_yaml, text, size):
+    assert load_settings(write_yaml(f"tiled: {TILED}\nmin_free: '{text}'\n"), {}).min_free == size
+
+
+@pytest.mark.parametrize("setting", ["max_workers", "park_after", "min_free", "write_slots", "keep_written"])
+@pytest.mark.parametrize("word", ["yes", "off"])
+def test_a_word_that_is_a_boolean_in_yaml_is_no_number(write_yaml, setting, word):
+    with pytest.raises(ValidationError, match="is no number: YAML reads yes, no, on and off as"):
+        load_settings(write_yaml(f"tiled: {TILED}\n{setting}: {word}\n"), {})

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import (
@@ -20,6 +20,7 @@ from pydantic import (
     PositiveInt,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
@@ -81,6 +82,24 @@ _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE: Final = re.compile(r"([!-~]([ -~\t]*[!-~])?)?")
 # Header names that the HTTP client sets itself.
 _OWN_HEADERS: Final = frozenset({"connection", "content-length", "content-type", "host", "transfer-encoding"})
+
+
+_SIZE: Final = re.compile(r"\s*\d*\.?\d+\s*[A-Za-z]*\s*")
+_SIZE_SCHEMA: Final = WithJsonSchema(
+    {"anyOf": [{"type": "string", "pattern": f"^{_SIZE.pattern}$"}, {"type": "integer", "minimum": 0}]}
+)
+
+
+def _check_size(value: object) -> object:
+    """Refuse a text of which `ByteSize` would take the beginning only, such as "5%" (5 bytes) or "1,5 GiB" (1 byte)."""
+    if isinstance(value, str) and not _SIZE.fullmatch(value):
+        raise ValueError(f"{value!r} is not a size such as 500MB, 2GiB or a number of bytes")
+    return value
+
+
+def _types_in(annotation: Any) -> set[Any]:
+    """Return all types in an annotation, such as those of a union."""
+    return {annotation}.union(*map(_types_in, get_args(annotation)))
 
 
 _DURATION: Final = re.compile(r"(\d+(?:\.\d*)?)\s*(s|min|h|d|w|)")
@@ -198,7 +217,7 @@ class Settings(BaseSettings):
     keep_in_log: Annotated[PositiveFloat, BeforeValidator(parse_duration), _DURATION_SCHEMA] = Field(
         86_400.0, description="Age, such as 1d or 12h, at which written runs are removed from the log of source."
     )
-    min_free: ByteSize | None = Field(
+    min_free: Annotated[ByteSize, BeforeValidator(_check_size), _SIZE_SCHEMA] | None = Field(
         None,
         description="Free bytes, such as 500MB, of the journals' disk below which no documents are accepted.",
     )
@@ -324,6 +343,15 @@ class Settings(BaseSettings):
     @classmethod
     def _home_is_found(cls, path: Any) -> Any:
         return path_of(path) if isinstance(path, str | Path) else path
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _boolean_is_no_number(cls, value: Any, field: ValidationInfo) -> Any:
+        if isinstance(value, bool) and field.field_name is not None:
+            types = _types_in(cls.model_fields[field.field_name].annotation)
+            if bool not in types and not types.isdisjoint((int, float, ByteSize)):
+                raise ValueError(f"{value} is no number: YAML reads yes, no, on and off as true and false")
+        return value
 
     @field_validator("min_free")
     @classmethod

@@ -85,6 +85,14 @@ class ColumnsRefused(OperationRefused, FoldAgain):
     """Raised when the server's table storage has no list columns; small arrays then need nodes of their own."""
 
 
+class MimetypeRefused(OperationRefused, FoldAgain):
+    """Raised when Tiled does not know how to read files of `mimetype`; their data keys are then left out."""
+
+    def __init__(self, operation: object, answer: str, mimetype: str) -> None:
+        super().__init__(operation, answer)
+        self.mimetype = mimetype
+
+
 class NodeRewound(FoldAgain):
     """Raised when `node` does not hold what was sent, so that its rows are sent again; `reason` is the difference."""
 

@@ -51,6 +51,9 @@ class RunDecisions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     column_types
         Stream, data key and type of columns that must be wider than their descriptors say, or stored otherwise; the
         types are those of `InternalData.too_narrow`. Made by the worker when a value does not fit.
+    refused_mimetypes
+        Mimetypes of files that Tiled does not know how to read, whose data keys are left out. Made by the worker when
+        Tiled says so.
     rewrites
         Rewrites of tables that are not complete, by the table's path, in the order in which they changed last. Made by
         the catalog.
@@ -73,6 +76,7 @@ class RunDecisions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     max_array_size: int | None = None
     column_types: list[tuple[str, str, str]] = msgspec.field(default_factory=list)
+    refused_mimetypes: list[str] = msgspec.field(default_factory=list)
     rewrites: dict[str, TableRewrite] = msgspec.field(default_factory=dict)
     repairs: dict[str, int] = msgspec.field(default_factory=dict)
     disturbed: list[str] = msgspec.field(default_factory=list)

@@ -27,6 +27,7 @@ from tiledbroker.ownership import (
 ALL_MADE = RunDecisions(
     max_array_size=0,
     column_types=[("primary", "x", "float64")],
+    refused_mimetypes=["image/png"],
     rewrites={"run/primary/internal": TableRewrite("run/primary/internal_rewrite", [["x", "double"]], 20)},
     repairs={"run/primary/internal": 2},
     disturbed=["run/primary/wave"],

@@ -222,3 +222,35 @@ def test_tables_of_an_old_run_have_its_datums(tmp_path: Path) -> None:
     out = exported(path, "sqlite", tmp_path / "run.sqlite")
     assert rows(out, "SELECT json_extract(datum_kwargs, '$.i') FROM datums") == [(0,), (1,), (2,)]
     assert rows(out, "SELECT spec FROM resources") == [("S",)]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda event: event.pop("timestamps"),
+        lambda event: event.update(timestamps=None),
+        lambda event: event.update(data=[1, 2]),
+    ],
+)
+def test_a_document_without_the_form_of_its_kind_is_in_a_table_of_its_own(spoil, tmp_path: Path) -> None:
+    documents = with_values({"x": 1}, {"x": 2})
+    spoil(documents[2][1])
+    out = exported(journaled(documents, tmp_path / "journals"), "sqlite", tmp_path / "out.sqlite")
+    assert rows(out, "SELECT idx, name FROM malformed") == [(2, "event")]
+    assert rows(out, "SELECT x FROM events") == [(2,)]
+
+
+def test_a_page_with_columns_of_different_length_is_not_filled_up(tmp_path: Path) -> None:
+    documents = with_values({"x": 1}, {"x": 2})
+    page = pack_event_page(*[documents[2][1], documents[3][1]])
+    page["data"]["x"] = [1]
+    documents[2:4] = [("event_page", page)]
+    out = exported(journaled(documents, tmp_path / "journals"), "sqlite", tmp_path / "out.sqlite")
+    assert rows(out, "SELECT idx, name FROM malformed") == [(2, "event_page")]
+
+
+def test_keys_that_are_no_texts_have_their_columns(tmp_path: Path) -> None:
+    documents = with_values({"x": 1})
+    documents[2][1]["data"] |= {1: 2, None: 3}
+    out = exported(journaled(documents, tmp_path / "journals"), "sqlite", tmp_path / "out.sqlite")
+    assert rows(out, 'SELECT x, "1", "None" FROM events') == [(1, 2, 3)]

@@ -13,6 +13,7 @@ from stored_runs import records_of
 from tiledbroker import ZMQPublisher
 from tiledwriter._config import load_settings
 from tiledwriter._errors import DocumentError
+from tiledwriter.mapping import RunWriter
 from tiledwriter.mapping._access_tags import AccessTagLimits
 from tiledwriter.mapping._fold import Fold
 from tiledwriter.mapping._operations import CreateContainer
@@ -84,3 +85,9 @@ def test_a_run_that_asks_for_others_goes_to_quarantine_with_all_its_documents(
     with journal_of(supervisor.journal_dir, uid) as journal:
         assert "'staff' are not for client '' to give" in journal.get("reason")
         assert journal.length == 2
+
+
+@pytest.mark.parametrize("given", [{"a": 1}, 7, 1.5])
+def test_access_tags_that_are_no_texts_are_refused(given: object) -> None:
+    with pytest.raises(DocumentError, match="neither a text nor a list of texts"):
+        RunWriter()("start", {"uid": "run", "time": 0.0, "tiled_access_tags": given})

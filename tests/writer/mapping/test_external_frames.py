@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import event_model
 import h5py
 import numpy
 import pytest
@@ -22,6 +23,8 @@ from tiled.mimetypes import DEFAULT_ADAPTERS_BY_MIMETYPE
 from tiled.structures.array import ArrayStructure
 from tiled.structures.data_source import Asset, DataSource, Management
 from tiled_model import Documents, batch_sizes, effect, fold
+
+from tiledwriter.mapping import RunWriter
 
 HDF5 = "application/x-hdf5"
 TIFF = "multipart/related;type=image/tiff"
@@ -321,3 +324,32 @@ def test_each_event_has_the_frame_that_was_named_for_it_or_a_note(acquisition, b
         check(acquisition, batches, prefix, others)
     finally:
         shutil.rmtree(acquisition.directory)
+
+
+@pytest.mark.parametrize("where", [(0, 0, 1), (3, 3, 4), (0, 0, 4)])
+def test_a_stream_datum_of_no_frames_and_no_events_contradicts_nothing(where: tuple[int, int, int]) -> None:
+    start, stop, seq_num = where
+    run = event_model.compose_run()
+    key = {"source": "", "dtype": "array", "shape": [4, 6], "dtype_numpy": "<u2", "external": "STREAM:"}
+    x = {"source": "", "dtype": "number", "shape": []}
+    stream = run.compose_descriptor(name="primary", data_keys={"cam": key, "x": x})
+    file = run.compose_stream_resource(
+        mimetype="application/x-hdf5",
+        uri="file://localhost/a.h5",
+        data_key="cam",
+        parameters={"dataset": "/d", "chunk_shape": [1, 4, 6]},
+    )
+    descriptor = stream.descriptor_doc["uid"]
+    whole = {"uid": "s/0", "stream_resource": file.stream_resource_doc["uid"], "descriptor": descriptor}
+    full = {**whole, "indices": {"start": 0, "stop": 3}, "seq_nums": {"start": 1, "stop": 4}}
+    seq_nums = {"start": seq_num, "stop": seq_num}
+    none = {**whole, "uid": "s/1", "indices": {"start": start, "stop": stop}, "seq_nums": seq_nums}
+    documents: list[tuple[str, Any]] = [("start", run.start_doc), ("descriptor", stream.descriptor_doc)]
+    documents += [("stream_resource", file.stream_resource_doc), ("stream_datum", full), ("stream_datum", none)]
+    documents += [("event", stream.compose_event(data={"x": n}, timestamps={"x": n})) for n in range(3)]
+    documents += [("stop", run.compose_stop())]
+    writer = RunWriter()
+    for name, document in documents:
+        writer(name, document)
+    writer.flush()
+    assert not [note for note in writer.notes if "cam" in note], writer.notes

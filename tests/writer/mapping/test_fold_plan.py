@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tiledbroker.ownership import RunDecisions
-from tiledwriter._errors import ColumnsRefused, ColumnsTooNarrow, DocumentError, FoldAgain, NodeRewound
+from tiledwriter._errors import ColumnsRefused, ColumnsTooNarrow, DocumentError, FoldAgain, MimetypeRefused, NodeRewound
 from tiledwriter.mapping import FoldPlan, fold_until_planned
 
 
@@ -15,6 +15,7 @@ def test_each_error_revises_the_plan_for_the_next_fold() -> None:
         ColumnsRefused("a table", "500"),
         NodeRewound("a node", "is written again"),
         ColumnsTooNarrow({("primary", "b"): "string"}),
+        MimetypeRefused("a node", "415", "image/png"),
     ]
     plans: list[FoldPlan] = []
     begun: list[tuple[FoldAgain, FoldPlan]] = []
@@ -33,6 +34,7 @@ def test_each_error_revises_the_plan_for_the_next_fold() -> None:
         FoldPlan(0, wider),
         FoldPlan(0, wider),
         FoldPlan(0, {**wider, ("primary", "b"): "string"}),
+        FoldPlan(0, {**wider, ("primary", "b"): "string"}, ("image/png",)),
     ]
     assert begun == list(zip(errors, plans[1:], strict=True))
 
@@ -49,4 +51,5 @@ def test_a_plan_is_what_was_decided() -> None:
     plan = FoldPlan(5, {("primary", "a"): "float64"})
     assert FoldPlan.of(RunDecisions(), 16) == FoldPlan(16)
     assert FoldPlan.of(RunDecisions(max_array_size=5, column_types=plan.decided_types), 16) == plan
+    assert FoldPlan.of(RunDecisions(refused_mimetypes=["a/b"]), 16) == FoldPlan(16, refused_mimetypes=("a/b",))
     assert FoldPlan.of(RunDecisions(max_array_size=0), 16) == FoldPlan(0)

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import event_model
 import numpy
 import pytest
 from hypothesis import given
@@ -819,3 +820,26 @@ def test_a_stream_resource_follows_its_reserved_data_key():
     }
     ((name, modern),) = normalizer("stream_resource", resource)
     assert (name, modern["data_key"]) == ("stream_resource", "time_")
+
+
+@pytest.mark.parametrize("path", ["2026/11/30", "2026/11/30/"])
+def test_the_directory_of_an_area_detectors_files_needs_no_slash_at_its_end(path: str) -> None:
+    emitted: list[tuple[str, Any]] = []
+    normalizer = RunNormalizer()
+    run = event_model.compose_run()
+    image = {"source": "", "dtype": "array", "shape": [4, 6], "external": "FILESTORE:"}
+    stream = run.compose_descriptor(name="primary", data_keys={"img": image})
+    kwargs = {"template": "%s%s_%6.6d.tiff", "filename": "im", "frame_per_point": 1}
+    file = run.compose_resource(spec="AD_TIFF", root="/data", resource_path=path, resource_kwargs=kwargs)
+    datum = file.compose_datum(datum_kwargs={"point_number": 0})
+    event = stream.compose_event(data={"img": datum["datum_id"]}, timestamps={"img": 1}, filled={"img": False})
+    for name, document in [
+        ("start", run.start_doc),
+        ("descriptor", stream.descriptor_doc),
+        ("resource", file.resource_doc),
+        ("datum", datum),
+        ("event", event),
+    ]:
+        emitted += normalizer(name, document)
+    (uri,) = [document["uri"] for name, document in emitted if name == "stream_resource"]
+    assert uri == "file://localhost/data/2026/11/30/"

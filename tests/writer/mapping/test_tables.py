@@ -850,6 +850,7 @@ def test_a_number_of_extended_precision_is_rounded():
         (ReplacedByRepr("<Odd>"), "<Odd>", "objects that no document can carry"),
         (b"ab", "ab", "values of type bytes"),
         (1.5, "1.5", "values of type float"),
+        (numpy.timedelta64(3, "s"), "3 seconds", "values of type timedelta64"),
     ],
 )
 def test_what_is_stored_as_text_and_is_none_is_noted(value, stored, what):

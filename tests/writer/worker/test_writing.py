@@ -326,3 +326,38 @@ def test_a_run_that_grows_after_its_end_is_not_recorded_as_interrupted(tmp_path:
         writing._reported_cursor = 2
         assert writing._record_outcome(writing_module.INTERRUPTED, "")
         assert journal.get("outcome") == "interrupted"
+
+
+def run_with_files(mimetype: str) -> list[tuple[str, Any]]:
+    """A complete run of numbers, "x", and of files, "cam"."""
+    run = compose_run()
+    camera = {"source": "s", "dtype": "array", "shape": [1, 2, 2], "dtype_numpy": "<u2", "external": "STREAM:"}
+    keys = {"x": {"source": "s", "dtype": "integer", "shape": []}, "cam": camera}
+    stream = run.compose_descriptor(name="primary", data_keys=keys)
+    files = run.compose_stream_resource(
+        mimetype=mimetype, uri="file://localhost/tmp/a.nxs", data_key="cam", parameters={"chunk_shape": [1, 2, 2]}
+    )
+    documents: list[tuple[str, Any]] = [("start", run.start_doc), ("descriptor", stream.descriptor_doc)]
+    documents += [("event", stream.compose_event(data={"x": x}, timestamps={"x": 0.0})) for x in range(3)]
+    documents.append(("stream_resource", files.stream_resource_doc))
+    indices = {"start": 0, "stop": 3}
+    datum = files.compose_stream_datum(indices=indices, descriptor=stream.descriptor_doc)
+    return [*documents, ("stream_datum", {**datum, "seq_nums": {"start": 1, "stop": 4}}), ("stop", run.compose_stop())]
+
+
+def test_files_of_a_mimetype_that_tiled_does_not_know_cost_their_data_key_only(
+    tmp_path: Path, write: Callable[..., tuple[str, str]], tiled_server: TiledServer
+) -> None:
+    emitted = run_with_files("application/x-nexus")
+    uid, encoder = emitted[0][1]["uid"], Encoder()
+    with Journal(tmp_path / "files.sqlite", "create", run_uid=uid) as journal:
+        for name, document in emitted:
+            journal.append_one(name, encoder.encode(document))
+        assert write(journal) == ("written", "")
+        assert journal.get("refused_mimetypes") == ["application/x-nexus"]
+    run = tiled_server.client()[uid]
+    assert run["primary"]["x"].read().tolist() == [0, 1, 2]
+    assert "cam" not in run["primary"]
+    (note,) = run.metadata["notes"]
+    assert "the frames of 'cam' are left out" in note
+    assert "application/x-nexus" in note

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 
 from tiledbroker import Encoder, decode
 
-from .._errors import ColumnsRefused, ColumnsTooNarrow, FoldAgain, TiledUnavailable
+from .._errors import ColumnsRefused, ColumnsTooNarrow, FoldAgain, MimetypeRefused, TiledUnavailable
 from .._names import run_key
 from ..catalog import Connection, MemoryLedger, TiledCatalog
 from ..mapping import (
@@ -174,6 +174,8 @@ class CallbackRun:
                 self._ledger.note("no list columns", reason=str(error))
             elif isinstance(error, ColumnsTooNarrow):
                 self._ledger.note("wider columns", columns=error.needed)
+            elif isinstance(error, MimetypeRefused):
+                self._ledger.note("mimetype refused", mimetype=error.mimetype, reason=str(error))
             self._plan, self._writer, documents = plan, None, self._normalized
 
         fold_until_planned(self._plan, fold_documents, begin_again)
@@ -205,6 +207,7 @@ class CallbackRun:
             # A module that registers consolidators may be imported at any time.
             consolidators={**self._options.consolidators, **registered_consolidators()},
             column_types=plan.column_types,
+            refused_mimetypes=plan.refused_mimetypes,
         )
 
     def _apply_operations(self, operations: list[Operation]) -> None:

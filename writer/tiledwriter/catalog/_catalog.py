@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from http import HTTPStatus
 from typing import Any, Final, NamedTuple, NoReturn
 
 import msgspec
 
 from tiledbroker._crash_points import crash_point
 
-from .._errors import NodeNotQuiet, NodeRewound, NotOurs, OperationRefused, Refused
+from .._errors import MimetypeRefused, NodeNotQuiet, NodeRewound, NotOurs, OperationRefused, Refused
 from ..mapping import (
     QUIET_PERIOD_SECONDS,
     AppendRows,
@@ -159,7 +160,7 @@ class TiledCatalog:
         ------
         OperationRefused
             Tiled will never accept an operation.
-        ColumnsRefused
+        ColumnsRefused, MimetypeRefused
             The server's table storage has no list columns.
         TiledHasMore
             Tiled has more of the run than the journal, and the journal will not get it.
@@ -221,6 +222,9 @@ class TiledCatalog:
         except Refused as error:
             if error.status == 404:
                 self._missing.write_again(operation)
+            if error.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE and isinstance(operation, RegisterExternal):
+                mimetype = operation.data_source["mimetype"]
+                raise MimetypeRefused(describe_operation(operation), str(error), mimetype) from error
             raise OperationRefused(describe_operation(operation), str(error)) from error
 
     def _apply_operation(self, operation: Operation) -> None:

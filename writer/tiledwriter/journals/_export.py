@@ -31,6 +31,8 @@ Key: TypeAlias = tuple[str, str]
 
 _BATCH_ROWS: Final = 1000
 _INTEGERS: Final = range(-(2**63), 2**63)
+# Documents that do not have the form of their kind, as JSON.
+_MALFORMED: Final = "malformed"
 _TABLES: Final = {
     "start": "start",
     "stop": "stop",
@@ -40,6 +42,7 @@ _TABLES: Final = {
     "stream_resource": "stream_resources",
     "datum": "datums",
     "stream_datum": "stream_datums",
+    _MALFORMED: _MALFORMED,
 }
 _HISTORY: Final = "history"
 
@@ -186,11 +189,20 @@ class _Table:
 
 
 def _key_name(key: Key) -> str:
-    return f"ts_{key[1]}" if key[0] == "timestamps" else key[1]
+    # Keys of documents may be of any type: codecs keep integers.
+    return f"ts_{key[1]}" if key[0] == "timestamps" else str(key[1])
 
 
 def _rows(record: Record, streams: dict[str, str]) -> Iterator[tuple[str, dict[Key, Any]]]:
     """Yield the rows of a document, each with its kind of document."""
+    try:
+        yield from [*_rows_of_kind(record, streams)]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        # It lacks what its kind of document has, as documents of runs in quarantine do.
+        yield _MALFORMED, {("", "idx"): record.idx, ("", "name"): record.name, ("", "document"): record.document()}
+
+
+def _rows_of_kind(record: Record, streams: dict[str, str]) -> Iterator[tuple[str, dict[Key, Any]]]:
     for name, document in _unpack_document(record.name, record.document()):
         values: dict[Key, Any] = {("", "idx"): record.idx}
         if name == "descriptor":
@@ -206,6 +218,10 @@ def _rows(record: Record, streams: dict[str, str]) -> Iterator[tuple[str, dict[K
 def _unpack_document(name: str, document: Any) -> Iterable[tuple[str, dict[str, Any]]]:
     """Unpack pages and legacy bulk documents into single documents."""
     if name == "event_page":
+        columns = (document["uid"], document["seq_num"], document["time"])
+        parts = [*document["data"].values(), *document["timestamps"].values()]
+        if len({len(column) for column in (*columns, *parts)}) != 1:
+            raise ValueError("columns of different length")
         return (("event", dict(event)) for event in event_model.unpack_event_page(document))
     if name == "datum_page":
         return (("datum", dict(datum)) for datum in event_model.unpack_datum_page(document))

@@ -12,10 +12,19 @@ ANY_CLIENT: Final = "*"
 
 
 def as_tags(tags: Any) -> tuple[str, ...] | None:
-    """Return the access tags of a start document as a tuple; a string is one tag."""
+    """Return the access tags of a start document as a tuple; a string is one tag.
+
+    Raises
+    ------
+    DocumentError
+        They are neither a text nor a list of texts. Nobody can tell who should see the run.
+    """
     if tags is None:
         return None
-    return (tags,) if isinstance(tags, str) else tuple(tags)
+    listed = [tags] if isinstance(tags, str) else tags
+    if not isinstance(listed, list | tuple | set | frozenset):
+        raise DocumentError(f"its tiled_access_tags {tags!r:.200} are neither a text nor a list of texts")
+    return tuple(listed)
 
 
 @dataclass(frozen=True)

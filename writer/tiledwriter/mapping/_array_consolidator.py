@@ -13,7 +13,7 @@ from tiled.structures.array import ArrayStructure, BuiltinDtype, StructDtype
 
 from ._consolidator import Consolidator, Document, first_seq_num, json_value, names_events
 from ._dtypes import declared_dtype
-from ._frames import FrameOrder, Region, Shape, dataset_path, file_of
+from ._frames import FrameOrder, Region, Shape, as_range, dataset_path, file_of
 
 MAX_CHUNKS: Final = 10_000_000
 """The largest number of chunks along one dimension."""
@@ -225,6 +225,9 @@ class ArrayConsolidator(Consolidator):
 
     def _compare_events(self, stream_datum: Document, seq_num: int | None) -> None:
         """Remember that a StreamDatum does not have one sequence number for each frame, though it has some."""
+        if not as_range(stream_datum.get("indices")) and as_range(stream_datum.get("seq_nums")) == range(0):
+            # No frames of no events: wherever these ranges begin, they are equal to `range(0)`.
+            return
         self.contradicts_events = self.contradicts_events or (seq_num is None and names_events(stream_datum))
 
     def _insert_frames(self, place: int, count: int, seq_num: int | None, *, insert: bool = True) -> Region:

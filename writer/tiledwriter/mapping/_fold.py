@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from .._errors import DocumentError, UnwritableDocument
@@ -57,6 +57,8 @@ class Fold:
         The name of the client that sent the run, for the check of access tags.
     column_types
         Column types by `(stream, data key)` that an earlier fold of the run found necessary; see `too_narrow`.
+    refused_mimetypes
+        Mimetypes of files that Tiled does not know how to read; see `RunWriter`.
     log
         The run's journal, in which the results of a normalizer of the facility's own are recorded; None if nothing is.
 
@@ -79,6 +81,7 @@ class Fold:
         *,
         client: str = "",
         column_types: Mapping[tuple[str, str], str] | None = None,
+        refused_mimetypes: Collection[str] = (),
         log: NormalizedLog | None = None,
     ) -> None:
         self.cursor = 0
@@ -105,6 +108,7 @@ class Fold:
             guessed_types=self._normalizer.guessed_types,
             consolidators=options.plugins.load_consolidators(),
             column_types=column_types,
+            refused_mimetypes=refused_mimetypes,
             keeps_stream=options.streams.keeps,
         )
 
@@ -117,9 +121,15 @@ class Fold:
         on_resource: Callable[[Mapping[str, Any], MappedUri], None] | None = None,
     ) -> Fold:
         """Return a fold for the run of a journal with a plan; for the other arguments see `Fold`."""
-        client, types = journal.get("client", ""), plan.column_types
         return cls(
-            journal.run_uid, options, plan.max_array_size, on_resource, client=client, column_types=types, log=journal
+            journal.run_uid,
+            options,
+            plan.max_array_size,
+            on_resource,
+            client=journal.get("client", ""),
+            column_types=plan.column_types,
+            refused_mimetypes=plan.refused_mimetypes,
+            log=journal,
         )
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from .._errors import ColumnsRefused, ColumnsTooNarrow, FoldAgain
+from .._errors import ColumnsRefused, ColumnsTooNarrow, FoldAgain, MimetypeRefused
 
 if TYPE_CHECKING:
     from tiledbroker.ownership import RunDecisions
@@ -26,17 +26,20 @@ class FoldPlan:
         The largest array in an event, in numbers, that becomes a list column; see `RunWriter`.
     column_types
         Column types by `(stream, data key)` that an earlier fold of the run found necessary; see `RunWriter`.
+    refused_mimetypes
+        Mimetypes of files that Tiled does not know how to read.
     """
 
     max_array_size: int
     column_types: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    refused_mimetypes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, decisions: RunDecisions, max_array_size: int) -> FoldPlan:
         """Return the plan that was decided; `max_array_size` applies if none was."""
         types = {(stream, key): kind for stream, key, kind in decisions.column_types}
         decided = decisions.max_array_size
-        return cls(max_array_size if decided is None else decided, types)
+        return cls(max_array_size if decided is None else decided, types, tuple(decisions.refused_mimetypes))
 
     @property
     def decided_types(self) -> list[tuple[str, str, str]]:
@@ -49,6 +52,8 @@ class FoldPlan:
             return replace(self, max_array_size=0)
         if isinstance(error, ColumnsTooNarrow):
             return replace(self, column_types={**self.column_types, **error.needed})
+        if isinstance(error, MimetypeRefused):
+            return replace(self, refused_mimetypes=(*self.refused_mimetypes, error.mimetype))
         return self
 
 

@@ -62,6 +62,9 @@ _SEQ_NUMS_IN_A_NOTE: Final = 10
 # The arguments of a datum that say which frames of its resource it is.
 _POSITIONS: Final = ("indices", "point_number", "index")
 
+# A template of a legacy resource begins so, with the directory and the beginning of the files' names.
+_PATH_AND_NAME: Final = "%s%s"
+
 # The parameters that say where the frames of a resource are, and which of its datums may give.
 _PLACE_PARAMETERS: Final = ("dataset", "template", "filename", "slice", "squeeze", "multiplier", "join_method")
 
@@ -451,6 +454,10 @@ class RunNormalizer:
             mimetype = self.spec_to_mimetype.get(str(spec).upper(), "application/octet-stream")
             uri = file_uri(doc["root"], doc["resource_path"])
             parameters = {**_without_arrays(doc["resource_kwargs"] or {}), "spec": spec}
+            if str(parameters.get("template", "")).startswith(_PATH_AND_NAME) and not uri.endswith("/"):
+                # The template begins with the directory and the file name. Devices of ophyd name the directory without
+                # the slash at its end, which area detectors and their handlers add.
+                uri += "/"
             if spec in _DATASETS:
                 parameters["dataset"] = parameters.get("dataset") or _DATASETS[spec]
         if (multiplier := parameters.pop("frame_per_point", None)) is not None:

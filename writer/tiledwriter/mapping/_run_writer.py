@@ -45,8 +45,14 @@ SMALL_ADDITION_FRACTION: Final = 1 / 8
 RUN_SPEC: Final = ("BlueskyRun", "3.0")
 """The name and version of the spec of a run's container."""
 
+MAX_SPECS: Final = 19
+"""The largest number of specs beside `RUN_SPEC`; Tiled takes 20."""
+
+MAX_SPEC_LENGTH: Final = 255
+
 STREAM_SPECS: Final = (("BlueskyEventStream", "3.0"), ("composite", None))
 
+_OWN_SPECS: Final = frozenset({RUN_SPEC[0], *(name for name, _ in STREAM_SPECS)})
 _LAYOUT: Final = ("shape", "dtype_numpy")
 _NOT_METADATA: Final = frozenset({"name", "object_keys", "run_start"})
 
@@ -260,6 +266,8 @@ class RunWriter:
         Consolidator classes by mimetype, which take precedence over those of this package.
     column_types
         Column types by `(stream, data key)` that an earlier fold of the run found necessary; see `too_narrow`.
+    refused_mimetypes
+        Mimetypes of files that Tiled does not know how to read. Their data keys are left out, with a note.
     keeps_stream
         Called with the name of a stream; whether the writer gets its documents.
 
@@ -278,6 +286,7 @@ class RunWriter:
         guessed_types: Collection[tuple[str, str]] = frozenset(),
         consolidators: Mapping[str, type[Consolidator]] | None = None,
         column_types: Mapping[tuple[str, str], str] | None = None,
+        refused_mimetypes: Collection[str] = (),
         keeps_stream: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self.notes: list[str] = []
@@ -286,6 +295,7 @@ class RunWriter:
         self._guessed_types = guessed_types
         self._consolidators = consolidators
         self._column_types = column_types or {}
+        self._refused_mimetypes = refused_mimetypes
         self._keeps_stream = keeps_stream
         self._path = ""
         self._access_tags: tuple[str, ...] | None = None
@@ -462,9 +472,29 @@ class RunWriter:
             self.note(f"The run is stored as {self._path!r}, because Tiled does not accept its uid as a name.")
         tags = start.pop("tiled_access_tags", None)
         self._access_tags = as_tags(tags)
-        specs = tuple(_parse_spec(spec) for spec in start.pop("tiled_specs", None) or ())
+        specs = self._parse_specs(start.pop("tiled_specs", None))
         metadata = {"start": to_json(start, self.note, "start")}
         return [CreateContainer(self._path, metadata, (*specs, RUN_SPEC), self._access_tags, ("start", "uid"))]
+
+    def _parse_specs(self, given: Any) -> tuple[tuple[str, str | None], ...]:
+        """Return the specs that a start document asks for; those that Tiled would refuse are left out, with a note.
+
+        A text or a mapping is one spec, as a text is one access tag. Specs that tell clients how to read a run are not
+        for others to give: clients take the first that they know.
+        """
+        if given is None:
+            return ()
+        wanted = list(given) if isinstance(given, list | tuple | set | frozenset) else [given]
+        specs: list[tuple[str, str | None]] = []
+        for spec in wanted:
+            parsed = _parse_spec(spec)
+            if parsed == RUN_SPEC or parsed in specs:
+                continue
+            if parsed is None or parsed[0] in _OWN_SPECS or len(specs) == MAX_SPECS:
+                self.note(f"start.tiled_specs: {spec!r:.200} is left out, because Tiled does not take it for a run.")
+                continue
+            specs.append(parsed)
+        return tuple(specs)
 
     def _handle_descriptor(self, document: Mapping[str, Any]) -> list[Operation]:
         name = document["name"]
@@ -630,10 +660,19 @@ class RunWriter:
     def _make_external(
         self, stream: Stream, key: str, resource: Mapping[str, Any], described: Mapping[str, Any]
     ) -> ExternalData:
+        """Make the external data of a data key.
+
+        Raises
+        ------
+        DocumentError
+            Tiled cannot serve such files.
+        """
         descriptor = {**stream.descriptor, "data_keys": {**stream.latest_keys, key: described}}
         consolidator = consolidator_for(resource, descriptor, self._consolidators)
         consolidator.announced = self._announced
         source = consolidator.data_source()
+        if source["mimetype"] in self._refused_mimetypes:
+            raise DocumentError(f"Tiled does not know how to read files of the mimetype {source['mimetype']!r}.")
         name = stream.names.name_for_files(key)
         path, mimetype = f"{stream.path}/{name}", resource["mimetype"]
         external = ExternalData(path, mimetype, consolidator, described, {resource["uid"]: resource})
@@ -834,5 +873,13 @@ def _first_event(stream_datum: Mapping[str, Any]) -> Any:
     return (stream_datum.get("seq_nums") or {}).get("start", "unknown")
 
 
-def _parse_spec(spec: Any) -> tuple[str, str | None]:
-    return (spec, None) if isinstance(spec, str) else (spec["name"], spec.get("version"))
+def _parse_spec(spec: Any) -> tuple[str, str | None] | None:
+    """Return the name and the version of a spec; None if it has no name that Tiled takes."""
+    name, version = (spec.get("name"), spec.get("version")) if isinstance(spec, Mapping) else (spec, None)
+    if version is not None and (isinstance(version, bool) or not isinstance(version, str | int | float)):
+        return None
+    version = None if version is None else str(version)
+    sizes = [len(text) for text in (name, version) if isinstance(text, str)]
+    if not isinstance(name, str) or not all(0 < size <= MAX_SPEC_LENGTH for size in sizes):
+        return None
+    return name, version

@@ -752,6 +752,9 @@ def _type_name(kind: type) -> str:
 
     The same value is a NumPy scalar if it was decoded by column, and a Python object otherwise; notes must not differ.
     """
+    if issubclass(kind, numpy.timedelta64):
+        # NumPy counts durations among the integers.
+        return kind.__name__
     if issubclass(kind, numpy.bool_ | numpy.number):
         return type(numpy.zeros(1, kind).item()).__name__
     return kind.__name__

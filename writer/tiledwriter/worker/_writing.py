@@ -20,7 +20,7 @@ from tiledbroker._rate_limited_log import RateLimitedLog
 from tiledbroker._wording import as_sentence
 from tiledbroker.ownership import DecisionStore
 
-from .._errors import ColumnsRefused, ColumnsTooNarrow, FoldAgain, OperationRefused, Stopped, describe
+from .._errors import ColumnsRefused, ColumnsTooNarrow, FoldAgain, MimetypeRefused, OperationRefused, Stopped, describe
 from ..catalog import Client, Connection, Decisions, RequestCounts, TiledCatalog, WriteSlot
 from ..mapping import BATCH_BYTES, Fold, FoldPlan, Operation, WritingOptions, fold_until_planned
 from ._prefetch import FoldedBatch, FoldPrefetch
@@ -255,6 +255,9 @@ class RunWriting:
             self._decisions.record(column_types=plan.decided_types)
             crash_point("writing: columns to be widened")
             self._journal.note("wider columns", columns=[[*where, kind] for where, kind in error.needed.items()])
+        elif isinstance(error, MimetypeRefused):
+            self._decisions.record(refused_mimetypes=list(plan.refused_mimetypes))
+            self._journal.note("mimetype refused", mimetype=error.mimetype, reason=str(error))
 
     def _follow_journal(self, fold: Fold, catalog: TiledCatalog) -> str:
         """Fold and write documents until the run has ended; return the outcome."""
