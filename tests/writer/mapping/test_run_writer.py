@@ -409,7 +409,7 @@ def test_an_external_key_of_a_stream_without_anything_needs_no_frames():
 
 
 @pytest.mark.parametrize(
-    "uri", ["FILE://localhost/res.h5", "file:///res.h5", "file:/res.h5", "file://LOCALHOST/res.h5"]
+    "uri", ["FILE://localhost/res.h5", "file:///res.h5", "file:/res.h5", "file://LOCALHOST/res.h5", "/res.h5"]
 )
 def test_one_file_by_other_spellings_of_its_uri_is_one_file(uri):
     name, document = stream_resource(uid="b")

@@ -203,7 +203,12 @@ def dataset_path(text: Any) -> str:
 
 
 def plain_uri(uri: str) -> str:
-    """Return the URI of a file in one spelling: its scheme and host may be spelled in several ways. Keep other URIs."""
+    """Return the URI of a file in one spelling: its scheme and host may be spelled in several ways. Keep other URIs.
+
+    An absolute path is that of a file, too, though it is no URI: Tiled takes it and cannot read it.
+    """
+    if uri.startswith("/") and not uri.startswith("//"):
+        return f"file://localhost{uri}"
     found = FILE_URI.match(uri)
     return uri if found is None else f"file://{(found[1] or 'localhost').lower()}{uri[found.end() :]}"
 
