@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiledbroker import ReplacedByRepr
-from tiledwriter._json import MAX_INTEGER, to_json
+from tiledwriter._json import MAX_DEPTH, MAX_INTEGER, to_json
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 PLAIN = st.recursive(
@@ -202,3 +202,18 @@ def test_of_many_changes_in_one_place_a_few_are_noted(value, more):
     _, notes = converted(value)
     assert notes[-1].endswith(more)
     assert len(notes) <= 11
+
+
+@pytest.mark.parametrize("wrap", [lambda inner: [inner], lambda inner: (inner,), lambda inner: {"a": inner}])
+@pytest.mark.parametrize("levels", [MAX_DEPTH, MAX_DEPTH + 1, 900])
+def test_what_is_nested_too_deep_is_stored_as_text(wrap, levels):
+    value, notes = 1, []
+    for _ in range(levels):
+        value = wrap(value)
+    stored, depth = to_json(value, notes.append, "deep"), 0
+    while isinstance(stored, list | dict):
+        stored, depth = next(iter(stored.values() if isinstance(stored, dict) else stored)), depth + 1
+    assert depth == MAX_DEPTH
+    assert isinstance(stored, int if levels == MAX_DEPTH else str)
+    assert len(notes) == (levels > MAX_DEPTH)
+    assert all("is nested more than 100 deep" in note for note in notes)

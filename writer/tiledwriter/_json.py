@@ -15,6 +15,9 @@ from ._plain_text import text_of
 
 MAX_INTEGER: Final = 2**53 - 1
 
+MAX_DEPTH: Final = 100
+"""Containers within each other; Tiled answers 500 to about 250."""
+
 # PostgreSQL turns floats without a fraction into integers, and the server fails on integers of more than 64 bits.
 _SMALLEST_REFUSED_FLOAT: Final = 2.0**63
 _MAX_SHOWN_CHARACTERS: Final = 80
@@ -25,13 +28,14 @@ REPLACED: Final = "ReplacedByRepr"
 """Name of the type in tiledbroker. Importing the type itself would load the network library."""
 
 
-def to_json(value: Any, note: Callable[[str], None], where: str = "") -> Any:
+def to_json(value: Any, note: Callable[[str], None], where: str = "", depth: int = 0) -> Any:
     """Return `value` with only dicts, lists, strings, finite numbers, booleans and None in it.
 
     - Paths, dates and times become text.
     - Decimals, fractions and numbers of extended precision become the nearest float.
     - NaN becomes None. Infinities, floats of 2**63 and more, and integers beyond 2**53 become the largest integer on
       which JSON readers agree, with their sign.
+    - Containers that are nested deeper than `MAX_DEPTH` become text.
     - Keys become text. If several keys become the same text, a key that is this text itself keeps it, and the others
       get `_` appended.
 
@@ -43,6 +47,8 @@ def to_json(value: Any, note: Callable[[str], None], where: str = "") -> Any:
         Called with a text for each change. In one list only the first `_MAX_NOTES_AT_ONCE` changes are reported singly.
     where
         Path of the value, for the notes.
+    depth
+        Number of containers that the value is in.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -51,28 +57,31 @@ def to_json(value: Any, note: Callable[[str], None], where: str = "") -> Any:
     if isinstance(value, EXACT_NUMBERS):
         return _exact_number(value, note, where)
     if isinstance(value, numpy.generic | numpy.ndarray):
-        return to_json(_convert_numpy(value, note, where), note, where)
+        return to_json(_convert_numpy(value, note, where), note, where, depth)
     if isinstance(value, int):
         return _convert_integer(value, note, where)
     if isinstance(value, float):
         return _convert_float(value, note, where)
+    if depth >= MAX_DEPTH and isinstance(value, Mapping | list | tuple):
+        note(f"{where}: is nested more than {MAX_DEPTH} deep; what is deeper is stored as text.")
+        return _convert_text(text_of(value), note, where)
     if isinstance(value, Mapping):
         names = _convert_keys(value, note, where)
         return {
-            name: to_json(item, note, f"{where}.{name}" if where else name)
+            name: to_json(item, note, f"{where}.{name}" if where else name, depth + 1)
             for name, item in zip(names, value.values(), strict=True)
         }
     if isinstance(value, list | tuple):
-        return _convert_items(value, note, where)
+        return _convert_items(value, note, where, depth + 1)
     if isinstance(value, bytes):
         note(f"{where}: {len(value)} bytes are stored as text.")
         return _convert_text(value.decode("utf-8", "backslashreplace"), note, where)
     if isinstance(value, os.PathLike):
-        return to_json(os.fspath(value), note, where)
+        return to_json(os.fspath(value), note, where, depth)
     if isinstance(value, date | time):
         return value.isoformat()
     if callable(dump := getattr(value, "model_dump", None)):
-        return to_json(dump(), note, where)
+        return to_json(dump(), note, where, depth)
     note(f"{where}: a {type(value).__name__} is stored as text.")
     return _convert_text(text_of(value), note, where)
 
@@ -97,12 +106,12 @@ def _record_values(value: Any) -> list[Any]:
     return [value[name] for name in value.dtype.names] if value.ndim == 0 else [_record_values(row) for row in value]
 
 
-def _convert_items(value: Sequence[Any], note: Callable[[str], None], where: str) -> list[Any]:
+def _convert_items(value: Sequence[Any], note: Callable[[str], None], where: str, depth: int) -> list[Any]:
     """Convert the items of a list, limiting the number of notes about them."""
     if isinstance(note, _FewNotes):
-        return [to_json(item, note, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [to_json(item, note, f"{where}[{i}]", depth) for i, item in enumerate(value)]
     few = _FewNotes(note)
-    items = [to_json(item, few, f"{where}[{i}]") for i, item in enumerate(value)]
+    items = [to_json(item, few, f"{where}[{i}]", depth) for i, item in enumerate(value)]
     few.end(where)
     return items
 

@@ -361,3 +361,21 @@ def test_files_of_a_mimetype_that_tiled_does_not_know_cost_their_data_key_only(
     (note,) = run.metadata["notes"]
     assert "the frames of 'cam' are left out" in note
     assert "application/x-nexus" in note
+
+
+def test_metadata_that_is_nested_deep_is_written(
+    tmp_path: Path, write: Callable[..., tuple[str, str]], tiled_server: TiledServer
+) -> None:
+    emitted, encoder = documents_of([1, 2], "integer"), Encoder()
+    deep: Any = 1
+    for _ in range(300):
+        deep = {"a": [deep]}
+    emitted[0] = ("start", {**emitted[0][1], "deep": deep})
+    with Journal(tmp_path / "deep.sqlite", "create", run_uid=emitted[0][1]["uid"]) as journal:
+        for name, document in emitted:
+            journal.append_one(name, encoder.encode(document))
+        assert write(journal) == ("written", "")
+        run = tiled_server.client()[journal.run_uid]
+    (note,) = run.metadata["notes"]
+    assert "is nested more than 100 deep" in note
+    assert run["primary"]["x"].read().tolist() == [1, 2]
