@@ -564,3 +564,13 @@ def test_a_stream_of_another_product_is_no_log(log_site: LogSite) -> None:
     source = make_source(log_site)
     with MemoryHost(source):
         wait_for(lambda: "is not that of a log" in source.problem, "the source says so")
+
+
+def test_a_question_between_two_connections_has_no_answer_and_is_no_error(
+    log_site: LogSite, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = make_source(log_site)
+    asyncio.run(source._guard(source._read_receipt(LogRun("csx", "run"))))
+    source.close()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "The log gives no answer" in caplog.text

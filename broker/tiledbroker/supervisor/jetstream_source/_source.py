@@ -237,6 +237,11 @@ class JetStreamSource:
                     await connection.close()
             await asyncio.sleep(RECONNECT_SECONDS)
 
+    def _find_connection(self) -> Connection:
+        if self._connection is None:
+            raise LogUnavailable(self.problem or "the connection was lost")
+        return self._connection
+
     def _note_problem(self, problem: str) -> None:
         if problem and not self.problem and self._loop is not None:
             log.warning("The log is not read: %s.", problem)
@@ -342,9 +347,9 @@ class JetStreamSource:
 
     async def _look_whether_removed(self, run: LogRun) -> None:
         """Look at a run whose owner has ended, or has removed it from the log."""
-        assert self._connection is not None
+        connection = self._find_connection()
         async with self._queries:
-            found = await self._connection.read_last_from_leader(STREAM, run.subject)
+            found = await connection.read_last_from_leader(STREAM, run.subject)
         if found is not None:
             self._look(run)
         elif run.phase in (Phase.WAITING, Phase.COMPLETE):
@@ -358,7 +363,6 @@ class JetStreamSource:
             run.looker = self._start(self._look_at(run))
 
     async def _look_at(self, run: LogRun) -> None:
-        assert self._connection is not None
         async with self._queries:
             await self._read_receipt(run)
         run.told = run.receipt or Receipt()
@@ -422,9 +426,9 @@ class JetStreamSource:
     # The loop: what the supervisor has of a run.
 
     async def _read_receipt(self, run: LogRun) -> None:
-        assert self._connection is not None
+        connection = self._find_connection()
         key = bucket_subject(RUNS_BUCKET, receipt_key(run.beamline, run.uid))
-        found = await self._connection.read_last(bucket_stream(RUNS_BUCKET), key)
+        found = await connection.read_last(bucket_stream(RUNS_BUCKET), key)
         run.receipt, run.revision = None, 0 if found is None else found.seq
         if found is not None and found.body:
             try:
@@ -684,12 +688,12 @@ class JetStreamSource:
             await self._store_receipt(run)
 
     async def _store_receipt(self, run: LogRun) -> None:
-        assert self._connection is not None
+        connection = self._find_connection()
         receipt = msgspec.structs.replace(run.told, at=time.time(), host=self._host)
         subject = bucket_subject(RUNS_BUCKET, receipt_key(run.beamline, run.uid))
         run.receipt_at = time.monotonic()
         try:
-            run.revision = await self._connection.append(subject, encode_receipt(receipt), {}, run.revision)
+            run.revision = await connection.append(subject, encode_receipt(receipt), {}, run.revision)
         except AppendRefused:
             # An earlier attempt was stored without an answer, or the host before this one was slow to end.
             await asyncio.sleep(RECEIPT_SECONDS)
