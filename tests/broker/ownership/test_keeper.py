@@ -65,8 +65,9 @@ class FaultyStore:
 class Start:
     """A supervisor start: keeper, store and page."""
 
-    def __init__(self, name: str, directory: Path) -> None:
+    def __init__(self, name: str, directory: Path, problem: Exception | None = None) -> None:
         self.store = FaultyStore(directory / "leases")
+        self.store.problem = problem
         self.page_path = directory / f"page of {name}"
         page = DeadlinePage.create(self.page_path, timing=TIMING)
         self.page = DeadlinePage.open(self.page_path)
@@ -85,8 +86,8 @@ def start(tmp_path: Path) -> Iterator[Callable[[str], Start]]:
     DirectoryStore.create(tmp_path / "leases")
     started: list[Start] = []
 
-    def make(name: str) -> Start:
-        started.append(Start(name, tmp_path))
+    def make(name: str, problem: Exception | None = None) -> Start:
+        started.append(Start(name, tmp_path, problem))
         return started[-1]
 
     yield make
@@ -147,9 +148,8 @@ def test_a_store_that_hangs_costs_the_lease_at_its_deadline_and_holds_nobody_up(
     assert second.page.may_send(boottime())
 
 
-def test_a_store_that_fails_for_a_while_costs_nothing(start: Callable[[str], Start]) -> None:
-    first = start("a")
-    first.store.problem = StoreUnavailable("there", "it is away")
+def test_a_store_that_fails_for_a_while_costs_nothing(start: Callable[..., Start]) -> None:
+    first = start("a", StoreUnavailable("there", "it is away"))
     wait_until(lambda: "the store gives no answer: there: it is away" in first.keeper.describe())
     assert not first.keeper.wait_until_held(0)
     first.store.problem = None

@@ -11,8 +11,9 @@ import pytest
 from stored_runs import a_run, journaled
 
 from tiledbroker import Journal
-from tiledbroker.log import FileLock
+from tiledbroker.log import FileLock, RunReader
 from tiledbroker.supervisor import clear_failure, retry_is_requested, withdraw_retry
+from tiledwriter.cli import _retry as retry_module
 from tiledwriter.cli._exit import ExitCode
 from tiledwriter.cli.journal import main
 from tiledwriter.testing import wait_until
@@ -128,3 +129,21 @@ def test_a_run_that_cannot_be_read_is_no_success(tmp_path, on_request, capsys) -
     results = {result["uid"]: result["result"] for result in json.loads(capsys.readouterr().out)}
     assert results.pop("abc") == "error"
     assert list(results.values()) == ["written"]
+
+
+def test_a_run_that_is_being_retried_has_not_failed_again(
+    lock: FileLock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor takes it out of quarantine between two looks at its journal."""
+    path = quarantined(tmp_path)
+    retry = retry_module._Retry(path)
+    retry.request()
+    count = retry_module._retry_count
+
+    def count_late(journal: RunReader) -> int:
+        clear_failure(path)
+        withdraw_retry(path)
+        return count(journal)
+
+    monkeypatch.setattr(retry_module, "_retry_count", count_late)
+    assert retry.check_result() is None

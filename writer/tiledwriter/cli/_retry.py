@@ -192,13 +192,13 @@ class _Retry:
     def check_result(self) -> Retried | None:
         """Return the result of the retry if there is one; None if it is still to come."""
         # The order matters: what a supervisor did before it ended, or before it withdrew the request, is in the
-        # journal when that is read.
+        # journal when that is read; and an outcome that is read after the run was retried is not that from before.
         supervised = has_supervisor(self.path)
         is_requested = retry_is_requested(self.path)
         try:
             with open_run_file(self.path) as journal:
-                outcome = journal.outcome
                 is_retried = _retry_count(journal) > self._retries_before
+                outcome = journal.outcome
                 if outcome is not None and is_retried:
                     return self._result(outcome, _describe_outcome(journal, outcome))
                 if supervised and (is_requested or is_retried):
