@@ -118,28 +118,26 @@ def spec_in_lower_case(directory: Path) -> Documents:
     return run.stop()
 
 
-@entry("AD_TIFF with a template, one file per point")
-def ad_tiff(directory: Path) -> Documents:
+def run_of_tiffs(directory: Path, resource_path: str) -> Documents:
+    """A run with a TIFF file for each point."""
     run = RunDocuments()
     write_tiffs(directory, "shot", list(frames(COUNT)))
     descriptor = run.descriptor({"image": external(FRAME), "x": key()})
     resource = run.resource(
-        "AD_TIFF", "/", str(directory)[1:] + "/", template="%s%s_%6.6d.tiff", filename="shot", frame_per_point=1
+        "AD_TIFF", "/", resource_path, template="%s%s_%6.6d.tiff", filename="shot", frame_per_point=1
     )
     shoot(run, descriptor, resource, point_number=itself)
     return run.stop()
+
+
+@entry("AD_TIFF with a template, one file per point")
+def ad_tiff(directory: Path) -> Documents:
+    return run_of_tiffs(directory, str(directory)[1:] + "/")
 
 
 @entry("AD_TIFF: the directory has no slash at its end, as ophyd gives it")
 def directory_without_slash(directory: Path) -> Documents:
-    run = RunDocuments()
-    write_tiffs(directory, "shot", list(frames(COUNT)))
-    descriptor = run.descriptor({"image": external(FRAME), "x": key()})
-    resource = run.resource(
-        "AD_TIFF", "/", str(directory)[1:], template="%s%s_%6.6d.tiff", filename="shot", frame_per_point=1
-    )
-    shoot(run, descriptor, resource, point_number=itself)
-    return run.stop()
+    return run_of_tiffs(directory, str(directory)[1:])
 
 
 @entry("AD_TIFF with several files per point")

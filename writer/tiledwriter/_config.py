@@ -83,7 +83,6 @@ _HEADER_VALUE: Final = re.compile(r"([!-~]([ -~\t]*[!-~])?)?")
 # Header names that the HTTP client sets itself.
 _OWN_HEADERS: Final = frozenset({"connection", "content-length", "content-type", "host", "transfer-encoding"})
 
-
 _SIZE: Final = re.compile(r"\s*\d*\.?\d+\s*[A-Za-z]*\s*")
 _SIZE_SCHEMA: Final = WithJsonSchema(
     {"anyOf": [{"type": "string", "pattern": f"^{_SIZE.pattern}$"}, {"type": "integer", "minimum": 0}]}

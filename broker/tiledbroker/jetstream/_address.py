@@ -145,15 +145,15 @@ def _split(text: str) -> list[str]:
 def _normalize_server(text: str) -> str:
     try:
         parts = urlsplit(text if "://" in text else f"nats://{text}")
-        host, port = parts.hostname, DEFAULT_PORT if parts.port is None else parts.port
+        host, port = parts.hostname or "", DEFAULT_PORT if parts.port is None else parts.port
     except ValueError as error:
         raise AddressError(f"{text!r} is not the address of a NATS server: {error}") from error
     if parts.username is not None or parts.password is not None:
         raise AddressError("An address is shown in logs, so it must not have a password: give a file with credentials.")
     has_more = parts.path not in ("", "/") or parts.query or parts.fragment
-    if parts.scheme not in ("nats", "tls") or has_more or not port or not _HOST.fullmatch(host or ""):
+    if parts.scheme not in ("nats", "tls") or has_more or not port or not _HOST.fullmatch(host):
         raise AddressError(f"{text!r} is not the address of a NATS server; give nats://HOST:PORT.")
-    return f"nats://[{host}]:{port}" if ":" in str(host) else f"nats://{host}:{port}"
+    return f"nats://[{host}]:{port}" if ":" in host else f"nats://{host}:{port}"
 
 
 def _absolute(path: str | Path | None) -> Path | None:

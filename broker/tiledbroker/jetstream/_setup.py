@@ -101,7 +101,8 @@ async def read_stream_info(connection: Connection, stream: str, arguments: Any =
         if error.code == _STREAM_NOT_FOUND:
             raise LogUnavailable(f"the log has no stream {stream}") from error
         raise
-    if (subjects := info["config"].get("subjects")) != LogLayout().streams()[stream]["subjects"]:
+    subjects = info["config"].get("subjects") or []
+    if not set(LogLayout().streams()[stream]["subjects"]) <= set(subjects):
         raise LogUnavailable(f"the stream {stream} is not that of a log: its subjects are {subjects}")
     return info
 

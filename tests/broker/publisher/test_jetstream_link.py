@@ -292,7 +292,7 @@ def test_the_newest_receipt_counts_though_the_clock_of_the_ingest_host_was_set_b
     tell(log_site, uid, next=4)
     wait_until(lambda: publisher.status().waiting == 2, 60, "the receipt is known")
     tell(log_site, uid, next=6, ended=True, outcome="written", at=time.time() - 3600)
-    wait_until(lambda: not publisher.status().waiting, 5, "the newest receipt is known, too")
+    wait_until(lambda: not publisher.status().waiting, 8, "the newest receipt is known, too")
 
 
 def test_a_receipt_of_another_run_lets_nothing_go(

@@ -56,6 +56,8 @@ class Owner(SoleOwner):
         self.of_others: set[str] = set()
         self.wanted: set[str] = set()
         self.removed: set[str] = set()
+        # How often the source has looked after all of its runs.
+        self.turns = 0
         self._listeners: list[Callable[[Collection[str]], None]] = []
 
     def owns(self, run_uid: str) -> bool:
@@ -72,6 +74,14 @@ class Owner(SoleOwner):
 
     def remove_claim(self, run_uid: str) -> None:
         self.removed.add(run_uid)
+
+    def note_open_runs(self, count: int) -> None:
+        self.turns += 1
+
+    def wait_for_turns(self) -> None:
+        """Wait until the source has looked after all of its runs, from the beginning to the end."""
+        before = self.turns
+        wait_for(lambda: self.turns >= before + 2, "the source has looked after its runs")
 
     def listen(self, on_change: Callable[[Collection[str]], None]) -> None:
         self._listeners.append(on_change)
@@ -538,7 +548,7 @@ def test_a_run_is_wanted_though_a_complete_one_of_another_beamline_has_its_uid(l
         for uid in uids:
             owner.tell(uid)
         wait_for(lambda: owner.wanted == set(uids), "those that are not complete are wanted")
-        time.sleep(1.5)
+        owner.wait_for_turns()
         assert owner.wanted == set(uids)
 
 
@@ -551,7 +561,7 @@ def test_the_claim_of_a_uid_stays_while_another_beamline_has_a_run_of_it(log_sit
     owner.own.add("run")
     with MemoryHost(make_source(log_site, owner=owner)):
         wait_for(lambda: not log_site.entries("before", "run"), "the complete run leaves the log")
-        time.sleep(1.0)
+        owner.wait_for_turns()
         assert not owner.removed
 
 

@@ -254,3 +254,11 @@ def test_keys_that_are_no_texts_have_their_columns(tmp_path: Path) -> None:
     documents[2][1]["data"] |= {1: 2, None: 3}
     out = exported(journaled(documents, tmp_path / "journals"), "sqlite", tmp_path / "out.sqlite")
     assert rows(out, 'SELECT x, "1", "None" FROM events') == [(1, 2, 3)]
+
+
+def test_a_page_of_datums_with_columns_of_different_length_is_not_filled_up(tmp_path: Path) -> None:
+    documents = with_values({"x": 1})
+    page = {"resource": "file", "datum_id": ["a", "b"], "datum_kwargs": {"point_number": [0]}}
+    documents.insert(2, ("datum_page", page))
+    out = exported(journaled(documents, tmp_path / "journals"), "sqlite", tmp_path / "out.sqlite")
+    assert rows(out, "SELECT idx, name FROM malformed") == [(2, "datum_page")]

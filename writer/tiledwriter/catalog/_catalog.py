@@ -160,8 +160,10 @@ class TiledCatalog:
         ------
         OperationRefused
             Tiled will never accept an operation.
-        ColumnsRefused, MimetypeRefused
+        ColumnsRefused
             The server's table storage has no list columns.
+        MimetypeRefused
+            The server does not know how to read some files.
         TiledHasMore
             Tiled has more of the run than the journal, and the journal will not get it.
         NodeRewound

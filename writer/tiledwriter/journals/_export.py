@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import closing
 from pathlib import Path
 from typing import IO, Any, Final, TypeAlias
@@ -218,12 +218,13 @@ def _rows_of_kind(record: Record, streams: dict[str, str]) -> Iterator[tuple[str
 def _unpack_document(name: str, document: Any) -> Iterable[tuple[str, dict[str, Any]]]:
     """Unpack pages and legacy bulk documents into single documents."""
     if name == "event_page":
-        columns = (document["uid"], document["seq_num"], document["time"])
-        parts = [*document["data"].values(), *document["timestamps"].values()]
-        if len({len(column) for column in (*columns, *parts)}) != 1:
-            raise ValueError("columns of different length")
+        _require_equal_lengths(
+            [document["uid"], document["seq_num"], document["time"]],
+            *(document["data"].values(), document["timestamps"].values()),
+        )
         return (("event", dict(event)) for event in event_model.unpack_event_page(document))
     if name == "datum_page":
+        _require_equal_lengths([document["datum_id"]], document["datum_kwargs"].values())
         return (("datum", dict(datum)) for datum in event_model.unpack_datum_page(document))
     if name == "bulk_events":
         return (("event", dict(event)) for events in document.values() for event in events)
@@ -232,6 +233,18 @@ def _unpack_document(name: str, document: Any) -> Iterable[tuple[str, dict[str, 
         resource = document["resource"]
         return (("datum", {"resource": resource, "datum_id": uid, "datum_kwargs": keywords}) for uid, keywords in pairs)
     return ((name, document),)
+
+
+def _require_equal_lengths(*groups: Iterable[Sized]) -> None:
+    """Check the columns of a page: event-model fills up shorter ones with None.
+
+    Raises
+    ------
+    ValueError
+        They are not of equal length.
+    """
+    if len({len(column) for columns in groups for column in columns}) != 1:
+        raise ValueError("the columns of a page differ in length")
 
 
 def _sqlite_value(value: Any) -> Any:

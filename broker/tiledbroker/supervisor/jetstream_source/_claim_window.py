@@ -28,8 +28,9 @@ class ClaimWindow:
     def __init__(self) -> None:
         self._written_at: deque[float] = deque()
         self._written = 0
-        self._full_since = float("-inf")
         self._stuck_seconds = FIRST_STUCK_SECONDS
+        # When one more run is taken on, whatever this host has.
+        self._stuck_at = float("-inf")
 
     def note_written(self, now: float) -> None:
         """Note that a run is complete."""
@@ -56,8 +57,10 @@ class ClaimWindow:
         more, self._written = min(self._written, len(self._written_at)), 0
         room = max(MIN_RUNS, len(self._written_at)) - in_hand
         if room > 0:
-            self._full_since, self._stuck_seconds = now, FIRST_STUCK_SECONDS
-        elif now >= self._full_since + self._stuck_seconds:
-            self._full_since, self._stuck_seconds = now, min(2 * self._stuck_seconds, MAX_STUCK_SECONDS)
+            self._stuck_seconds = FIRST_STUCK_SECONDS
+            self._stuck_at = now + self._stuck_seconds
+        elif now >= self._stuck_at:
+            self._stuck_seconds = min(2 * self._stuck_seconds, MAX_STUCK_SECONDS)
+            self._stuck_at = now + self._stuck_seconds
             more += 1
         return max(room, more)
