@@ -65,23 +65,32 @@ class Report:
         return f"{sum(map(len, self.figures.values()))} figures; budgets not kept: {len(self.missed)}"
 
     def write_pages(self, directory: Path) -> None:
-        """A table and a plot of each benchmark, and a table of all budgets, to be included in a page."""
+        """A table and a plot of each benchmark, and a table of all budgets, to be included in a page.
+
+        Lines of the directory's table of budgets stay that are of benchmarks which were not measured.
+        """
         from .plots import plot
 
         directory.mkdir(parents=True, exist_ok=True)
         for name, figures in self.figures.items():
             (directory / f"{name}.md").write_text("\n".join(table(figures)) + "\n")
             plot(figures, directory / f"{name}.svg")
-        (directory / "budgets.md").write_text("\n".join(self._budgets()) + "\n")
+        page = directory / "budgets.md"
+        lines = page.read_text().splitlines() if page.exists() else []
+        page.write_text("\n".join(self._budgets(lines)) + "\n")
 
-    def _budgets(self) -> Iterator[str]:
+    def _budgets(self, earlier: Sequence[str]) -> Iterator[str]:
         listed = ", ".join(f"{name} {value}" for name, value in self.conditions.items() if name != "cores")
         yield f"Measured on {self.conditions['cores']} cores with {listed}."
         yield ""
         yield "| benchmark | what | measured | budget | kept |"
         yield "| --- | --- | ---: | ---: | --- |"
-        for name, figures in self.figures.items():
-            for figure in figures:
+        # Each line begins with "| benchmark |"; the title and the rule above the lines name none.
+        kept = [(line.split(" | ")[0].removeprefix("| "), line) for line in earlier if line.startswith("| ")][2:]
+        for name in dict.fromkeys([*(name for name, _ in kept), *self.figures]):
+            if name not in self.figures:
+                yield from (line for of, line in kept if of == name)
+            for figure in self.figures.get(name, ()):
                 if figure.budget is not None:
                     yield f"| {name} | {figure.title} | {' | '.join(_budget(figure))} |"
 

@@ -83,6 +83,25 @@ def test_a_benchmark_measured_anew_replaces_its_figures_only() -> None:
     assert len(report.figures["memory"]) == 2
 
 
+def test_budgets_of_benchmarks_that_were_not_measured_stay_on_the_page(tmp_path: Path) -> None:
+    (tmp_path / "budgets.md").write_text(
+        "Measured.\n\n| benchmark | what |\n| --- | --- |\n"
+        "| slow | a | 1 s | ≤ 2 s | yes |\n| core | old | 1 s | ≤ 2 s | yes |\n"
+    )
+    report = Report()
+    for name in ("core", "new"):
+        report.add(name, Figure("b", "s", {OURS: [3.0]}, 2.0))
+    report.write_pages(tmp_path)
+    lines = (tmp_path / "budgets.md").read_text().splitlines()
+    assert lines[2:] == [
+        "| benchmark | what | measured | budget | kept |",
+        "| --- | --- | ---: | ---: | --- |",
+        "| slow | a | 1 s | ≤ 2 s | yes |",
+        "| core | b | 3 s | ≤ 2 s | no |",
+        "| new | b | 3 s | ≤ 2 s | no |",
+    ]
+
+
 def test_pages_are_made_of_a_file_of_figures(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     a_report().save(tmp_path / "figures.json")
