@@ -15,7 +15,7 @@ from runs import documents, happenings, publish
 from tiledbroker import ZMQPublisher
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of
 
-KILLS = 20
+KILLS = 12
 EVENTS = 12
 DOCUMENTS = EVENTS + 3
 

@@ -23,7 +23,7 @@ from tiledbroker import Encoder, Journal, ZMQPublisher
 from tiledbroker.log import read_outage
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until
 
-RUNS = int(os.environ.get("TILEDWRITER_TEST_RUNS", "24"))
+RUNS = int(os.environ.get("TILEDWRITER_TEST_RUNS", "16"))
 EVENTS = 5
 MAX_WORKERS = 8
 MAX_RESUMED = 3

@@ -137,20 +137,23 @@ def test_a_run_is_read_and_exported_as_it_was_acquired(
         }
 
 
+POINTS = 40
+
+
 def test_rows_of_runs_written_at_the_same_time_come_in_order(
     acquire: Acquired, storage_server: TiledServer, tmp_path: Path
 ) -> None:
     # Wide rows take many pages of PostgreSQL, which fills them in any order.
     wide = [SynSignal(func=lambda: 1.0, name=f"wide_{i}") for i in range(40)]
-    runs = [acquire(bp.scan(wide, motor, start, start + 1, 75)) for start in (0, 10)]
+    runs = [acquire(bp.scan(wide, motor, start, start + 1, POINTS)) for start in (0, 10)]
     if storage_server.storage == "duckdb":  # which takes one at a time
         read = [run for documents in runs for run in write(storage_server, tmp_path, documents)]
     else:
         read = write(storage_server, tmp_path, *runs)
     for start, run in zip((0, 10), read, strict=True):
         table = run.primary.base["internal"].read()
-        assert list(table["seq_num"]) == list(range(1, 76))
-        numpy.testing.assert_allclose(table["motor_setpoint"], numpy.linspace(start, start + 1, 75))
+        assert list(table["seq_num"]) == list(range(1, POINTS + 1))
+        numpy.testing.assert_allclose(table["motor_setpoint"], numpy.linspace(start, start + 1, POINTS))
         assert table["time"].is_monotonic_increasing
 
 

@@ -18,6 +18,7 @@ import pyarrow
 import pytest
 from catalog_runs import BY_SEQ_NUM, COLUMNS, STOP, Run, finish, npy_files, rows, stopped, write
 from faulty_proxy import CUT_BEFORE, FaultyProxy, answer, page
+from pairs import every_pair
 
 from tiledbroker import Journal
 from tiledwriter._errors import AuditFailed, NodeRewound, OperationRefused, TiledHasMore
@@ -166,9 +167,13 @@ def continue_in(worker, run, before, meanwhile, after):
 # Gone
 
 
-@pytest.mark.parametrize("worker", ["this", "next"])
-@pytest.mark.parametrize("moment", ["as it grows", "at its end"])
-@pytest.mark.parametrize("gone", ["run", "stream", "table", "array", "files"])
+WORKERS = ("this", "next")
+MOMENTS = ("as it grows", "at its end")
+
+
+@pytest.mark.parametrize(
+    ("gone", "moment", "worker"), every_pair(["run", "stream", "table", "array", "files"], MOMENTS, WORKERS)
+)
 def test_what_is_gone_is_written_again(*, run, whole, tiled, gone, moment, worker):
     stop = 5 if moment == "as it grows" else 3
     before = [*whole.begin(), *whole.grow(0, 3)]
@@ -240,9 +245,9 @@ def test_a_container_for_runs_that_is_gone_is_said(run, proxy):
 # Replaced, or put back
 
 
-@pytest.mark.parametrize("worker", ["this", "next"])
-@pytest.mark.parametrize("moment", ["as it grows", "at its end"])
-@pytest.mark.parametrize("replaced", ["run", "table", "array", "files"])
+@pytest.mark.parametrize(
+    ("replaced", "moment", "worker"), every_pair(["run", "table", "array", "files"], MOMENTS, WORKERS)
+)
 def test_what_was_made_anew_with_less_gets_the_rest(*, run, other, whole, tiled, replaced, moment, worker):
     stop = 5 if moment == "as it grows" else 3
     before = [*whole.begin(), *whole.grow(0, 3)]
@@ -258,9 +263,7 @@ def test_what_was_made_anew_with_less_gets_the_rest(*, run, other, whole, tiled,
     whole.check(tiled, stop)
 
 
-@pytest.mark.parametrize("worker", ["this", "next"])
-@pytest.mark.parametrize("moment", ["as it grows", "at its end"])
-@pytest.mark.parametrize("backed_up", [0, 2])
+@pytest.mark.parametrize(("backed_up", "moment", "worker"), every_pair([0, 2], MOMENTS, WORKERS))
 def test_a_backup_of_tiled_that_is_put_back_gets_the_rest(
     *, own_tiled_server, tmp_path, readable, backed_up, moment, worker
 ):
@@ -374,8 +377,12 @@ def widened(run, stop):
 
 
 def shown(tiled, run):
-    frame = tiled[run.table].read()
-    return frame["seq_num"].tolist(), frame["x"].tolist()
+    """What Tiled's client reads, in one request in place of two."""
+    context = tiled.context
+    params = {"format": "application/vnd.apache.arrow.file"}
+    answer = context.http_client.get(f"{context.api_uri}table/full/{run.table}", params=params).raise_for_status()
+    columns = pyarrow.ipc.open_file(answer.content).read_all().to_pydict()
+    return columns["seq_num"], columns["x"]
 
 
 def finish_and_go_on(other, _):
