@@ -179,7 +179,7 @@ class IngestModel:
     def end(self, worker: ModelWorker, exit_code: int | None = 0) -> None:
         """Let a worker process end."""
         del self.workers[worker.number]
-        self.perform(self.scheduler.end_worker(worker.number, exit_code, self.facts(worker.uid), self.now))
+        self.perform(self.scheduler.handle_worker_end(worker.number, exit_code, self.facts(worker.uid), self.now))
 
     def start(self, uid: str) -> ModelWorker:
         """Let time pass until a run has a worker that is ready."""

@@ -641,7 +641,7 @@ class Supervisor:
 
     def _handle_worker_end(self, run: Run, number: int, process: WorkerProcess) -> None:
         facts = find_facts(self.journal_dir, run.uid)
-        self._perform(self._scheduler.end_worker(number, process.exit_code, facts, _now()))
+        self._perform(self._scheduler.handle_worker_end(number, process.exit_code, facts, _now()))
 
     def _start_worker_or_postpone(self, effect: StartWorker) -> list[Effect]:
         try:

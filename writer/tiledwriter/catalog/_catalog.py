@@ -1,4 +1,7 @@
-"""Apply operations to Tiled with exactly-once effect, across crashes and lost responses."""
+"""Apply operations to Tiled with exactly-once effect, across crashes and lost answers.
+
+What a lost answer was is found out by `NodeGrowth.determine_outcome`, in `_growth.py`.
+"""
 
 from __future__ import annotations
 

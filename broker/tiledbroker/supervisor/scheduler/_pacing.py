@@ -1,4 +1,7 @@
-"""How long publishers let lone documents of a run wait for company, so that many runs do not use up the ingest host."""
+"""How long publishers let lone documents of a run wait for company, so that many runs do not use up the ingest host.
+
+`messages.Durable` takes the pause to publishers, where `Shipment.due_at` keeps it.
+"""
 
 from __future__ import annotations
 

@@ -278,7 +278,7 @@ class Scheduler:
         return self._take_effects()
 
     def check_workers(self, memory: Mapping[int, int], now: Instant) -> list[Effect]:
-        """Replace workers that do not answer, use too much memory, or do not end when told to. Called once a second.
+        """End workers that do not answer, use too much memory, or do not end when told to. Called once a second.
 
         Parameters
         ----------
@@ -444,7 +444,7 @@ class Scheduler:
         self.tally.note_state(run, now)
         return self._take_effects()
 
-    def end_worker(self, number: int, exit_code: int | None, facts: JournalFacts, now: Instant) -> list[Effect]:
+    def handle_worker_end(self, number: int, exit_code: int | None, facts: JournalFacts, now: Instant) -> list[Effect]:
         """Decide what follows the end of a worker.
 
         Parameters

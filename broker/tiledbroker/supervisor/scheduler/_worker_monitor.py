@@ -1,4 +1,7 @@
-"""The worker monitor: replaces workers that do not answer, use too much memory, or do not end when told to."""
+"""The worker monitor: ends workers that do not answer, use too much memory, or do not end when told to.
+
+Whether a run gets another worker then is decided where any worker's end is: `Scheduler.handle_worker_end`.
+"""
 
 from __future__ import annotations
 

@@ -642,7 +642,7 @@ def test_unreadable_journal_is_no_outage(ingest: IngestModel, alice: Publisher) 
     ingest.store(worker)
     del ingest.workers[worker.number]
     unreadable = replace(ingest.facts("run"), state=State.FAILED, unusable=True, unavailable=True)
-    ingest.perform(ingest.scheduler.end_worker(worker.number, 0, unreadable, ingest.now))
+    ingest.perform(ingest.scheduler.handle_worker_end(worker.number, 0, unreadable, ingest.now))
     assert ingest.scheduler.runs["run"].outages == 0
     assert ingest.scheduler.runs["run"].state is State.PARKED
 
