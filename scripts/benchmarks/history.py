@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from tiledbroker import Journal
-from tiledbroker.log._journal import FINISHED_SUBDIRECTORY, unfinished_run_files
+from tiledbroker.log._journal_files import FINISHED_SUBDIRECTORY, unfinished_run_files
 from tiledwriter.testing import SupervisorProcess, free_port, wait_until
 
 from .rounds import OURS, Along, Figure, Rounds

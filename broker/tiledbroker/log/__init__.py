@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from ._codec import Encoder, ReplacedByRepr, decode
 from ._identity import SessionIdentity, is_session_of, new_session
-from ._journal import (
+from ._journal import HistoryEntry, Journal, NodeProgress, check_format
+from ._journal_files import (
     FINISHED_SUBDIRECTORY,
     SUFFIX,
     SUPERSEDED_SUBDIRECTORY,
-    HistoryEntry,
-    Journal,
-    NodeProgress,
-    check_format,
     find_run_file,
     follow_run_file,
     is_run_file,

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from .._errors import JournalInvalid, SpoolDamaged
-from ._journal import SUFFIX, HistoryEntry, Journal, NodeProgress, journal_files
+from ._journal import HistoryEntry, Journal, NodeProgress
+from ._journal_files import SUFFIX, journal_files
 from ._lock import FileLock
 from ._record import Record
 from ._released_spool import ReleasedSpoolFile

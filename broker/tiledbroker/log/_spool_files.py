@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ._journal import SUFFIX, journal_filename
+from ._journal_files import SUFFIX, journal_filename
 from ._segment import SEGMENT_SUFFIX, SegmentHeader, read_header
 
 _SEGMENT: Final = re.compile(r"(?P<run>.+)\.(?P<log>[0-9a-f]{8})\.(?P<first>\d{12,})\.segment")

@@ -33,7 +33,7 @@ from tiledbroker import (
     run_files,
 )
 from tiledbroker.log import _journal, _journal_schema
-from tiledbroker.log._journal import FINISHED_SUBDIRECTORY, follow_run_file
+from tiledbroker.log._journal_files import FINISHED_SUBDIRECTORY, follow_run_file
 
 APPLICATION_ID = 0x54574A4C  # part of the stored format
 

@@ -19,7 +19,7 @@ from stored_runs import add, journaled
 from warm import run_process
 
 from tiledbroker import Journal, JournalInvalid, JournalLocked, ZMQPublisher, run_files
-from tiledbroker.log._journal import FINISHED_SUBDIRECTORY, find_run_file, unfinished_run_files
+from tiledbroker.log._journal_files import FINISHED_SUBDIRECTORY, find_run_file, unfinished_run_files
 from tiledbroker.log._lock import FileLock
 from tiledbroker.supervisor._finished import bring_back, file_away, is_finished
 from tiledbroker.supervisor._retry import RetryWatch, request_retry

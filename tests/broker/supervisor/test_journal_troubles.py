@@ -24,7 +24,7 @@ from users import without_privileges
 
 from tiledbroker import Journal, ZMQPublisher
 from tiledbroker._filesystem import explain_write_error
-from tiledbroker.log._journal import FINISHED_SUBDIRECTORY
+from tiledbroker.log._journal_files import FINISHED_SUBDIRECTORY
 from tiledbroker.protocol import messages
 from tiledbroker.supervisor import ClientLimits, Source
 from tiledbroker.supervisor._journal_facts import read_facts

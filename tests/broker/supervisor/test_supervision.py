@@ -17,7 +17,7 @@ from paths import SUPPORT, search_path
 from runs import Acquisition, documents, happenings, metadata, publish, seq_nums, wait_for_outcome
 
 from tiledbroker import Encoder, Journal, ZMQPublisher, journal_filename
-from tiledbroker.log._journal import find_run_file
+from tiledbroker.log._journal_files import find_run_file
 from tiledbroker.supervisor._finished import bring_back
 from tiledbroker.supervisor.scheduler._runs import MAX_DEATHS
 from tiledwriter.testing import SupervisorProcess, TiledServer, journal_of, wait_until

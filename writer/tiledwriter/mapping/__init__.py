@@ -9,13 +9,14 @@ from ._arrays import Array
 from ._columns import arrow_type
 from ._consolidator import Consolidator
 from ._consolidators import consolidator_for
+from ._data_keys import declares_dtype
 from ._fold import BATCH_BYTES, BATCH_DOCUMENTS, Fold
 from ._fold_plan import FoldPlan, fold_until_planned
 from ._frames import Patch, Region
 from ._guest_consolidator import GuestConsolidator, registered_consolidators
 from ._guest_normalizer import GuestNormalizer, unpack_pages
 from ._hdf5_consolidators import HDF5Consolidator
-from ._normalizer import DocumentPatch, RunNormalizer, declares_dtype
+from ._normalizer import DocumentPatch, RunNormalizer
 from ._operations import (
     AppendRows,
     Audit,

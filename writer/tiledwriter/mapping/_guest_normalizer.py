@@ -9,7 +9,8 @@ from enum import Enum
 from typing import Any, Final, TypeAlias, cast
 
 from .._errors import PluginError
-from ._normalizer import MIMETYPES, Check, declares_dtype
+from ._data_keys import declares_dtype
+from ._normalizer import MIMETYPES, Check
 
 Documents: TypeAlias = list[tuple[str, dict[str, Any]]]
 

@@ -7,7 +7,7 @@ import posixpath
 import re
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from pathlib import PurePosixPath
 from typing import Any, Final, NamedTuple
@@ -16,9 +16,20 @@ from urllib.parse import urlparse, urlunparse
 import numpy
 
 from .._errors import DocumentError, DocumentInvalid
+from ._data_keys import (
+    RESERVED,
+    Document,
+    KeyNames,
+    declares_dtype,
+    is_list,
+    modern_configuration,
+    modern_data_key,
+    rename_data_keys,
+    select_keys,
+    without_reserved_names,
+)
 from ._frames import as_integer, as_range
 
-Document = Mapping[str, Any]
 DocumentPatch = Callable[[dict[str, Any]], Mapping[str, Any]]
 Check = Callable[[str, Document], None]
 
@@ -38,8 +49,6 @@ _DATASETS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("HDF5", "AD_HDF5", "AD_HDF5_SINGLE", "AD_HDF5_SWMR"), "/entry/data/data"),
     **dict.fromkeys(("XSP", "XSP3", "TPX_HDF5"), "/entry/instrument/detector/data"),
 }
-_DTYPES: Final = {"array": "<f8", "boolean": "|b1", "integer": "<i8", "number": "<f8", "string": "<U0"}
-_RESERVED: Final = frozenset({"time", "seq_num"})
 _NUMBER_IN_ID: Final = re.compile(r"0|[1-9][0-9]{0,8}")
 
 _LEGACY_RESOURCE: Final = frozenset({"uid", "spec", "root", "resource_path", "resource_kwargs"})
@@ -77,31 +86,6 @@ class _Stream(NamedTuple):
     internal: frozenset[str]
     external: frozenset[str]
     renamed: Mapping[str, str]
-
-
-class _KeyNames:
-    """The names of a stream's data keys over all its descriptors: those that a reserved name gets stay its own.
-
-    Attributes
-    ----------
-    renamed
-        The new names, by old name, of the data keys that are renamed.
-    """
-
-    def __init__(self) -> None:
-        self.renamed: dict[str, str] = {}
-        self._declared: set[str] = set()
-
-    def declare(self, keys: Document) -> dict[str, str]:
-        """Add the data keys of a descriptor; return the new names of those that are renamed."""
-        self._declared |= keys.keys()
-        for name in keys:
-            if name not in self.renamed and (name in _RESERVED or name in self.renamed.values()):
-                other = f"{name}_"
-                while other in self._declared or other in self.renamed.values():
-                    other += "_"
-                self.renamed[name] = other
-        return {name: other for name, other in self.renamed.items() if name in keys}
 
 
 class _Datum(NamedTuple):
@@ -202,7 +186,7 @@ class RunNormalizer:
         self._emitted: list[tuple[str, dict[str, Any]]] = []
         self._streams_by_descriptor: dict[str, _Stream] = {}
         self._latest_streams_by_name: dict[str, _Stream] = {}
-        self._key_names: dict[str, _KeyNames] = {}
+        self._key_names: dict[str, KeyNames] = {}
         # Modern resources whose data key may have another name in some streams.
         self._renamed_resources: dict[str, dict[str, Any]] = {}
         self._specs: dict[str, str] = {}
@@ -255,24 +239,24 @@ class RunNormalizer:
     def descriptor(self, doc: Document) -> None:
         """Translate the data keys, remember which of them are external, and emit the descriptor."""
         modern = dict(self._patch_and_check("descriptor", doc))
-        renamed = self._key_names.setdefault(modern["name"], _KeyNames()).declare(modern["data_keys"])
-        _rename_data_keys(modern, renamed)
+        renamed = self._key_names.setdefault(modern["name"], KeyNames()).declare(modern["data_keys"])
+        rename_data_keys(modern, renamed)
         for name, other in renamed.items():
-            why = "is reserved" if name in _RESERVED else "has the new name of another one"
+            why = "is reserved" if name in RESERVED else "has the new name of another one"
             self._add_note(f"Stream '{modern['name']}': data key '{name}' {why} and was renamed to '{other}'.")
         self.guessed_types |= {
             (modern["name"], name) for name, key in modern["data_keys"].items() if not declares_dtype(key)
         }
-        keys = modern["data_keys"] = {name: _modern_data_key(key) for name, key in modern["data_keys"].items()}
+        keys = modern["data_keys"] = {name: modern_data_key(key) for name, key in modern["data_keys"].items()}
         for owner, names in (modern.get("object_keys") or {}).items():
-            if not _is_list(names):
+            if not is_list(names):
                 self._add_note(f"Stream '{modern['name']}': the object keys of '{owner}' are not a list of names.")
                 continue
             for name in names:
                 if isinstance(name, str) and name in keys:
                     keys[name]["object_name"] = owner
         if isinstance(modern.get("configuration"), Mapping):
-            modern["configuration"] = _modern_configuration(modern["configuration"])
+            modern["configuration"] = modern_configuration(modern["configuration"])
         external = frozenset(name for name, key in keys.items() if key.get("external"))
         stream = _Stream(modern["name"], frozenset(keys) - external, external, renamed)
         # Most further descriptors of a stream have the same data keys, which then are stored only once.
@@ -289,12 +273,12 @@ class RunNormalizer:
             raise _document_error(
                 "event", doc, f"belongs to descriptor {modern['descriptor']!r}, which did not come before it"
             )
-        data: Document = _without_reserved_names(modern["data"], stream.renamed)
-        timestamps = _without_reserved_names(modern["timestamps"], stream.renamed)
-        filled = _without_reserved_names(modern.pop("filled", None) or {}, stream.renamed)
+        data: Document = without_reserved_names(modern["data"], stream.renamed)
+        timestamps = without_reserved_names(modern["timestamps"], stream.renamed)
+        filled = without_reserved_names(modern.pop("filled", None) or {}, stream.renamed)
         internal = self._internal_keys(stream, data, filled)
-        modern["data"] = _select_keys(internal, data)
-        modern["timestamps"] = _select_keys(internal, timestamps)
+        modern["data"] = select_keys(internal, data)
+        modern["timestamps"] = select_keys(internal, timestamps)
         self.emit("event", modern)
         if len(modern["data"]) < len(data):
             for key in data:
@@ -362,9 +346,9 @@ class RunNormalizer:
         """Emit a stream resource in its modern form."""
         modern = self._modern_resource("stream_resource", self._patch_and_check("stream_resource", doc))
         data_key = modern["data_key"]
-        if data_key.rstrip("_") in _RESERVED:
+        if data_key.rstrip("_") in RESERVED:
             self._renamed_resources[modern["uid"]] = dict(modern)
-            modern["data_key"] = f"{data_key}_" if data_key in _RESERVED else data_key
+            modern["data_key"] = f"{data_key}_" if data_key in RESERVED else data_key
         self.emit("stream_resource", modern)
 
     def stream_datum(self, doc: Document) -> None:
@@ -375,7 +359,7 @@ class RunNormalizer:
         if resource is not None and stream is not None:
             data_key = resource["data_key"]
             name = self._key_names[stream.name].renamed.get(data_key, data_key)
-            if name != (f"{data_key}_" if data_key in _RESERVED else data_key):
+            if name != (f"{data_key}_" if data_key in RESERVED else data_key):
                 modern["stream_resource"] = self._announce_resource(
                     f"{resource['uid']}-{name}", {**resource, "data_key": name}
                 )
@@ -686,87 +670,9 @@ def _document_error(name: str, doc: Document, what: str) -> DocumentError:
     return DocumentError(f"The {name} document {uid!r} {what}. Correct it with a patch for {name!r}.")
 
 
-def _select_keys(keys: frozenset[str], values: Document) -> Document:
-    return values if values.keys() <= keys else {key: value for key, value in values.items() if key in keys}
-
-
-def _without_reserved_names(values: Document, renamed: Mapping[str, str]) -> Document:
-    if not renamed or renamed.keys().isdisjoint(values):
-        return values
-    kept = {key: value for key, value in values.items() if key not in renamed}
-    return kept | {other: values[name] for name, other in renamed.items() if name in values}
-
-
-def _rename_data_keys(descriptor: dict[str, Any], renamed: Mapping[str, str]) -> None:
-    """Rename data keys throughout a descriptor, in new dicts."""
-    if not renamed:
-        return
-    keys = descriptor["data_keys"]
-    descriptor["data_keys"] = _without_reserved_names(keys, renamed)
-    if descriptor.get("object_keys"):
-        descriptor["object_keys"] = {
-            owner: _renamed_items(names, renamed) for owner, names in descriptor["object_keys"].items()
-        }
-    if isinstance(hints := descriptor.get("hints"), Mapping):
-        descriptor["hints"] = {
-            owner: {**hint, "fields": _renamed_items(hint["fields"], renamed)}
-            if isinstance(hint, Mapping) and "fields" in hint
-            else hint
-            for owner, hint in hints.items()
-        }
-
-
 def _without_arrays(parameters: Document) -> dict[str, Any]:
     """Return the parameters of a resource with lists in place of arrays, which have no truth value."""
     return {name: value.tolist() if isinstance(value, numpy.ndarray) else value for name, value in parameters.items()}
-
-
-def _renamed_items(names: Any, renamed: Mapping[str, str]) -> Any:
-    """Return a list of data keys with the new names; return anything else unchanged."""
-    if not _is_list(names):
-        return names
-    return [renamed.get(name, name) if isinstance(name, str) else name for name in names]
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping)
-
-
-def _modern_configuration(configuration: Document) -> dict[str, Any]:
-    """Return a configuration with modern data keys; what is no data key remains unchanged, as it is only metadata."""
-    modern = dict(configuration)
-    for owner, part in configuration.items():
-        if isinstance(part, Mapping) and isinstance(keys := part.get("data_keys"), Mapping):
-            data_keys = {name: _modern_data_key(key) if isinstance(key, Mapping) else key for name, key in keys.items()}
-            modern[owner] = {**part, "data_keys": data_keys}
-    return modern
-
-
-def _modern_data_key(key: Document) -> dict[str, Any]:
-    """Return a copy of a data key that has its most precise declared type as `dtype_numpy`."""
-    modern = {name: value for name, value in key.items() if name not in ("dtype_descr", "dtype_str")}
-    dtype = _declared_dtype(key) or _DTYPES.get(str(key.get("dtype")))
-    if dtype:
-        modern["dtype_numpy"] = dtype
-    if (shape := modern.get("shape", ())) is None or isinstance(shape, numpy.ndarray):
-        modern["shape"] = () if shape is None else shape.tolist()
-    if not modern.get("external"):
-        modern.pop("external", None)
-    return modern
-
-
-def declares_dtype(key: Document) -> bool:
-    """Return whether a data key, as received, declares a NumPy type."""
-    return _declared_dtype(key) is not None
-
-
-def _declared_dtype(key: Document) -> str | Sequence[Any] | None:
-    """Return the most precise NumPy type that a data key, as received, declares; None if it declares none."""
-    fields = key.get("dtype_descr")
-    if isinstance(fields, list | tuple) and fields and all(isinstance(field, list | tuple) for field in fields):
-        return [list(field) for field in fields]
-    declared = (key.get(field) for field in ("dtype_numpy", "dtype_str"))
-    return next((dtype for dtype in declared if isinstance(dtype, str | list | tuple) and dtype), None)
 
 
 def _unpacked_events(page: Document) -> Iterator[dict[str, Any]]:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
-
-import numpy
 
 from .._errors import DocumentError
 from .._json import to_json
@@ -18,29 +15,22 @@ from ._columnar import EventBatch
 from ._consolidator import Consolidator
 from ._consolidators import consolidator_for
 from ._dtypes import declared_dtype
-from ._frames import AnnouncedFrames, Region, as_integer, as_range, file_of, plain_uri
+from ._frames import AnnouncedFrames, as_integer, as_range, file_of, plain_uri
 from ._operations import (
-    Audit,
     CloseStream,
-    ColumnDigest,
     CreateContainer,
-    DescribeExternal,
-    ExtendExternal,
     Operation,
     RegisterExternal,
     RemoveNode,
     UpdateMetadata,
 )
+from ._streams import ExternalData, Stream, hints_of
 from ._tables import InternalData
 
 MAX_ARRAY_SIZE: Final = 16
 """The default for the largest array in an event, in numbers, that becomes a list column."""
 
 MAX_PENDING_ARRAY_BYTES_PER_STREAM: Final = 64 * 2**20
-
-# A partial flush holds back additions of less than this fraction to data keys with at least `LONG_LIST_ROWS` frames.
-LONG_LIST_ROWS: Final = 1_000
-SMALL_ADDITION_FRACTION: Final = 1 / 8
 
 RUN_SPEC: Final = ("BlueskyRun", "3.0")
 """The name and version of the spec of a run's container."""
@@ -55,196 +45,6 @@ STREAM_SPECS: Final = (("BlueskyEventStream", "3.0"), ("composite", None))
 _OWN_SPECS: Final = frozenset({RUN_SPEC[0], *(name for name, _ in STREAM_SPECS)})
 _LAYOUT: Final = ("shape", "dtype_numpy")
 _NOT_METADATA: Final = frozenset({"name", "object_keys", "run_start"})
-
-
-@dataclass
-class ExternalData:
-    """The external files of one data key, and the part of them that Tiled has been sent.
-
-    Attributes
-    ----------
-    path
-        The path of the node.
-    mimetype
-        The mimetype of the files.
-    consolidator
-        The consolidator, with all documents so far.
-    described
-        The descriptor's entry for the data key.
-    resources
-        The StreamResources, by uid.
-    dims
-        The names of the dimensions in the stream, or None.
-    registered
-        The data source with which the node is created.
-    reported_rows, reported_assets
-        The numbers of rows and of files that Tiled has been sent.
-    last_document
-        The number, in the stream, of the last document that added frames.
-    late
-        Whether stream datums came before the documents to which they refer.
-    region
-        The region that changed since the last flush, or None.
-    """
-
-    path: str
-    mimetype: str
-    consolidator: Consolidator
-    described: Mapping[str, Any]
-    resources: dict[str, Mapping[str, Any]]
-    dims: list[str] | None = None
-    registered: dict[str, Any] = field(default_factory=dict)
-    reported_rows: int = 0
-    reported_assets: int = 0
-    last_document: int = 0
-    late: bool = False
-    region: Region | None = None
-
-    def consume(self, stream_datum: Mapping[str, Any]) -> None:
-        """Add the frames of a stream datum; raise DocumentError if Tiled cannot serve them."""
-        region = self.consolidator.consume(stream_datum)
-        self.region = region if self.region is None else self.region.union(region)
-
-    @property
-    def in_order_of_events(self) -> bool:
-        """Whether the frames are in the order of the event rows.
-
-        If sequence numbers repeat, the frames are in the order in which their documents arrived. A late document then
-        breaks the order of the events.
-        """
-        consolidator = self.consolidator
-        if not isinstance(consolidator, ArrayConsolidator):
-            return True
-        return consolidator.in_order_of_events and not (self.late and consolidator.frames.repeats)
-
-    @property
-    def can_be_counted(self) -> bool:
-        """Whether equal numbers of frames and events mean one for each: no document names the events of some only."""
-        consolidator = self.consolidator
-        if not isinstance(consolidator, ArrayConsolidator):
-            return True
-        frames = consolidator.frames
-        return not consolidator.contradicts_events and (frames.has_seq_nums or not frames.seq_nums)
-
-    @property
-    def seq_nums_digest(self) -> str | None:
-        """The digest of the sequence numbers of the frames, by row; None unless they are known for all frames."""
-        consolidator = self.consolidator
-        if not isinstance(consolidator, ArrayConsolidator) or not consolidator.frames.has_seq_nums:
-            return None
-        digest = ColumnDigest()
-        for part in consolidator.frames.seq_nums:
-            digest.add_bytes(numpy.arange(part.start, part.stop, dtype=numpy.int64).tobytes())
-        return digest.value
-
-    @property
-    def takes_ranges(self) -> bool:
-        """Whether consecutive datums can be consumed as one."""
-        return type(self.consolidator).consume is ArrayConsolidator.consume
-
-    def data_source(self) -> dict[str, Any]:
-        """Return the current data source, with the names of dimensions in the stream."""
-        source = self.consolidator.data_source()
-        if self.dims is None:
-            return source
-        return {**source, "structure": {**source["structure"], "dims": list(self.dims)}}
-
-    @property
-    def shape(self) -> list[int]:
-        """The shape of the array; empty for files without a shape."""
-        return list(self.consolidator.data_source()["structure"].get("shape") or ())
-
-    @property
-    def pending_rows(self) -> int:
-        """The number of frames since the last flush."""
-        return self.consolidator.rows - self.reported_rows
-
-    @property
-    def is_small_addition(self) -> bool:
-        """Whether the new frames are so few, compared with those that Tiled knows, that an update can wait."""
-        return self.reported_rows >= LONG_LIST_ROWS and self.pending_rows < self.reported_rows * SMALL_ADDITION_FRACTION
-
-    def flush(self, *, everything: bool) -> list[Operation]:
-        """Return the operation for the frames since the last flush; small additions only if `everything` is set."""
-        if self.region is None or (self.is_small_addition and not everything):
-            return []
-        reported, self.reported_rows = self.reported_rows, self.consolidator.rows
-        region, self.region = self.region, None
-        if reported == self.reported_rows:
-            return []
-        source = self.data_source()
-        known, self.reported_assets = self.reported_assets, len(source["assets"])
-        return [ExtendExternal(self.path, reported, self.reported_rows, source, region.offset, region.shape, known)]
-
-    def describe(self) -> Operation:
-        """Return the operation that sets the final structure and parameters."""
-        return DescribeExternal(self.path, {**self.data_source(), "assets": []})
-
-    def audit(self) -> Operation | None:
-        """Return the operation that verifies the number of rows; None for files without rows or shape."""
-        shape = self.shape
-        return Audit(self.path, shape[0]) if self.reported_rows and shape else None
-
-
-class Stream:
-    """The state of one stream.
-
-    Attributes
-    ----------
-    name
-        The name of the stream.
-    path
-        The path of its node.
-    descriptor
-        Its first descriptor.
-    data_keys
-        The data keys of all its descriptors.
-    latest_keys, latest_hints
-        The data keys and the hints of its latest descriptor.
-    internal
-        The data in its events.
-    names
-        The names of nodes, columns and dimensions in the stream.
-    external
-        The data in external files, by data key.
-    left_out
-        The data keys whose files are no longer accepted.
-    documents
-        The number of events and stream datums so far.
-    updates
-        Metadata of the further descriptors.
-    changes
-        Changes of the node's metadata that are not reported to Tiled yet.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        path: str,
-        descriptor: Mapping[str, Any],
-        internal: InternalData,
-        names: StreamNames,
-    ) -> None:
-        self.name = name
-        self.path = path
-        self.descriptor = descriptor
-        self.data_keys: dict[str, Any] = dict(descriptor["data_keys"])
-        self.latest_keys: Mapping[str, Any] = descriptor["data_keys"]
-        self.latest_hints = _hints_of(descriptor)
-        self.internal = internal
-        self.names = names
-        self.external: dict[str, ExternalData] = {}
-        self.left_out: set[str] = set()
-        self.documents = 0
-        self.updates: list[dict[str, Any]] = []
-        self.changes: dict[str, Any] = {}
-
-    def flush_changes(self) -> list[Operation]:
-        """Return the operations that update the metadata with all changes so far."""
-        changes, self.changes = self.changes, {}
-        if "_config_updates" in changes:
-            changes["_config_updates"] = list(self.updates)
-        return [UpdateMetadata(self.path, changes)] if changes else []
 
 
 class RunWriter:
@@ -568,7 +368,7 @@ class RunWriter:
                     f"Stream {stream.name!r}: a further descriptor has another {' and another '.join(others)} of "
                     f"{key!r}, which is in '_config_updates'."
                 )
-        if not _values_equal(stream.latest_hints, hints := _hints_of(document)):
+        if not _values_equal(stream.latest_hints, hints := hints_of(document)):
             stream.latest_hints = hints
             changed["hints"] = metadata.get("hints") or {}
             self.note(f"Stream {stream.name!r}: a further descriptor has other hints, which are in '_config_updates'.")
@@ -810,12 +610,6 @@ class RunWriter:
             paths += [external.path for external in stream.external.values()]
             paths.append(stream.path)
         return [CloseStream(path) for path in [*paths, self._path]]
-
-
-def _hints_of(descriptor: Mapping[str, Any]) -> Any:
-    """Return the hints of a descriptor: whatever it has, as nothing but metadata depends on them; {} for none."""
-    hints = descriptor.get("hints")
-    return {} if hints is None else hints
 
 
 def _values_equal(one: Any, other: Any) -> bool:
