@@ -25,9 +25,10 @@ log = logging.getLogger(__name__)
 BATCH_BYTES: Final = 512 * 2**10
 BATCH_DOCUMENTS: Final = 2_000
 LINGER_SECONDS: Final = 0.01
-"""Delay before the next batch so that it fills; none after an idle period."""
+"""Delay before the next batches so that they fill, for each run of the last ones; none after an idle period."""
+MAX_LINGER_SECONDS: Final = 0.1
 FULL_BATCH_DOCUMENTS: Final = 500
-"""Number of waiting documents from which a batch is sent without linger."""
+"""Number of waiting documents of each run from which batches are sent without linger."""
 RECHECK_SECONDS: Final = 0.05
 """Delay before documents are looked at again that wait for company, or for room in the supervisor's window."""
 HELLO_INTERVAL_SECONDS: Final = 1.0
@@ -419,10 +420,13 @@ class ShippingSession:
         """Yield at most one batch of each run, all within the supervisor's window."""
         self._has_more = False
         shipments = self._shipments.values()
-        if now < self._linger_until and sum(shipment.waiting for shipment in shipments) < FULL_BATCH_DOCUMENTS:
-            return
+        if now < self._linger_until:
+            waiting = [shipment.waiting for shipment in shipments if shipment.waiting]
+            if sum(waiting) < FULL_BATCH_DOCUMENTS * max(len(waiting), 1):
+                return
         room = welcome.window - sum(shipment.bytes_in_flight for shipment in shipments)
         more = False
+        linger_seconds = 0.0
         for shipment in shipments:
             if room <= 0:
                 return
@@ -440,7 +444,9 @@ class ShippingSession:
             shipment.note_sent(batch, now)
             room -= max(len(batch.body), 1)
             more = more or shipment.waiting > 0
-            self._linger_until = now + LINGER_SECONDS
+            # A batch costs its worker a commit however small it is, and those of several runs take as long to fill.
+            linger_seconds = min(linger_seconds + LINGER_SECONDS, MAX_LINGER_SECONDS)
+            self._linger_until = now + linger_seconds
         self._has_more = more and room > 0
 
     def _read_batch(

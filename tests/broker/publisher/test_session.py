@@ -36,6 +36,7 @@ from tiledbroker.publisher._session import (
     LATER_SECONDS,
     LINGER_SECONDS,
     MAX_ASK_INTERVAL_SECONDS,
+    MAX_LINGER_SECONDS,
     NAME_TIMEOUT_SECONDS,
     PING_INTERVAL_SECONDS,
     RECHECK_SECONDS,
@@ -227,6 +228,26 @@ class TestDocuments:
         talk.send()
         talk.run().append(FULL_BATCH_DOCUMENTS)
         assert talk.batches() == [("run", 1, 1 + FULL_BATCH_DOCUMENTS)]
+
+    def test_of_several_runs_linger_for_as_long_as_each_of_their_batches_would_alone(self) -> None:
+        uids = [f"run-{number}" for number in range(4)]
+        talk = Talk(*(MemoryRun(uid).append() for uid in uids)).welcome()
+        assert talk.batches() == [(uid, 0, 1) for uid in uids]
+        for uid in uids:
+            talk.run(uid).append(FULL_BATCH_DOCUMENTS - 1)
+        assert talk.wait(3 * LINGER_SECONDS).batches() == []
+        assert talk.session.next_at(talk.now) == pytest.approx(talk.now + LINGER_SECONDS)
+        talk.run("run-0").append(4)
+        assert [uid for uid, _, _ in talk.batches()] == uids
+
+    def test_of_very_many_runs_do_not_linger_for_long(self) -> None:
+        uids = [f"run-{number}" for number in range(100)]
+        talk = Talk(*(MemoryRun(uid).append() for uid in uids)).welcome()
+        assert len(talk.batches()) == len(uids)
+        for uid in uids:
+            talk.run(uid).append()
+        assert talk.batches() == []
+        assert len(talk.wait(MAX_LINGER_SECONDS).batches()) == len(uids)
 
     def test_wait_for_company_as_long_as_the_host_asks_them_to(self) -> None:
         talk = Talk(MemoryRun("run").append(), MemoryRun("other")).welcome()
