@@ -6,7 +6,7 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -166,7 +166,10 @@ def _published(supervisor: SupervisorProcess, place: Path, *, runs: int, events:
 
 
 def _spooled(supervisor: SupervisorProcess, place: Path, *, runs: int, events: int) -> float:
-    """What an acquisition process leaves that had no connection."""
+    """What an acquisition process leaves that had no connection, for a supervisor that has had a worker before."""
+    with closing(connected_publisher(supervisor, place / "spool")) as earlier:
+        _emit(earlier, [run_of(1)])
+        assert earlier.flush(300)
     spool = place / "spool-of-another"
     absent = ZMQPublisher("tcp://127.0.0.1:1", spool_dir=spool)
     documents = _emit(absent, [run_of(events) for _ in range(runs)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import Final
 
 from .._rate_limited_log import RateLimitedLog
@@ -18,10 +19,18 @@ class Flusher:
     """Thread that calls `Spool.maintain` four times a second, and whenever the callback needs segments.
 
     `stop` joins the thread. The owner of the spool closes it afterwards.
+
+    Parameters
+    ----------
+    spool
+        The spool.
+    on_adopted
+        Called after runs of dead sessions were adopted.
     """
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: Spool, on_adopted: Callable[[], None]) -> None:
         self._spool = spool
+        self._on_adopted = on_adopted
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="tiledbroker-flusher", daemon=True)
         self._limited_log = RateLimitedLog(log)
@@ -40,7 +49,8 @@ class Flusher:
         while not self._stopping:
             self._spool.wait_for_work(FLUSH_INTERVAL_SECONDS)
             try:
-                self._spool.maintain()
+                if self._spool.maintain():
+                    self._on_adopted()
             except Exception:
                 # Keep running after any error: documents are still in memory and are shipped from there.
                 self._limited_log.log(

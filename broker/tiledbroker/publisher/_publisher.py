@@ -119,7 +119,7 @@ class SpoolPublisher:
             limit_bytes=spool_limit if keep_until == "written" else 0,
         )
         self._shipper = Shipper(self._spool, address, open_link, name=name)
-        self._flusher = Flusher(self._spool)
+        self._flusher = Flusher(self._spool, self._shipper.notify)
         self._closed = False
         self._complete = False
         self._shipper.start()

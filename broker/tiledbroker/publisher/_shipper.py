@@ -228,11 +228,14 @@ class Shipper:
 
     def _wait_for_events(self, link: Link, *, blocked: bool) -> None:
         """Wait for messages, for new documents, or until something is due."""
-        # Look for documents after announcing the sleep: those that were appended before did not wake this thread.
+        # Look for documents and runs after announcing the sleep: those that came before did not wake this thread.
         self._asleep = True
         now = time.monotonic()
         # Save the callback the system call if the thread wakes up soon anyway, or could not send its documents.
         self._asleep = not blocked and self._session.awaits_documents(now)
+        if self._asleep:
+            with self._changed:
+                self._session.update_runs()
         wake_at = math.inf if blocked else self._session.next_at(now)
         timeout = min(max(wake_at - now, 0.0), MAX_SLEEP_SECONDS)
         was_woken = link.wait(self._wake_up.fileno(), timeout, blocked=blocked)

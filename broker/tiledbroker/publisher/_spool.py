@@ -118,6 +118,8 @@ class Spool:
             any_host=adopt == "any-host",
         )
         self._adopt_at = 0.0
+        # Number of runs adopted so far.
+        self._adopted = 0
         with self._noting_problem():
             self._rehearse()
             self._create_spares()
@@ -267,12 +269,18 @@ class Spool:
         self._wake.wait(timeout)
         self._wake.clear()
 
-    def maintain(self) -> None:
+    def maintain(self) -> bool:
         """Create segments, write documents to disk, delete runs that are not needed, and adopt runs of dead sessions.
 
         Failed steps set `problem`, and are retried in the next call.
+
+        Returns
+        -------
+        bool
+            True if runs were adopted.
         """
         problem = ""
+        before = self._adopted
         for step in (
             self._create_spares,
             self._store_documents,
@@ -285,6 +293,7 @@ class Spool:
             except OSError as error:
                 problem = problem or str(error)
         self._note_problem(problem)
+        return self._adopted > before
 
     def _create_spares(self) -> None:
         """Create spare segments for the callback."""
@@ -396,6 +405,7 @@ class Spool:
                     run.close()
                 else:
                     self._runs[run.run_uid] = run
+                    self._adopted += 1
         self._adopt_at = 0.0 if self._left.has_more else time.monotonic() + ADOPT_INTERVAL_SECONDS
         if self._left.has_more:
             self._wake.set()

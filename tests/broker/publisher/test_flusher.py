@@ -40,7 +40,7 @@ def test_it_goes_on_after_whatever_went_wrong(
 
     with monkeypatch.context() as failing:
         failing.setattr(Spool, "maintain", maintain)
-        flusher = Flusher(spool)
+        flusher = Flusher(spool, lambda: None)
         flusher.start()
         wait_until(lambda: times > 2, 60, "it has gone on")
         flusher.stop()
@@ -58,7 +58,7 @@ def test_it_makes_segments_as_they_are_needed(spool: Spool, monkeypatch: pytest.
     monkeypatch.setattr(flusher_module, "FLUSH_INTERVAL_SECONDS", 1000.0)
     monkeypatch.setattr(spool_module, "FIRST_SEGMENT_BYTES", 1000)
     monkeypatch.setattr(spool_module, "SEGMENT_BYTES", 2000)
-    flusher = Flusher(spool)
+    flusher = Flusher(spool, lambda: None)
     flusher.start()
     start(spool, "run")
     for number in range(300):
@@ -72,7 +72,7 @@ def test_it_makes_segments_as_they_are_needed(spool: Spool, monkeypatch: pytest.
 
 def test_it_ends_at_once(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flusher_module, "FLUSH_INTERVAL_SECONDS", 1000.0)
-    flusher = Flusher(spool)
+    flusher = Flusher(spool, lambda: None)
     flusher.start()
     flusher.stop()
 
