@@ -188,6 +188,7 @@ class ShippingSession:
 
     def hurry(self) -> None:
         """Send what waits for company now, since somebody waits for it. Like `stop`, it needs the lock."""
+        self._linger_until = 0.0
         for shipment in self._shipments.values():
             shipment.pause = 0.0
 

@@ -240,6 +240,14 @@ class TestDocuments:
         talk.run("run-0").append(4)
         assert [uid for uid, _, _ in talk.batches()] == uids
 
+    def test_do_not_linger_while_somebody_waits_for_them(self) -> None:
+        talk = Talk(MemoryRun("run").append()).welcome()
+        talk.send()
+        talk.run().append()
+        assert talk.batches() == []
+        talk.session.hurry()
+        assert talk.batches() == [("run", 1, 2)]
+
     def test_of_very_many_runs_do_not_linger_for_long(self) -> None:
         uids = [f"run-{number}" for number in range(100)]
         talk = Talk(*(MemoryRun(uid).append() for uid in uids)).welcome()
