@@ -348,7 +348,9 @@ class ShippingSession:
 
     def awaits_documents(self, now: float) -> bool:
         """Return True if new documents are to be announced, because none are looked for soon anyway."""
-        return self._welcome is not None and self._next_batch_at(now) > now + RECHECK_SECONDS
+        if self._welcome is None or now < self._linger_until:
+            return False
+        return self._next_batch_at(now) > now + RECHECK_SECONDS
 
     def _next_batch_at(self, now: float) -> float:
         if self._has_more:

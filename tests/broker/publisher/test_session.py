@@ -255,6 +255,8 @@ class TestDocuments:
         for uid in uids:
             talk.run(uid).append()
         assert talk.batches() == []
+        # No document needs to wake anybody meanwhile.
+        assert not talk.session.awaits_documents(talk.now)
         assert len(talk.wait(MAX_LINGER_SECONDS).batches()) == len(uids)
 
     def test_wait_for_company_as_long_as_the_host_asks_them_to(self) -> None:
