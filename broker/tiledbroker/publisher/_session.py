@@ -176,6 +176,7 @@ class ShippingSession:
         for run in [run for uid, run in runs.items() if uid not in self._shipments]:
             # The supervisor may already have documents of an adopted run; its answer to the next Hello tells.
             self._shipments[run.run_uid] = Shipment(run, known=not run.is_adopted)
+            self._has_more = True
             if run.is_adopted:
                 self._next_hello_at = 0.0
 

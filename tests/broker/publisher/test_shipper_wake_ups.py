@@ -68,8 +68,8 @@ class QuietLink:
 def sleeps_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a wake-up, the shipper sleeps until long after the test."""
     monkeypatch.setattr(shipper_module, "MAX_SLEEP_SECONDS", 1000.0)
-    for name in ("HELLO_INTERVAL_SECONDS", "PING_INTERVAL_SECONDS", "SILENCE_SECONDS", "ASK_INTERVAL_SECONDS"):
-        monkeypatch.setattr(session_module, name, 1000.0)
+    for what in ("HELLO_INTERVAL", "PING_INTERVAL", "SILENCE", "ASK_INTERVAL", "RECHECK"):
+        monkeypatch.setattr(session_module, f"{what}_SECONDS", 1000.0)
 
 
 def test_a_run_that_begins_between_the_last_look_and_falling_asleep_is_shipped(tmp_path: Path) -> None:
