@@ -67,7 +67,7 @@ class Report:
     def write_pages(self, directory: Path) -> None:
         """A table and a plot of each benchmark, and a table of all budgets, to be included in a page.
 
-        Lines of the directory's table of budgets stay that are of benchmarks which were not measured.
+        In the directory's table of budgets, the lines of benchmarks that were not measured stay.
         """
         from .plots import plot
 
@@ -81,12 +81,14 @@ class Report:
 
     def _budgets(self, earlier: Sequence[str]) -> Iterator[str]:
         listed = ", ".join(f"{name} {value}" for name, value in self.conditions.items() if name != "cores")
-        yield f"Measured on {self.conditions['cores']} cores with {listed}."
+        # Each line begins with "| benchmark |"; the title and the rule above the lines name none.
+        kept = [(line.split(" | ")[0].removeprefix("| "), line) for line in earlier if line.startswith("| ")][2:]
+        before = dict.fromkeys(name for name, _ in kept if name not in self.figures)
+        note = f" Measured before, perhaps with other versions: {', '.join(before)}." if before else ""
+        yield f"Measured on {self.conditions['cores']} cores with {listed}.{note}"
         yield ""
         yield "| benchmark | what | measured | budget | kept |"
         yield "| --- | --- | ---: | ---: | --- |"
-        # Each line begins with "| benchmark |"; the title and the rule above the lines name none.
-        kept = [(line.split(" | ")[0].removeprefix("| "), line) for line in earlier if line.startswith("| ")][2:]
         for name in dict.fromkeys([*(name for name, _ in kept), *self.figures]):
             if name not in self.figures:
                 yield from (line for of, line in kept if of == name)

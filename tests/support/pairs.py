@@ -1,6 +1,6 @@
-"""Choices of parameters in which any two values come together once at least, in place of all that are possible.
+"""Choices of parameters in which any two values come together at least once, in place of all that are possible.
 
-Most faults that need particular values need one or two of them; that is what a tenth or a half of all choices shows.
+Most faults that depend on parameters depend on one or two of them.
 """
 
 from __future__ import annotations

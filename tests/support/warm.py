@@ -381,7 +381,8 @@ def become(task: list[Any], streams: Sequence[int]) -> NoReturn:
         os.close(stream)
     os.chdir(directory)
     set_environment(environment)
-    Path("/proc/self/comm").write_text(command[command[0] == "-m"].rpartition("/")[2][-15:])  # for ps and top
+    # Otherwise ps and top show the same name for all forks.
+    Path("/proc/self/comm").write_text(command[command[0] == "-m"].rpartition("/")[2][-15:])
     if command[:2] == ["-m", SUPERVISOR] or Path(command[0]).stem.endswith("_supervisor"):
         fork_for_fork_server()
     end_with(lambda: run_python(command))

@@ -1,4 +1,4 @@
-"""The callback that users subscribe to the RunEngine. It calls `Spool.append` in `_spool.py`, and keeps its errors.
+"""The callback that users subscribe to the RunEngine. It calls `Spool.append` in `_spool.py`.
 
 `SpoolPublisher` is all of it but the transport, which a subclass chooses, such as `ZMQPublisher` in
 `_zmq_publisher.py`.

@@ -176,6 +176,7 @@ class ShippingSession:
         for run in [run for uid, run in runs.items() if uid not in self._shipments]:
             # The supervisor may already have documents of an adopted run; its answer to the next Hello tells.
             self._shipments[run.run_uid] = Shipment(run, known=not run.is_adopted)
+            # It may have documents, of which nobody has told the shipper while it was awake.
             self._has_more = True
             if run.is_adopted:
                 self._next_hello_at = 0.0
@@ -448,7 +449,7 @@ class ShippingSession:
             shipment.note_sent(batch, now)
             room -= max(len(batch.body), 1)
             more = more or shipment.waiting > 0
-            # A batch costs its worker a commit however small it is, and those of several runs take as long to fill.
+            # A batch costs its worker a commit, however small it is, and with several runs each takes longer to fill.
             linger_seconds = min(linger_seconds + LINGER_SECONDS, MAX_LINGER_SECONDS)
             self._linger_until = now + linger_seconds
         self._has_more = more and room > 0

@@ -1,6 +1,6 @@
 """Apply operations to Tiled with exactly-once effect, across crashes and lost answers.
 
-What a lost answer was is found out by `NodeGrowth.determine_outcome`, in `_growth.py`.
+`NodeGrowth.determine_outcome`, in `_growth.py`, finds out what became of a request whose answer was lost.
 """
 
 from __future__ import annotations

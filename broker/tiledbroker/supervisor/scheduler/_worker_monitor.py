@@ -1,6 +1,6 @@
 """The worker monitor: ends workers that do not answer, use too much memory, or do not end when told to.
 
-Whether a run gets another worker then is decided where any worker's end is: `Scheduler.handle_worker_end`.
+`Scheduler.handle_worker_end` decides whether the run gets another worker then, as after any end of a worker.
 """
 
 from __future__ import annotations
