@@ -124,7 +124,14 @@ def well() -> dict[str, Any]:
                 "unlisted_open": 0,
                 "unlisted_troubled": 0,
             },
-            "workers": {"running": 2, "max": 32, "restarts": 1, "memory": 192 * 2**20, "waiting_for_worker": 0},
+            "workers": {
+                "running": 2,
+                "max": 32,
+                "restarts": 1,
+                "memory": 192 * 2**20,
+                "waiting_for_worker": 0,
+                "waiting_to_write": 1,
+            },
             "totals": {
                 "documents": 5_210_341,
                 "bytes": 3_100_200_300,

@@ -100,6 +100,19 @@ def test_the_last_finished_run_is_named() -> None:
     assert "Last run    count 17, d68cc6e1-1111: written 1 min 30 s ago, 24 documents" in text
 
 
+@pytest.mark.parametrize(
+    ("waiting", "text"),
+    [
+        (None, "unknown memory; 0 died"),
+        (0, "unknown memory; 0 died"),
+        (2, "unknown memory; 2 wait for their turn to write; 0 died"),
+    ],
+)
+def test_workers_that_wait_for_their_turn_to_write_are_shown(waiting: int | None, text: str) -> None:
+    workers = msgspec.to_builtins(snapshot().workers) | {"running": 3, "waiting_to_write": waiting}
+    assert f"Workers     3 of at most 4, {text} since the start" in draw(snapshot(workers=workers))
+
+
 def test_an_old_answer_of_tiled_is_not_said_to_be_a_present_one() -> None:
     tiled = msgspec.to_builtins(snapshot().tiled) | {
         "since": NOW - 8000,

@@ -110,6 +110,7 @@ def make_snapshot(
             restarts=tally.deaths,
             memory=sum(around.memory.values()) if around.memory or not scheduler.running_workers else None,
             waiting_for_worker=sum(map(scheduler.is_waiting_for_room, scheduler.runs.values())),
+            waiting_to_write=scheduler.write_slots.waiting,
         ),
         totals=Totals(tally.documents, tally.bytes, tally.written_documents, tally.deaths, dict(around.refused)),
         trouble=list(around.trouble),

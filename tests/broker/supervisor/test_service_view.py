@@ -360,6 +360,20 @@ def test_a_run_without_room_waits_for_a_worker(service: Service) -> None:
     assert any("all 4 workers are busy" in reason for reason in snapshot.reasons)
 
 
+def test_workers_that_wait_for_their_turn_to_write_are_counted(service: Service) -> None:
+    for number in range(3):
+        service.send(service.alice, batch(f"run {number}", 0, "start"))
+        worker = service.start(f"run {number}")
+        service.store(worker)
+        service.reach_tiled(worker)
+        service.say(worker, messages.SlotWanted(worker.uid))
+    snapshot = service.look()
+    # Nothing is known of the storage, so one of them writes.
+    assert snapshot.workers.waiting_to_write == 2
+    # It is no defect that others wait.
+    assert snapshot.reasons == []
+
+
 def test_a_run_waits_for_another_worker_after_a_death(service: Service) -> None:
     service.send(service.alice, batch("run", 0, "start"))
     for _ in range(3):

@@ -48,6 +48,7 @@ def test_the_numbers_are_those_of_the_snapshot():
     assert values["tiledwriter_publisher_oldest_unacknowledged_seconds", publisher] == 0.25
     assert values["tiledwriter_tiled_retries_total", (("cause", "503"),)] == 3
     assert values["tiledwriter_worker_restarts_total", ()] == 1
+    assert values["tiledwriter_workers_waiting_to_write", ()] == 1
     disk = (("path", "/var/lib/tiledwriter"), ("purpose", "journals"))
     assert values["tiledwriter_disk_size_bytes", disk] == 500 * snapshots.GIB
 

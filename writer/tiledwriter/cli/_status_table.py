@@ -98,7 +98,11 @@ def _describe_totals(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
         yield "Last run", _describe_finished(snapshot.runs.last_finished, snapshot.now)
     workers = snapshot.workers
     memory = "unknown memory" if workers.memory is None else _size(workers.memory)
-    yield "Workers", f"{workers.running} of at most {workers.max}, {memory}; {workers.restarts} died since the start"
+    turns = f"; {workers.waiting_to_write} wait for their turn to write" if workers.waiting_to_write else ""
+    yield (
+        "Workers",
+        f"{workers.running} of at most {workers.max}, {memory}{turns}; {workers.restarts} died since the start",
+    )
     totals = snapshot.totals
     refused = ", ".join(f"{topic} {count}" for topic, count in sorted(totals.refused.items()))
     yield (

@@ -191,6 +191,9 @@ def _worker_metrics(snapshot: Snapshot) -> Iterator[Metric]:
     yield _gauge("workers_max", "Maximum number of worker processes.", workers.max)
     yield from _present(_gauge, "worker_memory_bytes", "Resident memory of all workers.", workers.memory)
     yield _gauge("runs_waiting_for_worker", "Runs that wait for a worker.", workers.waiting_for_worker)
+    yield from _present(
+        _gauge, "workers_waiting_to_write", "Workers that wait for their turn to write.", workers.waiting_to_write
+    )
     yield _counter("worker_restarts", "Workers that died and were replaced.", workers.restarts)
 
 

@@ -134,13 +134,17 @@ class RunsStatus(msgspec.Struct, frozen=True):
 
 
 class WorkersStatus(msgspec.Struct, frozen=True):
-    """The worker processes: `restarts` since the start, `memory` of all, and runs that wait because `max` run."""
+    """The worker processes: `restarts` since the start, `memory` of all, and runs that wait because `max` run.
+
+    `waiting_to_write` of them wait for their turn to write to Tiled; None if the supervisor does not tell.
+    """
 
     running: int
     max: int
     restarts: int
     memory: int | None
     waiting_for_worker: int
+    waiting_to_write: int | None = None
 
 
 class Totals(msgspec.Struct, frozen=True):
