@@ -191,7 +191,7 @@ def _worker_metrics(snapshot: Snapshot) -> Iterator[Metric]:
     yield _gauge("workers_max", "Maximum number of worker processes.", workers.max)
     yield from _present(_gauge, "worker_memory_bytes", "Resident memory of all workers.", workers.memory)
     yield _gauge("runs_waiting_for_worker", "Runs that wait for a worker.", workers.waiting_for_worker)
-    yield _counter("worker_restarts", "Workers that died and were replaced.", workers.restarts)
+    yield _counter("worker_restarts", "Deaths of workers, replaced or not.", workers.restarts)
 
 
 def _disk_metrics(disks: Iterable[DiskStatus]) -> Iterator[Metric]:
