@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import inspect
 import os
 import re
 import shlex
@@ -16,11 +17,14 @@ from paths import ROOT
 from warm import run_process
 
 import tiledbroker
-from tiledbroker.log import _codec, _journal_schema
+from tiledbroker._outcomes import RECORDED
+from tiledbroker.log import _codec, _journal_schema, _released_spool
+from tiledbroker.ownership._run_decisions import DECISIONS
 from tiledbroker.protocol import messages
 from tiledbroker.supervisor._lifecycle import FINAL, TRANSITIONS, State
 from tiledbroker.supervisor.status import _snapshot
 from tiledwriter._config import Settings, load_settings
+from tiledwriter.catalog._rewrites import TableRewrites
 from tiledwriter.cli import journal, supervisor
 from tiledwriter.cli._exit import ExitCode
 from tiledwriter.cli._status import StatusCode
@@ -203,6 +207,75 @@ def test_the_schema_of_a_journal_is_documented(tmp_path):
     assert f"`PRAGMA user_version` is {_journal_schema.SCHEMA_VERSION}." in page
 
 
+def calls_in_the_code() -> Iterator[tuple[ast.Call, dict[str, str]]]:
+    """Yield each call in the code, with the texts that constants of its module have, or else those of all modules."""
+    trees = [ast.parse(file.read_text()) for root in ("broker", "writer") for file in (ROOT / root).rglob("*.py")]
+    everywhere: dict[str, str] = {}
+    for tree in trees:
+        everywhere.update(text_constants(tree))
+    for tree in trees:
+        constants = {**everywhere, **text_constants(tree)}
+        yield from ((node, constants) for node in ast.walk(tree) if isinstance(node, ast.Call))
+
+
+def text_constants(tree: ast.Module) -> dict[str, str]:
+    return {
+        ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0]): node.value.value
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    }
+
+
+def texts_passed(methods: str, position: int) -> set[str]:
+    """The texts that are passed to methods, whose names match, as an argument: literals and constants of modules."""
+    found = set()
+    for call, constants in calls_in_the_code():
+        if re.fullmatch(methods, ast.unparse(call.func)) and len(call.args) > position:
+            argument = call.args[position]
+            if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                found.add(argument.value)
+            elif ast.unparse(argument) in constants:
+                found.add(constants[ast.unparse(argument)])
+    return found
+
+
+def words_of_first_cells(text: str) -> list[str]:
+    return [word for line in text.splitlines() if line.startswith("| `") for word in named_in(line.split(" | ")[0])]
+
+
+def named_in(text: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", text)
+
+
+JOURNAL = r"(.*\.)?_?(journal|journal_file|ledger)"
+
+
+def test_every_key_in_the_state_of_a_journal_is_documented():
+    set_by_name = texts_passed(rf"{JOURNAL}\.set", 0) | texts_passed(r"self\._record", 0)
+    # The file of a released spool has a key of its own. `run_uid` and the like are set by the journal itself.
+    written = {*set_by_name, *texts_passed(r"self\.set", 0), *DECISIONS} - {_released_spool._TAIL_DAMAGE}
+    assert len(set_by_name) > 12
+    documented = words_of_first_cells(section(REFERENCE / "journal-format.md", "### state"))
+    assert sorted(documented) == sorted(written)
+
+
+def test_every_word_in_the_history_of_a_journal_is_documented():
+    noted = texts_passed(rf"{JOURNAL}\.note", 0) | texts_passed("RecordEvent", 1)
+    counted = texts_passed(r"self\._count_repair", 2) | {
+        keyword.value.value
+        for call, _ in calls_in_the_code()
+        for keyword in call.keywords
+        if ast.unparse(call.func).endswith(".rewind") and isinstance(keyword.value, ast.Constant)
+    }
+    assert len(noted) > 15
+    assert len(counted) >= 3
+    repairing = inspect.signature(TableRewrites._count_repair).parameters["event"].default
+    page = section(DOCS / "how-to" / "read-a-journal.md", "## What happened to this run?")
+    assert set(words_of_first_cells(page)) == {*noted, *counted, repairing, *RECORDED}
+
+
 def test_every_extension_type_of_the_codec_is_documented():
     codes = {
         value
@@ -324,6 +397,6 @@ def test_contributors_have_an_answer_before_they_open_three_files_at_most():
     assert len(rows_of_page) > 20
     for question, answer, files in rows_of_page:
         assert question.endswith("?")
-        assert len(answer.split()) >= 4, question
+        assert 4 <= len(answer.split()) <= 50, question
         assert ".py`" not in answer
         assert files.count(".py`") <= 3

@@ -244,7 +244,7 @@ class Settings(BaseSettings):
         DEFAULT_MAX_RESUMED, description="How many of them may write leftovers of earlier runs."
     )
     park_after: PositiveFloat = Field(
-        PARK_AFTER_SECONDS, description="Seconds without Tiled after which a finished run gives up its worker."
+        PARK_AFTER_SECONDS, description="Seconds without Tiled after which an ended run gives up its worker."
     )
     worker_memory: NonNegativeInt = Field(
         WORKER_MEMORY_MIB, description="MiB of memory above which a worker is replaced; 0: no limit."

@@ -28,8 +28,9 @@ _IDLE_PAUSE_SECONDS: Final = 60.0
 class TiledPresence:
     """Asks Tiled for an answer in a thread, as long as no worker does; also a context manager.
 
-    It asks once a second until there is an answer, and then once a minute, unless a worker has had one in the last
-    minute. There is one warning if no answer has come for `TILED_GRACE_SECONDS`, and then one line when it comes. Any
+    After the start it asks once a second until there is an answer, and then once a minute, unless a worker has had one
+    in the last minute. If no answer has come for `TILED_GRACE_SECONDS`, there is one warning, and then one line when it
+    comes. After that warning, and from the first later answer that does not come, it asks every five seconds. Any
     answer counts, except one of a server that says that it is out of service (5xx): the key, the version and the
     container are for `check` and for the workers to judge.
 

@@ -194,7 +194,7 @@ def _worker_metrics(snapshot: Snapshot) -> Iterator[Metric]:
     yield from _present(
         _gauge, "workers_waiting_to_write", "Workers that wait for their turn to write.", workers.waiting_to_write
     )
-    yield _counter("worker_restarts", "Workers that died and were replaced.", workers.restarts)
+    yield _counter("worker_restarts", "Deaths of workers, replaced or not.", workers.restarts)
 
 
 def _disk_metrics(disks: Iterable[DiskStatus]) -> Iterator[Metric]:
