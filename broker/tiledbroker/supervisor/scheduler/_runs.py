@@ -18,6 +18,7 @@ from .._lifecycle import FINAL, Event, State, next_state
 from .._publishers import Publisher
 from .._tasks import ProcessIdentity
 from ..status import RunStatus, RunWorker
+from ._effects import SendToWorker, TellPublisher
 
 if TYPE_CHECKING:
     from .._journal_facts import JournalFacts
@@ -29,6 +30,9 @@ MAX_DEATHS: Final = 8
 
 MAX_DEATHS_WITHOUT_WRITES: Final = 24
 """The same limit if documents were journaled between the deaths but none was written."""
+
+FINISH_TIMEOUT_SECONDS: Final = 10.0
+"""Time that a worker has to end after it was told to; then it is killed."""
 
 _FIRST_RESTART_DELAY_SECONDS: Final = 0.05
 _MAX_RESTART_DELAY_SECONDS: Final = 30.0
@@ -92,6 +96,17 @@ class Worker:
     kill_reason: str = ""
     started: float = 0.0
     waits_for: str = ""
+
+    def send_message(self, message: messages.Message) -> SendToWorker:
+        """Return the effect that sends the worker a message, and note how far it has documents then."""
+        if isinstance(message, messages.Documents):
+            self.relayed = max(self.relayed, message.next)
+        return SendToWorker(self.number, message)
+
+    def tell_to_finish(self, now: float) -> SendToWorker:
+        """Return the effect that tells the worker to end, and give it a time limit from now on."""
+        self.finish_by = now + FINISH_TIMEOUT_SECONDS
+        return self.send_message(messages.Finish())
 
 
 @dataclass
@@ -285,6 +300,10 @@ class Run:
         """Leave a final or parked state, since a worker is about to continue the run."""
         if self.state is not State.STARTING:
             self.apply_event(Event.RESUMED)
+
+    def tell_publishers(self, message: messages.Message) -> list[TellPublisher]:
+        """Return the effects that send a message to all publishers of the run."""
+        return [TellPublisher(publisher, message) for publisher in self.publishers]
 
     def note_end(self, *, ended: bool) -> None:
         """Note whether the journal has the end of the run."""

@@ -32,15 +32,14 @@ from ._effects import (
     ReadForAudit,
     RecordEvent,
     RefuseDocuments,
-    SendToWorker,
     StartWorker,
     TellPublisher,
     WithdrawRetry,
 )
 from ._pacing import Pacing
 from ._resume_queue import ResumeQueue
-from ._runs import MAX_DEATHS, Purpose, Run, RunMessage, Worker
-from ._worker_monitor import FINISH_TIMEOUT_SECONDS, WorkerLimits, WorkerMonitor
+from ._runs import FINISH_TIMEOUT_SECONDS, MAX_DEATHS, Purpose, Run, RunMessage, Worker
+from ._worker_monitor import WorkerLimits, WorkerMonitor
 from ._worker_roster import WorkerRoster
 from ._write_slots import WriteSlots
 
@@ -264,8 +263,7 @@ class Scheduler:
         """Start the workers that are due, as far as there is room, and end idle ones to make room."""
         if self.is_stopping:
             # Repeated each time, since a worker that was just started does not listen yet.
-            for worker in self._roster.workers:
-                self._send(worker, messages.Finish())
+            self._effects += [worker.send_message(messages.Finish()) for worker in self._roster.workers]
             return self._take_effects()
         due = [self.runs[uid] for uid in self._waiting if self.runs[uid].start_at <= now.monotonic]
         for position, run in enumerate(due):
@@ -336,7 +334,7 @@ class Scheduler:
             run.client = run.client or publisher.client
             run.heard_at = now.monotonic
             if (worker := run.listening_worker) is not None:
-                self._send(worker, message)
+                self._effects.append(worker.send_message(message))
                 self._pacing.note_delivery(worker.number, now.monotonic)
             else:
                 run.queue_message(message)
@@ -365,7 +363,7 @@ class Scheduler:
         run = self._roster[number]
         self.tally.start_problem.note(error, now.unix)
         self._postpone_start(run, FORK_PAUSE_SECONDS, now)
-        self._tell_publishers(run, messages.Refused(run.uid, run.next, messages.LATER, error))
+        self._effects += run.tell_publishers(messages.Refused(run.uid, run.next, messages.LATER, error))
         return self._take_effects()
 
     def postpone_for_orphan(self, number: int, now: Instant) -> list[Effect]:
@@ -416,7 +414,7 @@ class Scheduler:
             run.note_end(ended=message.ended)
             self._pacing.note_acknowledgement(number, now.monotonic)
             pause = self._pacing.find_pause(now.monotonic)
-            self._tell_publishers(run, messages.Durable(run.uid, message.next, message.ended, pause))
+            self._effects += run.tell_publishers(messages.Durable(run.uid, message.next, message.ended, pause))
         elif isinstance(message, messages.Refused):
             self._handle_refusal(run, run.worker, message, now)
         elif isinstance(message, messages.Progress):
@@ -476,7 +474,7 @@ class Scheduler:
         self._settle_state(run, worker, exit_code, facts, now)
         if worker.relayed > run.next:
             # The worker ended with documents that it had not stored.
-            self._tell_publishers(run, messages.Refused(run.uid, run.next, messages.GAP))
+            self._effects += run.tell_publishers(messages.Refused(run.uid, run.next, messages.GAP))
         self._choose_what_follows(run, facts, auditor, died=died, now=now)
         self.tally.note_state(run, now)
         return self._take_effects()
@@ -521,7 +519,7 @@ class Scheduler:
             self.runs[run.uid] = fresh
             self._resume_queue.add(fresh)
         detail = "there was an error about it on the ingest host"
-        self._tell_publishers(fresh, messages.Refused(run.uid, fresh.next, messages.LATER, detail))
+        self._effects += fresh.tell_publishers(messages.Refused(run.uid, fresh.next, messages.LATER, detail))
         return self._take_effects()
 
     # Events: journals.
@@ -593,7 +591,7 @@ class Scheduler:
         elif worker.finish_by is None:
             # This worker only journals; the next one writes.
             run.retry_requested = True
-            self._tell_to_finish(worker, now)
+            self._effects.append(worker.tell_to_finish(now.monotonic))
         return self._take_effects()
 
     def resume_cleared(self, facts: JournalFacts, *, was_failed: bool = True) -> list[Effect]:
@@ -638,9 +636,6 @@ class Scheduler:
         self.runs[run.uid] = run
         self._last_order = max(now.unix, self._last_order + _ORDER_STEP_SECONDS, run.order)
         run.order = run.order or self._last_order
-
-    def _tell_publishers(self, run: Run, message: messages.Message) -> None:
-        self._effects += [TellPublisher(publisher, message) for publisher in run.publishers]
 
     # Decisions about workers.
 
@@ -691,7 +686,7 @@ class Scheduler:
         for run in idle[: max(places, 0)]:
             log.debug("Run %s is parked to make room.", run.uid)
             assert run.worker is not None
-            self._tell_to_finish(run.worker, now)
+            self._effects.append(run.worker.tell_to_finish(now.monotonic))
 
     def _start_worker(self, run: Run, purpose: Purpose, now: Instant) -> None:
         is_probe = purpose is not Purpose.STORE and self._resume_queue.away
@@ -718,26 +713,16 @@ class Scheduler:
         else:
             self._queue_for_worker(run)
 
-    def _send(self, worker: Worker, message: messages.Message) -> None:
-        if isinstance(message, messages.Documents):
-            worker.relayed = max(worker.relayed, message.next)
-        self._effects.append(SendToWorker(worker.number, message))
-
-    def _tell_to_finish(self, worker: Worker, now: Instant) -> None:
-        worker.finish_by = now.monotonic + FINISH_TIMEOUT_SECONDS
-        self._send(worker, messages.Finish())
-
     def _handle_ready(self, run: Run, worker: Worker, message: messages.Ready) -> None:
         worker.ready = True
         run.apply_event(Event.READY)
         run.next = worker.relayed = message.next
         run.note_end(ended=message.ended)
         if self.is_stopping or worker.finish_by is not None:
-            self._send(worker, messages.Finish())
+            self._effects.append(worker.send_message(messages.Finish()))
             return
         queued_messages, run.queued_messages = run.queued_messages, []
-        for queued in queued_messages:
-            self._send(worker, queued)
+        self._effects += [worker.send_message(queued) for queued in queued_messages]
 
     def _handle_refusal(self, run: Run, worker: Worker, message: messages.Refused, now: Instant) -> None:
         if message.reason == messages.LATER and message.detail:
@@ -746,7 +731,7 @@ class Scheduler:
         index = message.index if worker.ready else run.next
         worker.relayed = min(worker.relayed, index)
         run.forget_start()
-        self._tell_publishers(run, messages.Refused(message.run, index, message.reason, message.detail))
+        self._effects += run.tell_publishers(messages.Refused(message.run, index, message.reason, message.detail))
 
     def _handle_orderly_end(self, run: Run, worker: Worker, facts: JournalFacts, now: Instant) -> None:
         """Handle a worker that ended in order: the run is complete, parked, or drained."""
@@ -808,7 +793,7 @@ class Scheduler:
         else:
             run.apply_event(Event(outcome.value))
             run.reason = reason
-        self._tell_publishers(run, messages.Written(run.uid, run.outcome, run.reason))
+        self._effects += run.tell_publishers(messages.Written(run.uid, run.outcome, run.reason))
 
     # Decisions about runs that are done.
 
