@@ -296,6 +296,15 @@ class Run:
             level = logging.DEBUG if self.outages and not self.is_final else logging.INFO
             log.log(level, "Run %s is %s.", self.uid, self.state)
 
+    def apply_outcome(self, outcome: State, reason: str) -> list[TellPublisher]:
+        """Give the run its final state, and return the effects that tell publishers."""
+        if outcome is State.FAILED:
+            self.fail(reason)
+        else:
+            self.apply_event(Event(outcome.value))
+            self.reason = reason
+        return self.tell_publishers(messages.Written(self.uid, self.outcome, self.reason))
+
     def resume(self) -> None:
         """Leave a final or parked state, since a worker is about to continue the run."""
         if self.state is not State.STARTING:

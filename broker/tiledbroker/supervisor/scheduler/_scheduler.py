@@ -2,8 +2,8 @@
 
 Events go in with the time, effects come out as frozen values; the supervisor performs them and reports what came of
 them. The scheduler reads no clock, opens no file and knows no process, so all its decisions can be tested and simulated
-without any. It is the only place where the state of a run changes. `Scheduler._handle_death` decides whether a worker
-is restarted or its run is put in quarantine.
+without any. The state of a run changes in this room only. `settle_run` decides whether a worker is restarted or its run
+is put in quarantine.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from ._effects import (
 from ._pacing import Pacing
 from ._resume_queue import ResumeQueue
 from ._runs import FINISH_TIMEOUT_SECONDS, MAX_DEATHS, Purpose, Run, RunMessage, Worker
+from ._worker_end import settle_run
 from ._worker_monitor import WorkerLimits, WorkerMonitor
 from ._worker_roster import WorkerRoster
 from ._write_slots import WriteSlots
@@ -431,7 +432,7 @@ class Scheduler:
             self.outage.note_refusal(run.uid, message.since, message.reason, now, needs_person=needs_person)
         elif isinstance(message, messages.Written):
             self.outage.forget_run(run.uid)
-            self._apply_outcome(run, State(message.outcome), message.reason)
+            self._effects += run.apply_outcome(State(message.outcome), message.reason)
         elif isinstance(message, messages.SlotWanted):
             order = run.order if run.ended else None
             self._effects += self.write_slots.request(number, run.uid, now.monotonic, order=order)
@@ -470,25 +471,18 @@ class Scheduler:
         auditor = worker if worker.purpose is Purpose.AUDIT and run.is_complete else None
         if died and not self.is_stopping:
             self.tally.note_death(now)
-        # First the state that the run is left in, then what follows from it.
-        self._settle_state(run, worker, exit_code, facts, now)
+        after = settle_run(run, worker, exit_code, facts, now, is_stopping=self.is_stopping)
+        self._effects += after.effects
+        if after.tiled_is_away:
+            self._resume_queue.note_outage(run, now.monotonic, was_probe=worker.is_probe)
+            self.outage.note_parking(run.uid, now)
+        self._queue_run(run, after.next_purpose)
         if worker.relayed > run.next:
             # The worker ended with documents that it had not stored.
             self._effects += run.tell_publishers(messages.Refused(run.uid, run.next, messages.GAP))
         self._choose_what_follows(run, facts, auditor, died=died, now=now)
         self.tally.note_state(run, now)
         return self._take_effects()
-
-    def _settle_state(self, run: Run, worker: Worker, exit_code: int | None, facts: JournalFacts, now: Instant) -> None:
-        """Bring a run whose worker has ended to the state that it is left in."""
-        if worker.kill_reason and not self.is_stopping:
-            self._effects.append(RecordEvent(run.journal, "worker ended", {"reason": worker.kill_reason}))
-        if run.is_final:
-            return
-        if exit_code == 0 and not worker.kill_reason:
-            self._handle_orderly_end(run, worker, facts, now)
-        else:
-            self._handle_death(run, worker, exit_code, now)
 
     def _choose_what_follows(
         self, run: Run, facts: JournalFacts, auditor: Worker | None, *, died: bool, now: Instant
@@ -654,6 +648,13 @@ class Scheduler:
             run.resume()
             self._waiting[run.uid] = None
 
+    def _queue_run(self, run: Run, purpose: Purpose | None) -> None:
+        """Queue the run for another worker, which is to store documents or to write what is left, if any."""
+        if purpose is Purpose.STORE:
+            self._queue_for_worker(run)
+        elif purpose is Purpose.RESUME:
+            self._resume_queue.add(run)
+
     def _resume_runs(self, now: Instant) -> None:
         """Start workers for what earlier workers left, a few at a time. Parked runs come before audits."""
         if not self._resume_queue and not self._audit_schedule.may_have_due(now.unix):
@@ -708,10 +709,8 @@ class Scheduler:
         if purpose is Purpose.AUDIT and not run.queued_messages:
             self._audit_schedule.schedule(run.uid, now.unix + pause_seconds)
             self._forget_run(run)
-        elif purpose is Purpose.RESUME and not run.queued_messages:
-            self._resume_queue.add(run)
         else:
-            self._queue_for_worker(run)
+            self._queue_run(run, Purpose.STORE if run.queued_messages else purpose)
 
     def _handle_ready(self, run: Run, worker: Worker, message: messages.Ready) -> None:
         worker.ready = True
@@ -732,68 +731,6 @@ class Scheduler:
         worker.relayed = min(worker.relayed, index)
         run.forget_start()
         self._effects += run.tell_publishers(messages.Refused(message.run, index, message.reason, message.detail))
-
-    def _handle_orderly_end(self, run: Run, worker: Worker, facts: JournalFacts, now: Instant) -> None:
-        """Handle a worker that ended in order: the run is complete, parked, or drained."""
-        self._read_outcome(run, facts, now)
-        if not run.has_work_left or self.is_stopping:
-            return
-        if worker.finish_by is None and not facts.unusable:
-            # The worker ended by itself, so Tiled is away.
-            self._note_outage(run, now, was_probe=worker.is_probe)
-        self._resume_queue.add(run)
-
-    def _note_outage(self, run: Run, now: Instant, *, was_probe: bool) -> None:
-        self._resume_queue.note_outage(run, now.monotonic, was_probe=was_probe)
-        self.outage.note_parking(run.uid, now)
-
-    def _read_outcome(self, run: Run, facts: JournalFacts, now: Instant) -> None:
-        """Take the outcome from the journal, in case the worker's last messages were lost."""
-        if facts.unusable:
-            # The journal may be usable again later; otherwise the next worker reports it.
-            run.apply_event(Event.PARKED)
-            run.start_at = now.monotonic + PUT_OFF_SECONDS
-            return
-        run.next, run.end = max(run.next, facts.length), facts.end
-        run.note_end(ended=facts.ended)
-        if facts.state is not State.STARTING and run.state is State.CLOSING:
-            self._apply_outcome(run, facts.state, facts.reason)
-        else:
-            run.apply_event(Event.PARKED)
-
-    def _handle_death(self, run: Run, worker: Worker, exit_code: int | None, now: Instant) -> None:
-        """Choose between another worker, now or in the queue of runs to resume, and quarantine."""
-        if self.is_stopping:
-            run.apply_event(Event.DIED)
-            return
-        run.note_death(now.monotonic)
-        pause_seconds = run.start_at - now.monotonic
-        following = "no other is started" if run.is_hopeless else f"starting another in {pause_seconds:.2f} s or later"
-        log.warning("The worker of run %s ended with exit code %s; %s.", run.uid, exit_code, following)
-        if run.is_hopeless:
-            self._quarantine(run, worker.kill_reason)
-        elif run.queued_messages or not run.ended:
-            self._queue_for_worker(run)
-        else:
-            self._resume_queue.add(run)
-
-    def _quarantine(self, run: Run, kill_reason: str) -> None:
-        """Give up a run whose workers die without progress. Its documents are still journaled."""
-        times = max(run.deaths, run.deaths_without_writes)
-        reason = f"its worker died {times} times in a row without progress"
-        reason = f"{reason}; at last {kill_reason}" if kill_reason else reason
-        state = {"outcome": State.FAILED.value, "reason": reason}
-        self._effects.append(RecordEvent(run.journal, "quarantined", {"reason": reason}, state))
-        self._apply_outcome(run, State.FAILED, reason)
-
-    def _apply_outcome(self, run: Run, outcome: State, reason: str) -> None:
-        """Give a run its final state, and tell publishers."""
-        if outcome is State.FAILED:
-            run.fail(reason)
-        else:
-            run.apply_event(Event(outcome.value))
-            run.reason = reason
-        self._effects += run.tell_publishers(messages.Written(run.uid, run.outcome, run.reason))
 
     # Decisions about runs that are done.
 
@@ -827,9 +764,6 @@ class Scheduler:
             return
         pause: float | None = 0.0
         if auditor is not None:
-            if not died and at == run.audit_at and auditor.finish_by is None:
-                # The worker ended without an audit although nobody told it to end, so Tiled is away.
-                self._note_outage(run, now, was_probe=auditor.is_probe)
             pause = self._audit_schedule.pause_after(run.uid, died=died)
         if pause is None:
             self._give_up_audit(run)
