@@ -97,6 +97,10 @@ class Worker:
     started: float = 0.0
     waits_for: str = ""
 
+    def has_died(self, exit_code: int | None) -> bool:
+        """Return whether the worker has ended otherwise than in order: by itself, or because it was killed."""
+        return exit_code != 0 or bool(self.kill_reason)
+
     def send_message(self, message: messages.Message) -> SendToWorker:
         """Return the effect that sends the worker a message, and note how far it has documents then."""
         if isinstance(message, messages.Documents):

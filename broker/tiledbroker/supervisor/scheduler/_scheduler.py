@@ -14,7 +14,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ..._wording import format_run_command
 from ...protocol import messages
 from .._clock import Instant
 from .._lifecycle import Event, State
@@ -30,7 +29,6 @@ from ._effects import (
     FileJournal,
     KillOrphan,
     ReadForAudit,
-    RecordEvent,
     RefuseDocuments,
     StartWorker,
     TellPublisher,
@@ -38,7 +36,7 @@ from ._effects import (
 )
 from ._pacing import Pacing
 from ._resume_queue import ResumeQueue
-from ._runs import FINISH_TIMEOUT_SECONDS, MAX_DEATHS, Purpose, Run, RunMessage, Worker
+from ._runs import FINISH_TIMEOUT_SECONDS, Purpose, Run, RunMessage, Worker
 from ._worker_end import settle_run
 from ._worker_monitor import WorkerLimits, WorkerMonitor
 from ._worker_roster import WorkerRoster
@@ -132,7 +130,7 @@ class Scheduler:
         # Runs with something left to write.
         self._resume_queue = ResumeQueue(max_resumed)
         # Written runs to be compared with their journals again.
-        self._audit_schedule = AuditSchedule()
+        self._audit_schedule = AuditSchedule(drain=drain)
         self._monitor = WorkerMonitor(limits, now.monotonic)
         self.write_slots = WriteSlots(write_slots)
         self._pacing = Pacing(self._roster.count_active)
@@ -467,8 +465,7 @@ class Scheduler:
         self._forget_worker(run, now)
         self.outage.note_worker_end(run.uid)
         run.orphan = None
-        died = exit_code != 0 or bool(worker.kill_reason)
-        auditor = worker if worker.purpose is Purpose.AUDIT and run.is_complete else None
+        died = worker.has_died(exit_code)
         if died and not self.is_stopping:
             self.tally.note_death(now)
         after = settle_run(run, worker, exit_code, facts, now, is_stopping=self.is_stopping)
@@ -480,13 +477,11 @@ class Scheduler:
         if worker.relayed > run.next:
             # The worker ended with documents that it had not stored.
             self._effects += run.tell_publishers(messages.Refused(run.uid, run.next, messages.GAP))
-        self._choose_what_follows(run, facts, auditor, died=died, now=now)
+        self._choose_what_follows(run, worker, facts, died=died, now=now)
         self.tally.note_state(run, now)
         return self._take_effects()
 
-    def _choose_what_follows(
-        self, run: Run, facts: JournalFacts, auditor: Worker | None, *, died: bool, now: Instant
-    ) -> None:
+    def _choose_what_follows(self, run: Run, worker: Worker, facts: JournalFacts, *, died: bool, now: Instant) -> None:
         """Try a failed run again, give a run another worker for what has arrived meanwhile, or let a final one go."""
         if run.retry_requested and run.state is State.FAILED and not self.is_stopping:
             run.retry_requested = False
@@ -494,7 +489,10 @@ class Scheduler:
         elif run.queued_messages and not self.is_stopping:
             self._queue_for_worker(run)
         elif run.is_final:
-            self._plan_next_audit(run, facts, auditor, died=died, now=now)
+            if run.is_complete:
+                self._effects += self._audit_schedule.plan_next(
+                    run, worker, facts, now, died=died, is_stopping=self.is_stopping
+                )
             self._forget_run(run)
 
     def reload_run(self, run: Run, facts: JournalFacts, now: Instant) -> list[Effect]:
@@ -531,7 +529,7 @@ class Scheduler:
         elif facts.complete and facts.audit_at is None:
             self._effects.append(FileJournal(facts.journal))
         elif facts.complete and facts.audit_at is not None:
-            self._plan_audit(facts.uid, facts.audit_at, now)
+            self._audit_schedule.schedule_unless_draining(facts.uid, facts.audit_at, now)
         elif facts.state is State.FAILED:
             if self._drain:
                 self.runs[facts.uid] = Run.from_facts(facts)
@@ -733,59 +731,6 @@ class Scheduler:
         self._effects += run.tell_publishers(messages.Refused(message.run, index, message.reason, message.detail))
 
     # Decisions about runs that are done.
-
-    def _plan_next_audit(
-        self, run: Run, facts: JournalFacts, auditor: Worker | None, *, died: bool, now: Instant
-    ) -> None:
-        """Plan the audit of a written run if its journal asks for one; file the journal otherwise.
-
-        Parameters
-        ----------
-        run
-            A run in a final state.
-        facts
-            What its journal says.
-        auditor
-            The worker that has just ended, if it was to audit the run.
-        died
-            That worker died.
-        now
-            The time.
-        """
-        if not run.is_complete:
-            return
-        at = now.unix + PUT_OFF_SECONDS if facts.unavailable else facts.audit_at
-        if at is None:
-            self._audit_schedule.discard(run.uid)
-            if facts.complete:
-                self._effects.append(FileJournal(run.journal))
-            return
-        if self.is_stopping:
-            return
-        pause: float | None = 0.0
-        if auditor is not None:
-            pause = self._audit_schedule.pause_after(run.uid, died=died)
-        if pause is None:
-            self._give_up_audit(run)
-        else:
-            self._plan_audit(run.uid, max(at, now.unix + pause), now)
-
-    def _plan_audit(self, uid: str, at: float, now: Instant) -> None:
-        if not self._drain or at <= now.unix:
-            self._audit_schedule.schedule(uid, at)
-        else:
-            log.warning("Run %s is to be audited later; the next supervisor does so.", uid)
-
-    def _give_up_audit(self, run: Run) -> None:
-        reason = f"its worker died {MAX_DEATHS} times in a row"
-        log.error(
-            "Run %s is written, but its late audit is given up: %s. The next supervisor tries it again. To compare the "
-            "run with Tiled, give the service's --config or --tiled to `%s`",
-            run.uid,
-            reason,
-            format_run_command("verify", run.uid, run.journal, run.journal.parent),
-        )
-        self._effects.append(RecordEvent(run.journal, "audit given up", {"reason": reason}))
 
     def _forget_run(self, run: Run) -> None:
         if not self._drain and not self.is_stopping:

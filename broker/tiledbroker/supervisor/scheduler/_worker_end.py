@@ -62,7 +62,7 @@ def settle_run(
     is_stopping
         The supervisor ends, so no other worker follows.
     """
-    died = exit_code != 0 or bool(worker.kill_reason)
+    died = worker.has_died(exit_code)
     if run.is_final:
         tiled_is_away = not died and not is_stopping and _left_audit_undone(run, worker, facts)
         after = Aftermath(tiled_is_away=tiled_is_away)
