@@ -44,7 +44,7 @@ from ._retry import RetryWatch, clear_failure, retry_is_requested, withdraw_retr
 from ._run_owner import SoleOwner
 from ._service_lease import HeldLease
 from ._service_notifier import ServiceNotifier
-from ._service_view import ServiceIdentity, Surroundings, make_snapshot
+from ._service_view import ServiceIdentity, Surroundings, describe_service, make_snapshot
 from ._source import Source
 from ._status_client import SUPERVISOR_LOCK
 from ._status_socket import StatusSocket
@@ -497,7 +497,7 @@ class Supervisor:
         self._memory = self._pool.measure_memory()
         self._perform(self._scheduler.check_workers(self._memory, now))
         self._measure_disk(now)
-        self._notifier.describe_status(self._scheduler.describe_service())
+        self._notifier.describe_status(describe_service(self._scheduler))
         self._pool.fork_server.check(now.monotonic)
         self._find_retries()
         self._forget_deleted_journals()

@@ -18,7 +18,7 @@ from ...protocol import messages
 from .._clock import Instant
 from .._lifecycle import Event, State
 from .._publishers import DEFAULT_MAX_OPEN_RUNS, Publisher
-from ..status import Backlog, Tally, TiledOutage, format_time
+from ..status import Backlog, Tally, TiledOutage
 from ._admission import find_refusal
 from ._audit_schedule import PUT_OFF_SECONDS, AuditSchedule
 from ._disk_space import DiskSpace, Space
@@ -37,6 +37,7 @@ from ._effects import (
 from ._pacing import Pacing
 from ._resume_queue import ResumeQueue
 from ._runs import FINISH_TIMEOUT_SECONDS, Purpose, Run, RunMessage, Worker
+from ._start_queue import StartQueue
 from ._worker_end import settle_run
 from ._worker_monitor import WorkerLimits, WorkerMonitor
 from ._worker_roster import WorkerRoster
@@ -119,16 +120,12 @@ class Scheduler:
         self.disk = disk or DiskSpace(Path())
         self.runs: dict[str, Run] = {}
         self.tally = Tally()
-        # Runs whose journals could not be read, and that are counted as failed until they can.
-        self._unavailable: set[str] = set()
         self._began = now.monotonic
         self._max_open_runs = max_open_runs
         self._drain = drain
         self._roster = WorkerRoster(max_workers)
-        # Runs that have documents for a worker, in order of arrival.
-        self._waiting: dict[str, None] = {}
-        # Runs with something left to write.
         self._resume_queue = ResumeQueue(max_resumed)
+        self._start_queue = StartQueue(self._roster, self._resume_queue)
         # Written runs to be compared with their journals again.
         self._audit_schedule = AuditSchedule(drain=drain)
         self._monitor = WorkerMonitor(limits, now.monotonic)
@@ -173,7 +170,7 @@ class Scheduler:
             # A worker that is still being forked ends by itself when the fork server ends.
             forked = any(worker.forked for worker in self._roster.workers)
             return not forked or now.monotonic >= self._stop_deadline
-        left = self._waiting or self._resume_queue or self._audit_schedule or self._roster
+        left = self._start_queue or self._audit_schedule or self._roster
         return self._drain and self._survey_done and not left
 
     def unwritten_runs(self) -> list[Run]:
@@ -213,48 +210,22 @@ class Scheduler:
 
     def is_waiting_for_room(self, run: Run) -> bool:
         """Return whether a run has documents to store, and no worker because too many are running."""
-        return run.uid in self._waiting and not self._roster.has_room
+        return self._start_queue.is_waiting_for_room(run)
 
     def describe_wait(self, run: Run, now: Instant) -> str:
         """Return why a run does not go on, as a sentence; "" if it does, or has nothing to wait for."""
-        if run.worker is not None:
-            return run.worker.waits_for
-        seconds = run.start_at - now.monotonic
-        if seconds > 0 and run.deaths_without_writes:
-            return f"Its worker died {run.deaths_without_writes} times; the next one starts in {seconds:.0f} s."
-        if run.uid in self._waiting:
-            return f"All {self._roster.max_workers} workers are busy." if self.is_waiting_for_room(run) else ""
-        if run.uid not in self._resume_queue:
-            return ""
-        if self._resume_queue.away:
-            return "Tiled does not accept requests; this run is resumed when it does."
-        return f"It is in the queue of {len(self._resume_queue)} runs that are resumed, a few at a time."
+        return self._start_queue.describe_wait(run, now)
 
     def measure_backlog(self) -> Backlog:
         """Return how much is journaled and not known to be in Tiled."""
         left = [run for run in self.runs.values() if run.has_work_left]
         return Backlog(len(left), sum(run.next - run.written for run in left))
 
-    def describe_service(self) -> str:
-        """Return the state of the service in one line, trouble first."""
-        counts = self.count_unwritten()
-        listed = ", ".join(f"{counts[state.value]} {state}" for state in State if counts[state.value])
-        trouble = []
-        if self.disk.is_full:
-            trouble.append(f"No documents are accepted: {self.disk.explain()}")
-        if self.outage.since is not None:
-            trouble.append(f"Tiled has refused requests since {format_time(self.outage.since)}: {self.outage.reason}")
-        return "; ".join([*trouble, f"runs: {listed or 'none is open'}"])
-
     def find_next_time(self, now: Instant) -> float:
         """Return the time (`time.monotonic`) at which `schedule` has something to do if nothing happens before."""
-        if self.is_stopping or not self._roster.has_room:
+        if self.is_stopping:
             return float("inf")
-        due = [self.runs[uid].start_at for uid in self._waiting]
-        if self._resume_queue and self._may_resume(now):
-            parked = self._resume_queue.next_at(self._roster.count_catching_up())
-            due += [] if parked is None else [parked]
-        return min(due, default=float("inf"))
+        return self._start_queue.find_next_time(may_resume=self._may_resume(now))
 
     # Events: time passes.
 
@@ -264,12 +235,12 @@ class Scheduler:
             # Repeated each time, since a worker that was just started does not listen yet.
             self._effects += [worker.send_message(messages.Finish()) for worker in self._roster.workers]
             return self._take_effects()
-        due = [self.runs[uid] for uid in self._waiting if self.runs[uid].start_at <= now.monotonic]
+        due = self._start_queue.list_due(now.monotonic)
         for position, run in enumerate(due):
             if not self._has_room:
                 self._make_room(len(due) - position, now)
                 return self._take_effects()
-            del self._waiting[run.uid]
+            self._start_queue.discard(run)
             self._start_worker(run, Purpose.STORE, now)
         self._resume_runs(now)
         return self._take_effects()
@@ -337,7 +308,7 @@ class Scheduler:
                 self._pacing.note_delivery(worker.number, now.monotonic)
             else:
                 run.queue_message(message)
-                self._queue_for_worker(run)
+                self._start_queue.add(run, Purpose.STORE)
             if isinstance(message, messages.Documents):
                 self.tally.bytes += len(message.body)
             self.tally.note_state(run, now)
@@ -473,7 +444,8 @@ class Scheduler:
         if after.tiled_is_away:
             self._resume_queue.note_outage(run, now.monotonic, was_probe=worker.is_probe)
             self.outage.note_parking(run.uid, now)
-        self._queue_run(run, after.next_purpose)
+        if after.next_purpose is not None:
+            self._start_queue.add(run, after.next_purpose)
         if worker.relayed > run.next:
             # The worker ended with documents that it had not stored.
             self._effects += run.tell_publishers(messages.Refused(run.uid, run.next, messages.GAP))
@@ -487,7 +459,7 @@ class Scheduler:
             run.retry_requested = False
             self._effects.append(ClearFailure(run.journal))
         elif run.queued_messages and not self.is_stopping:
-            self._queue_for_worker(run)
+            self._start_queue.add(run, Purpose.STORE)
         elif run.is_final:
             if run.is_complete:
                 self._effects += self._audit_schedule.plan_next(
@@ -499,8 +471,7 @@ class Scheduler:
         """Begin a run anew from its journal, after an error while the end of its worker was handled."""
         if run.worker is not None:
             self._forget_worker(run, now)
-        self._waiting.pop(run.uid, None)
-        self._resume_queue.discard(run)
+        self._start_queue.discard(run)
         fresh = Run.from_facts(facts)
         fresh.publishers, fresh.start_at = run.publishers, now.monotonic + FINISH_TIMEOUT_SECONDS
         fresh.noted_state = run.noted_state
@@ -509,7 +480,7 @@ class Scheduler:
             self.runs.pop(run.uid, None)
         else:
             self.runs[run.uid] = fresh
-            self._resume_queue.add(fresh)
+            self._start_queue.add(fresh, Purpose.RESUME)
         detail = "there was an error about it on the ingest host"
         self._effects += fresh.tell_publishers(messages.Refused(run.uid, fresh.next, messages.LATER, detail))
         return self._take_effects()
@@ -521,7 +492,7 @@ class Scheduler:
         if facts.uid in self.runs:
             return []
         self._last_order = max(self._last_order, facts.order)
-        self._note_found(facts)
+        self.tally.failed.note_found(Run.from_facts(facts))
         if facts.unavailable and not self._drain:
             # It is read again then, less and less often, because what stays so is no journal.
             pause = max(PUT_OFF_SECONDS, now.monotonic - self._began)
@@ -536,20 +507,8 @@ class Scheduler:
         elif facts.length:
             # A run without documents is not resumed; its publisher still has all of them.
             run = self.runs[facts.uid] = Run.from_facts(facts)
-            self._resume_queue.add(run)
+            self._start_queue.add(run, Purpose.RESUME)
         return self._take_effects()
-
-    def _note_found(self, facts: JournalFacts) -> None:
-        """Count a journal that was found as failed, or as failed no more because it can be read again."""
-        if facts.uid in self._unavailable:
-            if facts.unavailable:
-                return
-            self._unavailable.discard(facts.uid)
-            self.tally.failed.discard(facts.uid)
-        if facts.unavailable:
-            self._unavailable.add(facts.uid)
-        if facts.state is State.FAILED:
-            self.tally.failed.add(Run.from_facts(facts))
 
     def finish_survey(self) -> None:
         """Note that all journals that earlier supervisors left have been seen."""
@@ -595,11 +554,11 @@ class Scheduler:
             run = self.runs[facts.uid] = Run.from_facts(facts)
         run.forget_failure()
         if run.queued_messages:
-            self._queue_for_worker(run)
-        elif run.uid in self._waiting:
+            self._start_queue.add(run, Purpose.STORE)
+        elif self._start_queue.has_documents_of(run):
             pass
         elif run.has_work_left:
-            self._resume_queue.add(run)
+            self._start_queue.add(run, Purpose.RESUME)
         else:
             self._forget_run(run)
         run.noted_state = run.state
@@ -610,7 +569,7 @@ class Scheduler:
         """Go on without a retry that is not possible; documents that came meanwhile are journaled."""
         run = self.find_run(journal)
         if run is not None and run.worker is None and run.queued_messages:
-            self._queue_for_worker(run)
+            self._start_queue.add(run, Purpose.STORE)
         self._effects.append(WithdrawRetry(journal))
         return self._take_effects()
 
@@ -639,27 +598,13 @@ class Scheduler:
         """Return whether the survey knows which runs to resume first, or has had enough time."""
         return self._survey_done or now.monotonic >= self._began + SURVEY_LEAD_SECONDS
 
-    def _queue_for_worker(self, run: Run) -> None:
-        """Queue the run for a worker, for documents that have arrived or may arrive any time."""
-        if run.worker is None and run.uid not in self._waiting:
-            self._resume_queue.discard(run)
-            run.resume()
-            self._waiting[run.uid] = None
-
-    def _queue_run(self, run: Run, purpose: Purpose | None) -> None:
-        """Queue the run for another worker, which is to store documents or to write what is left, if any."""
-        if purpose is Purpose.STORE:
-            self._queue_for_worker(run)
-        elif purpose is Purpose.RESUME:
-            self._resume_queue.add(run)
-
     def _resume_runs(self, now: Instant) -> None:
         """Start workers for what earlier workers left, a few at a time. Parked runs come before audits."""
         if not self._resume_queue and not self._audit_schedule.may_have_due(now.unix):
             return
-        while self._may_resume(now) and self._resume_queue.may_resume(self._roster.count_catching_up(), now.monotonic):
+        while self._may_resume(now) and self._start_queue.may_resume(now.monotonic):
             if not self._has_room:
-                self._make_room(min(1, len(self._resume_queue)), now, idle_only=True)
+                self._make_room(min(1, len(self._resume_queue)), now, open_only=True)
                 return
             run = self._resume_queue.pop_next(now.monotonic)
             if run is None:
@@ -678,14 +623,9 @@ class Scheduler:
             self._effects.append(ReadForAudit(uid))
             busy, workers = busy + 1, workers + 1
 
-    def _make_room(self, places: int, now: Instant, *, idle_only: bool = False) -> None:
-        """End idle workers to make room for others, with `idle_only` none that may have something to write."""
-        places -= sum(worker.finish_by is not None for worker in self._roster.workers)
-        idle = self._roster.find_idle(now.monotonic, away=self._resume_queue.away, open_only=idle_only)
-        for run in idle[: max(places, 0)]:
-            log.debug("Run %s is parked to make room.", run.uid)
-            assert run.worker is not None
-            self._effects.append(run.worker.tell_to_finish(now.monotonic))
+    def _make_room(self, places: int, now: Instant, *, open_only: bool = False) -> None:
+        away = self._resume_queue.away
+        self._effects += self._roster.end_idle(places, now.monotonic, away=away, open_only=open_only)
 
     def _start_worker(self, run: Run, purpose: Purpose, now: Instant) -> None:
         is_probe = purpose is not Purpose.STORE and self._resume_queue.away
@@ -708,7 +648,7 @@ class Scheduler:
             self._audit_schedule.schedule(run.uid, now.unix + pause_seconds)
             self._forget_run(run)
         else:
-            self._queue_run(run, Purpose.STORE if run.queued_messages else purpose)
+            self._start_queue.add(run, Purpose.STORE if run.queued_messages else purpose)
 
     def _handle_ready(self, run: Run, worker: Worker, message: messages.Ready) -> None:
         worker.ready = True
