@@ -275,15 +275,17 @@ class Run:
             return False
         return self.start_crc not in (None, message.crcs[0])
 
-    def remember_start(self, message: RunMessage) -> None:
+    def _remember_start(self, message: RunMessage) -> None:
         """Remember the start document's checksum, to detect another run with the same uid."""
         if isinstance(message, messages.Documents) and message.first == 0 and self.start_crc is None:
             self.start_crc = message.crcs[0]
 
-    def forget_start(self) -> None:
-        """Accept any start document again, since the worker refused documents and nothing is stored yet."""
-        if not self.next:
-            self.start_crc = None
+    def note_message(self, publisher: Publisher, message: RunMessage, now: float) -> None:
+        """Note that a publisher has sent a message of the run, which is accepted."""
+        self.publishers.add(publisher)
+        self._remember_start(message)
+        self.client = self.client or publisher.client
+        self.heard_at = now
 
     def apply_event(self, event: Event) -> None:
         """Apply an event to the state.
@@ -323,6 +325,27 @@ class Run:
         self.ended = ended
         if ended and self.state is State.OPEN:
             self.apply_event(Event.ENDED)
+
+    def note_ready(self, worker: Worker, message: messages.Ready, *, is_stopping: bool) -> list[SendToWorker]:
+        """Note what the worker has found in the journal, and return the messages that have waited for this."""
+        worker.ready = True
+        self.apply_event(Event.READY)
+        self.next = worker.relayed = message.next
+        self.note_end(ended=message.ended)
+        if is_stopping or worker.finish_by is not None:
+            return [worker.send_message(messages.Finish())]
+        queued_messages, self.queued_messages = self.queued_messages, []
+        return [worker.send_message(queued) for queued in queued_messages]
+
+    def note_refusal(self, worker: Worker, message: messages.Refused) -> list[TellPublisher]:
+        """Note that the worker has refused documents, and return the effects that tell publishers."""
+        # The index says nothing before the worker has opened the journal.
+        index = message.index if worker.ready else self.next
+        worker.relayed = min(worker.relayed, index)
+        if not self.next:
+            # Nothing is stored yet, so any start document is accepted again.
+            self.start_crc = None
+        return self.tell_publishers(messages.Refused(message.run, index, message.reason, message.detail))
 
     def describe_state(self) -> messages.RunState:
         """Return the state of the run as publishers are told it."""

@@ -16,22 +16,20 @@ from typing import TYPE_CHECKING, Final
 
 from ...protocol import messages
 from .._clock import Instant
-from .._lifecycle import Event, State
+from .._lifecycle import State
 from .._publishers import DEFAULT_MAX_OPEN_RUNS, Publisher
 from ..status import Backlog, Tally, TiledOutage
-from ._admission import find_refusal
+from ._admission import answer_known, find_refusal
 from ._audit_schedule import PUT_OFF_SECONDS, AuditSchedule
 from ._disk_space import DiskSpace, Space
 from ._effects import (
     ClearFailure,
-    CompareDocuments,
     Effect,
     FileJournal,
     KillOrphan,
     ReadForAudit,
     RefuseDocuments,
     StartWorker,
-    TellPublisher,
     WithdrawRetry,
 )
 from ._pacing import Pacing
@@ -291,18 +289,15 @@ class Scheduler:
         if (refusal := find_refusal(run, publisher, message, self.runs, self._max_open_runs)) is not None:
             self._effects.append(refusal)
         elif run.ended and message.next <= run.next:
-            self._answer_known(run, publisher, message)
+            self._effects.append(answer_known(run, publisher, message))
         elif self.disk.is_full:
             # Nothing is acknowledged, so the publisher keeps the documents.
             later = messages.Refused(run.uid, run.next, messages.LATER, self.disk.explain())
             self._effects.append(RefuseDocuments("disk", publisher, later))
         else:
-            run.publishers.add(publisher)
             if run.uid not in self.runs:
                 self._register_run(run, now)
-            run.remember_start(message)
-            run.client = run.client or publisher.client
-            run.heard_at = now.monotonic
+            run.note_message(publisher, message, now.monotonic)
             if (worker := run.listening_worker) is not None:
                 self._effects.append(worker.send_message(message))
                 self._pacing.note_delivery(worker.number, now.monotonic)
@@ -374,43 +369,47 @@ class Scheduler:
         run = self._roster.get(number)
         if run is None or run.worker is None:
             return []
-        run.worker.answered_at = now.monotonic
-        if isinstance(message, messages.Ready):
-            self._handle_ready(run, run.worker, message)
-        elif isinstance(message, messages.Durable):
-            self.tally.documents += max(0, message.next - run.next)
-            self.tally.journal_problem.clear()
-            run.advance(next_=message.next)
-            run.note_end(ended=message.ended)
-            self._pacing.note_acknowledgement(number, now.monotonic)
-            pause = self._pacing.find_pause(now.monotonic)
-            self._effects += run.tell_publishers(messages.Durable(run.uid, message.next, message.ended, pause))
-        elif isinstance(message, messages.Refused):
-            self._handle_refusal(run, run.worker, message, now)
-        elif isinstance(message, messages.Progress):
-            self.tally.written_documents += max(0, message.next - run.written)
-            run.advance(written=message.next)
-        elif isinstance(message, messages.Report):
-            run.scan_id, run.plan = message.scan_id, message.plan
-            run.worker.waits_for = message.waits_for
-        elif isinstance(message, messages.Reached):
-            self.outage.note_answer(run.uid, now, self.measure_backlog)
-            self._resume_queue.note_recovery()
-        elif isinstance(message, messages.Unreachable):
-            needs_person = message.needs_person
-            self.outage.note_refusal(run.uid, message.since, message.reason, now, needs_person=needs_person)
-        elif isinstance(message, messages.Written):
-            self.outage.forget_run(run.uid)
-            self._effects += run.apply_outcome(State(message.outcome), message.reason)
-        elif isinstance(message, messages.SlotWanted):
-            order = run.order if run.ended else None
-            self._effects += self.write_slots.request(number, run.uid, now.monotonic, order=order)
-            return self._take_effects()
-        elif isinstance(message, messages.SlotReleased):
-            self._effects += self.write_slots.release(number, message.storage, now.monotonic)
-            return self._take_effects()
+        worker = run.worker
+        worker.answered_at = now.monotonic
+        match message:
+            case messages.Ready():
+                self._effects += run.note_ready(worker, message, is_stopping=self.is_stopping)
+            case messages.Durable():
+                self._note_durable(run, worker, message, now)
+            case messages.Refused():
+                if message.reason == messages.LATER and message.detail:
+                    self.tally.journal_problem.note(message.detail, now.unix)
+                self._effects += run.note_refusal(worker, message)
+            case messages.Progress():
+                self.tally.written_documents += max(0, message.next - run.written)
+                run.advance(written=message.next)
+            case messages.Report():
+                run.scan_id, run.plan = message.scan_id, message.plan
+                worker.waits_for = message.waits_for
+            case messages.Reached():
+                self.outage.note_answer(run.uid, now, self.measure_backlog)
+                self._resume_queue.note_recovery()
+            case messages.Unreachable(since=since, reason=reason, needs_person=needs_person):
+                self.outage.note_refusal(run.uid, since, reason, now, needs_person=needs_person)
+            case messages.Written():
+                self.outage.forget_run(run.uid)
+                self._effects += run.apply_outcome(State(message.outcome), message.reason)
+            case messages.SlotWanted():
+                order = run.order if run.ended else None
+                self._effects += self.write_slots.request(number, run.uid, now.monotonic, order=order)
+            case messages.SlotReleased():
+                self._effects += self.write_slots.release(number, message.storage, now.monotonic)
         self.tally.note_state(run, now)
         return self._take_effects()
+
+    def _note_durable(self, run: Run, worker: Worker, message: messages.Durable, now: Instant) -> None:
+        self.tally.documents += max(0, message.next - run.next)
+        self.tally.journal_problem.clear()
+        run.advance(next_=message.next)
+        run.note_end(ended=message.ended)
+        self._pacing.note_acknowledgement(worker.number, now.monotonic)
+        pause = self._pacing.find_pause(now.monotonic)
+        self._effects += run.tell_publishers(messages.Durable(run.uid, message.next, message.ended, pause))
 
     def handle_worker_end(self, number: int, exit_code: int | None, facts: JournalFacts, now: Instant) -> list[Effect]:
         """Decide what follows the end of a worker.
@@ -575,14 +574,6 @@ class Scheduler:
 
     # Decisions about documents.
 
-    def _answer_known(self, run: Run, publisher: Publisher, message: RunMessage) -> None:
-        """Answer a message whose documents an ended run should have already."""
-        if isinstance(message, messages.Documents):
-            self._effects.append(CompareDocuments(publisher, run.journal, message, run.next))
-        else:
-            run.publishers.add(publisher)
-            self._effects.append(TellPublisher(publisher, messages.Durable(run.uid, run.next, run.ended)))
-
     def _register_run(self, run: Run, now: Instant) -> None:
         self.runs[run.uid] = run
         self._last_order = max(now.unix, self._last_order + _ORDER_STEP_SECONDS, run.order)
@@ -649,26 +640,6 @@ class Scheduler:
             self._forget_run(run)
         else:
             self._start_queue.add(run, Purpose.STORE if run.queued_messages else purpose)
-
-    def _handle_ready(self, run: Run, worker: Worker, message: messages.Ready) -> None:
-        worker.ready = True
-        run.apply_event(Event.READY)
-        run.next = worker.relayed = message.next
-        run.note_end(ended=message.ended)
-        if self.is_stopping or worker.finish_by is not None:
-            self._effects.append(worker.send_message(messages.Finish()))
-            return
-        queued_messages, run.queued_messages = run.queued_messages, []
-        self._effects += [worker.send_message(queued) for queued in queued_messages]
-
-    def _handle_refusal(self, run: Run, worker: Worker, message: messages.Refused, now: Instant) -> None:
-        if message.reason == messages.LATER and message.detail:
-            self.tally.journal_problem.note(message.detail, now.unix)
-        # The index says nothing before the worker has opened the journal.
-        index = message.index if worker.ready else run.next
-        worker.relayed = min(worker.relayed, index)
-        run.forget_start()
-        self._effects += run.tell_publishers(messages.Refused(message.run, index, message.reason, message.detail))
 
     # Decisions about runs that are done.
 
