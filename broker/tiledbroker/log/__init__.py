@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ._codec import Encoder, ReplacedByRepr, decode
 from ._identity import SessionIdentity, is_session_of, new_session
-from ._journal import HistoryEntry, Journal, NodeProgress, check_format
+from ._journal import HistoryEntry, Journal, NodeProgress
+from ._journal_connection import check_format
 from ._journal_files import (
     FINISHED_SUBDIRECTORY,
     SUFFIX,

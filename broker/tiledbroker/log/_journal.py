@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sqlite3
 import time
 import zlib
@@ -16,31 +15,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from .._errors import DocumentsMissing, JournalGap, JournalInvalid, JournalTooNew
+from .._errors import DocumentsMissing, JournalGap, JournalInvalid
 from .._fair_lock import FairLock
 from .._outcomes import RECORDED
 from ._codec import Encoder, decode
-from ._journal_files import follow_link, follow_run_file, journal_lock_path
-from ._journal_schema import (
-    APPLICATION_ID,
-    NORMALIZED_SCHEMA,
-    SCHEMA_VERSION,
-    create_file,
-    objects_of,
-    optional_objects,
-    schema_objects,
+from ._journal_connection import (
+    check_format,
+    check_length,
+    connect_to_inspect,
+    connect_to_read,
+    connect_to_write,
+    translate_error,
 )
+from ._journal_files import follow_link, follow_run_file, journal_lock_path
+from ._journal_schema import NORMALIZED_SCHEMA, create_file
 from ._lock import FileLock
 from ._record import Record, take
 from ._write_ahead_log import count_lost_transactions
 
 log = logging.getLogger(__name__)
-
-# Parts of SQLite's error messages. "Could not decode" is from the sqlite3 module, about text that is not UTF-8.
-_SIGNS_OF_DAMAGE: Final = (
-    *("not a database", "malformed", "unsupported file format", "no such table", "no such column"),
-    "Could not decode",
-)
 
 # The latter leaves the write-ahead log as it is in memory at a commit. A later commit that syncs it syncs all of it.
 _SYNC_AT_COMMITS: Final = "PRAGMA synchronous = FULL"
@@ -56,9 +49,7 @@ _new_record: Final = partial(tuple.__new__, Record)
 _RECORD_TYPES: Final = (int, str, float, int, bytes)
 _INTENT_TYPES: Final = (int, type(None))
 _ENTRY_TYPES: Final = (float, str, dict)
-_MIN_ROW_BYTES: Final = 8
 
-BUSY_TIMEOUT_SECONDS: Final = 10.0
 _MAX_MOVES_FOLLOWED: Final = 3
 _WRITING: Final = frozenset({"create", "write"})
 
@@ -190,7 +181,7 @@ class Journal:
                     self.set("run_uid", run_uid)
                 self.run_uid = self._stored_uid(run_uid)
                 self._length = self._stored_length()
-                self._check_length()
+                check_length(self.path, self._connection, self._length)
             except BaseException:
                 self._connection.close()
                 raise
@@ -661,52 +652,10 @@ class Journal:
                 "transaction(s), which would be lost if it was opened.",
             )
 
-    def _open_connection(self, mode: str) -> sqlite3.Connection:
+    def _open_connection(self, mode: Mode) -> sqlite3.Connection:
         if mode in _WRITING:
-            return self._connect_as("mode=rw")
-        if mode == "inspect":
-            log_file = self.path.with_name(self.path.name + "-wal")
-            return self._connect_as("mode=ro" if log_file.exists() else "mode=ro&immutable=1")
-        # Open for writing if possible, even to read: the last connection to close the file has to remove the
-        # write-ahead log.
-        accesses = ["mode=rw", "mode=ro"]
-        log_file = self.path.with_name(self.path.name + "-wal")
-        if not log_file.exists() or not log_file.stat().st_size:
-            # With nothing in the write-ahead log, this also works on a disk that has no space for SQLite's -shm file. A
-            # writer that found no space leaves an empty one.
-            accesses.append("mode=ro&immutable=1")
-        for access in accesses:
-            try:
-                connection = self._connect_as(access)
-            except sqlite3.OperationalError:
-                if access == accesses[-1]:
-                    raise
-                continue
-            break
-        connection.execute("PRAGMA query_only = ON")
-        return connection
-
-    def _connect_as(self, access: str) -> sqlite3.Connection:
-        uri = f"{self.path.absolute().as_uri()}?{access}"
-        connection = sqlite3.connect(
-            uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_SECONDS
-        )
-        try:
-            # Access the file now, because SQLite opens it only at the first statement.
-            connection.execute("PRAGMA application_id").fetchone()
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _check_length(self) -> None:
-        """Raise `JournalInvalid` if the last index is impossible, which would make readers search without end."""
-        (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
-        (page_size,) = self._connection.execute("PRAGMA page_size").fetchone()
-        if self._length > pages * page_size // _MIN_ROW_BYTES:
-            raise JournalInvalid(
-                self.path, f"it is damaged: its last document has the impossible index {self._length - 1}."
-            )
+            return connect_to_write(self.path)
+        return connect_to_inspect(self.path) if mode == "inspect" else connect_to_read(self.path)
 
     def _stored_uid(self, expected: str | None) -> str:
         stored = self.get("run_uid")
@@ -717,40 +666,6 @@ class Journal:
     def _stored_length(self) -> int:
         (last,) = self._connection.execute("SELECT max(idx) FROM main.documents").fetchone()
         return 0 if last is None else int(last) + 1
-
-    def _translate_error(self, error: sqlite3.Error) -> sqlite3.Error | JournalInvalid:
-        """Return `JournalInvalid` if an error means a damaged file, else the error itself, such as a full disk."""
-        text = str(error)
-        if any(sign in text for sign in _SIGNS_OF_DAMAGE):
-            return JournalInvalid(self.path, f"it is damaged or not a journal ({text}).")
-        may_write = self._lock is not None and all(os.access(path, os.W_OK) for path in (self.path, self.path.parent))
-        if "readonly" in text and may_write:
-            return JournalInvalid(self.path, "it is damaged: its header marks it as read-only.")
-        return error
-
-
-def check_format(path: Path, connection: sqlite3.Connection) -> None:
-    """Check that a database is a journal that this version can read.
-
-    Raises
-    ------
-    JournalInvalid
-        It is no journal, or, as `JournalTooNew`, one of a newer version.
-    sqlite3.Error
-        It cannot be read.
-    """
-    connection.execute("PRAGMA trusted_schema = OFF")
-    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-        raise JournalInvalid(path, "this file is not a tiledwriter journal.")
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version > SCHEMA_VERSION:
-        raise JournalTooNew(
-            path, f"it has format {version}; this version reads up to {SCHEMA_VERSION}. Upgrade tiledwriter."
-        )
-    # Reject foreign views and triggers, which could do anything or run for ever.
-    wanted, found = schema_objects(), objects_of(connection)
-    if not found <= wanted | optional_objects() or any(kind == "table" for kind, _, _ in wanted - found):
-        raise JournalInvalid(path, "its tables are not those of a journal.")
 
 
 class _ConnectionGuard:
@@ -775,7 +690,7 @@ class _ConnectionGuard:
         if error is None:
             return
         if isinstance(error, sqlite3.Error):
-            translated = journal._translate_error(error)
+            translated = translate_error(error, journal.path, is_locked=journal._lock is not None)
             if translated is not error:
                 raise translated from error
         # The sqlite3 module raises these for a message that contains a damaged name, and for absurd sizes.

@@ -27,6 +27,7 @@ from .status import (
     Totals,
     Trouble,
     WorkersStatus,
+    format_time,
     judge_service,
 )
 
@@ -118,6 +119,19 @@ def make_snapshot(
         log=around.log,
     )
     return judge_service(snapshot, _find_symptoms(scheduler, reports, around), identity.check_command)
+
+
+def describe_service(scheduler: Scheduler) -> str:
+    """Return the state of the service in one line, trouble first."""
+    counts = scheduler.count_unwritten()
+    listed = ", ".join(f"{counts[state.value]} {state}" for state in State if counts[state.value])
+    trouble = []
+    if scheduler.disk.is_full:
+        trouble.append(f"No documents are accepted: {scheduler.disk.explain()}")
+    outage = scheduler.outage
+    if outage.since is not None:
+        trouble.append(f"Tiled has refused requests since {format_time(outage.since)}: {outage.reason}")
+    return "; ".join([*trouble, f"runs: {listed or 'none is open'}"])
 
 
 def _find_symptoms(scheduler: Scheduler, reports: TiledReports, around: Surroundings) -> Symptoms:

@@ -7,18 +7,12 @@ nothing about runs itself: events go to the scheduler, and the effects that come
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import socket
 import sqlite3
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -26,7 +20,6 @@ import zmq
 
 from .._crash_points import crash_point
 from .._errors import DirectoryUnusable, JournalError, JournalLocked, LifecycleError, WorkersUnusable
-from .._filesystem import measure_space, network_filesystem
 from .._rate_limited_log import RateLimitedLog
 from .._wake_up import WakeUp
 from ..log import FileLock, Journal, journal_filename
@@ -35,21 +28,24 @@ from ._clock import Instant
 from ._finished import FinishedJournals, bring_back, is_finished
 from ._fork_server import WorkerProcess
 from ._handshake_queue import HandshakeQueue
+from ._journal_directory import JournalDirectory
 from ._journal_facts import JournalFacts, find_facts, read_facts, record_event
 from ._lifecycle import State
 from ._publishers import ClientLimits, Publisher
 from ._reload import ReloadSource
+from ._requests import Requests
 from ._retention import Retention
 from ._retry import RetryWatch, clear_failure, retry_is_requested, withdraw_retry
 from ._run_owner import SoleOwner
 from ._service_lease import HeldLease
 from ._service_notifier import ServiceNotifier
-from ._service_view import ServiceIdentity, Surroundings, make_snapshot
+from ._service_report import ServiceReport
+from ._service_view import describe_service
 from ._source import Source
-from ._status_client import SUPERVISOR_LOCK
 from ._status_socket import StatusSocket
 from ._survey import Survey
 from ._tasks import WorkerCommand
+from ._unclaimed_journals import UnclaimedJournals
 from ._worker_pool import ProcessTable, WorkerPool
 from .scheduler import (
     DEFAULT_MAX_RESUMED,
@@ -68,13 +64,11 @@ from .scheduler import (
     RunMessage,
     Scheduler,
     SendToWorker,
-    Space,
     StartWorker,
     TellPublisher,
     WithdrawRetry,
     WorkerLimits,
 )
-from .status import PACKAGE, DiskStatus, LogStatus, RecentTrouble, TiledReports, encode_snapshot
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +79,6 @@ _CHECK_SECONDS: Final = 1.0
 # Pause between two checks of the publishers' connections, of which each registers a limited number of new ones.
 _CONNECTIONS_CHECK_SECONDS: Final = 0.25
 _FAILED_JOURNALS_PER_CHECK: Final = 20
-
-_package_log: Final = logging.getLogger(PACKAGE)
 
 _Socket: TypeAlias = "zmq.Socket[bytes]"
 
@@ -135,6 +127,8 @@ class Supervisor:
     ----------
     lease
         The lease of a service that several hosts can serve; None if there is no other such host.
+    report
+        What is told of the service to those that ask for its status.
 
     Raises
     ------
@@ -164,9 +158,7 @@ class Supervisor:
         check_command: str = "",
         make_lease: Callable[[Path, FileLock, Callable[[], None]], HeldLease] | None = None,
     ) -> None:
-        _prepare_directory(journal_dir, make=not drain)
-        self._lock = FileLock(journal_dir / SUPERVISOR_LOCK)
-        self._lock.acquire()
+        self._directory = JournalDirectory(journal_dir, make=not drain)
         self.journal_dir = journal_dir
         self._make_source = make_source
         self._clients = clients
@@ -181,41 +173,25 @@ class Supervisor:
             write_slots=write_slots,
         )
         self._wake_up = WakeUp()
-        self.lease = None if make_lease is None else make_lease(journal_dir, self._lock, self._wake_up.wake)
+        self.lease = None if make_lease is None else make_lease(journal_dir, self._directory.lock, self._wake_up.wake)
         self._owner = SoleOwner() if self.lease is None else self.lease.owner
-        # Unfinished journals of runs that this host has not claimed yet, by the runs' uids.
-        self._unclaimed: dict[str, Path] = {}
+        self._unclaimed = UnclaimedJournals(self._owner)
         lease_page = None if self.lease is None else self.lease.page
         self._pool = WorkerPool(journal_dir, command, processes, drain=drain, lease_page=lease_page)
         self._handshake_queue = HandshakeQueue()
         self._survey = Survey(journal_dir, self._handle_surveyed_journal)
         self._retries = RetryWatch(journal_dir)
         self._finished_journals = FinishedJournals()
-        # Programs that only ask for a status do without this import, which takes 30 ms.
-        from .._version import find_version
-
-        self._identity = ServiceIdentity(
-            version=find_version(),
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            started=time.time(),
-            journal_dir=str(journal_dir.absolute()),
-            settings=dict(settings or {}),
-            check_command=check_command,
+        self.report = ServiceReport(
+            journal_dir, settings or {}, tiled_address=tiled_address, check_command=check_command
         )
-        self._tiled_reports = TiledReports(tiled_address)
-        self._log_status: LogStatus | None = None
-        self._page_problem = ""
-        self._trouble = RecentTrouble()
         self._memory: dict[int, int] = {}
         self._status_socket: StatusSocket | None = None
         self._retention = Retention(journal_dir, keep_written, lambda path: self._find_run(path) is not None)
         self._check_at = self._check_connections_at = 0.0
-        # Calls of `stop`, which come from signal handlers and other threads, and how many of them are handled.
-        self._stops = self._handled_stops = 0
+        self._requests = Requests(self._wake_up.wake)
         self._notifier = ServiceNotifier()
         self._reload_source: ReloadSource | None = None
-        self._reloads = self._handled_reloads = 0
         self._is_reloading = False
         self._limited_log = RateLimitedLog(log)
 
@@ -250,7 +226,7 @@ class Supervisor:
         """
         context: zmq.Context[_Socket] = zmq.Context()
         self._source = self._make_source()
-        _package_log.addHandler(self._trouble)
+        self.report.listen_to_log()
         try:
             # Of a host that stands by, for the status.
             self._scheduler = self._make_scheduler(_now())
@@ -269,7 +245,7 @@ class Supervisor:
             context.destroy(linger=200)
             on_workers_ended()
             self.close()
-            _package_log.removeHandler(self._trouble)
+            self.report.close()
         return self._scheduler.unwritten_runs()
 
     def close(self) -> None:
@@ -281,7 +257,7 @@ class Supervisor:
             self.lease.close()
         self._wake_up.close()
         self._notifier.close()
-        self._lock.release()
+        self._directory.lock.release()
 
     @property
     def surveyed(self) -> bool:
@@ -298,48 +274,16 @@ class Supervisor:
         Workers finish or abandon their requests within `STOP_TIMEOUT_SECONDS` of the scheduler. A second call ends them
         at once.
         """
-        self._stops += 1
-        self._wake_up.wake()
-
-    def note_tiled_look(self, problem: str) -> None:
-        """Note for the status that Tiled was asked for an answer: "", or the reason why there was none. Thread-safe."""
-        self._tiled_reports.note_look(problem, time.time())
-
-    def note_log(self, log_status: LogStatus) -> None:
-        """Note for the status how the site's log was found. Thread-safe."""
-        self._log_status = log_status
-
-    def note_page(self, problem: str) -> None:
-        """Note for the status why the status page is not served, or "" if it is. Thread-safe."""
-        self._page_problem = problem
-
-    @property
-    def tiled_asked_at(self) -> float | None:
-        """Unix time of the last sign of Tiled that a worker has had; None if there was none. Thread-safe."""
-        return self._tiled_reports.asked_at
+        self._requests.request_stop()
 
     def stop_on_signals(self) -> None:
         """Make SIGTERM and SIGINT call `stop`."""
-
-        def handle(_number: int, _frame: FrameType | None) -> None:
-            self.stop()
-
-        signal.signal(signal.SIGTERM, handle)
-        signal.signal(signal.SIGINT, handle)
+        self._requests.stop_on_signals()
 
     def reload_on_signal(self, source: ReloadSource) -> None:
         """Make SIGHUP read the configuration again, unless the terminal is gone: then it calls `stop`."""
         self._reload_source = source
-        had_terminal = sys.stderr.isatty()
-
-        def handle(_number: int, _frame: FrameType | None) -> None:
-            if had_terminal and not sys.stderr.isatty():
-                self.stop()
-                return
-            self._reloads += 1
-            self._wake_up.wake()
-
-        signal.signal(signal.SIGHUP, handle)
+        self._requests.reload_on_signal()
 
     # The loop.
 
@@ -374,11 +318,11 @@ class Supervisor:
         # A supervisor that stands by does already all that it has to do for now.
         self._notifier.announce_ready()
         while not lease.is_held():
-            if self._stops:
+            if self._requests.stop_was_requested:
                 return False
             self._notifier.feed_watchdog(time.monotonic())
             self._notifier.describe_status(lease.describe())
-            self._measure_disk(_now())
+            self._scheduler.take_disk_space(self._directory.measure_space(), _now())
             events = dict(self._poller.poll(int(1000 * min(_IDLE_SECONDS, self._notifier.feed_pause))))
             if self._status_socket is not None:
                 self._status_socket.serve_readers(events, time.monotonic())
@@ -388,40 +332,11 @@ class Supervisor:
         return True
 
     def _encode_snapshot(self) -> bytes:
-        now = _now()
-        source, pool = self._source, self._pool
-        around = Surroundings(
-            listen=source.endpoint or None,
-            publishers=source.publishers.values(),
-            refused=source.refused,
-            refused_at=source.refused_at,
-            pids=pool.list_pids(),
-            memory=self._memory,
-            disks=[self._describe_disk()],
-            trouble=list(self._trouble.entries),
-            lease=None if self.lease is None else self.lease.status(),
-            log=self._describe_log(),
-            page_problem=self._page_problem,
+        lease = None if self.lease is None else self.lease.status()
+        pids = self._pool.list_pids()
+        return self.report.encode_snapshot(
+            self._scheduler, self._source, _now(), pids=pids, memory=self._memory, lease=lease
         )
-        return encode_snapshot(make_snapshot(self._identity, self._scheduler, self._tiled_reports, around, now))
-
-    def _describe_log(self) -> LogStatus | None:
-        found, source = self._log_status, self._source
-        if found is None:
-            return None
-        if source.problem:
-            # What was behind when the log was read last says nothing about now.
-            return msgspec.structs.replace(found, read_problem=source.problem, lag={})
-        lags = [(publisher.client, publisher.lag_documents) for publisher in source.publishers.values()]
-        lag = {beamline: documents for beamline, documents in lags if documents is not None}
-        return msgspec.structs.replace(found, read_problem=None, lag=lag)
-
-    def _describe_disk(self) -> DiskStatus:
-        disk = self._scheduler.disk
-        path, space = str(self.journal_dir.absolute()), disk.space
-        if space is None:
-            return DiskStatus(path, "journals", None, None, disk.min_free, None)
-        return DiskStatus(path, "journals", space.free, space.total, disk.min_free, disk.state.value)
 
     def _run_once(self) -> None:
         self._notifier.feed_watchdog(time.monotonic())
@@ -452,7 +367,7 @@ class Supervisor:
 
     def _poll_timeout(self) -> float:
         """Return the longest time in seconds to wait for events."""
-        if self._handshake_queue or self._handled_stops < self._stops or self._handled_reloads < self._reloads:
+        if self._handshake_queue or self._requests.are_pending:
             return 0.0
         survey_at = self._survey.next_at()
         due = self._scheduler.find_next_time(_now())
@@ -460,8 +375,7 @@ class Supervisor:
         return max(0.0, min(_IDLE_SECONDS, self._notifier.feed_pause, due - time.monotonic()))
 
     def _handle_stops(self) -> None:
-        while self._handled_stops < self._stops:
-            self._handled_stops += 1
+        while self._requests.take_stop():
             self._scheduler.stop(_now())
             self._notifier.announce_stopping()
             if self._source.pollable in self._poller:
@@ -472,8 +386,7 @@ class Supervisor:
         source = self._reload_source
         if source is None:
             return
-        if self._handled_reloads < self._reloads:
-            self._handled_reloads = self._reloads
+        if self._requests.take_reloads():
             self._notifier.announce_reloading()
             self._is_reloading = True
             source.begin()
@@ -485,7 +398,7 @@ class Supervisor:
             self._scheduler.disk.change_min_free(changes.min_free)
             self._retention.change_age(changes.keep_written)
             self._scheduler.write_slots.change_limit(changes.write_slots)
-            self._identity = replace(self._identity, settings=changes.settings)
+            self.report.change_settings(changes.settings)
         self._notifier.announce_ready()
 
     def _check_periodically(self) -> None:
@@ -493,35 +406,15 @@ class Supervisor:
         if now.monotonic < self._check_at:
             return
         self._check_at = now.monotonic + _CHECK_SECONDS
-        self._check_directory()
+        self._directory.check_in_place()
         self._memory = self._pool.measure_memory()
         self._perform(self._scheduler.check_workers(self._memory, now))
-        self._measure_disk(now)
-        self._notifier.describe_status(self._scheduler.describe_service())
+        self._scheduler.take_disk_space(self._directory.measure_space(), now)
+        self._notifier.describe_status(describe_service(self._scheduler))
         self._pool.fork_server.check(now.monotonic)
         self._find_retries()
         self._forget_deleted_journals()
         self._finished_journals.retry(now.monotonic, lambda path: self._find_run(path) is not None)
-
-    def _check_directory(self) -> None:
-        try:
-            is_in_place = self._lock.is_in_place
-        except OSError as error:
-            # What cannot be looked at may be in place, and open journals can still be written.
-            self._limited_log.log(
-                logging.WARNING, "directory", "%s cannot be looked at: %s.", self.journal_dir, error.strerror
-            )
-            return
-        if not is_in_place:
-            raise DirectoryUnusable(
-                self.journal_dir,
-                f"its file {SUPERVISOR_LOCK}, or the directory itself, was removed or replaced while it was in use, so "
-                "another supervisor could use it, too. This one ends; start it again.",
-            )
-
-    def _measure_disk(self, now: Instant) -> None:
-        space = measure_space(self.journal_dir)
-        self._scheduler.take_disk_space(None if space is None else Space(*space), now)
 
     def _check_connections(self) -> None:
         now = time.monotonic()
@@ -605,7 +498,7 @@ class Supervisor:
         for number, message in self._pool.receive_messages():
             try:
                 if isinstance(message, messages.Report):
-                    self._tiled_reports.add(message)
+                    self.report.tiled.add(message)
                 effects = self._scheduler.receive_message(number, message, _now())
                 if isinstance(message, messages.Durable):
                     crash_point("supervisor: documents durable, publisher not told")
@@ -686,33 +579,24 @@ class Supervisor:
             return
         if is_finished(path):
             self._finished_journals.file(path)
-        elif self._may_write(facts := read_facts(path)):
+        elif self._unclaimed.may_write(facts := read_facts(path)):
             self._perform(self._scheduler.add_journal(facts, _now()))
         else:
-            self._claim_journal(facts)
-
-    def _claim_journal(self, facts: JournalFacts) -> None:
-        """Leave an unfinished journal as it is until this host has claimed its run."""
-        self._unclaimed[facts.uid] = facts.journal
-        self._owner.want(facts.uid)
+            self._unclaimed.add(facts)
 
     def _read_for_audit(self, uid: str) -> list[Effect]:
         facts = find_facts(self.journal_dir, uid)
-        if self._may_write(facts):
+        if self._unclaimed.may_write(facts):
             return self._scheduler.audit_run(facts, _now())
-        self._claim_journal(facts)
+        self._unclaimed.add(facts)
         return []
-
-    def _may_write(self, facts: JournalFacts) -> bool:
-        """Return whether this host may write a run; a complete run is no other host's any more."""
-        return facts.complete or facts.unavailable or self._owner.owns(facts.uid)
 
     def _resume_claimed_journals(self) -> None:
         """Take the journals of runs that this host has claimed since they were found."""
         if self._scheduler.is_stopping:
             self._unclaimed.clear()
-        for uid in [uid for uid in self._unclaimed if self._owner.owns(uid)]:
-            self._handle_surveyed_journal(self._unclaimed.pop(uid))
+        for path in self._unclaimed.take_claimed():
+            self._handle_surveyed_journal(path)
 
     def _find_run(self, journal: Path) -> Run | None:
         """Return the run that has this journal, or None if the scheduler does not know it."""
@@ -744,7 +628,7 @@ class Supervisor:
 
     def _request_retry(self, path: Path) -> None:
         facts = read_facts(path)
-        if self._may_write(facts):
+        if self._unclaimed.may_write(facts):
             self._perform(self._scheduler.request_retry(facts, _now()))
         else:
             self._owner.want(facts.uid)
@@ -813,21 +697,3 @@ class Supervisor:
 
 def _now() -> Instant:
     return Instant(time.monotonic(), time.time())
-
-
-def _prepare_directory(directory: Path, *, make: bool) -> None:
-    """Make a journal directory if it is missing, and check that it can be used."""
-    if not make and not directory.is_dir():
-        raise DirectoryUnusable(directory, "there is no such journal directory, so nothing can be drained.")
-    if (name := network_filesystem(directory)) is not None:
-        raise DirectoryUnusable(
-            directory, f"it is on a network file system ({name}), which does not keep journals safe. Take a local disk."
-        )
-    try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with os.scandir(directory):
-            pass
-    except OSError as error:
-        raise DirectoryUnusable(directory, f"it cannot hold journals: {error.strerror}.") from error
-    if not os.access(directory, os.W_OK | os.X_OK):
-        raise DirectoryUnusable(directory, "it cannot hold journals: Permission denied to write into it.")

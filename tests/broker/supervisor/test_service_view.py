@@ -13,7 +13,7 @@ from tiledbroker.protocol import messages
 from tiledbroker.protocol.messages import LATENCY_BOUNDS_SECONDS, Documents, Report
 from tiledbroker.supervisor._lifecycle import State
 from tiledbroker.supervisor._publishers import Publisher
-from tiledbroker.supervisor._service_view import ServiceIdentity, Surroundings, make_snapshot
+from tiledbroker.supervisor._service_view import ServiceIdentity, Surroundings, describe_service, make_snapshot
 from tiledbroker.supervisor.scheduler._runs import MAX_DEATHS
 from tiledbroker.supervisor.status._failed_runs import MAX_NAMED
 from tiledbroker.supervisor.status._health import TILED_GRACE_SECONDS
@@ -231,7 +231,7 @@ def test_failed_runs_without_a_worker_are_left_when_the_supervisor_stops(service
     facts = service.journal("old", state=State.FAILED, reason="bad", length=3).facts
     service.perform(service.scheduler.add_journal(facts, service.now))
     assert service.scheduler.count_unwritten() == {"failed": 1}
-    assert service.scheduler.describe_service() == "runs: 1 failed"
+    assert describe_service(service.scheduler) == "runs: 1 failed"
 
 
 def test_a_failed_run_that_is_retried_is_no_longer_failed(service: Service) -> None:

@@ -103,7 +103,7 @@ def _run_supervisor(arguments: argparse.Namespace, loaded: LoadedSettings, http:
     supervisor = _make_supervisor(arguments, settings, key, ServerPage.make(), check_command=check)
     key.follow_lease(supervisor.lease)
     log.info("Starting %s.", loaded.describe())
-    page = contextlib.nullcontext() if http is None else HttpProcess(http, supervisor.note_page)
+    page = contextlib.nullcontext() if http is None else HttpProcess(http, supervisor.report.note_page)
     with _watch_surroundings(settings, supervisor, check, drain=arguments.drain), page, key:
         left = supervisor.run(key.revoke)
     rest = _describe_rest(supervisor.count_unwritten(), surveyed=supervisor.surveyed)
@@ -116,10 +116,10 @@ def _watch_surroundings(settings: Settings, supervisor: Supervisor, check: str, 
     """Have threads look at Tiled and at the site's log until the end of the context."""
     with contextlib.ExitStack() as threads:
         threads.enter_context(
-            TiledPresence(settings, supervisor.note_tiled_look, lambda: supervisor.tiled_asked_at, check)
+            TiledPresence(settings, supervisor.report.note_tiled_look, lambda: supervisor.report.tiled_asked_at, check)
         )
         if (address := settings.log_address()) is not None and not drain:
-            threads.enter_context(LogWatch(address, supervisor.note_log))
+            threads.enter_context(LogWatch(address, supervisor.report.note_log))
         yield
 
 

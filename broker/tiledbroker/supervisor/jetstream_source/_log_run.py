@@ -1,6 +1,6 @@
-"""What the source knows of one run in the log. Opens no connections and reads no clock.
+"""What the source knows of one run in the log, and what follows from what the supervisor says of it.
 
-A run in the log is in one of five phases:
+Opens no connections and reads no clock. A run in the log is in one of five phases:
 
 - *looking*: its receipt is being read.
 - *waiting*: it is not complete, and another host has it, or nobody has it yet.
@@ -18,8 +18,16 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+import msgspec
+
 from ..._outcomes import COMPLETE, FAILED
 from ...jetstream import EntryReader, Receipt, Tail, documents_subject
+from ...protocol import messages
+
+ASK_AGAIN_SECONDS: Final = 30.0
+"""Pause between two questions about a run that has ended and has no outcome, or has failed."""
+LATER_SECONDS: Final = 1.0
+"""Pause before documents are handed on again that were refused for now."""
 
 
 class Phase(Enum):
@@ -144,9 +152,99 @@ class LogRun:
         return self.tail.ended and (self.wanted or (self.is_own and not is_done))
 
     @property
+    def has_news(self) -> bool:
+        """Whether the receipt that is stored is not as it should be; when it was stored does not matter."""
+        stored = self.receipt or Receipt()
+        return msgspec.structs.replace(self.told, at=0.0, seq=0) != msgspec.structs.replace(stored, at=0.0, seq=0)
+
+    @property
     def is_settled(self) -> bool:
         """Whether nothing is left to do but to remove it from the log."""
         return self.told.is_complete and self.told.next >= self.tail.next and self.told.start_crc == self.tail.start_crc
+
+    def begin_at(self, state: messages.RunState, host: str, now: float) -> None:
+        """Begin where the journal ends.
+
+        Parameters
+        ----------
+        state
+            What the supervisor has answered.
+        host
+            Name of this host, for the receipt.
+        now
+            The time (`time.monotonic`).
+        """
+        before, tail = self.receipt, self.tail
+        start_crc = tail.start_crc if tail.start_crc is not None else state.start_crc
+        self.told = Receipt(
+            next=state.next,
+            ended=state.ended,
+            outcome=state.outcome,
+            reason=state.reason,
+            start_crc=start_crc,
+            end_crc=state.end_crc,
+            seq=0 if before is None else before.seq,
+            host=host,
+        )
+        is_other = None not in (state.start_crc, tail.start_crc) and state.start_crc != tail.start_crc
+        if is_other:
+            # The supervisor refuses the start document, and says why.
+            self.told = Receipt(start_crc=start_crc, host=host)
+            self.next = self.position = 0
+        else:
+            self.next = state.next
+            hint = 0 if before is None or before.next > state.next or before.start_crc != start_crc else before.seq
+            self.position = min(hint, max(0, tail.seq - 1))
+        self.in_flight.clear()
+        self.reader.forget()
+        if state.ended and not is_other and state.next >= tail.next:
+            self.next = max(self.next, tail.next)
+            if tail.next == state.next and None not in (state.end_crc, tail.end_crc) and state.end_crc != tail.end_crc:
+                self.refuse("its last document in the log is another one than in the journal of the ingest host")
+        self._await_outcome(now)
+
+    def note_durable(self, next_: int, *, ended: bool, now: float) -> None:
+        """Note how far the journal is."""
+        seq = self.told.seq
+        while self.in_flight and self.in_flight[0][0] <= next_:
+            seq = self.in_flight.popleft()[2]
+        self.told = msgspec.structs.replace(
+            self.told,
+            next=max(self.told.next, next_),
+            ended=ended,
+            start_crc=self.tail.start_crc if self.told.start_crc is None else self.told.start_crc,
+            end_crc=self.tail.end_crc if ended and next_ == self.tail.next else None,
+            delayed="",
+            seq=seq,
+        )
+        self.next = max(self.next, next_)
+        self.rereads = 0
+        self._await_outcome(now)
+
+    def note_outcome(self, outcome: str, reason: str, now: float) -> None:
+        """Note the outcome that the journal records."""
+        self.told = msgspec.structs.replace(self.told, outcome=outcome, reason=reason)
+        self._await_outcome(now)
+
+    def _await_outcome(self, now: float) -> None:
+        """Ask again later for a run whose outcome may become known in another way than by a message."""
+        waits = self.told.ended and self.told.outcome not in COMPLETE
+        self.ask_at = now + ASK_AGAIN_SECONDS if waits or self.told.outcome == FAILED else math.inf
+
+    def note_refusal(self, refusal: messages.Refused, now: float) -> None:
+        """Hand documents on again that the supervisor does not take now, or none any more."""
+        if refusal.reason not in (messages.GAP, messages.LATER):
+            self.refuse(refusal.reason)
+            self.in_flight.clear()
+            return
+        self.rewind(refusal.index)
+        if refusal.reason == messages.LATER:
+            self.told = msgspec.structs.replace(self.told, delayed=refusal.detail)
+            self.not_before = now + LATER_SECONDS
+
+    def refuse(self, reason: str) -> None:
+        """Read no more of the run, and let the receipt say why."""
+        self.told = msgspec.structs.replace(self.told, refused=reason)
 
     def rewind(self, index: int) -> None:
         """Hand documents on from an index again."""

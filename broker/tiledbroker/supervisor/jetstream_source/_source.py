@@ -25,7 +25,6 @@ from typing import Any, Final
 import msgspec
 
 from ..._errors import AppendRefused, KeyFileError, LogUnavailable, ProtocolError
-from ..._outcomes import COMPLETE, FAILED
 from ..._rate_limited_log import RateLimitedLog
 from ..._wake_up import WakeUp
 from ...jetstream import (
@@ -54,7 +53,7 @@ from ...protocol import messages
 from .._publishers import ClientLimits, Publisher
 from .._run_owner import RunOwner, SoleOwner
 from ._claim_window import ClaimWindow
-from ._log_run import LogRun, Phase, Step, is_busy
+from ._log_run import ASK_AGAIN_SECONDS, LATER_SECONDS, LogRun, Phase, Step, is_busy
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +62,6 @@ RUN_WINDOW_BYTES: Final = 2 * 2**20
 MESSAGES_PER_TURN: Final = 200
 RECEIPT_SECONDS: Final = 0.5
 """Pause between two receipts of a run, unless it has ended."""
-ASK_AGAIN_SECONDS: Final = 30.0
-"""Pause between two questions about a run that has ended and has no outcome, or has failed."""
-LATER_SECONDS: Final = 1.0
 RECONNECT_SECONDS: Final = 0.5
 _RECEIVE_SECONDS: Final = 1.0
 _COLLECT_SECONDS: Final = 0.05
@@ -483,7 +479,10 @@ class JetStreamSource:
             for uid, state in message.runs.items():
                 asked = self._to_ask.get(beamline, {}).pop(uid, None)
                 if asked is not None and asked.phase is Phase.ASKING:
-                    self._note_state(asked, state)
+                    self._take_step(asked, Step.ANSWERED)
+                    asked.begin_at(state, self._host, time.monotonic())
+                    self._store_soon(asked)
+                    self._pump(asked)
             self._say_hello(beamline)
             return
         if not isinstance(message, messages.Durable | messages.Written | messages.Refused):
@@ -491,89 +490,18 @@ class JetStreamSource:
         run = self._runs.get(documents_subject(beamline, message.run))
         if run is None or run.phase is not Phase.READING:
             return
+        now = time.monotonic()
         match message:
             case messages.Durable():
-                self._note_durable(run, message.next, ended=message.ended)
+                run.note_durable(message.next, ended=message.ended, now=now)
             case messages.Written():
-                self._note_outcome(run, message.outcome, message.reason)
+                run.note_outcome(message.outcome, message.reason, now)
+            case messages.Refused(reason=messages.NO_HELLO):
+                self._ask(run)
             case messages.Refused():
-                self._note_refusal(run, message)
+                run.note_refusal(message, now)
         self._store_soon(run)
         self._pump(run)
-
-    def _note_state(self, run: LogRun, state: messages.RunState) -> None:
-        """Begin where the journal ends."""
-        self._take_step(run, Step.ANSWERED)
-        before, tail = run.receipt, run.tail
-        start_crc = tail.start_crc if tail.start_crc is not None else state.start_crc
-        run.told = Receipt(
-            next=state.next,
-            ended=state.ended,
-            outcome=state.outcome,
-            reason=state.reason,
-            start_crc=start_crc,
-            end_crc=state.end_crc,
-            seq=0 if before is None else before.seq,
-            host=self._host,
-        )
-        is_other = None not in (state.start_crc, tail.start_crc) and state.start_crc != tail.start_crc
-        if is_other:
-            # The supervisor refuses the start document, and says why.
-            run.told = Receipt(start_crc=start_crc, host=self._host)
-            run.next = run.position = 0
-        else:
-            run.next = state.next
-            hint = 0 if before is None or before.next > state.next or before.start_crc != start_crc else before.seq
-            run.position = min(hint, max(0, tail.seq - 1))
-        run.in_flight.clear()
-        run.reader.forget()
-        if state.ended and not is_other and state.next >= tail.next:
-            run.next = max(run.next, tail.next)
-            if tail.next == state.next and None not in (state.end_crc, tail.end_crc) and state.end_crc != tail.end_crc:
-                reason = "its last document in the log is another one than in the journal of the ingest host"
-                run.told = msgspec.structs.replace(run.told, refused=reason)
-        self._await_outcome(run)
-        self._store_soon(run)
-        self._pump(run)
-
-    def _note_durable(self, run: LogRun, next_: int, *, ended: bool) -> None:
-        seq = run.told.seq
-        while run.in_flight and run.in_flight[0][0] <= next_:
-            seq = run.in_flight.popleft()[2]
-        end_crc = run.tail.end_crc if ended and next_ == run.tail.next else None
-        run.told = msgspec.structs.replace(
-            run.told,
-            next=max(run.told.next, next_),
-            ended=ended,
-            start_crc=run.tail.start_crc if run.told.start_crc is None else run.told.start_crc,
-            end_crc=end_crc,
-            delayed="",
-            seq=seq,
-        )
-        run.next = max(run.next, next_)
-        run.rereads = 0
-        self._await_outcome(run)
-
-    def _note_outcome(self, run: LogRun, outcome: str, reason: str) -> None:
-        run.told = msgspec.structs.replace(run.told, outcome=outcome, reason=reason)
-        self._await_outcome(run)
-
-    def _await_outcome(self, run: LogRun) -> None:
-        """Ask again later for a run whose outcome may become known in another way than by a message."""
-        waits = run.told.ended and run.told.outcome not in COMPLETE
-        run.ask_at = time.monotonic() + ASK_AGAIN_SECONDS if waits or run.told.outcome == FAILED else math.inf
-
-    def _note_refusal(self, run: LogRun, refusal: messages.Refused) -> None:
-        if refusal.reason == messages.NO_HELLO:
-            self._ask(run)
-        elif refusal.reason in (messages.GAP, messages.LATER):
-            run.rewind(refusal.index)
-            if refusal.reason == messages.LATER:
-                run.told = msgspec.structs.replace(run.told, delayed=refusal.detail)
-                run.not_before = time.monotonic() + LATER_SECONDS
-        else:
-            run.told = msgspec.structs.replace(run.told, refused=refusal.reason)
-            run.in_flight.clear()
 
     # The loop: reading documents.
 
@@ -633,10 +561,7 @@ class JetStreamSource:
             if entry.next <= run.next:
                 return
             if max(entry.sizes) > self._limits.max_document:
-                run.told = msgspec.structs.replace(
-                    run.told,
-                    refused=f"a document of it has {max(entry.sizes)} bytes; the limit is {self._limits.max_document}",
-                )
+                run.refuse(f"a document of it has {max(entry.sizes)} bytes; the limit is {self._limits.max_document}")
                 self._store_soon(run)
                 return
         elif entry.length < run.tail.next or run.told.ended:
@@ -661,7 +586,7 @@ class JetStreamSource:
         run.rereads = 0
         reason = f"the log lacks its documents from {run.next} {missing}, and this ingest host does, too"
         log.error("Run %s cannot be read from the log: %s.", run.uid, reason)
-        run.told = msgspec.structs.replace(run.told, refused=reason)
+        run.refuse(reason)
         self._store_soon(run)
 
     def _record_refusal(self, topic: str, text: str, *arguments: object) -> None:
@@ -676,10 +601,7 @@ class JetStreamSource:
             run.storer = self._start(self._store_later(run))
 
     def _needs_receipt(self, run: LogRun) -> bool:
-        if run.phase is not Phase.READING or not self._owner.owns(run.uid):
-            return False
-        stored = run.receipt or Receipt()
-        return msgspec.structs.replace(run.told, at=0.0, seq=0) != msgspec.structs.replace(stored, at=0.0, seq=0)
+        return run.phase is Phase.READING and self._owner.owns(run.uid) and run.has_news
 
     async def _store_later(self, run: LogRun) -> None:
         while self._needs_receipt(run):

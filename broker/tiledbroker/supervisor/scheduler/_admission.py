@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ...protocol import messages
 from .._publishers import Publisher
-from ._effects import RefuseDocuments
+from ._effects import CompareDocuments, RefuseDocuments, TellPublisher
 from ._runs import Run, RunMessage
 
 
@@ -47,6 +47,14 @@ def find_refusal(
             detail = f"{count} runs of this client are open, which is the limit"
             return refuse("later", message.first, messages.LATER, detail)
     return None
+
+
+def answer_known(run: Run, publisher: Publisher, message: RunMessage) -> CompareDocuments | TellPublisher:
+    """Return the answer to a message whose documents an ended run should have already."""
+    if isinstance(message, messages.Documents):
+        return CompareDocuments(publisher, run.journal, message, run.next)
+    run.publishers.add(publisher)
+    return TellPublisher(publisher, messages.Durable(run.uid, run.next, run.ended))
 
 
 def _count_open_runs(runs: Mapping[str, Run], quota_key: str) -> int:

@@ -18,6 +18,7 @@ from .._lifecycle import FINAL, Event, State, next_state
 from .._publishers import Publisher
 from .._tasks import ProcessIdentity
 from ..status import RunStatus, RunWorker
+from ._effects import SendToWorker, TellPublisher
 
 if TYPE_CHECKING:
     from .._journal_facts import JournalFacts
@@ -29,6 +30,9 @@ MAX_DEATHS: Final = 8
 
 MAX_DEATHS_WITHOUT_WRITES: Final = 24
 """The same limit if documents were journaled between the deaths but none was written."""
+
+FINISH_TIMEOUT_SECONDS: Final = 10.0
+"""Time that a worker has to end after it was told to; then it is killed."""
 
 _FIRST_RESTART_DELAY_SECONDS: Final = 0.05
 _MAX_RESTART_DELAY_SECONDS: Final = 30.0
@@ -92,6 +96,21 @@ class Worker:
     kill_reason: str = ""
     started: float = 0.0
     waits_for: str = ""
+
+    def has_died(self, exit_code: int | None) -> bool:
+        """Return whether the worker has ended otherwise than in order: by itself, or because it was killed."""
+        return exit_code != 0 or bool(self.kill_reason)
+
+    def send_message(self, message: messages.Message) -> SendToWorker:
+        """Return the effect that sends the worker a message, and note how far it has documents then."""
+        if isinstance(message, messages.Documents):
+            self.relayed = max(self.relayed, message.next)
+        return SendToWorker(self.number, message)
+
+    def tell_to_finish(self, now: float) -> SendToWorker:
+        """Return the effect that tells the worker to end, and give it a time limit from now on."""
+        self.finish_by = now + FINISH_TIMEOUT_SECONDS
+        return self.send_message(messages.Finish())
 
 
 @dataclass
@@ -256,15 +275,17 @@ class Run:
             return False
         return self.start_crc not in (None, message.crcs[0])
 
-    def remember_start(self, message: RunMessage) -> None:
+    def _remember_start(self, message: RunMessage) -> None:
         """Remember the start document's checksum, to detect another run with the same uid."""
         if isinstance(message, messages.Documents) and message.first == 0 and self.start_crc is None:
             self.start_crc = message.crcs[0]
 
-    def forget_start(self) -> None:
-        """Accept any start document again, since the worker refused documents and nothing is stored yet."""
-        if not self.next:
-            self.start_crc = None
+    def note_message(self, publisher: Publisher, message: RunMessage, now: float) -> None:
+        """Note that a publisher has sent a message of the run, which is accepted."""
+        self.publishers.add(publisher)
+        self._remember_start(message)
+        self.client = self.client or publisher.client
+        self.heard_at = now
 
     def apply_event(self, event: Event) -> None:
         """Apply an event to the state.
@@ -281,16 +302,50 @@ class Run:
             level = logging.DEBUG if self.outages and not self.is_final else logging.INFO
             log.log(level, "Run %s is %s.", self.uid, self.state)
 
+    def apply_outcome(self, outcome: State, reason: str) -> list[TellPublisher]:
+        """Give the run its final state, and return the effects that tell publishers."""
+        if outcome is State.FAILED:
+            self.fail(reason)
+        else:
+            self.apply_event(Event(outcome.value))
+            self.reason = reason
+        return self.tell_publishers(messages.Written(self.uid, self.outcome, self.reason))
+
     def resume(self) -> None:
         """Leave a final or parked state, since a worker is about to continue the run."""
         if self.state is not State.STARTING:
             self.apply_event(Event.RESUMED)
+
+    def tell_publishers(self, message: messages.Message) -> list[TellPublisher]:
+        """Return the effects that send a message to all publishers of the run."""
+        return [TellPublisher(publisher, message) for publisher in self.publishers]
 
     def note_end(self, *, ended: bool) -> None:
         """Note whether the journal has the end of the run."""
         self.ended = ended
         if ended and self.state is State.OPEN:
             self.apply_event(Event.ENDED)
+
+    def note_ready(self, worker: Worker, message: messages.Ready, *, is_stopping: bool) -> list[SendToWorker]:
+        """Note what the worker has found in the journal, and return the messages that have waited for this."""
+        worker.ready = True
+        self.apply_event(Event.READY)
+        self.next = worker.relayed = message.next
+        self.note_end(ended=message.ended)
+        if is_stopping or worker.finish_by is not None:
+            return [worker.send_message(messages.Finish())]
+        queued_messages, self.queued_messages = self.queued_messages, []
+        return [worker.send_message(queued) for queued in queued_messages]
+
+    def note_refusal(self, worker: Worker, message: messages.Refused) -> list[TellPublisher]:
+        """Note that the worker has refused documents, and return the effects that tell publishers."""
+        # The index says nothing before the worker has opened the journal.
+        index = message.index if worker.ready else self.next
+        worker.relayed = min(worker.relayed, index)
+        if not self.next:
+            # Nothing is stored yet, so any start document is accepted again.
+            self.start_crc = None
+        return self.tell_publishers(messages.Refused(message.run, index, message.reason, message.detail))
 
     def describe_state(self) -> messages.RunState:
         """Return the state of the run as publishers are told it."""

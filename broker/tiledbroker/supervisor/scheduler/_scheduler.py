@@ -2,8 +2,8 @@
 
 Events go in with the time, effects come out as frozen values; the supervisor performs them and reports what came of
 them. The scheduler reads no clock, opens no file and knows no process, so all its decisions can be tested and simulated
-without any. It is the only place where the state of a run changes. `Scheduler._handle_death` decides whether a worker
-is restarted or its run is put in quarantine.
+without any. The state of a run changes in this room only. `settle_run` decides whether a worker is restarted or its run
+is put in quarantine.
 """
 
 from __future__ import annotations
@@ -14,33 +14,30 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ..._wording import format_run_command
 from ...protocol import messages
 from .._clock import Instant
-from .._lifecycle import Event, State
+from .._lifecycle import State
 from .._publishers import DEFAULT_MAX_OPEN_RUNS, Publisher
-from ..status import Backlog, Tally, TiledOutage, format_time
-from ._admission import find_refusal
+from ..status import Backlog, Tally, TiledOutage
+from ._admission import answer_known, find_refusal
 from ._audit_schedule import PUT_OFF_SECONDS, AuditSchedule
 from ._disk_space import DiskSpace, Space
 from ._effects import (
     ClearFailure,
-    CompareDocuments,
     Effect,
     FileJournal,
     KillOrphan,
     ReadForAudit,
-    RecordEvent,
     RefuseDocuments,
-    SendToWorker,
     StartWorker,
-    TellPublisher,
     WithdrawRetry,
 )
 from ._pacing import Pacing
 from ._resume_queue import ResumeQueue
-from ._runs import MAX_DEATHS, Purpose, Run, RunMessage, Worker
-from ._worker_monitor import FINISH_TIMEOUT_SECONDS, WorkerLimits, WorkerMonitor
+from ._runs import FINISH_TIMEOUT_SECONDS, Purpose, Run, RunMessage, Worker
+from ._start_queue import StartQueue
+from ._worker_end import settle_run
+from ._worker_monitor import WorkerLimits, WorkerMonitor
 from ._worker_roster import WorkerRoster
 from ._write_slots import WriteSlots
 
@@ -121,18 +118,14 @@ class Scheduler:
         self.disk = disk or DiskSpace(Path())
         self.runs: dict[str, Run] = {}
         self.tally = Tally()
-        # Runs whose journals could not be read, and that are counted as failed until they can.
-        self._unavailable: set[str] = set()
         self._began = now.monotonic
         self._max_open_runs = max_open_runs
         self._drain = drain
         self._roster = WorkerRoster(max_workers)
-        # Runs that have documents for a worker, in order of arrival.
-        self._waiting: dict[str, None] = {}
-        # Runs with something left to write.
         self._resume_queue = ResumeQueue(max_resumed)
+        self._start_queue = StartQueue(self._roster, self._resume_queue)
         # Written runs to be compared with their journals again.
-        self._audit_schedule = AuditSchedule()
+        self._audit_schedule = AuditSchedule(drain=drain)
         self._monitor = WorkerMonitor(limits, now.monotonic)
         self.write_slots = WriteSlots(write_slots)
         self._pacing = Pacing(self._roster.count_active)
@@ -175,7 +168,7 @@ class Scheduler:
             # A worker that is still being forked ends by itself when the fork server ends.
             forked = any(worker.forked for worker in self._roster.workers)
             return not forked or now.monotonic >= self._stop_deadline
-        left = self._waiting or self._resume_queue or self._audit_schedule or self._roster
+        left = self._start_queue or self._audit_schedule or self._roster
         return self._drain and self._survey_done and not left
 
     def unwritten_runs(self) -> list[Run]:
@@ -215,48 +208,22 @@ class Scheduler:
 
     def is_waiting_for_room(self, run: Run) -> bool:
         """Return whether a run has documents to store, and no worker because too many are running."""
-        return run.uid in self._waiting and not self._roster.has_room
+        return self._start_queue.is_waiting_for_room(run)
 
     def describe_wait(self, run: Run, now: Instant) -> str:
         """Return why a run does not go on, as a sentence; "" if it does, or has nothing to wait for."""
-        if run.worker is not None:
-            return run.worker.waits_for
-        seconds = run.start_at - now.monotonic
-        if seconds > 0 and run.deaths_without_writes:
-            return f"Its worker died {run.deaths_without_writes} times; the next one starts in {seconds:.0f} s."
-        if run.uid in self._waiting:
-            return f"All {self._roster.max_workers} workers are busy." if self.is_waiting_for_room(run) else ""
-        if run.uid not in self._resume_queue:
-            return ""
-        if self._resume_queue.away:
-            return "Tiled does not accept requests; this run is resumed when it does."
-        return f"It is in the queue of {len(self._resume_queue)} runs that are resumed, a few at a time."
+        return self._start_queue.describe_wait(run, now)
 
     def measure_backlog(self) -> Backlog:
         """Return how much is journaled and not known to be in Tiled."""
         left = [run for run in self.runs.values() if run.has_work_left]
         return Backlog(len(left), sum(run.next - run.written for run in left))
 
-    def describe_service(self) -> str:
-        """Return the state of the service in one line, trouble first."""
-        counts = self.count_unwritten()
-        listed = ", ".join(f"{counts[state.value]} {state}" for state in State if counts[state.value])
-        trouble = []
-        if self.disk.is_full:
-            trouble.append(f"No documents are accepted: {self.disk.explain()}")
-        if self.outage.since is not None:
-            trouble.append(f"Tiled has refused requests since {format_time(self.outage.since)}: {self.outage.reason}")
-        return "; ".join([*trouble, f"runs: {listed or 'none is open'}"])
-
     def find_next_time(self, now: Instant) -> float:
         """Return the time (`time.monotonic`) at which `schedule` has something to do if nothing happens before."""
-        if self.is_stopping or not self._roster.has_room:
+        if self.is_stopping:
             return float("inf")
-        due = [self.runs[uid].start_at for uid in self._waiting]
-        if self._resume_queue and self._may_resume(now):
-            parked = self._resume_queue.next_at(self._roster.count_catching_up())
-            due += [] if parked is None else [parked]
-        return min(due, default=float("inf"))
+        return self._start_queue.find_next_time(may_resume=self._may_resume(now))
 
     # Events: time passes.
 
@@ -264,15 +231,14 @@ class Scheduler:
         """Start the workers that are due, as far as there is room, and end idle ones to make room."""
         if self.is_stopping:
             # Repeated each time, since a worker that was just started does not listen yet.
-            for worker in self._roster.workers:
-                self._send(worker, messages.Finish())
+            self._effects += [worker.send_message(messages.Finish()) for worker in self._roster.workers]
             return self._take_effects()
-        due = [self.runs[uid] for uid in self._waiting if self.runs[uid].start_at <= now.monotonic]
+        due = self._start_queue.list_due(now.monotonic)
         for position, run in enumerate(due):
             if not self._has_room:
                 self._make_room(len(due) - position, now)
                 return self._take_effects()
-            del self._waiting[run.uid]
+            self._start_queue.discard(run)
             self._start_worker(run, Purpose.STORE, now)
         self._resume_runs(now)
         return self._take_effects()
@@ -323,24 +289,21 @@ class Scheduler:
         if (refusal := find_refusal(run, publisher, message, self.runs, self._max_open_runs)) is not None:
             self._effects.append(refusal)
         elif run.ended and message.next <= run.next:
-            self._answer_known(run, publisher, message)
+            self._effects.append(answer_known(run, publisher, message))
         elif self.disk.is_full:
             # Nothing is acknowledged, so the publisher keeps the documents.
             later = messages.Refused(run.uid, run.next, messages.LATER, self.disk.explain())
             self._effects.append(RefuseDocuments("disk", publisher, later))
         else:
-            run.publishers.add(publisher)
             if run.uid not in self.runs:
                 self._register_run(run, now)
-            run.remember_start(message)
-            run.client = run.client or publisher.client
-            run.heard_at = now.monotonic
+            run.note_message(publisher, message, now.monotonic)
             if (worker := run.listening_worker) is not None:
-                self._send(worker, message)
+                self._effects.append(worker.send_message(message))
                 self._pacing.note_delivery(worker.number, now.monotonic)
             else:
                 run.queue_message(message)
-                self._queue_for_worker(run)
+                self._start_queue.add(run, Purpose.STORE)
             if isinstance(message, messages.Documents):
                 self.tally.bytes += len(message.body)
             self.tally.note_state(run, now)
@@ -365,7 +328,7 @@ class Scheduler:
         run = self._roster[number]
         self.tally.start_problem.note(error, now.unix)
         self._postpone_start(run, FORK_PAUSE_SECONDS, now)
-        self._tell_publishers(run, messages.Refused(run.uid, run.next, messages.LATER, error))
+        self._effects += run.tell_publishers(messages.Refused(run.uid, run.next, messages.LATER, error))
         return self._take_effects()
 
     def postpone_for_orphan(self, number: int, now: Instant) -> list[Effect]:
@@ -406,43 +369,47 @@ class Scheduler:
         run = self._roster.get(number)
         if run is None or run.worker is None:
             return []
-        run.worker.answered_at = now.monotonic
-        if isinstance(message, messages.Ready):
-            self._handle_ready(run, run.worker, message)
-        elif isinstance(message, messages.Durable):
-            self.tally.documents += max(0, message.next - run.next)
-            self.tally.journal_problem.clear()
-            run.advance(next_=message.next)
-            run.note_end(ended=message.ended)
-            self._pacing.note_acknowledgement(number, now.monotonic)
-            pause = self._pacing.find_pause(now.monotonic)
-            self._tell_publishers(run, messages.Durable(run.uid, message.next, message.ended, pause))
-        elif isinstance(message, messages.Refused):
-            self._handle_refusal(run, run.worker, message, now)
-        elif isinstance(message, messages.Progress):
-            self.tally.written_documents += max(0, message.next - run.written)
-            run.advance(written=message.next)
-        elif isinstance(message, messages.Report):
-            run.scan_id, run.plan = message.scan_id, message.plan
-            run.worker.waits_for = message.waits_for
-        elif isinstance(message, messages.Reached):
-            self.outage.note_answer(run.uid, now, self.measure_backlog)
-            self._resume_queue.note_recovery()
-        elif isinstance(message, messages.Unreachable):
-            needs_person = message.needs_person
-            self.outage.note_refusal(run.uid, message.since, message.reason, now, needs_person=needs_person)
-        elif isinstance(message, messages.Written):
-            self.outage.forget_run(run.uid)
-            self._apply_outcome(run, State(message.outcome), message.reason)
-        elif isinstance(message, messages.SlotWanted):
-            order = run.order if run.ended else None
-            self._effects += self.write_slots.request(number, run.uid, now.monotonic, order=order)
-            return self._take_effects()
-        elif isinstance(message, messages.SlotReleased):
-            self._effects += self.write_slots.release(number, message.storage, now.monotonic)
-            return self._take_effects()
+        worker = run.worker
+        worker.answered_at = now.monotonic
+        match message:
+            case messages.Ready():
+                self._effects += run.note_ready(worker, message, is_stopping=self.is_stopping)
+            case messages.Durable():
+                self._note_durable(run, worker, message, now)
+            case messages.Refused():
+                if message.reason == messages.LATER and message.detail:
+                    self.tally.journal_problem.note(message.detail, now.unix)
+                self._effects += run.note_refusal(worker, message)
+            case messages.Progress():
+                self.tally.written_documents += max(0, message.next - run.written)
+                run.advance(written=message.next)
+            case messages.Report():
+                run.scan_id, run.plan = message.scan_id, message.plan
+                worker.waits_for = message.waits_for
+            case messages.Reached():
+                self.outage.note_answer(run.uid, now, self.measure_backlog)
+                self._resume_queue.note_recovery()
+            case messages.Unreachable(since=since, reason=reason, needs_person=needs_person):
+                self.outage.note_refusal(run.uid, since, reason, now, needs_person=needs_person)
+            case messages.Written():
+                self.outage.forget_run(run.uid)
+                self._effects += run.apply_outcome(State(message.outcome), message.reason)
+            case messages.SlotWanted():
+                order = run.order if run.ended else None
+                self._effects += self.write_slots.request(number, run.uid, now.monotonic, order=order)
+            case messages.SlotReleased():
+                self._effects += self.write_slots.release(number, message.storage, now.monotonic)
         self.tally.note_state(run, now)
         return self._take_effects()
+
+    def _note_durable(self, run: Run, worker: Worker, message: messages.Durable, now: Instant) -> None:
+        self.tally.documents += max(0, message.next - run.next)
+        self.tally.journal_problem.clear()
+        run.advance(next_=message.next)
+        run.note_end(ended=message.ended)
+        self._pacing.note_acknowledgement(worker.number, now.monotonic)
+        pause = self._pacing.find_pause(now.monotonic)
+        self._effects += run.tell_publishers(messages.Durable(run.uid, message.next, message.ended, pause))
 
     def handle_worker_end(self, number: int, exit_code: int | None, facts: JournalFacts, now: Instant) -> list[Effect]:
         """Decide what follows the end of a worker.
@@ -468,49 +435,42 @@ class Scheduler:
         self._forget_worker(run, now)
         self.outage.note_worker_end(run.uid)
         run.orphan = None
-        died = exit_code != 0 or bool(worker.kill_reason)
-        auditor = worker if worker.purpose is Purpose.AUDIT and run.is_complete else None
+        died = worker.has_died(exit_code)
         if died and not self.is_stopping:
             self.tally.note_death(now)
-        # First the state that the run is left in, then what follows from it.
-        self._settle_state(run, worker, exit_code, facts, now)
+        after = settle_run(run, worker, exit_code, facts, now, is_stopping=self.is_stopping)
+        self._effects += after.effects
+        if after.tiled_is_away:
+            self._resume_queue.note_outage(run, now.monotonic, was_probe=worker.is_probe)
+            self.outage.note_parking(run.uid, now)
+        if after.next_purpose is not None:
+            self._start_queue.add(run, after.next_purpose)
         if worker.relayed > run.next:
             # The worker ended with documents that it had not stored.
-            self._tell_publishers(run, messages.Refused(run.uid, run.next, messages.GAP))
-        self._choose_what_follows(run, facts, auditor, died=died, now=now)
+            self._effects += run.tell_publishers(messages.Refused(run.uid, run.next, messages.GAP))
+        self._choose_what_follows(run, worker, facts, died=died, now=now)
         self.tally.note_state(run, now)
         return self._take_effects()
 
-    def _settle_state(self, run: Run, worker: Worker, exit_code: int | None, facts: JournalFacts, now: Instant) -> None:
-        """Bring a run whose worker has ended to the state that it is left in."""
-        if worker.kill_reason and not self.is_stopping:
-            self._effects.append(RecordEvent(run.journal, "worker ended", {"reason": worker.kill_reason}))
-        if run.is_final:
-            return
-        if exit_code == 0 and not worker.kill_reason:
-            self._handle_orderly_end(run, worker, facts, now)
-        else:
-            self._handle_death(run, worker, exit_code, now)
-
-    def _choose_what_follows(
-        self, run: Run, facts: JournalFacts, auditor: Worker | None, *, died: bool, now: Instant
-    ) -> None:
+    def _choose_what_follows(self, run: Run, worker: Worker, facts: JournalFacts, *, died: bool, now: Instant) -> None:
         """Try a failed run again, give a run another worker for what has arrived meanwhile, or let a final one go."""
         if run.retry_requested and run.state is State.FAILED and not self.is_stopping:
             run.retry_requested = False
             self._effects.append(ClearFailure(run.journal))
         elif run.queued_messages and not self.is_stopping:
-            self._queue_for_worker(run)
+            self._start_queue.add(run, Purpose.STORE)
         elif run.is_final:
-            self._plan_next_audit(run, facts, auditor, died=died, now=now)
+            if run.is_complete:
+                self._effects += self._audit_schedule.plan_next(
+                    run, worker, facts, now, died=died, is_stopping=self.is_stopping
+                )
             self._forget_run(run)
 
     def reload_run(self, run: Run, facts: JournalFacts, now: Instant) -> list[Effect]:
         """Begin a run anew from its journal, after an error while the end of its worker was handled."""
         if run.worker is not None:
             self._forget_worker(run, now)
-        self._waiting.pop(run.uid, None)
-        self._resume_queue.discard(run)
+        self._start_queue.discard(run)
         fresh = Run.from_facts(facts)
         fresh.publishers, fresh.start_at = run.publishers, now.monotonic + FINISH_TIMEOUT_SECONDS
         fresh.noted_state = run.noted_state
@@ -519,9 +479,9 @@ class Scheduler:
             self.runs.pop(run.uid, None)
         else:
             self.runs[run.uid] = fresh
-            self._resume_queue.add(fresh)
+            self._start_queue.add(fresh, Purpose.RESUME)
         detail = "there was an error about it on the ingest host"
-        self._tell_publishers(fresh, messages.Refused(run.uid, fresh.next, messages.LATER, detail))
+        self._effects += fresh.tell_publishers(messages.Refused(run.uid, fresh.next, messages.LATER, detail))
         return self._take_effects()
 
     # Events: journals.
@@ -531,7 +491,7 @@ class Scheduler:
         if facts.uid in self.runs:
             return []
         self._last_order = max(self._last_order, facts.order)
-        self._note_found(facts)
+        self.tally.failed.note_found(Run.from_facts(facts))
         if facts.unavailable and not self._drain:
             # It is read again then, less and less often, because what stays so is no journal.
             pause = max(PUT_OFF_SECONDS, now.monotonic - self._began)
@@ -539,27 +499,15 @@ class Scheduler:
         elif facts.complete and facts.audit_at is None:
             self._effects.append(FileJournal(facts.journal))
         elif facts.complete and facts.audit_at is not None:
-            self._plan_audit(facts.uid, facts.audit_at, now)
+            self._audit_schedule.schedule_unless_draining(facts.uid, facts.audit_at, now)
         elif facts.state is State.FAILED:
             if self._drain:
                 self.runs[facts.uid] = Run.from_facts(facts)
         elif facts.length:
             # A run without documents is not resumed; its publisher still has all of them.
             run = self.runs[facts.uid] = Run.from_facts(facts)
-            self._resume_queue.add(run)
+            self._start_queue.add(run, Purpose.RESUME)
         return self._take_effects()
-
-    def _note_found(self, facts: JournalFacts) -> None:
-        """Count a journal that was found as failed, or as failed no more because it can be read again."""
-        if facts.uid in self._unavailable:
-            if facts.unavailable:
-                return
-            self._unavailable.discard(facts.uid)
-            self.tally.failed.discard(facts.uid)
-        if facts.unavailable:
-            self._unavailable.add(facts.uid)
-        if facts.state is State.FAILED:
-            self.tally.failed.add(Run.from_facts(facts))
 
     def finish_survey(self) -> None:
         """Note that all journals that earlier supervisors left have been seen."""
@@ -593,7 +541,7 @@ class Scheduler:
         elif worker.finish_by is None:
             # This worker only journals; the next one writes.
             run.retry_requested = True
-            self._tell_to_finish(worker, now)
+            self._effects.append(worker.tell_to_finish(now.monotonic))
         return self._take_effects()
 
     def resume_cleared(self, facts: JournalFacts, *, was_failed: bool = True) -> list[Effect]:
@@ -605,11 +553,11 @@ class Scheduler:
             run = self.runs[facts.uid] = Run.from_facts(facts)
         run.forget_failure()
         if run.queued_messages:
-            self._queue_for_worker(run)
-        elif run.uid in self._waiting:
+            self._start_queue.add(run, Purpose.STORE)
+        elif self._start_queue.has_documents_of(run):
             pass
         elif run.has_work_left:
-            self._resume_queue.add(run)
+            self._start_queue.add(run, Purpose.RESUME)
         else:
             self._forget_run(run)
         run.noted_state = run.state
@@ -620,27 +568,16 @@ class Scheduler:
         """Go on without a retry that is not possible; documents that came meanwhile are journaled."""
         run = self.find_run(journal)
         if run is not None and run.worker is None and run.queued_messages:
-            self._queue_for_worker(run)
+            self._start_queue.add(run, Purpose.STORE)
         self._effects.append(WithdrawRetry(journal))
         return self._take_effects()
 
     # Decisions about documents.
 
-    def _answer_known(self, run: Run, publisher: Publisher, message: RunMessage) -> None:
-        """Answer a message whose documents an ended run should have already."""
-        if isinstance(message, messages.Documents):
-            self._effects.append(CompareDocuments(publisher, run.journal, message, run.next))
-        else:
-            run.publishers.add(publisher)
-            self._effects.append(TellPublisher(publisher, messages.Durable(run.uid, run.next, run.ended)))
-
     def _register_run(self, run: Run, now: Instant) -> None:
         self.runs[run.uid] = run
         self._last_order = max(now.unix, self._last_order + _ORDER_STEP_SECONDS, run.order)
         run.order = run.order or self._last_order
-
-    def _tell_publishers(self, run: Run, message: messages.Message) -> None:
-        self._effects += [TellPublisher(publisher, message) for publisher in run.publishers]
 
     # Decisions about workers.
 
@@ -652,20 +589,13 @@ class Scheduler:
         """Return whether the survey knows which runs to resume first, or has had enough time."""
         return self._survey_done or now.monotonic >= self._began + SURVEY_LEAD_SECONDS
 
-    def _queue_for_worker(self, run: Run) -> None:
-        """Queue the run for a worker, for documents that have arrived or may arrive any time."""
-        if run.worker is None and run.uid not in self._waiting:
-            self._resume_queue.discard(run)
-            run.resume()
-            self._waiting[run.uid] = None
-
     def _resume_runs(self, now: Instant) -> None:
         """Start workers for what earlier workers left, a few at a time. Parked runs come before audits."""
         if not self._resume_queue and not self._audit_schedule.may_have_due(now.unix):
             return
-        while self._may_resume(now) and self._resume_queue.may_resume(self._roster.count_catching_up(), now.monotonic):
+        while self._may_resume(now) and self._start_queue.may_resume(now.monotonic):
             if not self._has_room:
-                self._make_room(min(1, len(self._resume_queue)), now, idle_only=True)
+                self._make_room(min(1, len(self._resume_queue)), now, open_only=True)
                 return
             run = self._resume_queue.pop_next(now.monotonic)
             if run is None:
@@ -684,14 +614,9 @@ class Scheduler:
             self._effects.append(ReadForAudit(uid))
             busy, workers = busy + 1, workers + 1
 
-    def _make_room(self, places: int, now: Instant, *, idle_only: bool = False) -> None:
-        """End idle workers to make room for others, with `idle_only` none that may have something to write."""
-        places -= sum(worker.finish_by is not None for worker in self._roster.workers)
-        idle = self._roster.find_idle(now.monotonic, away=self._resume_queue.away, open_only=idle_only)
-        for run in idle[: max(places, 0)]:
-            log.debug("Run %s is parked to make room.", run.uid)
-            assert run.worker is not None
-            self._tell_to_finish(run.worker, now)
+    def _make_room(self, places: int, now: Instant, *, open_only: bool = False) -> None:
+        away = self._resume_queue.away
+        self._effects += self._roster.end_idle(places, now.monotonic, away=away, open_only=open_only)
 
     def _start_worker(self, run: Run, purpose: Purpose, now: Instant) -> None:
         is_probe = purpose is not Purpose.STORE and self._resume_queue.away
@@ -713,160 +638,10 @@ class Scheduler:
         if purpose is Purpose.AUDIT and not run.queued_messages:
             self._audit_schedule.schedule(run.uid, now.unix + pause_seconds)
             self._forget_run(run)
-        elif purpose is Purpose.RESUME and not run.queued_messages:
-            self._resume_queue.add(run)
         else:
-            self._queue_for_worker(run)
-
-    def _send(self, worker: Worker, message: messages.Message) -> None:
-        if isinstance(message, messages.Documents):
-            worker.relayed = max(worker.relayed, message.next)
-        self._effects.append(SendToWorker(worker.number, message))
-
-    def _tell_to_finish(self, worker: Worker, now: Instant) -> None:
-        worker.finish_by = now.monotonic + FINISH_TIMEOUT_SECONDS
-        self._send(worker, messages.Finish())
-
-    def _handle_ready(self, run: Run, worker: Worker, message: messages.Ready) -> None:
-        worker.ready = True
-        run.apply_event(Event.READY)
-        run.next = worker.relayed = message.next
-        run.note_end(ended=message.ended)
-        if self.is_stopping or worker.finish_by is not None:
-            self._send(worker, messages.Finish())
-            return
-        queued_messages, run.queued_messages = run.queued_messages, []
-        for queued in queued_messages:
-            self._send(worker, queued)
-
-    def _handle_refusal(self, run: Run, worker: Worker, message: messages.Refused, now: Instant) -> None:
-        if message.reason == messages.LATER and message.detail:
-            self.tally.journal_problem.note(message.detail, now.unix)
-        # The index says nothing before the worker has opened the journal.
-        index = message.index if worker.ready else run.next
-        worker.relayed = min(worker.relayed, index)
-        run.forget_start()
-        self._tell_publishers(run, messages.Refused(message.run, index, message.reason, message.detail))
-
-    def _handle_orderly_end(self, run: Run, worker: Worker, facts: JournalFacts, now: Instant) -> None:
-        """Handle a worker that ended in order: the run is complete, parked, or drained."""
-        self._read_outcome(run, facts, now)
-        if not run.has_work_left or self.is_stopping:
-            return
-        if worker.finish_by is None and not facts.unusable:
-            # The worker ended by itself, so Tiled is away.
-            self._note_outage(run, now, was_probe=worker.is_probe)
-        self._resume_queue.add(run)
-
-    def _note_outage(self, run: Run, now: Instant, *, was_probe: bool) -> None:
-        self._resume_queue.note_outage(run, now.monotonic, was_probe=was_probe)
-        self.outage.note_parking(run.uid, now)
-
-    def _read_outcome(self, run: Run, facts: JournalFacts, now: Instant) -> None:
-        """Take the outcome from the journal, in case the worker's last messages were lost."""
-        if facts.unusable:
-            # The journal may be usable again later; otherwise the next worker reports it.
-            run.apply_event(Event.PARKED)
-            run.start_at = now.monotonic + PUT_OFF_SECONDS
-            return
-        run.next, run.end = max(run.next, facts.length), facts.end
-        run.note_end(ended=facts.ended)
-        if facts.state is not State.STARTING and run.state is State.CLOSING:
-            self._apply_outcome(run, facts.state, facts.reason)
-        else:
-            run.apply_event(Event.PARKED)
-
-    def _handle_death(self, run: Run, worker: Worker, exit_code: int | None, now: Instant) -> None:
-        """Choose between another worker, now or in the queue of runs to resume, and quarantine."""
-        if self.is_stopping:
-            run.apply_event(Event.DIED)
-            return
-        run.note_death(now.monotonic)
-        pause_seconds = run.start_at - now.monotonic
-        following = "no other is started" if run.is_hopeless else f"starting another in {pause_seconds:.2f} s or later"
-        log.warning("The worker of run %s ended with exit code %s; %s.", run.uid, exit_code, following)
-        if run.is_hopeless:
-            self._quarantine(run, worker.kill_reason)
-        elif run.queued_messages or not run.ended:
-            self._queue_for_worker(run)
-        else:
-            self._resume_queue.add(run)
-
-    def _quarantine(self, run: Run, kill_reason: str) -> None:
-        """Give up a run whose workers die without progress. Its documents are still journaled."""
-        times = max(run.deaths, run.deaths_without_writes)
-        reason = f"its worker died {times} times in a row without progress"
-        reason = f"{reason}; at last {kill_reason}" if kill_reason else reason
-        state = {"outcome": State.FAILED.value, "reason": reason}
-        self._effects.append(RecordEvent(run.journal, "quarantined", {"reason": reason}, state))
-        self._apply_outcome(run, State.FAILED, reason)
-
-    def _apply_outcome(self, run: Run, outcome: State, reason: str) -> None:
-        """Give a run its final state, and tell publishers."""
-        if outcome is State.FAILED:
-            run.fail(reason)
-        else:
-            run.apply_event(Event(outcome.value))
-            run.reason = reason
-        self._tell_publishers(run, messages.Written(run.uid, run.outcome, run.reason))
+            self._start_queue.add(run, Purpose.STORE if run.queued_messages else purpose)
 
     # Decisions about runs that are done.
-
-    def _plan_next_audit(
-        self, run: Run, facts: JournalFacts, auditor: Worker | None, *, died: bool, now: Instant
-    ) -> None:
-        """Plan the audit of a written run if its journal asks for one; file the journal otherwise.
-
-        Parameters
-        ----------
-        run
-            A run in a final state.
-        facts
-            What its journal says.
-        auditor
-            The worker that has just ended, if it was to audit the run.
-        died
-            That worker died.
-        now
-            The time.
-        """
-        if not run.is_complete:
-            return
-        at = now.unix + PUT_OFF_SECONDS if facts.unavailable else facts.audit_at
-        if at is None:
-            self._audit_schedule.discard(run.uid)
-            if facts.complete:
-                self._effects.append(FileJournal(run.journal))
-            return
-        if self.is_stopping:
-            return
-        pause: float | None = 0.0
-        if auditor is not None:
-            if not died and at == run.audit_at and auditor.finish_by is None:
-                # The worker ended without an audit although nobody told it to end, so Tiled is away.
-                self._note_outage(run, now, was_probe=auditor.is_probe)
-            pause = self._audit_schedule.pause_after(run.uid, died=died)
-        if pause is None:
-            self._give_up_audit(run)
-        else:
-            self._plan_audit(run.uid, max(at, now.unix + pause), now)
-
-    def _plan_audit(self, uid: str, at: float, now: Instant) -> None:
-        if not self._drain or at <= now.unix:
-            self._audit_schedule.schedule(uid, at)
-        else:
-            log.warning("Run %s is to be audited later; the next supervisor does so.", uid)
-
-    def _give_up_audit(self, run: Run) -> None:
-        reason = f"its worker died {MAX_DEATHS} times in a row"
-        log.error(
-            "Run %s is written, but its late audit is given up: %s. The next supervisor tries it again. To compare the "
-            "run with Tiled, give the service's --config or --tiled to `%s`",
-            run.uid,
-            reason,
-            format_run_command("verify", run.uid, run.journal, run.journal.parent),
-        )
-        self._effects.append(RecordEvent(run.journal, "audit given up", {"reason": reason}))
 
     def _forget_run(self, run: Run) -> None:
         if not self._drain and not self.is_stopping:

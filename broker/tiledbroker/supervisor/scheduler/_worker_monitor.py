@@ -18,8 +18,6 @@ log = logging.getLogger(__name__)
 
 DEFAULT_SILENCE: Final = 60.0
 """Seconds without an answer after which a worker is replaced, by default."""
-FINISH_TIMEOUT_SECONDS: Final = 10.0
-"""Time that a worker has to end after it was told to; then it is killed."""
 
 # Checks are one second apart. After a longer time the supervisor itself must have been stopped or blocked.
 _OWN_ABSENCE_SECONDS: Final = 2.0
@@ -105,6 +103,5 @@ class WorkerMonitor:
         if limit is None or worker.kill_reason or used <= limit:
             return []
         worker.kill_reason = f"its worker took {used / 2**20:.0f} MiB of memory, of {limit / 2**20:.0f} MiB at most"
-        worker.finish_by = now + FINISH_TIMEOUT_SECONDS
         log.error("The worker of run %s is ended: %s.", run.uid, worker.kill_reason)
-        return [SendToWorker(worker.number, messages.Finish())]
+        return [worker.tell_to_finish(now)]

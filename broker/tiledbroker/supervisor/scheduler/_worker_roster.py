@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Collection
 from typing import Final
 
 from .._clock import Instant
 from .._lifecycle import State
+from ._effects import SendToWorker
 from ._runs import Purpose, Run, Worker
+
+log = logging.getLogger(__name__)
 
 # A run is active if documents came for it in this time.
 _ACTIVE_SECONDS: Final = 1.0
@@ -76,24 +80,32 @@ class WorkerRoster:
         """Return how many runs got documents a moment ago."""
         return sum(now - run.heard_at < _ACTIVE_SECONDS for run in self._runs.values())
 
-    def find_idle(self, now: float, *, away: bool, open_only: bool) -> list[Run]:
-        """Return the runs whose workers may end to make room for others.
+    def end_idle(self, places: int, now: float, *, away: bool, open_only: bool) -> list[SendToWorker]:
+        """Tell idle workers to end, to make room for others. Those that are about to end already make room as well.
 
         Audits come first, then workers of ended runs (latest run first), then those of open runs (longest idle first).
 
         Parameters
         ----------
+        places
+            Number of workers to make room for.
         now
             Time of `time.monotonic`.
         away
             Tiled does not accept requests.
         open_only
-            Leave out runs that have ended.
+            Leave out runs that have ended, whose workers may have something to write.
         """
+        places -= sum(worker.finish_by is not None for worker in self.workers)
         idle = [run for run in self._runs.values() if run.worker_may_end(now, away=away)]
         if open_only:
             idle = [run for run in idle if run.state is State.OPEN]
-        return sorted(idle, key=_order_of_ending, reverse=True)
+        sent = []
+        for run in sorted(idle, key=_order_of_ending, reverse=True)[: max(places, 0)]:
+            log.debug("Run %s is parked to make room.", run.uid)
+            assert run.worker is not None
+            sent.append(run.worker.tell_to_finish(now))
+        return sent
 
 
 def _order_of_ending(run: Run) -> tuple[bool, bool, float]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from .._lifecycle import State
 from ._snapshot import RunStatus
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class FailedRuns:
         self.unnamed = 0
         self._named: dict[str, RunStatus] = {}
         self._listed = 0
+        # Runs whose journals could not be read, and that are counted as failed until they can.
+        self._unavailable: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._named) + self.unnamed
@@ -50,6 +53,18 @@ class FailedRuns:
             self._named[run.uid] = describe_without_worker(run)
         else:
             self.unnamed += 1
+
+    def note_found(self, run: Run) -> None:
+        """Count the run of a journal that was found as failed, or as failed no more because it can be read again."""
+        if run.uid in self._unavailable:
+            if run.unavailable:
+                return
+            self._unavailable.discard(run.uid)
+            self.discard(run.uid)
+        if run.unavailable:
+            self._unavailable.add(run.uid)
+        if run.state is State.FAILED:
+            self.add(run)
 
     def discard(self, uid: str) -> None:
         """Forget a run that was failed and is not any more."""

@@ -174,8 +174,8 @@ def _find_defects(snapshot: Snapshot, symptoms: Symptoms, advice: str) -> Iterat
         yield f"A worker could not be started: {symptoms.start_problem}. It is tried again."
     if symptoms.died_at is not None and snapshot.now - symptoms.died_at < RECENT_SECONDS:
         yield (
-            f"A worker died at {_time(symptoms.died_at)}; {snapshot.workers.restarts} died since the start. Its run goes "
-            "on with another one, unless it is in quarantine. The supervisor's log shows more."
+            f"A worker died at {_time(symptoms.died_at)}; {snapshot.workers.restarts} died since the start. Its run "
+            "goes on with another one, unless it is in quarantine. The supervisor's log shows more."
         )
     yield from _find_publisher_troubles(snapshot, symptoms)
     if (waiting := snapshot.workers.waiting_for_worker) > 0:

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from tiledbroker.supervisor._clock import Instant
+from tiledbroker.supervisor._journal_facts import JournalFacts
+from tiledbroker.supervisor._lifecycle import State
 from tiledbroker.supervisor.scheduler._audit_schedule import (
     PAUSE_AFTER_FIRST_DEATH_SECONDS,
     PUT_OFF_SECONDS,
     AuditSchedule,
 )
-from tiledbroker.supervisor.scheduler._runs import MAX_DEATHS
+from tiledbroker.supervisor.scheduler._effects import FileJournal, RecordEvent
+from tiledbroker.supervisor.scheduler._runs import MAX_DEATHS, Purpose, Run, Worker
+
+NOW = Instant(100.0, 1_000.0)
+RUN = Run("run", Path("run.sqlite"), State.WRITTEN)
+WRITER = Worker(1, Purpose.STORE, False, 0.0, 0.0)
+AUDITOR = Worker(2, Purpose.AUDIT, False, 0.0, 0.0)
+
+
+def facts(*, audit_at: float | None, state: State = State.WRITTEN, unavailable: bool = False) -> JournalFacts:
+    return JournalFacts(RUN.uid, RUN.journal, state, audit_at=audit_at, unavailable=unavailable)
 
 
 @pytest.fixture
@@ -58,3 +73,70 @@ def test_runs_are_counted_by_themselves(audits: AuditSchedule) -> None:
     for _ in range(MAX_DEATHS):
         audits.pause_after("early", died=True)
     assert audits.pause_after("late", died=True) == PAUSE_AFTER_FIRST_DEATH_SECONDS
+
+
+# When the worker of a written run has ended
+
+
+def test_journal_that_asks_for_no_audit_is_filed() -> None:
+    audits = AuditSchedule()
+    audits.schedule(RUN.uid, 1_000.0)
+    assert audits.plan_next(RUN, AUDITOR, facts(audit_at=None), NOW) == [FileJournal(RUN.journal)]
+    assert not audits
+
+
+def test_journal_that_does_not_say_that_the_run_is_written_stays() -> None:
+    assert AuditSchedule().plan_next(RUN, WRITER, facts(audit_at=None, state=State.STARTING), NOW) == []
+
+
+@pytest.mark.parametrize(("wanted", "due"), [(900.0, 1_000.0), (1_500.0, 1_500.0)])
+def test_audit_is_due_when_the_journal_says_so(wanted: float, due: float) -> None:
+    audits = AuditSchedule()
+    assert audits.plan_next(RUN, WRITER, facts(audit_at=wanted), NOW) == []
+    assert audits.pop_due(due - 0.1) is None
+    assert audits.pop_due(due) == RUN.uid
+
+
+@pytest.mark.parametrize(("died", "pause"), [(True, PAUSE_AFTER_FIRST_DEATH_SECONDS), (False, PUT_OFF_SECONDS)])
+def test_audit_that_was_not_done_is_tried_again_after_a_pause(died: bool, pause: float) -> None:
+    audits = AuditSchedule()
+    audits.plan_next(RUN, AUDITOR, facts(audit_at=900.0), NOW, died=died)
+    assert audits.pop_due(1_000.0 + pause - 0.1) is None
+    assert audits.pop_due(1_000.0 + pause) == RUN.uid
+
+
+def test_journal_that_cannot_be_read_is_looked_at_later() -> None:
+    audits = AuditSchedule()
+    audits.plan_next(RUN, WRITER, facts(audit_at=None, unavailable=True), NOW)
+    assert audits.pop_due(1_000.0 + PUT_OFF_SECONDS) == RUN.uid
+
+
+def test_audit_is_given_up_after_so_many_deaths_which_the_journal_records() -> None:
+    audits = AuditSchedule()
+    recorded = [audits.plan_next(RUN, AUDITOR, facts(audit_at=900.0), NOW, died=True) for _ in range(MAX_DEATHS)]
+    assert recorded[:-1] == [[]] * (MAX_DEATHS - 1)
+    ((given_up,),) = recorded[-1:]
+    assert isinstance(given_up, RecordEvent)
+    assert given_up.event == "audit given up"
+
+
+def test_deaths_of_workers_that_did_not_audit_do_not_count() -> None:
+    audits = AuditSchedule()
+    for _ in range(MAX_DEATHS + 1):
+        assert audits.plan_next(RUN, WRITER, facts(audit_at=900.0), NOW, died=True) == []
+    assert audits.pop_due(1_000.0) == RUN.uid
+
+
+def test_no_audit_is_planned_or_given_up_while_stopping() -> None:
+    audits = AuditSchedule()
+    for _ in range(MAX_DEATHS + 1):
+        assert audits.plan_next(RUN, AUDITOR, facts(audit_at=900.0), NOW, died=True, is_stopping=True) == []
+    assert not audits
+
+
+def test_draining_leaves_audits_that_are_not_due_to_the_next_supervisor() -> None:
+    audits = AuditSchedule(drain=True)
+    audits.plan_next(RUN, WRITER, facts(audit_at=1_500.0), NOW)
+    assert not audits
+    audits.plan_next(RUN, WRITER, facts(audit_at=900.0), NOW)
+    assert len(audits) == 1

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from tiledbroker.protocol import messages
 from tiledbroker.protocol.messages import Abandoned, documents
 from tiledbroker.supervisor._lifecycle import State
+from tiledbroker.supervisor._publishers import Publisher
+from tiledbroker.supervisor.scheduler._effects import SendToWorker, TellPublisher
 from tiledbroker.supervisor.scheduler._runs import MAX_DEATHS, MAX_DEATHS_WITHOUT_WRITES, Purpose, Run, Worker
 
 
@@ -86,3 +89,46 @@ def test_a_worker_makes_room_when_nothing_waits_for_it(
     assert run.worker_may_end(100.0 + idle, away=away) is may
     worker.relayed = 6  # documents are on their way to it
     assert not run.worker_may_end(100.0 + idle, away=away)
+
+
+# What its worker says
+
+
+@pytest.fixture
+def worker() -> Worker:
+    return Worker(1, Purpose.STORE, False, 0.0, 0.0, forked=True)
+
+
+def test_worker_that_is_ready_gets_what_has_waited_for_it(run: Run, worker: Worker) -> None:
+    run.queue_message(batch(3, 2))
+    sent = run.note_ready(worker, messages.Ready("run", 3, False), is_stopping=False)
+    assert sent == [SendToWorker(1, batch(3, 2))]
+    assert (run.state, run.next, worker.relayed, run.queued_messages) == (State.OPEN, 3, 5, [])
+
+
+@pytest.mark.parametrize("is_stopping", [True, False], ids=["stopping", "told to end"])
+def test_worker_that_is_to_end_gets_no_documents_when_it_is_ready(run: Run, worker: Worker, is_stopping: bool) -> None:
+    run.queue_message(batch(0, 2))
+    worker.finish_by = None if is_stopping else 10.0
+    sent = run.note_ready(worker, messages.Ready("run", 0, False), is_stopping=is_stopping)
+    assert sent == [SendToWorker(1, messages.Finish())]
+    assert run.queued_messages == [batch(0, 2)]
+
+
+@pytest.mark.parametrize(("ready", "index"), [(True, 3), (False, 5)])
+def test_refusal_tells_publishers_where_to_go_on(run: Run, worker: Worker, ready: bool, index: int) -> None:
+    alice = Publisher(b"alice", "", "127.0.0.1")
+    run.publishers.add(alice)
+    run.next, worker.relayed, worker.ready = 5, 9, ready
+    told = run.note_refusal(worker, messages.Refused("run", 3, messages.LATER, "the disk is full"))
+    assert told == [TellPublisher(alice, messages.Refused("run", index, messages.LATER, "the disk is full"))]
+    assert worker.relayed == index
+
+
+@pytest.mark.parametrize(("length", "start_crc"), [(0, None), (1, 7)])
+def test_run_of_which_nothing_is_stored_may_begin_otherwise(
+    run: Run, worker: Worker, length: int, start_crc: int | None
+) -> None:
+    run.next, run.start_crc = length, 7
+    run.note_refusal(worker, messages.Refused("run", 0, messages.GAP))
+    assert run.start_crc == start_crc

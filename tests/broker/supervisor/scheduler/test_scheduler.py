@@ -13,6 +13,7 @@ from ingest_model import UNIX, IngestModel, ModelWorker
 from tiledbroker.protocol import messages
 from tiledbroker.supervisor._lifecycle import State
 from tiledbroker.supervisor._publishers import Publisher
+from tiledbroker.supervisor._service_view import describe_service
 from tiledbroker.supervisor.scheduler._audit_schedule import PUT_OFF_SECONDS
 from tiledbroker.supervisor.scheduler._effects import (
     FileJournal,
@@ -902,7 +903,7 @@ def test_outage_of_open_runs_is_known_and_survives_their_parking(ingest: IngestM
         worker = ingest.start("run")
     assert ingest.scheduler.outage.since == since
     assert ingest.scheduler.measure_backlog() == (1, 4)
-    assert ingest.scheduler.describe_service() == (
+    assert describe_service(ingest.scheduler) == (
         f"Tiled has refused requests since {format_time(since)}: ConnectError: refused; runs: 1 closing"
     )
     ingest.say(worker, messages.Reached("run"))
@@ -932,4 +933,4 @@ def test_parked_run_is_tried_quietly(ingest: IngestModel, alice: Publisher, capl
 
 
 def test_service_without_runs_says_so(ingest: IngestModel) -> None:
-    assert ingest.scheduler.describe_service() == "runs: none is open"
+    assert describe_service(ingest.scheduler) == "runs: none is open"

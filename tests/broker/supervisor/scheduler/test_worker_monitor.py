@@ -9,8 +9,8 @@ import pytest
 from tiledbroker.protocol import messages
 from tiledbroker.supervisor._lifecycle import State
 from tiledbroker.supervisor.scheduler._effects import Effect, KillWorker, SendToWorker
-from tiledbroker.supervisor.scheduler._runs import Purpose, Run, Worker
-from tiledbroker.supervisor.scheduler._worker_monitor import FINISH_TIMEOUT_SECONDS, WorkerLimits, WorkerMonitor
+from tiledbroker.supervisor.scheduler._runs import FINISH_TIMEOUT_SECONDS, Purpose, Run, Worker
+from tiledbroker.supervisor.scheduler._worker_monitor import WorkerLimits, WorkerMonitor
 
 PING = SendToWorker(1, messages.Ping(0))
 FINISH = SendToWorker(1, messages.Finish())
