@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from event_model import compose_run
 from peers import ask, dial
 from runs import length_of, publish, supervisor_without_tiled
 
-from tiledbroker import Journal, ZMQPublisher, decode
+from tiledbroker import Encoder, Journal, ZMQPublisher, decode
 from tiledbroker.protocol import messages
 from tiledbroker.supervisor._publishers import DEFAULT_WINDOW
 from tiledwriter.testing import SupervisorProcess, journal_of, wait_until
@@ -374,6 +375,33 @@ def test_what_is_never_stored_does_not_decide_whose_run_it_is(
         assert "damaged in transit" in refused.reason
         publisher = publish_to(ingest.address)
         publish(publisher, emitted)
+        assert publisher.flush(timeout=60)
+        assert_delivered(ingest, emitted)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_documents_behind_a_stop_document_are_refused_and_the_run_stays_whole(
+    *,
+    together: bool,
+    ingest: SupervisorProcess,
+    publish_to: Callable[..., ZMQPublisher],
+    peer: Callable[[SupervisorProcess], zmq.Socket[bytes]],
+) -> None:
+    emitted = documents(5)
+    uid = emitted[0][1]["uid"]
+    bodies = [(name, Encoder().encode(document)) for name, document in [*emitted, ("event", {"uid": "late"})]]
+    records = [(name, zlib.crc32(body), body) for name, body in bodies]
+    with ingest:
+        publisher = publish_to(ingest.address)
+        if not together:
+            publish(publisher, emitted)
+            assert publisher.flush(timeout=60)
+        first = 0 if together else len(emitted)
+        refused = ask(peer(ingest), messages.documents(uid, first, records[first:]))
+        assert isinstance(refused, messages.Refused)
+        assert "behind its stop document" in refused.reason
+        if together:
+            publish(publisher, emitted)
         assert publisher.flush(timeout=60)
         assert_delivered(ingest, emitted)
 

@@ -231,6 +231,26 @@ def test_a_run_that_cannot_be_folded_is_shown_up_to_the_document_that_is_wrong(w
     assert "AppendRows" in {item["operation"] for item in report["operations"]}
 
 
+def test_a_run_that_ends_while_it_is_read_is_not_taken_for_one_without_a_stop_document(write, documents, monkeypatch):
+    with Journal(write(documents[:-1]), "write") as journal:
+        read = journal.read
+        ends = 0
+
+        def read_before_the_rest_comes(start, *limits):
+            nonlocal ends
+            records = read(start, *limits)
+            ends += not records
+            # It is read twice; the first time for the types of its columns.
+            if not records and ends == 2:
+                journal.append_one("stop", Encoder().encode(documents[-1][1]))
+            return records
+
+        monkeypatch.setattr(journal, "read", read_before_the_rest_comes)
+        dry_run = DryRun(journal, WritingOptions())
+        list(dry_run)
+        assert dry_run._fold.stopped == dry_run.complete
+
+
 def test_a_run_that_is_open_is_shown_as_far_as_it_is(write, documents):
     path = write(documents[:-1])
     report = shown(path, "--operations")

@@ -15,7 +15,7 @@ import pyarrow
 import pytest
 from event_model import compose_run
 
-from tiledbroker import Encoder, Journal
+from tiledbroker import Encoder, Journal, decode
 from tiledbroker._errors import StoreUnavailable
 from tiledbroker.ownership import RUNS_SUBDIRECTORY, DecisionFile, DecisionStore, DirectoryStore, RunDecisions
 from tiledwriter.mapping import _fold as fold_module
@@ -63,6 +63,7 @@ def write(journal: Journal, tiled_server: TiledServer) -> Callable[[], tuple[str
         *,
         drain: bool = False,
         decision_store: DecisionStore | None = None,
+        on_progress: Callable[[int], None] = lambda _: None,
         **options: Any,
     ) -> tuple[str, str]:
         ended = threading.Event()
@@ -77,7 +78,7 @@ def write(journal: Journal, tiled_server: TiledServer) -> Callable[[], tuple[str
             tiled_server.client,
             WritingOptions(**{"quiet_period": 0.2, **options}),
             drain=drain,
-            on_progress=lambda _: None,
+            on_progress=on_progress,
             on_end=on_end,
             decision_store=decision_store,
         )
@@ -88,6 +89,11 @@ def write(journal: Journal, tiled_server: TiledServer) -> Callable[[], tuple[str
         return end
 
     return write
+
+
+def uid_of(emitted: list[tuple[str, bytes]]) -> str:
+    uid: str = decode(emitted[0][1])["uid"]
+    return uid
 
 
 def seq_nums(server: TiledServer, run_uid: str) -> list[int]:
@@ -326,6 +332,39 @@ def test_a_run_that_grows_after_its_end_is_not_recorded_as_interrupted(tmp_path:
         writing._reported_cursor = 2
         assert writing._record_outcome(writing_module.INTERRUPTED, "")
         assert journal.get("outcome") == "interrupted"
+
+
+def test_documents_that_come_when_the_end_of_an_abandoned_run_is_written_are_written_too(
+    tmp_path: Path, write: Callable[..., tuple[str, str]], values: list[Any], tiled_server: TiledServer
+) -> None:
+    encoder = Encoder()
+    emitted = [(name, encoder.encode(document)) for name, document in documents_of(values, "integer")]
+    written: list[int] = []
+
+    with Journal(tmp_path / "abandoned.sqlite", "create", run_uid=uid_of(emitted)) as journal:
+
+        def bring_the_rest(index: int) -> None:
+            # The end has been written by now, and its outcome is not recorded yet.
+            if not written:
+                for name, body in emitted[5:]:
+                    journal.append_one(name, body)
+            written.append(index)
+
+        for name, body in emitted[:5]:
+            journal.append_one(name, body)
+        journal.set("abandoned", True)
+        assert write(journal, on_progress=bring_the_rest) == ("written", "")
+        assert (written[0], written[-1]) == (5, len(emitted))
+        assert seq_nums(tiled_server, journal.run_uid) == list(range(1, 21))
+
+
+def test_documents_behind_the_stop_document_do_not_keep_a_run_from_being_written(
+    journal: Journal, write: Callable[..., tuple[str, str]], tiled_server: TiledServer
+) -> None:
+    journal.append_one("event", Encoder().encode({"uid": "late"}))
+    assert write() == ("written", "")
+    assert seq_nums(tiled_server, journal.run_uid) == list(range(1, 21))
+    assert "stop" in tiled_server.client()[journal.run_uid].metadata
 
 
 def run_with_files(mimetype: str) -> list[tuple[str, Any]]:

@@ -131,12 +131,15 @@ class DryRun:
 
     def _fold_journal(self) -> Iterator[Operation]:
         while self._fold.accepts_more:
+            # Before reading, as further documents may come at any time.
+            has_ended = self._journal.ended
             records = self._journal.read(self._fold.cursor, BATCH_DOCUMENTS, BATCH_BYTES)
-            if not records:
+            if records:
+                yield from self._track_operations(self._fold.feed(records))
+            elif has_ended:
+                yield from self._track_operations(self._fold.abandon())
+            else:
                 break
-            yield from self._track_operations(self._fold.feed(records))
-        if self._journal.ended and self._fold.accepts_more:
-            yield from self._track_operations(self._fold.abandon())
 
     def paths(self) -> list[ResourcePaths]:
         """Return the locations of the files of every resource; call it after the iteration."""

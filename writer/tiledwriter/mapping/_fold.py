@@ -68,6 +68,8 @@ class Fold:
         The index of the next record to fold.
     finished
         Whether the run has ended, by a stop document or by `abandon`.
+    stopped
+        Whether the run's stop document was folded.
     error
         The error of the document that cannot be folded, if any.
     """
@@ -85,7 +87,7 @@ class Fold:
         log: NormalizedLog | None = None,
     ) -> None:
         self.cursor = 0
-        self.finished = False
+        self.finished = self.stopped = False
         self.error: UnwritableDocument | None = None
         self._pending_bytes = 0
         self._run_uid = run_uid
@@ -184,6 +186,7 @@ class Fold:
                 self.error = UnwritableDocument(record.idx, record.name, error)
                 break
             self.cursor = record.idx + 1
+            self.stopped = self.stopped or record.name == "stop"
             self._pending_bytes += len(record.body)
             if self.flush_due:
                 break

@@ -36,6 +36,8 @@ class FoldedBatch:
         Index up to which nothing is held back; documents from here on may be folded, but held back in part.
     finished
         The fold has reached the end of the run.
+    stopped
+        The run's stop document was folded.
     error
         The reason why nothing follows: the next document cannot be folded or read. None if there is none.
     too_narrow
@@ -48,6 +50,7 @@ class FoldedBatch:
     operations: list[Operation]
     cursor: int
     finished: bool
+    stopped: bool
     error: UnwritableDocument | JournalInvalid | None
     too_narrow: dict[tuple[str, str], str]
     normalized: list[tuple[int, bytes]]
@@ -215,7 +218,7 @@ class FoldPrefetch:
         documents = fold.cursor - self._start
         self._operations, self._start = [], fold.cursor
         return FoldedBatch(
-            *(documents, operations, self._nothing_held[0], fold.finished),
+            *(documents, operations, self._nothing_held[0], fold.finished, fold.stopped),
             *(reason, fold.too_narrow, fold.take_normalized()),
         )
 

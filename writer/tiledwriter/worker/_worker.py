@@ -14,7 +14,7 @@ import sqlite3
 import ssl
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -561,7 +561,9 @@ class Worker:
             for message in arrived:
                 if message.first > self._journal.length:
                     return stored, True
-                stored += self._journal.append_verified(message.first, list(message.unpack()))
+                documents = list(message.unpack())
+                self._check_stop_is_last(documents[self._journal.length - message.first :])
+                stored += self._journal.append_verified(message.first, documents)
             if stored and self._journal.get("outcome") in COMPLETE:
                 # Otherwise whoever reads the journal before these documents are written takes the run for complete.
                 self._journal.set("outcome", None)
@@ -571,6 +573,11 @@ class Worker:
                 self._journal.set("abandoned", True)
                 self._journal.note("abandoned", documents=self._journal.length)
         return stored, end is not None and end.length > self._journal.length
+
+    def _check_stop_is_last(self, fresh: Sequence[tuple[str, int, bytes]]) -> None:
+        """Raise `JournalInvalid` for documents behind a stop document, with which a run ends."""
+        if fresh and (self._journal.stopped or "stop" in [name for name, _, _ in fresh[:-1]]):
+            raise JournalInvalid(self._journal.path, "documents came behind its stop document, with which a run ends.")
 
     def _note_disk_problem(self, path: Path, error: sqlite3.Error | OSError) -> None:
         self._limited_log.log(logging.ERROR, "disk", "The journal %s cannot be written: %s", path, error)

@@ -295,7 +295,8 @@ class RunWriting:
                     self._reported_cursor = folded.cursor
                     self._on_progress(folded.cursor)
                 if folded.finished:
-                    return WRITTEN if self._journal.stopped else INTERRUPTED
+                    # The journal may have got a stop document since the end of the fold.
+                    return WRITTEN if folded.stopped else INTERRUPTED
                 if not folded.documents and self._drain:
                     return ""
         raise Stopped("Stopped on request.")
