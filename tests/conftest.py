@@ -16,6 +16,7 @@ from typing import IO, Any
 import psutil
 import pytest
 from bluesky import RunEngine
+from hypothesis import HealthCheck, settings
 from log_site import LogSite
 from transports import TRANSPORTS, WIRES, Transport
 from warm import end_warm_process, forking, start_process, warm_pids
@@ -77,6 +78,11 @@ LONGEST = (
 # Tests talk to servers of their own; what a proxy of this host would answer is none of their business.
 for _variable in [name for name in os.environ if name.lower().endswith("_proxy")]:
     del os.environ[_variable]
+
+
+# A busy machine is slow, and that is no fault of what is tested.
+settings.register_profile("busy machine", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
 
 
 # While thousands of tests are collected, the garbage collector finds hardly anything, and takes seconds for it.

@@ -61,6 +61,8 @@ class ModelJournal:
         end = (len(self.crcs), self.crcs[-1]) if ended else None
         order, start_crc = self.facts.order or 1.0, self.crcs[0]
         length = len(self.crcs)
+        if length > self.facts.length and self.facts.complete:
+            self.facts = replace(self.facts, state=State.STARTING, audit_at=None)
         self.facts = replace(self.facts, length=length, ended=ended, end=end, start_crc=start_crc, order=order)
         return True
 

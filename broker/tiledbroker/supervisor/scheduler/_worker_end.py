@@ -63,7 +63,14 @@ def settle_run(
         The supervisor ends, so no other worker follows.
     """
     died = worker.has_died(exit_code)
-    if run.is_final:
+    if run.is_complete and facts.state is State.STARTING and not is_stopping:
+        # The worker has stored documents that came behind the end, and has not written them.
+        run.resume()
+        if died:
+            after = _settle_death(run, worker, exit_code, now, is_stopping=is_stopping)
+        else:
+            after = Aftermath(_read_outcome(run, facts, now), Purpose.RESUME)
+    elif run.is_final:
         tiled_is_away = not died and not is_stopping and _left_audit_undone(run, worker, facts)
         after = Aftermath(tiled_is_away=tiled_is_away)
     elif died:

@@ -637,6 +637,21 @@ def test_late_stop_document_that_an_audit_takes_completes_the_run(ingest: Ingest
     assert ingest.told(alice)[-1] == messages.Written("run", "written", "")
 
 
+@pytest.mark.parametrize("exit_code", [0, -9])
+def test_late_stop_document_that_a_worker_stores_as_it_ends_is_written_by_the_next(
+    ingest: IngestModel, alice: Publisher, exit_code: int
+) -> None:
+    facts = {"state": State.INTERRUPTED, "length": 3, "ended": True, "audit_at": UNIX + ingest.seconds}
+    ingest.journal("run", **facts)
+    ingest.perform(ingest.scheduler.add_journal(ingest.facts("run"), ingest.now))
+    worker = ingest.start("run")
+    ingest.send(alice, batch("run", 3, "stop"))
+    ingest.store(worker)
+    ingest.end(worker, exit_code)
+    ingest.write(ingest.start("run"))
+    assert ingest.told(alice)[-1] == messages.Written("run", "written", "")
+
+
 def test_unreadable_journal_is_no_outage(ingest: IngestModel, alice: Publisher) -> None:
     ingest.send(alice, whole("run"))
     worker = ingest.start("run")

@@ -127,6 +127,26 @@ def test_nothing_follows_while_stopping(exit_code: int) -> None:
     assert run.deaths == 0
 
 
+# Documents behind the end
+
+
+@pytest.mark.parametrize("state", [State.INTERRUPTED, State.WRITTEN])
+@pytest.mark.parametrize("purpose", [Purpose.STORE, Purpose.AUDIT])
+@pytest.mark.parametrize(("exit_code", "left"), [(0, State.PARKED), (-9, State.STARTING)])
+def test_documents_that_a_worker_has_stored_behind_the_end_are_written_by_another(
+    state: State, purpose: Purpose, exit_code: int, left: State
+) -> None:
+    run = make_run(state, length=2)
+    # The journal has no outcome any more.
+    after = settle(run, exit_code, make_worker(purpose), make_facts())
+    assert after == Aftermath((), Purpose.RESUME, tiled_is_away=False)
+    assert run.state is left
+
+
+def test_documents_behind_the_end_are_left_to_the_next_supervisor_when_this_one_stops() -> None:
+    assert settle(make_run(State.INTERRUPTED, length=2), facts=make_facts(), is_stopping=True) == Aftermath()
+
+
 # Audits
 
 
