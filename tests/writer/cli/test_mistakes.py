@@ -26,7 +26,7 @@ from tiledbroker import ZMQPublisher
 from tiledbroker.log import FileLock
 from tiledbroker.protocol import make_server_keys
 from tiledbroker.publisher import _publisher
-from tiledbroker.supervisor import SUPERVISOR_LOCK, _supervisor
+from tiledbroker.supervisor import SUPERVISOR_LOCK, _journal_directory
 from tiledwriter.cli import _host_checks, supervisor
 from tiledwriter.testing import TiledServer, free_port
 
@@ -236,7 +236,7 @@ def file_as_journals(bench: Bench) -> list[str]:
 
 
 def network_journals(bench: Bench) -> list[str]:
-    bench.patch.setattr(_supervisor, "network_filesystem", lambda _: "NFS")
+    bench.patch.setattr(_journal_directory, "network_filesystem", lambda _: "NFS")
     bench.say("DIR is on NFS")
     return [*TILED, "--journal-dir", str(bench.directory)]
 
