@@ -1,7 +1,7 @@
 """The longest call of the callback where it is hardest: each side in a process of its own.
 
-A process that is ready to go on may have to wait for a processor, which the system has given to another one. How long
-it did is in what Linux says of each thread, so there is a second figure without it.
+A thread that is ready to go on may have to wait for a processor, which the system has given to another process, or to
+another thread of its own. How long it did is in what Linux says of each thread, so there is a second figure without it.
 """
 
 from __future__ import annotations

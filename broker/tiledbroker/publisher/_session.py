@@ -266,6 +266,9 @@ class ShippingSession:
         shipment = self._shipments.get(uid)
         if shipment is None or shipment.refused or not shipment.known:
             return
+        if index > shipment.durable and self._outcomes.get(uid, ("",))[0] in COMPLETE:
+            # It is that of the documents before, and says nothing about further ones. The host is asked again.
+            del self._outcomes[uid]
         shipment.acknowledge(index)
         shipment.ended = ended
         if not (ended and shipment.delivered) or shipment.run.damage:

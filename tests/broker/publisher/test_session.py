@@ -599,12 +599,24 @@ class TestOutcomes:
         assert talk.session.durable("run") is None
         assert talk.session.outcome("run") == ("written", "")
 
-    def test_that_come_before_the_last_acknowledgement_are_remembered(self) -> None:
+    def test_that_come_before_the_last_acknowledgement_are_asked_for_again(self) -> None:
         talk = Talk(run()).welcome()
         talk.send()
         talk.hear(Written("run", "interrupted", ""))
-        assert talk.spool.removed == []
         talk.deliver()
+        assert talk.spool.removed == []
+        talk.now += ASK_INTERVAL_SECONDS
+        assert talk.hellos() == [Hello("test/0", {}, ["run"])]
+        talk.hear(Welcome(WINDOW, MAX_DOCUMENT, {"run": RunState(6, ended=True, outcome="interrupted")}))
+        assert talk.spool.removed == ["run"]
+
+    def test_of_an_earlier_end_say_nothing_of_documents_behind_it(self) -> None:
+        talk = Talk(run())
+        talk.welcome(run=RunState(3, ended=True, outcome="interrupted"))
+        talk.send()
+        talk.deliver()
+        assert talk.spool.removed == []
+        talk.hear(Written("run", "written", ""))
         assert talk.spool.removed == ["run"]
 
     def test_in_the_answer_to_a_hello_count_as_well(self) -> None:

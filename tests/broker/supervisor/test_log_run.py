@@ -107,6 +107,18 @@ def test_run_without_a_good_outcome_is_asked_for_again(outcome: str, pause: floa
     assert ASK_AGAIN_SECONDS == 30.0
 
 
+@pytest.mark.parametrize("outcome", ["interrupted", "written"])
+def test_outcome_of_a_run_says_nothing_of_documents_that_come_behind_its_end(outcome: str) -> None:
+    run = make_run()
+    run.begin_at(messages.RunState(2, ended=True, outcome=outcome, start_crc=1), "host", NOW)
+    run.note_durable(4, ended=True, now=NOW)
+    assert not run.is_settled
+    assert run.ask_at == NOW + ASK_AGAIN_SECONDS
+    run.note_outcome("written", "", NOW)
+    run.note_durable(4, ended=True, now=NOW)
+    assert run.is_settled
+
+
 def test_documents_that_are_refused_for_now_are_handed_on_again_later() -> None:
     run = make_run()
     run.next, run.position = 4, 40

@@ -5,9 +5,12 @@ from __future__ import annotations
 import select
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from tiledbroker import Journal
 from tiledbroker.protocol import messages
 from tiledbroker.supervisor import WorkerTask
 from tiledwriter.worker import TiledAddress, WorkerOptions
@@ -106,3 +109,74 @@ def test_an_outcome_comes_after_the_report_of_the_requests_that_led_to_it(
     worker._on_end("written", "")
     worker._send_queued()
     assert sent.take() == [messages.Reached("run"), report, messages.Written("run", "written", "")]
+
+
+# Documents that come behind the end of a run
+
+
+@pytest.fixture
+def journal(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
+    """The journal of a run that was given up after two documents, and is in Tiled as far as that."""
+    with Journal(worker._task.journal, "create", run_uid="run") as journal:
+        for name in ("start", "descriptor"):
+            journal.append_one(name, b"")
+        journal.set("abandoned", True)
+        journal.set("outcome", "interrupted")
+        monkeypatch.setattr(worker, "_journal", journal, raising=False)
+        yield journal
+
+
+@pytest.fixture
+def writing(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What has been concluded about the run."""
+    writing = SimpleNamespace(has_concluded=False)
+    monkeypatch.setattr(worker, "_writing", writing, raising=False)
+    return writing
+
+
+def documents(first: int, *names: str) -> messages.Documents:
+    return messages.documents("run", first, [(name, 0, b"") for name in names])
+
+
+def stored_names(journal: Journal) -> list[str]:
+    return [record.name for record in journal.records()]
+
+
+@pytest.mark.parametrize("further", [[], [documents(9, "stop")]], ids=["alone", "before a gap"])
+def test_documents_behind_the_end_leave_a_run_without_an_outcome(
+    worker: Worker, journal: Journal, writing: Any, further: list[messages.Documents]
+) -> None:
+    stored, refusal = worker._store_documents([documents(2, "event"), *further], None)
+    assert ([record.idx for record in stored], refusal) == ([2], messages.GAP if further else "")
+    assert journal.get("outcome") is None
+
+
+def test_an_audit_that_was_planned_is_planned_again_when_documents_behind_the_end_are_written(
+    worker: Worker, journal: Journal, writing: Any
+) -> None:
+    journal.set("audit_at", 1e9)
+    worker._store_documents([documents(2, "event")], None)
+    assert (journal.get("audit_at"), journal.get("late_audit")) == (None, True)
+
+
+def test_a_worker_that_has_concluded_stores_no_more_documents(worker: Worker, journal: Journal, writing: Any) -> None:
+    writing.has_concluded = True
+    assert worker._store_documents([documents(2, "event")], None) == ([], messages.GAP)
+    assert worker._store_documents([documents(0, "start", "descriptor")], None) == ([], "")
+    assert journal.get("outcome") == "interrupted"
+    assert journal.length == 2
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_documents_behind_a_stop_document_do_not_keep_it_from_being_stored(
+    *, together: bool, worker: Worker, journal: Journal, writing: Any
+) -> None:
+    arrived = [documents(2, "event"), documents(3, "stop"), documents(4, "event")]
+    if together:
+        stored, refusal = worker._store_documents(arrived, None)
+    else:
+        stored, _ = worker._store_documents(arrived[:2], None)
+        _, refusal = worker._store_documents(arrived[2:], None)
+    assert len(stored) == 2
+    assert "behind its stop document" in refusal
+    assert stored_names(journal) == ["start", "descriptor", "event", "stop"]

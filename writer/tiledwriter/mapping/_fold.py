@@ -303,7 +303,7 @@ class Fold:
             if not self._run_stream_filter.keeps(name, document):
                 continue
             if name == "stop":
-                self.finished = True
+                self.finished = self.stopped = True
                 self._pass_notes_on()
             operations += self._writer(name, self._on_server(document) if name == "stream_resource" else document)
         return operations

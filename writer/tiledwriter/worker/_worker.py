@@ -14,7 +14,7 @@ import sqlite3
 import ssl
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -536,7 +536,7 @@ class Worker:
         if not (arrived or end):
             return
         try:
-            stored, gap = self._store_documents(arrived, end)
+            stored, refusal = self._store_documents(arrived, end)
         except JournalInvalid as error:
             self._send_message(messages.Refused(self._task.run_uid, self._journal.length, str(error)))
         except sqlite3.OperationalError as error:
@@ -549,35 +549,49 @@ class Worker:
             self._send_message(messages.Durable(self._task.run_uid, self._journal.length, self._journal.ended))
             crash_point("worker: documents acknowledged")
             self._writing.notify(stored)
-            if gap:
+            if refusal == messages.GAP:
                 self._refuse_documents(self._journal.length)
+            elif refusal:
+                self._send_message(messages.Refused(self._task.run_uid, self._journal.length, refusal))
 
     def _store_documents(
         self, arrived: list[messages.Documents], end: messages.Abandoned | None
-    ) -> tuple[list[Record], bool]:
-        """Store the documents that continue the journal; return them, and whether there was a gap before others."""
+    ) -> tuple[list[Record], str]:
+        """Store the documents that continue the journal; return them, and why others are refused, or ""."""
         stored: list[Record] = []
+        refusal = ""
         with self._journal.atomic():
+            if self._writing.has_concluded:
+                # This worker ends. The next one, which documents bring about, writes them.
+                return stored, messages.GAP if any(each.next > self._journal.length for each in arrived) else ""
             for message in arrived:
-                if message.first > self._journal.length:
-                    return stored, True
-                documents = list(message.unpack())
-                self._check_stop_is_last(documents[self._journal.length - message.first :])
-                stored += self._journal.append_verified(message.first, documents)
+                refusal = self._find_refusal(message)
+                if refusal:
+                    break
+                stored += self._journal.append_verified(message.first, list(message.unpack()))
             if stored and self._journal.get("outcome") in COMPLETE:
                 # Otherwise whoever reads the journal before these documents are written takes the run for complete.
                 self._journal.set("outcome", None)
+                if self._journal.get("audit_at") is not None:
+                    self._journal.set("late_audit", True)
                 self._journal.set("audit_at", None)
             # A publisher may end the run only if it knows the run's full length.
             if end is not None and end.length == self._journal.length and not self._journal.ended:
                 self._journal.set("abandoned", True)
                 self._journal.note("abandoned", documents=self._journal.length)
-        return stored, end is not None and end.length > self._journal.length
+        if end is not None and end.length > self._journal.length:
+            refusal = refusal or messages.GAP
+        return stored, refusal
 
-    def _check_stop_is_last(self, fresh: Sequence[tuple[str, int, bytes]]) -> None:
-        """Raise `JournalInvalid` for documents behind a stop document, with which a run ends."""
-        if fresh and (self._journal.stopped or "stop" in [name for name, _, _ in fresh[:-1]]):
-            raise JournalInvalid(self._journal.path, "documents came behind its stop document, with which a run ends.")
+    def _find_refusal(self, message: messages.Documents) -> str:
+        """Return why a message cannot continue the journal; "" if it can, as far as can be seen without its bodies."""
+        length = self._journal.length
+        if message.first > length:
+            return messages.GAP
+        names = message.names[length - message.first :]
+        if names and (self._journal.stopped or "stop" in names[:-1]):
+            return "documents came behind its stop document, with which a run ends"
+        return ""
 
     def _note_disk_problem(self, path: Path, error: sqlite3.Error | OSError) -> None:
         self._limited_log.log(logging.ERROR, "disk", "The journal %s cannot be written: %s", path, error)

@@ -112,6 +112,7 @@ class RunWriting:
         self._on_unreachable = on_unreachable or (lambda _since, _reason, _needs_person: None)
         self._limited_log = RateLimitedLog(log)
         self._reported_cursor = -1
+        self._has_concluded = False
         self._blocked_by = ""
         self._thread = threading.Thread(target=self._run, name="tiledwriter-writing", daemon=True)
 
@@ -130,6 +131,11 @@ class RunWriting:
     def notify(self, records: Sequence[Record] = ()) -> None:
         """Announce new documents in the journal, of which `records` are the last."""
         self._record_buffer.put_records(records)
+
+    @property
+    def has_concluded(self) -> bool:
+        """Whether the run's outcome was recorded as that of a complete run; it does not change within a transaction."""
+        return self._has_concluded
 
     @property
     def counts(self) -> RequestCounts:
@@ -217,17 +223,22 @@ class RunWriting:
         if outcome != FAILED:
             # Not within the transaction, which keeps documents from being journaled.
             self._decisions.share(outcome=outcome)
-        with self._journal.atomic():
-            self._outage.end_outage()
-            if outcome == INTERRUPTED and self._journal.length > self._reported_cursor:
-                return False
-            self._journal.set("outcome", outcome)
-            self._journal.set("reason", reason or None)
-            # Requests whose answers were lost may still be carried out, so the run must be audited once more.
-            late = outcome != FAILED and self._journal.get("late_audit")
-            self._journal.set("audit_at", time.time() + self._options.late_audit if late else None)
-            self._journal.set("late_audit", None)
-            self._journal.note(outcome, documents=self._journal.length, **detail)
+        try:
+            with self._journal.atomic():
+                self._outage.end_outage()
+                if outcome == INTERRUPTED and self._journal.length > self._reported_cursor:
+                    return False
+                self._journal.set("outcome", outcome)
+                self._journal.set("reason", reason or None)
+                # Requests whose answers were lost may still be carried out, so the run must be audited once more.
+                late = outcome != FAILED and self._journal.get("late_audit")
+                self._journal.set("audit_at", time.time() + self._options.late_audit if late else None)
+                self._journal.set("late_audit", None)
+                self._journal.note(outcome, documents=self._journal.length, **detail)
+                self._has_concluded = outcome != FAILED
+        except BaseException:
+            self._has_concluded = False
+            raise
         crash_point("writing: outcome recorded")
         return True
 

@@ -107,6 +107,11 @@ class TargetAnswers:
 
     def _merge_durable(self, answers: _Answers, target: str, message: messages.Durable) -> Iterator[messages.Durable]:
         known = answers.durable.setdefault(message.run, {})
+        before = known.get(target)
+        outcomes = answers.outcomes.get(message.run, {})
+        if before is not None and message.next > before.next and outcomes.get(target, _NO_OUTCOME)[0] in COMPLETE:
+            # It is that of the documents before, and says nothing about further ones.
+            del outcomes[target]
         known[target] = message
         if len(known) < len(self._targets):
             return

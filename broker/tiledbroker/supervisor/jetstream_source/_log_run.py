@@ -204,7 +204,9 @@ class LogRun:
         self._await_outcome(now)
 
     def note_durable(self, next_: int, *, ended: bool, now: float) -> None:
-        """Note how far the journal is."""
+        """Note how far the journal is. An outcome that is known says nothing about further documents."""
+        if next_ > self.told.next and self.told.outcome in COMPLETE:
+            self.told = msgspec.structs.replace(self.told, outcome="", reason="")
         seq = self.told.seq
         while self.in_flight and self.in_flight[0][0] <= next_:
             seq = self.in_flight.popleft()[2]

@@ -320,6 +320,12 @@ class Run:
         """Return the effects that send a message to all publishers of the run."""
         return [TellPublisher(publisher, message) for publisher in self.publishers]
 
+    def reopen_for(self, next_: int) -> None:
+        """Leave a complete state if the worker has stored documents behind the end, as an audit's worker may."""
+        if self.is_complete and next_ > self.next:
+            self.resume()
+            self.apply_event(Event.READY)
+
     def note_end(self, *, ended: bool) -> None:
         """Note whether the journal has the end of the run."""
         self.ended = ended

@@ -405,6 +405,7 @@ class Scheduler:
     def _note_durable(self, run: Run, worker: Worker, message: messages.Durable, now: Instant) -> None:
         self.tally.documents += max(0, message.next - run.next)
         self.tally.journal_problem.clear()
+        run.reopen_for(message.next)
         run.advance(next_=message.next)
         run.note_end(ended=message.ended)
         self._pacing.note_acknowledgement(worker.number, now.monotonic)

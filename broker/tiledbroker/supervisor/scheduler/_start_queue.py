@@ -11,8 +11,8 @@ from ._worker_roster import WorkerRoster
 class StartQueue:
     """Runs with documents to store, in the order in which they came, and those with something left to write.
 
-    A run is in one of the two queues at most. Those with documents come first, and their workers may be as many as
-    there is room for.
+    A run that gets documents is taken out of the other queue. Runs with documents come first, and their workers may be
+    as many as there is room for.
 
     Parameters
     ----------

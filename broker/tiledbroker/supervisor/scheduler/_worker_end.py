@@ -63,13 +63,13 @@ def settle_run(
         The supervisor ends, so no other worker follows.
     """
     died = worker.has_died(exit_code)
-    if run.is_complete and facts.state is State.STARTING and not is_stopping:
+    if run.is_complete and facts.state is State.STARTING and facts.length:
         # The worker has stored documents that came behind the end, and has not written them.
         run.resume()
         if died:
             after = _settle_death(run, worker, exit_code, now, is_stopping=is_stopping)
         else:
-            after = Aftermath(_read_outcome(run, facts, now), Purpose.RESUME)
+            after = Aftermath(_read_outcome(run, facts, now), None if is_stopping else Purpose.RESUME)
     elif run.is_final:
         tiled_is_away = not died and not is_stopping and _left_audit_undone(run, worker, facts)
         after = Aftermath(tiled_is_away=tiled_is_away)

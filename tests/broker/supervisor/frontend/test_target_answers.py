@@ -40,6 +40,15 @@ def test_run_is_written_once_it_is_for_every_target(answers: TargetAnswers) -> N
     assert told(answers, "old", messages.Written("r", "interrupted", "")) == [messages.Written("r", "interrupted", "")]
 
 
+def test_outcome_for_a_target_says_nothing_of_documents_that_come_behind_the_end(answers: TargetAnswers) -> None:
+    told(answers, "old", messages.Welcome(1000, 500, {"r": state(5, ended=True, outcome="interrupted", crc=1)}))
+    told(answers, "new", messages.Welcome(1000, 500, {"r": state(5, ended=True, crc=1)}))
+    told(answers, "old", messages.Durable("r", 7, True))
+    told(answers, "new", messages.Durable("r", 7, True))
+    assert told(answers, "new", messages.Written("r", "written", "")) == []
+    assert told(answers, "old", messages.Written("r", "written", "")) == [messages.Written("r", "written", "")]
+
+
 def test_failure_for_one_target_is_told_at_once_and_is_over_after_a_retry(answers: TargetAnswers) -> None:
     failed = [messages.Written("r", "failed", "target new: no such column")]
     assert told(answers, "new", messages.Written("r", "failed", "no such column")) == failed

@@ -633,6 +633,9 @@ def test_late_stop_document_that_an_audit_takes_completes_the_run(ingest: Ingest
     worker = ingest.start("run")
     ingest.send(alice, batch("run", 3, "stop"))
     ingest.store(worker)
+    # Whoever asks now is not told that the run is complete.
+    assert ingest.scheduler.describe_run("run", "", None).outcome == ""
+    assert [run.uid for run in ingest.scheduler.unwritten_runs()] == ["run"]
     ingest.write(worker)
     assert ingest.told(alice)[-1] == messages.Written("run", "written", "")
 

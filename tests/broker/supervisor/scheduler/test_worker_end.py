@@ -143,8 +143,17 @@ def test_documents_that_a_worker_has_stored_behind_the_end_are_written_by_anothe
     assert run.state is left
 
 
-def test_documents_behind_the_end_are_left_to_the_next_supervisor_when_this_one_stops() -> None:
-    assert settle(make_run(State.INTERRUPTED, length=2), facts=make_facts(), is_stopping=True) == Aftermath()
+@pytest.mark.parametrize("exit_code", [0, -9])
+def test_documents_behind_the_end_are_left_to_the_next_supervisor_when_this_one_stops(exit_code: int) -> None:
+    run = make_run(State.INTERRUPTED, length=2)
+    assert settle(run, exit_code, facts=make_facts(), is_stopping=True) == Aftermath()
+    assert not run.is_complete
+
+
+def test_complete_run_whose_journal_is_gone_is_not_begun_anew() -> None:
+    run = make_run(State.WRITTEN)
+    assert settle(run, facts=JournalFacts("run", JOURNAL)) == Aftermath()
+    assert run.state is State.WRITTEN
 
 
 # Audits
