@@ -306,7 +306,9 @@ class Referee:
         self._judge_documents(verdict, emitted, best.records, 0 if excused else harm.safe)
         if not excused:
             self._judge_end(verdict, best, harm)
-        if harm.stale and best.outcome not in SETTLED:
+        # Both logs of it may have been taken away, so that nobody can go on with it.
+        is_gone = not best.current and not harm.readable
+        if (harm.stale or is_gone) and best.outcome not in SETTLED:
             self._judge_beginning(verdict, published)
             return
         for what, wanted, found in self._rows(verdict.run_uid, best.records):

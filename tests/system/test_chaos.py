@@ -571,6 +571,29 @@ def test_what_tiled_has_beyond_an_old_copy_must_be_as_published(
     assert verdict.clean != gap
 
 
+@pytest.mark.parametrize(
+    ("knows_end", "is_retired", "clean"), [(False, True, True), (False, False, False), (True, True, False)]
+)
+def test_a_run_of_which_both_logs_were_taken_away_may_be_in_tiled_in_part(
+    *,
+    knows_end: bool,
+    is_retired: bool,
+    clean: bool,
+    written: Written,
+    referee_of: Callable[..., Referee],
+    tmp_path: Path,
+) -> None:
+    directory = tmp_path / "taken away"
+    still_open = written.emitted[:-1]
+    written.shorten_journal(directory, len(still_open), "")
+    written.in_table(REMOVE + f"{EVENTS - 1}'")
+    (tmp_path / "empty").mkdir()
+    referee = referee_of(tmp_path / "empty", retired=[directory]) if is_retired else referee_of(directory)
+    harm = Harm(safe=0, readable=knows_end)
+    verdict = referee.judge(written.uid, still_open, harm, written.published)
+    assert verdict.clean == clean, str(verdict)
+
+
 def test_a_run_that_was_published_for_another_supervisor_is_foreign_here(
     written: Written, referee_of: Callable[..., Referee], tmp_path: Path
 ) -> None:
