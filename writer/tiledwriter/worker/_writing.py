@@ -134,7 +134,7 @@ class RunWriting:
 
     @property
     def has_concluded(self) -> bool:
-        """Whether the run's outcome was recorded as that of a complete run; it does not change within a transaction."""
+        """Whether the outcome of a complete run was recorded. It does not change within a journal's transaction."""
         return self._has_concluded
 
     @property
