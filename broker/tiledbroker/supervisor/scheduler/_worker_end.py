@@ -1,7 +1,7 @@
 """The end of a worker: the state in which its run is left, and whether the run needs another worker.
 
 A worker that ends in order has completed its run, or leaves something to a later worker. After one that has died comes
-another, with a pause that grows, until the run is put in quarantine.
+another, with a pause that grows, until the run is put in quarantine; unless it died after it had recorded the outcome.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def settle_run(
     elif run.is_final:
         tiled_is_away = not died and not is_stopping and _left_audit_undone(run, worker, facts)
         after = Aftermath(tiled_is_away=tiled_is_away)
-    elif died:
+    elif died and not _has_recorded_outcome(run, facts):
         after = _settle_death(run, worker, exit_code, now, is_stopping=is_stopping)
     else:
         after = _settle_orderly_end(run, worker, facts, now, is_stopping=is_stopping)
@@ -81,6 +81,12 @@ def settle_run(
         return after
     ended = RecordEvent(run.journal, "worker ended", {"reason": worker.kill_reason})
     return Aftermath([ended, *after.effects], after.next_purpose, after.tiled_is_away)
+
+
+def _has_recorded_outcome(run: Run, facts: JournalFacts) -> bool:
+    """Return whether a worker has concluded its run, although it may have died before it could say so."""
+    is_recorded = facts.ended and not facts.unusable and facts.state is not State.STARTING
+    return is_recorded and run.state in (State.OPEN, State.CLOSING)
 
 
 def _left_audit_undone(run: Run, worker: Worker, facts: JournalFacts) -> bool:

@@ -119,6 +119,21 @@ def test_worker_that_was_killed_has_died_whatever_its_exit_code() -> None:
     assert quarantined.detail["reason"].endswith("; at last it hangs")
 
 
+@pytest.mark.parametrize("before", [State.OPEN, State.CLOSING])
+def test_worker_that_died_after_it_had_recorded_the_outcome_has_done_its_work(before: State) -> None:
+    run = make_run(before, ended=before is State.CLOSING)
+    run.deaths = MAX_DEATHS - 1
+    assert settle(run, exit_code=-9, facts=make_facts(State.WRITTEN)) == Aftermath([])
+    assert (run.state, run.next, run.ended) == (State.WRITTEN, 4, True)
+
+
+def test_worker_that_died_before_its_journal_was_unusable_has_died() -> None:
+    run = make_run(State.CLOSING)
+    facts = JournalFacts("run", JOURNAL, State.FAILED, "it is locked", length=4, ended=True, unusable=True)
+    assert settle(run, exit_code=-9, facts=facts).next_purpose is Purpose.RESUME
+    assert (run.state, run.deaths) == (State.STARTING, 1)
+
+
 @pytest.mark.parametrize("exit_code", [0, 1])
 def test_nothing_follows_while_stopping(exit_code: int) -> None:
     run = make_run(State.CLOSING)
