@@ -25,7 +25,7 @@ from tiledbroker import ZMQPublisher
 from tiledbroker.supervisor import WorkerCommand
 from tiledwriter._journald import JournaldHandler
 from tiledwriter.mapping import WritingOptions
-from tiledwriter.testing import ServerProcess, SupervisorProcess, TiledServer
+from tiledwriter.testing import ServerProcess, Storage, SupervisorProcess, TiledServer
 from tiledwriter.worker import TiledAddress, WorkerOptions, run_worker
 
 # Files that take longest, the longest first. The processes of pytest-xdist begin with them, so that none is left alone
@@ -137,20 +137,33 @@ def tiled_server(tmp_path_factory: pytest.TempPathFactory, readable: Path) -> It
         yield server
 
 
-@pytest.fixture(scope="session", params=["sqlite", "duckdb", "postgresql"])
-def storage_server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, readable: Path
-) -> Iterator[TiledServer]:
+@pytest.fixture(scope="session")
+def server_on(
+    tiled_server: TiledServer, tmp_path_factory: pytest.TempPathFactory, readable: Path
+) -> Iterator[Callable[[Storage], TiledServer]]:
+    """Gives the Tiled server on a kind of storage, which is started once, for all tests that do not harm it."""
+    with contextlib.ExitStack() as started:
+        servers: dict[Storage, TiledServer] = {"sqlite": tiled_server}
+
+        def server(storage: Storage) -> TiledServer:
+            if storage not in servers:
+                before = _processes()
+                directory = tmp_path_factory.mktemp(storage)
+                made = TiledServer(directory, readable=[readable, Path("/tmp")], storage=storage)
+                servers[storage] = started.enter_context(made)
+                _kept.update(_processes() - before)
+            return servers[storage]
+
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "duckdb", "postgresql"])
+def storage_server(request: pytest.FixtureRequest, server_on: Callable[[Storage], TiledServer]) -> TiledServer:
     """A Tiled server on each kind of storage, one after the other, for all tests that do not harm it.
 
     Only one run at a time may be written to DuckDB, and nothing be read meanwhile.
     """
-    if request.param == "sqlite":
-        yield request.getfixturevalue("tiled_server")
-        return
-    directory = tmp_path_factory.mktemp(request.param)
-    with TiledServer(directory, readable=[readable, Path("/tmp")], storage=request.param) as server:
-        yield server
+    return server_on(request.param)
 
 
 @pytest.fixture
@@ -251,19 +264,25 @@ def logging_is_put_back() -> Iterator[None]:
         logger.setLevel(level)
 
 
+# Pids of processes that a test has started for all tests.
+_kept: set[int] = set()
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
     """Fail a test that leaves processes or threads of ours."""
-    before = set(_descendants())
+    before = _processes()
     threads = set(threading.enumerate())
     yield
     left = [thread for thread in threading.enumerate() if thread not in threads and _is_ours(thread)]
     for thread in left:
         thread.join(60)
     assert not [thread for thread in left if thread.is_alive()]
-    leaked = _strangers(before)
+    leaked = [] if os.environ.get("TILEDWRITER_TEST_KEEP") else _running(_processes() - before - _kept)
     for process in leaked:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for each in (*process.children(recursive=True), process):
+                each.kill()
     assert not leaked
 
 
@@ -271,34 +290,29 @@ def _is_ours(thread: threading.Thread) -> bool:
     return thread.name.startswith(("tiledbroker", "tiledwriter"))
 
 
-def _strangers(known: set[int]) -> list[psutil.Process]:
-    """Processes below this one that are neither known nor below a known one, as those of servers for all tests are."""
-    if os.environ.get("TILEDWRITER_TEST_KEEP") or set(pids := _descendants()) <= known:
-        return []
+def _processes() -> set[int]:
+    """Pids of those that this process has started, and that were forked for it; not of those that they have started."""
     warm = warm_pids()
-    # A server that was forked in this test is as much a stranger as one that it has started itself.
-    families = known - warm
-    strangers = []
-    for pid in pids:
-        try:
-            process = psutil.Process(pid)
-            if pid in warm:
-                continue
-            if pid in known or process.ppid() in families:
-                families.add(pid)
-            elif process.status() != psutil.STATUS_ZOMBIE:
-                strangers.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return strangers
+    return {child for pid in (os.getpid(), *warm) for child in _children(pid)} - warm
 
 
-def _descendants(pid: int | None = None) -> list[int]:
-    """Pids of all processes below this one, parents before their children; psutil takes twenty times as long."""
+def _children(pid: int) -> list[int]:
+    """Pids of the processes that a process has started; psutil takes twenty times as long."""
     children: list[int] = []
     # The process, or a thread of it, may end meanwhile.
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for path in Path(f"/proc/{pid or os.getpid()}/task").glob("*/children"):
+        for path in Path(f"/proc/{pid}/task").glob("*/children"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 children += map(int, path.read_text().split())
-    return [each for child in children for each in (child, *_descendants(child))]
+    return children
+
+
+def _running(pids: set[int]) -> list[psutil.Process]:
+    """Those of the processes that have not ended."""
+    running = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if process.status() != psutil.STATUS_ZOMBIE:
+                running.append(process)
+    return running

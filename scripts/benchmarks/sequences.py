@@ -26,6 +26,8 @@ FILES = 10_000
 COMPARED = 1_000  # files, at either end
 RATES = (50, 500)  # frames/s
 EVERY = 25  # frames it is looked how many Tiled was told of
+TIFF_FILES = "multipart/related;type=image/tiff"
+FILE_TEMPLATE = "image_{:06d}.tiff"
 BUDGET = 1.2
 ROUNDS = 1  # at most: the slow one takes minutes
 
@@ -54,16 +56,16 @@ def measure(*, rounds: int, quick: bool) -> Iterator[Figure]:
 _UNITS = {"bytes sent": "bytes per frame", "processor time of Tiled": "ms per frame"}
 
 
-def sequence_of(files: int) -> Iterator[Document]:
-    """A run of a detector that writes TIFF files and tells of each one."""
+def sequence_of(files: int, directory: str = "/data/of/a/beamline") -> Iterator[Document]:
+    """A run of a detector that writes TIFF files to a directory, which need not exist, and tells of each one."""
     key = {"source": "bench", "dtype": "array", "shape": [*FRAME], "dtype_numpy": "<u2", "external": "STREAM:"}
     run = compose_run(validate=False)
     stream = run.compose_descriptor(name="primary", data_keys={"camera": key}, validate=False)
     resource = run.compose_stream_resource(
-        mimetype="multipart/related;type=image/tiff",
-        uri="file://localhost/data/of/a/beamline/",
+        mimetype=TIFF_FILES,
+        uri=f"file://localhost{directory}/",
         data_key="camera",
-        parameters={"template": "image_{:06d}.tiff", "chunk_shape": [1, *FRAME]},
+        parameters={"template": FILE_TEMPLATE, "chunk_shape": [1, *FRAME]},
         validate=False,
     )
     yield "start", run.start_doc

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pyarrow
 from bluesky_tiled_plugins import TiledWriter as PeerWriter
+from tiled.structures.array import ArrayStructure, BuiltinDtype
+from tiled.structures.core import StructureFamily
+from tiled.structures.data_source import Asset, DataSource, Management
 
 from tiledwriter.testing import Storage
 
-from .documents import Emitted, frames_of, run_of, uid_of
+from .documents import FRAME, Emitted, frames_of, run_of, uid_of
 from .rounds import OURS, Figure, Rounds
+from .sequences import FILE_TEMPLATE, TIFF_FILES, sequence_of
 from .service import Service, service
 
 BATCH_SIZES = (1, 100, 1_000, 10_000)
@@ -30,19 +36,19 @@ ROWS = 10_000  # per request
 class Load:
     """A kind of run.
 
-    `make` makes one of so many documents; `read` gives how many of them the run's node in Tiled has. Events have so
-    many `keys`.
+    `make` makes one of so many documents; `read` gives how many of them the run's node in Tiled has. `few_requests`
+    gives what makes such a run in the root container with as few requests as there can be.
     """
 
     what: str
     documents: int
     make: Callable[[int], Emitted]
     read: Callable[[Any], int]
-    keys: int = 0
+    few_requests: Callable[[int], Callable[[Any], None]] | None = None
 
 
 def measure(*, rounds: int, quick: bool) -> Iterator[Figure]:
-    """Events of 5, 50 and 500 keys, and of frames in a file; the peer at the batch size that suits it best."""
+    """Events of 5, 50 and 500 keys, and frames in a file or many; the peer at the batch size that suits it best."""
     with tempfile.TemporaryDirectory() as place:
         loads = _loads(Path(place), 10 if quick else 1)
         yield from _on("sqlite", Path(place), loads, rounds)
@@ -52,7 +58,9 @@ def measure(*, rounds: int, quick: bool) -> Iterator[Figure]:
 
 def _loads(place: Path, divisor: int) -> list[Load]:
     def events(keys: int, documents: int) -> Load:
-        return Load(f"events of {keys} keys", documents, partial(run_of, keys=keys), _rows, keys)
+        return Load(
+            f"events of {keys} keys", documents, partial(run_of, keys=keys), _rows, partial(_append_rows, keys=keys)
+        )
 
     frames = 200_000 // divisor
     return [
@@ -60,6 +68,7 @@ def _loads(place: Path, divisor: int) -> list[Load]:
         events(50, 60_000 // divisor),
         events(500, 6_000 // divisor),
         Load("frames in an HDF5 file", frames, partial(_frames, file=place / "frames.h5", most=frames), _frames_there),
+        Load("frames in TIFF files", 3_000 // divisor, _files, _frames_there, _register_files),
     ]
 
 
@@ -70,6 +79,15 @@ def _rows(run: Any) -> int:
 def _frames(frames: int, file: Path, most: int) -> Emitted:
     frames_of(most, file)
     return frames_of(frames, file)
+
+
+def _files(files: int) -> Emitted:
+    return list(sequence_of(files, _new_directory()))
+
+
+def _new_directory() -> str:
+    """Path of a directory that no other run has files in, as Tiled keeps each file once."""
+    return f"/data/{uuid.uuid4()}"
 
 
 def _frames_there(run: Any) -> int:
@@ -86,7 +104,7 @@ def _on(storage: Storage, place: Path, loads: list[Load], rounds: int) -> Iterat
                 OURS: lambda load=load: _ours(running, load),
                 "TiledWriter": lambda load=load, batch_size=batch_size: _peer(running, load, batch_size),
             }
-            if load.keys:
+            if load.few_requests:
                 sides[REQUESTS] = lambda load=load: _requests(running, load)
             for values in Rounds(sides).run(rounds).values():
                 what = f"{load.what}, {storage}, best batch size {batch_size}"
@@ -116,24 +134,57 @@ def _peer(running: Service, load: Load, batch_size: int) -> Mapping[str, float]:
 
 def _requests(running: Service, load: Load) -> Mapping[str, float]:
     """What a run takes Tiled if nothing is to be done between its requests: what no writer can be faster than."""
-    part = _part(load, min(ROWS, load.documents))
+    assert load.few_requests is not None
+    make_run, root = load.few_requests(load.documents), running.server.client()
     began = time.perf_counter()
-    run = running.server.client().create_container(metadata={"start": {}})
-    table = run.create_container("primary").create_appendable_table(part.schema)
-    for first in range(0, load.documents, ROWS):
-        table.append_partition(0, part[: load.documents - first])
-    assert len(table["seq_num"].read()) == load.documents
+    make_run(root)
     return {"readable": load.documents / (time.perf_counter() - began)}
 
 
-def _part(load: Load, rows: int) -> pyarrow.Table:
+def _append_rows(rows: int, keys: int) -> Callable[[Any], None]:
+    part = _part(min(ROWS, rows), keys)
+
+    def make_run(root: Any) -> None:
+        run = root.create_container(metadata={"start": {}})
+        table = run.create_container("primary").create_appendable_table(part.schema)
+        for first in range(0, rows, ROWS):
+            table.append_partition(0, part[: rows - first])
+        assert len(table["seq_num"].read()) == rows
+
+    return make_run
+
+
+def _part(rows: int, keys: int) -> pyarrow.Table:
     """The first rows of such a run."""
-    events = [document for name, document in run_of(rows, keys=load.keys) if name == "event"]
+    events = [document for name, document in run_of(rows, keys=keys) if name == "event"]
     columns: dict[str, list[Any]] = {field: [event[field] for event in events] for field in ("seq_num", "time")}
     for key in events[0]["data"]:
         columns[key] = [event["data"][key] for event in events]
         columns[f"ts_{key}"] = [event["timestamps"][key] for event in events]
     return pyarrow.table(columns)
+
+
+def _register_files(files: int) -> Callable[[Any], None]:
+    directory = _new_directory()
+    data_type = BuiltinDtype.from_numpy_dtype(numpy.dtype("<u2"))
+    chunks = ((1,) * files, *((length,) for length in FRAME))
+    assets = [
+        Asset(f"file://localhost{directory}/{FILE_TEMPLATE.format(number)}", False, "data_uris", number)
+        for number in range(files)
+    ]
+    source = DataSource(
+        StructureFamily.array,
+        ArrayStructure(data_type, chunks, (files, *FRAME)),
+        mimetype=TIFF_FILES,
+        assets=assets,
+        management=Management.external,
+    )
+
+    def make_run(root: Any) -> None:
+        stream = root.create_container(metadata={"start": {}}).create_container("primary")
+        assert stream.new(StructureFamily.array, [source], key="camera").shape[0] == files
+
+    return make_run
 
 
 def _check(running: Service, load: Load, emitted: Emitted, documents: int) -> None:

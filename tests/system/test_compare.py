@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy
@@ -18,7 +19,7 @@ from paths import ROOT
 from readings import EmittedRun, Node, frames_are_those_named, runs_of
 from warm import run_process
 
-from tiledwriter.testing import TiledServer
+from tiledwriter.testing import Storage, TiledServer
 
 PAGE = ROOT / "docs" / "reference" / "differences.md"
 
@@ -86,23 +87,27 @@ def test_every_difference_is_explained(name: str, comparison: Comparison, report
 
 
 @pytest.fixture(scope="module")
-def other_comparison(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comparison]:
-    """Of what our writer alone writes to the other storages; `./scripts/compare --storage S` compares both there."""
-    directory = tmp_path_factory.mktemp(f"comparison-{request.param}")
-    files = directory / "files"
-    files.mkdir()
-    with TiledServer(directory / "tiled", readable=[files], storage=request.param) as server:
-        yield Comparison(server.client(), files, storage=request.param, writers=[OURS])
+def comparison_on(server_on: Callable[[Storage], TiledServer], readable: Path) -> Callable[[Storage], Comparison]:
+    """Gives that of what our writer alone writes to a storage; `./scripts/compare --storage S` compares both there."""
+
+    @functools.cache
+    def comparison(storage: Storage) -> Comparison:
+        files = readable / f"comparison-{storage}"
+        files.mkdir()
+        return Comparison(server_on(storage).client(), files, storage=storage, writers=[OURS])
+
+    return comparison
 
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(
-    ("other_comparison", "name"),
+    ("storage", "name"),
     [*(("sqlite", name) for name in [*MUST, *EXTERNAL]), *(("postgresql", name) for name in MUST)],
-    indirect=["other_comparison"],
 )
-def test_difficult_runs_are_written_on_other_storages(name: str, other_comparison: Comparison) -> None:
-    report = other_comparison.run(CORPUS[name])
+def test_difficult_runs_are_written_on_other_storages(
+    storage: Storage, name: str, comparison_on: Callable[[Storage], Comparison]
+) -> None:
+    report = comparison_on(storage).run(CORPUS[name])
     assert report.problems == []
     assert report.ours == WRITTEN
 

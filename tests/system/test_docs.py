@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import inspect
 import os
 import re
@@ -207,15 +208,20 @@ def test_the_schema_of_a_journal_is_documented(tmp_path):
     assert f"`PRAGMA user_version` is {_journal_schema.SCHEMA_VERSION}." in page
 
 
-def calls_in_the_code() -> Iterator[tuple[ast.Call, dict[str, str]]]:
-    """Yield each call in the code, with the texts that constants of its module have, or else those of all modules."""
+@functools.cache
+def calls_in_the_code() -> list[tuple[str, ast.Call, dict[str, str]]]:
+    """Each call in the code: what is called, and the texts of the constants of its module, or else of all modules."""
     trees = [ast.parse(file.read_text()) for root in ("broker", "writer") for file in (ROOT / root).rglob("*.py")]
     everywhere: dict[str, str] = {}
     for tree in trees:
         everywhere.update(text_constants(tree))
-    for tree in trees:
-        constants = {**everywhere, **text_constants(tree)}
-        yield from ((node, constants) for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return [
+        (ast.unparse(node.func), node, constants)
+        for tree in trees
+        for constants in [{**everywhere, **text_constants(tree)}]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+    ]
 
 
 def text_constants(tree: ast.Module) -> dict[str, str]:
@@ -231,8 +237,8 @@ def text_constants(tree: ast.Module) -> dict[str, str]:
 def texts_passed(methods: str, position: int) -> set[str]:
     """The texts that are passed to methods, whose names match, as an argument: literals and constants of modules."""
     found = set()
-    for call, constants in calls_in_the_code():
-        if re.fullmatch(methods, ast.unparse(call.func)) and len(call.args) > position:
+    for name, call, constants in calls_in_the_code():
+        if re.fullmatch(methods, name) and len(call.args) > position:
             argument = call.args[position]
             if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
                 found.add(argument.value)
@@ -265,9 +271,9 @@ def test_every_word_in_the_history_of_a_journal_is_documented():
     noted = texts_passed(rf"{JOURNAL}\.note", 0) | texts_passed("RecordEvent", 1)
     counted = texts_passed(r"self\._count_repair", 2) | {
         keyword.value.value
-        for call, _ in calls_in_the_code()
+        for name, call, _ in calls_in_the_code()
         for keyword in call.keywords
-        if ast.unparse(call.func).endswith(".rewind") and isinstance(keyword.value, ast.Constant)
+        if name.endswith(".rewind") and isinstance(keyword.value, ast.Constant)
     }
     assert len(noted) > 15
     assert len(counted) >= 3
