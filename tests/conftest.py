@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import psutil
@@ -19,10 +20,10 @@ from bluesky import RunEngine
 from hypothesis import HealthCheck, settings
 from log_site import LogSite
 from transports import TRANSPORTS, WIRES, Transport
-from warm import end_warm_process, forking, start_process, warm_pids
+from warm import end_warm_process, forking, start_fork_server, start_process, warm_pids
 
 from tiledbroker import ZMQPublisher
-from tiledbroker.supervisor import WorkerCommand
+from tiledbroker.supervisor import WorkerCommand, _fork_server
 from tiledwriter._journald import JournaldHandler
 from tiledwriter.mapping import WritingOptions
 from tiledwriter.testing import ServerProcess, Storage, SupervisorProcess, TiledServer
@@ -32,46 +33,58 @@ from tiledwriter.worker import TiledAddress, WorkerOptions, run_worker
 # with one of them at the end.
 LONGEST = (
     "test_compare.py",
-    "test_site_log_hosts.py",
-    "test_catalog.py",
     "test_chaos.py",
-    "test_standby.py",
+    "test_site_log_hosts.py",
+    "test_changes_by_others.py",
+    "test_catalog.py",
     "test_exit_codes.py",
-    "test_supervision.py",
-    "test_replay.py",
-    "test_storages.py",
+    "test_standby.py",
     "test_kills.py",
+    "test_replay.py",
+    "test_chaos_log.py",
     "test_crash_points.py",
+    "test_supervision.py",
     "test_targets.py",
     "test_outages.py",
-    "test_chaos_log.py",
-    "test_changes_by_others.py",
-    "test_callback.py",
-    "test_verify.py",
-    "test_site_log_faults.py",
-    "test_lost_answers.py",
     "test_claim_keeper.py",
-    "test_journal_troubles.py",
-    "test_hostile_uids.py",
-    "test_delivery.py",
     "test_fence.py",
-    "test_bench.py",
+    "test_storages.py",
+    "test_verify.py",
+    "test_callback.py",
+    "test_site_log_faults.py",
+    "test_places.py",
+    "test_lost_answers.py",
+    "test_http_service.py",
+    "test_hostile_uids.py",
+    "test_journal_troubles.py",
+    "test_check.py",
+    "test_delivery.py",
     "test_jetstream_source.py",
-    "test_transports.py",
+    "test_docs.py",
+    "test_bench.py",
+    "test_bad_files.py",
     "test_service.py",
-    "test_journal_copies.py",
+    "test_lagging_reads.py",
+    "test_transports.py",
+    "test_http_process.py",
     "test_open_runs.py",
-    "test_docs_commands.py",
-    "test_status.py",
     "test_security.py",
+    "test_status.py",
+    "test_journal_copies.py",
+    "test_reload.py",
+    "test_settings_printed.py",
     "test_input_paths.py",
     "test_end_to_end.py",
-    "test_shared_resources.py",
+    "test_writing.py",
+    "test_finished.py",
     "test_shipper.py",
-    "test_jetstream_link.py",
-    "test_encryption.py",
+    "test_help_examples.py",
     "test_retry.py",
-    "test_tiled_contract.py",
+    "test_bit_flips.py",
+    "test_encryption.py",
+    "test_values.py",
+    "test_jetstream_link.py",
+    "test_shared_resources.py",
 )
 
 
@@ -112,6 +125,8 @@ def warm_process() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ServerProcess, "_launch", launch)
+        popen = SimpleNamespace(**{**vars(subprocess), "Popen": start_fork_server})
+        patch.setattr(_fork_server, "subprocess", popen)
         with forking():
             yield
     end_warm_process()

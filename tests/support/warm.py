@@ -81,6 +81,7 @@ MODULES: Final = (
 # The first answer includes the time for all imports.
 _ANSWER_TIMEOUT_SECONDS: Final = 250.0
 
+_MOST_DESCRIPTORS: Final = 16
 _LENGTH: Final = struct.Struct("=I")
 # Pid, and the status that `os.waitpid` gives.
 _END: Final = struct.Struct("=ii")
@@ -149,12 +150,18 @@ class WarmProcess:
         """Pid of the process that forks."""
         return self._process.pid
 
-    def fork(self, command: Sequence[str], streams: Sequence[int], environment: Mapping[str, str]) -> ForkedProcess:
+    def fork(
+        self,
+        command: Sequence[str],
+        streams: Sequence[int],
+        environment: Mapping[str, str],
+        pass_fds: Sequence[int] = (),
+    ) -> ForkedProcess:
         """Start a command of Python as a fork; `streams` are descriptors of its standard streams."""
-        task = json.dumps([list(command[1:]), dict(environment), str(Path.cwd())]).encode()
+        task = json.dumps([list(command[1:]), dict(environment), str(Path.cwd()), list(pass_fds)]).encode()
         with self._lock:
             try:
-                socket.send_fds(self._control, [_LENGTH.pack(len(task))], streams)
+                socket.send_fds(self._control, [_LENGTH.pack(len(task))], [*streams, *pass_fds])
                 self._control.sendall(task)
                 return ForkedProcess(command, self._take_pid(), self._ended, self._codes)
             except BaseException:
@@ -233,11 +240,25 @@ def start_process(
     errors = stderr if isinstance(stderr, int) else stderr.fileno()
     if not _forking[-1] or command[0] != sys.executable or command[1] == "-c":
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=environment)
-    if not _warm:
-        _warm.append(WarmProcess())
     with Path(os.devnull).open("rb") as nothing:
         streams = [nothing.fileno(), output, output if errors == subprocess.STDOUT else errors]
-        return _warm[0].fork(command, streams, environment)
+        return _warm_process().fork(command, streams, environment)
+
+
+def start_fork_server(
+    command: Sequence[str], *, stdin: int, pass_fds: Sequence[int]
+) -> ForkedProcess | subprocess.Popen[bytes]:
+    """Start the fork server of a supervisor in this process, as that does with `subprocess.Popen`."""
+    if not _forking[-1]:
+        return subprocess.Popen(command, stdin=stdin, pass_fds=pass_fds)
+    with Path(os.devnull).open("rb") as nothing:
+        return _warm_process().fork(command, [nothing.fileno(), 1, 2], os.environ, pass_fds)
+
+
+def _warm_process() -> WarmProcess:
+    if not _warm:
+        _warm.append(WarmProcess())
+    return _warm[0]
 
 
 def run_process(
@@ -293,7 +314,7 @@ def serve(control: socket.socket) -> None:
                 woken.recv(4096)
             report_ends(control)
         if control in ready:
-            length, streams, _, _ = socket.recv_fds(control, _LENGTH.size, 3)
+            length, descriptors, _, _ = socket.recv_fds(control, _LENGTH.size, _MOST_DESCRIPTORS)
             if not length:
                 return
             task = json.loads(receive_exactly(control, _LENGTH.unpack(length)[0]))
@@ -301,9 +322,9 @@ def serve(control: socket.socket) -> None:
             if pid == 0:
                 for private in (control, woken, waker):
                     private.close()
-                become(task, streams)
-            for stream in streams:
-                os.close(stream)
+                become(task, descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
             control.sendall(_END.pack(pid, -1))
 
 
@@ -486,22 +507,32 @@ def report_ends(control: socket.socket) -> None:
             control.sendall(_END.pack(pid, status))
 
 
-def become(task: list[Any], streams: Sequence[int]) -> NoReturn:
+def become(task: list[Any], descriptors: Sequence[int]) -> NoReturn:
     """Be the process that was asked for."""
-    command, environment, directory = task
+    command, environment, directory, passed = task
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-        os.close(stream)
+    renumber(descriptors, [0, 1, 2, *passed])
     os.chdir(directory)
     set_environment(environment)
     # Otherwise ps and top show the same name for all forks.
-    Path("/proc/self/comm").write_text(command[command[0] == "-m"].rpartition("/")[2][-15:])
+    name = "fork server" if command[0] == "-c" else command[command[0] == "-m"]
+    Path("/proc/self/comm").write_text(name.rpartition("/")[2][-15:])
     if command[:2] == ["-m", SUPERVISOR] or Path(command[0]).stem.endswith("_supervisor"):
         fork_for_fork_server()
     end_with(lambda: run_python(command))
+
+
+def renumber(descriptors: Sequence[int], numbers: Sequence[int]) -> None:
+    """Give descriptors other numbers."""
+    # Above all numbers that are wanted, so that none is overwritten before it is duplicated.
+    above = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, max(numbers) + 1) for descriptor in descriptors]
+    for descriptor in descriptors:
+        os.close(descriptor)
+    for descriptor, number in zip(above, numbers, strict=True):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
 
 
 def set_environment(environment: Mapping[str, str]) -> None:
@@ -518,8 +549,10 @@ def set_environment(environment: Mapping[str, str]) -> None:
 
 
 def run_python(command: Sequence[str]) -> None:
-    """Do what Python does with `-m MODULE ARGUMENT ...` or `SCRIPT ARGUMENT ...`."""
-    if command[0] == "-m":
+    """Do what Python does with `-c PROGRAM`, `-m MODULE ARGUMENT ...` or `SCRIPT ARGUMENT ...`."""
+    if command[0] == "-c":
+        exec(command[1], {"__name__": "__main__"})
+    elif command[0] == "-m":
         sys.path[0] = str(Path.cwd())
         sys.argv = list(command[1:])
         # Python has not imported it under its own name, and runpy warns of a module that has been.
@@ -604,13 +637,7 @@ def run_given_program(control: socket.socket) -> None:
         return
     program, *numbers = json.loads(message)
     control.close()
-    # Above all numbers that are wanted, so that none is overwritten before it is duplicated.
-    above = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, max(numbers) + 1) for descriptor in descriptors]
-    for descriptor in descriptors:
-        os.close(descriptor)
-    for descriptor, number in zip(above, numbers, strict=True):
-        os.dup2(descriptor, number)
-        os.close(descriptor)
+    renumber(descriptors, numbers)
     exec(program, {"__name__": "__main__"})
 
 
