@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import time
 import uuid
 from collections.abc import Callable
 from contextlib import closing, suppress
-from pathlib import Path
 from typing import Final
 
 import psutil
@@ -350,28 +348,6 @@ def _(site: Site, planned: Planned) -> str:
     with site.locks["journals"], permissions_away(site.journal_dir.parent if above else site.journal_dir):
         site.pause(planned.seconds(1, 8))
     return f"of {'the directory above them' if above else 'their directory'}, {planned.seconds(1, 8):.1f} s"
-
-
-# What belongs to nobody
-
-
-@kind("temporary files removed")
-def _(site: Site, planned: Planned) -> str:
-    """As systemd-tmpfiles does; the fork server's socket is there, and maybe that of the workers."""
-    removed = remove_all(site.temporary)
-    site.pause(planned.seconds(0, 3))
-    return f"{len(removed)} sockets, {removed[0]} among them" if removed else ""
-
-
-def remove_all(directory: Path) -> list[str]:
-    """Delete whatever is in a directory; returns the names of the sockets that were among it."""
-    sockets = [str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_socket()]
-    for path in directory.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    return sockets
 
 
 # Another destination
