@@ -99,16 +99,26 @@ def _on(storage: Storage, place: Path, loads: list[Load], rounds: int) -> Iterat
     directory.mkdir()
     with service(directory, storage=storage, readable=[place]) as running:
         for load in loads:
-            batch_size = max(BATCH_SIZES, key=lambda size, load=load: _peer(running, load, size)["readable"])
+            batch_size = _best_batch_size(running, load)
             sides = {
                 OURS: lambda load=load: _ours(running, load),
-                "TiledWriter": lambda load=load, batch_size=batch_size: _peer(running, load, batch_size),
+                "TiledWriter": lambda load=load, size=batch_size: _peer(running, load, size, load.documents),
             }
             if load.few_requests:
                 sides[REQUESTS] = lambda load=load: _requests(running, load)
             for values in Rounds(sides).run(rounds).values():
                 what = f"{load.what}, {storage}, best batch size {batch_size}"
                 yield Figure(what, "documents/s", values, BUDGET, "TiledWriter", more_is_better=True)
+
+
+def _best_batch_size(running: Service, load: Load) -> int:
+    """For the peer, by runs of some batches, or of a tenth of the documents."""
+
+    def rate(size: int) -> float:
+        documents = FEW if size == 1 else max(load.documents // 10, 2 * size)
+        return _peer(running, load, size, min(documents, load.documents))["readable"]
+
+    return max(BATCH_SIZES, key=rate)
 
 
 def _ours(running: Service, load: Load) -> Mapping[str, float]:
@@ -120,8 +130,7 @@ def _ours(running: Service, load: Load) -> Mapping[str, float]:
     return {"readable": len(emitted) / seconds}
 
 
-def _peer(running: Service, load: Load, batch_size: int) -> Mapping[str, float]:
-    documents = load.documents if batch_size > 1 else min(load.documents, FEW)
+def _peer(running: Service, load: Load, batch_size: int, documents: int) -> Mapping[str, float]:
     emitted = load.make(documents)
     writer = PeerWriter(running.server.client(), batch_size=batch_size)
     began = time.perf_counter()

@@ -38,12 +38,12 @@ def spoil(start):
     if start.get("spoiled") == "deadly":
         os._exit(7)
     if start.get("spoiled") == "greedy":
-        hoard.append(bytearray(b"x" * (400 * 2**20)))
+        hoard.append(bytearray(b"x" * (450 * 2**20)))
     if start.get("spoiled") == "greedy once":
         marker = pathlib.Path(start["marker"])
         if not marker.exists():
             marker.touch()
-            hoard.append(bytearray(b"x" * (400 * 2**20)))
+            hoard.append(bytearray(b"x" * (450 * 2**20)))
     return start
 """
 
@@ -116,7 +116,7 @@ def test_a_worker_that_takes_too_much_memory_is_replaced(
     tiled_server: TiledServer,
     tmp_path: Path,
 ) -> None:
-    with supervise(worker_memory=300) as supervisor:
+    with supervise(worker_memory=500) as supervisor:
         publisher = publisher_to(supervisor)
         emitted = documents(spoiled="greedy once", marker=str(tmp_path / "marker"))
         uid = publish(publisher, emitted[:3])
@@ -126,20 +126,20 @@ def test_a_worker_that_takes_too_much_memory_is_replaced(
     assert seq_nums(tiled_server, uid) == [1, 2, 3]
     with journal_of(supervisor.journal_dir, uid) as journal:
         (ended,) = [entry for entry in journal.history() if entry.event == "worker ended"]
-    assert "MiB of memory, of 300 MiB at most" in ended.detail["reason"]
+    assert "MiB of memory, of 500 MiB at most" in ended.detail["reason"]
 
 
 def test_a_run_whose_workers_take_too_much_memory_over_and_over_is_quarantined_for_it(
     supervise: Callable[..., SupervisorProcess], publisher_to: Callable[[SupervisorProcess], ZMQPublisher]
 ) -> None:
-    with supervise(worker_memory=300) as supervisor:
+    with supervise(worker_memory=500) as supervisor:
         publisher = publisher_to(supervisor)
         uid = publish(publisher, documents(spoiled="greedy")[:3])
         other = publish(publisher, documents())
         assert publisher.wait_written(other, timeout=60)
         assert wait_for_outcome(supervisor.journal_dir, uid) == "failed"
     with journal_of(supervisor.journal_dir, uid) as journal:
-        assert "MiB of memory, of 300 MiB at most" in journal.get("reason")
+        assert "MiB of memory, of 500 MiB at most" in journal.get("reason")
 
 
 # Workers that hang
