@@ -175,8 +175,8 @@ def _find_defects(snapshot: Snapshot, symptoms: Symptoms, advice: str) -> Iterat
     if symptoms.died_at is not None and snapshot.now - symptoms.died_at < RECENT_SECONDS:
         yield (
             f"A worker died at {_time(symptoms.died_at)}; {snapshot.workers.restarts} died since the start. Its run "
-            "goes on with another one, unless it is in quarantine or its audit was given up. The supervisor's log "
-            "shows more."
+            "goes on with another one, unless it was written before, is in quarantine, or its audit was given up. "
+            "The supervisor's log shows more."
         )
     yield from _find_publisher_troubles(snapshot, symptoms)
     if (waiting := snapshot.workers.waiting_for_worker) > 0:
