@@ -567,6 +567,16 @@ def test_credentials_that_tiled_does_not_accept_end_the_command(path: Path, tile
     assert (result.returncode, result.stdout) == (ExitCode.FAILED, "")
 
 
+def test_what_was_found_before_tiled_was_asked_decides_the_exit_code(
+    path: Path, tmp_path: Path, tiled_server: TiledServer
+) -> None:
+    damaged = journaled(a_run(), tmp_path)
+    flip_a_bit(damaged)
+    result = run_command("verify", damaged, path, "--tiled", tiled_server.uri, TILED_API_KEY="wrong")
+    assert "1 run of 2" in result.stderr
+    assert result.returncode == ExitCode.DIFFERS
+
+
 def test_runs_in_tiled_that_no_journal_knows_are_named(
     tmp_path: Path, readable: Path, written: tuple[Path, str], tiled_server: TiledServer
 ) -> None:

@@ -45,8 +45,8 @@ _RETRIED: Final = "retry requested"
 _WAIT_HELP: Final = """\
 wait until the runs are written or have failed again, until no supervisor is running, or for SECONDS at most"""
 _NOTES: Final = """
-exit codes with --wait: 0 written; 1 failed again; 5 not written: SECONDS have passed, no supervisor is running, or the
-  run is interrupted"""
+exit codes with --wait: 0 written; 1 failed again; 4 its journal is gone; 5 not written: SECONDS have passed, no
+  supervisor is running, or the run is interrupted"""
 _CODES: Final = {
     State.WRITTEN.value: ExitCode.OK,
     State.FAILED.value: ExitCode.FAILED,

@@ -107,14 +107,14 @@ def _verify_runs(arguments: argparse.Namespace) -> ExitCode:
         message = f"{missing} of {len(subject.files)} in {subject.places} not verified: {error}"
         if arguments.json:
             print_json([*(result.as_dict() for result in results), _failure_entry(message)])
-        return fail(ExitCode.FAILED, message)
+        return fail(_exit_code(results, whole=False), message)
     if arguments.json:
         strangers = [_unknown_run_entry(key) for key in unknown]
         print_json([*(result.as_dict() for result in results), *strangers])
     else:
         for line in _summary_lines(results, subject, unknown, compared=connection is not None):
             print(plain(line))
-    return _exit_code(results)
+    return _exit_code(results, whole=True)
 
 
 def _failure_entry(message: str) -> dict[str, Any]:
@@ -132,10 +132,11 @@ def _unknown_run_entry(key: str) -> dict[str, Any]:
     return Verification(key, "", NO_JOURNAL, None).as_dict()
 
 
-def _exit_code(results: Sequence[Verification]) -> ExitCode:
+def _exit_code(results: Sequence[Verification], *, whole: bool) -> ExitCode:
+    """Return the code for these results; `whole` says that they are all that were asked for."""
     if any(result.findings and result.state != UNREADABLE for result in results):
         return ExitCode.DIFFERS
-    if any(result.state == UNREADABLE for result in results):
+    if not whole or any(result.state == UNREADABLE for result in results):
         return ExitCode.FAILED
     return ExitCode.OK if all(result.state == WRITTEN for result in results) else ExitCode.INCOMPLETE
 

@@ -23,7 +23,7 @@ _DESCRIPTION = """\
 Receive documents from publishers, keep them in journals, and write them to Tiled.
 
 Settings come from --config (YAML), then TILEDWRITER_* in the environment, then flags; later ones win.
-Tiled's credentials come from TILED_API_KEY or from the profile.
+Tiled's credentials come from TILED_API_KEY, the file that api_key_file names, or the profile.
 """
 
 _EXAMPLES = """\
