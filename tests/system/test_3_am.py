@@ -24,7 +24,10 @@ def texts_in(source: Path) -> Iterator[str]:
             yield re.sub(r"%[-0-9.]*[sdfgr]", "...", node.value)
 
 
-TEXTS: Final = [text for source in SOURCES for text in texts_in(source)]
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    """The texts of all modules."""
+    return [text for source in SOURCES for text in texts_in(source)]
 
 
 def sentences_on_the_page() -> Iterator[str]:
@@ -37,8 +40,8 @@ def sentences_on_the_page() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("sentence", [*sentences_on_the_page()])
-def test_a_message_on_the_page_is_one_of_the_program(sentence: str) -> None:
+def test_a_message_on_the_page_is_one_of_the_program(sentence: str, texts: list[str]) -> None:
     # Its three dots stand for anything, also for the end of one text and the beginning of another.
     parts = [part.strip(" :;,.()") for part in sentence.split("...")]
     for part in parts:
-        assert any(part in text for text in TEXTS), part
+        assert any(part in text for text in texts), part
