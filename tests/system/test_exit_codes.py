@@ -457,6 +457,16 @@ def test_a_directory_that_verify_is_given_and_that_is_not_there_is_named(directo
     assert f"there is no file or directory {tmp_path / 'jurnals'}" in ended.err
 
 
+def test_ship_takes_no_journals_of_an_ingest_host_for_a_spool(directory: Path) -> None:
+    path = concluded(directory, "failed")
+    with Journal(path, "write") as journal:
+        journal.note("worker started", pid=1, documents=0)
+    ended = run("ship", "--timeout", "5", directory, NOWHERE)
+    assert ended.code == ExitCode.INCOMPLETE, ended
+    assert f"{path}: it is the journal of an ingest host and not a spool" in ended.out + ended.err
+    assert path.is_file()
+
+
 # Programs
 
 

@@ -28,6 +28,7 @@ from ._journal_connection import (
     translate_error,
 )
 from ._journal_files import follow_link, follow_run_file, journal_lock_path
+from ._journal_place import identify_file, put_back
 from ._journal_schema import NORMALIZED_SCHEMA, create_file
 from ._lock import FileLock
 from ._record import Record, take
@@ -174,9 +175,9 @@ class Journal:
             self._connection = self._open_connection(mode)
             try:
                 check_format(self.path, self._connection)
+                self._file = identify_file(self.path)
                 if mode in _WRITING:
-                    self._connection.execute("PRAGMA journal_mode = WAL")
-                    self._connection.execute(_SYNC_AT_COMMITS)
+                    _prepare_to_write(self._connection)
                 if mode == "create" and self.get("run_uid") is None:
                     self.set("run_uid", run_uid)
                 self.run_uid = self._stored_uid(run_uid)
@@ -219,6 +220,33 @@ class Journal:
             for suffix in ("", "-wal", "-shm"):
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
             self._lock.release(remove=True)
+
+    @property
+    def is_in_place(self) -> bool:
+        """True if the file that is open is the one at `path`.
+
+        Raises
+        ------
+        OSError
+            It cannot be looked at, for example because a directory above it may not be entered.
+        """
+        return identify_file(self.path) == self._file
+
+    def put_back(self) -> Path | None:
+        """Write everything to `path` again, and continue there. Return where the file is now that was in its place.
+
+        Raises
+        ------
+        OSError, sqlite3.Error
+            It cannot be written. The file that was open stays open, so this can be tried again.
+        """
+        with self._mutex:
+            moved = put_back(self._connection, self.path)
+            connection = self._open_connection("write")
+            _prepare_to_write(connection)
+            self._connection.close()
+            self._connection, self._file = connection, identify_file(self.path)
+        return moved
 
     @property
     def being_written(self) -> bool:
@@ -666,6 +694,11 @@ class Journal:
     def _stored_length(self) -> int:
         (last,) = self._connection.execute("SELECT max(idx) FROM main.documents").fetchone()
         return 0 if last is None else int(last) + 1
+
+
+def _prepare_to_write(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute(_SYNC_AT_COMMITS)
 
 
 class _ConnectionGuard:

@@ -62,13 +62,14 @@ class SpoolRunV01(RunLog):
     JournalLocked
         Another process has the file open for writing.
     JournalInvalid
-        The file is not a spool file, or is damaged.
+        The file is not a spool file, such as the journal of an ingest host, or is damaged.
     OSError
         The file cannot be read or written.
     """
 
     def __init__(self, path: Path) -> None:
         try:
+            _refuse_ingest_journal(path)
             self._journal = Journal(path, "write")
         except sqlite3.Error as error:
             raise OSError(errno.EIO, str(error), str(path)) from error
@@ -188,6 +189,18 @@ class ReleasedSpoolFile(Journal):
     def damage(self, limit: int = 20) -> list[str]:
         """Return up to `limit` errors: of the tail, and from SQLite's integrity check of the whole file."""
         return [*filter(None, [self.tail_damage]), *super().damage(limit)][:limit]
+
+
+def _refuse_ingest_journal(path: Path) -> None:
+    """Raise `JournalInvalid` if a file is the journal of an ingest host: when it was shipped it would be deleted."""
+    with Journal(path) as journal:
+        # The first thing that a worker does is to make an entry.
+        if journal.history():
+            raise JournalInvalid(
+                path,
+                "it is the journal of an ingest host and not a spool. The service there writes it to Tiled, or "
+                "`tiledwriter-journal replay` does.",
+            )
 
 
 def tail_of(file: Path) -> Path:

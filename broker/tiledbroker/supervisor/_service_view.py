@@ -149,6 +149,7 @@ def _find_symptoms(scheduler: Scheduler, reports: TiledReports, around: Surround
         survey_done=scheduler.survey_done or (around.lease is not None and not around.lease.held),
         page_problem=around.page_problem,
         has_unwritten=any(run.has_work_left for run in scheduler.runs.values()),
+        lost_documents={run.uid: run.lost for run in scheduler.runs.values() if run.lost},
     )
 
 

@@ -886,3 +886,62 @@ def test_a_link_to_a_journal_has_the_lock_of_the_journal(tmp_path: Path) -> None
         with pytest.raises(JournalLocked):
             Journal(link, "write")
     assert [each.name for each in link.parent.iterdir()] == ["other.sqlite"]
+
+
+# Files that somebody removes or replaces while they are open
+
+
+def remove_files(path: Path) -> None:
+    for file in path.parent.glob(f"{path.name}*"):
+        if not file.name.endswith(".lock"):
+            file.unlink()
+
+
+def put_an_old_copy_there(path: Path) -> None:
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as source:
+        copy = path.with_name("copy")
+        with closing(sqlite3.connect(copy)) as target:
+            source.backup(target)
+    copy.replace(path)
+
+
+@pytest.mark.parametrize("happens", [remove_files, put_an_old_copy_there])
+def test_a_journal_that_was_removed_or_replaced_is_put_back(
+    journal: Journal, path: Path, happens: Callable[[Path], None]
+) -> None:
+    journal.append(0, documents(0, 3))
+    journal.note("before")
+    happens(path)
+    assert not journal.is_in_place
+    journal.append(3, documents(3, 5))
+    moved = journal.put_back()
+    assert journal.is_in_place
+    journal.append(5, documents(5, 6))
+    assert (moved is None) == (happens is remove_files)
+    for reader in (journal, Journal(path)):
+        assert [record.body for record in reader.records()] == [body for _, _, body in documents(0, 6)]
+        assert [entry.event for entry in reader.history()] == ["before"]
+        reader.close()
+    assert Journal(path, "write").damage() == []
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [file.name for file in path.parent.glob(".*.draft")] == []
+    if moved is not None:
+        assert moved not in run_files(path.parent)
+        with Journal(moved) as found:
+            assert found.length >= 3  # with what the write-ahead log beside it has
+
+
+def test_a_journal_that_cannot_be_put_back_is_tried_again(
+    journal: Journal, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal.append(0, documents(0, 3))
+    remove_files(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space"):
+            journal.put_back()
+    assert journal.length == 3
+    assert not journal.is_in_place
+    assert journal.put_back() is None
+    assert journal.is_in_place
+    assert len(list(journal.records())) == 3

@@ -173,6 +173,20 @@ class TestAPublisher:
         assert contents(spool) == EXPECTED
         assert spool.refused == {}
 
+    def test_leaves_journals_of_an_ingest_host_alone(
+        self, directory: Path, spool_in: Callable[..., Spool], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for uid in ("empty", "stored"):
+            with Journal(directory / f"{uid}.sqlite", "create", run_uid=uid) as journal:
+                journal.note("worker started", pid=1, documents=0)
+                if uid == "stored":
+                    journal.append_one("start", b"")
+        spool = spool_in(directory)
+        assert contents(spool) == EXPECTED
+        assert sorted(spool.refused) == ["empty", "stored"]
+        assert "it is the journal of an ingest host and not a spool" in spool.refused["stored"]
+        assert {path.stem for path in run_files(directory)} == {*EXPECTED, "empty", "stored"}
+
     def test_names_what_is_no_spool_file(self, directory: Path, spool_in: Callable[..., Spool]) -> None:
         (directory / "garbage.sqlite").write_bytes(b"no database " * 1000)
         (directory / "empty.sqlite").touch()

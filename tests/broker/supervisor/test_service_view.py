@@ -516,6 +516,24 @@ def test_journals_that_are_still_read_make_no_calm_answer() -> None:
     assert "may lack runs" in snapshot.reasons[0]
 
 
+def test_acknowledged_documents_that_a_journal_no_longer_has_are_missed_until_they_come_again(service: Service) -> None:
+    service.send(service.alice, whole("run"))
+    worker = service.start("run")
+    service.store(worker)
+    service.reach_tiled(worker)
+    length = service.facts("run").length
+    service.end(worker)
+    del service.journals["run"]
+    worker = service.start("run")
+    snapshot = service.look()
+    assert snapshot.state == "degraded"
+    (reason,) = snapshot.reasons
+    assert reason.startswith(f"The journal of run run in {snapshot.journal_dir} lacks {length} documents that were ack")
+    service.send(service.alice, whole("run"))
+    service.store(worker)
+    assert service.look().state == "well"
+
+
 def test_a_status_page_that_is_not_served_needs_attention(service: Service) -> None:
     snapshot = service.look(page_problem="127.0.0.1:8080 cannot be listened at")
     assert snapshot.state == "degraded"

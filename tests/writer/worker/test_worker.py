@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import zmq
 
 from tiledbroker import Journal
 from tiledbroker.protocol import messages
@@ -180,3 +181,59 @@ def test_documents_behind_a_stop_document_do_not_keep_it_from_being_stored(
     assert len(stored) == 2
     assert "behind its stop document" in refusal
     assert stored_names(journal) == ["start", "descriptor", "event", "stop"]
+
+
+# A journal that somebody removes
+
+
+class Mailbox:
+    """Gives a worker the supervisor's messages."""
+
+    def __init__(self, *arriving: messages.Message) -> None:
+        self._arriving = [messages.encode(message) for message in arriving]
+
+    def recv_multipart(self, _flags: int) -> list[bytes]:
+        if not self._arriving:
+            raise zmq.Again
+        return self._arriving.pop(0)
+
+
+@pytest.fixture
+def told(writing: Any) -> list[int]:
+    """How many documents the writing thread was given at a time."""
+    told: list[int] = []
+    writing.notify = lambda records: told.append(len(records))
+    return told
+
+
+def take_in(worker: Worker, *arriving: messages.Message) -> None:
+    vars(worker)["_mailbox"] = Mailbox(*arriving)
+    worker._take_in()
+
+
+def test_documents_are_acknowledged_when_the_removed_journal_is_back(
+    worker: Worker, journal: Journal, told: list[int], sent: Sent
+) -> None:
+    journal.path.unlink()
+    take_in(worker, documents(2, "event"))
+    assert messages.Durable("run", 3, True) in sent.take()
+    assert told == [1]
+    with Journal(journal.path) as reader:
+        assert stored_names(reader) == ["start", "descriptor", "event"]
+        assert [entry.event for entry in reader.history()] == ["put back"]
+
+
+def test_documents_are_not_acknowledged_while_the_removed_journal_cannot_be_put_back(
+    worker: Worker, journal: Journal, told: list[int], sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal.path.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "put_back", lambda: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        take_in(worker, documents(2, "event"))
+    (refused,) = sent.take()
+    assert isinstance(refused, messages.Refused)
+    assert (refused.index, refused.reason) == (2, messages.LATER)
+    take_in(worker, documents(2, "event"))
+    assert messages.Durable("run", 3, True) in sent.take()
+    with Journal(journal.path) as reader:
+        assert stored_names(reader) == ["start", "descriptor", "event"]

@@ -464,6 +464,7 @@ class Worker:
         poller.register(self._wake_up.fileno(), zmq.POLLIN)
         while not self._is_done():
             events = dict(poller.poll(int(1000 * REFUSAL_AFTER_DISK_FULL_SECONDS)))
+            self._look_after_journal()
             if self._task.lifeline in events:
                 self._end_as_orphan("The supervisor is gone")
             if self._has_lost_lease():
@@ -476,6 +477,7 @@ class Worker:
             self._send_report()
             self._finishing = self._finishing or self._is_to_be_parked()
         self._writing.stop(REQUEST_TIMEOUT_AT_STOP_SECONDS)
+        self._look_after_journal()
         self._send_queued()
         self._send_report(last=True)
 
@@ -535,14 +537,16 @@ class Worker:
                 self._answer_ping(message)
         if not (arrived or end):
             return
+        acknowledged = self._journal.length
         try:
             stored, refusal = self._store_documents(arrived, end)
+            self._keep_journal_in_place()
         except JournalInvalid as error:
-            self._send_message(messages.Refused(self._task.run_uid, self._journal.length, str(error)))
-        except sqlite3.OperationalError as error:
+            self._send_message(messages.Refused(self._task.run_uid, acknowledged, str(error)))
+        except (sqlite3.OperationalError, OSError) as error:
             # Nothing is acknowledged, so the spools keep the documents, and their publishers send them again later.
             self._note_disk_problem(self._journal.path, error)
-            self._refuse_documents(self._journal.length)
+            self._refuse_documents(acknowledged)
         else:
             crash_point("worker: documents committed")
             self._send_progress()
@@ -582,6 +586,31 @@ class Worker:
         if end is not None and end.length > self._journal.length:
             refusal = refusal or messages.GAP
         return stored, refusal
+
+    def _look_after_journal(self) -> None:
+        try:
+            self._keep_journal_in_place()
+        except (sqlite3.OperationalError, OSError) as error:
+            self._note_disk_problem(self._journal.path, error)
+
+    def _keep_journal_in_place(self) -> None:
+        """Put the journal back if its file was removed or replaced: what it holds would end with this process.
+
+        Raises
+        ------
+        OSError, sqlite3.OperationalError
+            It cannot be put back.
+        """
+        if self._journal.is_in_place:
+            return
+        moved = self._journal.put_back()
+        self._journal.note("put back", found=moved and str(moved))
+        log.error(
+            "Somebody has removed the journal %s of this run while it was open, or put another file in its place. "
+            "It was written again, with all documents%s.",
+            self._journal.path,
+            f"; what was there is now {moved}" if moved else "",
+        )
 
     def _find_refusal(self, message: messages.Documents) -> str:
         """Return why a message cannot continue the journal; "" if it can, as far as can be seen without its bodies."""

@@ -133,6 +133,8 @@ class Run:
         Length of the journal and checksum of its last document, as last read from the journal of an ended run.
     next
         Number of documents that are durable in the journal.
+    acknowledged
+        Number of documents that an earlier worker had in the journal, and acknowledged.
     ended
         The journal has the end of the run.
     written
@@ -184,6 +186,7 @@ class Run:
     start_crc: int | None = None
     end: tuple[int, int] | None = None
     next: int = 0
+    acknowledged: int = 0
     ended: bool = False
     written: int = 0
     order: float = 0.0
@@ -332,16 +335,34 @@ class Run:
         if ended and self.state is State.OPEN:
             self.apply_event(Event.ENDED)
 
-    def note_ready(self, worker: Worker, message: messages.Ready, *, is_stopping: bool) -> list[SendToWorker]:
+    @property
+    def lost(self) -> int:
+        """Number of documents that were acknowledged and that the journal no longer has."""
+        return max(0, self.acknowledged - self.next)
+
+    def note_ready(
+        self, worker: Worker, message: messages.Ready, *, is_stopping: bool
+    ) -> list[SendToWorker | TellPublisher]:
         """Note what the worker has found in the journal, and return the messages that have waited for this."""
         worker.ready = True
         self.apply_event(Event.READY)
+        self.acknowledged = max(self.acknowledged, self.next)
         self.next = worker.relayed = message.next
         self.note_end(ended=message.ended)
         if is_stopping or worker.finish_by is not None:
             return [worker.send_message(messages.Finish())]
+        effects: list[SendToWorker | TellPublisher] = []
+        if self.lost:
+            log.error(
+                "The journal %s of run %s lacks %d documents that were acknowledged: somebody has removed it, or put "
+                "an older copy in its place. Publishers that still have them send them again.",
+                self.journal,
+                self.uid,
+                self.lost,
+            )
+            effects += self.tell_publishers(messages.Refused(self.uid, self.next, messages.GAP))
         queued_messages, self.queued_messages = self.queued_messages, []
-        return [worker.send_message(queued) for queued in queued_messages]
+        return [*effects, *(worker.send_message(queued) for queued in queued_messages)]
 
     def note_refusal(self, worker: Worker, message: messages.Refused) -> list[TellPublisher]:
         """Note that the worker has refused documents, and return the effects that tell publishers."""

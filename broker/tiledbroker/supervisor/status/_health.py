@@ -57,6 +57,8 @@ class Symptoms:
         All journals that earlier supervisors left have been read.
     has_unwritten
         There are documents that are to be written to Tiled.
+    lost_documents
+        How many documents that were acknowledged the journals of runs no longer have, by uid.
     page_problem
         Reason why the status page is not served; "" if it is, or is not asked for.
     """
@@ -71,6 +73,7 @@ class Symptoms:
     refused_runs: dict[str, dict[str, str]] = field(default_factory=dict)
     survey_done: bool = True
     has_unwritten: bool = False
+    lost_documents: dict[str, int] = field(default_factory=dict)
     page_problem: str = ""
 
 
@@ -165,6 +168,12 @@ def _find_defects(snapshot: Snapshot, symptoms: Symptoms, advice: str) -> Iterat
     elif tiled.reachable:
         yield from _find_waiting_runs(snapshot)
     yield from _find_failed_runs(snapshot)
+    for uid, count in symptoms.lost_documents.items():
+        yield (
+            f"The journal of run {uid} in {snapshot.journal_dir} lacks {_count(count, 'document')} that were "
+            "acknowledged: somebody has removed it, or put an older copy in its place. Publishers that still have them "
+            "send them again; otherwise look for the file."
+        )
     for disk in snapshot.disks:
         if disk.state == "low":
             yield f"The disk of the {disk.purpose} in {disk.path} is almost full: {_bytes(disk.free)} are free."

@@ -106,6 +106,19 @@ def test_worker_that_is_ready_gets_what_has_waited_for_it(run: Run, worker: Work
     assert (run.state, run.next, worker.relayed, run.queued_messages) == (State.OPEN, 3, 5, [])
 
 
+def test_what_the_journal_has_lost_is_asked_for_and_counted_until_it_is_there_again(run: Run, worker: Worker) -> None:
+    alice = Publisher(b"alice", "", "127.0.0.1")
+    run.publishers.add(alice)
+    run.next = 8
+    told = run.note_ready(worker, messages.Ready("run", 5, False), is_stopping=False)
+    assert told == [TellPublisher(alice, messages.Refused("run", 5, messages.GAP))]
+    assert (run.next, run.lost) == (5, 3)
+    run.advance(next_=7)
+    assert run.lost == 1
+    run.advance(next_=9)
+    assert run.lost == 0
+
+
 @pytest.mark.parametrize("is_stopping", [True, False], ids=["stopping", "told to end"])
 def test_worker_that_is_to_end_gets_no_documents_when_it_is_ready(run: Run, worker: Worker, is_stopping: bool) -> None:
     run.queue_message(batch(0, 2))
