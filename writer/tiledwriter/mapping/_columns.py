@@ -109,8 +109,11 @@ def list_type(data_key: Mapping[str, Any], first: Any = None) -> str:
 
 
 def arrow_size(type_name: str) -> int:
-    """Return the largest size, in bytes, of a value within a database row; PostgreSQL stores the rest elsewhere."""
-    return {"bool": 1, "int64": 8, "float64": 8}.get(type_name, 20)
+    """Return how many bytes a value takes at most within a database row.
+
+    PostgreSQL moves only values of more than 24 bytes elsewhere, and begins each number behind a multiple of 8 bytes.
+    """
+    return {"bool": 8, "int64": 8, "float64": 8}.get(type_name, 24)
 
 
 def dtype_kind(data_key: Mapping[str, Any]) -> str | None:

@@ -19,7 +19,7 @@ MAX_COLUMNS: Final = 1024
 MAX_ROW_BYTES: Final = 7_900
 """The largest size of a table row, in bytes.
 
-PostgreSQL stores a row in one page of 8 KiB. It can store text and lists elsewhere, which leaves 20 bytes in the row.
+PostgreSQL stores a row in one page of 8 KiB. It can store long texts and lists elsewhere.
 """
 
 _TRANSPOSED_EVENTS: Final = 32
