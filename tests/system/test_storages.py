@@ -274,16 +274,19 @@ def test_a_server_started_again_on_its_directory_has_the_same_contents(acquire: 
         assert list(server.client()[run.metadata["start"]["uid"]].primary["seq_num"].read()) == [1, 2, 3]
 
 
-@pytest.mark.parametrize(("key", "value"), [(TEXT, "2025-06-01T12:00:00.123"), (FLAG, True)], ids=["text", "flag"])
+@pytest.mark.parametrize(
+    "kinds", [[(TEXT, "2025-06-01T12:00:00.123")], [(FLAG, True), (NUMBER, 1.5)]], ids=["texts", "flags and numbers"]
+)
 def test_a_row_of_many_values_that_a_database_cannot_keep_elsewhere_is_divided(
-    key: dict[str, Any], value: object, storage_server: TiledServer, tmp_path: Path
+    kinds: list[tuple[dict[str, Any], Any]], storage_server: TiledServer, tmp_path: Path
 ) -> None:
-    keys = [f"pv{number}" for number in range(511)]
+    values = {f"pv{number}": kind for number, kind in zip(range(511), itertools.cycle(kinds), strict=False)}
+    data = {name: value for name, (_, value) in values.items()}
     run = compose_run()
-    stream = run.compose_descriptor(name="baseline", data_keys=dict.fromkeys(keys, key))
-    event = stream.compose_event(data=dict.fromkeys(keys, value), timestamps=dict.fromkeys(keys, 1.0))
+    stream = run.compose_descriptor(name="baseline", data_keys={name: key for name, (key, _) in values.items()})
+    event = stream.compose_event(data=data, timestamps=dict.fromkeys(data, 1.0))
     documents = [("start", run.start_doc), ("descriptor", stream.descriptor_doc), ("event", event)]
     path = journaled([*documents, ("stop", run.compose_stop())], tmp_path)
     assert write_journal(path, storage_server) == "written"
     read = storage_server.client()[run.start_doc["uid"]]["baseline"].read()
-    assert {str(read[name].values[0]) for name in keys} == {str(value)}
+    assert {name: read[name].values[0] for name in data} == data
