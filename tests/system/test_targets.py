@@ -15,9 +15,12 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from runs import Acquisition, documents, publish, seq_nums, wait_for_outcome
+from runs import Acquisition, NoTiled, documents, publish, seq_nums, wait_for_outcome
 
 from tiledbroker import ZMQPublisher
+from tiledwriter.cli._exit import ExitCode
+from tiledwriter.cli._targets import TargetService
+from tiledwriter.cli.supervisor import main
 from tiledwriter.testing import ServerProcess, TiledServer, free_port, journal_of, wait_until
 
 pytestmark = pytest.mark.filterwarnings("default")  # the reading client warns about itself
@@ -181,6 +184,17 @@ def test_service_ends_on_request_and_drains_both(tmp_path: Path, servers: dict[s
     drained = run_command("tiledwriter.cli.supervisor", "--config", service.config, "--drain")
     assert drained.returncode == 0, drained.stderr
     assert stored(servers["old"], uid) == stored(servers["new"], uid)
+
+
+def test_draining_that_is_stopped_before_a_supervisor_was_started_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = TargetsProcess(tmp_path, {"old": NoTiled("http://127.0.0.1:9")})  # type: ignore[dict-item]
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    # As if the signal came as soon as it is heard.
+    monkeypatch.setattr(TargetService, "_is_over", lambda _: True)
+    assert main(["--config", str(service.config)]) == ExitCode.OK
+    assert main(["--config", str(service.config), "--drain"]) == ExitCode.INCOMPLETE
 
 
 def test_each_target_knows_clients_by_their_keys_and_reads_its_settings_again(

@@ -237,7 +237,7 @@ class Supervisor:
             self._pool.fork_server.check(time.monotonic())
             self._scheduler = self._make_scheduler(_now())
             self._notifier.announce_ready()
-            while self._unclaimed or not self._scheduler.is_done(_now()):
+            while not self._is_done():
                 self._run_once()
         finally:
             self._kill_workers()
@@ -261,8 +261,8 @@ class Supervisor:
 
     @property
     def surveyed(self) -> bool:
-        """True if the journals that earlier supervisors left have all been read."""
-        return self._survey.done
+        """True if the journals that earlier supervisors left have all been looked at, and are this host's to write."""
+        return self._survey.done and not self._survey.failures and not self._unclaimed
 
     def count_unwritten(self) -> Counter[str]:
         """Return how many runs are not completely in Tiled, by state, as far as journals were read; see `surveyed`."""
@@ -286,6 +286,9 @@ class Supervisor:
         self._requests.reload_on_signal()
 
     # The loop.
+
+    def _is_done(self) -> bool:
+        return self._scheduler.is_done(_now()) and (self._scheduler.is_stopping or not self._unclaimed)
 
     def _open_sockets(self, context: zmq.Context[_Socket]) -> None:
         """Open all sockets but that for publishers, which must not find a host that does not serve."""
@@ -594,7 +597,7 @@ class Supervisor:
     def _resume_claimed_journals(self) -> None:
         """Take the journals of runs that this host has claimed since they were found."""
         if self._scheduler.is_stopping:
-            self._unclaimed.clear()
+            return
         for path in self._unclaimed.take_claimed():
             self._handle_surveyed_journal(path)
 

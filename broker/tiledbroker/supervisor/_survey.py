@@ -38,6 +38,8 @@ class Survey:
         All journals have been visited.
     seen
         Number of journals visited so far.
+    failures
+        Number of journals for which `look` has raised an exception.
     """
 
     def __init__(self, directory: Path, look: Callable[[Path], None]) -> None:
@@ -46,7 +48,7 @@ class Survey:
         self._steps = self._scan_directory()
         self._next_at = 0.0
         self.done = False
-        self.seen = 0
+        self.seen = self.failures = 0
 
     def next_at(self) -> float | None:
         """Return when to call `proceed` next (`time.monotonic`), or None if all journals have been visited."""
@@ -88,6 +90,7 @@ class Survey:
             try:
                 self._look(path)
             except Exception:
+                self.failures += 1
                 log.exception("The journal %s cannot be looked at; it is left as it is.", path)
             yield True
 

@@ -36,7 +36,3 @@ class UnclaimedJournals:
     def take_claimed(self) -> list[Path]:
         """Remove and return the journals of runs that this host has claimed since they were added."""
         return [self._journals.pop(uid) for uid in list(self._journals) if self._owner.owns(uid)]
-
-    def clear(self) -> None:
-        """Forget all journals; the next supervisor finds them."""
-        self._journals.clear()

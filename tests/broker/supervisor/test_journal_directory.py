@@ -16,6 +16,7 @@ from tiledbroker.supervisor._tasks import WorkerCommand
 from tiledbroker.supervisor.frontend import Frontend
 from tiledwriter.cli._exit import ExitCode
 from tiledwriter.cli.supervisor import main
+from tiledwriter.testing import free_port
 
 
 def supervise(directory: Path, *, drain: bool = False) -> None:
@@ -40,6 +41,17 @@ def test_draining_a_directory_that_is_not_there_fails_and_makes_nothing(
     assert main(["--tiled", "http://127.0.0.1:9", "--drain", "--journal-dir", str(wrong)]) == ExitCode.NOT_FOUND
     assert str(wrong) in capsys.readouterr().err
     assert not wrong.exists()
+
+
+def test_draining_that_is_stopped_before_it_has_looked_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if the signal came as soon as it is heard.
+    monkeypatch.setattr(Supervisor, "stop_on_signals", Supervisor.stop)
+    monkeypatch.setenv("TILED_API_KEY", "secret")
+    command = ["--tiled", f"http://127.0.0.1:{free_port()}", "--drain", "--journal-dir", str(tmp_path)]
+    assert main(command) == ExitCode.INCOMPLETE
+    assert main([*command, "--lease-dir", str(tmp_path / "lease")]) == ExitCode.INCOMPLETE
 
 
 def test_a_directory_that_is_not_there_is_made_to_serve(tmp_path: Path) -> None:

@@ -37,7 +37,6 @@ from ._writing_key import WritingKey
 if TYPE_CHECKING:
     from tiledbroker.log import FileLock
     from tiledbroker.supervisor import HeldLease, RunOwner, Source
-    from tiledbroker.supervisor.scheduler import Run
 
 log = logging.getLogger("tiledwriter.supervisor")
 
@@ -49,7 +48,7 @@ def serve_settings(arguments: argparse.Namespace, loaded: LoadedSettings, http: 
     loaded.warn()
     log.debug("Up to %d files may be open.", allow_open_files())
     try:
-        left = _run_supervisor(arguments, loaded, http)
+        return _run_supervisor(arguments, loaded, http)
     except (KeyFileError, WorkersUnusable) as error:
         return report_failure(ExitCode.USAGE, str(error))
     except (LeaseHeld, LeaseLost) as error:
@@ -62,11 +61,6 @@ def serve_settings(arguments: argparse.Namespace, loaded: LoadedSettings, http: 
         return report_failure(ExitCode.FAILED, f"cannot listen at {settings.listen}: {error}")
     except OSError as error:
         return report_failure(ExitCode.FAILED, f"cannot use {settings.journal_dir}: {error}")
-    if arguments.drain and left:
-        for run in left:
-            log.error("Run %s is not completely in Tiled: %s.", run.uid, run.reason or run.state)
-        return ExitCode.INCOMPLETE
-    return ExitCode.OK
 
 
 def serve_targets(arguments: argparse.Namespace, targets: Mapping[str, LoadedSettings]) -> ExitCode:
@@ -95,8 +89,8 @@ def serve_targets(arguments: argparse.Namespace, targets: Mapping[str, LoadedSet
         return report_failure(ExitCode.FAILED, f"cannot serve: {error}")
 
 
-def _run_supervisor(arguments: argparse.Namespace, loaded: LoadedSettings, http: HttpOptions | None) -> list[Run]:
-    """Run the supervisor until it ends; return the runs that are not completely in Tiled."""
+def _run_supervisor(arguments: argparse.Namespace, loaded: LoadedSettings, http: HttpOptions | None) -> ExitCode:
+    """Run the supervisor until it ends, and say which runs are not completely in Tiled after draining."""
     settings = loaded.values
     check = _format_check_command(arguments.config, setting_flags(arguments), loaded)
     key = WritingKey(settings, settings.journal_dir)
@@ -108,7 +102,11 @@ def _run_supervisor(arguments: argparse.Namespace, loaded: LoadedSettings, http:
         left = supervisor.run(key.revoke)
     rest = _describe_rest(supervisor.count_unwritten(), surveyed=supervisor.surveyed)
     log.info("Stopped %s; left: %s.", loaded.describe(), rest)
-    return left
+    if not arguments.drain:
+        return ExitCode.OK
+    for run in left:
+        log.error("Run %s is not completely in Tiled: %s.", run.uid, run.reason or run.state)
+    return ExitCode.OK if supervisor.surveyed and not left else ExitCode.INCOMPLETE
 
 
 @contextlib.contextmanager
@@ -224,4 +222,4 @@ def _describe_rest(counts: Mapping[str, int], *, surveyed: bool) -> str:
     """Return how many runs are not completely in Tiled, by state; `surveyed` tells that all journals were looked at."""
     listed = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
     rest = f"{count_of(sum(counts.values()), 'run')} not completely in Tiled ({listed})" if counts else "nothing"
-    return rest if surveyed else f"{rest}, and journals that were not looked at before the stop"
+    return rest if surveyed else f"{rest}, and journals that could not be looked at, or not before the stop"

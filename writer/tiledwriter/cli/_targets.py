@@ -100,7 +100,9 @@ class TargetService:
             self._notifier.announce_stopping()
             for each in self._supervisors.values():
                 each.send_signal(signal.SIGTERM)
-            codes = [each.wait() for each in self._supervisors.values()]
+            # A supervisor that was not even started has drained nothing.
+            unstarted = ExitCode.INCOMPLETE if self._drain else ExitCode.OK
+            codes = [each.wait(unstarted) for each in self._supervisors.values()]
             self._notifier.close()
             self._wake_up.close()
         failures = [code for code in codes if code]
@@ -204,10 +206,10 @@ class _SupervisorProcess:
         if self.is_running and self._process is not None:
             self._process.send_signal(number)
 
-    def wait(self) -> int:
-        """Wait for the end, and return the exit code; 0 if the process was never started."""
+    def wait(self, unstarted: int) -> int:
+        """Wait for the end, and return the exit code; `unstarted` if the process was never started."""
         if self._process is None:
-            return 0
+            return unstarted
         code = self._process.wait()
         self._close_input()
         return code

@@ -39,7 +39,8 @@ examples:
 
 exit codes: 0 ended as asked; 1 failed, or the lease was lost; 2 wrong usage; 3 another supervisor uses the journals,
   or another host holds the lease;
-  4 no journal directory to drain; 5 after --drain, if runs remain that are not in Tiled
+  4 no journal directory to drain; 5 after --drain, if runs remain that are not in Tiled, or journals that were not
+  looked at
 """
 
 
