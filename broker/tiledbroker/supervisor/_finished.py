@@ -79,7 +79,8 @@ def is_finished(journal: Path) -> bool:
         with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
             check_format(journal, connection)
             state = {key: json.loads(value) for key, value in connection.execute(_KEYS)}
-    except (JournalError, sqlite3.Error, OSError, ValueError, TypeError):
+    except Exception:
+        # Whatever it is, whoever opens it as a `Journal` says it.
         return False
     named = isinstance(uid := state.get("run_uid"), str) and journal_filename(uid) == journal.name
     return named and state.get("outcome") in COMPLETE and state.get("audit_at") is None

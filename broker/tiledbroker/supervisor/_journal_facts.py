@@ -107,7 +107,8 @@ def read_facts(path: Path, uid: str | None = None) -> JournalFacts:
             if journal_filename(journal.run_uid) != path.name:
                 raise JournalInvalid(path, f"it is that of run {journal.run_uid!r}, and has another name.")
             return _collect_facts(journal, path)
-    except (JournalError, sqlite3.Error, OSError, ValueError, TypeError, LookupError, OverflowError) as error:
+    except Exception as error:
+        # A damaged file can contain any value.
         return _describe_unusable(path, uid or path.stem, error)
 
 

@@ -132,8 +132,11 @@ def test_what_is_no_journal_is_not_finished(tmp_path: Path) -> None:
         connection.execute("CREATE TABLE state(key, value)")
         connection.execute("""INSERT INTO state VALUES('outcome', '"written"'), ('run_uid', '"foreign"')""")
         connection.commit()
-    names = ["directory", "rubbish", "empty", "foreign", "none"]
-    assert [is_finished(tmp_path / f"{name}.sqlite") for name in names] == [False] * 5
+    with closing(sqlite3.connect(finished_journal(tmp_path, "nested"))) as connection:
+        connection.execute("UPDATE state SET value = ? WHERE key = 'outcome'", ("[" * 100_000,))
+        connection.commit()
+    names = ["directory", "rubbish", "empty", "foreign", "nested", "none"]
+    assert [is_finished(tmp_path / f"{name}.sqlite") for name in names] == [False] * 6
 
 
 @pytest.mark.parametrize(
@@ -234,6 +237,7 @@ def test_a_survey_looks_at_what_is_most_likely_unfinished_first(tmp_path: Path) 
     wait_until(survey.proceed, 60, "it is done")
     assert seen == ["in_use", "new", "old", "older"]
     assert survey.next_at() is None
+    assert (survey.seen, survey.failures) == (4, 1)
 
 
 def test_a_survey_works_for_a_moment_at_a_time(tmp_path: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,19 @@ def make_cut_file(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
+def make_nested_outcome(path: Path) -> None:
+    with Journal(path, "create", run_uid=path.stem):
+        pass
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("INSERT INTO state VALUES('outcome', ?)", ("[" * 100_000,))
+        connection.commit()
+
+
 def make_dangling_link(path: Path) -> None:
     path.symlink_to(path)
 
 
-TROUBLES = [make_rubbish, make_directory, make_another_runs_file, make_cut_file]
+TROUBLES = [make_rubbish, make_directory, make_another_runs_file, make_cut_file, make_nested_outcome]
 
 
 @pytest.mark.parametrize("make", [*TROUBLES, make_dangling_link])
@@ -96,6 +105,7 @@ def test_a_supervisor_starts_beside_what_is_no_journal(
     request_retry(tmp_path / "run.sqlite")
     with supervising(tmp_path, transport) as (supervisor, _):
         wait_until(lambda: supervisor._survey.done, 30, "all is looked at")
+        assert supervisor.count_unwritten() == {"failed": 1}
         wait_until(lambda: not (tmp_path / "run.sqlite.retry").exists(), 30, "the request is answered")
     assert os.path.lexists(tmp_path / "run.sqlite")
 
