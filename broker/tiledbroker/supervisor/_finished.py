@@ -87,7 +87,7 @@ def is_finished(journal: Path) -> bool:
 
 
 def file_away(journal: Path) -> bool:
-    """Move a finished run's journal to the folder of finished runs.
+    """Move a finished run's journal to the folder of finished runs, unless it is there.
 
     Nothing is synced: after a power cut the file is complete, in the old folder or in the new one.
 
@@ -103,6 +103,8 @@ def file_away(journal: Path) -> bool:
     OSError
         The file cannot be moved.
     """
+    if journal.parent.name == FINISHED_SUBDIRECTORY:
+        return True
     folder = journal.parent / FINISHED_SUBDIRECTORY
     lock = FileLock(journal_lock_path(journal))
     if not lock.try_acquire():
@@ -125,7 +127,7 @@ def bring_back(journal: Path) -> Path:
     Raises
     ------
     JournalLocked
-        Another process is writing the journal.
+        Another process is writing the journal, or reads what has not been moved from its WAL file into it yet.
     JournalInvalid
         The journal directory has another file of that name.
     OSError
@@ -137,6 +139,10 @@ def bring_back(journal: Path) -> Path:
     if not lock.try_acquire():
         raise JournalLocked(journal)
     try:
+        # Nothing is in it unless somebody has put the journal of an open run there. The next one to open and close it
+        # takes it over.
+        if (log_file := _log_of(journal)).exists() and log_file.stat().st_size:
+            raise JournalLocked(journal)
         home = journal.parent.parent / journal.name
         _move_journal(journal, home)
         crash_point("supervisor: journal brought back")

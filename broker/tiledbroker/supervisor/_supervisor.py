@@ -7,6 +7,7 @@ nothing about runs itself: events go to the scheduler, and the effects that come
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import time
 from collections import Counter, deque
@@ -22,7 +23,7 @@ from .._crash_points import crash_point
 from .._errors import DirectoryUnusable, JournalError, JournalLocked, LifecycleError, WorkersUnusable
 from .._rate_limited_log import RateLimitedLog
 from .._wake_up import WakeUp
-from ..log import FileLock, Journal, journal_filename
+from ..log import FINISHED_SUBDIRECTORY, FileLock, Journal, journal_filename
 from ..protocol import messages
 from ._clock import Instant
 from ._finished import FinishedJournals, bring_back, is_finished
@@ -179,7 +180,10 @@ class Supervisor:
         lease_page = None if self.lease is None else self.lease.page
         self._pool = WorkerPool(journal_dir, command, processes, drain=drain, lease_page=lease_page)
         self._handshake_queue = HandshakeQueue()
-        self._survey = Survey(journal_dir, self._handle_surveyed_journal)
+        finished = journal_dir / FINISHED_SUBDIRECTORY
+        # Who drains is told that all is in Tiled. A service leaves this folder out: it would take ever longer to start.
+        directories = [journal_dir, finished] if drain and os.path.lexists(finished) else [journal_dir]
+        self._survey = Survey(directories, self._handle_surveyed_journal)
         self._retries = RetryWatch(journal_dir)
         self._finished_journals = FinishedJournals()
         self.report = ServiceReport(

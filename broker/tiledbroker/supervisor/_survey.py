@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,12 +23,12 @@ _LOG_SUFFIX: Final = "-wal"
 
 
 class Survey:
-    """Visits each journal at the top of a directory once, those most likely to be unfinished first.
+    """Visits each journal in some directories once, those most likely to be unfinished first.
 
     Parameters
     ----------
-    directory
-        The journal directory.
+    directories
+        The directories, one after the other. Only the first file of a name is visited: it is that of the run.
     look
         Called with the path of each journal. An exception is logged, and the survey goes on with the next journal.
 
@@ -42,10 +42,9 @@ class Survey:
         Number of journals for which `look` has raised an exception.
     """
 
-    def __init__(self, directory: Path, look: Callable[[Path], None]) -> None:
-        self._directory = directory
+    def __init__(self, directories: Sequence[Path], look: Callable[[Path], None]) -> None:
         self._look = look
-        self._steps = self._scan_directory()
+        self._steps = self._visit_journals(directories)
         self._next_at = 0.0
         self.done = False
         self.seen = self.failures = 0
@@ -67,14 +66,20 @@ class Survey:
         self._next_at = now + _PAUSE_SHARE * (now - began)
         return False
 
-    def _scan_directory(self) -> Iterator[bool]:
+    def _visit_journals(self, directories: Sequence[Path]) -> Iterator[bool]:
         """Yield after each small step."""
+        visited: set[str] = set()
+        for directory in directories:
+            yield from self._visit_directory(directory, visited)
+
+    def _visit_directory(self, directory: Path, visited: set[str]) -> Iterator[bool]:
         names: list[str] = []
         in_use: set[str] = set()
-        with os.scandir(self._directory) as entries:
+        with os.scandir(directory) as entries:
             for entry in entries:
                 if is_run_file(entry.name):
-                    names.append(entry.name)
+                    if entry.name not in visited:
+                        names.append(entry.name)
                 elif entry.name.endswith(_LOG_SUFFIX):
                     in_use.add(entry.name.removesuffix(_LOG_SUFFIX))
                 yield True
@@ -82,9 +87,10 @@ class Survey:
         # none, but its unfinished runs are the latest.
         order: list[tuple[bool, float, Path]] = []
         for name in names:
-            path = self._directory / name
+            path = directory / name
             order.append((name not in in_use, -_modification_time(path), path))
             yield True
+        visited.update(names)
         for _, _, path in sorted(order):
             self.seen += 1
             try:

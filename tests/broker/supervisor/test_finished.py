@@ -32,6 +32,7 @@ pytestmark = [pytest.mark.filterwarnings("default:::tiled")]
 
 
 def finished_journal(directory: Path, uid: str = "run", outcome: str | None = "written", **state: Any) -> Path:
+    directory.mkdir(exist_ok=True)
     path = directory / f"{uid}.sqlite"
     with Journal(path, "create", run_uid=uid) as journal:
         journal.append_one("start", b"a start")
@@ -86,6 +87,22 @@ def test_a_journal_with_something_in_its_log_is_not_moved(tmp_path: Path) -> Non
     assert file_away(path)
     with Journal(path) as journal:
         assert [entry.event for entry in journal.history()] == ["written", "something"]
+
+
+def test_a_journal_does_not_come_back_without_its_log(tmp_path: Path) -> None:
+    path = finished_journal(tmp_path / FINISHED_SUBDIRECTORY)
+    with Journal(path, "write") as journal, Journal(path):  # the reader closes last, after the lock is free
+        journal.note("something")
+        journal.close()
+        with pytest.raises(JournalLocked):
+            bring_back(path)
+    assert bring_back(path) == tmp_path / path.name
+
+
+def test_what_is_filed_away_stays_there(tmp_path: Path) -> None:
+    path = finished_journal(tmp_path / FINISHED_SUBDIRECTORY)
+    assert file_away(path)
+    assert run_files(tmp_path) == [path]
 
 
 def test_no_journal_takes_the_place_of_another(tmp_path: Path) -> None:
@@ -233,7 +250,7 @@ def test_a_survey_looks_at_what_is_most_likely_unfinished_first(tmp_path: Path) 
         if path.stem == "new":
             raise RuntimeError("as the test wants it")
 
-    survey = Survey(tmp_path, look)
+    survey = Survey([tmp_path], look)
     wait_until(survey.proceed, 60, "it is done")
     assert seen == ["in_use", "new", "old", "older"]
     assert survey.next_at() is None
@@ -249,13 +266,26 @@ def test_a_survey_works_for_a_moment_at_a_time(tmp_path: Path) -> None:
         seen.append(path)
         time.sleep(0.003)
 
-    survey = Survey(tmp_path, look)
+    survey = Survey([tmp_path], look)
     while not seen:
         survey.proceed()
     assert len(seen) <= 3
     pause = survey.next_at()
     assert pause is not None
     assert pause > time.monotonic()
+
+
+def test_a_survey_of_several_directories_looks_at_the_first_file_of_a_name(tmp_path: Path) -> None:
+    for name in ("top/b", "top/a", "finished/b", "finished/c"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.sqlite").touch()
+    seen: list[str] = []
+    survey = Survey(
+        [tmp_path / "top", tmp_path / "finished"], lambda path: seen.append(f"{path.parent.name}/{path.stem}")
+    )
+    wait_until(survey.proceed, 60, "it is done")
+    assert sorted(seen[:2]) == ["top/a", "top/b"]
+    assert seen[2:] == ["finished/c"]
 
 
 # Requests
@@ -299,6 +329,12 @@ def supervise(tmp_path: Path, tiled_server: TiledServer) -> Iterator[Callable[..
     yield make
     for process in made:
         process.stop()
+
+
+def put_into(folder: Path, journal: Path) -> Path:
+    """Move a journal to a folder, as somebody who puts a backup back."""
+    folder.mkdir(exist_ok=True)
+    return journal.rename(folder / journal.name)
 
 
 def wait_until_finished(journal_dir: Path, uid: str) -> None:
@@ -405,8 +441,12 @@ def test_a_journal_that_somebody_reads_is_filed_away_later(
         wait_until_finished(supervisor.journal_dir, uid)
 
 
-def test_draining_an_interrupted_run_files_it_away(tmp_path: Path, tiled_server: TiledServer) -> None:
+@pytest.mark.parametrize("folder", [".", FINISHED_SUBDIRECTORY])
+def test_draining_an_interrupted_run_files_it_away_wherever_it_was(
+    folder: str, tmp_path: Path, tiled_server: TiledServer
+) -> None:
     uid = interrupted_run(tmp_path / "journals", documents(), 4)
+    put_into(tmp_path / "journals" / folder, tmp_path / "journals" / f"{uid}.sqlite")
     command = [sys.executable, "-m", "tiledwriter.cli.supervisor", "--tiled", tiled_server.uri, "--drain"]
     environment = {**os.environ, "TILED_API_KEY": tiled_server.api_key}
     done = run_process([*command, "--journal-dir", str(tmp_path / "journals")], env=environment, timeout=60)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from users import without_privileges
 
-from tiledbroker import _filesystem
+from tiledbroker import Journal, _filesystem
 from tiledbroker._errors import DirectoryUnusable
+from tiledbroker.log import FINISHED_SUBDIRECTORY
 from tiledbroker.supervisor._supervisor import Supervisor
 from tiledbroker.supervisor._tasks import WorkerCommand
 from tiledbroker.supervisor.frontend import Frontend
@@ -52,6 +53,22 @@ def test_draining_that_is_stopped_before_it_has_looked_is_no_success(
     command = ["--tiled", f"http://127.0.0.1:{free_port()}", "--drain", "--journal-dir", str(tmp_path)]
     assert main(command) == ExitCode.INCOMPLETE
     assert main([*command, "--lease-dir", str(tmp_path / "lease")]) == ExitCode.INCOMPLETE
+
+
+def test_draining_does_not_take_a_folder_s_name_for_the_state_of_its_journals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TILED_API_KEY", "secret")
+    command = ["--tiled", f"http://127.0.0.1:{free_port()}", "--drain", "--journal-dir", str(tmp_path)]
+    assert main(command) == ExitCode.OK
+    folder = tmp_path / FINISHED_SUBDIRECTORY
+    folder.symlink_to(tmp_path / "not mounted")
+    assert main(command) == ExitCode.FAILED
+    folder.unlink()
+    folder.mkdir()
+    with Journal(folder / "run.sqlite", "create", run_uid="run") as journal:
+        journal.set("outcome", "failed")
+    assert main(command) == ExitCode.INCOMPLETE
 
 
 def test_a_directory_that_is_not_there_is_made_to_serve(tmp_path: Path) -> None:

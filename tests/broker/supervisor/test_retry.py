@@ -107,6 +107,16 @@ def test_a_journal_that_was_set_aside_is_not_retried(tmp_path: Path, monkeypatch
     assert (outcome_of(path), retry_requests(folder)) == ("failed", [])
 
 
+def test_a_journal_that_is_not_finished_and_lies_among_the_finished_ones_is_not_retried(tmp_path: Path, capsys) -> None:
+    path = quarantined(tmp_path / "finished")
+    for arguments in ([str(path)], [path.stem, str(tmp_path)], ["--all", str(tmp_path)]):
+        assert main(["retry", *arguments]) == ExitCode.FAILED
+        assert f"move it to {tmp_path}" in capsys.readouterr().err
+    assert main(["ls", str(tmp_path)]) == ExitCode.DIFFERS
+    assert f"move it to {tmp_path}" in " ".join(capsys.readouterr().out.split())
+    assert (outcome_of(path), retry_requests(path.parent)) == ("failed", [])
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

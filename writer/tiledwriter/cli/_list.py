@@ -19,6 +19,7 @@ from ..journals import (
     RunSummary,
     gone,
     misnaming_of,
+    misplacement_of,
     open_run_file,
     reason_of,
     status_of,
@@ -241,8 +242,8 @@ def _summary_of(path: Path, directory: Path, *, is_given: bool = False) -> RunSu
     try:
         with open_run_file(path) as journal:
             summary = summarize(journal)
-            misnaming = "" if is_given else misnaming_of(journal)
-            return replace(summary, state=DAMAGED, why=f"{path.name}: {misnaming}") if misnaming else summary
+            problem = misplacement_of(journal) or ("" if is_given else misnaming_of(journal))
+            return replace(summary, state=DAMAGED, why=f"{journal.path}: {problem}") if problem else summary
     except (JournalError, OSError) as error:
         if not gone(path):
             return unreadable(path.stem, str(path), reason_of(error))

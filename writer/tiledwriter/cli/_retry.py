@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from tiledbroker import JournalError, JournalLocked, RunReader
+from tiledbroker import JournalError, JournalInvalid, JournalLocked, RunReader
 from tiledbroker.supervisor import State, clear_failure, request_retry, retry_is_requested, withdraw_retry
 
 from ..journals import (
@@ -18,6 +18,7 @@ from ..journals import (
     has_supervisor,
     is_superseded,
     journal_dir_of,
+    misplacement_of,
     open_run_file,
     reason_of,
     require_own_name,
@@ -154,7 +155,8 @@ class _Retry:
     Raises
     ------
     JournalError
-        It was set aside or has the name of another run, so that no supervisor will resume it.
+        It was set aside, is in the folder of finished runs or has the name of another run, so that no supervisor will
+        resume it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -168,6 +170,8 @@ class _Retry:
             )
         with open_run_file(path) as journal:
             require_own_name(journal)
+            if problem := misplacement_of(journal):
+                raise JournalInvalid(journal.path, f"{problem}.")
             self.uid = journal.run_uid
             self._retries_before = _retry_count(journal)
 

@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from tiledbroker import Journal, JournalError, JournalInvalid, RunReader, journal_filename, open_run
 from tiledbroker._filesystem import measure_space
+from tiledbroker._outcomes import COMPLETE
 from tiledbroker.log import FINISHED_SUBDIRECTORY, SUPERSEDED_SUBDIRECTORY, FileLock, find_segment, follow_run_file
 from tiledbroker.supervisor import SUPERVISOR_LOCK
 
@@ -131,6 +132,14 @@ def require_own_name(run: RunReader) -> None:
     """Raise `JournalInvalid` if a file in a journal or spool directory has the name of another run."""
     if problem := misnaming_of(run):
         raise JournalInvalid(run.path, f"{problem}.")
+
+
+def misplacement_of(run: RunReader) -> str:
+    """Return why no supervisor goes on with a journal that is not finished; "" if there is no such reason."""
+    directory = run.path.parent
+    if not isinstance(run, Journal) or directory.name != FINISHED_SUBDIRECTORY or run.outcome in COMPLETE:
+        return ""
+    return f"it is not finished, and no supervisor looks for it here; move it to {directory.parent}"
 
 
 def journal_dir_of(path: Path) -> Path:

@@ -25,7 +25,8 @@ REFUSED: Final = "refused"
 STATES: Final = (WRITTEN, INTERRUPTED, FAILED, REFUSED, PARKED, "closing", "open", SPOOLED, DAMAGED, UNREADABLE)
 """All states of a run, in the order in which totals list them.
 
-A journal is "damaged" only for `verify`, and if it has the name of another run.
+A journal is "damaged" only for `verify`, and if no supervisor uses it: it has the name of another run, or is
+unfinished and in the folder of finished runs.
 
 Only runs in a site's log are "refused".
 """
@@ -55,8 +56,8 @@ class RunSummary:
         Number of documents by name; None if the file cannot be read.
     state
         One of `STATES`: of a journal, "open", "closing" or "parked", and finally "written", "interrupted" or "failed";
-        of a spooled run, "spooled" or "damaged"; "damaged" if the file has the name of another run; "unreadable" if it
-        cannot be read.
+        of a spooled run, "spooled" or "damaged"; "damaged" if the file has the name of another run, or is in the folder
+        of finished runs and unfinished; "unreadable" if it cannot be read.
     why
         Reason why the run waits or ended without being written, or why its file cannot be read; "" if there is none.
     rows
