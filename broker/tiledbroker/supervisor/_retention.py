@@ -46,7 +46,8 @@ class Retention:
     """Deletes journals in the folder of finished runs by the age of their runs. Times are Unix times.
 
     A journal is kept as long as its run is not completely in Tiled, is to be audited, is open in another process, or
-    a publisher asks for it. Runs without a stop document are kept for ever.
+    a publisher asks for it, or the journal directory has another file of the run. Runs without a stop document are kept
+    for ever.
 
     Parameters
     ----------
@@ -148,6 +149,9 @@ class Retention:
             if written is None:
                 return None
             if written > before or uid in self._asked_at or self._is_needed(path):
+                return -1
+            if os.path.lexists(self._folder.parent / path.name):
+                # Another file of the run, such as an old copy: this one may be the only one that is complete.
                 return -1
             return delete_journal(path, written)
         except FileNotFoundError:

@@ -95,6 +95,18 @@ def test_journal_in_use_is_deleted_later(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+def test_journal_of_a_run_that_has_another_file_is_kept(folder: Path) -> None:
+    path = finished(folder)
+    other = folder.parent / path.name
+    other.touch()
+    retention = retention_of(folder)
+    finish_pass(retention)
+    assert path.exists()
+    other.unlink()
+    finish_pass(retention)
+    assert not path.exists()
+
+
 def test_journal_with_worker_is_kept(folder: Path) -> None:
     path = finished(folder)
     finish_pass(retention_of(folder, lambda asked: asked == path))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+from segments import record, segment_with
 from stored_runs import Documents, a_run, journaled
 
+from tiledbroker import Journal
 from tiledwriter.cli import supervisor
 from tiledwriter.cli._exit import ExitCode
 from tiledwriter.cli._status import find_journal_dirs
@@ -243,6 +247,31 @@ def test_a_run_is_not_found_under_the_name_of_another(arguments, tmp_path, capsy
         ended = capsys.readouterr()
         assert (ended.out, f"it is that of run '{path.stem}', and has another name" in ended.err) == ("", True)
     assert main(["show", str(copy)]) == ExitCode.OK
+
+
+@pytest.mark.parametrize("length", [4, None], ids=["prefix", "uid"])
+def test_of_two_files_of_a_run_that_at_the_top_is_the_journal(length: int | None, tmp_path: Path, capsys) -> None:
+    path = journaled(a_run(), tmp_path)
+    other = tmp_path / "finished" / path.name
+    other.parent.mkdir()
+    shutil.copyfile(path, other)
+    with Journal(other, "write") as journal:
+        journal.set("outcome", "written")
+    for command, code in (("show", ExitCode.OK), ("retry", ExitCode.FAILED), ("verify", ExitCode.INCOMPLETE)):
+        assert main([command, path.stem[:length], str(tmp_path)]) == code
+        assert f"another file of this run: {other}" in capsys.readouterr().err
+    assert main(["show", "--json", path.stem[:length], str(tmp_path)]) == ExitCode.OK
+    assert json.loads(capsys.readouterr().out)["file"] == str(path)
+    assert main(["show", "--json", str(other)]) == ExitCode.OK
+    ended = capsys.readouterr()
+    assert (json.loads(ended.out)["file"], ended.err) == (str(other), "")
+
+
+def test_of_several_files_of_a_run_in_a_spool_none_is_chosen(tmp_path: Path, capsys) -> None:
+    for session in ("0123abcd", "4567abcd"):
+        segment_with(tmp_path / f"run.{session}.000000000000.segment", record(0))
+    assert main(["show", "run", str(tmp_path)]) == ExitCode.USAGE
+    assert "give the path of one: " in capsys.readouterr().err
 
 
 def test_a_run_that_cannot_be_read_and_might_be_meant_is_named(tmp_path: Path, capsys) -> None:

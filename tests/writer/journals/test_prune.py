@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import time
 from contextlib import closing
@@ -95,6 +96,33 @@ def test_a_file_with_the_name_of_another_run_is_left(tmp_path: Path, capsys: pyt
     assert main(["prune", str(tmp_path)]) == ExitCode.FAILED
     assert copy.exists()
     assert "has another name" in capsys.readouterr().err
+
+
+def test_a_journal_of_a_run_that_has_another_file_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = concluded(tmp_path, "written", 400)
+    finished = tmp_path / "finished" / path.name
+    finished.parent.mkdir()
+    shutil.copyfile(path, finished)
+    with Journal(path, "write") as journal:
+        journal.set("outcome", "failed")
+    for options in ([], ["--dry-run"]):
+        assert main(["prune", str(tmp_path), *options]) == ExitCode.FAILED
+        ended = capsys.readouterr()
+        assert f"kept: {finished}: {path} is another file of this run" in ended.err
+        assert path.stem not in ended.out
+    assert sorted(run_files(tmp_path)) == sorted([path, finished])
+
+
+def test_a_link_and_what_it_leads_to_are_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = concluded(tmp_path / "elsewhere", "written", 400)
+    link = tmp_path / "journals" / target.name
+    link.parent.mkdir()
+    link.symlink_to(target)
+    for options in ([], ["--dry-run"]):
+        assert main(["prune", str(link.parent), *options]) == ExitCode.FAILED
+        assert f"kept: {link}: it is a link" in capsys.readouterr().err
+    assert target.exists()
+    assert link.is_symlink()
 
 
 def test_what_is_no_journal_is_left_as_it_is(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -102,10 +104,13 @@ def _prune_directory(arguments: argparse.Namespace) -> ExitCode:
     place = place_of(arguments.directory, arguments.config)
     before = time.time() - arguments.older_than * _DAY_SECONDS
     paths = runs_in(place)
+    by_name: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in paths:
+        by_name[path.name].append(path)
     pruning = _Pruning(len(paths))
     for path in paths:
         try:
-            pruned = _prune_journal(path, before, dry_run=arguments.dry_run)
+            pruned = _prune_journal(path, by_name[path.name], before, dry_run=arguments.dry_run)
         except JournalLocked as error:
             pruning.add_problem(ExitCode.LOCKED, str(error))
             continue
@@ -144,13 +149,15 @@ def _summary_line(pruning: _Pruning, place: Place, *, dry_run: bool) -> str:
     return f"{done} {count} of {journals} in {place} ({size}); {pruning.total - count} kept."
 
 
-def _prune_journal(path: Path, before: float, *, dry_run: bool) -> _Pruned | None:
+def _prune_journal(path: Path, files: Sequence[Path], before: float, *, dry_run: bool) -> _Pruned | None:
     """Delete a journal if it is old enough and no longer needed.
 
     Parameters
     ----------
     path
         The journal.
+    files
+        All files of its run.
     before
         Unix time in seconds; later runs are kept.
     dry_run
@@ -160,12 +167,25 @@ def _prune_journal(path: Path, before: float, *, dry_run: bool) -> _Pruned | Non
     -------
     _Pruned or None
         The deleted journal; None if it is kept.
+
+    Raises
+    ------
+    JournalError
+        It is not certain that nobody needs the file, or it cannot be used.
+    OSError
+        It cannot be read or deleted.
     """
     with open_run_file(path) as journal:
         require_own_name(journal)
         written = time_written(journal)
         if written is None or written > before:
             return None
+        if path.is_symlink():
+            raise JournalError(path, "it is a link; neither it nor what it leads to is deleted.")
+        for other in files:
+            if other != path:
+                # This one may be the only one that is complete: somebody must look which of them is needed.
+                raise JournalError(path, f"{other} is another file of this run; neither is deleted.")
         pruned = _Pruned(journal.run_uid, str(journal.path), written, path.stat().st_size)
     if dry_run:
         return pruned

@@ -22,8 +22,9 @@ from tiledbroker.log import (
 
 from .._given_path import path_of
 from ..journals import file_stem, gone, misnaming_of, open_run_file, reason_of, status_of
-from ._exit import CommandFailed, ExitCode, without_extra
+from ._exit import CommandFailed, ExitCode, print_error, without_extra
 from ._target_name import split_target
+from ._terminal import plain
 from ._variables import variable_of
 
 if TYPE_CHECKING:
@@ -216,7 +217,8 @@ def find(run: str, place: Place) -> Path:
     Raises
     ------
     CommandFailed
-        No run matches, several match, a run that might match cannot be read, or the file is that of another run.
+        No run matches, several match, the run has several files and not one at the top, a run that might match
+        cannot be read, or the file is that of another run.
     OSError
         The directory or the file cannot be accessed.
     """
@@ -231,8 +233,9 @@ def find(run: str, place: Place) -> Path:
     exact = [path for path in paths if file_stem(path) == stem]
     refusals: list[str] = []
     found = exact or [path for path in paths if run and _begins_with(path, run, refusals)]
-    if len(found) > 1:
-        problem = f"{len(found)} runs in {place} begin with {run!r}; give more of the uid"
+    stems = {file_stem(path) for path in found}
+    if len(stems) > 1:
+        problem = f"{len(stems)} runs in {place} begin with {run!r}; give more of the uid"
         raise CommandFailed(ExitCode.USAGE, problem)
     if refusals:
         readable = (
@@ -243,9 +246,24 @@ def find(run: str, place: Place) -> Path:
         problem = f"{readable} {run!r}, and some cannot be read: {'; '.join(refusals)}"
         raise CommandFailed(ExitCode.FAILED, problem)
     if found:
-        _require_own_name(found[0])
-        return found[0]
+        path = _choose_file(found, place)
+        _require_own_name(path)
+        return path
     raise CommandFailed(ExitCode.NOT_FOUND, f"{no_path}there is no run {run!r} in {place}")
+
+
+def _choose_file(files: Sequence[Path], place: Place) -> Path:
+    """Return the file at the top of a directory, which is what the service uses, and name the others of the run."""
+    if len(files) == 1:
+        return files[0]
+    at_top = [path for path in files if path.parent == place.path]
+    if len(at_top) != 1:
+        listed = ", ".join(map(str, files))
+        raise CommandFailed(ExitCode.USAGE, f"there are {len(files)} files of this run; give the path of one: {listed}")
+    for path in files:
+        if path != at_top[0]:
+            print_error(plain(f"tiledwriter-journal: {at_top[0]} is used; there is another file of this run: {path}"))
+    return at_top[0]
 
 
 def _require_own_name(path: Path) -> None:
