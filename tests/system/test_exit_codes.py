@@ -759,6 +759,14 @@ def test_a_closed_output_is_no_failure(tmp_path: Path, command: str) -> None:
     assert (ended.code, ended.err) == (ExitCode.OK, "")
 
 
+@pytest.mark.parametrize("out", [("-",), ("-o", "-")], ids=" ".join)
+def test_an_export_to_a_closed_output_is_no_success(tmp_path: Path, out: tuple[str, ...]) -> None:
+    path = journaled(a_run(), tmp_path)
+    ended = in_shell([*COMMAND, "export", str(path), *out], ">&-")
+    assert ended.code == ExitCode.FAILED
+    assert "standard output is closed" in ended.err
+
+
 def test_a_log_that_cannot_be_asked_is_told_as_json() -> None:
     words = [sys.executable, "-m", "tiledwriter.cli.supervisor", "stream", "check", "--json", "--source"]
     ended = in_shell([*words, NOWHERE.replace("tcp", "nats")], "")

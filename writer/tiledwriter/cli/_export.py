@@ -22,7 +22,7 @@ from ._parser import Subcommands, add_command
 from ._progress import shown_progress
 from ._run_lookup import find
 from ._site_log import add_beamline, add_log, copy_logged, find_logged, log_of, refuse_log_options
-from ._terminal import count_of, fail, plain, print_json
+from ._terminal import count_of, fail, output_was_closed, plain, print_json
 
 _STANDARD_OUTPUT = Path("-")
 
@@ -76,6 +76,8 @@ def _export_run(arguments: argparse.Namespace) -> ExitCode:
         raise CommandFailed(ExitCode.USAGE, "a database cannot go to standard output")
     if out == _STANDARD_OUTPUT and arguments.json:
         raise CommandFailed(ExitCode.USAGE, "with -o - the documents go to standard output, so there can be no --json")
+    if out == _STANDARD_OUTPUT and output_was_closed():
+        raise CommandFailed(ExitCode.FAILED, "standard output is closed, so the documents cannot be written there")
     with _found_run(arguments) as (path, shown):
         return _export_from(path, shown, out, arguments)
 

@@ -160,6 +160,11 @@ def replace_closed_outputs() -> None:
     sys.stderr = sys.stderr or _open_null_device()
 
 
+def output_was_closed() -> bool:
+    """Return True if the process began without standard output, so that whatever is printed is lost."""
+    return sys.__stdout__ is None
+
+
 def _open_null_device() -> TextIOWrapper:
     return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123  it is open until the end of the process
 
