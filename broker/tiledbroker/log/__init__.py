@@ -8,10 +8,12 @@ from ._journal import HistoryEntry, Journal, NodeProgress
 from ._journal_connection import check_format
 from ._journal_files import (
     FINISHED_SUBDIRECTORY,
+    LOG_SUFFIX,
     SUFFIX,
     SUPERSEDED_SUBDIRECTORY,
     find_run_file,
     follow_run_file,
+    is_orphaned_log,
     is_run_file,
     journal_filename,
     journal_files,
@@ -45,6 +47,7 @@ from ._start_label import read_start_label
 __all__ = [
     "APPLICATION_ID",
     "FINISHED_SUBDIRECTORY",
+    "LOG_SUFFIX",
     "RECENT_ASSETS",
     "SUFFIX",
     "SUPERSEDED_SUBDIRECTORY",
@@ -74,6 +77,7 @@ __all__ = [
     "find_segment",
     "follow_run_file",
     "is_named_after_run",
+    "is_orphaned_log",
     "is_run_file",
     "is_session_of",
     "journal_filename",

@@ -27,7 +27,7 @@ from ._journal_connection import (
     connect_to_write,
     translate_error,
 )
-from ._journal_files import follow_link, follow_run_file, journal_lock_path
+from ._journal_files import LOG_SUFFIX, follow_link, follow_run_file, is_orphaned_log, journal_lock_path
 from ._journal_place import identify_file, put_back
 from ._journal_schema import NORMALIZED_SCHEMA, create_file
 from ._lock import FileLock
@@ -138,6 +138,9 @@ class Journal:
         self._known_state: dict[str, str | None] = {}
         self._known_stopped: bool | None = None
         self._lock: FileLock | None = None
+        if is_orphaned_log(self.path):
+            main = self.path.name.removesuffix(LOG_SUFFIX)
+            raise JournalInvalid(self.path, f"its main file is missing: {main} belongs beside it.")
         if mode != "create" and not self.path.is_file():
             # It may have been moved after it was found.
             self.path = follow_run_file(self.path)

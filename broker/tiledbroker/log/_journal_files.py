@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Final
 
 SUFFIX: Final = ".sqlite"
+LOG_SUFFIX: Final = "-wal"
+"""What SQLite appends to the name of a database for that of its write-ahead log."""
 FINISHED_SUBDIRECTORY: Final = "finished"
 """Subdirectory of a journal directory for the files of runs that need no worker any more."""
 SUPERSEDED_SUBDIRECTORY: Final = "superseded"
@@ -55,7 +57,8 @@ def journal_files(directory: Path) -> list[Path]:
 def unfinished_run_files(directory: Path) -> list[Path]:
     """Return the run files in a spool or journal directory, without subdirectories, sorted by name.
 
-    In a journal directory, these are the files of runs that are open, failed or due for an audit.
+    In a journal directory, these are the files of runs that are open, failed or due for an audit. A write-ahead log
+    without its run file is one of them: it may have documents, and nobody can read them.
 
     Raises
     ------
@@ -64,12 +67,29 @@ def unfinished_run_files(directory: Path) -> list[Path]:
     """
     with os.scandir(directory) as entries:
         names = [entry.name for entry in entries]
-    return [directory / name for name in sorted(names) if is_run_file(name)]
+    return [directory / name for name in sorted(names) if is_run_file(name) or is_orphaned_log(directory / name)]
 
 
 def is_run_file(name: str) -> bool:
     """Return True if a file of this name contains a run."""
     return name.endswith(SUFFIX) and not name.startswith(("_", "."))
+
+
+def is_orphaned_log(path: Path) -> bool:
+    """Return True if a file is the write-ahead log of a run file that is missing, and there is something in it.
+
+    Raises
+    ------
+    OSError
+        It is unknown whether there is something in it.
+    """
+    main = path.with_name(path.name.removesuffix(LOG_SUFFIX))
+    if main == path or not is_run_file(main.name) or os.path.lexists(main):
+        return False
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def find_run_file(directory: Path, run_uid: str) -> Path:

@@ -14,7 +14,15 @@ from .._crash_points import crash_point
 from .._errors import JournalError, JournalInvalid, JournalLocked
 from .._outcomes import COMPLETE
 from .._rate_limited_log import RateLimitedLog
-from ..log import FINISHED_SUBDIRECTORY, FileLock, check_format, journal_filename, journal_lock_path, sync_directory
+from ..log import (
+    FINISHED_SUBDIRECTORY,
+    FileLock,
+    check_format,
+    is_orphaned_log,
+    journal_filename,
+    journal_lock_path,
+    sync_directory,
+)
 from ._journal_facts import read_facts
 
 log = logging.getLogger(__name__)
@@ -129,7 +137,7 @@ def bring_back(journal: Path) -> Path:
     JournalLocked
         Another process is writing the journal, or reads what has not been moved from its WAL file into it yet.
     JournalInvalid
-        The journal directory has another file of that name.
+        The journal directory has another file of that name, or the write-ahead log of one.
     OSError
         The file cannot be moved.
     """
@@ -159,6 +167,8 @@ def _move_journal(journal: Path, target: Path) -> None:
     if target.exists():
         # It was restored from a backup, for example.
         raise JournalInvalid(journal, f"{target} has the same name; both are left as they are.")
+    if is_orphaned_log(_log_of(target)):
+        raise JournalInvalid(journal, f"SQLite would take {_log_of(target)} for its log; both are left as they are.")
     journal.rename(target)
 
 

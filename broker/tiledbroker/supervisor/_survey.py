@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from ..log import is_run_file
+from ..log import LOG_SUFFIX, is_orphaned_log, is_run_file
 
 log = logging.getLogger(__name__)
 
@@ -19,11 +19,11 @@ SLICE_SECONDS: Final = 0.005
 # Pause between two slices, as a multiple of the time that the last slice took.
 _PAUSE_SHARE: Final = 3
 
-_LOG_SUFFIX: Final = "-wal"
-
 
 class Survey:
     """Visits each journal in some directories once, those most likely to be unfinished first.
+
+    A write-ahead log whose journal is missing is visited, too: documents may be in it.
 
     Parameters
     ----------
@@ -80,9 +80,11 @@ class Survey:
                 if is_run_file(entry.name):
                     if entry.name not in visited:
                         names.append(entry.name)
-                elif entry.name.endswith(_LOG_SUFFIX):
-                    in_use.add(entry.name.removesuffix(_LOG_SUFFIX))
+                elif entry.name.endswith(LOG_SUFFIX):
+                    in_use.add(entry.name.removesuffix(LOG_SUFFIX))
                 yield True
+        logs = [name + LOG_SUFFIX for name in in_use.difference(names)]
+        names += [name for name in logs if is_orphaned_log(directory / name)]
         # A killed supervisor leaves the WAL files of its workers' journals. A supervisor that ended in order leaves
         # none, but its unfinished runs are the latest.
         order: list[tuple[bool, float, Path]] = []

@@ -781,6 +781,16 @@ class TestFileNames:
             (tmp_path / name).touch()
         assert run_files(tmp_path) == [tmp_path / "a.sqlite", tmp_path / "b.sqlite"]
 
+    def test_a_log_without_its_journal_is_listed_unless_it_is_empty(self, tmp_path: Path) -> None:
+        for name in ("a.sqlite-wal", "finished/b.sqlite-wal", "_unrouted-1.sqlite-wal", "other-wal", "c.sqlite-wal"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_bytes(b"something" * (not name.startswith("c")))
+        assert run_files(tmp_path) == [tmp_path / "a.sqlite-wal", tmp_path / "finished" / "b.sqlite-wal"]
+        with pytest.raises(JournalInvalid, match=r"its main file is missing: a\.sqlite"):
+            Journal(tmp_path / "a.sqlite-wal")
+        (tmp_path / "a.sqlite").touch()
+        assert run_files(tmp_path) == [tmp_path / "a.sqlite", tmp_path / "finished" / "b.sqlite-wal"]
+
 
 def test_results_of_a_normalizer_are_kept_by_index(tmp_path):
     path = tmp_path / "run.sqlite"

@@ -118,6 +118,14 @@ def test_no_journal_takes_the_place_of_another(tmp_path: Path) -> None:
     assert sorted(outcomes) == ["interrupted", "written"]
 
 
+def test_no_journal_is_put_in_front_of_the_log_of_another(tmp_path: Path) -> None:
+    path = finished_journal(tmp_path / FINISHED_SUBDIRECTORY)
+    (tmp_path / f"{path.name}-wal").write_bytes(b"something")
+    with pytest.raises(JournalInvalid, match="would take"):
+        bring_back(path)
+    assert path.exists()
+
+
 @pytest.mark.parametrize(
     ("state", "finished"),
     [

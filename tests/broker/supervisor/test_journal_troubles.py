@@ -32,6 +32,9 @@ from tiledbroker.supervisor._journal_facts import read_facts
 from tiledbroker.supervisor._retry import request_retry
 from tiledbroker.supervisor._supervisor import Supervisor
 from tiledbroker.supervisor._tasks import WorkerCommand, WorkerTask
+from tiledwriter.cli._exit import ExitCode
+from tiledwriter.cli.journal import main
+from tiledwriter.cli.supervisor import main as serve
 from tiledwriter.testing import free_port, wait_until
 
 pytestmark = [pytest.mark.filterwarnings("default:::tiled")]
@@ -90,6 +93,16 @@ def make_nested_outcome(path: Path) -> None:
         connection.commit()
 
 
+def make_log_alone(path: Path) -> None:
+    with Journal(path, "create", run_uid=path.stem) as journal:
+        journal.append_one("start", b"something")
+        path.rename(path.with_name("moved"))
+        shutil.copyfile(f"{path}-wal", path.with_name("copy"))
+    # SQLite has removed its own when the file was closed.
+    path.with_name("copy").rename(f"{path}-wal")
+    path.with_name("moved").unlink()
+
+
 def make_dangling_link(path: Path) -> None:
     path.symlink_to(path)
 
@@ -108,6 +121,23 @@ def test_a_supervisor_starts_beside_what_is_no_journal(
         assert supervisor.count_unwritten() == {"failed": 1}
         wait_until(lambda: not (tmp_path / "run.sqlite.retry").exists(), 30, "the request is answered")
     assert os.path.lexists(tmp_path / "run.sqlite")
+
+
+def test_the_documents_in_a_log_without_its_journal_are_not_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_log_alone(tmp_path / "run.sqlite")
+    alone = tmp_path / "run.sqlite-wal"
+    before = alone.read_bytes()
+    assert main(["ls", str(tmp_path)]) == ExitCode.FAILED
+    assert f"{alone}: its main file is missing" in capsys.readouterr().out
+    assert main(["show", "run", str(tmp_path)]) == ExitCode.FAILED
+    assert f"{alone}: its main file is missing" in capsys.readouterr().err
+    monkeypatch.setenv("TILED_API_KEY", "secret")
+    command = ["--tiled", f"http://127.0.0.1:{free_port()}", "--drain", "--journal-dir", str(tmp_path)]
+    assert serve(command) == ExitCode.INCOMPLETE
+    assert "its main file is missing" in capsys.readouterr().err
+    assert alone.read_bytes() == before
 
 
 @pytest.mark.parametrize("folder", [".", FINISHED_SUBDIRECTORY])

@@ -13,7 +13,14 @@ from typing import Final, Literal
 from tiledbroker import Journal, JournalError, JournalInvalid, RunReader, journal_filename, open_run
 from tiledbroker._filesystem import measure_space
 from tiledbroker._outcomes import COMPLETE
-from tiledbroker.log import FINISHED_SUBDIRECTORY, SUPERSEDED_SUBDIRECTORY, FileLock, find_segment, follow_run_file
+from tiledbroker.log import (
+    FINISHED_SUBDIRECTORY,
+    LOG_SUFFIX,
+    SUPERSEDED_SUBDIRECTORY,
+    FileLock,
+    find_segment,
+    follow_run_file,
+)
 from tiledbroker.supervisor import SUPERVISOR_LOCK
 
 # Size of SQLite's -shm file when it is made.
@@ -116,7 +123,12 @@ def status_of(path: Path, *, follow_symlinks: bool = True) -> os.stat_result | N
 
 
 def file_stem(path: Path) -> str:
-    """Return what the name of a file in a journal or spool directory says of its run: the uid, or a digest of it."""
+    """Return what the name of a file in a journal or spool directory says of its run: the uid, or a digest of it.
+
+    For a write-ahead log without its journal this is the whole name: it is not the run's file.
+    """
+    if path.name.endswith(LOG_SUFFIX):
+        return path.name
     return path.name.rsplit(".", 3)[0] if path.suffix == ".segment" else path.stem
 
 
