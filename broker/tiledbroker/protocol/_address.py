@@ -38,16 +38,21 @@ def normalize_address(address: Address) -> str:
     scheme, _, rest_of_url = url.partition("://")
     if scheme not in ("tcp", "ipc") or not rest_of_url:
         raise AddressError(f"{address!r} is not an address; give 'tcp://host:port', 'host:port' or 'ipc:///path'.")
-    if scheme == "tcp" and not _has_port(rest_of_url):
-        raise AddressError(f"{address!r} has no port; give 'tcp://host:port'. The supervisor's default is 5579.")
+    if scheme == "tcp" and (problem := _find_problem(rest_of_url)):
+        raise AddressError(f"{address!r} has {problem}; give 'tcp://host:port'. The supervisor's default is 5579.")
     return url
 
 
-def _has_port(endpoint: str) -> bool:
-    host, _, port = endpoint.rpartition(":")
-    if not host or any(map(str.isspace, host)) or len(port) > 5:
-        return False
-    return port == "*" or (port.isascii() and port.isdigit() and int(port) < 65536)
+def _find_problem(endpoint: str) -> str:
+    """Return what is wrong with the host and the port of an address; "" if nothing is."""
+    host, colon, port = endpoint.rpartition(":")
+    if colon and not host:
+        return "no host"
+    if any(map(str.isspace, host)):
+        return "a space in its host"
+    if not colon or not (port == "*" or (port.isascii() and port.isdigit())):
+        return "no port"
+    return "a port beyond 65535" if len(port) > 5 or (port != "*" and int(port) > 65535) else ""
 
 
 def is_local(url: str) -> bool:

@@ -47,24 +47,28 @@ def test_the_forms_a_supervisor_listens_at(url: str) -> None:
     assert normalize_address(url) == url
 
 
-@pytest.mark.parametrize("address", ["5579", "tcp://5579", ":5579", "tcp://:5579", ("", 5579)])
+@pytest.mark.parametrize("address", [":5579", "tcp://:5579", ("", 5579)])
 def test_an_address_without_a_host_is_refused(address: Any) -> None:
-    with pytest.raises(AddressError, match="host"):
+    with pytest.raises(AddressError, match="has no host"):
         normalize_address(address)
 
 
 @pytest.mark.parametrize(
     "address",
-    ["localhost", "tcp://localhost", "localhost:", "localhost:http", "localhost:-1", "localhost:65536", "h:٣", "h:5/"],
+    [
+        *("5579", "tcp://5579", "localhost", "tcp://localhost", "localhost:"),
+        *("localhost:http", "localhost:-1", "localhost:65536", "h:٣", "h:5/"),
+    ],
 )
 def test_an_address_without_a_usable_port_is_refused(address: str) -> None:
     with pytest.raises(AddressError, match="port"):
         normalize_address(address)
 
 
-def test_a_port_of_many_digits_is_refused() -> None:
-    with pytest.raises(AddressError):
-        normalize_address("localhost:" + "9" * 5000)
+@pytest.mark.parametrize("port", ["65536", "70000", "9" * 5000])
+def test_a_port_that_tcp_lacks_is_refused_for_that(port: str) -> None:
+    with pytest.raises(AddressError, match="has a port beyond 65535"):
+        normalize_address(f"localhost:{port}")
 
 
 @pytest.mark.parametrize("address", ["", "tcp://", "ipc://", "udp://host:1", "http://host:80", "inproc://a", "://"])
@@ -75,7 +79,7 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 
 @pytest.mark.parametrize("address", ["two words:5579", "tcp://a b:1"])
 def test_a_host_that_is_no_name_is_refused(address: str) -> None:
-    with pytest.raises(AddressError):
+    with pytest.raises(AddressError, match="has a space in its host"):
         normalize_address(address)
 
 

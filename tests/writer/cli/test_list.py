@@ -148,6 +148,8 @@ def test_a_file_with_the_name_of_another_run_is_damaged(directory, tmp_path, cap
     assert f"3f2b.sqlite: it is that of run '{path.stem}', and has another name" in row["why"]
     assert main(["ls", str(directory)]) == ExitCode.DIFFERS
     assert f"1 of 5 runs in {directory} damaged" in capsys.readouterr().err
+    assert main(["ls", "--state", "failed", str(directory)]) == ExitCode.DIFFERS
+    assert "1 failed, 1 damaged" in capsys.readouterr().out
     assert listed(capsys, copy) == ["written"]
 
 
@@ -170,6 +172,14 @@ def test_journals_that_were_set_aside_are_counted(tmp_path: Path, capsys: pytest
         f"no runs in {tmp_path}",
         f"1 unfinished journal set aside, from which nothing is written: {folder}",
     ]
+
+
+def test_a_disk_of_set_aside_journals_that_is_not_mounted_is_no_empty_one(directory: Path, capsys) -> None:
+    (directory / "superseded").symlink_to(directory / "not mounted")
+    assert main(["ls", str(directory)]) == ExitCode.FAILED
+    ended = capsys.readouterr()
+    assert f"no such file or directory: {directory / 'superseded'}" in ended.err
+    assert f"4 runs in {directory}" in ended.out
 
 
 def test_a_target_that_cannot_be_listed_hides_no_other(directory, tmp_path, capsys) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Protocol, TypeVar
 
-from ..journals import STATES, UNREADABLE
+from ..journals import DAMAGED, STATES, UNREADABLE
 from ._parser import suggestion_for
 from ._terminal import local
 
@@ -35,6 +35,8 @@ R = TypeVar("R", bound=_Run)
 class RunFilter:
     """Selection of runs. What is not known of a run never excludes it, so unreadable runs are always selected.
 
+    The state of a run whose file is damaged is not known either.
+
     Attributes
     ----------
     states
@@ -58,7 +60,7 @@ class RunFilter:
         return [*timeless, *(timed if self.latest is None else timed[len(timed) - min(self.latest, len(timed)) :])]
 
     def _matches(self, run: _Run) -> bool:
-        if self.states and run.state not in self.states:
+        if self.states and run.state not in (*self.states, DAMAGED):
             return False
         return self.since is None or run.started is None or run.started >= self.since
 

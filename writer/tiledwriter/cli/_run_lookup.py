@@ -187,6 +187,9 @@ def superseded_in(directory: Path) -> list[Path]:
     try:
         folders = sorted(folder.iterdir())
     except FileNotFoundError:
+        # A link that leads nowhere is a disk that is not mounted, and what is on it is not known.
+        if folder.is_symlink():
+            raise
         return []
     return [path for start in folders for path in sorted(start.iterdir()) if is_run_file(path.name)]
 
