@@ -12,7 +12,7 @@ import pytest
 from faulty_proxy import ScriptedServer, answer, page
 from tiled_users import KEY_SCOPES, WRITING_SCOPES, TiledWithUsers
 
-from tiledwriter._errors import NotProcessed, NotTiled, Paused, Refused, ServerError
+from tiledwriter._errors import NotProcessed, NotTiled, Paused, ServerError
 from tiledwriter.catalog import Account, AccountRequests
 from tiledwriter.catalog._account import effective_scopes, find_api_root
 from tiledwriter.testing import TiledServer, free_port, wait_until
@@ -119,8 +119,7 @@ def test_a_user_cannot_revoke_the_key_of_another(server: TiledWithUsers, request
 def test_a_server_with_a_single_user_has_no_accounts(tiled_server: TiledServer, http_client: httpx.Client) -> None:
     requests = AccountRequests(http_client, tiled_server.uri)
     assert not requests.ask_for_users()
-    assert requests.look_at_account(tiled_server.api_key) is None
-    with pytest.raises(Refused):
+    with pytest.raises(NotTiled, match="404: Not Found"):
         requests.check_key(tiled_server.api_key)
 
 

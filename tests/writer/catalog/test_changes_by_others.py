@@ -236,6 +236,16 @@ def test_a_node_that_the_key_may_not_see_any_more_is_said(run, proxy, tiled):
     assert tiled[run.table].read()["seq_num"].tolist() == [0, 1, 2]
 
 
+def test_what_a_gateway_does_not_find_is_not_gone(run, proxy, tiled):
+    """It answers as FastAPI does for paths that it does not know."""
+    run.write(*run.with_table(), run.append(0, 3))
+    for method in ("PATCH", "GET"):
+        proxy.script(method, "", *[answer(404, "Not Found")] * 3)
+    run.write(*run.with_table(), run.append(0, 5), quiet_period=0.01)
+    assert tiled[run.table].read()["seq_num"].tolist() == [0, 1, 2, 3, 4]
+    assert "missing" not in run.events()
+
+
 def test_a_container_for_runs_that_is_gone_is_said(run, proxy):
     proxy.script("POST", "metadata/", answer(404, "No such entry: ['beamline']"))
     with pytest.raises(OperationRefused, match=r"404: No such entry: \['beamline'\]"):

@@ -117,7 +117,9 @@ def test_content_that_was_asked_for_means_done():
         (304, {}),
         (404, {"html": "<h1>default backend</h1>"}),
         (404, {"json": {"message": "no route"}}),
+        (404, {"json": {"detail": "Not Found"}}),
         (405, {"html": "<h1>Not allowed</h1>"}),
+        (405, {"json": {"detail": "Method Not Allowed"}}),
         (409, {"text": "Conflict"}),
         (500, {"html": "<h1>Oops</h1>"}),
     ],
@@ -481,7 +483,10 @@ def test_a_refusal_is_told_even_when_stopping(connection, server, stopping):
 
 @pytest.mark.parametrize(
     "fault",
-    [page(302, "/login"), page(301, "/login"), page(200), page(404), page(405), page(500)],
+    [
+        *(page(302, "/login"), page(301, "/login"), page(200), page(404), page(405), page(500)),
+        *(answer(404, "Not Found"), answer(405, "Method Not Allowed")),
+    ],
     ids=lambda f: f.name,
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])

@@ -102,7 +102,7 @@ class AccountRequests:
             raise Paused("what answers there is not Tiled") from error
 
     def look_at_account(self, key: str) -> Account | None:
-        """Return what Tiled says of an account and of this key of it; None if it does not say enough.
+        """Return what a Tiled that has users says of an account and of this key of it; None if that is not enough.
 
         Raises
         ------
@@ -179,7 +179,7 @@ class AccountRequests:
         return True
 
     def check_key(self, key: str) -> None:
-        """Raise `Paused` if Tiled does not accept a key, `Refused` if it has no users, `ServerError` if it is away."""
+        """Raise `Paused` if a Tiled that has users does not accept a key, another `ServerError` if it is away."""
         self._send("GET", self._apikey_uri, key)
 
     @property

@@ -13,6 +13,9 @@ _AMBIGUOUS_STATUSES: Final = frozenset({408})
 _JSON: Final = "application/json"
 # Every JSON object that Tiled returns for the requests of this package has at least one of these keys.
 _FIELDS_OF_ANSWERS: Final = frozenset({"id", "data", "data_type", "shape"})
+# What FastAPI, in which Tiled and many gateways are written, says of a path or a method that no application behind it
+# has. Tiled has all that this package asks for, and names the node in what it says itself.
+_WITHOUT_ROUTE: Final = frozenset({"Not Found", "Method Not Allowed"})
 
 
 def raise_for_response(response: httpx.Response, media_type: str = _JSON) -> None:
@@ -80,7 +83,10 @@ def _error_detail(response: httpx.Response) -> str | None:
         content: Any = response.json()
     except ValueError:
         return None
-    return str(content["detail"])[:2000] if isinstance(content, dict) and "detail" in content else None
+    if not isinstance(content, dict) or "detail" not in content:
+        return None
+    detail = str(content["detail"])[:2000]
+    return None if detail in _WITHOUT_ROUTE else detail
 
 
 def _parse_retry_after(header: str | None) -> float | None:

@@ -179,16 +179,13 @@ class WritingKey:
             return
         requests = AccountRequests(http_client, self.uri)
         has_users = requests.ask_for_users()
-        if self._key is not None:
-            try:
-                requests.check_key(self._key.secret)
-            except (Paused, Refused) as error:
-                log.warning(
-                    "Tiled no longer accepts the API key %s... of this supervisor (%s); another is made.",
-                    self._key.first_eight,
-                    error,
-                )
-                self._key = None
+        if self._key is not None and (refusal := _find_refusal(requests, self._key, has_users=has_users)):
+            log.warning(
+                "Tiled no longer accepts the API key %s... of this supervisor (%s); another is made.",
+                self._key.first_eight,
+                refusal,
+            )
+            self._key = None
         if self._key is None:
             self._obtain(requests, has_users=has_users)
         elif time.monotonic() >= self._renew_at:
@@ -363,6 +360,17 @@ def describe_holder(host: str, journal_dir: Path) -> str:
 
 
 def _wait_for_end(ledger: KeyLedger, now: datetime) -> None:
+def _find_refusal(requests: AccountRequests, key: ApiKey, *, has_users: bool) -> str:
+    """Return why Tiled does not accept a key that was made there; "" if it does."""
+    if not has_users:
+        return "it has no users any more"
+    try:
+        requests.check_key(key.secret)
+    except (Paused, Refused) as error:
+        return str(error)
+    return ""
+
+
     """Forget keys that have ended.
 
     Raises
