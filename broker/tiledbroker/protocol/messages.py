@@ -268,10 +268,10 @@ class Reached(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True):
-    """Worker to supervisor: what only the worker knows of its run and of Tiled. Times are Unix times in seconds.
+    """Worker to supervisor: what only the worker knows of its run and of Tiled. Times are in seconds.
 
     Sent at changes, and otherwise at most once a second while there are requests. Counts are those since the last
-    report.
+    report. Unix times are for earlier supervisors: whoever compares them is wrong once the host's clock has been set.
 
     Attributes
     ----------
@@ -282,11 +282,11 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     address, version
         Address and version of Tiled; "" while the worker has not connected.
     answered_at
-        Time of the last sign that Tiled accepts requests; None if there was none.
+        Unix time of the last sign that Tiled accepts requests; None if there was none.
     failed_at
-        Time of the last sign that it does not; None if there was none.
+        Unix time of the last sign that it does not; None if there was none.
     written_at
-        Time at which Tiled carried out a write last; None if it has carried out none.
+        Unix time at which Tiled carried out a write last; None if it has carried out none.
     problem
         Reason why Tiled does not accept requests at the moment; "" if it does, or has not been asked.
     needs_person
@@ -301,6 +301,9 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
         Answered requests by duration: one count for each of `LATENCY_BOUNDS_SECONDS`, and one for those beyond.
     latency_sum
         Sum of these durations in seconds.
+    answered_monotonic, failed_monotonic, written_monotonic
+        The same three times by `time.monotonic`, which all processes of a host share. Earlier versions do not send
+        them, and ignore them.
     """
 
     run: str
@@ -318,6 +321,9 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     retries: dict[str, int] = {}
     latencies: list[int] = []
     latency_sum: float = 0.0
+    answered_monotonic: float | None = None
+    failed_monotonic: float | None = None
+    written_monotonic: float | None = None
 
 
 class Unreachable(msgspec.Struct, frozen=True, array_like=True):

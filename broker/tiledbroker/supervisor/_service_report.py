@@ -70,7 +70,7 @@ class ServiceReport:
 
     def note_tiled_look(self, problem: str) -> None:
         """Note that Tiled was asked for an answer: "", or the reason why there was none."""
-        self.tiled.note_look(problem, time.time())
+        self.tiled.note_look(problem, time.monotonic())
 
     def note_log(self, log_status: LogStatus) -> None:
         """Note how the site's log was found."""
@@ -86,7 +86,7 @@ class ServiceReport:
 
     @property
     def tiled_asked_at(self) -> float | None:
-        """Unix time of the last sign of Tiled that a worker has had; None if there was none."""
+        """Time (`time.monotonic`) of the last sign of Tiled that a worker has had; None if there was none."""
         return self.tiled.asked_at
 
     def encode_snapshot(

@@ -101,7 +101,7 @@ def make_snapshot(
         settings=dict(identity.settings),
         listen=around.listen,
         journal_dir=identity.journal_dir,
-        tiled=reports.describe(),
+        tiled=reports.describe(now),
         disks=list(around.disks),
         publishers=_describe_publishers(around.publishers, scheduler.runs.values()),
         runs=_describe_runs(scheduler, around, now),

@@ -59,9 +59,15 @@ GOLDEN: list[tuple[Message, int, bytes]] = [
     (Finish(), 34, b"\x90"),
     (Reached("a"), 35, b"\x91\xa1a"),
     (
-        Report("a", 7, "scan", waits_for="why", requests={"ok": 3}, latencies=[3], latency_sum=0.5),
+        Report(
+            "a", 7, "scan", waits_for="why", requests={"ok": 3}, latencies=[3], latency_sum=0.5, failed_monotonic=0.5
+        ),
         36,
-        b"\x9f\xa1a\x07\xa4scan\xa0\xa0\xc0\xc0\xc0\xa0\xc2\xa3why\x81\xa2ok\x03\x80\x91\x03\xcb?\xe0" + bytes(6),
+        b"\xdc\0\x12\xa1a\x07\xa4scan\xa0\xa0\xc0\xc0\xc0\xa0\xc2\xa3why\x81\xa2ok\x03\x80\x91\x03\xcb?\xe0"
+        + bytes(6)
+        + b"\xc0\xcb?\xe0"
+        + bytes(6)
+        + b"\xc0",
     ),
     (Unreachable("a", 0.5, "b", True), 37, b"\x94\xa1a\xcb\x3f\xe0\0\0\0\0\0\0\xa1b\xc3"),
     (SlotWanted("a"), 38, b"\x91\xa1a"),

@@ -11,6 +11,7 @@ from ingest_model import UNIX, IngestModel, ModelWorker
 
 from tiledbroker.protocol import messages
 from tiledbroker.protocol.messages import LATENCY_BOUNDS_SECONDS, Documents, Report
+from tiledbroker.supervisor._clock import Instant
 from tiledbroker.supervisor._lifecycle import State
 from tiledbroker.supervisor._publishers import Publisher
 from tiledbroker.supervisor._service_view import ServiceIdentity, Surroundings, describe_service, make_snapshot
@@ -22,6 +23,7 @@ from tiledbroker.supervisor.status._snapshot import (
     DiskStatus,
     RunStatus,
     Snapshot,
+    TiledLook,
     decode_snapshot,
     encode_snapshot,
 )
@@ -42,7 +44,15 @@ def whole(uid: str) -> Documents:
 
 
 class Service(IngestModel):
-    """An ingest host of which snapshots are taken."""
+    """An ingest host of which snapshots are taken.
+
+    Attributes
+    ----------
+    clock_step
+        Seconds by which the host's clock was set.
+    """
+
+    clock_step = 0.0
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"max_workers": 4, "max_resumed": 2, **settings})
@@ -50,6 +60,10 @@ class Service(IngestModel):
         self.reports = TiledReports("http://tiled:8000")
         self.alice = Publisher(b"alice", "", "127.0.0.1", name="alice", connected_at=UNIX)
         self.disk = DISK
+
+    @property
+    def now(self) -> Instant:
+        return super().now._replace(unix=super().now.unix + self.clock_step)
 
     def look(self, **around: Any) -> Snapshot:
         """Take a snapshot, as a reader of the socket gets it."""
@@ -72,7 +86,13 @@ class Service(IngestModel):
         self.say(worker, report)
 
     def reach_tiled(self, worker: ModelWorker, **values: Any) -> None:
-        self.report(worker, answered_at=self.now.unix, written_at=self.now.unix, **values)
+        now = self.now
+        both = {"answered_at": now.unix, "written_at": now.unix}
+        self.report(worker, **both, answered_monotonic=now.monotonic, written_monotonic=now.monotonic, **values)
+
+    def miss_tiled(self, worker: ModelWorker, problem: str, **values: Any) -> None:
+        now = self.now
+        self.report(worker, problem=problem, failed_at=now.unix, failed_monotonic=now.monotonic, **values)
 
     def fail(self, uid: str, reason: str = "no sound form") -> None:
         """Let a run be written until it fails."""
@@ -119,19 +139,20 @@ def test_a_service_without_runs_is_well_and_says_that_tiled_was_not_asked(servic
 def test_the_status_does_not_say_that_tiled_was_not_asked_when_it_was(
     service: Service, problem: str, seconds: float, state: str, text: str
 ) -> None:
-    service.reports.note_look(problem, UNIX)
-    service.reports.note_look(problem, UNIX + seconds)
+    service.reports.note_look(problem, service.seconds - seconds)
+    service.reports.note_look(problem, service.seconds)
     snapshot = service.look()
     assert snapshot.state == state
     (reason,) = snapshot.reasons
     assert reason.startswith(text)
     assert reason.endswith("`tiledwriter-supervisor check`")
-    assert snapshot.tiled.look == service.reports.look
+    now = service.now.unix
+    assert snapshot.tiled.look == TiledLook(now, not problem, problem or None, now - seconds)
 
 
 def test_what_workers_say_of_tiled_counts_more_than_the_first_look(service: Service) -> None:
-    service.reports.note_look("ConnectError", UNIX - 60)
-    service.reports.note_look("ConnectError", UNIX - 30)
+    service.reports.note_look("ConnectError", service.seconds - 60)
+    service.reports.note_look("ConnectError", service.seconds - 30)
     service.send(service.alice, batch("run", 0, "start"))
     worker = service.start("run")
     service.store(worker)
@@ -147,16 +168,64 @@ def test_a_tiled_that_went_away_while_there_was_nothing_to_write_is_a_defect_unt
     service.write(worker)
     service.reach_tiled(worker)
     service.end(worker)
-    gone = service.now.unix + 3600
+    gone = service.seconds + 3600
     for seconds in (0, TILED_GRACE_SECONDS - 1):
         service.reports.note_look("ConnectError", gone + seconds)
         assert service.look().tiled.reachable
     service.reports.note_look("ConnectError", gone + TILED_GRACE_SECONDS)
     snapshot = service.look()
-    assert (snapshot.state, snapshot.tiled.reachable, snapshot.tiled.since) == ("degraded", False, gone)
+    assert (snapshot.state, snapshot.tiled.reachable, snapshot.tiled.since) == ("degraded", False, UNIX + gone)
     assert "ConnectError. Nothing waits;" in snapshot.reasons[0]
     service.reports.note_look("", gone + 100)
     assert service.look().state == "well"
+
+
+@pytest.fixture(params=[-3600.0, 3600.0], ids=["back", "forward"])
+def service_with_other_time(service: Service, request: pytest.FixtureRequest) -> Service:
+    """A service that wrote a run a second before the host's clock was set."""
+    service.send(service.alice, whole("before"))
+    worker = service.start("before")
+    service.store(worker)
+    service.write(worker)
+    service.reach_tiled(worker)
+    service.end(worker)
+    service.seconds += 1.0
+    service.clock_step = request.param
+    return service
+
+
+def test_the_age_of_what_is_known_of_tiled_is_right_after_the_clock_was_set(service_with_other_time: Service) -> None:
+    snapshot = service_with_other_time.look()
+    tiled = snapshot.tiled
+    assert snapshot.state == "well"
+    assert [snapshot.now - time for time in (tiled.since, tiled.asked, tiled.last_write) if time] == [1.0, 1.0, 1.0]
+
+
+def test_an_outage_and_its_end_are_told_after_the_clock_was_set(service_with_other_time: Service) -> None:
+    service = service_with_other_time
+    service.send(service.alice, whole("run"))
+    worker = service.start("run")
+    service.store(worker)
+    service.miss_tiled(worker, "503: away")
+    assert service.look().state == "degraded"
+    service.seconds += 1.0
+    service.miss_tiled(worker, "401: no", needs_person=True)
+    assert service.look().state == "failed"
+    service.seconds += 1.0
+    service.reach_tiled(worker)
+    snapshot = service.look()
+    assert (snapshot.state, snapshot.tiled.since) == ("well", service.now.unix)
+
+
+def test_an_absence_is_told_after_the_clock_was_set(service_with_other_time: Service) -> None:
+    service = service_with_other_time
+    service.reports.note_look("ConnectError", service.seconds)
+    assert service.look().state == "well"
+    service.seconds += TILED_GRACE_SECONDS
+    service.clock_step += 7200.0
+    service.reports.note_look("ConnectError", service.seconds)
+    snapshot = service.look()
+    assert (snapshot.state, snapshot.tiled.since) == ("degraded", snapshot.now - TILED_GRACE_SECONDS)
 
 
 def test_an_open_run_is_described(service: Service) -> None:
@@ -316,7 +385,7 @@ def test_documents_in_tiled_of_a_run_that_was_found_are_not_known(service: Servi
 def test_a_run_tells_what_its_worker_waits_for(service: Service) -> None:
     service.send(service.alice, whole("run"))
     worker = service.start("run")
-    service.report(worker, waits_for="Tiled does not accept requests: 503", failed_at=UNIX, problem="503")
+    service.miss_tiled(worker, "503", waits_for="Tiled does not accept requests: 503")
     (run,) = service.look().runs.troubled
     assert run.waits_for == "Tiled does not accept requests: 503"
     service.reach_tiled(worker)
@@ -327,7 +396,7 @@ def test_a_run_that_waits_while_tiled_answers_others_needs_attention(service: Se
     for uid in ("stuck", "other"):
         service.send(service.alice, batch(uid, 0, "start"))
     stuck, other = service.start("stuck"), service.start("other")
-    service.report(stuck, waits_for="Tiled answers others, but fails at PATCH.", answered_at=UNIX)
+    service.reach_tiled(stuck, waits_for="Tiled answers others, but fails at PATCH.")
     service.reach_tiled(other)
     snapshot = service.look()
     assert snapshot.state == "degraded"
@@ -338,7 +407,7 @@ def test_a_parked_run_waits_for_tiled(service: Service) -> None:
     service.send(service.alice, whole("run"))
     worker = service.start("run")
     service.store(worker)
-    service.report(worker, failed_at=service.now.unix, problem="503: away")
+    service.miss_tiled(worker, "503: away")
     service.end(worker)
     snapshot = service.look()
     (run,) = snapshot.runs.troubled
@@ -485,7 +554,7 @@ def test_the_disk_of_the_journals_counts(service: Service, disk_state: Any, stat
 def test_a_key_that_tiled_refuses_is_a_failure(service: Service) -> None:
     service.send(service.alice, whole("run"))
     worker = service.start("run")
-    service.report(worker, failed_at=service.now.unix, problem="401: no", needs_person=True)
+    service.miss_tiled(worker, "401: no", needs_person=True)
     snapshot = service.look()
     assert snapshot.state == "failed"
     assert "Tiled refuses all requests" in snapshot.reasons[0]

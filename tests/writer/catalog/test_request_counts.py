@@ -49,22 +49,23 @@ def test_counts_are_taken_once() -> None:
 
 
 def test_only_writes_that_were_carried_out_are_writes() -> None:
-    now = [100.0]
+    now = [(100.0, 1.0)]
     counts = RequestCounts((), lambda: now[0])
     counts.count_attempt(None, is_write=False)
     counts.count_attempt(Refused(422, "no"), is_write=True)
     assert counts.written_at is None
-    now[0] = 101.0
+    now[0] = (101.0, 2.0)
     counts.count_attempt(None, is_write=True)
-    assert counts.written_at == 101.0
+    assert (counts.written_at, counts.written_monotonic) == (101.0, 2.0)
 
 
 def test_the_last_signs_of_tiled_are_kept() -> None:
-    now = [100.0]
+    now = [(100.0, 1.0)]
     counts = RequestCounts((), lambda: now[0])
     assert (counts.answered_at, counts.failed_at, counts.problem) == (None, None, "")
     counts.note_presence("401: no", needs_person=True)
-    now[0] = 101.0
+    now[0] = (101.0, 2.0)
     assert (counts.failed_at, counts.problem, counts.needs_person) == (100.0, "401: no", True)
     counts.note_presence()
     assert (counts.answered_at, counts.failed_at, counts.problem, counts.needs_person) == (101.0, 100.0, "", False)
+    assert (counts.answered_monotonic, counts.failed_monotonic) == (2.0, 1.0)

@@ -107,7 +107,7 @@ def test_nobody_asks_while_workers_do() -> None:
 
     def asked_at() -> float | None:
         looked.append(None)
-        return None if ended.is_set() else time.time()
+        return None if ended.is_set() else time.monotonic()
 
     with answering(port), asking(port, found, asked_at):
         wait_until(lambda: len(looked) > 3, 30, "it has looked whether workers ask")

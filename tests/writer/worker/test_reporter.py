@@ -57,6 +57,7 @@ def test_requests_are_reported_once_a_second(reporter: Reporter, writing: Writin
     assert report is not None
     assert report.requests == {"ok": 2}
     assert report.written_at is not None
+    assert report.written_monotonic == writing.counts.written_monotonic
 
 
 def test_a_problem_is_reported_at_once(reporter: Reporter, writing: Writing) -> None:
@@ -68,6 +69,7 @@ def test_a_problem_is_reported_at_once(reporter: Reporter, writing: Writing) -> 
     assert (report.problem, report.needs_person) == ("401: no", True)
     assert report.waits_for == "Tiled does not accept requests: 401: no"
     assert report.failed_at is not None
+    assert (report.answered_monotonic, report.failed_monotonic) == (None, writing.counts.failed_monotonic)
     assert reporter.next_report(0.2) is None
 
 

@@ -64,8 +64,8 @@ class RequestCounts:
     ----------
     bounds
         Upper bounds of the buckets for durations in seconds, in ascending order.
-    clock
-        Returns Unix time in seconds.
+    read_clocks
+        Returns Unix time and `time.monotonic` in seconds.
 
     Attributes
     ----------
@@ -74,21 +74,30 @@ class RequestCounts:
     answered_at, failed_at, written_at
         Unix times of the last sign that Tiled accepts requests, of the last sign that it does not, and of the last
         write; None if there was none.
+    answered_monotonic, failed_monotonic, written_monotonic
+        The same by `time.monotonic`.
     problem
         Reason why it does not accept requests at the moment; "" if it does, or has not been asked.
     needs_person
         That reason will not pass by itself.
     """
 
-    def __init__(self, bounds: Sequence[float], clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        bounds: Sequence[float],
+        read_clocks: Callable[[], tuple[float, float]] = lambda: (time.time(), time.monotonic()),
+    ) -> None:
         self.address = self.version = ""
         self.answered_at: float | None = None
+        self.answered_monotonic: float | None = None
         self.failed_at: float | None = None
+        self.failed_monotonic: float | None = None
         self.written_at: float | None = None
+        self.written_monotonic: float | None = None
         self.problem = ""
         self.needs_person = False
         self._bounds = bounds
-        self._clock = clock
+        self._read_clocks = read_clocks
         self._mutex = threading.Lock()
         self._clear_counts()
 
@@ -97,7 +106,7 @@ class RequestCounts:
         with self._mutex:
             self._requests[name_outcome(error)] += 1
         if error is None and is_write:
-            self.written_at = self._clock()
+            self.written_at, self.written_monotonic = self._read_clocks()
 
     def count_answer(self, seconds: float) -> None:
         """Count an answer, whatever it says, that came after so many seconds."""
@@ -114,9 +123,9 @@ class RequestCounts:
         """Note a sign that Tiled accepts requests, or with `problem` that it does not."""
         self.problem, self.needs_person = problem, needs_person
         if problem:
-            self.failed_at = self._clock()
+            self.failed_at, self.failed_monotonic = self._read_clocks()
         else:
-            self.answered_at = self._clock()
+            self.answered_at, self.answered_monotonic = self._read_clocks()
 
     def take(self) -> CountedRequests:
         """Return what was counted since the last call."""

@@ -41,7 +41,7 @@ class TiledPresence:
     note
         Is told what each request has found: "", or the reason why there was no answer.
     asked_at
-        Returns the Unix time of the last sign of Tiled that a worker has had; None if there was none.
+        Returns the time (`time.monotonic`) of the last sign of Tiled that a worker has had; None if there was none.
     check_command
         Command that says more, for the warning.
     """
@@ -95,7 +95,7 @@ class TiledPresence:
 
     def _is_asked_by_workers(self) -> bool:
         asked_at = self._asked_at()
-        return asked_at is not None and time.time() - asked_at < _IDLE_PAUSE_SECONDS
+        return asked_at is not None and time.monotonic() - asked_at < _IDLE_PAUSE_SECONDS
 
     def _warn(self, shown: str, problem: str) -> None:
         if not self._stopping.is_set():

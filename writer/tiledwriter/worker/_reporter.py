@@ -84,6 +84,9 @@ class Reporter:
             counted.retries,
             counted.latencies,
             counted.latency_sum,
+            counts.answered_monotonic,
+            counts.failed_monotonic,
+            counts.written_monotonic,
         )
 
     def _read_label(self) -> tuple[int | str | None, str | None]:

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import accumulate
-from typing import Final
+from typing import Final, NamedTuple
 
 from ...protocol import messages
+from .._clock import Instant
 from ._health import TILED_GRACE_SECONDS
 from ._snapshot import Latency, TiledLook, TiledStatus
 
 _BUCKETS: Final = len(messages.LATENCY_BOUNDS_SECONDS) + 1
 
 
+class _Look(NamedTuple):
+    """A request of the supervisor itself: why it had no answer, "" if it had one, and since when it is like that."""
+
+    at: float
+    since: float
+    problem: str
+
+
 class TiledReports:
-    """Tiled as all workers together have found it. Times are Unix times.
+    """Tiled as all workers together have found it.
+
+    Times are those of `time.monotonic`, as the host's clock may be set at any time. They become Unix times by the clock
+    of the moment at which the state is told.
 
     Tiled is reachable if the last sign of it was that it accepts requests, and not if it was that it does not.
 
@@ -33,8 +45,6 @@ class TiledReports:
         Reason why it does not; "" if it does.
     needs_person
         That reason will not pass by itself.
-    look
-        What the supervisor itself found at the address; None if it has not asked.
     """
 
     def __init__(self, address: str = "") -> None:
@@ -42,12 +52,12 @@ class TiledReports:
         self.since: float | None = None
         self.problem = ""
         self.needs_person = False
-        self.look: TiledLook | None = None
         self._address = address
         self._version = ""
         self._answered_at: float | None = None
         self._failed_at: float | None = None
         self._written_at: float | None = None
+        self._look: _Look | None = None
         self._requests: Counter[str] = Counter()
         self._retries: Counter[str] = Counter()
         self._latencies = [0] * _BUCKETS
@@ -62,23 +72,23 @@ class TiledReports:
         if len(report.latencies) == _BUCKETS:
             self._latencies = [known + new for known, new in zip(self._latencies, report.latencies, strict=True)]
             self._latency_sum += report.latency_sum
-        self._written_at = _later(self._written_at, report.written_at)
+        self._written_at = _later(self._written_at, report.written_monotonic)
         failed_before = self._failed_at
-        self._answered_at = _later(self._answered_at, report.answered_at)
-        self._failed_at = _later(self._failed_at, report.failed_at)
+        self._answered_at = _later(self._answered_at, report.answered_monotonic)
+        self._failed_at = _later(self._failed_at, report.failed_monotonic)
         if self._failed_at != failed_before and report.problem:
             self._note_problem(report)
         if self._answered_at is not None and (self._failed_at is None or self._answered_at > self._failed_at):
             self._note_reachable(self._answered_at, reachable=True)
             self.problem, self.needs_person = "", False
         elif self._failed_at is not None:
-            self._note_reachable(report.failed_at or self._failed_at, reachable=False)
+            self._note_reachable(self._failed_at, reachable=False)
 
     def note_look(self, problem: str, now: float) -> None:
         """Note that the supervisor has asked: "", or the reason why there was no answer. Another thread may call it."""
-        before = self.look
-        lasts = before is not None and before.answers == (not problem)
-        self.look = TiledLook(now, not problem, problem or None, before.since if before is not None and lasts else now)
+        before = self._look
+        lasts = before is not None and bool(before.problem) == bool(problem)
+        self._look = _Look(now, before.since if before is not None and lasts else now, problem)
 
     def _note_problem(self, report: messages.Report) -> None:
         self.problem, self.needs_person = report.problem, report.needs_person
@@ -92,33 +102,41 @@ class TiledReports:
         """Time of the last sign of Tiled, good or bad; None if there was none."""
         return _later(self._answered_at, self._failed_at)
 
-    def describe(self) -> TiledStatus:
+    def describe(self, now: Instant) -> TiledStatus:
         """Return the state for the snapshot."""
-        away = self._find_absence()
+        look, shift = self._look, now.unix - now.monotonic
+        away = self._find_absence(look)
         cumulative = list(accumulate(self._latencies))
         return TiledStatus(
             address=self._address or None,
             version=self._version or None,
             reachable=self.reachable if away is None else False,
-            since=self.since if away is None else away.since,
-            asked=self.asked_at if away is None else away.at,
-            last_write=self._written_at,
+            since=_shift(self.since if away is None else away.since, shift),
+            asked=_shift(self.asked_at if away is None else away.at, shift),
+            last_write=_shift(self._written_at, shift),
             problem=(self.problem or None) if away is None else away.problem,
             requests=dict(self._requests),
             retries=dict(self._retries),
             latency=Latency(
                 list(zip(messages.LATENCY_BOUNDS_SECONDS, cumulative, strict=False)), self._latency_sum, cumulative[-1]
             ),
-            look=self.look,
+            look=None if look is None else _describe_look(look, shift),
         )
 
-    def _find_absence(self) -> TiledLook | None:
+    def _find_absence(self, look: _Look | None) -> _Look | None:
         """Return the supervisor's look if it has had no answer for a while, and no worker has had one since."""
-        look = self.look
-        if look is None or look.answers or look.since is None or look.at - look.since < TILED_GRACE_SECONDS:
+        if look is None or not look.problem or look.at - look.since < TILED_GRACE_SECONDS:
             return None
         return look if self.asked_at is None or self.asked_at < look.since else None
 
 
+def _describe_look(look: _Look, shift: float) -> TiledLook:
+    return TiledLook(look.at + shift, not look.problem, look.problem or None, look.since + shift)
+
+
+def _shift(at: float | None, seconds: float) -> float | None:
+    return None if at is None else at + seconds
+
+
 def _later(one: float | None, other: float | None) -> float | None:
-    return max(filter(None, (one, other)), default=None)
+    return max((time for time in (one, other) if time is not None), default=None)
