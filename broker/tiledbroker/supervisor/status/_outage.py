@@ -48,9 +48,9 @@ class Backlog(NamedTuple):
 
 @dataclass
 class _Refusal:
-    """What the worker of a run said: Unix time since which Tiled refuses it, when it said so, and the reason."""
+    """What the worker of a run said: since when Tiled refuses it, when it said so, and the reason."""
 
-    since: float
+    began_at: float
     told_at: float
     reason: str
     needs_person: bool
@@ -58,7 +58,7 @@ class _Refusal:
 
 
 class TiledOutage:
-    """The clock of the outage. Times are those of an `Instant`; `since` is Unix time.
+    """The clock of the outage. Durations are by `time.monotonic`, as the host's clock may be set; `since` is Unix time.
 
     Attributes
     ----------
@@ -75,13 +75,17 @@ class TiledOutage:
         # Runs named as refused while others are answered.
         self._named: set[str] = set()
         self._answered_at = self._ended_at = float("-inf")
+        # When the outage began; infinite while there is none.
+        self._began_at = float("inf")
         # Time of the next report; None before the first one.
         self._report_at: float | None = None
         self._needs_person = False
 
     def note_refusal(self, uid: str, since: float, reason: str, now: Instant, *, needs_person: bool = False) -> None:
         """Note that Tiled refuses the requests of a run since a Unix time; with `needs_person` until somebody acts."""
-        self._refusals[uid] = _Refusal(since, now.monotonic, reason, needs_person)
+        began_at = now.monotonic - max(0.0, now.unix - since)
+        self._refusals[uid] = _Refusal(began_at, now.monotonic, reason, needs_person)
+        self._began_at = min(began_at, self._began_at)
         self.since = since if self.since is None else min(since, self.since)
         self.reason, self._needs_person = reason or self.reason, needs_person
 
@@ -107,11 +111,12 @@ class TiledOutage:
         if self._report_at is not None:
             log.info(
                 "Tiled accepts requests again, after %s; %s are left to be written.",
-                format_seconds(now.unix - self.since),
+                format_seconds(now.monotonic - self._began_at),
                 measure(),
             )
             self._ended_at = now.monotonic
-        self.since, self.reason, self._report_at = None, "", None
+        self._report_at = None
+        self._forget()
         # Those with a worker say themselves when they are answered.
         self._refusals = {uid: refusal for uid, refusal in self._refusals.items() if refusal.has_worker}
 
@@ -121,25 +126,29 @@ class TiledOutage:
         self._named.discard(uid)
         if self.since is not None and self._report_at is None and not self._refusals:
             # It was never reported, and nobody is left to say that it is over.
-            self.since, self.reason = None, ""
+            self._forget()
+
+    def _forget(self) -> None:
+        self.since, self._began_at, self.reason = None, float("inf"), ""
 
     def report(self, now: Instant, measure: Callable[[], Backlog]) -> None:
         """Log what there is to say now, if anything; `measure` returns what waits. Called once a second."""
         if self.since is not None:
             self._report_outage(self.since, now, measure)
         for uid, refusal in self._refusals.items():
-            is_alone = refusal.told_at <= self._answered_at and now.unix - refusal.since >= REFUSED_RUN_SECONDS
+            age = now.monotonic - refusal.began_at
+            is_alone = refusal.told_at <= self._answered_at and age >= REFUSED_RUN_SECONDS
             if is_alone and uid not in self._named:
                 self._named.add(uid)
                 log.warning(
                     "Tiled has refused the requests of run %s for %s, and answers those of others: %s.",
                     uid,
-                    format_seconds(now.unix - refusal.since),
+                    format_seconds(age),
                     refusal.reason,
                 )
 
     def _report_outage(self, since: float, now: Instant, measure: Callable[[], Backlog]) -> None:
-        age = now.unix - since
+        age = now.monotonic - self._began_at
         if self._report_at is None:
             is_flapping = now.monotonic - self._ended_at < FLAPPING_SECONDS
             if age < (FLAPPING_GRACE_SECONDS if is_flapping else GRACE_SECONDS):

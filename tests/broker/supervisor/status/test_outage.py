@@ -29,11 +29,13 @@ class Clocked:
         caplog.set_level(logging.INFO, logger="tiledbroker.supervisor")
         self.outage = TiledOutage()
         self.seconds = 0.0
+        # Seconds by which the host's clock was set.
+        self.clock_step = 0.0
         self._caplog = caplog
 
     @property
     def now(self) -> Instant:
-        return Instant(self.seconds, UNIX + self.seconds)
+        return Instant(self.seconds, UNIX + self.seconds + self.clock_step)
 
     def refuse(self, uid: str, *, since: float | None = None, needs_person: bool = False) -> None:
         since = self.now.unix if since is None else since
@@ -89,6 +91,29 @@ def test_end_is_said_once_with_duration(clocked: Clocked) -> None:
     message = "Tiled accepts requests again, after 2 min 5 s; 2 runs with up to 30 documents are left to be written."
     assert clocked.lines() == [("INFO", message)]
     assert clocked.outage.since is None
+
+
+@pytest.mark.parametrize("step", [-3600.0, 3600.0], ids=["back", "forward"])
+def test_durations_are_right_after_the_clock_was_set(clocked: Clocked, step: float) -> None:
+    clocked.refuse("run")
+    clocked.clock_step = step
+    clocked.pass_by(GRACE_SECONDS)
+    ((_, line),) = clocked.lines()
+    assert "(for 3 s: ConnectError: refused)" in line
+    clocked.answer("run")
+    ((_, line),) = clocked.lines()
+    assert line.startswith("Tiled accepts requests again, after 3 s;")
+
+
+def test_a_refusal_that_began_before_the_clock_was_set_back_is_said(clocked: Clocked) -> None:
+    clocked.refuse("run", since=UNIX + 3600)
+    clocked.answer("other")
+    clocked.refuse("run", since=UNIX + 3600)
+    clocked.answer("other")
+    clocked.pass_by(REFUSED_RUN_SECONDS)
+    assert [
+        line for _, line in clocked.lines() if line.startswith("Tiled has refused the requests of run run for 1 min")
+    ]
 
 
 def test_hiccup_is_not_said(clocked: Clocked) -> None:
