@@ -144,6 +144,21 @@ def test_what_is_no_answer_about_users_is_an_error(
             AccountRequests(http_client, scripted.uri).ask_for_users()
 
 
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/login?state=secret", "200: redirected to 127.0.0.1:{port}/login: this is not an answer of Tiled"),
+        ("http://127.0.0.1:{nobody}/", "redirected to 127.0.0.1:{nobody}/: ConnectError"),
+    ],
+)
+def test_a_redirection_to_what_is_not_tiled_is_named(http_client: httpx.Client, path: str, reason: str) -> None:
+    with ScriptedServer() as scripted:
+        ports = {"port": urlsplit(scripted.uri).port, "nobody": free_port()}
+        scripted.script("GET", "", page(302, path.format(**ports)), page(200))
+        with pytest.raises(ServerError, match=f"^{reason.format(**ports)}"):
+            AccountRequests(http_client, scripted.uri).ask_for_users()
+
+
 def test_a_server_that_is_away_is_an_error(http_client: httpx.Client) -> None:
     with pytest.raises(NotProcessed, match="ConnectError"):
         AccountRequests(http_client, f"http://127.0.0.1:{free_port()}").ask_for_users()

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx
 import pytest
 
-from tiledwriter._config import load_settings
 from tiledwriter.cli import _tiled_presence
 from tiledwriter.cli._tiled_presence import TiledPresence
 from tiledwriter.testing import free_port, wait_until
@@ -18,21 +18,28 @@ from tiledwriter.testing import free_port, wait_until
 CHECK = "tiledwriter-supervisor check --tiled URI"
 
 
+TILED = httpx.Response(200, json={"authentication": {"providers": []}})
+
+
 class Handler(BaseHTTPRequestHandler):
-    """Any answer is one of Tiled."""
+    """Gives one answer, whatever it is asked."""
+
+    answer: httpx.Response
 
     def do_GET(self) -> None:
-        self.send_response(404)
-        self.send_header("Content-Length", "0")
+        self.send_response(self.answer.status_code)
+        for name, value in {"content-length": "0", **self.answer.headers}.items():
+            self.send_header(name, value)
         self.end_headers()
+        self.wfile.write(self.answer.content)
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
 
 
 @contextmanager
-def answering(port: int) -> Iterator[None]:
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+def answering(port: int, answer: httpx.Response = TILED) -> Iterator[None]:
+    server = ThreadingHTTPServer(("127.0.0.1", port), type("Answering", (Handler,), {"answer": answer}))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -52,9 +59,9 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def asking(port: int, found: list[str], asked_at: Callable[[], float | None] = lambda: None) -> Iterator[None]:
-    settings = load_settings(None, {"tiled": f"http://127.0.0.1:{port}"})
+    uri = f"http://127.0.0.1:{port}"
     before = set(threading.enumerate())
-    with TiledPresence(settings, found.append, asked_at, CHECK):
+    with TiledPresence(uri, lambda timeout: httpx.Client(timeout=timeout), found.append, asked_at, CHECK):
         (thread,) = set(threading.enumerate()) - before or {None}
         yield
     if thread is not None:
@@ -114,3 +121,23 @@ def test_nobody_asks_while_workers_do() -> None:
         assert found == []
         ended.set()
         wait_until(lambda: found, 30, "it is asked")
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (httpx.Response(200, html="<h1>Log in</h1>"), "200: this is not an answer of Tiled"),
+        (httpx.Response(200, json={"status": "down for maintenance"}), "what answers there is not Tiled"),
+        (httpx.Response(404, html="<h1>default backend</h1>"), "404: Not Found; this is not an answer of Tiled"),
+        (httpx.Response(404, json={"detail": "Not Found"}), "404: Not Found; this is not an answer of Tiled"),
+        (httpx.Response(302, headers={"Location": "http://127.0.0.1:1/login"}), "redirected to 127.0.0.1:1/login: "),
+        (httpx.Response(401, html="<h1>Who are you?</h1>"), "401: Unauthorized"),
+        (httpx.Response(503), "503: Service Unavailable"),
+        (httpx.Response(200, content=b"[" * 9**5, headers={"Content-Type": "application/json"}), "RecursionError: "),
+    ],
+)
+def test_what_is_not_an_answer_of_tiled_is_none(answer: httpx.Response, problem: str) -> None:
+    port, found = free_port(), []
+    with answering(port, answer), asking(port, found):
+        wait_until(lambda: len(found) > 1, 30, "it is asked again")
+    assert found[0].startswith(problem)

@@ -192,15 +192,24 @@ class AccountRequests:
             headers["Authorization"] = f"Apikey {key}"
         try:
             response = self._http_client.request(method, uri, headers=headers, **arguments)
-        except httpx.HTTPError as error:
-            raise sort_transport_error(error) from error
+        except httpx.RequestError as error:
+            found = sort_transport_error(error)
+            raise type(found)(f"{_name_redirection(uri, error.request.url)}{found}") from error
         except (httpx.InvalidURL, OSError, ValueError) as error:
             raise NotProcessed(f"{type(error).__name__}: {error}") from error
         if not 200 <= response.status_code < 300:
             raise_for_response(response)
         elif response.status_code != 204 and "json" not in response.headers.get("Content-Type", ""):
-            raise NotTiled(response.status_code, "this is not an answer of Tiled")
+            redirection = _name_redirection(uri, response.url)
+            raise NotTiled(response.status_code, f"{redirection}this is not an answer of Tiled")
         return response
+
+
+def _name_redirection(asked: str, reached: httpx.URL) -> str:
+    """Return where a request was redirected to, such as a login page, as the beginning of a text; "" if it was not."""
+    # A query may be long, and hold a secret.
+    reached = reached.copy_with(query=None)
+    return "" if reached == asked else f"redirected to {reached.netloc.decode()}{reached.path}: "
 
 
 def find_api_root(uri: str) -> str:

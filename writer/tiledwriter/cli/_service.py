@@ -98,7 +98,7 @@ def _run_supervisor(arguments: argparse.Namespace, loaded: LoadedSettings, http:
     key.follow_lease(supervisor.lease)
     log.info("Starting %s.", loaded.describe())
     page = contextlib.nullcontext() if http is None else HttpProcess(http, supervisor.report.note_page)
-    with _watch_surroundings(settings, supervisor, check, drain=arguments.drain), page, key:
+    with _watch_surroundings(settings, supervisor, key, check, drain=arguments.drain), page, key:
         left = supervisor.run(key.revoke)
     rest = _describe_rest(supervisor.count_unwritten(), surveyed=supervisor.surveyed)
     log.info("Stopped %s; left: %s.", loaded.describe(), rest)
@@ -110,14 +110,17 @@ def _run_supervisor(arguments: argparse.Namespace, loaded: LoadedSettings, http:
 
 
 @contextlib.contextmanager
-def _watch_surroundings(settings: Settings, supervisor: Supervisor, check: str, *, drain: bool) -> Iterator[None]:
+def _watch_surroundings(
+    settings: Settings, supervisor: Supervisor, key: WritingKey, check: str, *, drain: bool
+) -> Iterator[None]:
     """Have threads look at Tiled and at the site's log until the end of the context."""
+    report = supervisor.report
     with contextlib.ExitStack() as threads:
         threads.enter_context(
-            TiledPresence(settings, supervisor.report.note_tiled_look, lambda: supervisor.report.tiled_asked_at, check)
+            TiledPresence(key.uri, key.open_client, report.note_tiled_look, lambda: report.tiled_asked_at, check)
         )
         if (address := settings.log_address()) is not None and not drain:
-            threads.enter_context(LogWatch(address, supervisor.report.note_log))
+            threads.enter_context(LogWatch(address, report.note_log))
         yield
 
 

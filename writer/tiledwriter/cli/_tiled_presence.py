@@ -8,14 +8,15 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Final
-
-import httpx
+from typing import TYPE_CHECKING, Final
 
 from tiledbroker.supervisor import TILED_GRACE_SECONDS
 
-from .._config import Settings
-from ._credentials import find_server
+from .._errors import ServerError
+from ..catalog import AccountRequests
+
+if TYPE_CHECKING:
+    import httpx
 
 log = logging.getLogger("tiledwriter.supervisor")
 
@@ -30,14 +31,16 @@ class TiledPresence:
 
     After the start it asks once a second until there is an answer, and then once a minute, unless a worker has had one
     in the last minute. If no answer has come for `TILED_GRACE_SECONDS`, there is one warning, and then one line when it
-    comes. After that warning, and from the first later answer that does not come, it asks every five seconds. Any
-    answer counts, except one of a server that says that it is out of service (5xx): the key, the version and the
-    container are for `check` and for the workers to judge.
+    comes. After that warning, and from the first later answer that does not come, it asks every five seconds. It asks
+    what Tiled says of itself, as workers do when they connect, and judges the answer as they do: that of a gateway or
+    of a login page is none. The key, the version and the container are for `check` and for the workers to judge.
 
     Parameters
     ----------
-    settings
-        Address of Tiled. Nobody is asked if the profile runs Tiled in this process.
+    uri
+        URI of Tiled. Nobody is asked if it is None, as the profile runs Tiled in this process.
+    open_client
+        Returns a client for requests that may take so many seconds.
     note
         Is told what each request has found: "", or the reason why there was no answer.
     asked_at
@@ -48,13 +51,14 @@ class TiledPresence:
 
     def __init__(
         self,
-        settings: Settings,
+        uri: str | None,
+        open_client: Callable[[float], httpx.Client],
         note: Callable[[str], None],
         asked_at: Callable[[], float | None],
         check_command: str,
     ) -> None:
-        self._uri, self._verify = find_server(settings)
-        self._headers = {name: value.get_secret_value() for name, value in settings.headers.items()}
+        self._uri = uri
+        self._open_client = open_client
         self._note = note
         self._asked_at = asked_at
         self._check_command = check_command
@@ -108,9 +112,13 @@ class TiledPresence:
             )
 
     def _find_problem(self, uri: str) -> str:
-        """Ask once, and return "", or the reason why there was no answer."""
+        """Ask once, and return "", or the reason why there was no answer of Tiled."""
         try:
-            status = httpx.get(uri, headers=self._headers, timeout=_TIMEOUT_SECONDS, verify=self._verify).status_code
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+            with self._open_client(_TIMEOUT_SECONDS) as http_client:
+                AccountRequests(http_client, uri).ask_for_users()
+        except ServerError as error:
+            return str(error)
+        except Exception as error:
+            # The thread must go on: nobody else would notice that Tiled is away.
             return f"{type(error).__name__}: {error}"
-        return f"it answers {status}" if status >= 500 else ""
+        return ""

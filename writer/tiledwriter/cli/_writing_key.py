@@ -118,13 +118,18 @@ class WritingKey:
         self._stopping.set()
         self._thread.join()
 
+    def open_client(self, timeout: float) -> httpx.Client:
+        """Return a client that sends what workers send to Tiled, except the key. Any thread may call it."""
+        headers = self._settings.worker_options().tiled.all_headers()
+        return httpx.Client(headers=headers, timeout=timeout, verify=self._verify and load_certificates())
+
     # All code below runs in the thread.
 
     def _run(self) -> None:
         pause = 0.0
         while not self._is_configured and not self._wait(pause):
             try:
-                with self._open_client(_TIMEOUT_SECONDS) as http_client:
+                with self.open_client(_TIMEOUT_SECONDS) as http_client:
                     self._proceed(http_client)
             except Exception as error:
                 self._note_problem(error)
@@ -143,10 +148,6 @@ class WritingKey:
 
     def _has_keys_to_revoke(self) -> bool:
         return self._key is not None and self._lease is not None and self._lease.has_keys_to_revoke
-
-    def _open_client(self, timeout: float) -> httpx.Client:
-        headers = self._settings.worker_options().tiled.all_headers()
-        return httpx.Client(headers=headers, timeout=timeout, verify=self._verify and load_certificates())
 
     def _next_pause(self, pause: float) -> float:
         if self._lease is not None and not self._lease.wait_until_held(0.0):
@@ -330,7 +331,7 @@ class WritingKey:
     def _revoke_at_end(self) -> None:
         ledger = self._open_ledger()
         try:
-            with self._open_client(_TIMEOUT_AT_END_SECONDS) as http_client:
+            with self.open_client(_TIMEOUT_AT_END_SECONDS) as http_client:
                 requests = AccountRequests(http_client, str(self.uri))
                 requests.ask_for_users()
                 for first_eight in ledger.keys:
@@ -359,7 +360,6 @@ def describe_holder(host: str, journal_dir: Path) -> str:
     return f"{note[: _MAX_HOLDER_CHARACTERS - len(digest) - 1]} {digest}"
 
 
-def _wait_for_end(ledger: KeyLedger, now: datetime) -> None:
 def _find_refusal(requests: AccountRequests, key: ApiKey, *, has_users: bool) -> str:
     """Return why Tiled does not accept a key that was made there; "" if it does."""
     if not has_users:
@@ -371,6 +371,7 @@ def _find_refusal(requests: AccountRequests, key: ApiKey, *, has_users: bool) ->
     return ""
 
 
+def _wait_for_end(ledger: KeyLedger, now: datetime) -> None:
     """Forget keys that have ended.
 
     Raises

@@ -32,9 +32,8 @@ class Latency(msgspec.Struct, frozen=True):
 class TiledLook(msgspec.Struct, frozen=True):
     """What the supervisor itself found at Tiled's address. It asks while no worker does.
 
-    `at` is the time when it asked last, and `since` that of the first of the looks in a row that found the same. Any
-    answer counts, except one that says that the server is out of service; it does not tell whether Tiled accepts what
-    workers write.
+    `at` is the time when it asked last, and `since` that of the first of the looks in a row that found the same. It
+    does not tell whether Tiled accepts what workers write.
     """
 
     at: float
