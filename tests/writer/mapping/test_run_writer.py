@@ -7,6 +7,7 @@ from bluesky import RunEngine
 from bluesky import plan_stubs as bps
 from bluesky import plans as bp
 from bluesky import preprocessors as bpp
+from bluesky_tiled_plugins.exporters import build_descriptor_docs
 
 from tiledwriter import DocumentError, RunNormalizer
 from tiledwriter.mapping._operations import (
@@ -646,6 +647,52 @@ def test_what_a_further_descriptor_declares_otherwise_is_in_the_metadata_and_not
             "'_config_updates'."
         ),
         "Stream 'primary': a further descriptor has other hints, which are in '_config_updates'.",
+    ]
+
+
+def configuration(**values):
+    keys = {key: {"dtype": "number", "shape": [], "source": "test"} for key in values}
+    return {"data": values, "timestamps": dict.fromkeys(values, 0.5), "data_keys": keys}
+
+
+def read_descriptors(documents):
+    """The descriptors that the client makes of a stream's metadata, and the notes of the run."""
+    operations = fold([start(), *(("descriptor", document) for document in documents), STOP])
+    metadata = dict(at(operations, "r/primary", CreateContainer)[0].metadata)
+    for operation in at(operations, "r/primary", UpdateMetadata):
+        metadata.update(operation.metadata)
+    return build_descriptor_docs(metadata, "primary", "r"), notes(operations)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "read"),
+    [
+        ({"a": configuration(x=1)}, {"a": configuration(x=2), "b": configuration(y=3)}, [{"a": {"x": 1}, "b": {}}]),
+        ({"a": configuration(x=1)}, {"a": configuration(x=2, y=3)}, [{"a": {"x": 1}}]),
+        (None, {"a": configuration(x=2)}, [{"a": {}}]),
+        ({"a": {}}, {"a": configuration(x=2)}, [{"a": {}}]),
+        ({"a": configuration(x=1)}, {"a": {"data": {"x": 2}}}, [{"a": {"x": 1}}]),
+    ],
+)
+def test_configuration_that_only_a_further_descriptor_has_is_read_as_that_of_this_one(first, second, read):
+    documents = [
+        descriptor({"x": NUMBER}, uid)[1] | {"configuration": given} for uid, given in (("d", first), ("e", second))
+    ]
+    if first is None:
+        del documents[0]["configuration"]
+    descriptors, told = read_descriptors(documents)
+    values = [{device: part["data"] for device, part in one["configuration"].items()} for one in descriptors]
+    assert values == [*read, {device: part["data"] for device, part in second.items()}]
+    keys = {device: part["data_keys"].keys() for device, part in descriptors[1]["configuration"].items()}
+    assert keys == {device: part["data"].keys() for device, part in second.items()}
+    assert told == []
+
+
+def test_configuration_that_a_further_descriptor_lacks_is_noted():
+    given = [{"a": configuration(x=1), "b": configuration(y=3)}, {"a": configuration(x=2)}]
+    documents = [descriptor({"x": NUMBER}, f"d{n}")[1] | {"configuration": one} for n, one in enumerate(given)]
+    assert read_descriptors(documents)[1] == [
+        "Stream 'primary': a further descriptor lacks configuration of 'b'; clients give what the one before had."
     ]
 
 

@@ -24,7 +24,7 @@ from ._operations import (
     RemoveNode,
     UpdateMetadata,
 )
-from ._streams import ExternalData, Stream, hints_of
+from ._streams import ExternalData, Stream, add_places, configuration_of, configured_keys, hints_of
 from ._tables import InternalData
 
 MAX_ARRAY_SIZE: Final = 16
@@ -314,7 +314,8 @@ class RunWriter:
             access_tags=self._access_tags,
             note=self.note,
         )
-        self._streams[name] = Stream(name, path, document, internal, names)
+        configuration = configuration_of(metadata)
+        self._streams[name] = Stream(name, path, document, internal, names, configuration=configuration)
         self._add_descriptor(self._streams[name], document)
         container = CreateContainer(path, metadata, STREAM_SPECS, self._access_tags, ("uid",))
         return [container, *self._end_waiting(document["uid"])]
@@ -342,7 +343,8 @@ class RunWriter:
         further = {key: data_key for key, data_key in document["data_keys"].items() if key not in stream.data_keys}
         stream.data_keys |= further
         stream.internal.declare(document["data_keys"])
-        update = {key: metadata[key] for key in ("uid", "time", "configuration") if metadata.get(key)}
+        update = {key: metadata[key] for key in ("uid", "time") if metadata.get(key)}
+        update |= self._changed_configuration(stream, metadata)
         update |= self._changed_declarations(stream, document, metadata)
         self._add_descriptor(stream, document)
         stream.updates.append(update)
@@ -350,6 +352,21 @@ class RunWriter:
         if further:
             stream.changes["data_keys"] = to_json(stream.data_keys, self.note, f"descriptor {stream.name!r}.data_keys")
         return self._end_waiting(document["uid"])
+
+    def _changed_configuration(self, stream: Stream, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the configuration of a further descriptor, if any; note what only one before has."""
+        configuration = configuration_of(metadata)
+        configured = configured_keys(configuration)
+        if missing := sorted({device for device, _ in stream.configured - configured}):
+            self.note(
+                f"Stream {stream.name!r}: a further descriptor lacks configuration of {', '.join(map(repr, missing))}; "
+                "clients give what the one before had."
+            )
+        stream.configured |= configured
+        before, stream.configuration = stream.configuration, add_places(stream.configuration, configuration)
+        if stream.configuration != before:
+            stream.changes["configuration"] = stream.configuration
+        return {"configuration": configuration} if configuration else {}
 
     def _changed_declarations(
         self, stream: Stream, document: Mapping[str, Any], metadata: Mapping[str, Any]

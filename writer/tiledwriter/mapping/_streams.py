@@ -164,6 +164,10 @@ class Stream:
         The data keys of all its descriptors.
     latest_keys, latest_hints
         The data keys and the hints of its latest descriptor.
+    configuration
+        The configuration of its first descriptor, with a place for that of all others.
+    configured
+        The devices and keys of which a descriptor has a configuration.
     internal
         The data in its events.
     names
@@ -187,6 +191,8 @@ class Stream:
         descriptor: Mapping[str, Any],
         internal: InternalData,
         names: StreamNames,
+        *,
+        configuration: dict[str, dict[str, Any]],
     ) -> None:
         self.name = name
         self.path = path
@@ -194,6 +200,8 @@ class Stream:
         self.data_keys: dict[str, Any] = dict(descriptor["data_keys"])
         self.latest_keys: Mapping[str, Any] = descriptor["data_keys"]
         self.latest_hints = hints_of(descriptor)
+        self.configuration = configuration
+        self.configured = configured_keys(configuration)
         self.internal = internal
         self.names = names
         self.external: dict[str, ExternalData] = {}
@@ -208,6 +216,43 @@ class Stream:
         if "_config_updates" in changes:
             changes["_config_updates"] = list(self.updates)
         return [UpdateMetadata(self.path, changes)] if changes else []
+
+
+def configuration_of(descriptor: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the configuration of a descriptor by device, with a timestamp, if only None, for each value.
+
+    Clients expect one. What is no mapping is left out: it is none for clients either.
+    """
+    return {device: _complete_part(part) for device, part in _as_mapping(descriptor.get("configuration")).items()}
+
+
+def _complete_part(part: Any) -> dict[str, Any]:
+    complete = dict(_as_mapping(part))
+    mappings = {field: _as_mapping(complete.get(field)) for field in ("data", "timestamps", "data_keys")}
+    return {**complete, **mappings, "timestamps": {**dict.fromkeys(mappings["data"]), **mappings["timestamps"]}}
+
+
+def _as_mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def add_places(
+    configuration: Mapping[str, dict[str, Any]], further: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Return a configuration with the devices and data keys, but not the values, of a further descriptor's one.
+
+    Clients make a descriptor of the one before it and of the values in its update, for which they need a place.
+    """
+    places = dict(configuration)
+    for device, part in further.items():
+        place = places.get(device) or _complete_part({})
+        places[device] = {**place, "data_keys": {**part["data_keys"], **place["data_keys"]}}
+    return places
+
+
+def configured_keys(configuration: Mapping[str, Mapping[str, Any]]) -> set[tuple[str, str]]:
+    """Return the devices and keys that have a value in a configuration."""
+    return {(device, key) for device, part in configuration.items() for key in part["data"]}
 
 
 def hints_of(descriptor: Mapping[str, Any]) -> Any:
