@@ -595,6 +595,21 @@ def test_concat_is_warned_of_as_bluesky_does() -> None:
         consolidator_for(resource(HDF5, join_method="concat"), descriptor([4, 5]))
 
 
+@pytest.mark.parametrize("mimetype", ["application/x-zarr", "image/tiff", "image/unknown"])
+def test_a_second_file_is_refused_where_tiled_reads_one_only(mimetype: str) -> None:
+    consolidator = consolidator_for(resource(mimetype, "one", "file://localhost/d/one"), descriptor([4, 5]))
+    consolidator.consume(datum(0, 3))
+    consolidator.add_resource(resource(mimetype, "same", "file://localhost/d/one"))
+    consolidator.consume(datum(3, 5, "same"))
+    with pytest.raises(DocumentError, match="'file://localhost/d/two' is a further file"):
+        consolidator.add_resource(resource(mimetype, "two", "file://localhost/d/two"))
+    with pytest.raises(DocumentError, match="'file://localhost/d/one x' is a further file"):
+        consolidator.add_resource(resource(mimetype, "part", "file://localhost/d/one", dataset="x"))
+    source = consolidator.data_source()
+    assert source["structure"]["shape"] == [5, 4, 5]
+    assert [asset["data_uri"] for asset in source["assets"]] == ["file://localhost/d/one"]
+
+
 def test_users_register_consolidators_of_their_own() -> None:
     class Mine(ArrayConsolidator):
         """Files of my own."""

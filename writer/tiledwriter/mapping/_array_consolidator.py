@@ -313,6 +313,17 @@ class ArrayConsolidator(Consolidator):
         return ()
 
 
+class OneFileConsolidator(ArrayConsolidator):
+    """Consolidator for one file: Tiled's adapters for Zarr and for single images or arrays open the first asset."""
+
+    def add_resource(self, stream_resource: Document) -> None:
+        """Add another resource of the same file; refuse one of a further file."""
+        if (file := file_of(stream_resource)) not in self._file_of_resource.values():
+            what = f"{' '.join(filter(None, file))!r} is a further file"
+            raise self._registration_error(f"{what}, and of {self.mimetype} files Tiled reads the first one only")
+        super().add_resource(stream_resource)
+
+
 def _chunk_sizes(total: int, step: int, repeat: int = 1) -> Shape:
     """Split `total` into pieces of at most `step`; return the pieces, repeated `repeat` times, or (0,) if none."""
     rest = total % step

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from ._array_consolidator import ArrayConsolidator
+from ._array_consolidator import OneFileConsolidator
 from ._consolidator import Consolidator, Document
 from ._hdf5_consolidators import HDF5Consolidator
 from ._sequence_consolidators import JPEGConsolidator, NPYConsolidator, TIFFConsolidator
@@ -28,8 +28,8 @@ def consolidator_for(
 ) -> Consolidator:
     """Return the consolidator for a data key.
 
-    A mimetype without a class gets an `ArrayConsolidator`, with one file per resource. The adapters configured on the
-    Tiled server decide whether such files can be read.
+    A mimetype without a class gets a `OneFileConsolidator`. The adapters configured on the Tiled server decide whether
+    such a file can be read.
 
     Parameters
     ----------
@@ -46,5 +46,5 @@ def consolidator_for(
         The documents do not describe data that Tiled can serve.
     """
     mimetype = stream_resource["mimetype"]
-    consolidator = {**REGISTRY, **(registry or {})}.get(mimetype, ArrayConsolidator)
+    consolidator = {**REGISTRY, **(registry or {})}.get(mimetype, OneFileConsolidator)
     return consolidator.variant(stream_resource)(stream_resource, descriptor)
