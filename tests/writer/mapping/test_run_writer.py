@@ -650,6 +650,26 @@ def test_what_a_further_descriptor_declares_otherwise_is_in_the_metadata_and_not
     ]
 
 
+@pytest.mark.parametrize("declared", [[4, 6, 0], [0, 4, 6], [4, 0, 6], (0, 4, 6, 0)])
+def test_zeros_in_the_shape_of_frames_are_dropped_and_noted(declared):
+    documents = [start(), descriptor({"cam": {**CAM, "shape": declared}}), stream_resource(), stream_datum(0, 2)]
+    operations = fold([*documents, descriptor({"cam": CAM}, "d2"), stream_datum(2, 3, of="d2"), STOP])
+    assert at(operations, "r/primary/cam", ExtendExternal)[-1].data_source["structure"]["shape"] == [3, 4, 6]
+    assert at(operations, "r/primary", CreateContainer)[0].metadata["data_keys"]["cam"]["shape"] == [4, 6]
+    (note,) = notes(operations)
+    assert f"the shape {list(declared)} of external data key 'cam' is taken for [4, 6]" in note
+
+
+@pytest.mark.parametrize("declared", [[0], [0, 0, 0]])
+def test_frames_of_which_all_sizes_are_zero_are_left_out_with_a_note(declared):
+    documents = [start(), descriptor({"cam": {**CAM, "shape": declared}}), stream_resource(), stream_datum(0, 2), STOP]
+    operations = fold(documents)
+    assert not at(operations, "r/primary/cam", RegisterExternal)
+    (note,) = notes(operations)
+    assert "'cam' are left out" in note
+    assert "has a 0" in note
+
+
 def configuration(**values):
     keys = {key: {"dtype": "number", "shape": [], "source": "test"} for key in values}
     return {"data": values, "timestamps": dict.fromkeys(values, 0.5), "data_keys": keys}

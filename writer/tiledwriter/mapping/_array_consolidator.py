@@ -265,6 +265,8 @@ class ArrayConsolidator(Consolidator):
         sizes = tuple(self._described.get("shape") or ())
         if any(size is None or size < 0 for size in sizes):
             raise self._registration_error(f"its shape {sizes} varies, which {self.mimetype} files cannot")
+        if 0 in sizes:
+            raise self._registration_error(f"its shape {sizes} has a 0, so it is not known what a frame is")
         if any(size > sys.maxsize for size in sizes):
             raise self._registration_error(f"its shape {sizes} is larger than any array")
         shape: Shape = tuple(int(size) for size in sizes)

@@ -298,6 +298,7 @@ class RunWriter:
 
     def _handle_descriptor(self, document: Mapping[str, Any]) -> list[Operation]:
         name = document["name"]
+        document = {**document, "data_keys": self._drop_empty_dimensions(name, document["data_keys"])}
         metadata = {key: value for key, value in document.items() if key not in _NOT_METADATA}
         metadata = to_json(metadata, self.note, f"descriptor {name!r}")
         if name in self._streams:
@@ -319,6 +320,23 @@ class RunWriter:
         self._add_descriptor(self._streams[name], document)
         container = CreateContainer(path, metadata, STREAM_SPECS, self._access_tags, ("uid",))
         return [container, *self._end_waiting(document["uid"])]
+
+    def _drop_empty_dimensions(self, stream: str, data_keys: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return data keys without zeros in the shapes of external ones, with a note.
+
+        Area detectors of older ophyd declare (rows, columns, 0) for cameras without colors. No frame has such a size.
+        Where all sizes are 0, or one varies, nothing is known of the frames.
+        """
+        changed = {}
+        for key, data_key in data_keys.items():
+            shape = list(data_key.get("shape") or ())
+            if data_key.get("external") and 0 in shape and any(shape) and None not in shape:
+                changed[key] = {**data_key, "shape": [size for size in shape if size]}
+                self.note(
+                    f"Stream {stream!r}: the shape {shape} of external data key {key!r} is taken for "
+                    f"{changed[key]['shape']}, because no frame has a dimension of 0."
+                )
+        return {**data_keys, **changed} if changed else data_keys
 
     def _add_descriptor(self, stream: Stream, document: Mapping[str, Any]) -> None:
         self._streams_by_descriptor[document["uid"]] = stream
