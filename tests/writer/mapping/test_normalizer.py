@@ -537,6 +537,30 @@ COUNTED = (
 )
 
 
+@pytest.mark.parametrize(
+    ("ids", "arguments", "told"),
+    [
+        (["res/0", "res/1"], {"image_number": 1}, "'image_number', {} by the numbers in the ids of the datums alone."),
+        (["a", "b"], {"b": 1, "a": 2}, "'a', 'b', {} by the order in which the datums came alone."),
+        (["a", "b"], {"point_number": 0, "channel": 1}, "'channel', {} by 'point_number' alone."),
+        (["a", "b"], {"frame": 0, "channel": 1}, "'channel', {} by 'frame' alone."),
+        (["res/0", "res/1"], {"path": "/a", "frame_per_point": 1, "swmr": True, "chunk_shape": [1]}, None),
+        (["res/0", "res/1"], {}, None),
+    ],
+)
+def test_arguments_of_datums_that_are_not_understood_are_noted_once(
+    ids: list[str], arguments: dict[str, Any], told: str | None
+) -> None:
+    normalizer = RunNormalizer()
+    documents: Documents = [START, descriptor({"img": IMAGE}), resource()]
+    for number, datum_id in enumerate(ids, start=1):
+        documents += [datum(datum_id, **arguments), event(number, {"img": datum_id})]
+    normalize(documents, normalizer)
+    what = "of which nothing is known; their frames are told"
+    expected = [] if told is None else [f"Stream 'primary': datums of 'img' have {told.format(what)}"]
+    assert [note for note in normalizer.notes if "nothing is known" in note] == expected
+
+
 @pytest.mark.parametrize(("ids", "arrived"), [(["a", "b"], ["a", "b"]), (["a", "b"], ["b"]), (["x/1", "y/1"],) * 2])
 def test_frames_that_are_counted_are_noted(ids: list[str], arrived: list[str]) -> None:
     documents: Documents = [START, descriptor({"img": IMAGE}), resource(), *map(datum, arrived)]

@@ -7,7 +7,7 @@ import posixpath
 import re
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from enum import Enum
 from pathlib import PurePosixPath
 from typing import Any, Final, NamedTuple
@@ -76,6 +76,23 @@ _PATH_AND_NAME: Final = "%s%s"
 
 # The parameters that say where the frames of a resource are, and which of its datums may give.
 _PLACE_PARAMETERS: Final = ("dataset", "template", "filename", "slice", "squeeze", "multiplier", "join_method")
+
+# The other arguments of a datum that have a meaning: the parameters of its resource, for which it may give others.
+_UNDERSTOOD: Final = frozenset(
+    {
+        *_PLACE_PARAMETERS,
+        *(
+            "path",
+            "frame_per_point",
+            "files_per_datum",
+            "chunk_shape",
+            "join_chunks",
+            "swmr",
+            "locking",
+            "_resource_spec",
+        ),
+    }
+)
 
 MAX_USED_DATUMS: Final = 10_000
 """The number of used datums to keep, in case later events refer to them again; the most recently used ones are kept."""
@@ -507,6 +524,8 @@ class RunNormalizer:
                 f"Stream '{reference.stream}': external data of '{reference.data_key}' is incomplete; {error}"
             )
             return
+        if not parameters.keys() <= _UNDERSTOOD:
+            self._note_arguments(reference, datum, parameters.keys() - _UNDERSTOOD)
         resource = self._resources[datum.resource]
         parameters = {**resource["parameters"], **parameters}
         if resource["mimetype"] == _HDF5 and "path" in parameters:
@@ -519,6 +538,21 @@ class RunNormalizer:
         seq_nums = {"start": reference.seq_num, "stop": reference.seq_num + 1}
         ids = {"uid": reference.datum_id, "stream_resource": uid, "descriptor": reference.descriptor}
         self.emit("stream_datum", {**ids, "indices": indices, "seq_nums": seq_nums})
+
+    def _note_arguments(self, reference: _Reference, datum: _Datum, names: Collection[str]) -> None:
+        """Note arguments of a datum that may say which frames it is, in a way that nobody here knows."""
+        known = next((name for name in (*_POSITIONS, "frame") if _names_any(datum.kwargs, name)), None)
+        if known is not None:
+            said = f"by {known!r}"
+        elif self._counts[datum.resource].unnumbered:
+            said = "by the order in which the datums came"
+        else:
+            said = "by the numbers in the ids of the datums"
+        given = ", ".join(map(repr, sorted(names)))
+        self._add_note(
+            f"Stream '{reference.stream}': datums of '{reference.data_key}' have {given}, of which nothing is known; "
+            f"their frames are told {said} alone."
+        )
 
     def _announce_resource(self, uid: str, resource: dict[str, Any]) -> str:
         """Emit a stream resource unless it was emitted before; return its uid.
