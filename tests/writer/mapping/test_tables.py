@@ -222,6 +222,22 @@ def test_large_integers_beside_missing_ones_are_noted_since_readers_make_floats_
     assert any("'n' has integers beyond 2**53 and missing values" in note for note in notes) == noted
 
 
+@pytest.mark.parametrize(
+    ("values", "noted"),
+    [(["a", None], True), ([None, "None"], True), (["a", "None", ""], False), ([{"a": 1}, None], True), ([{}], False)],
+)
+def test_texts_beside_missing_ones_are_noted_since_readers_make_text_of_these(values, noted):
+    notes = []
+    fold({"t": {"dtype": "string"}}, [event(i, {"t": t}) for i, t in enumerate(values)], notes=notes)
+    assert any("'t' has texts and missing values" in note for note in notes) == noted
+
+
+def test_a_text_that_an_event_does_not_have_is_noted_as_missing():
+    notes = []
+    fold({"t": {"dtype": "string"}}, [event(1, {"t": "a"}), event(2, {})], notes=notes)
+    assert any("'t' has texts and missing values" in note for note in notes)
+
+
 @pytest.mark.parametrize(("values", "noted"), [([True, None], True), ([True, False], False)])
 def test_booleans_beside_missing_ones_are_noted_since_readers_make_text_of_them(values, noted):
     notes = []

@@ -135,7 +135,7 @@ class InternalData:
         self._escaped: dict[str, int] = {}
         self._types_stored_as_text: dict[str, set[str]] = {}
         self._keys_with_widest_integers: set[str] = set()
-        self._keys_with_gaps_by_type: dict[str, set[str]] = {"int64": set(), "bool": set()}
+        self._keys_with_gaps_by_type: dict[str, set[str]] = {"int64": set(), "bool": set(), "string": set()}
         self._order = RowOrder()
         self._dim_names_by_size_and_repeat: dict[tuple[int, int], str] = {}
 
@@ -256,6 +256,11 @@ class InternalData:
             self._note(
                 f"{self._stream_name}: {key!r} has booleans and missing values; Tiled's client returns such a column "
                 "as the texts 'True', 'False' and '<NA>'."
+            )
+        for key in sorted(self._keys_with_gaps_by_type["string"]):
+            self._note(
+                f"{self._stream_name}: {key!r} has texts and missing values; Tiled's client returns the latter as the "
+                "texts 'None' or '<NA>'."
             )
         for key in sorted(self._keys_with_widest_integers & self._keys_with_gaps_by_type["int64"]):
             self._note(
