@@ -670,6 +670,28 @@ def test_frames_of_which_all_sizes_are_zero_are_left_out_with_a_note(declared):
     assert "has a 0" in note
 
 
+@pytest.mark.parametrize(
+    ("datums", "note"),
+    [
+        ([(0, 1), (1, 2), (2, 3)], None),
+        ([(0, 1), (2, 3)], "'raw' has 2 frames for 3 events. They belong to sequence numbers 1, 3."),
+        ([(2, 3), (0, 1), (1, 2)], "'raw' has 3 frames for 3 events, in another order. They belong to"),
+        ([], "external data key 'raw' has no node"),
+    ],
+)
+@pytest.mark.parametrize("template", ["raw_%d.bin", ""])
+def test_files_of_any_kind_that_events_lack_or_that_are_not_in_their_order_are_noted(datums, note, template):
+    documents = [start(), descriptor({"raw": {**CAM, "shape": []}, "x": NUMBER})]
+    documents += [stream_resource("raw", mimetype="application/octet-stream", template=template)]
+    documents += [stream_datum(*datum) for datum in datums]
+    documents += [event(number, {"x": 0.5}) for number in (1, 2, 3)]
+    operations = fold([*documents, STOP])
+    assert not at(operations, "r/primary/raw", DescribeExternal)
+    told = [text for text in notes(operations) if "order in which they were announced" not in text]
+    assert len(told) == (note is not None)
+    assert note is None or note in told[0]
+
+
 def configuration(**values):
     keys = {key: {"dtype": "number", "shape": [], "source": "test"} for key in values}
     return {"data": values, "timestamps": dict.fromkeys(values, 0.5), "data_keys": keys}

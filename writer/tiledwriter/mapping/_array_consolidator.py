@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Final
 import numpy
 from tiled.structures.array import ArrayStructure, BuiltinDtype, StructDtype
 
-from ._consolidator import Consolidator, Document, first_seq_num, json_value, names_events
+from ._consolidator import Consolidator, Document, first_seq_num, json_value
 from ._dtypes import declared_dtype
-from ._frames import FrameOrder, Region, Shape, as_range, dataset_path, file_of
+from ._frames import Region, Shape, dataset_path, file_of
 
 MAX_CHUNKS: Final = 10_000_000
 """The largest number of chunks along one dimension."""
@@ -42,10 +42,6 @@ class ArrayConsolidator(Consolidator):
         Whether the adapter accepts a selection of rows.
     shared_parameters
         The parameters that all resources of a data key must share, because Tiled reads all files with those of one.
-    in_order_of_events
-        Whether the frames are in the order of their events.
-    contradicts_events
-        Whether any StreamDatum has sequence numbers, but not one for each of its frames.
     datum_shape
         The shape of one datum.
     data_type
@@ -54,8 +50,6 @@ class ArrayConsolidator(Consolidator):
         The names of the dimensions, or None.
     chunk_shape
         The shape of a chunk; dimensions beyond its length have a single chunk.
-    frames
-        The frames of the node.
     """
 
     join_method: str = "stack"
@@ -65,8 +59,6 @@ class ArrayConsolidator(Consolidator):
 
     def __init__(self, stream_resource: Document, descriptor: Document) -> None:
         super().__init__(stream_resource, descriptor)
-        self.in_order_of_events = True
-        self.contradicts_events = False
         self.join_method = self.parameters.get("join_method", self.join_method)
         self.join_chunks = self.parameters.get("join_chunks", self.join_chunks)
         if self.join_method not in ("stack", "concat"):
@@ -87,7 +79,6 @@ class ArrayConsolidator(Consolidator):
         if len(self.chunk_shape) > len(self.shape):
             self._add_note(f"chunk_shape {self.chunk_shape} has more dimensions than its array; the first ones count.")
             self.chunk_shape = self.chunk_shape[: len(self.shape)]
-        self.frames = FrameOrder()
         self._add_resource_files(stream_resource)
 
     @property
@@ -133,7 +124,10 @@ class ArrayConsolidator(Consolidator):
         _, place = self._locate_frames(stream_datum, indices)
         self._check_place(stream_datum, indices, place, seq_num)
         self._compare_events(stream_datum, seq_num)
-        return self._insert_frames(place, len(indices), seq_num)
+        first = self.frames.add_frames(place, len(indices), seq_num)
+        self._rows += len(indices)
+        # Later rows move.
+        return self._region_from(first)
 
     @property
     def problem(self) -> str:
@@ -223,17 +217,8 @@ class ArrayConsolidator(Consolidator):
         if not self._rows_per_datum()[1]:
             self._add_note("its documents do not say how many rows of a file make a frame; one is taken to.")
 
-    def _compare_events(self, stream_datum: Document, seq_num: int | None) -> None:
-        """Remember that a StreamDatum does not have one sequence number for each frame, though it has some."""
-        if not as_range(stream_datum.get("indices")) and as_range(stream_datum.get("seq_nums")) == range(0):
-            # No frames of no events: wherever these ranges begin, they are equal to `range(0)`.
-            return
-        self.contradicts_events = self.contradicts_events or (seq_num is None and names_events(stream_datum))
-
-    def _insert_frames(self, place: int, count: int, seq_num: int | None, *, insert: bool = True) -> Region:
-        """Count frames; return the region from their first row to the end, because later rows move."""
-        first = self.frames.add_frames(place, count, seq_num, insert=insert)
-        self._rows += count
+    def _region_from(self, first: int) -> Region:
+        """Return the region from a datum's row to the end."""
         rows, *rest = self.shape
         step = self.datum_shape[0] if self.join_method == "concat" and self.datum_shape else 1
         return Region((first * step, *[0] * len(rest)), (rows - first * step, *rest))

@@ -18,7 +18,7 @@ from tiled.structures.core import StructureFamily
 from tiled.structures.data_source import Asset, DataSource, Management
 
 from .._errors import DocumentError
-from ._frames import FILE_URI, AnnouncedFrames, File, Region, as_integer, as_range, file_of
+from ._frames import FILE_URI, AnnouncedFrames, File, FrameOrder, Region, as_integer, as_range, file_of
 
 Document: TypeAlias = Mapping[str, Any]
 
@@ -97,6 +97,12 @@ class Consolidator:
         Notes on declarations that could not be followed.
     announced
         The frames that the run's documents have named, over all streams.
+    frames
+        The frames of the node. A class that does not count them here leaves it open to which events they belong.
+    in_order_of_events
+        Whether the frames are in the order of their events.
+    contradicts_events
+        Whether any StreamDatum has sequence numbers, but not one for each of its frames.
     """
 
     mimetypes: ClassVar[frozenset[str]] = frozenset()
@@ -142,6 +148,9 @@ class Consolidator:
         if self.parameters.get("spec"):
             self.metadata["spec"] = self.parameters["spec"]
         self.announced = AnnouncedFrames()
+        self.frames = FrameOrder()
+        self.in_order_of_events = True
+        self.contradicts_events = False
         self._rows = 0
         self._assets: dict[str, dict[str, Any]] = {}
         self._files: dict[File, _Files] = {}
@@ -271,6 +280,27 @@ class Consolidator:
         """Return whether the frames of a file can extend to position `stop` without overlapping the next file."""
         place = self._joined[file].place
         return all(where.place <= place or where.place >= stop for where in self._joined.values())
+
+    def _compare_events(self, stream_datum: Document, seq_num: int | None) -> None:
+        """Remember that a StreamDatum does not have one sequence number for each frame, though it has some."""
+        if not as_range(stream_datum.get("indices")) and as_range(stream_datum.get("seq_nums")) == range(0):
+            # No frames of no events: wherever these ranges begin, they are equal to `range(0)`.
+            return
+        self.contradicts_events = self.contradicts_events or (seq_num is None and names_events(stream_datum))
+
+    def _append_frames(self, stream_datum: Document, count: int) -> int:
+        """Count the frames of a StreamDatum after all others; return the row of the first one.
+
+        The numbers of the files in a data source never change.
+        """
+        seq_num = first_seq_num(stream_datum, count)
+        self._compare_events(stream_datum, seq_num)
+        if count and self.frames.row_of(count, seq_num) != self._rows:
+            self.in_order_of_events = False
+            self._add_note("its frames are in the order in which they were announced, not in that of the events.")
+        self.frames.add_frames(self._rows, count, seq_num, insert=False)
+        first, self._rows = self._rows, self._rows + count
+        return first
 
     def _add_assets(self, uris: Iterable[str]) -> None:
         """Add files, without repeating those that are already known."""

@@ -10,7 +10,6 @@ from .._errors import DocumentError
 from .._json import to_json
 from .._names import StreamNames, node_key, run_key
 from ._access_tags import as_tags
-from ._array_consolidator import ArrayConsolidator
 from ._columnar import EventBatch
 from ._consolidator import Consolidator
 from ._consolidators import consolidator_for
@@ -590,42 +589,44 @@ class RunWriter:
                 )
 
     def _set_apart(self, stream: Stream) -> list[Operation]:
-        """Give separate dimensions to external data that does not have exactly one frame per event, in order.
+        """Note external data that does not have exactly one frame per event, in order, and set its dimensions apart.
 
         Such data does not share the stream's time dimension.
         """
-        arrays = {key: external for key, external in stream.external.items() if external.shape}
-        lengths = [external.shape[0] for external in arrays.values()]
+        lengths = [external.length for external in stream.external.values()]
         events = stream.internal.rows or max(lengths, key=lambda length: (lengths.count(length), length), default=0)
-        digests = {key: external.seq_nums_digest for key, external in arrays.items()}
+        digests = {key: external.seq_nums_digest for key, external in stream.external.items()}
         of_events = stream.internal.seq_nums_digest or _most_common(
-            [digest for key, digest in digests.items() if digest and arrays[key].shape[0] == events]
+            [digest for key, digest in digests.items() if digest and stream.external[key].length == events]
         )
         operations = []
-        for key, external in arrays.items():
-            rows, *rest = external.shape
-            in_order = external.in_order_of_events
+        for key, external in stream.external.items():
+            rows, in_order = external.length, external.in_order_of_events
             # Frames as many as the events may still be those of other events.
             of_others = bool(of_events and digests[key] and digests[key] != of_events)
             apart = rows != events or not in_order or of_others or not external.can_be_counted
             if apart:
-                name = external.path.rpartition("/")[2]
-                own = stream.names.own_dimensions(name, 1 + len(rest))
-                external.dims = [own[0], *(external.dims or own)[1:]]
                 counts = f"{_format_count(rows, 'frame')} for {_format_count(events, 'event')}"
                 if not in_order:
                     counts += ", in another order"
                 elif rows == events:
                     counts += ", but not one for each in their order"
+                counts += self._separate_dimension(stream, external)
                 belong = _seq_nums_sentence(external.consolidator)
-                self.note(
-                    f"Stream {stream.name!r}: {key!r} has {counts}, and a dimension {own[0]!r} of its own.{belong}"
-                )
+                self.note(f"Stream {stream.name!r}: {key!r} has {counts}.{belong}")
             # An earlier fold may have ended before the events that follow the last frame, and thus may have written
             # other dimensions.
-            if apart or external.last_document != stream.documents:
+            if external.shape and (apart or external.last_document != stream.documents):
                 operations.append(external.describe())
         return operations
+
+    def _separate_dimension(self, stream: Stream, external: ExternalData) -> str:
+        """Give an array a first dimension of its own; return the part of a note that names it. Files have none."""
+        if not external.shape:
+            return ""
+        own = stream.names.own_dimensions(external.path.rpartition("/")[2], len(external.shape))
+        external.dims = [own[0], *(external.dims or own)[1:]]
+        return f", and a dimension {own[0]!r} of its own"
 
     def _audit_operations(self) -> list[Operation]:
         return [
@@ -684,8 +685,6 @@ def _format_count(count: int, what: str) -> str:
 
 def _seq_nums_sentence(consolidator: Consolidator) -> str:
     """Return a sentence with the sequence numbers of a data key's frames, as far as they are known."""
-    if not isinstance(consolidator, ArrayConsolidator):
-        return ""
     frames = consolidator.frames
     ranges, unknown = frames.seq_nums, frames.without_seq_num
     named = ", ".join(str(part.start) if len(part) == 1 else f"{part.start} to {part.stop - 1}" for part in ranges[:10])

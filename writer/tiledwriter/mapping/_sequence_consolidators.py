@@ -7,7 +7,7 @@ from typing import Any
 
 from .._errors import DocumentError
 from ._array_consolidator import ArrayConsolidator
-from ._consolidator import MAX_FILES, Document, compile_template, first_seq_num
+from ._consolidator import MAX_FILES, Document, compile_template
 from ._frames import Region, Shape
 
 
@@ -51,9 +51,7 @@ class SequenceConsolidator(ArrayConsolidator):
         self._add_repeated_assets(self._numbered_uris(stream_datum, numbers))
         several = self.join_method == "stack" and len(self.datum_shape) > 1 and per_datum > 1
         self._split = self._split or (several and self.datum_shape[0] % per_datum == 0)
-        seq_num = first_seq_num(stream_datum, len(indices))
-        self._compare_events(stream_datum, seq_num)
-        return self._append_frames(len(indices), seq_num)
+        return self._region_from(self._append_frames(stream_datum, len(indices)))
 
     @property
     def template(self) -> str:
@@ -67,13 +65,6 @@ class SequenceConsolidator(ArrayConsolidator):
 
     def selected_rows(self) -> None:
         """Return None for all rows, because the list of files already selects the frames."""
-
-    def _append_frames(self, count: int, seq_num: int | None) -> Region:
-        """Count frames after all others, because the numbers of the files in the data source never change."""
-        if count and self.frames.row_of(count, seq_num) != self._rows:
-            self.in_order_of_events = False
-            self._add_note("its frames are in the order in which they were announced, not in that of the events.")
-        return self._insert_frames(self._rows, count, seq_num, insert=False)
 
     def _source_properties(self) -> dict[str, Any]:
         """Return the layout of the files in the array, one entry per file, if a datum spans several files."""

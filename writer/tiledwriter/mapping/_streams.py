@@ -75,28 +75,22 @@ class ExternalData:
         If sequence numbers repeat, the frames are in the order in which their documents arrived. A late document then
         breaks the order of the events.
         """
-        consolidator = self.consolidator
-        if not isinstance(consolidator, ArrayConsolidator):
-            return True
-        return consolidator.in_order_of_events and not (self.late and consolidator.frames.repeats)
+        return self.consolidator.in_order_of_events and not (self.late and self.consolidator.frames.repeats)
 
     @property
     def can_be_counted(self) -> bool:
         """Whether equal numbers of frames and events mean one for each: no document names the events of some only."""
-        consolidator = self.consolidator
-        if not isinstance(consolidator, ArrayConsolidator):
-            return True
-        frames = consolidator.frames
-        return not consolidator.contradicts_events and (frames.has_seq_nums or not frames.seq_nums)
+        frames = self.consolidator.frames
+        return not self.consolidator.contradicts_events and (frames.has_seq_nums or not frames.seq_nums)
 
     @property
     def seq_nums_digest(self) -> str | None:
         """The digest of the sequence numbers of the frames, by row; None unless they are known for all frames."""
-        consolidator = self.consolidator
-        if not isinstance(consolidator, ArrayConsolidator) or not consolidator.frames.has_seq_nums:
+        frames = self.consolidator.frames
+        if frames.count != self.consolidator.rows or not frames.has_seq_nums:
             return None
         digest = ColumnDigest()
-        for part in consolidator.frames.seq_nums:
+        for part in frames.seq_nums:
             digest.add_bytes(numpy.arange(part.start, part.stop, dtype=numpy.int64).tobytes())
         return digest.value
 
@@ -116,6 +110,11 @@ class ExternalData:
     def shape(self) -> list[int]:
         """The shape of the array; empty for files without a shape."""
         return list(self.consolidator.data_source()["structure"].get("shape") or ())
+
+    @property
+    def length(self) -> int:
+        """The length of the array; for files without a shape, the number of rows."""
+        return next(iter(self.shape), self.consolidator.rows)
 
     @property
     def pending_rows(self) -> int:

@@ -92,8 +92,7 @@ class BytesConsolidator(Consolidator):
         # Without a template, all datums of a resource are in one file.
         add = self._add_repeated_assets if len(set(uris)) == len(uris) and self._is_numbered else self._add_assets
         add(uris)
-        first, self._rows = self._rows, self._rows + len(indices)
-        return Region((first,), (len(indices),))
+        return Region((self._append_frames(stream_datum, len(indices)),), (len(indices),))
 
     @property
     def template(self) -> str | None:
