@@ -385,8 +385,9 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     Rule(
         "names-in-use",
-        "Data keys whose columns or nodes would have the names of others (`internal`, `ts_x` beside `x`) are stored "
-        "under another name, with a note; bluesky-tiled-plugins' writer stores one value in place of the other.",
+        "Data keys whose columns or nodes would have the names of others (`internal`, `ts_x` beside `x`), or that "
+        "clients leave out (all others that begin with `ts_`), are stored under another name, with a note; "
+        "bluesky-tiled-plugins' writer stores one value in place of the other.",
         lambda it: (
             it.run == "names-in-use"
             and (it.aspect == "column order" or (it.aspect == "column" and MISSING in {it.bluesky, it.ours}))

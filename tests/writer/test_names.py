@@ -55,6 +55,24 @@ def test_a_long_key_keeps_its_beginning() -> None:
     assert len(quote(node_key("\u0430" * 1000), safe="")) > 220
 
 
+@pytest.mark.parametrize("key", ["ts_panda", "ts_", "ts_" + "x" * 100])
+@pytest.mark.parametrize("as_column", [True, False])
+def test_names_of_data_keys_never_look_like_those_of_timestamps(key: str, as_column: bool) -> None:
+    notes: list[str] = []
+    stream_names = StreamNames("Stream 'primary'", notes.append)
+    stream_names.declare({key: {}, "cam": {}, "ts_cam": {"external": "STREAM:"}})
+    name, timestamps = stream_names.name_for_values(key, as_column=as_column)
+    assert not name.startswith("ts_")
+    assert timestamps.startswith("ts_")
+    assert not as_column or len(timestamps) <= 63
+    assert stream_names.name_for_values("cam", as_column=True) == ("cam", "ts_cam")
+    assert stream_names.name_for_files("ts_cam") == "xts_cam"
+    assert notes == [
+        f"Stream 'primary': {old!r} is stored as {new!r}, because Tiled's client leaves out its own name here."
+        for old, new in ((key, name), ("ts_cam", "xts_cam"))
+    ]
+
+
 def test_a_dimension_whose_name_is_no_text_is_not_said_to_be_renamed() -> None:
     notes: list[str] = []
     stream_names = StreamNames("Stream 'primary'", notes.append)

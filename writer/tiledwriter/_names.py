@@ -107,7 +107,7 @@ class StreamNames:
         self._keys |= data_keys.keys()
         for key in [key for key, data_key in data_keys.items() if data_key.get("external")]:
             if key not in self._external:
-                self._external[key] = self._free_name(key, node_key(key), self._is_free)
+                self._external[key] = self._free_name(key, node_key(_visible_key(key)), self._is_free)
                 self._taken.add(self._external[key])
 
     def name_for_files(self, key: str) -> str:
@@ -126,14 +126,15 @@ class StreamNames:
         if key in self._external and key not in self._used:
             # Its data is in the events although it was declared external, so the reserved name is free.
             self._taken.discard(self._external.pop(key))
-        name = self._free_name(key, column_name(key) if as_column else node_key(key), self._is_free_with_timestamps)
+        make = column_name if as_column else node_key
+        name = self._free_name(key, make(_visible_key(key)), self._is_free_with_timestamps)
         timestamps = f"{TIMESTAMP}{column_name(name)}"
         self._taken |= {name, timestamps}
         return self._note_renaming(key, name), timestamps
 
     def of_array(self, key: str) -> str:
         """Return the name that `name_for_values` would give the node of a data key now, without reserving it."""
-        return self._free_name(key, node_key(key), self._is_free_with_timestamps)
+        return self._free_name(key, node_key(_visible_key(key)), self._is_free_with_timestamps)
 
     def of_dimensions(self, node: str, names: Sequence[str], sizes: Sequence[int]) -> list[str]:
         """Return names for a node's dimensions: distinct, and each with one size in the stream.
@@ -180,7 +181,12 @@ class StreamNames:
 
     def _note_renaming(self, key: str, name: str) -> str:
         if name != key:
-            self._note(
-                f"{self._about}: {key!r} is stored as {name!r}, because Tiled does not accept its own name here."
-            )
+            hidden = _visible_key(key) != key
+            why = "Tiled's client leaves out" if hidden else "Tiled does not accept"
+            self._note(f"{self._about}: {key!r} is stored as {name!r}, because {why} its own name here.")
         return name
+
+
+def _visible_key(key: str) -> str:
+    """Return a data key with `x` before it if clients would take its name for that of timestamps, and leave it out."""
+    return f"x{key}" if key.startswith(TIMESTAMP) else key

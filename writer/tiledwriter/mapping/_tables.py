@@ -11,7 +11,7 @@ import numpy
 
 from .._exact_numbers import loses_digits
 from .._json import REPLACED, to_json
-from .._names import TABLE_KEY, TIME, TIMESTAMP, StreamNames
+from .._names import TABLE_KEY, TIME, StreamNames
 from ._arrays import (
     ABSENT,
     ARRAY,
@@ -303,7 +303,7 @@ class InternalData:
         self._new_table(
             ColumnSource(Column("seq_num", "int64"), "seq_num"), ColumnSource(Column("time", "float64"), "time")
         )
-        for key in sorted(keys, key=lambda key: key.startswith(TIMESTAMP)):
+        for key in keys:
             self._assign_nodes(key, data.get(key))
         for table in self.tables:
             table.sources.sort(key=lambda source: source.kind == "timestamp")
