@@ -73,6 +73,14 @@ def test_names_of_data_keys_never_look_like_those_of_timestamps(key: str, as_col
     ]
 
 
+@pytest.mark.parametrize("key", ["internal", "internal_1", "internal_rewrite", "internal_2_rewrite", "internal_trial"])
+def test_no_data_key_has_the_name_of_a_node_that_the_writer_makes_for_itself(key: str) -> None:
+    stream_names = StreamNames("Stream 'primary'", lambda _: None)
+    stream_names.declare({key: {"external": "STREAM:"}})
+    assert stream_names.name_for_files(key) == f"{key}_"
+    assert StreamNames("", lambda _: None).name_for_values(key, as_column=False)[0] == f"{key}_"
+
+
 def test_a_dimension_whose_name_is_no_text_is_not_said_to_be_renamed() -> None:
     notes: list[str] = []
     stream_names = StreamNames("Stream 'primary'", notes.append)

@@ -12,7 +12,14 @@ TIMESTAMP: Final = "ts_"
 TABLE_KEY: Final = "internal"
 TIME: Final = "time"
 
-_FURTHER_TABLE: Final = re.compile(rf"{TABLE_KEY}_\d+(_row)?")
+REWRITE_SUFFIX: Final = "_rewrite"
+"""What the name of a table's copy, to which the table is rewritten, has in addition."""
+
+TRIAL_KEY: Final = f"{TABLE_KEY}_trial"
+"""The key of an array that is created and deleted again, to find out where Tiled puts those of a stream."""
+
+# Besides the table itself, which is among the names taken.
+_OWN_NODE: Final = re.compile(rf"{TABLE_KEY}(_\d+)?{REWRITE_SUFFIX}|{TABLE_KEY}_\d+(_row)?|{TRIAL_KEY}")
 
 # PostgreSQL would cut a longer identifier without an error.
 _MAX_COLUMN_NAME_BYTES: Final = 63
@@ -174,7 +181,7 @@ class StreamNames:
         return name
 
     def _is_free(self, name: str) -> bool:
-        return name not in self._taken and not _FURTHER_TABLE.fullmatch(name)
+        return name not in self._taken and not _OWN_NODE.fullmatch(name)
 
     def _is_free_with_timestamps(self, name: str) -> bool:
         return self._is_free(name) and self._is_free(f"{TIMESTAMP}{column_name(name)}")

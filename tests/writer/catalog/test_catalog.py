@@ -34,6 +34,7 @@ from tiledwriter._errors import (
     Stopped,
     TiledHasMore,
 )
+from tiledwriter._names import TRIAL_KEY
 from tiledwriter.catalog import Nodes, _connection
 from tiledwriter.catalog._catalog import TiledCatalog
 from tiledwriter.catalog._connection import Connection
@@ -989,7 +990,7 @@ def test_an_array_s_key_that_a_dying_server_has_poisoned_is_cleared_and_used(run
     image = CreateArray(f"{run.uid}/primary/image", "<f8", (2,), 3, ("time", "x"))
     run.apply(*run.containers())
     if probe_left:
-        run.apply(replace(image, path=image.path + "-probe"))
+        run.apply(replace(image, path=f"{image.path.rpartition('/')[0]}/{TRIAL_KEY}"))
     # What the server leaves that is killed between making the files and the node.
     orphan = data_directory / run.uid / "primary" / "image"
     zarr.create_array(str(orphan), shape=(7,), chunks=(7,), dtype="<i2")

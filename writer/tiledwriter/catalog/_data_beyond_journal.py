@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from .._errors import Refused, TiledHasMore
-from ._known_nodes import REWRITE_SUFFIX, KnownNode, KnownNodes, path_in_run
+from .._names import REWRITE_SUFFIX
+from ._known_nodes import KnownNode, KnownNodes, path_in_run
 from ._ledger import Ledger
 from ._nodes import Nodes
 from ._probe import PROBE_KEY

@@ -10,13 +10,13 @@ from tiledbroker import NodeProgress
 from tiledbroker.ownership import TableRewrite
 
 from .._errors import NodeStateError
+from .._names import REWRITE_SUFFIX
 from ..mapping import Column
 from ._decisions import Decisions
 from ._ledger import Ledger
 from ._node_states import NodeEvent, NodeState, check_event
 from ._row_proof import RowProof
 
-REWRITE_SUFFIX: Final = "_rewrite"
 NEVER: Final = 2**53
 """Number of rows that no table has: see `TableRewrite.until`."""
 

@@ -18,6 +18,7 @@ from tiled.structures.table import TableStructure
 from tiledbroker._crash_points import crash_point
 
 from .._errors import Refused
+from .._names import TRIAL_KEY
 from ..mapping import (
     RUN_SPEC,
     AppendRows,
@@ -362,8 +363,8 @@ class Nodes:
         node for them makes it possible to delete them with that node.
         """
         parent, _, key = operation.path.rpartition("/")
-        probe = f"{parent}/{key}-probe"
-        place = self._make_and_delete(replace(operation, path=probe), "metadata", {})
+        trial = replace(operation, path=f"{parent}/{TRIAL_KEY}")
+        place = self._make_and_delete(trial, "metadata", {})
         directory = place.rpartition("/")[0] + "/" + quote_plus(key)
         asset = {"data_uri": directory, "is_directory": True, "parameter": "data_uri", "num": None}
         try:
