@@ -660,6 +660,25 @@ def test_zeros_in_the_shape_of_frames_are_dropped_and_noted(declared):
     assert f"the shape {list(declared)} of external data key 'cam' is taken for [4, 6]" in note
 
 
+@pytest.mark.parametrize(
+    ("declared", "mimetype", "noted"),
+    [
+        ({}, "application/x-hdf5", True),
+        ({}, "application/octet-stream", False),
+        ({"dtype_numpy": "<u2"}, "application/x-hdf5", False),
+        ({"dtype_str": "<u2"}, "application/x-hdf5", False),
+        ({"dtype_descr": [["x", "<f8"]]}, "application/x-hdf5", False),
+    ],
+)
+def test_a_type_of_frames_that_had_to_be_guessed_is_noted_once(declared, mimetype, noted):
+    cam = {key: value for key, value in CAM.items() if key != "dtype_numpy"} | declared
+    documents = [start(), descriptor({"cam": cam}), stream_resource(mimetype=mimetype), stream_datum(0, 2)]
+    operations = fold([*documents, descriptor({"cam": cam}, "d2"), stream_datum(2, 3, of="d2"), STOP])
+    told = [note for note in notes(operations) if "no NumPy type is declared for the frames of 'cam'" in note]
+    assert len(told) == noted
+    assert not noted or "taken to have '<f8'" in told[0]
+
+
 @pytest.mark.parametrize("declared", [[0], [0, 0, 0]])
 def test_frames_of_which_all_sizes_are_zero_are_left_out_with_a_note(declared):
     documents = [start(), descriptor({"cam": {**CAM, "shape": declared}}), stream_resource(), stream_datum(0, 2), STOP]

@@ -507,6 +507,11 @@ class RunWriter:
         source = consolidator.data_source()
         if source["mimetype"] in self._refused_mimetypes:
             raise DocumentError(f"Tiled does not know how to read files of the mimetype {source['mimetype']!r}.")
+        if source["structure_family"] == "array" and (stream.name, key) in self._guessed_types:
+            self.note(
+                f"Stream {stream.name!r}: no NumPy type is declared for the frames of {key!r}; they are taken to have "
+                f"{described.get('dtype_numpy', '<f8')!r}, and cannot be read if their files have another type."
+            )
         name = stream.names.name_for_files(key)
         path, mimetype = f"{stream.path}/{name}", resource["mimetype"]
         external = ExternalData(path, mimetype, consolidator, described, {resource["uid"]: resource})
