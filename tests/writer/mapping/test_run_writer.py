@@ -679,6 +679,18 @@ def test_a_type_of_frames_that_had_to_be_guessed_is_noted_once(declared, mimetyp
     assert not noted or "taken to have '<f8'" in told[0]
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_nodes_that_an_earlier_version_made_under_names_of_timestamps_are_removed(ends):
+    wave = {"dtype": "array", "dtype_numpy": "<f8", "shape": [30], "source": "test"}
+    documents = [start(), descriptor({"ts_cam": CAM, "ts_wave": wave, "ts_x": NUMBER}), stream_resource("ts_cam")]
+    documents += [stream_datum(0, 1), event(1, {"ts_wave": [0.5] * 30, "ts_x": 1.0})]
+    operations = fold([*documents, STOP] if ends else documents, abandon=not ends)
+    removed = [operation.path for operation in operations if isinstance(operation, RemoveNode)]
+    assert removed == ["r/primary/ts_wave", "r/primary/ts_cam"]
+    assert at(operations, "r/primary/xts_wave", CreateArray)
+    assert at(operations, "r/primary/xts_cam", RegisterExternal)
+
+
 @pytest.mark.parametrize("declared", [[0], [0, 0, 0]])
 def test_frames_of_which_all_sizes_are_zero_are_left_out_with_a_note(declared):
     documents = [start(), descriptor({"cam": {**CAM, "shape": declared}}), stream_resource(), stream_datum(0, 2), STOP]

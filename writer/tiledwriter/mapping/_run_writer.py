@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from .._errors import DocumentError
 from .._json import to_json
-from .._names import StreamNames, node_key, run_key
+from .._names import TIMESTAMP, StreamNames, node_key, run_key
 from ._access_tags import as_tags
 from ._columnar import EventBatch
 from ._consolidator import Consolidator
@@ -560,6 +560,7 @@ class RunWriter:
         operations: list[Operation] = []
         for stream in self._streams.values():
             operations += self._remove_unreadable_nodes(stream)
+            operations += _remove_hidden_nodes(stream)
             operations += self._set_apart(stream)
             self._note_missing_nodes(stream)
         operations += self._audit_operations()
@@ -651,6 +652,15 @@ class RunWriter:
             paths += [external.path for external in stream.external.values()]
             paths.append(stream.path)
         return [CloseStream(path) for path in [*paths, self._path]]
+
+
+def _remove_hidden_nodes(stream: Stream) -> list[Operation]:
+    """Return the operations that remove nodes under names that clients leave out.
+
+    An earlier version may have made them for a run that this one completes.
+    """
+    keys = [*stream.internal.arrays, *stream.external]
+    return [RemoveNode(f"{stream.path}/{node_key(key)}") for key in keys if key.startswith(TIMESTAMP)]
 
 
 def _values_equal(one: Any, other: Any) -> bool:
