@@ -155,7 +155,7 @@ def test_a_start_without_tiled_is_one_warning(tmp_path: Path) -> None:
 def test_the_stop_names_what_is_left() -> None:
     assert _describe_rest({}, surveyed=True) == "nothing"
     rest = _describe_rest({"open": 2, "failed": 1}, surveyed=False)
-    assert rest.startswith("3 runs not completely in Tiled (1 failed, 2 open), and journals that were not looked at")
+    assert rest.startswith("3 runs not completely in Tiled (1 failed, 2 open), and journals that could not be ")
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

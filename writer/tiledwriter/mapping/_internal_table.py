@@ -16,11 +16,13 @@ from ._columns import arrow_size
 from ._operations import Column, ColumnDigest
 
 MAX_COLUMNS: Final = 1024
-MAX_ROW_BYTES: Final = 7_900
+MAX_ROW_BYTES: Final = 8_160
 """The largest size of a table row, in bytes.
 
 PostgreSQL stores a row in one page of 8 KiB. It can store long texts and lists elsewhere.
 """
+_ROW_HEADER_BYTES: Final = 40
+"""What PostgreSQL and Tiled add to a row, beside a bit for each column."""
 
 _TRANSPOSED_EVENTS: Final = 32
 
@@ -166,9 +168,10 @@ class InternalTable:
 
         Their names must be new, regardless of case, because Tiled does not distinguish upper and lower case.
         """
+        columns = len(self.sources) + len(sources)
         return (
-            len(self.sources) + len(sources) <= MAX_COLUMNS
-            and self._bytes + _bytes(sources) <= MAX_ROW_BYTES
+            columns <= MAX_COLUMNS
+            and _ROW_HEADER_BYTES + columns // 8 + 1 + self._bytes + _bytes(sources) <= MAX_ROW_BYTES
             and self._names.isdisjoint(source.column.name.lower() for source in sources)
         )
 
