@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import sqlite3
 import stat
 import sys
 from pathlib import Path
@@ -84,7 +83,7 @@ def measure_space(path: Path) -> tuple[int, int] | None:
     return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
 
 
-def explain_write_error(path: Path, error: OSError | sqlite3.Error) -> str:
+def explain_write_error(path: Path, error: Exception) -> str:
     """Return a message for users that says why a journal cannot be written, in particular if the disk is full."""
     number = error.errno if isinstance(error, OSError) else None
     if number in _FULL or "full" in str(error):

@@ -27,7 +27,7 @@ from ._journal_connection import (
     connect_to_write,
     translate_error,
 )
-from ._journal_files import LOG_SUFFIX, follow_link, follow_run_file, is_orphaned_log, journal_lock_path
+from ._journal_files import FILE_SUFFIXES, LOG_SUFFIX, follow_link, follow_run_file, is_orphaned_log, journal_lock_path
 from ._journal_place import identify_file, put_back
 from ._journal_schema import NORMALIZED_SCHEMA, create_file
 from ._lock import FileLock
@@ -220,7 +220,7 @@ class Journal:
             raise JournalInvalid(self.path, "it is open read-only and cannot be removed.")
         with self._mutex:
             self._connection.close()
-            for suffix in ("", "-wal", "-shm"):
+            for suffix in FILE_SUFFIXES:
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
             self._lock.release(remove=True)
 
@@ -240,10 +240,12 @@ class Journal:
 
         Raises
         ------
-        OSError, sqlite3.Error
+        JournalInvalid
+            The file that was open is damaged.
+        OSError, sqlite3.OperationalError
             It cannot be written. The file that was open stays open, so this can be tried again.
         """
-        with self._mutex:
+        with self._guard_connection():
             moved = put_back(self._connection, self.path)
             connection = self._open_connection("write")
             _prepare_to_write(connection)

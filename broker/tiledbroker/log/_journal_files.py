@@ -12,6 +12,8 @@ from typing import Final
 SUFFIX: Final = ".sqlite"
 LOG_SUFFIX: Final = "-wal"
 """What SQLite appends to the name of a database for that of its write-ahead log."""
+FILE_SUFFIXES: Final = ("", LOG_SUFFIX, "-shm")
+"""What is appended to the name of a database for those of all its files."""
 FINISHED_SUBDIRECTORY: Final = "finished"
 """Subdirectory of a journal directory for the files of runs that need no worker any more."""
 SUPERSEDED_SUBDIRECTORY: Final = "superseded"

@@ -9,11 +9,9 @@ import os
 import sqlite3
 import time
 from pathlib import Path
-from typing import Final
 
-from ._journal_schema import sync_directory
-
-_SUFFIXES: Final = ("", "-wal", "-shm")
+from ._journal_files import FILE_SUFFIXES
+from ._journal_schema import draft_path, sync_directory
 
 
 def identify_file(path: Path) -> tuple[int, int] | None:
@@ -39,7 +37,7 @@ def put_back(connection: sqlite3.Connection, path: Path) -> Path | None:
     OSError, sqlite3.Error
         It cannot be written. What was at the path may have been moved.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    draft = draft_path(path)
     draft.unlink(missing_ok=True)
     try:
         connection.execute("VACUUM INTO ?", (str(draft),))
@@ -58,7 +56,7 @@ def _set_aside(path: Path) -> Path | None:
     """Rename the file at a path, and what SQLite has beside it: another file there would be mixed up with it."""
     moved = path.with_name(f"{path.name}.replaced-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}")
     has_moved = False
-    for suffix in _SUFFIXES:
+    for suffix in FILE_SUFFIXES:
         file = path.with_name(path.name + suffix)
         if os.path.lexists(file):
             file.rename(moved.with_name(moved.name + suffix))

@@ -61,7 +61,7 @@ def create_file(path: Path) -> None:
     OSError
         The file cannot be written.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    draft = draft_path(path)
     contents = _empty_file(path.parent)
     try:
         with os.fdopen(os.open(draft, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as file:
@@ -73,6 +73,11 @@ def create_file(path: Path) -> None:
         draft.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def draft_path(path: Path) -> Path:
+    """Return where this process writes a journal before it takes its path."""
+    return path.with_name(f".{path.name}.{os.getpid()}.draft")
 
 
 def sync_directory(path: Path) -> None:

@@ -18,7 +18,6 @@ from typing import Final, Literal
 
 from .._errors import JournalGap, JournalInvalid, SpoolDamaged
 from .._filesystem import open_regular_file
-from .._wording import format_command
 from ._identity import SessionIdentity
 from ._journal import Journal
 from ._record import Record
@@ -199,8 +198,7 @@ def _refuse_ingest_journal(path: Path) -> None:
         if journal.history():
             raise JournalInvalid(
                 path,
-                "it is the journal of an ingest host and not a spool. The service there writes it to Tiled, or "
-                f"`{format_command('tiledwriter-journal', 'replay', path)}` does.",
+                "it is the journal of an ingest host and not a spool. The service there writes it to Tiled.",
             )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import zmq
 
-from tiledbroker import Journal
+from tiledbroker import Journal, JournalInvalid
 from tiledbroker.protocol import messages
 from tiledbroker.supervisor import WorkerTask
 from tiledwriter.worker import TiledAddress, WorkerOptions
@@ -237,3 +237,15 @@ def test_documents_are_not_acknowledged_while_the_removed_journal_cannot_be_put_
     assert messages.Durable("run", 3, True) in sent.take()
     with Journal(journal.path) as reader:
         assert stored_names(reader) == ["start", "descriptor", "event"]
+
+
+def test_a_damaged_journal_that_cannot_be_put_back_does_not_end_the_worker(
+    worker: Worker, journal: Journal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise JournalInvalid(journal.path, "it is damaged.")
+
+    journal.path.unlink()
+    monkeypatch.setattr(journal, "put_back", fail)
+    worker._look_after_journal()
+    assert "it is damaged" in caplog.text

@@ -590,7 +590,7 @@ class Worker:
     def _look_after_journal(self) -> None:
         try:
             self._keep_journal_in_place()
-        except (sqlite3.OperationalError, OSError) as error:
+        except (JournalInvalid, sqlite3.OperationalError, OSError) as error:
             self._note_disk_problem(self._journal.path, error)
 
     def _keep_journal_in_place(self) -> None:
@@ -598,7 +598,7 @@ class Worker:
 
         Raises
         ------
-        OSError, sqlite3.OperationalError
+        JournalInvalid, OSError, sqlite3.OperationalError
             It cannot be put back.
         """
         if self._journal.is_in_place:
@@ -622,7 +622,7 @@ class Worker:
             return "documents came behind its stop document, with which a run ends"
         return ""
 
-    def _note_disk_problem(self, path: Path, error: sqlite3.Error | OSError) -> None:
+    def _note_disk_problem(self, path: Path, error: sqlite3.Error | OSError | JournalInvalid) -> None:
         self._limited_log.log(logging.ERROR, "disk", "The journal %s cannot be written: %s", path, error)
         self._disk_problem = explain_write_error(path, error)
         self._disk_problem_until = time.monotonic() + REFUSAL_AFTER_DISK_FULL_SECONDS

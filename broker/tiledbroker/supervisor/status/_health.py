@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Final
@@ -168,12 +168,7 @@ def _find_defects(snapshot: Snapshot, symptoms: Symptoms, advice: str) -> Iterat
     elif tiled.reachable:
         yield from _find_waiting_runs(snapshot)
     yield from _find_failed_runs(snapshot)
-    for uid, count in symptoms.lost_documents.items():
-        yield (
-            f"The journal of run {uid} in {snapshot.journal_dir} lacks {_count(count, 'document')} that were "
-            "acknowledged: somebody has removed it, or put an older copy in its place. Publishers that still have them "
-            "send them again; otherwise look for the file."
-        )
+    yield from _find_lost_documents(snapshot, symptoms.lost_documents)
     for disk in snapshot.disks:
         if disk.state == "low":
             yield f"The disk of the {disk.purpose} in {disk.path} is almost full: {_bytes(disk.free)} are free."
@@ -244,6 +239,17 @@ def commands_for_failed(run: RunStatus, journal_dir: str) -> tuple[tuple[str, st
         else (("the error with its traceback", "show"), ("after the cause is fixed, try again", "retry"))
     )
     return tuple((purpose, format_run_command(name, run.uid, run.journal, journal_dir)) for purpose, name in commands)
+
+
+def _find_lost_documents(snapshot: Snapshot, lost: Mapping[str, int]) -> Iterator[str]:
+    if lost:
+        uid, count = next(iter(lost.items()))
+        others = f", and so do those of {_count(len(lost) - 1, 'other run')}" if len(lost) > 1 else ""
+        yield (
+            f"The journal of run {uid} in {snapshot.journal_dir} lacks {_count(count, 'document')} that were "
+            f"acknowledged{others}: somebody has removed it, or put an older copy in its place. Publishers that still "
+            "have them send them again; otherwise look for the file."
+        )
 
 
 def _find_failed_runs(snapshot: Snapshot) -> Iterator[str]:
