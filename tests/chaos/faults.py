@@ -279,6 +279,7 @@ _GATEWAY: Final = (
     html(405, "405 Not Allowed"),
     html(200, "We are down for maintenance."),
     html(503, "503 Service Temporarily Unavailable"),
+    answer(404, "Not Found"),  # of a gateway made with FastAPI, which looks like Tiled's own
 )
 
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+import psutil
+
+from tiledwriter.testing import wait_until
+
 from .kinds import Planned, kind
-from .logs import SEGMENT, documents_in, files_of, flip_bit, replace_files, runs_in, used
-from .referee import Harm
+from .logs import SEGMENT, copy_files, documents_in, files_of, flip_bit, replace_files, runs_in, used
+from .referee import Harm, journal_path
 from .site import Seat, Site, Snapshot, held
 
 _MAIN_FILE: Final = ".sqlite"
+_PUT_BACK: Final = 30.0  # seconds within which a worker looks at its journal
 
 
 # Files that are damaged
@@ -206,6 +213,66 @@ def _note_stale(site: Site, run_uids: Iterable[str]) -> int:
     for run_uid in stale:
         site.harm(run_uid, Harm(stale=True))
     return len(stale)
+
+
+# Files that are taken from under a worker
+
+
+@kind("open journal removed", "zeromq")
+def _(site: Site, planned: Planned) -> str:
+    """As a job does that cleans directories; its worker puts it back."""
+    return _take_open_journal(site, planned, Path.unlink)
+
+
+@kind("open journal replaced", "zeromq")
+def _(site: Site, planned: Planned) -> str:
+    """By a copy of some seconds ago, as somebody does who restores a backup."""
+    with tempfile.TemporaryDirectory(dir=site.setting.directory) as place:
+        copies = copy_files(site.journal_dir, Path(place) / "copies")
+        site.pause(planned.seconds(1, 8))
+
+        def replace(path: Path) -> None:
+            if (copy := copies / path.name).exists():
+                copy.replace(path)
+            else:
+                path.unlink()
+
+        return _take_open_journal(site, planned, replace)
+
+
+def _take_open_journal(site: Site, planned: Planned, take: Callable[[Path], None]) -> str:
+    """Take the file of a run that is not at its end, and wait until it is back; nobody is killed meanwhile."""
+    with held(site.locks["journals"], site.locks["supervisor"], site.locks["worker"]):
+        opened = _journals_open_in(site.workers())
+        runs = [run_uid for run_uid in runs_in(site.journal_dir, site.emitted()) if not site.outcome(run_uid)]
+        taken = {run_uid: path for run_uid in runs if (path := journal_path(site.journal_dir, run_uid)) in opened}
+        if not (run_uid := _chosen(_sound(site, list(taken)), planned)):
+            return ""
+        path = taken[run_uid]
+        before = site.journaled(run_uid)
+        take(path)
+        if not _is_put_back(site, run_uid, before):
+            # Its worker had closed it by then. That publishers still have the documents is not promised.
+            site.harm(run_uid, Harm(0, readable=False, stale=True))
+            return f"{path.name}, which nobody has put back"
+    return f"{path.name} with {before} documents"
+
+
+def _journals_open_in(workers: Iterable[psutil.Process]) -> set[Path]:
+    opened: set[Path] = set()
+    for worker in workers:
+        with suppress(psutil.Error):
+            opened.update(Path(file.path) for file in worker.open_files())
+    return opened
+
+
+def _is_put_back(site: Site, run_uid: str, documents: int) -> bool:
+    """Whether a run's journal has so many documents again, before long."""
+    try:
+        wait_until(lambda: site.journaled(run_uid) >= documents, _PUT_BACK, "the journal is put back")
+    except TimeoutError:
+        return False
+    return True
 
 
 # Another ingest host

@@ -6,6 +6,7 @@ import random
 import sqlite3
 import subprocess
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -67,6 +68,9 @@ class IdleSite(Site):
         self.during()
 
     def ingest_processes(self) -> list[psutil.Process]:
+        return []
+
+    def workers(self) -> list[psutil.Process]:
         return []
 
     def kill_ingest_host(self) -> None:
@@ -181,6 +185,51 @@ def test_files_are_found_by_their_run_however_many_there_are(tmp_path: Path) -> 
     assert [path.name for path in files_of(tmp_path, "a")] == names[:2]
     assert [path.name for path in files_of(tmp_path, "b")] == names[2:]
     assert runs_in(tmp_path, ["c", "b", "a"]) == ["b", "a"]
+
+
+# Files that are taken from under a worker
+
+
+@pytest.mark.parametrize("kind", ["open journal removed", "open journal replaced"])
+def test_a_journal_is_taken_from_a_worker_which_puts_it_back(
+    tmp_path: Path, site: IdleSite, tiled_server: TiledServer, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    with (
+        SupervisorProcess(site.journal_dir, tiled_server) as supervisor,
+        closing(ZMQPublisher(supervisor.address, spool_dir=tmp_path / "spool")) as publisher,
+    ):
+        run = documents(str(uuid.uuid4()))
+        for name, document in run[:3]:
+            publisher(name, document)
+        assert publisher.flush(60)
+        run_uid = run[0][1]["uid"]
+        monkeypatch.setattr(site, "workers", supervisor.workers)
+        monkeypatch.setattr(site, "emitted", lambda: {run_uid: []})
+        before = (site.journal_dir / f"{run_uid}.sqlite").stat().st_ino
+        assert KINDS[kind](site, planned(kind)) == f"{run_uid}.sqlite with 3 documents"
+        assert (site.journal_dir / f"{run_uid}.sqlite").stat().st_ino != before
+    assert site.harms == {}
+
+
+def test_a_journal_that_nobody_puts_back_is_noted_as_lost(site: IdleSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.publish("a", 3)
+    site.journal_run("a", 3)
+    monkeypatch.setattr("chaos.harm._PUT_BACK", 0.1)
+    with Journal(site.journal_dir / "a.sqlite"):
+        monkeypatch.setattr(site, "workers", lambda: [psutil.Process()])
+        done = KINDS["open journal removed"](site, planned("open journal removed"))
+    assert done == "a.sqlite, which nobody has put back"
+    assert site.harms == {"a": Harm(0, readable=False, stale=True)}
+
+
+@pytest.mark.parametrize("kind", ["open journal removed", "open journal replaced"])
+def test_a_journal_that_no_worker_has_open_is_left_alone(site: IdleSite, kind: str) -> None:
+    site.publish("a", 3)
+    site.journal_run("a", 3)
+    before = contents(site.journal_dir)
+    assert not KINDS[kind](site, planned(kind))
+    assert contents(site.journal_dir) == before
+    assert site.harms == {}
 
 
 # Copies of earlier times
@@ -497,6 +546,7 @@ def test_a_run_that_no_supervisor_takes_is_no_fault(site: IdleSite, monkeypatch:
 def test_all_kinds_of_faults_are_in_a_campaign() -> None:
     assert {
         *("bit flipped in spool", "bit flipped in journal", "second ingest host", "destination changed"),
+        *("open journal removed", "open journal replaced"),
         *("old spool put back", "old journals put back", "old spools and journals put back"),
         *("permissions of spools away", "permissions of journals away"),
         *("tables locked", "gateway answers", "spool truncated", "worker killed", "cable cut", "zombie"),
