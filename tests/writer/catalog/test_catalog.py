@@ -18,7 +18,7 @@ import pandas
 import pyarrow
 import pytest
 import zarr
-from catalog_runs import BY_SEQ_NUM, COLUMNS, QUIET_PERIOD_SECONDS, STOP, Run, finish, npy_files, rows, stopped
+from catalog_runs import BY_SEQ_NUM, COLUMNS, QUIET_PERIOD_SECONDS, STOP, Run, finish, npy_files, rows, stopped, write
 from faulty_proxy import CUT_AFTER, CUT_BEFORE, PASS, FaultyProxy, answer, late_answer, page, zombie
 from tiled.utils import safe_json_dump
 
@@ -54,6 +54,7 @@ from tiledwriter.mapping._operations import (
     UpdateMetadata,
     WriteArray,
 )
+from tiledwriter.mapping._run_writer import STREAM_SPECS
 from tiledwriter.testing import wait_until
 
 
@@ -1116,6 +1117,40 @@ def test_a_table_shows_its_old_rows_until_the_new_ones_are_complete(run, tiled):
     assert len(shown(tiled, run)[0]) == 3
     run.apply(*before, as_text(run, 0, 2), as_text(run, 2, 3))
     assert shown(tiled, run) == ([0, 1, 2], ["<0>", "<1>", "<2>"])
+
+
+@pytest.mark.parametrize("rows_after", [1, 2])
+def test_metadata_of_a_stream_waits_for_rewrites_of_its_tables(run, tiled, rows_after):
+    """Tiled refuses it while a table and its copy have columns of one name."""
+    start, stream = run.containers()
+    containers = [start, replace(stream, specs=STREAM_SPECS)]
+    run.apply(*containers, CreateTable(run.table, COLUMNS, BY_SEQ_NUM), run.append(0, 3))
+    run.apply(
+        *containers,
+        CreateTable(run.table, WIDER, BY_SEQ_NUM),
+        as_text(run, 0, 1),
+        UpdateMetadata(stream.path, {"one": 1, "two": 0}),
+        UpdateMetadata(stream.path, {"two": 2}),
+        as_text(run, 1, 1 + rows_after),
+    )
+    metadata = dict(tiled[stream.path].metadata)
+    assert (metadata.get("one"), metadata.get("two")) == ((1, 2) if rows_after == 2 else (None, None))
+
+
+def test_metadata_of_a_stream_is_there_before_the_stop_document(run, tiled):
+    start, stream = run.containers()
+    operations = [start, replace(stream, specs=STREAM_SPECS), CreateTable(run.table, COLUMNS, BY_SEQ_NUM)]
+    run.apply(*operations, run.append(0, 3))
+    with run.catalog() as catalog:
+        # A table that is wrong is rewritten until the run is complete.
+        catalog._known.mark_doubted(catalog._known[run.table], "is wrong", 3)
+        write(catalog, [*operations, run.append(0, 3), UpdateMetadata(stream.path, {"one": 1})])
+        assert run.events()[-1] == "repairing"
+        assert "one" not in tiled[stream.path].metadata
+        finish(catalog, [run.append(3, 5), UpdateMetadata(run.uid, STOP)])
+    assert tiled[stream.path].metadata["one"] == 1
+    assert read_column(tiled, run.table) == [0, 1, 2, 3, 4]
+    assert tiled[run.uid].metadata["stop"] == STOP["stop"]
 
 
 def test_a_table_with_more_rows_than_the_run_has_in_the_end_stays_as_it_is(run, tiled):

@@ -14,11 +14,13 @@ from tiled.adapters.sql import COLUMN_NAME_PATTERN, is_safe_identifier
 
 from tiledbroker import ReplacedByRepr
 from tiledwriter.mapping._columns import arrow_type
+from tiledwriter.mapping._late_columns import BEGINS_LATE_SUFFIX
 from tiledwriter.mapping._operations import AppendRows, CreateArray, CreateTable, OrderTable, RemoveNode, WriteArray
 from tiledwriter.mapping._tables import InternalData, RowOrder
 
 NUMBER = {"dtype": "number", "dtype_numpy": "<f8", "shape": [], "source": "test"}
 TEXT = {"dtype": "string", "shape": [], "source": "test"}
+COUNT = {"dtype": "integer", "dtype_numpy": "<i8", "shape": [], "source": "test"}
 BY_SEQ_NUM, BY_TIME = ("seq_num", "time"), ("time", "seq_num")
 
 
@@ -29,6 +31,7 @@ def array_key(size, dtype="<f8"):
 def internal(data_keys, notes, *, guessed=(), max_array_size=4, column_types=None):
     return InternalData(
         "run/primary",
+        "primary",
         data_keys,
         guessed=set(guessed),
         max_array_size=max_array_size,
@@ -887,3 +890,100 @@ def test_records_are_stored_as_json_and_noted():
         "Stream 'primary': 'dog' has records, which have no column type; they are stored as JSON.",
         f"Stream 'primary': the JSON of 'dog' is not always what was given: {changed}",
     ]
+
+
+# Columns that begin late
+
+
+@pytest.fixture
+def early(monkeypatch):
+    """SQLite's driver judges columns by three rows."""
+    monkeypatch.setattr("tiledwriter.mapping._late_columns.FIRST_ROWS", 3)
+
+
+def begin_late(operations):
+    """What appends say of columns that begin late, with the row that each begins in."""
+    return [
+        (key.removesuffix(BEGINS_LATE_SUFFIX), kind, operation.first)
+        for operation in of_type(operations, AppendRows)
+        for _, key, kind in operation.begin_late
+    ]
+
+
+def data_rows(**columns):
+    return [
+        event(i + 1, dict(zip(columns, row, strict=True))) for i, row in enumerate(zip(*columns.values(), strict=True))
+    ]
+
+
+LATE = {"x": [math.nan, None, math.nan, 1.5], "word": [None, None, None, "a"], "n": [None, None, None, 4]}
+
+
+@pytest.mark.usefixtures("early")
+@pytest.mark.parametrize("batches", [(), (1, 1, 1, 1), (3,), (2, 2)])
+def test_the_append_that_has_the_first_value_says_what_begins_late(batches):
+    operations = fold({"x": NUMBER, "word": TEXT, "n": COUNT}, data_rows(**LATE), batches=batches)
+    assert [(key, kind) for key, kind, _ in begin_late(operations)] == [("x", "array"), ("word", "filled")]
+
+
+@pytest.mark.usefixtures("early")
+def test_columns_without_any_value_are_among_those_that_begin_late():
+    rows = data_rows(x=[None, None, None, 1.5], never=[None] * 4)
+    operations = fold({"x": NUMBER, "never": NUMBER}, rows, batches=(1, 1, 1, 1))
+    assert begin_late(operations) == [("x", "array", 3), ("never", "array", 3)]
+
+
+@pytest.mark.usefixtures("early")
+@pytest.mark.parametrize("values", [[None, None, 1.5, 2.5], [None] * 4, [1.5, None, None, None]])
+def test_columns_that_begin_in_time_or_never_do_not_begin_late(values):
+    assert begin_late(fold({"x": NUMBER}, data_rows(x=values), batches=(1, 1, 1, 1))) == []
+
+
+@pytest.mark.usefixtures("early")
+def test_timestamps_that_begin_late_are_found():
+    rows = [event(i + 1, {"x": 1.0} if i < 3 else {"x": 1.0, "n": 7}) for i in range(4)]
+    operations = fold({"x": NUMBER, "n": COUNT}, rows)
+    assert begin_late(operations) == [("n", "filled", 0)]
+    planned = fold({"x": NUMBER, "n": COUNT}, rows, column_types={f"n{BEGINS_LATE_SUFFIX}": "filled"})
+    assert table(planned)["ts_n"] == [1.0, None, None, 4.0]
+    assert table(planned)["n"] == [None, None, None, 7]
+    assert begin_late(planned) == []
+
+
+@pytest.mark.usefixtures("early")
+def test_numbers_that_begin_late_get_an_array_and_texts_something_in_the_first_row():
+    notes = []
+    plan = {f"x{BEGINS_LATE_SUFFIX}": "array", f"word{BEGINS_LATE_SUFFIX}": "filled"}
+    keys = {"x": NUMBER, "word": TEXT, "n": COUNT}
+    operations = fold(keys, data_rows(**LATE), batches=(1, 2), notes=notes, column_types=plan)
+    numpy.testing.assert_array_equal(array(operations, "run/primary/x"), [math.nan] * 3 + [1.5])
+    (created,) = of_type(operations, CreateArray)
+    assert (created.shape, created.dims, created.dtype) == ((), ("time",), "<f8")
+    columns = table(operations)
+    assert "x" not in columns
+    assert columns["ts_x"] == [1.0, 2.0, 3.0, 4.0]
+    assert columns["word"] == ["", None, None, "a"]
+    assert columns["n"] == LATE["n"]
+    assert begin_late(operations) == []
+    said = [note for note in notes if "SQLite" in note]
+    assert len(said) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"),
+    [(True, 1.0), (2, 2.0), ([2.5], 2.5), (numpy.float32(1.5), 1.5), (numpy.array([[4]]), 4.0), (None, None)]
+    + [(value, None) for value in ("text", [1, 2], {"a": 1}, 2**70 + 1)],
+)
+def test_an_array_of_numbers_takes_what_a_column_takes(value, stored):
+    notes, column_notes = [], []
+    operations = fold(
+        {"x": NUMBER},
+        [event(1, {"x": None}), event(2, {"x": value})],
+        notes=notes,
+        column_types={f"x{BEGINS_LATE_SUFFIX}": "array"},
+    )
+    expected = math.nan if stored is None else stored
+    numpy.testing.assert_array_equal(array(operations, "run/primary/x"), [math.nan, expected])
+    as_column = fold({"x": NUMBER}, [event(1, {"x": None}), event(2, {"x": value})], notes=column_notes)
+    assert table(as_column)["x"] == [None, stored]
+    assert ("do not fit" in str(notes)) == ("do not fit" in str(column_notes)) == (stored is None is not value)

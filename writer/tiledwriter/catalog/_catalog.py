@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple, NoReturn
 
@@ -119,6 +120,7 @@ class TiledCatalog:
         )
         self._missing = MissingNodes(self._nodes, self._known, self._beyond, self._rewrites, ledger)
         self._journal_has_all = False
+        self._held_metadata: dict[str, UpdateMetadata] = {}
         self._absences = connection.absences
 
     @property
@@ -165,6 +167,8 @@ class TiledCatalog:
             Tiled will never accept an operation.
         ColumnsRefused
             The server's table storage has no list columns.
+        ColumnsTooNarrow
+            The server's table storage could not read columns that begin late.
         MimetypeRefused
             The server does not know how to read some files.
         TiledHasMore
@@ -189,6 +193,7 @@ class TiledCatalog:
             if not self._must_wait(operation, blocked):
                 wait = self._apply_if_quiet(operation)
                 if wait is None:
+                    self._send_held_metadata()
                     continue
                 self._last_waits.append(wait)
                 blocked.add(operation.path)
@@ -239,6 +244,8 @@ class TiledCatalog:
             if isinstance(operation, Audit | CloseStream):
                 self._beyond.raise_tiled_has_more()
         elif isinstance(operation, AppendRows | WriteArray | ExtendExternal):
+            if isinstance(operation, AppendRows) and operation.begin_late:
+                self._creation.check_first_rows(operation)
             self._growth.grow_node(operation)
             self._rewrites.finish_rewrite(self._known[operation.path])
         elif isinstance(operation, OrderTable):
@@ -251,7 +258,11 @@ class TiledCatalog:
         elif isinstance(operation, UpdateMetadata):
             if "/" not in operation.path:
                 self._rewrites.finish_all_rewrites(operation.path)
-            self._update_metadata(operation)
+                self._send_held_metadata()
+            if self._known.rewrites_in(operation.path) and "/" in operation.path:
+                self._hold_metadata(operation)
+            else:
+                self._update_metadata(operation)
         elif isinstance(operation, RemoveNode):
             self._creation.remove_node(operation)
         elif isinstance(operation, CloseStream):
@@ -304,6 +315,22 @@ class TiledCatalog:
                 return
         self._nodes.set_order(target.path, operation.order)
         crash_point("catalog: order set")
+
+    def _hold_metadata(self, operation: UpdateMetadata) -> None:
+        """Keep the metadata of a stream until none of its tables is rewritten.
+
+        Tiled refuses the metadata of a stream in which a name occurs twice, as that of a column does in a table and in
+        its copy.
+        """
+        held = self._held_metadata.get(operation.path)
+        metadata = {**(held.metadata if held else {}), **operation.metadata}
+        self._held_metadata[operation.path] = replace(operation, metadata=metadata)
+
+    def _send_held_metadata(self) -> None:
+        """Update the metadata of streams that none is rewritten in any more."""
+        for path in [path for path in self._held_metadata if not self._known.rewrites_in(path)]:
+            self._apply_or_write_again(self._held_metadata[path])
+            del self._held_metadata[path]
 
     def _update_metadata(self, operation: UpdateMetadata) -> None:
         path, metadata = operation.path, operation.metadata

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
 from tiledbroker._crash_points import crash_point
 
-from .._errors import ColumnsRefused, NotOurs, Refused, ServerFailed
-from ..mapping import CreateArray, CreateContainer, CreateTable, Creation, RemoveNode, describe_operation
+from .._errors import ColumnsRefused, ColumnsTooNarrow, NodeRewound, NotOurs, Refused, ServerFailed
+from ..mapping import AppendRows, CreateArray, CreateContainer, CreateTable, Creation, RemoveNode, describe_operation
 from ._data_beyond_journal import DataBeyondJournal
 from ._growth import NodeGrowth
 from ._known_nodes import NEVER, KnownNode, KnownNodes
 from ._ledger import Ledger
-from ._nodes import Nodes, arrow_columns, columns_of, difference, extent, is_detached
+from ._nodes import SQLITE, Nodes, arrow_columns, columns_of, difference, extent, is_detached
 from ._quiet import QuietPeriods
 from ._rewrites import TableRewrites
 
@@ -106,6 +107,23 @@ class NodeCreation:
             self._check_columns(operation)
         else:
             self.create_node(operation)
+
+    def check_first_rows(self, operation: AppendRows) -> None:
+        """Check that the server can read a table with columns that have their first value in these rows.
+
+        Raises
+        ------
+        ColumnsTooNarrow
+            It cannot; a table that keeps its columns is rewritten for what its first row must have.
+        """
+        if self._nodes.find_storage(operation.path) != SQLITE:
+            return
+        target = self._known.target(operation.path)
+        if target.rows and not operation.loses_late_columns:
+            reason = "cannot be read, because columns begin late"
+            with suppress(NodeRewound):
+                self._rewrites.reject_rows(target, self._known[operation.path], reason, target.rows)
+        raise ColumnsTooNarrow({(stream, key): kind for stream, key, kind in operation.begin_late})
 
     def _create_or_adopt(self, node: KnownNode, operation: Creation, *, tolerated_failures: int | None = None) -> None:
         if node.quiet_watch is not None:

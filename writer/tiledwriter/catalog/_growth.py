@@ -14,7 +14,7 @@ from .._errors import Ambiguous, NodeNotQuiet, NodeRewound, NotTiled, Refused, S
 from ..mapping import AppendRows, CreateTable, DescribeExternal, ExtendExternal, Growth, WriteArray, describe_operation
 from ._known_nodes import KnownNode, KnownNodes
 from ._ledger import Ledger
-from ._nodes import Nodes, extent
+from ._nodes import SQLITE, Nodes, extent
 from ._quiet import QuietPeriods
 from ._rewrites import TableRewrites
 
@@ -22,10 +22,6 @@ log = logging.getLogger(__name__)
 
 MAX_REQUEST_ROWS: Final = 20_000
 MAX_REQUEST_BYTES: Final = 32 * 2**20
-
-# The database that works within Tiled's process, so that nothing of an append goes on after Tiled's answer. A server
-# such as PostgreSQL may complete a transaction after Tiled has lost the connection to it.
-_STORAGE_IN_PROCESS: Final = "sqlite"
 
 
 class NodeGrowth:
@@ -227,7 +223,9 @@ class NodeGrowth:
                 node.max_rows = (operation.stop - operation.first) // 2
                 return
             self._known.record_lost_response(node)
-            node.has_answer = isinstance(error, ServerFailed) and self._nodes.storage(node.path) == _STORAGE_IN_PROCESS
+            # SQLite works within Tiled's process, so that nothing of an append goes on after Tiled's answer. A server
+            # such as PostgreSQL may complete a transaction after Tiled has lost the connection to it.
+            node.has_answer = isinstance(error, ServerFailed) and self._nodes.storage(node.path) == SQLITE
             self._quiet.record_growth_since(started)
             self._ledger.note("ambiguous", operation=describe_operation(operation), reason=str(error))
             log.warning(

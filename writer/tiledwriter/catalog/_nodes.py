@@ -45,6 +45,8 @@ _BYTES_PER_VALUE: Final = 8
 # Tiled limits a response to 300 MB by default.
 _MAX_SLICE_BYTES: Final = 32 * 2**20
 _NODES_PER_PAGE: Final = 100
+SQLITE: Final = "sqlite"
+"""Kind of database that works within Tiled's process, and that does not tell which types columns have."""
 _FIRST_CHUNK_ROWS_PROPERTY: Final = "rows"
 
 
@@ -397,6 +399,10 @@ class Nodes:
     def storage(self, path: str) -> str:
         """Return the kind of database that a table is stored in, such as "sqlite"; "" unless it is known already."""
         return storage_of(self._data_sources.get(path, {}))
+
+    def find_storage(self, path: str) -> str:
+        """Return the kind of database that a table is stored in; ask the server if it is not known."""
+        return storage_of(self.data_source(path))
 
     def _cache_data_source(self, path: str, data_sources: Any) -> None:
         if data_sources:

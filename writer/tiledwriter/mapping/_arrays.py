@@ -13,7 +13,7 @@ import numpy.typing
 
 from .._exact_numbers import EXACT_NUMBERS, loses_digits, nearest_float
 from .._plain_text import text_of
-from ._columns import MAX_EXACT_INTEGER, dtype_kind, fit_text, list_type
+from ._columns import MAX_EXACT_INTEGER, dtype_kind, fit_text, list_type, only_item
 from ._dtypes import declared_dtype
 
 Array = numpy.typing.NDArray[Any]
@@ -227,7 +227,7 @@ class InternalArray:
     path
         The path of the node.
     shape
-        The shape of one row.
+        The shape of one row; empty for a number.
     dtype
         The type of the elements.
     dims
@@ -328,7 +328,9 @@ class InternalArray:
         needed: str | None = None
         # NumPy warns about NaN in integer rows, which is reported as a misfit instead.
         with numpy.errstate(invalid="ignore"):
-            for position, (row, value) in enumerate(zip(rows, self.pending, strict=True)):
+            for position, value in enumerate(self.pending):
+                # A view, also where a row is a single number.
+                row = rows[position, ...]
                 if not self._fill_row(row, value):
                     misfits.append(position)
                     needed = needed or self.column_for(value, lists=self.lists)
@@ -343,6 +345,7 @@ class InternalArray:
         if value is ABSENT:
             return self.dtype.kind in "fcmM"
         try:
+            value = value if self.shape else only_item(value)
             array = _to_numpy(value, self.dtype, self._count_rounded, self._count_escaped)
             # A waveform of one number may come as a scalar.
             if array.ndim == 0 and value is not None and len(self.shape) == 1:
@@ -351,7 +354,7 @@ class InternalArray:
                 return False
             if array.dtype.kind == "c" != self.dtype.kind:
                 return False
-            part = tuple(slice(0, min(a, b)) for a, b in zip(array.shape, self.shape, strict=True))
+            part = (*(slice(0, min(a, b)) for a, b in zip(array.shape, self.shape, strict=True)), ...)
             row[part] = array[part]
         except (ValueError, TypeError):
             return False

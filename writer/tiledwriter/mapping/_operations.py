@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy
 import numpy.typing
@@ -81,6 +81,11 @@ class CreateTable:
     access_tags: tuple[str, ...] | None = None
 
 
+NEW_NODE: Final = "array"
+FIRST_FILLED: Final = "filled"
+"""What becomes of a data key that begins late: its numbers get a node, or something is put into the first row."""
+
+
 @dataclass(frozen=True)
 class AppendRows:
     """Append rows to a table.
@@ -95,12 +100,21 @@ class AppendRows:
         The columns.
     values
         The values of each column, all of equal length.
+    begin_late
+        Entries of the plan, as (stream, data key, type), that the run needs if its tables are in SQLite: columns that
+        have their first value here, behind so many rows without one that it could not be read.
     """
 
     path: str
     first: int
     columns: tuple[Column, ...]
     values: tuple[pyarrow.Array, ...]
+    begin_late: tuple[tuple[str, str, str], ...] = ()
+
+    @property
+    def loses_late_columns(self) -> bool:
+        """Whether the table has other columns as soon as the plan has the entries of `begin_late`."""
+        return any(kind == NEW_NODE for _, _, kind in self.begin_late)
 
     @property
     def stop(self) -> int:

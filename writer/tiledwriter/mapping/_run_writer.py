@@ -306,6 +306,7 @@ class RunWriter:
         names = StreamNames(f"Stream {path.rpartition('/')[2]!r}", self.note)
         internal = InternalData(
             path,
+            name,
             document["data_keys"],
             guessed={key for stream, key in self._guessed_types if stream == name},
             max_array_size=self._max_array_size,

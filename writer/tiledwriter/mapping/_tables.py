@@ -8,6 +8,7 @@ from types import NoneType
 from typing import Any, Final, Literal
 
 import numpy
+import pyarrow
 
 from .._exact_numbers import loses_digits
 from .._json import REPLACED, to_json
@@ -38,7 +39,10 @@ from ._columns import (
 )
 from ._dtypes import declared_dtype
 from ._internal_table import BY_SEQ_NUM, ColumnSource, InternalTable, RowOrder
+from ._late_columns import BEGINS_LATE_SUFFIX, FIRST_ROWS, LateColumns, with_first
 from ._operations import (
+    FIRST_FILLED,
+    NEW_NODE,
     AppendRows,
     Audit,
     Column,
@@ -65,6 +69,8 @@ class InternalData:
     ----------
     path
         The path of the stream's node.
+    stream
+        The name of the stream.
     data_keys
         The data keys of the stream's descriptor.
     guessed
@@ -90,7 +96,8 @@ class InternalData:
         What the next fold must do otherwise, by data key, as a word that the journal keeps: a wider column type, such
         as "float64" or "list<float64>"; "text" for a column of JSON in place of an array; `ARRAY` and a NumPy type for
         an array of that type. Under a key with the suffix `_DECLARED_LATER_SUFFIX` it is the entry, as JSON, of a data
-        key that a further descriptor declares, or that was declared external before values came in events.
+        key that a further descriptor declares, or that was declared external before values came in events. A data key
+        with the suffix `BEGINS_LATE_SUFFIX` begins late, in SQLite; see `AppendRows.begin_late`.
     pending_bytes
         The size, in bytes, of the array rows not flushed yet, missing arrays included.
     """
@@ -98,6 +105,7 @@ class InternalData:
     def __init__(
         self,
         path: str,
+        stream: str,
         data_keys: Mapping[str, Mapping[str, Any]],
         *,
         guessed: Collection[str] = (),
@@ -112,12 +120,18 @@ class InternalData:
         self.too_narrow: dict[str, str] = {}
         self.pending_bytes = 0
         self._path = path
+        self._stream = stream
         self._stream_name = f"Stream {path.rpartition('/')[2]!r}"
         later = _declared_later(column_types or {})
         self._data_keys: dict[str, Mapping[str, Any]] = {**data_keys, **later}
         self._guessed = guessed
         self._max_array_size = max_array_size
         self._column_types = column_types or {}
+        self._first_time = 0.0
+        self._late_columns = LateColumns()
+        self._late = {
+            key.removesuffix(BEGINS_LATE_SUFFIX) for key in self._column_types if key.endswith(BEGINS_LATE_SUFFIX)
+        }
         self._names = names or StreamNames(self._stream_name, note)
         self._names.declare(self._data_keys)
         for key in [key for key, data_key in later.items() if data_key.get("external")]:
@@ -189,6 +203,7 @@ class InternalData:
         """Add one event document."""
         data = event["data"]
         if not self.tables:
+            self._first_time = event["time"]
             self._plan_tables(data)
         for table in self.tables:
             table.add(event)
@@ -344,7 +359,20 @@ class InternalData:
         if holds_arrays:
             return self._assign_arrays(key, data_key, value)
         declared = {"dtype": "number"} if is_array else data_key
-        return self._column_types.get(key) or scalar_type(declared, value, guessed=key in self._guessed), "value"
+        kind = self._column_types.get(key) or scalar_type(declared, value, guessed=key in self._guessed)
+        if key in self._late and kind == "float64":
+            self._assign_late_numbers(key)
+            return None
+        return kind, "value"
+
+    def _assign_late_numbers(self, key: str) -> None:
+        """Assign the numbers of a data key that begins late to an array node, which has NaN for missing ones."""
+        dims = tuple(self._names.of_dimensions(key, (TIME,), (0,)))
+        self.arrays[key] = InternalArray(key, "", (), numpy.dtype("<f8"), dims)
+        self._note(
+            f"{self._stream_name}: {key!r} is stored as an array of its own, because it has no value in the first "
+            f"{FIRST_ROWS:,} events, and such a column could not be read from SQLite."
+        )
 
     def _assign_arrays(
         self, key: str, data_key: Mapping[str, Any], value: Any
@@ -461,12 +489,46 @@ class InternalData:
         values = []
         for source, parts in zip(table.sources, table.take_rows(), strict=True):
             values.append(arrow_column([self._fit_values(source, part) for part in parts], source.column.type))
+            if first == 0 and source.key in self._late:
+                values[-1] = self._fill_first(source, values[-1])
             if source.column.type in self._keys_with_gaps_by_type and values[-1].null_count:
                 self._keys_with_gaps_by_type[source.column.type].add(source.key)
             if source.column.name in table.digests:
                 table.digests[source.column.name].add(values[-1])
-        operations.append(AppendRows(table.path, first, columns, tuple(values)))
+        late = self._late_columns.find(table.sources, first, values)
+        operations.append(AppendRows(table.path, first, columns, tuple(values), self._plan_late(late)))
         return operations
+
+    def _plan_late(self, late: Sequence[ColumnSource]) -> tuple[tuple[str, str, str], ...]:
+        """Return entries of the plan for columns that begin late.
+
+        Those that have no value yet are among them, so that the table is not rewritten for one after the other.
+        """
+        numbers = {source.key for source in late if source.kind == "value" and source.column.type == "float64"}
+        return tuple(
+            (self._stream, key + BEGINS_LATE_SUFFIX, NEW_NODE if key in numbers else FIRST_FILLED)
+            for key in dict.fromkeys(source.key for source in late)
+        )
+
+    def _fill_first(self, source: ColumnSource, values: pyarrow.Array) -> pyarrow.Array:
+        """Return the first values of a column of a data key that begins late, with something in the first row.
+
+        That is enough for SQLite's driver. Numbers are not here, but in an array node; integers need nothing.
+        """
+        if source.kind == "timestamp":
+            filler: Any = self._first_time
+            what = "the event's time as timestamp"
+        elif source.column.type == "string":
+            filler, what = ("null", "JSON's null") if source.kind == "text" else ("", "an empty text")
+        else:
+            return values
+        filled = with_first(values, filler)
+        if filled is not values:
+            self._note(
+                f"{self._stream_name}: {source.key!r} has nothing in the first {FIRST_ROWS:,} events; as such a column "
+                f"could not be read from SQLite, the first event has {what} there."
+            )
+        return filled
 
     def _fit_values(self, source: ColumnSource, values: Values) -> Values:
         """Return values as the column has them, and count what was changed or left out.
