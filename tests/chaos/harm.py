@@ -227,7 +227,8 @@ def _(site: Site, planned: Planned) -> str:
 @kind("open journal replaced", "zeromq")
 def _(site: Site, planned: Planned) -> str:
     """By a copy of some seconds ago, as somebody does who restores a backup."""
-    with tempfile.TemporaryDirectory(dir=site.setting.directory) as place:
+    # On the same disk, so that one file takes the place of the other at once.
+    with tempfile.TemporaryDirectory(dir=site.journal_dir.parent) as place:
         copies = copy_files(site.journal_dir, Path(place) / "copies")
         site.pause(planned.seconds(1, 8))
 

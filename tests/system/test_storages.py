@@ -290,3 +290,36 @@ def test_a_row_of_many_values_that_a_database_cannot_keep_elsewhere_is_divided(
     assert write_journal(path, storage_server) == "written"
     read = storage_server.client()[run.start_doc["uid"]]["baseline"].read()
     assert {name: read[name].values[0] for name in data} == data
+
+
+ONE_SHAPE, ANY_LENGTH = (
+    {"source": "test", "dtype": "array", "shape": [size], "dtype_numpy": "<f8"} for size in (2, None)
+)
+DIGITS = 0.123456789012345
+
+
+@pytest.mark.parametrize("missing", [0, 2])
+def test_short_arrays_of_which_one_is_missing_are_numbers_with_all_digits(
+    missing: int, storage_server: TiledServer, tmp_path: Path
+) -> None:
+    run = compose_run()
+    stream = run.compose_descriptor(name="primary", data_keys={"pair": ONE_SHAPE, "list": ANY_LENGTH})
+    documents = [("start", run.start_doc), ("descriptor", stream.descriptor_doc)]
+    given = {"pair": [[row + DIGITS, 1.0] for row in range(4)], "list": [[row + DIGITS] * row for row in range(4)]}
+    for row in range(4):
+        data = {key: None if row == missing else values[row] for key, values in given.items()}
+        event = stream.compose_event(data=data, timestamps=dict.fromkeys(data, 1.0), validate=False)
+        documents.append(("event", event))
+    path = journaled([*documents, ("stop", run.compose_stop())], tmp_path)
+    assert write_journal(path, storage_server) == "written"
+    primary = storage_server.client()[run.start_doc["uid"]].primary
+    pairs = [[numpy.nan, numpy.nan] if row == missing else pair for row, pair in enumerate(given["pair"])]
+    numpy.testing.assert_array_equal(primary["pair"].read(), pairs)
+    numpy.testing.assert_array_equal(primary.read()["pair"], pairs)
+    lists = primary["list"].read()
+    expected = [[] if row == missing else values for row, values in enumerate(given["list"])]
+    if storage_server.storage == "sqlite":  # texts, which are noted
+        assert [json.loads(text) if text not in ("None", "<NA>") else [] for text in map(str, lists)] == expected
+    else:
+        assert [numpy.asarray(row).tolist() for row in lists] == expected
+    assert "'list'" in str(primary.parent.metadata["notes"])

@@ -788,7 +788,7 @@ def test_batches_of_any_size_give_the_same_rows(rows, batches):
 def test_no_room_is_made_for_missing_arrays_of_a_size_that_nobody_has_seen():
     operations = fold({"wave": array_key(2**32)}, [event(1, {}), event(2, {"wave": [1.0, 2.0]})])
     assert not of_type(operations, WriteArray)
-    assert table(operations)["wave"] == [None, [1.0, 2.0]]
+    assert table(operations)["wave"] == [[], [1.0, 2.0]]
 
 
 # Values that are not what the descriptor says
@@ -987,3 +987,26 @@ def test_an_array_of_numbers_takes_what_a_column_takes(value, stored):
     as_column = fold({"x": NUMBER}, [event(1, {"x": None}), event(2, {"x": value})], notes=column_notes)
     assert table(as_column)["x"] == [None, stored]
     assert ("do not fit" in str(notes)) == ("do not fit" in str(column_notes)) == (stored is None is not value)
+
+
+# Lists of which some are missing
+
+
+def test_a_missing_list_among_lists_of_one_length_needs_an_array():
+    rows = [event(1, {"pair": [1, 2]}), event(2, {"pair": None})]
+    writer = internal({"pair": array_key(2, "<i4")}, [])
+    for row in rows:
+        writer.add(row)
+    writer.flush()
+    assert writer.too_narrow == {"pair": "array<i4"}
+    operations = fold({"pair": array_key(2, "<i4")}, rows, column_types=writer.too_narrow)
+    numpy.testing.assert_array_equal(array(operations, "run/primary/pair"), [[1, 2], [0, 0]])
+
+
+@pytest.mark.parametrize(("size", "planned"), [(None, {}), (2, {"list": "list<float64>"})])
+def test_a_missing_list_among_lists_of_any_length_is_empty_and_noted(size, planned):
+    notes = []
+    rows = [event(1, {"list": [1.0, 2.0]}), event(2, {"list": None}), event(3, {})]
+    operations = fold({"list": array_key(size)}, rows, notes=notes, column_types=planned)
+    assert table(operations)["list"] == [[1.0, 2.0], [], []]
+    assert any("2 arrays of 'list' are missing" in note for note in notes)

@@ -149,6 +149,8 @@ class InternalData:
         self._escaped: dict[str, int] = {}
         self._types_stored_as_text: dict[str, set[str]] = {}
         self._keys_with_widest_integers: set[str] = set()
+        self._types_of_equal_lists: dict[str, numpy.dtype[Any]] = {}
+        self._missing_lists: dict[str, int] = {}
         self._keys_with_gaps_by_type: dict[str, set[str]] = {"int64": set(), "bool": set(), "string": set()}
         self._order = RowOrder()
         self._dim_names_by_size_and_repeat: dict[tuple[int, int], str] = {}
@@ -262,6 +264,14 @@ class InternalData:
             if key in self.arrays:
                 what += f" or are missing{self._describe_rows(key, count)}"
             self._note(f"{self._stream_name}: {what} and are not here as they were.")
+        for source in (source for table in self.tables for source in table.sources):
+            if source.column.type.startswith("list<"):
+                self._note(
+                    f"{self._stream_name}: {source.key!r} is a column of lists; Tiled's client gives its numbers by "
+                    "the data key, and texts of eight digits in `read()` of the stream and of the table."
+                )
+        for key, count in sorted(self._missing_lists.items()):
+            self._note(f"{self._stream_name}: {count} arrays of {key!r} are missing; the lists there are empty.")
         rounded = self._rounded | {key: array.rounded for key, array in self.arrays.items() if array.rounded}
         for key, count in sorted(rounded.items()):
             self._note(
@@ -396,7 +406,10 @@ class InternalData:
         readable = value is None or first is not None
         if needed is None and readable and self._max_array_size and takes_lists(dtype):
             flat = len(data_key.get("shape") or (0,)) == 1 and (first is None or first.ndim == 1)
-            if self._is_short(shape) or (shape is None and flat):
+            if self._is_short(shape):
+                self._types_of_equal_lists[key] = dtype
+                return list_type({"dtype_numpy": dtype.str}, first), "value"
+            if shape is None and flat:
                 return list_type({"dtype_numpy": dtype.str}, first), "value"
         if shape is None or not readable:
             self._note_text(key)
@@ -491,6 +504,8 @@ class InternalData:
             values.append(arrow_column([self._fit_values(source, part) for part in parts], source.column.type))
             if first == 0 and source.key in self._late:
                 values[-1] = self._fill_first(source, values[-1])
+            if values[-1].null_count and source.column.type.startswith("list<"):
+                values[-1] = self._fill_lists(source, values[-1])
             if source.column.type in self._keys_with_gaps_by_type and values[-1].null_count:
                 self._keys_with_gaps_by_type[source.column.type].add(source.key)
             if source.column.name in table.digests:
@@ -529,6 +544,18 @@ class InternalData:
                 f"could not be read from SQLite, the first event has {what} there."
             )
         return filled
+
+    def _fill_lists(self, source: ColumnSource, values: pyarrow.Array) -> pyarrow.Array:
+        """Return a column of lists with an empty one in place of each that is missing.
+
+        Tiled gives a column of lists as text, with eight digits of each number, if one of them is missing. Arrays of
+        one shape get an array node instead.
+        """
+        if source.key in self._types_of_equal_lists:
+            self.too_narrow.setdefault(source.key, f"{ARRAY}{self._types_of_equal_lists[source.key].str}")
+            return values
+        self._add_count(self._missing_lists, source, values.null_count)
+        return pyarrow.array([[] if value is None else value for value in values.to_pylist()], values.type)
 
     def _fit_values(self, source: ColumnSource, values: Values) -> Values:
         """Return values as the column has them, and count what was changed or left out.
