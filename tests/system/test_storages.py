@@ -323,3 +323,39 @@ def test_short_arrays_of_which_one_is_missing_are_numbers_with_all_digits(
     else:
         assert [numpy.asarray(row).tolist() for row in lists] == expected
     assert "'list'" in str(primary.parent.metadata["notes"])
+
+
+SYSTEM_NAMES = ["xmin", "XMAX", "cmin", "cmax", "ctid", "tableoid", "oid", "rowid", "_rowid_"]
+KEYWORDS = [
+    "user",
+    "select",
+    "table",
+    "order",
+    "index",
+    "group",
+    "current_date",
+    "row",
+    "default",
+    "null",
+    "end",
+    "limit",
+]
+
+
+def test_data_keys_may_have_names_that_databases_use(storage_server: TiledServer, tmp_path: Path) -> None:
+    run = compose_run()
+    keys = [*SYSTEM_NAMES, *KEYWORDS]
+    stream = run.compose_descriptor(name="primary", data_keys=dict.fromkeys(keys, NUMBER))
+    documents = [("start", run.start_doc), ("descriptor", stream.descriptor_doc)]
+    for row in range(3):
+        # Downwards, as a table must not be ordered by any of them.
+        data = {key: number - row / 4 for number, key in enumerate(keys)}
+        documents.append(("event", stream.compose_event(data=data, timestamps=dict.fromkeys(data, 1.0))))
+    path = journaled([*documents, ("stop", run.compose_stop())], tmp_path)
+    assert write_journal(path, storage_server) == "written"
+    stored = storage_server.client()[run.start_doc["uid"]]
+    data = stored.primary.read()
+    for number, key in enumerate(keys):
+        name = next(name for name in (key, f"x{key}") if name in data)
+        assert data[name].values.tolist() == [number, number - 0.25, number - 0.5]
+        assert name == key or f"{key!r}" in str(stored.metadata["notes"])

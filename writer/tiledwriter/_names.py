@@ -25,6 +25,8 @@ _OWN_NODE: Final = re.compile(rf"{TABLE_KEY}(_\d+)?{REWRITE_SUFFIX}|{TABLE_KEY}_
 _MAX_COLUMN_NAME_BYTES: Final = 63
 _COLUMN: Final = re.compile(r"[a-zA-Z].*")
 _REFUSED_IN_COLUMN_NAMES: Final = re.compile(r"""['"`;\\%()=+\x00-\x1f\x7f]|--|/\*|\*/""")
+# Columns that every table of PostgreSQL has.
+_SYSTEM_COLUMNS: Final = frozenset({"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"})
 _REFUSED_IN_URL: Final = re.compile(r"[/?#%\\\x00-\x1f\x7f]")
 _COLUMN_DIGEST_CHARACTERS: Final = 8
 # The server makes file names from quoted keys, and file systems do not take names of more than 255 bytes.
@@ -38,10 +40,10 @@ def column_name(key: str) -> str:
     """Return the column name for a data key; `ts_` and that name is the column of its timestamps.
 
     It is the key itself if Tiled accepts both names. Otherwise `_` replaces refused characters, `x` precedes a name
-    that does not begin with a letter, and a digest ends a name that is too long.
+    that does not begin with a letter or that PostgreSQL has for itself, and a digest ends a name that is too long.
     """
     name = _REFUSED_IN_COLUMN_NAMES.sub("_", key)
-    if not _COLUMN.match(name):
+    if not _COLUMN.match(name) or name.lower() in _SYSTEM_COLUMNS:
         name = f"x{name}"
     room = _MAX_COLUMN_NAME_BYTES - len(TIMESTAMP)
     if len(name.encode("utf-8", "backslashreplace")) > room:
