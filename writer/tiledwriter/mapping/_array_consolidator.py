@@ -40,6 +40,9 @@ class ArrayConsolidator(Consolidator):
         Whether chunks may span several datums when they are joined by 'concat'.
     selects_rows
         Whether the adapter accepts a selection of rows.
+    keeps_rows
+        Whether the adapter cannot put the rows of a file into another shape, so that datums are joined by 'concat'
+        where they are certain to have several rows, or one row and a dimension for it.
     shared_parameters
         The parameters that all resources of a data key must share, because Tiled reads all files with those of one.
     datum_shape
@@ -55,6 +58,7 @@ class ArrayConsolidator(Consolidator):
     join_method: str = "stack"
     join_chunks: bool = True
     selects_rows: ClassVar[bool] = False
+    keeps_rows: ClassVar[bool] = False
     shared_parameters: ClassVar[tuple[str, ...]] = ("multiplier", "join_method")
 
     def __init__(self, stream_resource: Document, descriptor: Document) -> None:
@@ -73,8 +77,10 @@ class ArrayConsolidator(Consolidator):
             raise self._registration_error("its stream's descriptor has no such data key")
         self.datum_shape = self._datum_shape()
         self.data_type = self._data_type()
-        self.dims = self._dimension_names()
         self._declared_chunk: Shape = self._as_chunk_shape(self.parameters.get("chunk_shape"))
+        if self.keeps_rows:
+            self._keep_rows()
+        self.dims = self._dimension_names()
         self.chunk_shape = self._chunk_shape()
         if len(self.chunk_shape) > len(self.shape):
             self._add_note(f"chunk_shape {self.chunk_shape} has more dimensions than its array; the first ones count.")
@@ -181,6 +187,19 @@ class ArrayConsolidator(Consolidator):
         if self.join_method == "concat" or self._multiplier or dimensions == len(shape):
             return shape[0], True
         return 1, dimensions == len(shape) + 1 or (not dimensions and len(shape) == 2)
+
+    def _keep_rows(self) -> None:
+        """Join datums as their rows are in the file."""
+        rows, certain = self._rows_per_datum()
+        if self._reshapes_rows:
+            self.join_method = "concat"
+            if rows > 1:
+                self._add_note(f"the {rows} rows of each frame follow each other in its first dimension.")
+        elif not certain:
+            self._add_note(
+                "its documents do not say how many rows of a file make a frame; one is taken to. If it cannot be read, "
+                "a chunk_shape with as many dimensions as the file has would tell."
+            )
 
     def _check_shared_parameters(self, stream_resource: Document) -> None:
         """Refuse a further resource whose frames would be read as those of the resources before are."""
@@ -298,17 +317,6 @@ class ArrayConsolidator(Consolidator):
             return tuple(int(size) for size in sizes)
         self._add_note(f"chunk_shape {declared!r:.200} is none; it is taken to be unknown.")
         return ()
-
-
-class OneFileConsolidator(ArrayConsolidator):
-    """Consolidator for one file: Tiled's adapters for Zarr and for single images or arrays open the first asset."""
-
-    def add_resource(self, stream_resource: Document) -> None:
-        """Add another resource of the same file; refuse one of a further file."""
-        if (file := file_of(stream_resource)) not in self._file_of_resource.values():
-            what = f"{' '.join(filter(None, file))!r} is a further file"
-            raise self._registration_error(f"{what}, and of {self.mimetype} files Tiled reads the first one only")
-        super().add_resource(stream_resource)
 
 
 def _chunk_sizes(total: int, step: int, repeat: int = 1) -> Shape:

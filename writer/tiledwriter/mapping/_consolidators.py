@@ -8,18 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from ._array_consolidator import OneFileConsolidator
 from ._consolidator import Consolidator, Document
 from ._hdf5_consolidators import HDF5Consolidator
+from ._one_file_consolidators import OneFileConsolidator, WholeFileConsolidator, ZarrConsolidator
 from ._sequence_consolidators import JPEGConsolidator, NPYConsolidator, TIFFConsolidator
 from ._whole_file_consolidators import BytesConsolidator, CSVConsolidator
 
 _INCLUDED: Final = (
     *(BytesConsolidator, CSVConsolidator, HDF5Consolidator),
     *(JPEGConsolidator, NPYConsolidator, TIFFConsolidator),
+    *(WholeFileConsolidator, ZarrConsolidator),
 )
 REGISTRY: Final[Mapping[str, type[Consolidator]]] = {
-    mimetype: consolidator for consolidator in _INCLUDED for mimetype in consolidator.mimetypes
+    mimetype: consolidator for consolidator in _INCLUDED for mimetype in sorted(consolidator.mimetypes)
 }
 
 
