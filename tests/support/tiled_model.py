@@ -159,7 +159,10 @@ class Tiled:
 
     def UpdateMetadata(self, operation: UpdateMetadata) -> None:
         json.dumps(operation.metadata, allow_nan=False)
-        self.nodes[operation.path].metadata.update(operation.metadata)
+        metadata = self.nodes[operation.path].metadata
+        metadata.update(operation.metadata)
+        for key in operation.removed:
+            metadata.pop(key, None)
 
     def Audit(self, operation: Audit) -> None:
         node = self.nodes[operation.path]

@@ -368,6 +368,14 @@ def test_an_update_of_metadata_leaves_other_keys_alone_and_makes_no_revision(run
     assert len(tiled[run.uid].metadata_revisions[:]) == 0
 
 
+@pytest.mark.parametrize("noted", [True, False])
+@pytest.mark.parametrize("adopted", [True, False])
+def test_metadata_that_applies_no_more_is_removed(noted, adopted, run, other, tiled):
+    run.apply(*run.containers(), *([UpdateMetadata(run.uid, {"notes": ["old"]})] if noted else []))
+    (other if adopted else run).apply(*run.containers(), UpdateMetadata(run.uid, STOP, removed=("notes",)))
+    assert set(tiled[run.uid].metadata) == {"start", "stop"}
+
+
 def test_access_tags_are_passed(run, proxy):
     proxy.script("POST", "metadata", answer(422), answer(422))
     for operation in (

@@ -358,6 +358,28 @@ def test_documents_that_come_when_the_end_of_an_abandoned_run_is_written_are_wri
         assert seq_nums(tiled_server, journal.run_uid) == list(range(1, 21))
 
 
+def test_notes_of_a_run_that_was_given_up_go_when_it_ends_without_any(
+    tmp_path: Path, write: Callable[..., tuple[str, str]], tiled_server: TiledServer
+) -> None:
+    encoder = Encoder()
+    datum, *rest = reversed([(name, encoder.encode(document)) for name, document in run_with_files("image/tiff")][:-1])
+    emitted = [*reversed(rest)]
+    with Journal(tmp_path / "given-up.sqlite", "create", run_uid=uid_of(emitted)) as journal:
+        for name, body in emitted[:-1]:
+            journal.append_one(name, body)
+        journal.set("abandoned", True)
+        assert write(journal)[0] == "interrupted"
+        assert "notes" in tiled_server.client()[journal.run_uid].metadata
+        journal.set("outcome", None)
+        journal.set("abandoned", None)
+        for name, body in (emitted[-1], datum):
+            journal.append_one(name, body)
+        stop = {"uid": "stop", "time": 1.0, "run_start": journal.run_uid, "exit_status": "success"}
+        journal.append_one("stop", encoder.encode(stop))
+        assert write(journal) == ("written", "")
+        assert "notes" not in tiled_server.client()[journal.run_uid].metadata
+
+
 def test_documents_behind_the_stop_document_do_not_keep_a_run_from_being_written(
     journal: Journal, write: Callable[..., tuple[str, str]], tiled_server: TiledServer
 ) -> None:

@@ -333,15 +333,16 @@ class TiledCatalog:
             del self._held_metadata[path]
 
     def _update_metadata(self, operation: UpdateMetadata) -> None:
-        path, metadata = operation.path, operation.metadata
+        path, metadata, removed = operation.path, operation.metadata, operation.removed
         self._remove_probe_table()
         if self._known[path].of_others:
             found = self._nodes.read(path)["metadata"]
             wanted: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(metadata))
             self._check_same_stop(operation, wanted.get("stop"), found.get("stop"))
             metadata = {key: value for key, value in wanted.items() if not self._is_known(path, value, found.get(key))}
-        if metadata:
-            self._nodes.set_metadata(path, metadata)
+            removed = tuple(key for key in removed if key in found)
+        if metadata or removed:
+            self._nodes.set_metadata(path, metadata, removed)
         crash_point("catalog: metadata set")
 
     def _is_known(self, path: str, wanted: Any, found: Any) -> bool:

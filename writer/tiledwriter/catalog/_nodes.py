@@ -156,9 +156,13 @@ class Nodes:
             for known in [known for known in cache if known == path or known.startswith(f"{path}/")]:
                 del cache[known]
 
-    def set_metadata(self, path: str, metadata: Mapping[str, Any]) -> None:
-        """Set these top-level keys of a node's metadata."""
+    def set_metadata(self, path: str, metadata: Mapping[str, Any], removed: Iterable[str] = ()) -> None:
+        """Set these top-level keys of a node's metadata, and remove others, if it has them."""
         patch = [{"op": "add", "path": "/" + _escape_key(key), "value": value} for key, value in metadata.items()]
+        for key in removed:
+            # A key that is not there cannot be removed.
+            place = {"path": "/" + _escape_key(key)}
+            patch += [{"op": "add", **place, "value": None}, {"op": "remove", **place}]
         body = {"content-type": "application/json-patch+json", "metadata": patch, "specs": None}
         self._connection.send("PATCH", "metadata", path, json=body, params={"drop_revision": True})
 

@@ -259,10 +259,11 @@ class DescribeExternal:
 
 @dataclass(frozen=True)
 class UpdateMetadata:
-    """Set top-level keys of a node's metadata; other keys keep their values."""
+    """Set top-level keys of a node's metadata, and remove others, if it has them; all other keys keep their values."""
 
     path: str
     metadata: Mapping[str, Any]
+    removed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

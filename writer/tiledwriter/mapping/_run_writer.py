@@ -531,9 +531,11 @@ class RunWriter:
         operations = [*self.flush(), *self._finish_streams()]
         self._note_missing_events(document.get("num_events"))
         metadata = {"stop": to_json(document, self.note, "stop")}
+        # Before the stop document came, the run may have been given up, with notes that do not apply any more.
+        removed = () if self.notes else ("notes",)
         if self.notes:
             metadata["notes"] = list(self.notes)
-        return [*operations, UpdateMetadata(self._path, metadata), *self._close_operations()]
+        return [*operations, UpdateMetadata(self._path, metadata, removed), *self._close_operations()]
 
     def _note_missing_events(self, counts: Any) -> None:
         """Note the streams of which the stop document counts more events than came. After a rewind, it counts fewer."""
