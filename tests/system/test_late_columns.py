@@ -74,12 +74,25 @@ def same(found: Any, expected: list[Any]) -> bool:
     return numpy.array_equal(numpy.asarray(found, float), numpy.asarray(expected, float), equal_nan=True)
 
 
-@pytest.fixture(params=["in one go", "while it is acquired"])
+@pytest.fixture
 def pace(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param != "in one go":
+    if request.param == "while it is acquired":
         monkeypatch.setattr(fold_module, "MAX_PENDING_EVENT_BYTES", 10_000)
 
 
+on_each_storage = pytest.mark.parametrize(
+    ("storage_server", "pace"),
+    [
+        ("sqlite", "while it is acquired"),
+        ("sqlite", "in one go"),
+        ("postgresql", "while it is acquired"),
+        ("duckdb", "in one go"),
+    ],
+    indirect=True,
+)
+
+
+@on_each_storage
 @pytest.mark.usefixtures("pace")
 def test_what_begins_late_is_read_as_it_was(storage_server: TiledServer, tmp_path: Path) -> None:
     run = write(late(FIRST_ROWS, ["level", "word", "count", "flag"]), tmp_path, storage_server)
@@ -100,6 +113,7 @@ def test_json_that_begins_late_is_read_as_it_was(tiled_server: TiledServer, tmp_
     assert texts[-AFTER:] == ["[1, 2]"] * AFTER
 
 
+@on_each_storage
 @pytest.mark.usefixtures("pace")
 def test_what_is_declared_late_is_read_as_it_was(storage_server: TiledServer, tmp_path: Path) -> None:
     run = write(declared_late(FIRST_ROWS + 6), tmp_path, storage_server)
@@ -114,11 +128,13 @@ def test_what_is_declared_late_is_read_as_it_was(storage_server: TiledServer, tm
         assert all(numpy.isnan(stamps[f"ts_{key}"][1:rows]))
 
 
-@pytest.mark.parametrize("key", ["word", "level"])
-def test_a_single_late_key_is_read_as_it_was(
-    storage_server: TiledServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
-) -> None:
-    monkeypatch.setattr(fold_module, "MAX_PENDING_EVENT_BYTES", 10_000)
+@pytest.mark.parametrize(
+    ("key", "storage_server", "pace"),
+    [(key, "sqlite", "while it is acquired") for key in ("word", "level")] + [("level", "postgresql", "in one go")],
+    indirect=["storage_server", "pace"],
+)
+@pytest.mark.usefixtures("pace")
+def test_a_single_late_key_is_read_as_it_was(storage_server: TiledServer, tmp_path: Path, key: str) -> None:
     run = write(late(FIRST_ROWS + 100, [key]), tmp_path, storage_server)
     assert list(run.primary.read()[key].values[-AFTER:]) == [VALUES[key]] * AFTER
     notes = " ".join(run.metadata.get("notes", []))
