@@ -245,8 +245,9 @@ def _find_lost_documents(snapshot: Snapshot, lost: Mapping[str, int]) -> Iterato
     if lost:
         uid, count = next(iter(lost.items()))
         others = f", and so do those of {_count(len(lost) - 1, 'other run')}" if len(lost) > 1 else ""
+        were = "was" if count == 1 else "were"
         yield (
-            f"The journal of run {uid} in {snapshot.journal_dir} lacks {_count(count, 'document')} that were "
+            f"The journal of run {uid} in {snapshot.journal_dir} lacks {_count(count, 'document')} that {were} "
             f"acknowledged{others}: somebody has removed it, or put an older copy in its place. Publishers that still "
             "have them send them again; otherwise look for the file."
         )
