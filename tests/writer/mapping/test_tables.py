@@ -951,6 +951,31 @@ def test_timestamps_that_begin_late_are_found():
 
 
 @pytest.mark.usefixtures("early")
+def test_numbers_stay_a_column_if_only_their_timestamps_begin_late():
+    rows = [event(i + 1, {"x": 1.5}) for i in range(4)]
+    rows[:3] = [{**row, "timestamps": {}} for row in rows[:3]]
+    assert begin_late(fold({"x": NUMBER}, rows)) == [("x", "filled", 0)]
+    planned = fold({"x": NUMBER}, rows, column_types={f"x{BEGINS_LATE_SUFFIX}": "filled"})
+    assert (table(planned)["x"], table(planned)["ts_x"]) == ([1.5] * 4, [1.0, None, None, 4.0])
+
+
+@pytest.mark.usefixtures("early")
+def test_integers_that_begin_late_and_are_widened_get_an_array():
+    rows = [event(i + 1, {"x": 1.0} if i < 3 else {"x": 1.0, "n": 1.5}) for i in range(4)]
+    plan = {f"n{BEGINS_LATE_SUFFIX}": "filled", "n": "float64"}
+    assert begin_late(fold({"x": NUMBER, "n": COUNT}, rows, column_types=plan)) == [("n", "array", 0)]
+
+
+@pytest.mark.usefixtures("early")
+def test_what_no_plan_can_mend_is_not_asked_for_again():
+    rows = [
+        event(i + 1, {"x": 1.0} if i < 3 else {"x": 1.0, "n": 7}, time=math.nan if i < 3 else 5.0) for i in range(4)
+    ]
+    plan = {f"{key}{BEGINS_LATE_SUFFIX}": "filled" for key in ("x", "n")}
+    assert begin_late(fold({"x": NUMBER, "n": COUNT}, rows, column_types=plan)) == []
+
+
+@pytest.mark.usefixtures("early")
 def test_numbers_that_begin_late_get_an_array_and_texts_something_in_the_first_row():
     notes = []
     plan = {f"x{BEGINS_LATE_SUFFIX}": "array", f"word{BEGINS_LATE_SUFFIX}": "filled"}

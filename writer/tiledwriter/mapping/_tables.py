@@ -130,7 +130,9 @@ class InternalData:
         self._first_time = 0.0
         self._late_columns = LateColumns()
         self._late = {
-            key.removesuffix(BEGINS_LATE_SUFFIX) for key in self._column_types if key.endswith(BEGINS_LATE_SUFFIX)
+            key.removesuffix(BEGINS_LATE_SUFFIX): kind
+            for key, kind in self._column_types.items()
+            if key.endswith(BEGINS_LATE_SUFFIX)
         }
         self._names = names or StreamNames(self._stream_name, note)
         self._names.declare(self._data_keys)
@@ -370,7 +372,7 @@ class InternalData:
             return self._assign_arrays(key, data_key, value)
         declared = {"dtype": "number"} if is_array else data_key
         kind = self._column_types.get(key) or scalar_type(declared, value, guessed=key in self._guessed)
-        if key in self._late and kind == "float64":
+        if self._late.get(key) == NEW_NODE and kind == "float64":
             self._assign_late_numbers(key)
             return None
         return kind, "value"
@@ -519,11 +521,13 @@ class InternalData:
 
         Those that have no value yet are among them, so that the table is not rewritten for one after the other.
         """
-        numbers = {source.key for source in late if source.kind == "value" and source.column.type == "float64"}
-        return tuple(
-            (self._stream, key + BEGINS_LATE_SUFFIX, NEW_NODE if key in numbers else FIRST_FILLED)
-            for key in dict.fromkeys(source.key for source in late)
-        )
+        kinds: dict[str, str] = {}
+        for source in late:
+            if source.kind == "value" and source.column.type == "float64":
+                kinds[source.key] = NEW_NODE
+            elif source.key and source.key not in self._late:
+                kinds.setdefault(source.key, FIRST_FILLED)
+        return tuple((self._stream, key + BEGINS_LATE_SUFFIX, kind) for key, kind in kinds.items())
 
     def _fill_first(self, source: ColumnSource, values: pyarrow.Array) -> pyarrow.Array:
         """Return the first values of a column of a data key that begins late, with something in the first row.
