@@ -354,7 +354,9 @@ class InternalArray:
                 return False
             if array.dtype.kind == "c" != self.dtype.kind:
                 return False
-            part = (*(slice(0, min(a, b)) for a, b in zip(array.shape, self.shape, strict=True)), ...)
+            common = [slice(0, min(a, b)) for a, b in zip(array.shape, self.shape, strict=True)]
+            # The ellipsis makes it a view, also of a single number.
+            part: tuple[Any, ...] = (*common, ...)
             row[part] = array[part]
         except (ValueError, TypeError):
             return False
