@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -139,11 +140,23 @@ def _collect_facts(journal: Journal, path: Path) -> JournalFacts:
 
 
 def _describe_unusable(path: Path, uid: str, error: Exception) -> JournalFacts:
-    log.error("A journal cannot be used; it is left as it is: %s", error)
     # Too many open files, for example, may pass.
     unavailable = isinstance(error, sqlite3.OperationalError | OSError)
-    reason = f"its journal cannot be used: {error}"
+    reason = f"its journal cannot be used: {_explain(path, error)}"
+    log.error("A journal cannot be used; it is left as it is: %s", _explain(path, error))
     return JournalFacts(uid, path, State.FAILED, reason, unusable=True, unavailable=unavailable)
+
+
+def _explain(path: Path, error: Exception) -> str:
+    """Return what is wrong with a journal, with its path; the system's reason where SQLite has none."""
+    if isinstance(error, sqlite3.Error):
+        try:
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        except OSError as refusal:
+            error = refusal
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or path}: {error.strerror}"
+    return str(error) if str(path) in str(error) else f"{path}: {error}"
 
 
 def record_event(path: Path, event: str, detail: Mapping[str, Any], state: Mapping[str, Any]) -> None:

@@ -71,6 +71,20 @@ def test_draining_does_not_take_a_folder_s_name_for_the_state_of_its_journals(
     assert main(command) == ExitCode.INCOMPLETE
 
 
+def test_draining_a_journal_without_documents_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a copy is that was made without what is in the write-ahead log."""
+    monkeypatch.setenv("TILED_API_KEY", "secret")
+    command = ["--tiled", f"http://127.0.0.1:{free_port()}", "--drain", "--journal-dir", str(tmp_path)]
+    with Journal(tmp_path / "run.sqlite", "create", run_uid="run"):
+        pass
+    assert main(command) == ExitCode.INCOMPLETE
+    assert "Run run is not completely in Tiled: its journal has no documents." in capsys.readouterr().err
+    (tmp_path / "run.sqlite").unlink()
+    assert main(command) == ExitCode.OK
+
+
 def test_a_directory_that_is_not_there_is_made_to_serve(tmp_path: Path) -> None:
     supervise(tmp_path / "a" / "journals")
     assert (tmp_path / "a" / "journals").stat().st_mode & 0o777 == 0o700

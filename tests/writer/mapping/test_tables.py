@@ -1034,4 +1034,35 @@ def test_a_missing_list_among_lists_of_any_length_is_empty_and_noted(size, plann
     rows = [event(1, {"list": [1.0, 2.0]}), event(2, {"list": None}), event(3, {})]
     operations = fold({"list": array_key(size)}, rows, notes=notes, column_types=planned)
     assert table(operations)["list"] == [[1.0, 2.0], [], []]
-    assert any("2 arrays of 'list' are missing" in note for note in notes)
+    assert any("2 arrays of 'list' are missing, or do not fit" in note for note in notes)
+
+
+# Integers that floats cannot tell apart
+
+LARGE = 2**60 + 1
+
+
+def test_large_integers_in_an_array_of_floats_are_rounded_with_a_note():
+    notes = []
+    operations = fold({"w": array_key(6)}, [event(1, {"w": [LARGE] * 6}), event(2, {"w": [1] * 6})], notes=notes)
+    assert array(operations, "run/primary/w").tolist() == [[float(LARGE)] * 6, [1.0] * 6]
+    assert any("1 values of 'w' have more digits than floats" in note for note in notes)
+
+
+def test_a_large_integer_among_numbers_that_begin_late_is_left_out_as_in_a_column():
+    notes = []
+    rows = [event(1, {"x": None}), event(2, {"x": LARGE})]
+    operations = fold({"x": NUMBER}, rows, notes=notes, column_types={f"x{BEGINS_LATE_SUFFIX}": "array"})
+    numpy.testing.assert_array_equal(array(operations, "run/primary/x"), [math.nan, math.nan])
+    assert any("1 values of 'x' do not fit" in note for note in notes)
+
+
+@pytest.mark.parametrize("max_array_size", [0, 4])
+def test_floats_do_not_cost_an_array_of_large_integers_its_digits(max_array_size):
+    rows = [event(1, {"w": [LARGE] * 6}), event(2, {"w": [0.5] * 6}), event(3, {"w": [LARGE] * 6})]
+    writer = internal({"w": array_key(6, "<i8")}, [], max_array_size=max_array_size)
+    for row in rows:
+        writer.add(row)
+    operations = writer.flush()
+    assert writer.too_narrow == {}
+    assert array(operations, "run/primary/w").tolist() == [[LARGE] * 6, [0] * 6, [LARGE] * 6]

@@ -12,18 +12,21 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
 from event_model import compose_run
+from faulty_proxy import PASS, Fault, FaultyProxy, answer
 from hypothesis import given
 from hypothesis import strategies as st
 from stored_runs import FLAG, NUMBER, Documents, a_run, add, journaled, uid_of, write
 from warm import run_process
 
 from tiledbroker import Encoder, Journal, decode
+from tiledwriter._errors import TiledUnavailable
 from tiledwriter.catalog._alignment import Alignment
 from tiledwriter.catalog._connection import Connection
 from tiledwriter.catalog._nodes import Nodes
@@ -33,7 +36,7 @@ from tiledwriter.mapping._operations import CreateContainer, WriteArray
 from tiledwriter.mapping._plugins import Plugins
 from tiledwriter.mapping._writing_options import WritingOptions
 from tiledwriter.testing import TiledServer
-from tiledwriter.verify._verification import Verification, verify
+from tiledwriter.verify._verification import Verification, runs_without_journal, verify
 
 pytestmark = [pytest.mark.filterwarnings("default:::tiled")]
 
@@ -389,6 +392,9 @@ class Spoiler:
     def leave_a_copy(self) -> None:
         self.nodes.create(CreateContainer(f"{self.uid}/primary/internal_rewrite", {}))
 
+    def add_notes(self) -> None:
+        self.nodes.set_metadata(f"{self.uid}/primary", {"notes": ["the detector is broken"]})
+
     def change_the_descriptor(self) -> None:
         self.nodes.set_metadata(f"{self.uid}/primary", {"hints": {"det": 1}})
 
@@ -409,6 +415,7 @@ class Spoiler:
         (Spoiler.change_the_plan, "run", None, "has a different 'start' in its metadata"),
         (Spoiler.forget_the_stop, "run", None, "has no 'stop' in its metadata"),
         (Spoiler.leave_a_copy, "primary/internal_rewrite", None, "is in Tiled, but does not follow from the journal"),
+        (Spoiler.add_notes, "primary", None, "has notes that the journal does not yield"),
         (Spoiler.change_the_descriptor, "primary", None, "has a different 'hints' in its metadata"),
     ],
 )
@@ -426,6 +433,70 @@ def test_what_is_wrong_in_tiled_is_found_and_nothing_else(  # noqa: PLR0917
     findings = compared(path).findings
     assert (findings[0].where, findings[0].column, findings[0].problem) == (where, column, problem)
     assert {finding.where for finding in findings} == {where}
+
+
+EMPTY_ARRAY = Fault("empty", status=200, headers={"Content-Type": "application/octet-stream"})
+HALF_AN_ARRAY = replace(EMPTY_ARRAY, body=bytes(30 * 8))
+CUT_ARRAY = replace(EMPTY_ARRAY, body=bytes(7))
+CUT_TABLE = Fault("cut", status=200, headers={"Content-Type": "application/vnd.apache.arrow.file"}, body=b"ARROW1")
+NO_LIST = Fault("null", status=200, headers={"Content-Type": "application/json"}, body=b'{"data": null}')
+
+
+@pytest.mark.parametrize(
+    ("path", "fault", "where", "problem"),
+    [
+        ("array/full", EMPTY_ARRAY, "primary/wave", "6 rows are missing from what Tiled gives"),
+        ("array/full", HALF_AN_ARRAY, "primary/wave", "5 rows are missing from what Tiled gives"),
+        ("array/full", CUT_ARRAY, "primary/wave", "cannot be read back: Tiled's answer cannot be used"),
+        ("table/partition", CUT_TABLE, "primary/internal", "cannot be read back: Tiled's answer cannot be used"),
+        ("search", NO_LIST, "run", "cannot be read back: Tiled's answer cannot be used: TypeError"),
+        ("metadata", NO_LIST, "run", "cannot be read back: Tiled's answer cannot be used: TypeError"),
+    ],
+)
+def test_an_answer_that_has_less_than_it_should_is_no_proof_and_not_the_journal_s_fault(  # noqa: PLR0917
+    path: str, fault: Fault, where: str, problem: str, written: tuple[Path, str], tiled_server: TiledServer
+) -> None:
+    with FaultyProxy(tiled_server.uri) as proxy, proxy.client(tiled_server.api_key) as client:
+        connection = Connection(lambda: client, threading.Event(), lambda _event, **_detail: None, patience=30.0)
+        assert verify(written[0], OPTIONS, connection).ok
+        proxy.script("GET", path, fault)
+        findings = verify(written[0], OPTIONS, connection).findings
+    assert findings[0].where == where
+    assert findings[0].problem.startswith(problem)
+    assert {finding.advice for finding in findings} == {""}
+
+
+def test_a_list_of_runs_that_is_none_is_said(tiled_server: TiledServer) -> None:
+    with FaultyProxy(tiled_server.uri) as proxy, proxy.client(tiled_server.api_key) as client:
+        connection = Connection(lambda: client, threading.Event(), lambda _event, **_detail: None, patience=30.0)
+        proxy.script("GET", "search", NO_LIST)
+        with pytest.raises(TiledUnavailable, match="list of runs cannot be used"):
+            runs_without_journal(connection, [])
+
+
+def test_a_node_that_tiled_cannot_read_is_found_and_the_rest_compared(
+    written: tuple[Path, str], tiled_server: TiledServer
+) -> None:
+    path, uid = written
+    Spoiler(tiled_server, uid).sql("UPDATE {table} SET x = 'no number' WHERE {ours} AND seq_num = 3")
+    connection = Connection(tiled_server.client, threading.Event(), lambda _event, **_detail: None, patience=0.5)
+    (finding,) = verify(path, OPTIONS, connection).findings
+    assert finding.where == "primary/internal"
+    assert finding.problem.startswith("cannot be read back: 500: ")
+    Spoiler(tiled_server, uid).change_an_array()
+    assert {finding.where for finding in verify(path, OPTIONS, connection).findings} == {
+        "primary/internal",
+        "primary/wave",
+    }
+
+
+def test_a_server_that_reads_nothing_is_no_finding(written: tuple[Path, str], tiled_server: TiledServer) -> None:
+    with FaultyProxy(tiled_server.uri) as proxy, proxy.client(tiled_server.api_key) as client:
+        connection = Connection(lambda: client, threading.Event(), lambda _event, **_detail: None, patience=0.5)
+        proxy.script("GET", "table", *[answer(500)] * 99)
+        proxy.script("GET", "metadata", *[PASS] * 5, *[answer(500)] * 99)
+        with pytest.raises(TiledUnavailable):
+            verify(written[0], OPTIONS, connection)
 
 
 def test_values_are_compared_also_where_rows_are_missing(

@@ -462,8 +462,9 @@ class Connection:
 
         def give_up(retry_state: tenacity.RetryCallState) -> NoReturn:
             error = _error_of(retry_state)
-            seconds = time.monotonic() - began
-            raise TiledUnavailable(f"Tiled has not completed {what} within {seconds:.0f} s ({error}).") from error
+            seconds = round(time.monotonic() - began)
+            within = f" within {seconds} s" if seconds else ""
+            raise TiledUnavailable(f"Tiled has not completed {what}{within} ({error}).") from error
 
         def before_sleep(retry_state: tenacity.RetryCallState) -> None:
             error = _error_of(retry_state)
@@ -518,7 +519,7 @@ class Connection:
                 raise NotProcessed(f"{type(error).__name__}: {error}") from error
             except Exception as error:
                 # A missing profile, container or credential is for a person to fix and not the run's fault.
-                raise Paused(f"{type(error).__name__}: {error}") from error
+                raise Paused(f"no connection can be made: {type(error).__name__}: {error}") from error
         assert self._client is not None
         return self._client
 

@@ -186,6 +186,7 @@ class ArrayCheck(NodeCheck):
             text = "has rows of another type or shape"
             self._problems.append(Finding(self.where, text, examples=(Example(None, wanted, have),)))
         self._differing = Tally()
+        self._absent_rows = 0
 
     def compare(self, operation: Growth) -> None:
         assert isinstance(operation, WriteArray)
@@ -212,9 +213,13 @@ class ArrayCheck(NodeCheck):
         elif self._required is None and self._size > self.rows:
             text = f"{self._size - self.rows} rows are there that the journal does not have"
             problems.append(Finding(self.where, text, None, self._size - self.rows, examples))
+        if self._absent_rows:
+            text = f"{self._absent_rows} rows are missing from what Tiled gives, although it says that they are there"
+            problems.append(Finding(self.where, text, None, self._absent_rows))
         return problems + self._differing.finding(self.where, "{} rows differ")
 
     def _compare_rows(self, part: WriteArray, found: Array) -> None:
+        self._absent_rows += max(0, len(part.values) - len(found))
         nan = part.values.dtype.kind in "fcmM"
         for row, (wanted, have) in enumerate(zip(part.values, found, strict=False), part.first):
             if not numpy.array_equal(wanted, have, equal_nan=nan):

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy
 import pyarrow
 
-from .._errors import Refused
+from .._errors import Refused, ServerError
 from ..mapping import Array
 from ._connection import Connection
 from ._nodes import Nodes
@@ -51,6 +51,13 @@ class StoredNodes:
             raise
         attributes: Mapping[str, Any] = response.json()["data"]["attributes"]
         return attributes
+
+    def answers_for(self, path: str) -> bool:
+        """Return whether the server can read the attributes of a node at the moment."""
+        try:
+            return self.attributes(path) is not None
+        except (ServerError, LookupError, TypeError, ValueError):
+            return False
 
     def below(self, path: str) -> Iterator[str]:
         """Yield the paths of all nodes below a container."""

@@ -41,8 +41,8 @@ class ArrayConsolidator(Consolidator):
     selects_rows
         Whether the adapter accepts a selection of rows.
     keeps_rows
-        Whether the adapter cannot put the rows of a file into another shape, so that datums are joined by 'concat'
-        where they are certain to have several rows, or one row and a dimension for it.
+        Whether the adapter cannot, or not always, put the rows of a file into another shape, so that datums are joined
+        by 'concat' where they are certain to have several rows, or one row and a dimension for it.
     shared_parameters
         The parameters that all resources of a data key must share, because Tiled reads all files with those of one.
     datum_shape
@@ -190,16 +190,10 @@ class ArrayConsolidator(Consolidator):
 
     def _keep_rows(self) -> None:
         """Join datums as their rows are in the file."""
-        rows, certain = self._rows_per_datum()
         if self._reshapes_rows:
-            self.join_method = "concat"
+            rows, self.join_method = self.rows_per_datum, "concat"
             if rows > 1:
                 self._add_note(f"the {rows} rows of each frame follow each other in its first dimension.")
-        elif not certain:
-            self._add_note(
-                "its documents do not say how many rows of a file make a frame; one is taken to. If it cannot be read, "
-                "a chunk_shape with as many dimensions as the file has would tell."
-            )
 
     def _check_shared_parameters(self, stream_resource: Document) -> None:
         """Refuse a further resource whose frames would be read as those of the resources before are."""

@@ -290,6 +290,9 @@ class InternalArray:
             return f"{ARRAY}{wider.str}"
         if array is None or array.ndim != 1 or len(self.shape) != 1:
             return None
+        if array.shape == self.shape and array.dtype.kind in "fc" and self._exceeds_float:
+            # As floats, or in JSON, the integers so far would lose digits.
+            return None
         dtype = self.dtype if _holds_array(self.dtype, array) else array.dtype
         if lists and takes_lists(dtype) and takes_lists(array.dtype):
             return list_type({"dtype_numpy": dtype.str}, value)
@@ -361,6 +364,9 @@ class InternalArray:
         except (ValueError, TypeError):
             return False
         same = _arrays_equal(row[part], array[part])
+        if not same and self.shape and self.dtype.str[1:] == "f8" and array.dtype.kind in "iu":
+            self._count_rounded()
+            same = True
         # A missing value is better than a wrong number. Truncated text is kept.
         if not same and self.dtype.kind != "U":
             row[...] = self._missing_value
@@ -387,5 +393,9 @@ def _holds_array(dtype: numpy.dtype[Any], array: Array) -> bool:
 
 
 def _arrays_equal(stored: Array, given: Array) -> bool:
+    if stored.dtype.kind == "f" and given.dtype.kind in "iu":
+        # NumPy would compare the integers as floats, which cannot tell large ones apart.
+        with numpy.errstate(invalid="ignore", over="ignore"):
+            return bool(numpy.array_equal(stored, given) and numpy.array_equal(stored.astype(given.dtype), given))
     may_be_nan = stored.dtype.kind in "fcmM" and given.dtype.kind in "fcmM"
     return bool(numpy.array_equal(stored, given, equal_nan=may_be_nan))

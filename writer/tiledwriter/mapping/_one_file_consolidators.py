@@ -37,11 +37,23 @@ class ZarrConsolidator(OneFileConsolidator):
     mimetypes = frozenset({"application/x-zarr"})
     keeps_rows: ClassVar[bool] = True
 
+    def __init__(self, stream_resource: Document, descriptor: Document) -> None:
+        super().__init__(stream_resource, descriptor)
+        if self.join_method == "stack" and not self._rows_per_datum()[1]:
+            self._add_note(
+                "its documents do not say how many rows of a file make a frame; one is taken to. If it cannot be read, "
+                "a chunk_shape with as many dimensions as the file has would tell."
+            )
+
 
 class WholeFileConsolidator(OneFileConsolidator):
-    """Consolidator for an image or array, or a stack of them, in one file. Tiled's adapters read it as one chunk."""
+    """Consolidator for an image or array, or a stack of them, in one file. Tiled's adapters read it as one chunk.
+
+    If the file has more rows than the documents name, the adapters give the first ones, but only in the file's shape.
+    """
 
     mimetypes = frozenset({"image/tiff", "image/jpeg", "application/x-npy"})
+    keeps_rows: ClassVar[bool] = True
     asset_parameter = "data_uri"
 
     @property

@@ -273,7 +273,9 @@ class InternalData:
                     "the data key, and texts of eight digits in `read()` of the stream and of the table."
                 )
         for key, count in sorted(self._missing_lists.items()):
-            self._note(f"{self._stream_name}: {count} arrays of {key!r} are missing; the lists there are empty.")
+            self._note(
+                f"{self._stream_name}: {count} arrays of {key!r} are missing, or do not fit; the lists there are empty."
+            )
         rounded = self._rounded | {key: array.rounded for key, array in self.arrays.items() if array.rounded}
         for key, count in sorted(rounded.items()):
             self._note(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
+
+import pyarrow
 
 from tiledbroker import NodeProgress
 
-from .._errors import Refused
+from .._errors import Refused, ServerFailed, TiledUnavailable
 from .._findings import Example, Finding
 from ..catalog import ArrayCheck, ExternalCheck, NodeCheck, StoredNodes, TableCheck, node_body, same
 from ..mapping import (
@@ -27,6 +30,8 @@ from ..mapping import (
 )
 
 _UPDATED: Final = frozenset({"stop", "notes", "_config_updates"})
+# What a converter raises if Tiled's answer is not what it should be.
+_UNUSABLE: Final = (LookupError, TypeError, ValueError, AttributeError, pyarrow.ArrowException)
 
 
 class Comparison:
@@ -83,28 +88,64 @@ class Comparison:
 
     def again(self) -> bool:
         """Return whether all operations must be added once more."""
-        self._repeating = {path for path, check in self._checks.items() if check.again()}
+        self._repeating = set()
+        for path, check in self._checks.items():
+            if path not in self._skipped:
+                with self._reading(path):
+                    if check.again():
+                        self._repeating.add(path)
         return bool(self._repeating)
 
     def findings(self, *, stopped: bool) -> list[Finding]:
         """Return the problems. `stopped` is True if the journal has a stop document."""
+        strangers = self._unexpected_node_findings()
         problems = [*self._problems]
         for path, metadata in self._metadata.items():
             if path in self._found:
                 problems += self._compare_metadata(path, metadata, stopped=stopped)
-        for check in self._checks.values():
-            problems += check.findings()
-        return problems + self._unexpected_node_findings()
+        for path, check in self._checks.items():
+            if path not in self._skipped:
+                problems += check.findings()
+        return problems + strangers
 
     def _unexpected_node_findings(self) -> list[Finding]:
         """Return findings for nodes of the run in Tiled that the journal does not account for."""
-        runs = [path for path in self._found if "/" not in path]
-        strangers = sorted(path for run in runs for path in self._stored.below(run) if path not in self._led_to)
+        strangers: list[str] = []
+        for run in [path for path in self._found if "/" not in path]:
+            with self._reading(run):
+                strangers += sorted(path for path in self._stored.below(run) if path not in self._led_to)
         return [Finding(_path_in_run(path), "is in Tiled, but does not follow from the journal") for path in strangers]
 
     def _start_check(self, operation: Creation) -> None:
+        self._led_to.add(operation.path)
+        with self._reading(operation.path):
+            self._begin_comparison(operation)
+
+    @contextmanager
+    def _reading(self, path: str) -> Iterator[None]:
+        """Turn an error about this node into a finding, after which the node is compared no further.
+
+        Raises
+        ------
+        TiledUnavailable
+            Tiled does not answer for other nodes either.
+        """
+        try:
+            yield
+            return
+        except Refused as error:
+            reason = str(error)
+        except TiledUnavailable as error:
+            if not isinstance(error.__cause__, ServerFailed) or not self._stored.answers_for(path.partition("/")[0]):
+                raise
+            reason = f"{error.__cause__}, again and again, while Tiled answers for the run itself"
+        except _UNUSABLE as error:
+            reason = f"Tiled's answer cannot be used: {type(error).__name__}: {error}"
+        self._skipped.add(path)
+        self._problems.append(Finding(_path_in_run(path), f"cannot be read back: {reason}"))
+
+    def _begin_comparison(self, operation: Creation) -> None:
         path = operation.path
-        self._led_to.add(path)
         progress = None if self._confirmed is None else self._confirmed.get(path)
         found = self._stored.attributes(path)
         if found is None:
@@ -136,11 +177,8 @@ class Comparison:
         path = operation.path
         if path in self._skipped or (self._repeating is not None and path not in self._repeating):
             return
-        try:
+        with self._reading(path):
             self._checks[path].compare(operation)
-        except Refused as error:
-            self._skipped.add(path)
-            self._problems.append(Finding(_path_in_run(path), f"cannot be read back: {error}"))
 
     def _compare_specs(self, operation: CreateContainer, found: Mapping[str, Any]) -> None:
         have = {(spec["name"], spec["version"]) for spec in found["specs"]}
@@ -162,6 +200,9 @@ class Comparison:
                 problems.append(
                     Finding(_path_in_run(path), f"has a different {key!r} in its metadata", examples=example)
                 )
+        if self._confirmed is None and "notes" not in metadata and found.get("notes"):
+            notes = (Example(None, None, found["notes"]),)
+            problems.append(Finding(_path_in_run(path), "has notes that the journal does not yield", examples=notes))
         if "/" not in path and not stopped and found.get("stop") is not None:
             problems.append(Finding(_path_in_run(path), "has a stop document, but the journal does not"))
         return problems

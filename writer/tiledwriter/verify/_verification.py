@@ -12,6 +12,7 @@ from tiledbroker import JournalError, JournalInvalid, JournalTooNew, RunReader, 
 from tiledbroker._outcomes import FAILED
 from tiledbroker.log import FileLock, journal_lock_path
 
+from .._errors import TiledUnavailable
 from .._findings import Example, Finding
 from .._names import run_key
 from ..catalog import Connection, Nodes, StoredNodes
@@ -92,7 +93,10 @@ def runs_without_journal(connection: Connection, uids: Collection[str]) -> list[
         Tiled does not answer, or does not accept the credentials.
     """
     known = set(map(run_key, uids))
-    return [key for key in Nodes(connection).runs() if key not in known]
+    try:
+        return [key for key in Nodes(connection).runs() if key not in known]
+    except (LookupError, TypeError, ValueError) as error:
+        raise TiledUnavailable(f"Tiled's list of runs cannot be used: {type(error).__name__}: {error}") from error
 
 
 def verify(

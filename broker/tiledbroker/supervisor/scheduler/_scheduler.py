@@ -57,6 +57,10 @@ ORPHAN_GRACE_SECONDS: Final = 2.0
 """Time that workers of an earlier supervisor have to end by themselves before they are killed."""
 SURVEY_LEAD_SECONDS: Final = 1.0
 """Time of the survey before the first run is resumed, so that unfinished runs are resumed in their order."""
+NO_DOCUMENTS: Final = (
+    "its journal has no documents. Either none was acknowledged, so that its publisher still has all of them, or it is "
+    "a copy without its -wal file. If the run is elsewhere, remove the file"
+)
 STOP_TIMEOUT_SECONDS: Final = 10.0
 """Time that workers have to end when the supervisor stops."""
 
@@ -505,9 +509,12 @@ class Scheduler:
             if self._drain:
                 self.runs[facts.uid] = Run.from_facts(facts)
         elif facts.length:
-            # A run without documents is not resumed; its publisher still has all of them.
             run = self.runs[facts.uid] = Run.from_facts(facts)
             self._start_queue.add(run, Purpose.RESUME)
+        elif self._drain:
+            # A run without documents is not resumed. Its publisher has all of them, unless this is half of a copy.
+            run = self.runs[facts.uid] = Run.from_facts(facts)
+            run.reason = NO_DOCUMENTS
         return self._take_effects()
 
     def finish_survey(self) -> None:
