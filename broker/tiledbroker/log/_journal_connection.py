@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from .._errors import JournalInvalid, JournalTooNew
+from ._journal_files import LOG_SUFFIX, file_size
 from ._journal_schema import APPLICATION_ID, SCHEMA_VERSION, objects_of, optional_objects, schema_objects
 
 BUSY_TIMEOUT_SECONDS: Final = 10.0
@@ -28,7 +29,7 @@ def connect_to_write(path: Path) -> sqlite3.Connection:
 
 def connect_to_inspect(path: Path) -> sqlite3.Connection:
     """Open a journal's file without ever modifying it."""
-    log_file = path.with_name(path.name + "-wal")
+    log_file = path.with_name(path.name + LOG_SUFFIX)
     return _connect_as(path, "mode=ro" if log_file.exists() else "mode=ro&immutable=1")
 
 
@@ -38,8 +39,7 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     It is open for writing if possible: the last connection to close the file has to remove the write-ahead log.
     """
     accesses = ["mode=rw", "mode=ro"]
-    log_file = path.with_name(path.name + "-wal")
-    if not log_file.exists() or not log_file.stat().st_size:
+    if not file_size(path.with_name(path.name + LOG_SUFFIX)):
         # With nothing in the write-ahead log, this also works on a disk that has no space for SQLite's -shm file. A
         # writer that found no space leaves an empty one.
         accesses.append("mode=ro&immutable=1")

@@ -115,6 +115,14 @@ def follow_link(path: Path) -> Path:
     return path.resolve() if path.is_symlink() and path.exists() else path
 
 
+def file_size(path: Path) -> int:
+    """Return the size of a file in bytes; 0 if there is none, also if another process removes it right now."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def journal_lock_path(path: Path) -> Path:
     """Return the path of the lock file that the writer of a journal holds."""
     path = follow_link(path)

@@ -20,6 +20,7 @@ from .._errors import JournalGap, JournalInvalid, SpoolDamaged
 from .._filesystem import open_regular_file
 from ._identity import SessionIdentity
 from ._journal import Journal
+from ._journal_files import file_size
 from ._record import Record
 from ._run_log import RunLog
 
@@ -103,7 +104,7 @@ class SpoolRunV01(RunLog):
     @property
     def size(self) -> int:
         """Size of the file in bytes."""
-        return self.path.stat().st_size if self.path.exists() else 0
+        return file_size(self.path)
 
     def read(self, start: int, limit: int, max_bytes: int) -> list[Record]:
         """Return records like `RunLog.read`.

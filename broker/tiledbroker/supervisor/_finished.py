@@ -18,6 +18,7 @@ from ..log import (
     FINISHED_SUBDIRECTORY,
     FileLock,
     check_format,
+    file_size,
     is_orphaned_log,
     journal_filename,
     journal_lock_path,
@@ -149,7 +150,7 @@ def bring_back(journal: Path) -> Path:
     try:
         # Nothing is in it unless somebody has put the journal of an open run there. The next one to open and close it
         # takes it over.
-        if (log_file := _log_of(journal)).exists() and log_file.stat().st_size:
+        if file_size(_log_of(journal)):
             raise JournalLocked(journal)
         home = journal.parent.parent / journal.name
         _move_journal(journal, home)

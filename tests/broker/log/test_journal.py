@@ -955,3 +955,20 @@ def test_a_journal_that_cannot_be_put_back_is_tried_again(
     assert journal.put_back() is None
     assert journal.is_in_place
     assert len(list(journal.records())) == 3
+
+
+@pytest.mark.parametrize("mode", ["read", "inspect"])
+def test_a_write_ahead_log_may_go_while_its_journal_is_opened(
+    mode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does when the last one to use the journal closes it."""
+    with Journal(tmp_path / "run.sqlite", "create", run_uid="run") as journal:
+        journal.append_one("start", b"")
+    whether_it_exists = Path.exists
+
+    def existed(path: Path) -> bool:
+        return path.name.endswith("-wal") or whether_it_exists(path)
+
+    monkeypatch.setattr(Path, "exists", existed)
+    with Journal(tmp_path / "run.sqlite", mode) as journal:
+        assert journal.length == 1
