@@ -142,8 +142,9 @@ def _collect_facts(journal: Journal, path: Path) -> JournalFacts:
 def _describe_unusable(path: Path, uid: str, error: Exception) -> JournalFacts:
     # Too many open files, for example, may pass.
     unavailable = isinstance(error, sqlite3.OperationalError | OSError)
-    reason = f"its journal cannot be used: {_explain(path, error)}"
-    log.error("A journal cannot be used; it is left as it is: %s", _explain(path, error))
+    problem = _explain(path, error)
+    log.error("A journal cannot be used; it is left as it is: %s", problem)
+    reason = f"its journal cannot be used: {problem}"
     return JournalFacts(uid, path, State.FAILED, reason, unusable=True, unavailable=unavailable)
 
 

@@ -225,7 +225,7 @@ print(run.unusable, run.unavailable, run.reason)
     done = subprocess.run(
         [*without_privileges(), sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
-    assert done.stdout.startswith("True True its journal cannot be used: ")
+    assert done.stdout.startswith(f"True True its journal cannot be used: {path}: Permission denied")
 
 
 def test_a_publisher_of_another_protocol_version_is_told_so(wire: Transport, tmp_path: Path) -> None:
