@@ -124,6 +124,13 @@ def test_a_run_without_a_worker_says_who_resumes_it(journal):
     assert summary.why.startswith("no process has it open")
 
 
+def test_a_journal_without_documents_and_worker_is_not_said_to_go_on(tmp_path):
+    with Journal(tmp_path / "empty.sqlite", "create", run_uid="empty"):
+        pass
+    with Journal(tmp_path / "empty.sqlite") as journal:
+        assert "lacks its -wal file" in read_only(journal).why
+
+
 @pytest.mark.parametrize("body", [b"\xc1 broken", Encoder().encode({"uid": "x", "time": "noon", "scan_id": "seven"})])
 def test_an_odd_start_document_does_not_hide_the_run(tmp_path, body):
     with Journal(tmp_path / "odd.sqlite", "create", run_uid="odd") as journal:

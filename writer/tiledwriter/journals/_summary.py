@@ -214,6 +214,8 @@ def _state_reason(
         return "Tiled was unavailable, and all documents are here; a supervisor will resume the run when Tiled is back"
     if worker is None:
         return f"it is unknown if a process has it open: {doubt}"
+    if not worker and not journal.length:
+        return "no process has it open, and it has no documents; its publisher has all, or the copy lacks its -wal file"
     if not worker:
         return "no process has it open; the next supervisor or publisher that uses this directory will continue it"
     return _why_at_work(journal, history)
