@@ -115,6 +115,8 @@ class NodeCreation:
         ------
         ColumnsTooNarrow
             It cannot; a table that keeps its columns is rewritten for what its first row must have.
+        AuditFailed
+            Such a table was rewritten too often already.
         """
         if self._nodes.find_storage(operation.path) != SQLITE:
             return

@@ -7,13 +7,11 @@ Tiled cannot read the column, nor the table. Columns of integers and booleans ar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy
 import pyarrow
-import pyarrow.compute
 
 from ._internal_table import ColumnSource
 
@@ -63,14 +61,8 @@ def with_first(values: pyarrow.Array, filler: Any) -> pyarrow.Array:
 
 def _find_value(values: pyarrow.Array) -> int | None:
     """Return the position of the first value that SQLite stores, which has no NaN; None if there is none."""
-    if len(values) and not _is_missing(values[0].as_py()):
-        return 0
-    stored = pyarrow.compute.is_valid(values).to_numpy(zero_copy_only=False)
+    stored = values.is_valid().to_numpy(zero_copy_only=False)
     if pyarrow.types.is_floating(values.type):
-        stored = ~numpy.isnan(values.to_numpy(zero_copy_only=False))
+        stored = stored & ~numpy.isnan(values.to_numpy(zero_copy_only=False))
     places = numpy.flatnonzero(stored)
     return int(places[0]) if len(places) else None
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
